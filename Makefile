@@ -1,0 +1,37 @@
+# Each target makes .venv when it is missing. Everything comes from a package index; nothing from a model hub.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: help demo test lint types bench clean
+
+help: ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+# torch first and pinned: a plain `torch` would bring several GB of CUDA packages
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -e '.[export,starter,peers,dev]'
+	@touch $@
+
+demo: .venv/.installed ## export a real multilingual encoder, load the sample corpus, ask it questions in ten languages
+	$(BIN)/xqg-vdb demo
+
+test: .venv/.installed ## all tests; those that need a Qdrant server run when XQG_TEST_QDRANT_URL is set
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed ## mypy --strict
+	$(BIN)/mypy
+
+bench: .venv/.installed ## benchmarks against what one would use instead (minutes; needs data for encode.py)
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/store.py
+
+clean: ## remove the environment and what the demo wrote
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis xqg-data build dist

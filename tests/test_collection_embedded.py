@@ -1,0 +1,457 @@
+"""The embedded store among crashes, second processes, full disks and damaged files."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from collection_cases import a_batch, a_card, finished, load, passages, vectors
+
+from xqg_vdb.collection import engine, index_build
+from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.collection.layout import digest
+from xqg_vdb.collection.locks import FileLock
+from xqg_vdb.errors import CorruptError, DiskError, LockedError, XqgError
+
+HERE = Path(__file__).parent
+N, BATCH, PER_COMMIT = 600, 25, 150
+
+LOADER = f"""
+import sys
+from collection_cases import *
+from xqg_vdb.collection.embedded import EmbeddedStore
+rows, matrix = passages({N}), vectors({N})
+with EmbeddedStore(sys.argv[1]).writer("wiki", card=a_card()) as writer:
+    print("open", writer.committed, flush=True)
+    for at in range(writer.committed, {N}, {BATCH}):
+        writer.upsert(a_batch(rows[at : at + {BATCH}], matrix[at : at + {BATCH}]))
+        print("upserted", at + {BATCH}, flush=True)
+        if (at + {BATCH}) % {PER_COMMIT} == 0:
+            writer.commit(at + {BATCH})
+    print("publishing", flush=True)
+    writer.publish(finished(a_card(), rows))
+print("done", flush=True)
+"""
+
+HOLDER = """
+import sys
+from collection_cases import *
+from xqg_vdb.collection.embedded import EmbeddedStore
+store = EmbeddedStore(sys.argv[1])
+held = store.writer("wiki", card=a_card()) if sys.argv[2] == "write" else store.count("wiki")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def run(script, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
+    )
+
+
+def end(process):
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def store(tmp_path):
+    with EmbeddedStore(tmp_path / "store") as opened:
+        yield opened
+
+
+def nearest(store, matrix, row):
+    return store.search("wiki", matrix[row : row + 1], k=1, langs=None, using="text-dense", exact=True, ef=None)[0][
+        0
+    ].id
+
+
+# kills
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    rows, matrix = passages(N), vectors(N)
+    return finished(a_card(), rows).digest, matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_twenty_killed_loads_leave_exactly_the_input(tmp_path, wanted, seed):
+    rng = random.Random(seed)
+    kills = 0
+    while True:
+        process = run(LOADER, tmp_path)
+        doomed = kills < 5
+        stop_after = rng.choice(["open", "upserted", "upserted", "upserted", "publishing"]) if doomed else "done"
+        committed = 0
+        for line in process.stdout:
+            word, _, number = line.strip().partition(" ")
+            committed = int(number) if word == "open" else committed
+            if word == stop_after and (word != "upserted" or rng.random() < 0.2):
+                break
+        if doomed:
+            time.sleep(rng.uniform(0, 0.2))
+            kills += 1
+        end(process) if doomed else process.communicate()
+        assert committed % PER_COMMIT == 0
+        if word == "done":
+            break
+    with EmbeddedStore(tmp_path) as store:
+        points = list(store.scroll("wiki", with_vectors=True))
+        assert len(points) == N
+        assert digest((p.id, p.payload["content"]) for p in points) == wanted[0] == store.card("wiki").digest
+        assert np.allclose([p.vectors["text-dense"] for p in sorted(points, key=lambda p: p.id)], wanted[1], atol=1e-6)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".trash*"))
+    assert not list((tmp_path / "wiki").glob("v*/shard/temp_segments/*"))
+
+
+# locks
+
+
+@pytest.mark.parametrize("how", ["read", "write"])
+def test_a_second_process_is_refused_at_once_by_pid_and_let_in_after_a_kill(store, how):
+    load(store, "wiki", passages(5), vectors(5), card=a_card())
+    store.close()
+    holder = run(HOLDER, store.path, how)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        begin = time.monotonic()
+        with pytest.raises(LockedError, match=f"process {holder.pid} on ") as caught:
+            store.count("wiki") if how == "read" else store.writer("wiki", card=a_card())
+        assert time.monotonic() - begin < 1
+        assert ("is being loaded by" if how == "write" else "is in use by") in str(caught.value)
+        if how == "write":
+            assert store.count("wiki") == 5  # a load does not disturb readers
+        with pytest.raises(LockedError, match=f"cannot be deleted: it is in use by process {holder.pid}"):
+            store.delete("wiki")
+    finally:
+        end(holder)
+    assert store.count("wiki") == 5
+    store.writer("wiki", card=a_card()).close()
+
+
+def test_a_second_store_in_this_process_is_told_to_share(store):
+    load(store, "wiki", passages(5), vectors(5), card=a_card())
+    store.count("wiki")
+    other = EmbeddedStore(store.path)
+    with pytest.raises(LockedError, match="this very process: share one store object"):
+        other.count("wiki")
+    assert other.card("wiki").count == 5  # the card needs no lock
+    store.close()
+    assert other.count("wiki") == 5
+    other.close()
+
+
+def test_after_a_fork_the_store_refuses(store):
+    load(store, "wiki", passages(5), vectors(5), card=a_card())
+    store.count("wiki")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            store.count("wiki")
+        except LockedError as error:
+            code = 42 if "does not survive a fork" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert store.count("wiki") == 5
+
+
+def test_a_lock_file_that_is_replaced_meanwhile_does_not_count(tmp_path):
+    path = tmp_path / "LOCK"
+    first = FileLock.take(path, busy="")
+    path.unlink()
+    second = FileLock.take(path, busy="")
+    with pytest.raises(LockedError, match="Busy: process"):
+        FileLock.take(path, busy="Busy:")
+    first.release()
+    first.release()
+    second.release()
+    FileLock.take(path, busy="").release()
+
+
+# readers while a load publishes
+
+
+def test_a_reader_notices_a_new_version_and_removes_the_old(store):
+    load(store, "wiki", passages(30), vectors(30), card=a_card())
+    old = store.path / "wiki" / "v0001"
+    assert nearest(store, vectors(30), 3) == "p00003"
+    loader = EmbeddedStore(store.path)
+    load(loader, "wiki", passages(40, tag="new "), vectors(40, seed=1), card=a_card(alpha=0.5))
+    assert old.is_dir()  # it is being read
+    assert store.count("wiki") == 40
+    assert nearest(store, vectors(40, seed=1), 33) == "p00033"
+    assert not old.is_dir()
+
+
+def test_a_reader_keeps_serving_while_the_loader_holds_the_new_version(store):
+    load(store, "wiki", passages(30), vectors(30), card=a_card())
+    assert store.count("wiki") == 30
+    loader = EmbeddedStore(store.path)
+    load(loader, "wiki", passages(40), vectors(40), card=a_card())
+    assert loader.count("wiki") == 40
+    assert store.count("wiki") == 30
+    loader.close()
+    assert store.count("wiki") == 40
+
+
+def test_a_scroll_stays_in_its_version(store):
+    load(store, "wiki", passages(600), vectors(600), card=a_card(), batch=300)
+    points = store.scroll("wiki")
+    first = next(points)
+    load(store, "wiki", passages(10), vectors(10), card=a_card())
+    assert store.count("wiki") == 10
+    assert len({first.id, *(point.id for point in points)}) == 600
+    assert store.count("wiki") == 10
+    store.close()
+    assert EmbeddedStore(store.path).count("wiki") == 10  # nothing is left locked
+
+
+def test_searches_run_through_a_publish(store):
+    load(store, "wiki", passages(50), vectors(50), card=a_card())
+    errors, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            try:
+                assert nearest(store, vectors(50), 7) == "p00007"
+                time.sleep(0.001)
+            except Exception as error:
+                errors.append(error)
+                return
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(2):
+        load(store, "wiki", passages(50), vectors(50), card=a_card())
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert [path.name for path in (store.path / "wiki").glob("v*")] == ["v0003"] or store.count("wiki") == 50
+
+
+# damage
+
+
+def published(store):
+    load(store, "wiki", passages(300), vectors(300), card=a_card())
+    store.close()
+    return store.path / "wiki" / "v0001"
+
+
+def overwrite(path, at, data):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+DAMAGE = {
+    "version.info removed": lambda v: [path.unlink() for path in v.rglob("version.info")],
+    "id mappings removed": lambda v: (
+        [path.unlink() for path in v.rglob("*id_tracker*") if path.is_file()]
+        + [path.unlink() for path in v.rglob("mutable_id*") if path.is_file()]
+    ),
+    "segment.json cut": lambda v: [path.write_bytes(path.read_bytes()[:10]) for path in v.rglob("segment.json")],
+    "segments removed": lambda v: shutil.rmtree(v / "shard" / "segments"),
+    "shard removed": lambda v: shutil.rmtree(v / "shard"),
+    "shard emptied": lambda v: [shutil.rmtree(v / "shard"), (v / "shard").mkdir()],
+    "edge_config.json empty": lambda v: (v / "shard" / "edge_config.json").write_bytes(b""),
+    "WAL header": lambda v: overwrite(next((v / "shard" / "wal").glob("open-*")), 0, b"\xff" * 64),
+    "card.json empty": lambda v: (v / "card.json").write_bytes(b""),
+    "card.json removed": lambda v: (v / "card.json").unlink(),
+    "card.json of something else": lambda v: (v / "card.json").write_bytes(b"[1]"),
+    "CURRENT empty": lambda v: (v.parent / "CURRENT").write_bytes(b""),
+    "CURRENT garbage": lambda v: (v.parent / "CURRENT").write_bytes(b"\xff\x00"),
+    "CURRENT leaves": lambda v: (v.parent / "CURRENT").write_bytes(b'{"version": "../../etc"}'),
+    "version removed": lambda v: shutil.rmtree(v),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_found_when_the_collection_is_opened(store, damage):
+    DAMAGE[damage](published(store))
+    with pytest.raises(CorruptError):
+        store.count("wiki")
+    with pytest.raises(CorruptError):  # and again: no half-open handle, no lock is left
+        store.count("wiki")
+
+
+def test_a_flipped_write_ahead_log_costs_only_what_was_not_committed(tmp_path):
+    script = """
+import os, sys
+from collection_cases import *
+from xqg_vdb.collection.embedded import EmbeddedStore
+rows, matrix = passages(600), vectors(600)
+writer = EmbeddedStore(sys.argv[1]).writer("wiki", card=a_card())
+for at in range(0, 600, 100):
+    writer.upsert(a_batch(rows[at : at + 100], matrix[at : at + 100]))
+    if at == 200:
+        writer.commit(300)
+os._exit(9)
+"""
+    run(script, tmp_path).communicate()
+    log = max((tmp_path / "wiki" / "v0001" / "shard" / "wal").glob("open-*"), key=lambda path: path.stat().st_blocks)
+    data = log.read_bytes()
+    used = len(data.rstrip(b"\0"))
+    overwrite(log, used // 2, bytes(255 - byte for byte in data[used // 2 : used // 2 + 64]))
+    with EmbeddedStore(tmp_path) as store:
+        with store.writer("wiki", card=a_card()) as writer:
+            assert writer.committed in (0, 300)
+        load(store, "wiki", passages(600), vectors(600), card=a_card())
+        assert digest((p.id, p.payload["content"]) for p in store.scroll("wiki")) == store.card("wiki").digest
+
+
+@pytest.mark.parametrize("damage", ["version.info removed", "id mappings removed", "segment.json cut", "shard removed"])
+def test_a_damaged_unfinished_version_is_thrown_away_with_a_warning(store, damage, caplog):
+    with store.writer("wiki", card=a_card()) as writer:
+        for at in range(0, 300, 100):  # the log may still hold the last one, and repair the damage with it
+            writer.upsert(a_batch(passages(100, start=at), vectors(100)))
+            writer.commit(at + 100)
+    DAMAGE[damage](store.path / "wiki" / "v0001")
+    with store.writer("wiki", card=a_card()) as writer:
+        assert writer.committed == 0
+    assert "is thrown away and loaded again" in caplog.text
+
+
+def test_a_failed_engine_call_breaks_the_writer_and_the_next_one_replays(store):
+    class Failing:
+        def __init__(self, shard):
+            self.shard = shard
+
+        def update(self, operation):
+            raise Exception("Service runtime error: something odd")
+
+        def close(self):
+            self.shard.close()
+
+    with store.writer("wiki", card=a_card()) as writer:
+        writer.upsert(a_batch(passages(10), vectors(10)))
+        writer.commit(10)
+        writer._shard = Failing(writer._shard)
+        with pytest.raises(CorruptError, match="something odd"):
+            writer.upsert(a_batch(passages(10, start=10), vectors(10)))
+        for call in (lambda: writer.commit(20), lambda: writer.publish(a_card()), lambda: writer.upsert(None)):
+            with pytest.raises(
+                CorruptError, match="failed half way; run the same command again: it continues after row 10"
+            ):
+                call()
+    load(store, "wiki", passages(20), vectors(20), card=a_card())
+    assert store.count("wiki") == 20
+
+
+# the disk
+
+
+def test_a_full_disk_is_noticed_before_the_engine_dies_of_it(tmp_path):
+    greedy = EmbeddedStore(tmp_path, free_space_floor=1 << 60)
+    with pytest.raises(
+        DiskError, match=r"needs 1,099,511,627,776 MiB of free disk, has [\d,]+ MiB; free some space and run"
+    ):
+        greedy.writer("wiki", card=a_card())
+    with EmbeddedStore(tmp_path).writer("wiki", card=a_card()) as writer:
+        writer.upsert(a_batch(passages(10), vectors(10)))
+        writer.commit(10)
+        writer._floor = 1 << 60
+        for call in (
+            lambda: writer.upsert(a_batch(passages(10, start=10), vectors(10))),
+            lambda: writer.commit(20),
+            lambda: writer.publish(replace(a_card(), count=10)),
+        ):
+            with pytest.raises(DiskError, match="continues where it stopped"):
+                call()
+    with EmbeddedStore(tmp_path).writer("wiki", card=a_card()) as writer:
+        assert writer.committed == 10
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_named(store):
+    version = published(store)
+    version.joinpath("LOCK").unlink()
+    version.chmod(0o500)
+    try:
+        with pytest.raises(DiskError, match="may not be written"):
+            store.count("wiki")
+    finally:
+        version.chmod(0o700)
+    store.path.chmod(0o500)
+    try:
+        with pytest.raises(DiskError, match="may not be written"):
+            store.writer("other", card=a_card())
+    finally:
+        store.path.chmod(0o700)
+
+
+def test_a_path_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = EmbeddedStore(tmp_path / "file")
+    for call in (store.names, lambda: store.writer("wiki", card=a_card())):
+        with pytest.raises(DiskError, match="file cannot be used"):
+            call()
+
+
+def test_what_crashes_left_behind_is_swept(store):
+    load(store, "wiki", passages(5), vectors(5), card=a_card())
+    folder = store.path / "wiki"
+    rubbish = [folder / ".trash-v0009-1", folder / "v0000"]
+    for path in rubbish:
+        path.mkdir()
+        (path / "x").write_text("x")
+    with store.writer("wiki", card=a_card()) as writer:
+        writer.upsert(a_batch(passages(6), vectors(6)))
+        writer.commit(6)
+    leftover = folder / "v0002" / "shard" / "temp_segments" / "half"
+    leftover.mkdir(parents=True)
+    load(store, "wiki", passages(6), vectors(6), card=a_card())
+    assert store.count("wiki") == 6
+    assert sorted(path.name for path in folder.iterdir()) == ["CURRENT", "load.lock", "v0002"]
+    assert not leftover.exists()
+
+
+# the index builder
+
+
+def test_the_index_builder_says_how_its_child_ended(tmp_path):
+    with pytest.raises(CorruptError, match=r"Building the index of .* failed .*does not exist.*nothing was lost"):
+        index_build.build_index(tmp_path / "missing")
+    assert isinstance(index_build._failure(-7, "", tmp_path), DiskError)
+    assert type(index_build._failure(-9, "", tmp_path)) is XqgError
+    assert isinstance(index_build._failure(1, "Kind(WouldBlock)", tmp_path), LockedError)
+
+
+def test_the_index_builder_does_not_outlive_its_parent(tmp_path):
+    command = [sys.executable, index_build._CHILD, tmp_path, "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "the loading process has ended" in done.stderr
+
+
+def test_the_engines_complaints_become_ours(tmp_path):
+    for text, kind in {
+        "Service runtime error: failed to open WAL x: Can't init WAL: Kind(WouldBlock)": LockedError,
+        "Service internal error: No space left on device (os error 28)": DiskError,
+        "Permission denied (os error 13)": DiskError,
+        "Read-only file system (os error 30)": DiskError,
+        "something new": CorruptError,
+    }.items():
+        with pytest.raises(kind) as caught, engine.errors(tmp_path):
+            raise Exception(text)
+        assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,418 @@
+"""Every reader on miniature files in its publisher's format, and the real files' known counts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from benchmark_data import FOLDER, needs
+
+from xqg_vdb.bitext import bucc_f1, bucc_mine, bucc_optimize
+from xqg_vdb.datasets import (
+    DATASETS,
+    afriqa,
+    beir,
+    bucc,
+    data_folder,
+    lareqa,
+    load_task,
+    mewsli_x,
+    miracl,
+    mkqa,
+    mr_tydi,
+    tatoeba,
+    xor_tydi,
+    xquad,
+)
+from xqg_vdb.datasets.squad import read_squad
+from xqg_vdb.errors import DataError
+from xqg_vdb.metrics import parse_metrics
+
+
+def write(path, *records) -> None:
+    """JSON lines, or plain text; compressed by name."""
+    text = "".join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def consistent(task) -> None:
+    """What every task promises."""
+    passages, again = list(task.passages), list(task.passages)
+    assert passages == again
+    ids = {passage.id for passage in passages}
+    assert len(ids) == len(passages)
+    assert len({query.id for query in task.queries}) == len(task.queries) > 0
+    assert task.groups.keys() == {query.id for query in task.queries}
+    parse_metrics([name for name in task.metrics if name not in ("R@2kt", "R@5kt", "F1")])
+    parts = list(task.pools())
+    assert Counter(q.id for part in parts for q in part.queries) == Counter(q.id for q in task.queries)
+    assert sum(len(list(part.passages)) for part in parts) == len(passages)
+    if task.pooled:
+        assert {part.name for part in parts} == {f"{task.name}/{group}" for group in task.groups.values()}
+        assert all(not part.pooled for part in parts)
+
+
+def squad_file(path, lang: str, *, breaks=((0, 4), (5, 9), (10, 14)), context="Aaa. Bbb. Aaa.") -> None:
+    """One paragraph of three sentences, of which two are equal, and two questions."""
+    questions = [
+        {"id": "one", "question": f"{lang}: one?", "answers": [{"text": "Aaa", "answer_start": 0}]},
+        {"id": "two", "question": f"{lang}: two?", "answers": [{"text": "Bbb", "answer_start": 5}]},
+        {"id": "gap", "question": f"{lang}: gap?", "answers": [{"text": " ", "answer_start": 4}]},
+    ]
+    paragraph = {"context": context, "sentence_breaks": breaks, "sentences": [], "qas": questions}
+    empty = {"context": "No one asks.", "sentence_breaks": [[0, 12]], "sentences": [], "qas": []}
+    write(path, {"version": "1.1", "data": [{"title": "A_b", "paragraphs": [paragraph, empty]}]})
+
+
+# ---------------------------------------------------------------- LAReQA, XQuAD
+
+
+def test_lareqa_relevance_by_string_equality_in_all_languages(tmp_path):
+    squad_file(tmp_path / "mlqa-r/en.json", "en")
+    squad_file(tmp_path / "mlqa-dev-r/de.json", "de", breaks=((0, 4), (5, 9), (10, 15)), context="Aaa. Bbb. Ccc.\n")
+    task = load_task("mlqa-r", tmp_path)
+    consistent(task)
+    assert [p.id for p in task.passages] == ["de_1_0", "de_1_1", "de_1_2", "en_1_0", "en_1_1", "en_1_2"]
+    assert [p.text for p in task.passages][:3] == ["Aaa.Aaa. Bbb. Ccc.", "Bbb.Aaa. Bbb. Ccc.", "Ccc.Aaa. Bbb. Ccc."]
+    assert task.qrels["one_en"] == task.qrels["one_de"] == {"de_1_0": 1, "en_1_0": 1, "en_1_2": 1}
+    assert task.qrels["two_de"] == {"de_1_1": 1, "en_1_1": 1}
+    assert task.notes == {"questions skipped: answer in no sentence": 2}
+    assert task.average == "queries" and task.metrics == ("mAP@20",)
+    bare = lareqa.mlqa_r(tmp_path, context=False, langs=["en"])
+    assert [p.text for p in bare.passages] == ["Aaa.", "Bbb.", "Aaa."]
+
+
+@needs("xquad-r")
+def test_xquad_r_counts():
+    task = load_task("xquad-r", FOLDER)
+    consistent(task)
+    assert (len(list(task.passages)), len(task.queries)) == (13_014, 13_090)
+    assert Counter(p.lang for p in task.passages) == {
+        "ar": 1222, "de": 1276, "el": 1234, "en": 1180, "es": 1215, "hi": 1244,
+        "ru": 1219, "th": 852, "tr": 1167, "vi": 1209, "zh": 1196,
+    }  # fmt: skip
+    assert set(Counter(task.groups.values()).values()) == {1190}
+    assert {len(found) for found in task.qrels.values()} == {11}
+    first = next(p for p in task.passages if p.id == "en_1_0")
+    assert (
+        first.text.startswith("The Panthers defense gave up")
+        and "boasting four Pro Bowl selections.The Panthers" in first.text
+    )
+    assert not any("\n" in p.text for p in task.passages)
+
+
+@needs("xquad-r")
+def test_turkish_sentences_are_cut_from_the_context():
+    """The file's own `sentences` differ once from its breaks; the official loader goes by the breaks."""
+    raw = json.loads((FOLDER / "xquad-r/tr.json").read_bytes())
+    own = [p["sentences"] for article in raw["data"] for p in article["paragraphs"]]
+    assert sum(a != b.sentences for a, b in zip(own, read_squad(FOLDER / "xquad-r/tr.json"), strict=True)) == 1
+
+
+def test_xquad_paragraphs_cross_lingual(tmp_path):
+    squad_file(tmp_path / "xquad-r/en.json", "en")
+    squad_file(tmp_path / "xquad-r/ar.json", "ar")
+    task = xquad.load(tmp_path, langs=["ar", "en"])
+    consistent(task)
+    assert [(p.id, p.title, p.lang) for p in task.passages] == [("xquad-1", "A b", "en"), ("xquad-2", "A b", "en")]
+    assert [q.text for q in task.queries][:2] == ["ar: one?", "ar: two?"]
+    assert task.qrels["one_ar"] == {"xquad-1": 1}
+    assert task.answers["two_ar"] == ("Bbb",)
+
+
+@needs("xquad-r")
+@needs("afriqa")
+def test_xquad_counts():
+    task = load_task("xquad+afriqa", FOLDER)
+    consistent(task)
+    assert len(list(task.passages)) == 240 + 3120
+    assert len(task.queries) == 11 * 1190
+    assert len(list(load_task("xquad", FOLDER).passages)) == 240
+    texts = {p.id: p.text for p in task.passages}
+    hits = sum(any(a in texts[next(iter(task.qrels[q.id]))] for a in task.answers[q.id]) for q in task.queries)
+    assert hits == len(task.queries)  # English answers stand in the English paragraphs
+
+
+# ---------------------------------------------------------------- AfriQA
+
+
+def afriqa_row(number, context="Text.", title="T", answers=("a",)) -> dict:
+    return {
+        "id": number, "question_lang": f"q{number}", "question_translated": f"en{number}", "title": title,
+        "context": context, "answer_pivot": {"text": list(answers), "answer_start": [0]}, "answer_lang": "x",
+    }  # fmt: skip
+
+
+def test_afriqa_skips_and_counts_rows_with_holes(tmp_path):
+    name = "afriqa/gold_span_passages.afriqa.{}.en.{}.json"
+    holes = [afriqa_row("2", context=None), afriqa_row("3", title=None), afriqa_row("4", answers=[""])]
+    write(tmp_path / name.format("hau", "dev"), afriqa_row("0"), afriqa_row("1", context="Other."), *holes)
+    write(tmp_path / name.format("hau", "train"), afriqa_row("0"))  # the same passage, another question
+    not_json = afriqa_row("0") | {"question_lang": "q", "question_translated": "e"}
+    not_json["answer_pivot"]["answer_start"] = [math.nan]
+    write(tmp_path / name.format("twi", "dev"), not_json)  # json.dumps writes NaN, as the publisher does
+    task = load_task("afriqa", tmp_path)
+    consistent(task)
+    assert [q.id for q in task.queries] == ["hau-dev-0", "hau-dev-1", "twi-dev-0"]
+    assert [q.lang for q in task.queries] == ["ha", "ha", "tw"]
+    assert [p.text for p in task.passages] == ["Text.", "Other."]
+    assert task.qrels["twi-dev-0"] == task.qrels["hau-dev-0"]
+    assert task.notes == {"questions skipped: no context, title or answer": 3, "rows of the pool skipped": 3}
+    english = load_task("afriqa-english", tmp_path)
+    assert [(q.text, q.lang) for q in english.queries] == [("en0", "en"), ("en1", "en"), ("e", "en")]
+    assert english.groups == task.groups and english.name == "afriqa-dev-english"
+    assert [q.id for q in load_task("afriqa-train", tmp_path).queries] == ["hau-train-0"]
+    with pytest.raises(DataError, match=r"afriqa/gold_span_passages.afriqa.yor.en.dev.json .*masakhane-io"):
+        afriqa.load(tmp_path, langs=["yor"])
+    write(tmp_path / name.format("zul", "dev"), "{broken\n")
+    with pytest.raises(DataError, match=r"zul.en.dev.json line 1: not an AfriQA row"):
+        load_task("afriqa", tmp_path)
+
+
+@needs("afriqa")
+def test_afriqa_counts():
+    task = load_task("afriqa", FOLDER)
+    consistent(task)
+    assert (len(list(task.passages)), len(task.queries)) == (3120, 1579)
+    assert Counter(task.groups.values()) == {"bem": 230, "ha": 222, "ig": 307, "rw": 230, "tw": 348, "zu": 242}
+    assert len(load_task("afriqa-train", FOLDER).queries) == 1810
+    assert {q.lang for q in load_task("afriqa-english", FOLDER).queries} == {"en"}
+
+
+# ---------------------------------------------------------------- XOR-TyDi, MKQA
+
+
+def test_xor_tydi_with_a_corpus(tmp_path):
+    write(tmp_path / "xor-tydi/xor_dev_retrieve_eng_span_v1_1.jsonl",
+          {"id": "1", "question": "?", "answers": ["Portland", "Portland"], "lang": "te", "split": "dev"},
+          {"id": "2", "question": "??", "answers": ["yes"], "lang": " ar", "split": "dev"})  # fmt: skip
+    with pytest.raises(DataError, match=r"xor-tydi/enwiki_20190201_w100.tsv \(or xor-tydi/psgs_w100.tsv"):
+        load_task("xor-tydi", tmp_path)
+    write(
+        tmp_path / "xor-tydi/psgs_w100.tsv.gz",
+        "id\ttext\ttitle\n1\tPortland is a city.\tOregon\n2\tNo.\t\n3\t \tBlank\n",
+    )
+    task = load_task("xor-tydi", tmp_path)
+    consistent(task)
+    assert [(p.id, p.text, p.title, p.lang) for p in task.passages] == [
+        ("1", "Portland is a city.", "Oregon", "en"),
+        ("2", "No.", "", "en"),
+    ]
+    assert task.passages.skipped == 1
+    assert [(q.id, q.lang) for q in task.queries] == [("1", "te"), ("2", "ar")]
+    assert task.answers == {"1": ("Portland", "Portland"), "2": ("yes",)}
+    assert (task.qrels, task.notes) == ({}, {"questions not evaluated: yes/no answers only": 1})
+
+
+@needs("xor-tydi")
+def test_xor_tydi_real_questions():
+    queries, answers = xor_tydi.questions(FOLDER)
+    assert Counter(q.lang for q in queries) == {
+        "ar": 350,
+        "bn": 312,
+        "fi": 360,
+        "ja": 296,
+        "ko": 299,
+        "ru": 255,
+        "te": 238,
+    }
+    assert sum(all(a in ("yes", "no") for a in golds) for golds in answers.values()) == 182
+
+
+def test_mkqa_keeps_short_answers_only(tmp_path):
+    def question(number, *answers):
+        queries = {"en": "who", "sw": "nani", "zh_cn": "谁"}
+        return {"example_id": number, "query": "who", "queries": queries, "answers": {"en": list(answers)}}
+
+    write(tmp_path / "mkqa/mkqa.jsonl.gz",
+          question(7, {"type": "entity", "text": "Ada", "aliases": ["Love", "Ada"]}, {"type": "date", "text": "9"}),
+          question(8, {"type": "unanswerable", "text": None}),
+          question(9, {"type": "binary", "text": "yes"}))  # fmt: skip
+    write(tmp_path / "mkqa/corpus.jsonl", {"id": "p", "text": "Ada."})
+    task = load_task("mkqa", tmp_path)
+    consistent(task)
+    assert [(q.id, q.lang, task.groups[q.id]) for q in task.queries] == [
+        ("7-en", "en", "en"), ("7-sw", "sw", "sw"), ("7-zh_cn", "zh", "zh_cn"),
+    ]  # fmt: skip
+    assert task.answers["7-sw"] == ("Ada", "Love", "9")
+    assert list(task.notes.values()) == [2]
+    assert [q.id for q in mkqa.load(tmp_path, langs=["sw"]).queries] == ["7-sw"]
+
+
+# ---------------------------------------------------------------- Tatoeba, BUCC
+
+
+def test_tatoeba_both_directions(tmp_path):
+    write(tmp_path / "tatoeba/tatoeba.swh-eng.swh", "Habari.\nNdiyo.\n")
+    write(tmp_path / "tatoeba/tatoeba.swh-eng.eng", "News.\nYes.\n")
+    write(tmp_path / "tatoeba/tatoeba.cmn-eng.cmn", "你好。\n")
+    write(tmp_path / "tatoeba/tatoeba.cmn-eng.eng", "Hello.\n")
+    task = tatoeba.load(tmp_path, langs=["sw", "zh"])
+    consistent(task)
+    assert [(q.id, q.text, q.lang) for q in task.queries][1:] == [("sw-1", "Ndiyo.", "sw"), ("zh-0", "你好。", "zh")]
+    assert task.qrels["sw-1"] == {"sw-0001": 1}
+    pools = {part.name: [p.text for p in part.passages] for part in task.pools()}
+    assert pools == {"tatoeba-2-xx-en/sw": ["News.", "Yes."], "tatoeba-2-xx-en/zh": ["Hello."]}
+    back = tatoeba.load(tmp_path, langs=["sw"], direction="en-xx")
+    assert [(q.text, q.lang) for q in back.queries] == [("News.", "en"), ("Yes.", "en")]
+    assert set(back.groups.values()) == {"sw"} and [p.lang for p in back.passages] == ["sw", "sw"]
+    write(tmp_path / "tatoeba/tatoeba.cmn-eng.eng", "Hello.\nMore.\n")
+    with pytest.raises(DataError, match=r"tatoeba\.cmn-eng is not aligned: 1 foreign, 2 English lines"):
+        tatoeba.load(tmp_path, langs=["zh"])
+    with pytest.raises(DataError, match="'xx' is not among Tatoeba's languages"):
+        tatoeba.load(tmp_path, langs=["xx"])
+
+
+@needs("tatoeba")
+def test_tatoeba_counts():
+    task = load_task("tatoeba", FOLDER)
+    counts = Counter(task.groups.values())
+    assert (len(task.queries), len(counts)) == (31_692, 36)
+    assert sum(n == 1000 for n in counts.values()) == 28
+    few = {lang: n for lang, n in counts.items() if n < 1000}
+    assert few == {"jv": 205, "te": 234, "ta": 307, "sw": 390, "th": 548, "kk": 575, "ml": 687, "ka": 746}
+    assert len(load_task("tatoeba-41", FOLDER).queries) == 31_692 + 5 * 1000
+    assert {q.lang for q in load_task("tatoeba-en-xx", FOLDER).queries} == {"en"}
+
+
+def test_bucc_from_files_to_f1(tmp_path):
+    folder = tmp_path / "bucc2018/de-en"  # as BUCC ships it; XTREME calls sample dev
+    write(folder / "de-en.sample.de", "de-1\tEins.\nde-2\tZwei.\nde-3\tDoppelt.\nde-4\tDoppelt.\n")
+    write(folder / "de-en.sample.en", "en-1\tOne.\nen-2\tTwo.\nen-3\tTwice.\n")
+    write(folder / "de-en.sample.gold", "de-1\ten-1\nde-4\ten-3\n")
+    task = bucc.load(tmp_path, langs=["de"])
+    consistent(task)
+    assert [q.id for q in task.queries] == ["de-1", "de-2", "de-3"]
+    assert task.ignored == {"de-3"}
+    assert task.qrels == {"de-1": {"de/en-1": 1}, "de-4": {"de/en-3": 1}}
+    assert task.notes == {"gold pairs de": 2}
+    vectors = np.eye(3, dtype=np.float32)
+    ids = dict(source_ids=[q.id for q in task.queries], target_ids=[p.id for p in task.passages])
+    pairs = bucc_mine(vectors, vectors, **ids, ignored=task.ignored, k=1)
+    assert set(pairs) == {("de-1", "de/en-1"), ("de-2", "de/en-2")}
+    gold = {(qid, docid) for qid, found in task.qrels.items() for docid in found}
+    result = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold))
+    assert (result.precision, result.recall) == (1 / 2, 1 / 2)  # equal scores; the repeated sentence's pair is lost
+    with pytest.raises(DataError, match=r"bucc2018/de-en.test.de \(or bucc2018/de-en.training.de, bucc2018/de-en/"):
+        load_task("bucc2018", tmp_path)
+    write(tmp_path / "bucc2018/de-en.test.de", "de-1\tEins.\n")  # XTREME's layout, where test has no gold
+    write(tmp_path / "bucc2018/de-en.test.en", "en-1\tOne.\n")
+    assert bucc.load(tmp_path, split="test", langs=["de"]).notes == {"gold pairs de": "no gold file"}
+
+
+# ---------------------------------------------------------------- Mewsli-X
+
+
+def test_mewsli_x_texts_are_the_baselines(tmp_path):
+    text = "Before. The  {old} AG Smith stepped\ndown. After."
+    spans = [{"start": 0, "end": 7}, {"start": 8, "end": 41}, {"start": 42, "end": 48}]
+    start = text.index("Smith")
+    mention = {"start": start, "end": start + 5, "text": "Smith"}
+    context = {"document_title": "t", "document_url": "u", "document_id": "d", "language": "en", "text": text,
+               "section_title": "s", "sentence_spans": spans}  # fmt: skip
+    crossing = {"start": 5, "end": 12, "text": text[5:12]}
+    write(tmp_path / "mewslix/wikinews_mentions-test.jsonl",
+          {"context": context, "mentions": [
+              {"example_id": "e1", "mention_span": mention, "entity_id": "Q1"},
+              {"example_id": "e2", "mention_span": crossing, "entity_id": "Q2"}]})  # fmt: skip
+    write(tmp_path / "mewslix/candidate_set_entities.jsonl",
+          {"entity_id": "Q1", "title": "Smith", "description": "A man. A  judge.", "description_language": "de",
+           "description_url": "u", "sentence_spans": [{"start": 0, "end": 6}, {"start": 7, "end": 16}]})  # fmt: skip
+    task = load_task("mewsli-x", tmp_path)
+    consistent(task)
+    assert [(q.id, q.text, q.lang) for q in task.queries] == [
+        ("e1", "Smith: The (old) AG { Smith } stepped down.", "en")
+    ]
+    assert [(p.id, p.text, p.lang, p.title) for p in task.passages] == [("Q1", "A man. A judge.", "de", "")]
+    assert task.qrels == {"e1": {"Q1": 1}}
+    assert task.notes == {"mentions skipped: not within one sentence": 1}
+    with pytest.raises(DataError, match=r"mewsli-x/wikinews_mentions-dev\.jsonl"):
+        mewsli_x.load(tmp_path, split="dev")
+
+
+# ---------------------------------------------------------------- MIRACL, Mr. TyDi, BEIR
+
+
+def test_miracl_pools_by_language(tmp_path):
+    for lang in ("sw", "yo"):
+        base = tmp_path / f"miracl/miracl-v1.0-{lang}"
+        write(base / f"topics/topics.miracl-v1.0-{lang}-dev.tsv", f"1#0\tswali {lang}?\n2#0\tunjudged\n")
+        write(base / f"qrels/qrels.miracl-v1.0-{lang}-dev.tsv", "1#0\tQ0\t7#0\t1\n1#0\tQ0\t7#1\t0\n")
+        corpus = tmp_path / f"miracl/miracl-corpus-v1.0-{lang}"
+        write(corpus / "docs-10.jsonl.gz", {"docid": "9#0", "title": "", "text": "last"})
+        write(corpus / "docs-2.jsonl.gz", {"docid": "7#0", "title": "T", "text": f"text {lang}"})
+    task = load_task("miracl", tmp_path)
+    consistent(task)
+    assert [p.id for p in task.passages] == ["sw:7#0", "sw:9#0", "yo:7#0", "yo:9#0"]
+    assert task.qrels["yo:1#0"] == {"yo:7#0": 1, "yo:7#1": 0}
+    assert {q.id: q.lang for q in task.queries} == {"sw:1#0": "sw", "yo:1#0": "yo"}
+    assert [p.lang for p in miracl.load(tmp_path, langs=["yo"]).passages] == ["yo", "yo"]
+    with pytest.raises(DataError, match=r"miracl/miracl-v1\.0-ar/qrels"):
+        miracl.load(tmp_path, langs=["ar"])
+
+
+def test_mr_tydi_rows(tmp_path):
+    base = tmp_path / "mr-tydi/mrtydi-v1.1-swahili"
+    passage = {"docid": "7#0", "title": "T", "text": "x"}
+    write(
+        base / "test.jsonl.gz",
+        {"query_id": "0", "query": "swali?", "positive_passages": [passage], "negative_passages": []},
+    )
+    write(base / "corpus.jsonl.gz", passage, {"docid": "7#1", "title": "T", "text": "y"})
+    task = load_task("mr-tydi", tmp_path)
+    consistent(task)
+    assert task.qrels == {"sw:0": {"sw:7#0": 1}}
+    assert [(p.id, p.lang) for p in task.passages] == [("sw:7#0", "sw"), ("sw:7#1", "sw")]
+    assert task.metrics == ("MRR@100", "R@100")
+    with pytest.raises(DataError, match=r"'xx' is not a language of Mr\. TyDi"):
+        mr_tydi.load(tmp_path, langs=["xx"])
+
+
+def test_beir_folder(tmp_path):
+    folder = tmp_path / "beir/scifact"
+    write(folder / "corpus.jsonl", {"_id": "d1", "title": "T", "text": "x", "metadata": {}}, {"_id": "d2", "text": "y"})
+    write(folder / "queries.jsonl", {"_id": "1", "text": "q"}, {"_id": "2", "text": "train only"})
+    write(folder / "qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\td1\t2\n3\td2\t1\n")
+    task = load_task("beir/scifact", tmp_path)
+    consistent(task)
+    assert (task.name, [q.id for q in task.queries], task.qrels) == ("scifact-test", ["1"], {"1": {"d1": 2}})
+    assert task.notes == {"judged questions without a text": 1}
+    assert [q.lang for q in beir.load(folder, lang="eng").queries] == ["en"]
+    assert load_task("beir", folder).qrels == task.qrels
+    write(folder / "queries.jsonl", {"_id": "9", "text": "q"})
+    with pytest.raises(DataError, match=r"no question of qrels/test\.tsv is in"):
+        beir.load(folder)
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_missing_data_says_where_to_get_it(tmp_path, name):
+    with pytest.raises(DataError) as error:
+        load_task(name, tmp_path)
+    assert f"is not in {tmp_path}; get it from " in str(error.value)
+    assert str(error.value).endswith("or point --data-dir (XQG_DATA_DIR) to it.")
+
+
+def test_unknown_names_and_folders(tmp_path, monkeypatch):
+    monkeypatch.delenv("XQG_DATA_DIR", raising=False)
+    with pytest.raises(DataError, match="there is no dataset 'squad'; expected one of afriqa, "):
+        load_task("squad", tmp_path)
+    with pytest.raises(DataError, match="give --data-dir, or set XQG_DATA_DIR"):
+        load_task("xquad")
+    with pytest.raises(DataError, match="there is no data folder"):
+        data_folder(tmp_path / "nowhere")
+    monkeypatch.setenv("XQG_DATA_DIR", str(tmp_path))
+    assert data_folder() == tmp_path
+
+
+def test_damaged_squad(tmp_path):
+    write(tmp_path / "xquad-r/en.json", '{"data": [{"paragraphs": [{"context": "x"}]}]}')
+    with pytest.raises(DataError, match=r"en.json is not SQuAD v1.1 JSON \(KeyError: 'qas'\)"):
+        load_task("xquad", tmp_path)

@@ -1,0 +1,200 @@
+"""Lines with positions, atomic writes, and errors in words."""
+
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xqg_vdb import files
+from xqg_vdb.errors import DataError, DiskError, LockedError
+from xqg_vdb.files import LongLine, atomic_file, lock_folder, open_lines, sha256_of, write_atomic
+
+
+def _twin(data):
+    """The slow obvious reader."""
+    lines, offset = [], 0
+    pieces = data.split(b"\n")
+    if pieces[-1] == b"":
+        pieces.pop()
+    for number, piece in enumerate(pieces, 1):
+        body, start = piece, offset
+        body = body[:-1] if body.endswith(b"\r") else body
+        if offset == 0 and body.startswith(b"\xef\xbb\xbf"):
+            body, start = body[3:], 3
+        lines.append((number, start, body))
+        offset += len(piece) + 1
+    return lines
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([b"a", b"\n", b"\r", b"\r\n", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\x00", b"\x85", b"\xff", b""])
+    )
+)
+def test_lines_are_the_twins_plain_and_packed(tmp_path_factory, pieces):
+    data = b"".join(pieces)
+    folder = tmp_path_factory.mktemp("lines")
+    (folder / "a.txt").write_bytes(data)
+    (folder / "a.gz").write_bytes(gzip.compress(data))
+    assert list(open_lines(folder / "a.txt")) == _twin(data)
+    assert list(open_lines(folder / "a.gz")) == _twin(data)
+
+
+def test_gzip_is_known_by_its_first_bytes_too(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(b"one\ntwo"))
+    assert list(open_lines(tmp_path / "a.jsonl")) == [(1, 0, b"one"), (2, 4, b"two")]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([b"\n", b"\r\n"]))), st.booleans())
+def test_long_lines_are_marked_and_nothing_drifts(tmp_path_factory, sizes, ended):
+    data = b"".join(b"x" * size + end for size, end in sizes)
+    data = data if ended else data[:-1]
+    path = tmp_path_factory.mktemp("long") / "a"
+    path.write_bytes(data)
+    for (number, offset, body), found in zip(_twin(data), open_lines(path, max_bytes=10), strict=True):
+        assert found[:2] == (number, offset)
+        if len(body) <= 10:
+            assert found[2] == body
+        else:
+            assert isinstance(found[2], LongLine)
+            assert len(body) <= found[2].size <= len(body) + 2
+            assert body.startswith(found[2].head.rstrip(b"\r\n")[:10])
+
+
+def test_a_long_line_takes_no_memory(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"before\n" + b"x" * (20 << 20) + b"\nafter\n")
+    tracemalloc.start()
+    lines = list(open_lines(path, max_bytes=1 << 16))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [line[:2] for line in lines] == [(1, 0), (2, 7), (3, 7 + (20 << 20) + 1)]
+    assert lines[1][2].size == (20 << 20) + 1
+    assert peak < 1 << 20
+
+
+def test_gzip_cut_at_every_byte_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "corpus.jsonl.gz"
+    data = gzip.compress(b"".join(b'{"id": %d, "text": "t"}\n' % i for i in range(20)))
+    for size in range(1, len(data)):
+        path.write_bytes(data[:size])
+        with pytest.raises(DataError, match=r"corpus\.jsonl\.gz is cut short or damaged after line \d+"):
+            list(open_lines(path))
+
+
+def test_flipped_gzip_bytes_never_crash(tmp_path):
+    path = tmp_path / "a.gz"
+    lines = [b"line %d" % (i * i) for i in range(50)]
+    data = gzip.compress(b"\n".join(lines), mtime=0)
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
+        try:
+            assert [line[2] for line in open_lines(path)] == lines  # the name or time in the header
+        except DataError:
+            continue
+
+
+@pytest.mark.parametrize("line", [b"", b"x" * 5000 + b"\n"])
+def test_gzip_bombs_are_refused_in_bounded_memory(tmp_path, line, monkeypatch):
+    monkeypatch.setattr(files, "_RATIO_FREE_BYTES", 1 << 20)
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(line * ((40 << 20) // len(line)) if line else bytes(40 << 20), 9))
+    tracemalloc.start()
+    with pytest.raises(DataError) as caught:
+        for _ in open_lines(path, max_bytes=1 << 16):
+            pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert str(caught.value) == (
+        f"{path} unpacks to over 100 times its size, unlike text; unpack it yourself if you trust it."
+    )
+    assert peak < 1 << 20
+
+
+def test_small_files_may_shrink_as_they_like(tmp_path):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"the same line\n" * 10_000, 9))
+    assert sum(1 for _ in open_lines(path)) == 10_000
+
+
+def test_wrong_paths_are_told_at_once_with_near_matches(tmp_path):
+    (tmp_path / "corpus.jsonl").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        open_lines(tmp_path / "corpus.json")
+    assert str(caught.value) == f"There is no file {tmp_path}/corpus.json; that folder has corpus.jsonl."
+    with pytest.raises(DataError) as caught:
+        open_lines(tmp_path / "nowhere" / "x")
+    assert str(caught.value) == f"There is no folder {tmp_path}/nowhere for x; create it or correct the path."
+    with pytest.raises(DataError, match="is a folder; a file was expected"):
+        open_lines(tmp_path)
+    with pytest.raises(DataError, match="too long for a file name"):
+        open_lines(tmp_path / ("x" * 300))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_forbidden_files_are_disk_errors(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "a").chmod(0)
+    with pytest.raises(DiskError, match="may not be used"):
+        open_lines(tmp_path / "a")
+
+
+def test_os_errors_become_ours(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "a"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match=r"The disk is full while writing .*a"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_write_atomic_replaces_and_leaves_nothing(tmp_path):
+    path = tmp_path / "name with ü.json"
+    write_atomic(path, b"one")
+    write_atomic(str(path), b"two")
+    assert path.read_bytes() == b"two" and os.listdir(tmp_path) == [path.name]
+    with pytest.raises(RuntimeError), atomic_file(path) as file:
+        file.write(b"three")
+        raise RuntimeError
+    assert path.read_bytes() == b"two" and os.listdir(tmp_path) == [path.name]
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 100_000)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    with pytest.raises(DataError, match="There is no file"):
+        sha256_of(tmp_path / "b")
+
+
+def test_a_pipe_is_read_once(tmp_path):
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    with subprocess.Popen([sys.executable, "-c", f"open({str(fifo)!r}, 'wb').write(b'a\\nb\\n')"]):
+        assert [line[2] for line in open_lines(fifo)] == [b"a", b"b"]
+
+
+def test_lock_names_its_holder_and_dies_with_it(tmp_path):
+    code = (
+        "import sys, pathlib; from xqg_vdb.files import lock_folder;"
+        f"f = lock_folder(pathlib.Path({str(tmp_path)!r})); print('locked', flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
+        assert child.stdout.readline() == b"locked\n"
+        with pytest.raises(LockedError, match=f"is used by process {child.pid};"):
+            lock_folder(tmp_path)
+        child.kill()
+    with lock_folder(tmp_path), pytest.raises(LockedError, match=f"is used by process {os.getpid()};"):
+        lock_folder(tmp_path)
+    lock_folder(tmp_path).close()

@@ -1,0 +1,176 @@
+"""Tests and intervals against scipy, against enumeration, and against arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xqg_vdb.errors import MismatchError
+from xqg_vdb.significance import compare, compare_groups, holm, mean_interval
+
+stats = pytest.importorskip("scipy.stats", reason="needs the extra bench")
+
+
+def named(values) -> dict[str, float]:
+    return {f"q{i:03}": float(value) for i, value in enumerate(values)}
+
+
+def zeros(n: int) -> dict[str, float]:
+    return named([0.0] * n)
+
+
+DIFFERENCES = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.0, 0.25, 1.0]), min_size=2, max_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(DIFFERENCES)
+def test_sign_flips_equal_enumeration_and_scipy(differences):
+    n = len(differences)
+    observed = abs(sum(differences) / n)
+    flipped = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)) / n)
+        for signs in itertools.product((1, -1), repeat=n)
+    ]
+    expected = sum(value >= observed - 1e-12 for value in flipped) / 2**n
+    result = compare(zeros(n), named(differences), resamples=200)
+    assert result.p_permutation == pytest.approx(expected, abs=1e-9)
+    theirs = stats.permutation_test(
+        (np.array(differences),),
+        lambda x, axis: x.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=10_000,
+    )
+    assert result.p_permutation == pytest.approx(theirs.pvalue, abs=1e-9)
+
+
+def test_many_differences_are_sampled_and_close_to_scipy():
+    rng = np.random.default_rng(5)
+    differences = rng.standard_normal(80) + 0.2
+    result = compare(zeros(80), named(differences))
+    theirs = stats.permutation_test(
+        (differences,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", vectorized=True, rng=rng
+    )
+    assert result.p_permutation == pytest.approx(theirs.pvalue, abs=0.03)
+    assert result.p_permutation == compare(zeros(80), named(differences)).p_permutation  # seeded
+    assert result.p_permutation != compare(zeros(80), named(differences), seed=1).p_permutation
+
+
+def test_t_test_and_effect_size():
+    before, after = [0.1, 0.4, 0.3, 0.8, 0.0], [0.2, 0.4, 0.7, 0.9, 0.3]
+    result = compare(named(before), named(after))
+    theirs = stats.ttest_rel(after, before)
+    assert (result.t, result.p_t) == pytest.approx((theirs.statistic, theirs.pvalue), abs=1e-9)
+    # differences .1 0 .4 .1 .3: mean .18, squared deviations .0064 + .0324 + .0484 + .0064 + .0144 over 4
+    assert result.difference == pytest.approx(0.9 / 5)
+    assert result.d_z == pytest.approx(0.18 / math.sqrt(0.108 / 4))
+    assert result.t == pytest.approx(result.d_z * math.sqrt(5))
+    assert (result.n, result.baseline, result.system) == (5, pytest.approx(1.6 / 5), pytest.approx(2.5 / 5))
+
+
+def test_intervals_are_scipys_percentiles_and_seeded():
+    values = np.random.default_rng(2).random(40)
+    ours = mean_interval(named(values), seed=7, resamples=2000)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(8))
+    assert (ours.low, ours.high) == pytest.approx(theirs.confidence_interval, abs=0.01)
+    assert ours == mean_interval(named(values), seed=7, resamples=2000)
+    assert ours.low < values.mean() < ours.high and ours.level == 0.95
+    narrower = mean_interval(named(values), seed=7, resamples=2000, level=0.5)
+    assert ours.low < narrower.low < narrower.high < ours.high
+
+
+def test_macro_resamples_within_languages():
+    # Arabic never varies, Swahili's single question cannot be resampled: only Bengali moves, by a third
+    values = named([1.0, 1.0, 0.0, 0.0, 1.0, 0.5])
+    groups = dict(zip(values, ["ar", "ar", "bn", "bn", "bn", "sw"], strict=True))
+    interval = mean_interval(values, groups=groups, level=0.999, resamples=3000)
+    assert interval.low == pytest.approx((1 + 0 + 0.5) / 3)
+    assert interval.high == pytest.approx((1 + 1 + 0.5) / 3)
+
+
+def test_no_difference_and_too_few_questions():
+    same = compare(named([0.3, 0.7]), named([0.3, 0.7]))
+    assert (same.t, same.d_z, same.p_t, same.p_permutation, same.difference) == (0.0, 0.0, 1.0, 1.0, 0.0)
+    assert (same.interval.low, same.interval.high) == (0.0, 0.0)
+    one = compare({"q": 0.0}, {"q": 1.0})
+    assert (one.n, one.difference, one.p_t, one.p_permutation) == (1, 1.0, 1.0, 1.0)
+    assert math.isnan(one.t) and math.isnan(one.d_z) and math.isnan(one.interval.low)
+    none = compare({}, {})
+    assert none.n == 0 and math.isnan(none.difference) and none.p_t == none.p_permutation == 1.0
+    constant = compare(named([0.1, 0.2, 0.3]), named([0.6, 0.7, 0.8]))
+    assert (constant.t, constant.d_z, constant.p_t) == (math.inf, math.inf, 0.0)
+    assert constant.p_permutation == 2 / 2**3  # all plus or all minus
+
+
+def test_holm_by_hand_and_in_order():
+    # sorted .01 .02 .03 .5: .01·4, .02·3, max(.06, .03·2), .5·1
+    assert holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_equals_its_definition(p_values):
+    """Reject while p_(i) ≤ level / (m - i + 1); the corrected p is the smallest level at which its test is rejected."""
+    m, corrected = len(p_values), holm(p_values)
+    for index, p in enumerate(p_values):
+        ahead = [q for q in sorted(p_values) if q <= p]
+        needed = max((q * (m - place) for place, q in enumerate(ahead)), default=0.0)
+        # equal p-values share the first one's factor
+        assert corrected[index] == pytest.approx(min(1.0, needed), abs=1e-9)
+
+
+def test_groups_are_compared_apart_and_together():
+    rng = np.random.default_rng(11)
+    sizes = {"ar": 30, "bn": 10, "sw": 4}
+    groups = {f"{lang}{i}": lang for lang, n in sizes.items() for i in range(n)}
+    baseline = {qid: float(rng.integers(0, 2)) for qid in groups}
+    system = {qid: min(1.0, value + float(rng.integers(0, 2)) * 0.5) for qid, value in baseline.items()}
+    result = compare_groups(baseline, system, groups=groups, resamples=2000)
+    assert list(result.groups) == ["ar", "bn", "sw"]
+    assert {lang: c.n for lang, c in result.groups.items()} == sizes
+    for lang, own in result.groups.items():
+        alone = compare(
+            {q: v for q, v in baseline.items() if groups[q] == lang},
+            {q: v for q, v in system.items() if groups[q] == lang},
+            resamples=2000,
+        )
+        assert own == alone
+    gains = [c.difference for c in result.groups.values()]
+    assert result.macro.difference == pytest.approx(sum(gains) / 3)
+    assert result.macro.n == 44
+    assert result.macro.p_t == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
+    assert list(result.holm_t.values()) == holm([c.p_t for c in result.groups.values()])
+    assert list(result.holm_permutation.values()) == holm([c.p_permutation for c in result.groups.values()])
+    assert result.macro.interval.low <= result.macro.difference <= result.macro.interval.high
+
+
+def test_macro_permutation_is_exact_for_few_questions():
+    baseline = named([0.0] * 5)
+    system = named([1.0, 0.5, 1.0, -0.5, 1.0])
+    groups = dict(zip(baseline, ["a", "a", "b", "b", "b"], strict=True))
+    weights = [0.25, 0.25, 1 / 6, 1 / 6, 1 / 6]
+    weighted = [w * d for w, d in zip(weights, system.values(), strict=True)]
+    sums = [
+        abs(sum(s * w for s, w in zip(signs, weighted, strict=True))) for signs in itertools.product((1, -1), repeat=5)
+    ]
+    expected = sum(value >= abs(sum(weighted)) - 1e-12 for value in sums) / 32
+    assert compare_groups(baseline, system, groups=groups).macro.p_permutation == pytest.approx(expected)
+
+
+def test_different_questions_are_refused():
+    with pytest.raises(MismatchError) as error:
+        compare({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 0.0})
+    assert str(error.value) == (
+        "the two systems were measured on different questions (2 are in one only, such as 'b'); score unanswered "
+        "questions 0 instead of leaving them out."
+    )
+    with pytest.raises(MismatchError, match="1 questions have no group, such as 'b'"):
+        compare_groups({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, groups={"a": "ar"})

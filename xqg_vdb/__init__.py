@@ -1,0 +1,54 @@
+"""Make a Qdrant collection answer questions asked in languages its passages are not written in.
+
+    from xqg_vdb import Encoder, Recipe, Retriever, load
+
+    encoder = Encoder("starter")
+    collection = load("corpus.jsonl", "wiki", encoder=encoder, queries="queries.jsonl")
+    hits = Retriever(encoder, collection).search("Mto Nile una urefu gani?", k=5, langs=["en"])
+
+Importing this package loads neither onnxruntime nor qdrant_client; the names below load what they need when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from xqg_vdb.types import Hit, Passage, Query, Recipe
+
+if TYPE_CHECKING:
+    from xqg_vdb.collection import Collection, open_store
+    from xqg_vdb.encoding import Encoder
+    from xqg_vdb.export import export_encoder
+    from xqg_vdb.loading import load
+    from xqg_vdb.retrieval import Retriever
+
+try:
+    __version__ = version("xqg-vdb")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "Collection": "xqg_vdb.collection",
+    "Encoder": "xqg_vdb.encoding",
+    "Retriever": "xqg_vdb.retrieval",
+    "export_encoder": "xqg_vdb.export",
+    "load": "xqg_vdb.loading",
+    "open_store": "xqg_vdb.collection",
+}
+
+__all__ = [
+    "Collection", "Encoder", "Hit", "Passage", "Query", "Recipe", "Retriever", "__version__", "export_encoder", "load",
+    "open_store",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xqg_vdb' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

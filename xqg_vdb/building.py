@@ -1,0 +1,121 @@
+"""Corpus and generated queries into a build folder: the expensive half of a load, resumable window by window.
+
+In: a corpus, query files, an encoder. Out: a complete `Build` (`vectors.py`) from which any recipe is fused without encoding
+again. This file knows no fusion and no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xqg_vdb.batching import windows
+from xqg_vdb.corpus import read_corpus
+from xqg_vdb.errors import MismatchError
+from xqg_vdb.files import open_lines
+from xqg_vdb.progress import Progress, silent
+from xqg_vdb.queries import QueryFile
+from xqg_vdb.records import Rejects
+from xqg_vdb.types import GeneratedQueries, Passage, TextEncoder
+from xqg_vdb.vectors import Build, BuildWriter, QuerySums, row_digest
+
+WINDOW = 512
+"""Passages per commit: what a killed run encodes again, at most. Windows always start at multiples of it, so that a resumed
+run forms the batches of an unbroken one (an int8 model's activations are scaled per batch)."""
+
+Row = tuple[Passage, GeneratedQueries | None]
+
+
+def keep_vectors(
+    corpus: Path,
+    *,
+    encoder: TextEncoder,
+    queries: QueryFile | None,
+    path: Path,
+    rejects: Rejects | None = None,
+    default_lang: str | None = None,
+    progress: Progress = silent,
+) -> Build:
+    """Encode every passage and its queries into the build folder `path`, going on where an earlier run stopped.
+
+    Raises DataError for a bad corpus, MismatchError when `path` was made from another corpus, other queries or another
+    encoder, LockedError, DiskError, CorruptError.
+    """
+    total = count_lines(corpus)
+    with Build.create_or_resume(path, dim=encoder.facts.dim, fingerprint=encoder.facts.fingerprint) as writer:
+        if not writer.complete:
+            rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang)
+            _skip_committed(rows, writer)
+            progress("encoding", writer.rows, total)
+            for window in windows(rows, WINDOW):
+                _append(window, writer, encoder)
+                writer.commit()
+                progress("encoding", writer.rows, total)
+            writer.commit(complete=True)
+    return Build.open(path)
+
+
+def read_rows(
+    corpus: Path, *, queries: QueryFile | None, rejects: Rejects | None = None, default_lang: str | None = None
+) -> Iterator[Row]:
+    """Each passage of the corpus with its generated queries, in corpus order."""
+    for passage in read_corpus(corpus, rejects=rejects, default_lang=default_lang):
+        yield passage, queries.get(passage.id) if queries is not None else None
+
+
+def count_lines(corpus: Path) -> int | None:
+    """How many passages a corpus holds at most, for progress bars; None where counting would mean unpacking it."""
+    if corpus.suffix not in (".jsonl", ".tsv") or not corpus.is_file():
+        return None
+    return sum(1 for _ in open_lines(corpus))
+
+
+def changed_input(path: Path, row: int) -> MismatchError:
+    """The error for a build folder whose corpus or queries are not those that it was made from."""
+    return MismatchError(
+        f"The corpus or the queries changed since the vectors in {path} were made (first at passage {row + 1}): "
+        "remove that folder, or use another --build."
+    )
+
+
+def _skip_committed(rows: Iterator[Row], writer: BuildWriter) -> None:
+    """Read over what is encoded already, checking that it is what was encoded."""
+    for row, digest in enumerate(writer.digest_prefix().tolist()):
+        found = next(rows, None)
+        if found is None or row_digest(*found) != digest:
+            raise changed_input(writer.path, row)
+
+
+def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder) -> None:
+    passages = [passage for passage, _ in window]
+    writer.append(
+        [passage.id for passage in passages],
+        np.array([row_digest(*row) for row in window], dtype=np.uint64),
+        encoder.encode_passages([passage.title_and_text for passage in passages]),
+        _query_sums([queries for _, queries in window], encoder),
+    )
+
+
+def _query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) -> QuerySums:
+    """Per language the sum of each row's query vectors and their number; all languages are encoded in one stream."""
+    flat = [
+        (row, lang, text)
+        for row, queries in enumerate(rows)
+        if queries is not None
+        for lang, texts in sorted(queries.queries.items())
+        for text in texts
+    ]
+    if not flat:
+        return {}
+    vectors = encoder.encode_queries([text for _, _, text in flat])
+    owners = np.array([row for row, _, _ in flat])
+    langs = np.array([lang for _, lang, _ in flat])
+    sums = {}
+    for lang in sorted(set(langs.tolist())):
+        chosen = langs == lang
+        total = np.zeros((len(rows), vectors.shape[1]), dtype=np.float32)
+        np.add.at(total, owners[chosen], vectors[chosen])
+        sums[lang] = (total, np.bincount(owners[chosen], minlength=len(rows)).astype(np.int32))
+    return sums

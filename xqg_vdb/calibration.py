@@ -1,0 +1,118 @@
+"""Language calibration: subtract λ·μ_l, the mean query vector of the question's language, from the question's vector.
+
+Passages that lie close to *every* question of a language lose their head start (a hub correction). It needs no labels and
+no parallel data, only some thirty questions of the language, whatever they are about; it costs one subtraction a question.
+
+In: query rows, languages, a `LanguageMeans` table. Out: query rows. This file knows no model and no store.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from xqg_vdb.errors import ModelError
+from xqg_vdb.types import Vectors
+
+
+@dataclass(frozen=True)
+class LanguageMeans:
+    """Mean query vector (dim,) per language, the number of questions behind each, and where they came from."""
+
+    means: Mapping[str, Vectors] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    source: str = ""
+
+    def mean_of(self, lang: str | None) -> Vectors | None:
+        """μ of `lang`; the mean over all languages when it is unknown or not in the table; None when the table is empty."""
+        if not self.means:
+            return None
+        if lang is not None and lang in self.means:
+            return self.means[lang]
+        return np.mean(list(self.means.values()), axis=0, dtype=np.float32)
+
+    def refined(self, other: LanguageMeans) -> LanguageMeans:
+        """This table with `other`'s questions added: per language the mean over both sets, weighted by their counts."""
+        means, counts = dict(self.means), dict(self.counts)
+        for lang, theirs in other.means.items():
+            n_mine, n_theirs = counts.get(lang, 0), other.counts[lang]
+            mine = means.get(lang, np.zeros_like(theirs))
+            means[lang] = ((n_mine * mine + n_theirs * theirs) / max(n_mine + n_theirs, 1)).astype(np.float32)
+            counts[lang] = n_mine + n_theirs
+        return LanguageMeans(means, counts, " + ".join(part for part in (self.source, other.source) if part))
+
+
+def language_means(vectors: Mapping[str, Vectors], *, source: str) -> LanguageMeans:
+    """The table of rows (n_l, dim) per language; languages without rows are left out."""
+    filled = {lang: rows for lang, rows in vectors.items() if len(rows)}
+    means = {lang: rows.mean(axis=0, dtype=np.float64).astype(np.float32) for lang, rows in filled.items()}
+    return LanguageMeans(means, {lang: len(rows) for lang, rows in filled.items()}, source)
+
+
+def calibrate(
+    queries: Vectors, *, langs: Sequence[str | None], table: LanguageMeans, strength: float, normalize: bool
+) -> Vectors:
+    """Rows q - λ·μ_lang(q), (n, dim) float32; `strength` is λ, 0 returns the rows unchanged.
+
+    langs: one code per row; None, `und` and languages outside the table take the mean over all languages.
+    normalize: give rows length 1 again (no influence on a ranking, but scores stay within [-1, 1] for cosine).
+    """
+    if len(langs) != len(queries):
+        raise ValueError(f"{len(queries)} query rows but {len(langs)} languages")
+    if strength == 0.0 or not table.means or not len(queries):
+        return queries
+    by_lang = {lang: table.mean_of(lang) for lang in set(langs)}
+    offsets = np.stack([np.asarray(by_lang[lang]) for lang in langs])
+    moved = (queries - np.float32(strength) * offsets).astype(np.float32)
+    if normalize:
+        moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), np.float32(1e-12))
+    return moved
+
+
+def save_means(table: LanguageMeans) -> bytes:
+    """The bytes of a `calibration.npz`: `langs` (L,) str, `means` (L, dim) float32, `counts` (L,) int64, `source`."""
+    langs = sorted(table.means)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        langs=np.array(langs, dtype=np.str_),
+        means=np.stack([table.means[lang] for lang in langs]) if langs else np.zeros((0, 0), np.float32),
+        counts=np.array([table.counts[lang] for lang in langs], dtype=np.int64),
+        source=np.array(table.source),
+    )
+    return buffer.getvalue()
+
+
+def load_means(path: Path, *, dim: int) -> LanguageMeans:
+    """The table in `path`. Raises ModelError when the file is not one, or is of another dimension."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            langs = [str(lang) for lang in arrays["langs"]]
+            means, counts = np.asarray(arrays["means"], dtype=np.float32), arrays["counts"].tolist()
+            source = str(arrays["source"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ModelError(f"{path} is not a calibration file ({error}); export the encoder again.") from error
+    if langs and (means.shape != (len(langs), dim) or len(counts) != len(langs) or not np.isfinite(means).all()):
+        raise ModelError(f"{path} holds means of shape {means.shape}, expected ({len(langs)}, {dim}); export again.")
+    return LanguageMeans(dict(zip(langs, means, strict=True)), dict(zip(langs, counts, strict=True)), source)
+
+
+def pack_means(table: LanguageMeans) -> dict[str, str]:
+    """The table as text for a collection's card: language -> base64 of little-endian float16, 2·dim bytes each."""
+    return {
+        lang: base64.b64encode(mean.astype("<f2").tobytes()).decode("ascii") for lang, mean in sorted(table.means.items())
+    }
+
+
+def unpack_means(packed: Mapping[str, str], *, dim: int) -> LanguageMeans:
+    """The table that `pack_means` wrote (counts are not kept: 1 each)."""
+    means = {lang: np.frombuffer(base64.b64decode(text), dtype="<f2").astype(np.float32) for lang, text in packed.items()}
+    wrong = [lang for lang, mean in means.items() if mean.shape != (dim,)]
+    if wrong:
+        raise ModelError(f"the collection's query means for {', '.join(wrong)} do not have {dim} dimensions")
+    return LanguageMeans(means, dict.fromkeys(means, 1), "collection")

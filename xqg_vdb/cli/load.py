@@ -1,0 +1,87 @@
+"""`xqg-vdb load`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, print_json, say, store_options
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument("collection")
+@encoder_options
+@click.option("--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable.")
+@click.option("--alpha", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Weight of the queries.")
+@click.option("--pool", type=click.Choice(["shrunk", "mean", "sum"]), default="shrunk", show_default=True, help="sum: the paper's.")
+@click.option("-l", "--lang", "langs", multiple=True, help="Fold in these query languages only; repeatable.")
+@click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, to calibrate on.")
+@click.option("--no-calibration", is_flag=True, help="Searches of this collection shall not calibrate.")
+@click.option("--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing.")
+@click.option("--distance", type=click.Choice(["cosine", "dot"]), help="Default: what suits the encoder.")
+@click.option("--default-lang", help="Language of passages that name none  [default: detected]")
+@click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
+@click.option("--rejects", "rejects_file", type=click.Path(path_type=Path), help="Write bad lines here  [default: none]")
+@store_options
+@json_option
+def load(
+    corpus: Path,
+    collection: str,
+    model: str,
+    threads: int | None,
+    query_files: tuple[Path, ...],
+    alpha: float,
+    pool: Literal["shrunk", "mean", "sum"],
+    langs: tuple[str, ...],
+    questions: Path | None,
+    no_calibration: bool,
+    build: Path | None,
+    distance: Literal["cosine", "dot"] | None,
+    default_lang: str | None,
+    max_rejects: int,
+    rejects_file: Path | None,
+    path: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Load CORPUS into COLLECTION, its generated queries folded into the passages' vectors.
+
+    CORPUS is .jsonl, .jsonl.gz, .tsv, .parquet or a BEIR folder. Stopped at any point, the same command goes on; run
+    again on the same corpus, it changes nothing. Searches see the old version until the new one is complete.
+
+    \b
+    Example:
+      xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/
+    """
+    from xqg_vdb.encoding import Encoder
+    from xqg_vdb.languages import normalize
+    from xqg_vdb.loading import load_with_report
+    from xqg_vdb.models import ensure_encoder
+    from xqg_vdb.progress import bars
+    from xqg_vdb.records import Rejects
+    from xqg_vdb.types import Recipe
+
+    recipe = Recipe(alpha=alpha, pool=pool, langs=tuple(sorted(normalize(code) for code in langs)) or None)
+    rejects = Rejects(max_rejects, rejects_file)
+    folder = ensure_encoder(model, report=say)
+    with Encoder(folder, threads=threads, calibration=0.0 if no_calibration else None) as encoder, bars(unit=" passages") as progress:
+        report = load_with_report(
+            corpus, collection, encoder=encoder, store=chosen_store(path, url), queries=list(query_files) or None,
+            recipe=recipe, questions=questions, build=build, distance=distance, default_lang=default_lang, rejects=rejects,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(report))
+        return
+    folded = ", ".join(f"{n} {lang}" for lang, n in report.queries.items()) or "none"
+    click.echo(f"{report.collection}: {report.passages} passages; queries folded in: {folded}")
+    skipped = {name: n for name, n in report.counts.items() if name in ("duplicates", "blank", "rejected") and n}
+    if skipped:
+        click.echo("left out: " + ", ".join(f"{n} {name}" for name, n in skipped.items()))
+    if report.unused_queries:
+        click.echo(f"{report.unused_queries} query records belong to no passage of this corpus")
+    click.echo(f"next: xqg-vdb search {collection} 'your question'")

@@ -1,0 +1,173 @@
+"""How a passage lies in a Qdrant collection: names, point ids, payloads, digests and the order of hits.
+
+In: passages and payloads. Out: the same facts in the other form. This file refuses to know where collections live; the
+layout is the one that the stock LangChain, LlamaIndex and Haystack integrations read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, MismatchError
+from ..types import UNKNOWN_LANGUAGE, Card, Hit, Passage, Vectors
+
+TEXT_DENSE = "text-dense"
+TEXT_SPARSE = "text-sparse"
+"""Always empty: Haystack insists on a sparse vector of this name whenever vectors are named."""
+LANG_KEY = "meta.lang"
+RESERVED_META = frozenset({"lang", "title", "query_langs"})
+"""Keys of payload["meta"] that are ours; all others belong to the user."""
+
+Found = tuple[float, Mapping[str, Any]]
+"""A score and the payload that has it."""
+
+_NAMESPACE = uuid.UUID("6f0f1b1e-4c1d-5b7a-9d53-0d6b6f0a7c11")  # never change: it is part of every stored point's id
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_VERSION_SUFFIX = re.compile(r".*__v\d+")
+_MOST_TIES = 1024
+
+
+def check_name(name: str) -> str:
+    """`name` itself when it may name a collection. Raises DataError: names become folders, aliases and URL parts."""
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} cannot name a collection: use 1 to 128 letters, digits, '.', '_' or '-', not starting with a"
+            " dot."
+        )
+    if _VERSION_SUFFIX.fullmatch(name):
+        raise DataError(
+            f"{name!r} cannot name a collection: endings like __v0001 are kept for versions; choose another."
+        )
+    return name
+
+
+def point_id(docid: str) -> uuid.UUID:
+    """The id of a passage's point: equal for equal passages ids, so that loading twice changes nothing."""
+    return uuid.uuid5(_NAMESPACE, docid)
+
+
+def payload_of(passage: Passage, query_langs: Sequence[str]) -> dict[str, Any]:
+    """What is stored beside the vectors of one passage."""
+    meta = {"lang": passage.lang, "title": passage.title, "query_langs": list(query_langs)}
+    return {"id": passage.id, "content": passage.text, "meta": {**meta, **passage.meta}}
+
+
+def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
+    """The hit that a payload of ours stands for; lenient, because others may have written points beside ours."""
+    meta = payload.get("meta") or {}
+    return Hit(
+        id=str(payload.get("id", "")),
+        score=score,
+        text=payload.get("content", ""),
+        title=meta.get("title", ""),
+        lang=meta.get("lang", UNKNOWN_LANGUAGE),
+        meta={key: value for key, value in meta.items() if key not in RESERVED_META},
+    )
+
+
+class Digest:
+    """Order-free digest over (id, text): the sum modulo 2**128 of a blake2b-128 per passage; any scroll order will do.
+
+    Ids hold no NUL (the gate refuses them), which makes id, NUL, text unambiguous.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, docid: str, text: str) -> None:
+        """Count one passage in; adding a passage twice is seen."""
+        self._sum += int.from_bytes(blake2b(f"{docid}\0{text}".encode(), digest_size=16).digest(), "little")
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self._sum % (1 << 128):032x}"
+
+
+def digest(passages: Iterable[tuple[str, str]]) -> str:
+    """The digest of (id, text) pairs in any order."""
+    total = Digest()
+    for docid, text in passages:
+        total.add(docid, text)
+    return total.hexdigest()
+
+
+def same_build(one: Card, other: Card) -> bool:
+    """Whether points written under the two cards may lie in one collection, so that a stopped load can be continued."""
+    return _resume_key(one) == _resume_key(other)
+
+
+def _resume_key(card: Card) -> tuple[object, ...]:
+    return (
+        card.encoder.fingerprint,
+        card.distance,
+        card.recipe,
+        dict(card.query_means),
+        card.vectors,
+        card.rows_digest,
+    )
+
+
+def check_queries(vectors: Vectors, *, k: int) -> Vectors:
+    """Question rows as contiguous float32 (q, dim). Raises DataError for another shape, NaN, infinity or k below 1."""
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if rows.ndim != 2:
+        raise DataError(f"Question vectors must be a matrix (questions, dim), found shape {np.shape(vectors)}.")
+    if not np.isfinite(rows).all():
+        raise DataError("A question's vector holds NaN or infinity; check the encoder and its calibration.")
+    if k < 1:
+        raise DataError(f"k must be 1 or more, found {k}.")
+    return rows
+
+
+def check_langs(langs: Sequence[str] | None) -> None:
+    """Raise DataError for a bare string or an empty list: both would filter everything away."""
+    if isinstance(langs, str) or (langs is not None and not langs):
+        raise DataError(f"langs must be a list with at least one language code, or None for all; found {langs!r}.")
+
+
+def check_using(card: Card, using: str, *, name: str, dim: int) -> None:
+    """Raise MismatchError unless `name` has vectors `using` of width `dim`."""
+    if using not in card.vectors:
+        raise MismatchError(f"Collection {name!r} has no vector {using!r}; it has {', '.join(card.vectors)}.")
+    if dim != card.encoder.dim:
+        raise MismatchError(
+            f"Collection {name!r} holds vectors of {card.encoder.dim} numbers (encoder {card.encoder.source}), the"
+            f" question has {dim}; search with the encoder that made it."
+        )
+
+
+def best(rows: Vectors, ask: Callable[[Vectors, int], Sequence[Sequence[Found]]], *, k: int) -> list[list[Hit]]:
+    """The k best per row of `rows`, by score, then id; `ask(rows, limit)` finds that many per row, falling by score.
+
+    Engines order equal scores by chance, so one more than k is asked for. When it ties with the kth, which of them
+    belong in is settled by asking again with a growing limit until the tie ends (at most 1,024 beyond k; then the choice
+    stays the engine's).
+    """
+    return [_settled(found, k=k, more=partial(ask, rows[at : at + 1])) for at, found in enumerate(ask(rows, k + 1))]
+
+
+def _settled(found: Sequence[Found], *, k: int, more: Callable[[int], Sequence[Sequence[Found]]]) -> list[Hit]:
+    limit = k + 1
+    while len(found) == limit and found[-1][0] == found[k - 1][0] and limit < k + _MOST_TIES:
+        limit = min(4 * limit, k + _MOST_TIES)
+        found = more(limit)[0]
+    ranked = sorted(found, key=lambda one: (-one[0], str(one[1].get("id", ""))))
+    return [hit_of(score, payload) for score, payload in ranked[:k]]
+
+
+def missing_collection(name: str, existing: Sequence[str], *, where: str) -> DataError:
+    """The error for an unknown name: says what there is, the near matches first."""
+    if not existing:
+        return DataError(f"There is no collection {name!r} in {where}: it has none yet; make one with `xqg-vdb load`.")
+    near = difflib.get_close_matches(name, existing, n=3)
+    asked = f" Did you mean {', '.join(near)}?" if near else ""
+    listed = ", ".join(existing[:20]) + (", …" if len(existing) > 20 else "")
+    return DataError(f"There is no collection {name!r} in {where}.{asked} It has: {listed}.")

@@ -1,0 +1,193 @@
+"""One call to a Qdrant server, repeated while that can help, and its last error in words of ours.
+
+In: a function that calls the client. Out: its value, or one of our errors. qdrant-client's own bulk methods repeat
+without a pause, repeat refusals too, and obey `Retry-After: 0` for ever; this file is why nothing here uses them. It
+refuses to know what is called, and no key ever reaches a message.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import logging
+import random
+import re
+import ssl
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import httpx
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from ..errors import DataError, MismatchError, ServerError, XqgError
+
+T = TypeVar("T")
+
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+SHORTEST_ASKED, LONGEST_ASKED = 0.1, 120.0
+"""Bounds on what `Retry-After` may ask for, in seconds."""
+_LOG_EVERY = 10.0
+_BAD_RETRY_AFTER = re.compile(r"Retry-After header value is not a valid integer: (.*)")
+_FITS_NOT = re.compile(
+    r"dimension error|not existing vector name|not aligned|is not found in the collection", re.IGNORECASE
+)
+_NO_COLLECTION = re.compile(r"^Collection \S+ not found", re.IGNORECASE)
+
+_log = logging.getLogger(__name__)
+
+
+class NotDone(Exception):
+    """The server answered, but has not finished what was asked for (`wait_timeout`): ask again."""
+
+
+class NotFound(ServerError):
+    """The server has no such collection; the store says which ones there are."""
+
+
+class TooLarge(ServerError):
+    """The server refuses a request of this size; the writer halves it."""
+
+
+class Server:
+    """Calls a client with patience. `where` names the server in messages; `secret` is taken out of them.
+
+    deadline: seconds after which a call is given up, counted from its first attempt.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        deadline: float,
+        secret: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.where = where
+        self.deadline = deadline
+        self._secret = secret
+        self._sleep = sleep
+        self._clock = clock
+        self._logged = -_LOG_EVERY
+
+    def call(self, request: Callable[[], T], *, deadline: float | None = None) -> T:
+        """What `request()` returns, after as many attempts as the deadline allows. It must be safe to repeat.
+
+        Raises ServerError (NotFound, TooLarge), MismatchError or DataError.
+        """
+        end = self._clock() + (self.deadline if deadline is None else deadline)
+        attempt = 0
+        while True:
+            try:
+                return request()
+            except XqgError:
+                raise
+            except Exception as error:
+                wait = _wait_after(error, attempt)
+                if wait is None:
+                    raise self._translated(error) from error
+                if self._clock() + wait >= end:
+                    raise self._given_up(error) from error
+                self._note(error, wait)
+            self._sleep(wait)
+            attempt += 1
+
+    def _note(self, error: Exception, wait: float) -> None:
+        if self._clock() - self._logged >= _LOG_EVERY:
+            self._logged = self._clock()
+            _log.warning("%s: %s; trying again in %.1f s", self.where, self._said(error), wait)
+
+    def _given_up(self, error: Exception) -> ServerError:
+        return ServerError(
+            f"{self.where} is away or overloaded ({self._said(error)}); check that it runs, then run the same command"
+            " again."
+        )
+
+    def _translated(self, error: Exception) -> XqgError:
+        said = self._said(error)
+        status = error.status_code if isinstance(error, UnexpectedResponse) else None
+        if status in (401, 403):
+            return ServerError(f"{self.where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY.")
+        if status == 413:
+            return TooLarge(f"{self.where} refuses a request of this size ({said}); use smaller batches.")
+        if _FITS_NOT.search(said):
+            return MismatchError(f"The vectors do not fit the collection on {self.where}: {said}.")
+        if status == 404 or _NO_COLLECTION.match(said):
+            return NotFound(f"{self.where} has no such collection ({said}).")
+        if isinstance(error, json.JSONDecodeError):
+            return ServerError(f"{self.where} does not answer in JSON ({said}); is it a Qdrant server?")
+        if isinstance(error, (ValueError, TypeError)):  # the local mode's way to refuse
+            return DataError(f"{self.where} refuses the data: {said}.")
+        return ServerError(f"{self.where} refused the request for good ({said}).")
+
+    def _said(self, error: Exception) -> str:
+        text = _words(error)
+        return text.replace(self._secret, "***") if self._secret else text
+
+
+def _wait_after(error: Exception, attempt: int) -> float | None:
+    """Seconds to wait before the next attempt; None when repeating cannot help."""
+    if isinstance(error, ResourceExhaustedResponse):
+        return _asked(float(error.retry_after_s))
+    if isinstance(error, QdrantException):  # how the client fails on a Retry-After that is a date
+        found = _BAD_RETRY_AFTER.search(str(error))
+        return _retry_after(found[1], attempt) if found else None
+    if isinstance(error, UnexpectedResponse):
+        header = error.headers.get("Retry-After")
+        return _retry_after(header, attempt) if error.status_code in TRANSIENT else None
+    if isinstance(error, ResponseHandlingException):
+        return _backoff(attempt) if _is_passing(error.source) else None
+    return _backoff(attempt) if isinstance(error, NotDone) else None
+
+
+def _is_passing(source: Exception) -> bool:
+    """Whether a broken conversation may go better next time; a certificate that is not trusted will not."""
+    if isinstance(source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
+        return False
+    untrusted = isinstance(source.__cause__, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(source)
+    return isinstance(source, httpx.TransportError) and not untrusted
+
+
+def _backoff(attempt: int) -> float:
+    """Exponential, with full jitter, so that many clients do not come back at once."""
+    ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 16))
+    return max(SHORTEST_ASKED, random.uniform(0, ceiling))
+
+
+def _retry_after(header: str | None, attempt: int) -> float:
+    """The wait that a header asks for (seconds or a date), else the usual one."""
+    if not header:
+        return _backoff(attempt)
+    try:
+        return _asked(float(header))
+    except ValueError:
+        pass
+    try:
+        moment = email.utils.parsedate_to_datetime(header.strip())
+    except ValueError:
+        return _backoff(attempt)
+    return _asked((moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _asked(seconds: float) -> float:
+    return min(max(seconds, SHORTEST_ASKED), LONGEST_ASKED)
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, UnexpectedResponse):
+        return f"{error.status_code} {error.reason_phrase} {_server_words(error)}".strip()
+    if isinstance(error, ResponseHandlingException):
+        return f"{type(error.source).__name__}: {error.source}".partition("\n")[0][:200]
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+def _server_words(error: UnexpectedResponse) -> str:
+    try:
+        return str(error.structured()["status"]["error"])[:200]
+    except (ValueError, KeyError, TypeError):
+        return error.content[:100].decode("utf-8", "replace").partition("\n")[0]

@@ -1,0 +1,236 @@
+"""The store on a Qdrant server (qdrant-client), also its in-memory stand-in `:memory:`.
+
+In: a client. Out: a VectorStore. A collection `wiki` is the alias of a versioned one, `wiki__v0001`, whose metadata
+holds the card and the loader's cursor. Loading is in `server_writer`; this file refuses to know how points get in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import numpy as np
+from qdrant_client import QdrantClient, models
+from qdrant_client.local.qdrant_local import QdrantLocal
+
+from ..errors import DataError, ServerError
+from ..types import Card, CollectionWriter, Hit, StoredPoint, Vectors
+from . import layout
+from .retry import NotFound, Server
+from .server_names import CARD_KEY, Names
+from .server_writer import open_writer
+
+T = TypeVar("T")
+
+_SCROLL_PAGE = 512
+_QUERY_BATCH = 64
+_READ_DEADLINE = 30.0
+
+
+class ServerStore:
+    """Collections on a server; see `types.VectorStore`. Threads may share one store as they may share the client.
+
+    client: a ready client, which stays the caller's to close.
+    where: how messages name the server.
+    deadline: seconds without success after which a write is given up; reads are given up after 30 at the latest.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        *,
+        where: str = "the Qdrant server",
+        deadline: float = 600.0,
+        secret: str | None = None,
+    ) -> None:
+        self._client = client
+        self._server = Server(where, deadline=deadline, secret=secret)
+        self._owned = False
+        self._is_local = isinstance(client._client, QdrantLocal)
+        self._names = Names(client, self._server)
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: int = 60,
+        deadline: float = 600.0,
+        insecure: bool = False,
+    ) -> ServerStore:
+        """A store on the server at `url` (`:memory:` for one inside this process); sends nothing yet.
+
+        timeout: seconds for one request. insecure: allow the key to travel unencrypted to another machine.
+        Raises DataError for a URL without host or with a password in it, ServerError for a key that would be readable
+        on the way.
+        """
+        if url == ":memory:":
+            store = cls(QdrantClient(":memory:"), where=url, deadline=deadline)
+        else:
+            where = _checked_address(url, api_key=api_key, insecure=insecure)
+            with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
+                warnings.simplefilter("ignore", UserWarning)
+                client = QdrantClient(url=url, api_key=api_key, timeout=timeout, check_compatibility=False)
+            store = cls(client, where=where, deadline=deadline, secret=api_key)
+        store._owned = True
+        return store
+
+    def __repr__(self) -> str:
+        return f"ServerStore({self._server.where!r})"
+
+    def __enter__(self) -> ServerStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def names(self) -> list[str]:
+        """The published collections, sorted; those that others made are not among them."""
+        return self._names.published()
+
+    def card(self, name: str) -> Card:
+        """The card of the published version. Raises DataError when there is no such collection or it is not ours."""
+        info = self._read(name, lambda: self._client.get_collection(name))
+        record = (info.config.metadata or {}).get(CARD_KEY)
+        try:
+            return Card.from_json(cast(Mapping[str, Any], record))
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"Collection {name!r} on {self._server.where} has no card of xqg-vdb: it was not made by `xqg-vdb"
+                " load`."
+            ) from error
+
+    def writer(self, name: str, *, card: Card) -> CollectionWriter:
+        """A new version, or the unfinished one of an equal card.
+
+        Nothing keeps two loaders apart: equal ones help each other, of different ones the later removes the earlier's.
+        Raises MismatchError when a collection, not an alias, has that name.
+        """
+        return open_writer(self._names, layout.check_name(name), card=card, is_local=self._is_local)
+
+    def search(
+        self,
+        name: str,
+        vectors: Vectors,
+        *,
+        k: int,
+        langs: Sequence[str] | None,
+        using: str,
+        exact: bool,
+        ef: int | None,
+    ) -> list[list[Hit]]:
+        """The k best per row of `vectors` (q, dim), by score, then id; only passages in `langs` when given.
+
+        ef: how many candidates graph search keeps; None is the server's default.
+        """
+        rows = layout.check_queries(vectors, k=k)
+        layout.check_langs(langs)
+        # the local mode is always exact and warns when it is asked to be
+        params = None if self._is_local else models.SearchParams(hnsw_ef=ef, exact=exact)
+
+        def ask(questions: Vectors, limit: int) -> list[list[layout.Found]]:
+            requests = [
+                models.QueryRequest(
+                    query=row,
+                    using=using,
+                    filter=_language_filter(langs),
+                    params=params,
+                    limit=limit,
+                    with_payload=True,
+                )
+                for row in questions.tolist()
+            ]
+            return self._query(name, requests)
+
+        return layout.best(rows, ask, k=k)
+
+    def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
+        """Exact number of points, of those languages when given."""
+        layout.check_langs(langs)
+        wanted = _language_filter(langs)
+        return self._read(name, lambda: self._client.count(name, count_filter=wanted, exact=True)).count
+
+    def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
+        """Every point of the version that is published when the first one is asked for."""
+        physical = self._names.target(layout.check_name(name)) or name
+        offset: Any = None
+        while True:
+            page = partial(self._client.scroll, physical, limit=_SCROLL_PAGE, offset=offset, with_vectors=with_vectors)
+            records, offset = self._read(name, page)
+            yield from map(_stored, records)
+            if offset is None:
+                return
+
+    def delete(self, name: str) -> None:
+        """Remove the collection with all its versions. Raises DataError when unknown, MismatchError when not ours."""
+        self._names.refuse_plain(layout.check_name(name))
+        if self._names.target(name) is None and not self._names.versions(name):
+            raise self._missing(name)
+        self._names.drop(name)
+
+    def close(self) -> None:
+        """Close the client if `connect` made it."""
+        if self._owned:
+            self._client.close()
+
+    def _query(self, name: str, requests: list[models.QueryRequest]) -> list[list[layout.Found]]:
+        found: list[list[layout.Found]] = []
+        for at in range(0, len(requests), _QUERY_BATCH):
+            batch = requests[at : at + _QUERY_BATCH]
+            answers = self._read(name, partial(self._client.query_batch_points, name, batch))
+            found += [[(point.score, point.payload or {}) for point in answer.points] for answer in answers]
+        return found
+
+    def _read(self, name: str, request: Callable[[], T]) -> T:
+        layout.check_name(name)
+        try:
+            return self._server.call(request, deadline=min(_READ_DEADLINE, self._server.deadline))
+        except NotFound as error:
+            raise self._missing(name) from error
+
+    def _missing(self, name: str) -> DataError:
+        if self._names.versions(name):
+            return DataError(
+                f"Collection {name!r} on {self._server.where} is not finished: run the load again, it continues where"
+                " it stopped."
+            )
+        return layout.missing_collection(name, self.names(), where=self._server.where)
+
+
+def _stored(record: models.Record) -> StoredPoint:
+    vectors = cast(Mapping[str, Any], record.vector or {})
+    payload = record.payload or {}
+    arrays = {key: np.asarray(value, dtype=np.float32) for key, value in vectors.items()}
+    return StoredPoint(id=str(payload.get("id", "")), payload=payload, vectors=arrays)
+
+
+def _language_filter(langs: Sequence[str] | None) -> models.Filter | None:
+    if langs is None:
+        return None
+    return models.Filter(must=[models.FieldCondition(key=layout.LANG_KEY, match=models.MatchAny(any=list(langs)))])
+
+
+def _checked_address(url: str, *, api_key: str | None, insecure: bool) -> str:
+    """Host and port for messages."""
+    parts = urlsplit(url if re.match(r"https?://", url) else f"//{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise DataError("The address of a Qdrant server looks like http://localhost:6333 or https://host:6333.")
+    if parts.username or parts.password:
+        raise DataError(f"The address of {parts.hostname} holds a password; take it out and set XQG_VDB_API_KEY.")
+    where = f"{parts.hostname}:{parts.port or 6333}"
+    if api_key and parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
+        raise ServerError(f"The API key would travel unencrypted to {where}; use https, or insecure=True if you must.")
+    return where
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

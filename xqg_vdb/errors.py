@@ -1,0 +1,60 @@
+"""The errors that reach a user: one root, few children, each with the exit code of the command line.
+
+Every message is one sentence or two that say what was expected, what was found, and what to type next.
+"""
+
+from __future__ import annotations
+
+
+class XqgError(Exception):
+    """Root of all errors that this package raises on purpose; its text is meant for the user."""
+
+    exit_code = 1
+
+
+class DataError(XqgError):
+    """A corpus, query or question file is missing, empty or malformed."""
+
+    exit_code = 3
+
+
+class ModelError(XqgError):
+    """A model folder or checkpoint is missing, damaged or of a kind that cannot be used."""
+
+    exit_code = 3
+
+
+class MissingExtra(XqgError):
+    """A feature needs packages that an extra of this package installs."""
+
+    exit_code = 3
+
+
+class MismatchError(XqgError):
+    """Two things that must belong together do not: encoder and collection, recipe and data, export and original."""
+
+    exit_code = 4
+
+
+class ServerError(XqgError):
+    """A Qdrant server (or another endpoint) is away, or refused a request for good."""
+
+    exit_code = 5
+
+
+class DiskError(XqgError):
+    """The disk is full, or a path may not be written."""
+
+    exit_code = 6
+
+
+class LockedError(XqgError):
+    """Another process (or another handle in this one) uses the store."""
+
+    exit_code = 7
+
+
+class CorruptError(XqgError):
+    """A store or file of ours is damaged."""
+
+    exit_code = 8

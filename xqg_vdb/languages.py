@@ -1,0 +1,147 @@
+"""Language codes, their English names, and detection.
+
+In: whatever code a file or user gives, or plain texts. Out: one primary-language BCP 47 code per language (`sw`, never
+`swa`, `swh` or `sw-KE`), so that data, generated queries and filters meet; `und` when nothing is known.
+This file refuses to know formats, models and collections.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.types import UNKNOWN_LANGUAGE
+
+MIN_CONFIDENCE = 0.3
+"""Below it `detect` says `und`. On 2,200 XQuAD questions in 11 languages: 98.8 % right, 0.6 % `und`, 0.6 % wrong."""
+
+_SAMPLE = 300  # characters that decide: 100 % right on XQuAD paragraphs in 11 languages, and the cost is linear
+_LOAD_LOCK = threading.Lock()
+
+# Members of these macrolanguages share a script and a written standard, and are what detection confuses
+# (zh with wuu, ar with arz): one code for each group. The kept ones are written differently.
+_FOLDED = frozenset({"ar", "fa", "no", "uz", "zh"})
+_KEPT = frozenset({"hak", "nan", "yue"})
+# langcodes prefers fil and ak; data sets, detectors and people who ask for Twi say tl and tw.
+_OWN = {"fil": "tl", "fat": "fat", "tw": "tw", "twi": "tw", "pnb": "pnb"}
+_NOT_ONE_LANGUAGE = frozenset({"mul", "mis", "zxx", UNKNOWN_LANGUAGE})
+_COMMON_WITHOUT_TWO_LETTERS = ("bem", "ceb", "ckb", "gsw", "haw", "hmn", "nso", "pcm", "tl", "yue")
+
+
+def normalize(code: str | None) -> str:
+    """Return the primary-language code that this package uses for `code`; `und` for None, blank, `mul`, `zxx`.
+
+    >>> normalize("swa"), normalize("iw"), normalize("zh-Hans"), normalize("arz")
+    ('sw', 'he', 'zh', 'ar')
+
+    Raises DataError when `code` is no language, with the codes that were perhaps meant.
+    """
+    if code is None:
+        return UNKNOWN_LANGUAGE
+    found = _primary(code.strip())
+    if found is None:
+        near = near_matches(code)
+        hint = f"; perhaps {' or '.join(f'{c} ({english_name(c)})' for c in near)}" if near else ""
+        raise DataError(f"{code[:40]!r} is not a language code such as en or sw{hint}.")
+    return found
+
+
+def english_name(code: str) -> str:
+    """Return the English name of a language, for prompts and tables: `Swahili` for `sw`. Raises like `normalize`."""
+    import langcodes
+
+    primary = normalize(code)
+    return "Tagalog" if primary == "tl" else str(langcodes.Language.get(primary).display_name("en"))
+
+
+def near_matches(text: str, *, limit: int = 3) -> list[str]:
+    """Return up to `limit` codes whose code or English name resembles `text`, best first; empty when nothing does."""
+    from difflib import get_close_matches
+
+    wanted = text.strip().lower()[:40]
+    spellings = _spellings()
+    close = get_close_matches(wanted, spellings, n=limit * 2, cutoff=0.75)
+    return list(dict.fromkeys(spellings[name] for name in close))[:limit]
+
+
+def detect(texts: Sequence[str], *, min_confidence: float = MIN_CONFIDENCE) -> list[str]:
+    """Guess one code per text, in order; `und` for texts without letters and for guesses below `min_confidence`.
+
+    Macrolanguage members are added up before the best is chosen. About 0.3 ms a question; safe from several threads.
+    """
+    if not any(_has_letters(text) for text in texts):
+        return [UNKNOWN_LANGUAGE] * len(texts)
+    rank = _ranker()
+    return [_best(rank, text[:_SAMPLE], min_confidence) if _has_letters(text) else UNKNOWN_LANGUAGE for text in texts]
+
+
+def _has_letters(text: str) -> bool:
+    return any(character.isalpha() for character in text[:_SAMPLE])
+
+
+def _best(rank: Callable[[str], list[tuple[str, float]]], text: str, min_confidence: float) -> str:
+    totals: dict[str, float] = {}
+    for label, probability in rank(text):
+        code = _primary(label) or UNKNOWN_LANGUAGE
+        totals[code] = totals.get(code, 0.0) + probability
+    best = max(totals, key=totals.__getitem__)
+    return best if totals[best] >= min_confidence else UNKNOWN_LANGUAGE
+
+
+@lru_cache(maxsize=4096)
+def _primary(code: str) -> str | None:
+    """Return the normalised code, or None when `code` is not one."""
+    import langcodes
+    from langcodes.data_dicts import MACROLANGUAGES
+
+    if not code:
+        return UNKNOWN_LANGUAGE
+    try:
+        if not langcodes.tag_is_valid(code):
+            return None
+        own = _OWN.get(_language_of(langcodes.standardize_tag(code)))
+        language = own or _language_of(langcodes.standardize_tag(code, macro=True))
+    except (langcodes.LanguageTagError, ValueError):
+        return None
+    if language in _NOT_ONE_LANGUAGE:
+        return UNKNOWN_LANGUAGE
+    if language not in _KEPT and MACROLANGUAGES.get(language) in _FOLDED:
+        language = MACROLANGUAGES[language]
+    # the code becomes a file name and a vector name: letters only, whatever the data package says
+    return language if language.isascii() and language.isalpha() and 2 <= len(language) <= 3 else None
+
+
+def _language_of(tag: str) -> str:
+    return tag.split("-", 1)[0]
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    """Map lower-case codes and English names to codes, for the languages with a two-letter code and a few more."""
+    from langcodes.data_dicts import LANGUAGE_ALPHA3
+
+    table: dict[str, str] = {}
+    for code, alpha3 in [*LANGUAGE_ALPHA3.items(), *((c, c) for c in _COMMON_WITHOUT_TWO_LETTERS)]:
+        primary = _primary(code)
+        if primary is not None and primary != UNKNOWN_LANGUAGE:
+            for spelling in (primary, code, alpha3, english_name(primary).lower()):
+                table.setdefault(spelling, primary)
+    return table
+
+
+def _ranker() -> Callable[[str], list[tuple[str, float]]]:
+    with _LOAD_LOCK:  # `cache` alone would let two threads load the model twice
+        return _load_ranker()
+
+
+@cache
+def _load_ranker() -> Callable[[str], list[tuple[str, float]]]:
+    # an identifier of our own: the module-level one is shared with the host program, which may restrict its languages
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    rank: Callable[[str], list[tuple[str, float]]] = LanguageIdentifier.from_model_file(
+        MODEL_FILE, norm_probs=True
+    ).rank
+    return rank

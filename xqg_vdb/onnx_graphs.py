@@ -1,0 +1,94 @@
+"""Surgery on exported encoder graphs: fusing, int8 quantisation, a projection after pooling. Needs onnx (extra `export`)."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from xqg_vdb.errors import MissingExtra, ModelError
+
+_ACTIVATIONS = {"Tanh": "Tanh", "Identity": None, "GELU": "Gelu"}
+
+
+@cache
+def cpu_has_vnni() -> bool:
+    """True when the CPU multiplies 8-bit numbers without saturating 16-bit sums (AVX512-VNNI, AVX-VNNI, or 64-bit Arm)."""
+    import platform
+
+    if platform.machine() in ("aarch64", "arm64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+def quantize_int8(fp32: Path, int8: Path, *, num_heads: int, hidden: int) -> None:
+    """Write `int8`, a dynamically quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
+
+    Attention, GELU and layer norms are fused first, which makes the int8 graph faster, not other. Without VNNI, AVX2's
+    8-bit multiply adds pairs in saturating 16 bits, so weights keep 7 bits there.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.transformers.fusion_options import FusionOptions
+        from onnxruntime.transformers.optimizer import optimize_model
+    except ImportError as error:
+        raise MissingExtra(f'int8 export needs {error.name}: pip install "xqg-vdb[export]".') from error
+    logging.getLogger("onnxruntime").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(dir=int8.parent.parent) as scratch:
+        fused = Path(scratch) / "fused.onnx"
+        model = optimize_model(
+            str(fp32), model_type="bert", num_heads=num_heads, hidden_size=hidden, opt_level=0,
+            optimization_options=FusionOptions("bert"),
+        )  # fmt: skip
+        model.save_model_to_file(str(fused), use_external_data_format=fp32.stat().st_size > 1 << 30)
+        quantize_dynamic(
+            str(fused),
+            str(int8),
+            per_channel=True,
+            reduce_range=not cpu_has_vnni(),
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+
+
+def append_dense(graph: Path, dense: Path) -> None:
+    """Append the projection of a sentence-transformers `Dense` module (LaBSE) to every token's vector, in place.
+
+    CLS pooling commutes with any projection of single tokens; so does mean pooling with a linear one. For mean pooling with
+    a non-linear activation the folder would be wrong, so that is refused. Raises ModelError.
+    """
+    import onnx
+    import orjson
+    from onnx import helper, numpy_helper
+    from safetensors.numpy import load_file
+
+    config = orjson.loads((dense / "config.json").read_bytes())
+    activation = str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1]
+    pooling = orjson.loads((dense.parent / "1_Pooling" / "config.json").read_bytes())
+    if activation not in _ACTIVATIONS or (_ACTIVATIONS[activation] and not pooling.get("pooling_mode_cls_token")):
+        raise ModelError(f"The checkpoint's Dense module ({activation} after pooling) is not supported.")
+    weights = load_file(dense / "model.safetensors")
+    model = onnx.load(str(graph))
+    output = model.graph.output[0].name
+    matrix = numpy_helper.from_array(weights["linear.weight"].T.astype("float32").copy(), "dense.weight")
+    nodes = [helper.make_node("MatMul", [output, "dense.weight"], ["dense.product"])]
+    model.graph.initializer.append(matrix)
+    last = "dense.product"
+    if "linear.bias" in weights:
+        model.graph.initializer.append(numpy_helper.from_array(weights["linear.bias"].astype("float32"), "dense.bias"))
+        nodes.append(helper.make_node("Add", [last, "dense.bias"], ["dense.sum"]))
+        last = "dense.sum"
+    if _ACTIVATIONS[activation]:
+        nodes.append(helper.make_node(_ACTIVATIONS[activation], [last], ["dense.activated"]))
+        last = "dense.activated"
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    shape = ["batch_size", "sequence_length", int(config["out_features"])]
+    model.graph.output.append(helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, shape))
+    onnx.save_model(model, str(graph), save_as_external_data=graph.stat().st_size > 1 << 30)

@@ -1,0 +1,296 @@
+"""The words that every module shares: frozen records and the protocols between the parts.
+
+Start reading here. Nothing in this file computes; nothing in it knows Qdrant, ONNX or a file format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+"""float32 matrix, one row per text."""
+
+Pool = Literal["shrunk", "mean", "sum"]
+Pooling = Literal["mean", "cls"]
+Distance = Literal["cosine", "dot"]
+
+UNKNOWN_LANGUAGE = "und"
+"""BCP 47 code of a language that nobody gave and detection was not sure of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One retrievable text. `lang` is a BCP 47 code, `und` when unknown; `meta` holds the user's other fields."""
+
+    id: str
+    text: str
+    title: str = ""
+    lang: str = UNKNOWN_LANGUAGE
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title_and_text(self) -> str:
+        """What is encoded: title, a space, text (the convention of DPR, Tevatron and xQG)."""
+        return f"{self.title} {self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question asked of a collection; `lang` is None when it is to be detected."""
+
+    id: str
+    text: str
+    lang: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedQueries:
+    """The machine-generated queries of one passage: language code -> questions."""
+
+    id: str
+    queries: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How query vectors are folded into passage vectors; see `fusion.fuse` for the equations.
+
+    alpha: weight of the queries, 0 (plain passages) to 1.
+    pool: `shrunk` (default), `mean`, or `sum` (the paper's; all passages must have equally many queries).
+    shrink: pseudo-queries k at the language mean that `shrunk` adds to every passage.
+    center: subtract each language's mean query vector before pooling (`shrunk` only), so that only
+        content is added; the other half, the language's own direction, is subtracted from the question.
+    langs: the query languages to use; None means all that the build holds.
+    """
+
+    alpha: float = 0.3
+    pool: Pool = "shrunk"
+    shrink: float = 5.0
+    center: bool = True
+    langs: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
+        if self.pool not in ("shrunk", "mean", "sum"):
+            raise ValueError(f"pool must be shrunk, mean or sum, got {self.pool!r}")
+        if not 0.0 <= self.shrink < float("inf"):
+            raise ValueError(f"shrink must be 0 or more, got {self.shrink}")
+        if self.langs is not None:
+            object.__setattr__(self, "langs", tuple(self.langs))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict from which `from_json` makes an equal recipe."""
+        return {**asdict(self), "langs": None if self.langs is None else list(self.langs)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_json` wrote; unknown keys are ignored, missing ones take their default."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in record.items() if key in known})
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """What makes two sets of vectors comparable; equal `fingerprint` means equal weights, tokeniser and conventions."""
+
+    fingerprint: str
+    source: str
+    dim: int
+    pooling: Pooling
+    normalize: bool
+    query_prefix: str
+    passage_prefix: str
+    max_length: int
+    precision: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> EncoderFacts:
+        """The facts that `to_json` wrote."""
+        return cls(**{f.name: record[f.name] for f in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The record that travels with vectors: who made them and how; kept in the collection and copied into reports.
+
+    count and digest describe the finished collection (order-free digest over id and content), 0 and "" while loading.
+    rows_digest: hash of everything that was encoded, in order; tells one corpus from another while loading.
+    query_langs: languages whose generated queries are folded in.
+    query_means: mean generated-query vector per language (base64 of little-endian float16 rows), which refine the
+        encoder's own calibration for this collection; empty when there were no queries.
+    calibration: the λ that `search` subtracts by default, as the encoder's folder recommended at load time.
+    vectors: names of the dense vectors that every point has, each `encoder.dim` wide; the collection is made from them.
+    """
+
+    encoder: EncoderFacts
+    distance: Distance
+    recipe: Recipe
+    vectors: tuple[str, ...] = ("text-dense",)
+    calibration: float = 0.0
+    query_langs: tuple[str, ...] = ()
+    query_means: Mapping[str, str] = field(default_factory=dict)
+    count: int = 0
+    digest: str = ""
+    rows_digest: str = ""
+    version: str = ""
+    created: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict from which `from_json` makes an equal card."""
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            **record,
+            "schema": 1,
+            "encoder": self.encoder.to_json(),
+            "recipe": self.recipe.to_json(),
+            "vectors": list(self.vectors),
+            "query_langs": list(self.query_langs),
+            "query_means": dict(self.query_means),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Card:
+        """The card that `to_json` wrote; KeyError or TypeError when `record` is not one."""
+        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
+        known["encoder"] = EncoderFacts.from_json(record["encoder"])
+        known["recipe"] = Recipe.from_json(record["recipe"])
+        known["vectors"] = tuple(record.get("vectors", ("text-dense",)))
+        known["query_langs"] = tuple(record.get("query_langs", ()))
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One found passage; higher scores are better; ties are ordered by id."""
+
+    id: str
+    score: float
+    text: str
+    title: str = ""
+    lang: str = UNKNOWN_LANGUAGE
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PointBatch:
+    """Rows to write: passages and, per vector name, a float32 matrix (len(passages), dim) in the same order.
+
+    query_langs: per passage the languages of its generated queries, for the payload.
+    """
+
+    passages: Sequence[Passage]
+    vectors: Mapping[str, Vectors]
+    query_langs: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPoint:
+    """One point as it lies in a collection."""
+
+    id: str
+    payload: Mapping[str, Any]
+    vectors: Mapping[str, Vectors]
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Turns texts into float32 rows in input order; queries and passages have different conventions."""
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """The conventions and the fingerprint."""
+        ...
+
+    def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
+        """Rows (n, dim) for questions, language-calibrated when `langs` is given."""
+        ...
+
+    def encode_passages(self, texts: Iterable[str]) -> Vectors:
+        """Rows (n, dim) for passages."""
+        ...
+
+
+@runtime_checkable
+class QueryGenerator(Protocol):
+    """Writes questions in given languages about passages."""
+
+    def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
+        """One record per passage, in input order."""
+        ...
+
+
+class CollectionWriter(Protocol):
+    """An unpublished version of a collection that is being filled; a context manager that closes without publishing."""
+
+    @property
+    def committed(self) -> int:
+        """Rows that survive a power cut: what the last `commit` named, 0 for a new version."""
+        ...
+
+    def upsert(self, batch: PointBatch) -> None:
+        """Validate, then write; nothing of a bad batch is written. Raises DataError, DiskError, ServerError."""
+        ...
+
+    def commit(self, rows: int) -> None:
+        """Make everything durable, then record that the first `rows` rows of the input are in."""
+        ...
+
+    def publish(self, card: Card) -> None:
+        """Check the count, build the index, write the card and switch readers to this version."""
+        ...
+
+    def close(self) -> None:
+        """Release the handle and the lock; what was committed stays for the next run."""
+        ...
+
+    def __enter__(self) -> CollectionWriter: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class VectorStore(Protocol):
+    """Where collections live: a folder (qdrant-edge) or a Qdrant server. `name` is what users say; versions are inside."""
+
+    def names(self) -> list[str]:
+        """The published collections, sorted."""
+        ...
+
+    def card(self, name: str) -> Card:
+        """The card of the published version. DataError when there is no such collection or it is not ours."""
+        ...
+
+    def writer(self, name: str, *, card: Card) -> CollectionWriter:
+        """A new version, or the unfinished one of an equal card (same encoder, distance, recipe, query means)."""
+        ...
+
+    def search(
+        self, name: str, vectors: Vectors, *, k: int, langs: Sequence[str] | None, using: str, exact: bool, ef: int | None
+    ) -> list[list[Hit]]:
+        """The k best per row of `vectors` (q, dim), ordered by score, then id; only passages in `langs` when given."""
+        ...
+
+    def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
+        """Exact number of points."""
+        ...
+
+    def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
+        """Every point, in the engine's order."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove the collection with all its versions."""
+        ...
+
+    def close(self) -> None:
+        """Release handles and locks."""
+        ...
