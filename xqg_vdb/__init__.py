@@ -44,7 +44,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+def __getattr__(name: str) -> Any:  # PEP 562
     if name not in _HOMES:
         raise AttributeError(f"module 'xqg_vdb' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,7 +1,7 @@
 """Token-budget batches: which texts of a window go through the model together.
 
-Texts are ordered by length and cut into batches whose padded size (rows × longest) stays within a budget of tokens, so one
-500-token passage never pads thirty short ones, and memory is bounded whatever the corpus holds.
+Texts are ordered by length and cut into batches whose padded size (rows × longest) stays within a budget of tokens,
+so one 500-token passage never pads thirty short ones, and memory is bounded whatever the corpus holds.
 """
 
 from __future__ import annotations

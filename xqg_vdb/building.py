@@ -1,15 +1,18 @@
 """Corpus and generated queries into a build folder: the expensive half of a load, resumable window by window.
 
-In: a corpus, query files, an encoder. Out: a complete `Build` (`vectors.py`) from which any recipe is fused without encoding
-again. This file knows no fusion and no store.
+In: a corpus, query files, an encoder. Out: a complete `Build` (`vectors.py`) from which any recipe is fused without
+encoding again. This file knows no fusion and no store.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from xqg_vdb.batching import windows
 from xqg_vdb.corpus import read_corpus
@@ -22,10 +25,20 @@ from xqg_vdb.types import GeneratedQueries, Passage, TextEncoder
 from xqg_vdb.vectors import Build, BuildWriter, QuerySums, row_digest
 
 WINDOW = 512
-"""Passages per commit: what a killed run encodes again, at most. Windows always start at multiples of it, so that a resumed
-run forms the batches of an unbroken one (an int8 model's activations are scaled per batch)."""
+"""Passages per commit: what a killed run encodes again, at most. Windows always start at multiples of it, so that a
+resumed run forms the batches of an unbroken one (an int8 model's activations are scaled per batch)."""
+
+_CHECKED_TOGETHER = 65536
 
 Row = tuple[Passage, GeneratedQueries | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An encoded corpus: its vectors, and a hash of what is stored but not encoded (languages, other fields)."""
+
+    build: Build
+    payload_digest: str
 
 
 def keep_vectors(
@@ -37,31 +50,41 @@ def keep_vectors(
     rejects: Rejects | None = None,
     default_lang: str | None = None,
     progress: Progress = silent,
-) -> Build:
+) -> Kept:
     """Encode every passage and its queries into the build folder `path`, going on where an earlier run stopped.
 
+    The corpus is read even when everything is encoded: to see that it is the same, and for the counts of `rejects`.
     Raises DataError for a bad corpus, MismatchError when `path` was made from another corpus, other queries or another
     encoder, LockedError, DiskError, CorruptError.
     """
-    total = count_lines(corpus)
+    total, payloads = count_lines(corpus), hashlib.blake2b(digest_size=16)
     with Build.create_or_resume(path, dim=encoder.facts.dim, fingerprint=encoder.facts.fingerprint) as writer:
-        if not writer.complete:
-            rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang)
-            _skip_committed(rows, writer)
+        # languages are not encoded: detecting them can wait
+        rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False)
+        rows = _hashed(rows, payloads)
+        _skip_committed(rows, writer, progress=progress)
+        progress("encoding", writer.rows, total)
+        for window in windows(rows, WINDOW):
+            if writer.complete:
+                raise changed_input(writer.path, writer.rows)
+            _append(window, writer, encoder)
+            writer.commit(complete=len(window) < WINDOW)  # in one step: no build goes on amid a window
             progress("encoding", writer.rows, total)
-            for window in windows(rows, WINDOW):
-                _append(window, writer, encoder)
-                writer.commit()
-                progress("encoding", writer.rows, total)
+        if not writer.complete:
             writer.commit(complete=True)
-    return Build.open(path)
+    return Kept(Build.open(path), payloads.hexdigest())
 
 
 def read_rows(
-    corpus: Path, *, queries: QueryFile | None, rejects: Rejects | None = None, default_lang: str | None = None
+    corpus: Path,
+    *,
+    queries: QueryFile | None,
+    rejects: Rejects | None = None,
+    default_lang: str | None = None,
+    detect: bool = True,
 ) -> Iterator[Row]:
-    """Each passage of the corpus with its generated queries, in corpus order."""
-    for passage in read_corpus(corpus, rejects=rejects, default_lang=default_lang):
+    """Each passage of the corpus with its generated queries, in corpus order; `detect`: find out missing languages."""
+    for passage in read_corpus(corpus, rejects=rejects, default_lang=default_lang, detect=detect):
         yield passage, queries.get(passage.id) if queries is not None else None
 
 
@@ -80,12 +103,22 @@ def changed_input(path: Path, row: int) -> MismatchError:
     )
 
 
-def _skip_committed(rows: Iterator[Row], writer: BuildWriter) -> None:
+def _hashed(rows: Iterator[Row], digest: hashlib.blake2b) -> Iterator[Row]:
+    """`rows` as they are, while what they hold besides the encoded texts goes into `digest`."""
+    for passage, queries in rows:
+        digest.update(orjson.dumps([passage.lang, passage.meta], option=orjson.OPT_SORT_KEYS))
+        yield passage, queries
+
+
+def _skip_committed(rows: Iterator[Row], writer: BuildWriter, *, progress: Progress) -> None:
     """Read over what is encoded already, checking that it is what was encoded."""
-    for row, digest in enumerate(writer.digest_prefix().tolist()):
-        found = next(rows, None)
-        if found is None or row_digest(*found) != digest:
-            raise changed_input(writer.path, row)
+    digests = writer.digest_prefix()
+    for start in range(0, len(digests), _CHECKED_TOGETHER):
+        for row, digest in enumerate(digests[start : start + _CHECKED_TOGETHER].tolist(), start):
+            found = next(rows, None)
+            if found is None or row_digest(*found) != digest:
+                raise changed_input(writer.path, row)
+        progress("checking", min(start + _CHECKED_TOGETHER, len(digests)), len(digests))
 
 
 def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder) -> None:

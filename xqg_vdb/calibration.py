@@ -1,7 +1,8 @@
 """Language calibration: subtract λ·μ_l, the mean query vector of the question's language, from the question's vector.
 
-Passages that lie close to *every* question of a language lose their head start (a hub correction). It needs no labels and
-no parallel data, only some thirty questions of the language, whatever they are about; it costs one subtraction a question.
+Passages that lie close to *every* question of a language lose their head start (a hub correction). It needs no labels
+and no parallel data, only some thirty questions of the language, whatever they are about; it costs one subtraction a
+question.
 
 In: query rows, languages, a `LanguageMeans` table. Out: query rows. This file knows no model and no store.
 """
@@ -10,14 +11,18 @@ from __future__ import annotations
 
 import base64
 import io
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from xqg_vdb.errors import ModelError
-from xqg_vdb.types import Vectors
+from xqg_vdb.languages import detect
+from xqg_vdb.types import TextEncoder, Vectors
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,16 @@ class LanguageMeans:
     source: str = ""
 
     def mean_of(self, lang: str | None) -> Vectors | None:
-        """μ of `lang`; the mean over all languages when it is unknown or not in the table; None when the table is empty."""
+        """μ of `lang`, the mean over all languages when that is not in the table, None when the table is empty."""
         if not self.means:
             return None
         if lang is not None and lang in self.means:
             return self.means[lang]
-        return np.mean(list(self.means.values()), axis=0, dtype=np.float32)
+        mean: Vectors = np.mean(list(self.means.values()), axis=0, dtype=np.float32)
+        return mean
 
     def refined(self, other: LanguageMeans) -> LanguageMeans:
-        """This table with `other`'s questions added: per language the mean over both sets, weighted by their counts."""
+        """Add `other`'s questions to the table: per language the mean over both sets, weighted by their counts."""
         means, counts = dict(self.means), dict(self.counts)
         for lang, theirs in other.means.items():
             n_mine, n_theirs = counts.get(lang, 0), other.counts[lang]
@@ -45,6 +51,20 @@ class LanguageMeans:
             means[lang] = ((n_mine * mine + n_theirs * theirs) / max(n_mine + n_theirs, 1)).astype(np.float32)
             counts[lang] = n_mine + n_theirs
         return LanguageMeans(means, counts, " + ".join(part for part in (self.source, other.source) if part))
+
+
+class CalibratedEncoder(TextEncoder, Protocol):
+    """A text encoder that knows its language means and how strongly to subtract them."""
+
+    @property
+    def language_means(self) -> LanguageMeans:
+        """Mean query vectors that came with the encoder."""
+        ...
+
+    @property
+    def calibration(self) -> float:
+        """The λ to use unless told otherwise."""
+        ...
 
 
 def language_means(vectors: Mapping[str, Vectors], *, source: str) -> LanguageMeans:
@@ -91,11 +111,11 @@ def save_means(table: LanguageMeans) -> bytes:
 def load_means(path: Path, *, dim: int) -> LanguageMeans:
     """The table in `path`. Raises ModelError when the file is not one, or is of another dimension."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             langs = [str(lang) for lang in arrays["langs"]]
             means, counts = np.asarray(arrays["means"], dtype=np.float32), arrays["counts"].tolist()
             source = str(arrays["source"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ModelError(f"{path} is not a calibration file ({error}); export the encoder again.") from error
     if langs and (means.shape != (len(langs), dim) or len(counts) != len(langs) or not np.isfinite(means).all()):
         raise ModelError(f"{path} holds means of shape {means.shape}, expected ({len(langs)}, {dim}); export again.")
@@ -105,14 +125,26 @@ def load_means(path: Path, *, dim: int) -> LanguageMeans:
 def pack_means(table: LanguageMeans) -> dict[str, str]:
     """The table as text for a collection's card: language -> base64 of little-endian float16, 2·dim bytes each."""
     return {
-        lang: base64.b64encode(mean.astype("<f2").tobytes()).decode("ascii") for lang, mean in sorted(table.means.items())
+        lang: base64.b64encode(mean.astype("<f2").tobytes()).decode("ascii")
+        for lang, mean in sorted(table.means.items())
     }
 
 
 def unpack_means(packed: Mapping[str, str], *, dim: int) -> LanguageMeans:
     """The table that `pack_means` wrote (counts are not kept: 1 each)."""
-    means = {lang: np.frombuffer(base64.b64decode(text), dtype="<f2").astype(np.float32) for lang, text in packed.items()}
+    means = {
+        lang: np.frombuffer(base64.b64decode(text), dtype="<f2").astype(np.float32) for lang, text in packed.items()
+    }
     wrong = [lang for lang, mean in means.items() if mean.shape != (dim,)]
     if wrong:
         raise ModelError(f"the collection's query means for {', '.join(wrong)} do not have {dim} dimensions")
     return LanguageMeans(means, dict.fromkeys(means, 1), "collection")
+
+
+def resolve_languages(texts: Sequence[str], langs: Sequence[str | None]) -> list[str]:
+    """`langs` with every None replaced by the language detected in its text (`und` when unsure)."""
+    if len(langs) != len(texts):
+        raise ValueError(f"{len(texts)} texts but {len(langs)} languages")
+    unknown = [i for i, lang in enumerate(langs) if lang is None]
+    found = dict(zip(unknown, detect([texts[i] for i in unknown]) if unknown else [], strict=True))
+    return [found[i] if lang is None else lang for i, lang in enumerate(langs)]

@@ -1,7 +1,8 @@
-"""Checkpoints come in here: a hub id, a local folder or `starter:encoder` becomes a clean local folder with known conventions.
+"""Checkpoints come in here: a hub id, folder or `starter:encoder` becomes a clean local folder with known conventions.
 
-A checkpoint is a stranger's: only safetensors weights are taken, never a pickle; no Python file is copied, so none can run;
-configuration keys that make transformers load code (`auto_map`, `_attn_implementation*`) are stripped. No torch needed here.
+A checkpoint is a stranger's: only safetensors weights are taken, never a pickle; no Python file is copied, so none
+can run; configuration keys that make transformers load code (`auto_map`, `_attn_implementation*`) are stripped. No
+torch needed here.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MAX_CONFIG_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A clean local checkpoint. `onnx` is a ready graph that the publisher ships, if any; `dense` a projection after pooling."""
+    """A clean local checkpoint. `onnx`: the publisher's own graph, if any; `dense`: a projection after pooling."""
 
     path: Path
     source: str
@@ -59,7 +60,7 @@ def fetch_checkpoint(name: str, *, into: Path) -> Checkpoint:
 
 
 def conventions(checkpoint: Checkpoint) -> tuple[EncoderSpec, str]:
-    """How a checkpoint wants to be used, and where that was learned: its sentence-transformers files, else its family's rule."""
+    """How a checkpoint wants to be used, and what told: its sentence-transformers files, else its family's rule."""
     config = checkpoint.config
     spec = _family_conventions(checkpoint.source, config)
     learned_from = "family" if spec else "default"
@@ -106,7 +107,7 @@ def _st_pooling(record: Mapping[str, Any]) -> Pooling:
     if modes == ["pooling_mode_cls_token"]:
         return "cls"
     raise ModelError(
-        f"The checkpoint pools by {', '.join(modes) or 'nothing'}; supported are mean and cls: try --pooling mean or cls."
+        f"The checkpoint pools by {', '.join(modes) or 'nothing'}; supported are mean and cls: give --pooling."
     )
 
 
@@ -128,9 +129,13 @@ def _download(name: str) -> tuple[Path, str]:
         graph = next((file for file in _HUB_ONNX if file in names), None)
         wanted = [*_SAFE_FILES, *([graph, f"{graph}_data"] if graph else [])]
         ignored = ["*.safetensors"] if graph else []
-        return Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted, ignore_patterns=ignored)), str(info.sha)
+        return Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted, ignore_patterns=ignored)), str(
+            info.sha
+        )
     except RepositoryNotFoundError:
-        raise ModelError(f"The model hub has no model {name!r}: check the spelling, or log in if it is private.") from None
+        raise ModelError(
+            f"The model hub has no model {name!r}: check the spelling, or log in if it is private."
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"Cannot download {name!r} ({type(error).__name__}); without a network use a local checkpoint folder, "
@@ -146,8 +151,8 @@ def _clean_copy(origin: Path, *, into: Path, source: str, revision: str) -> Chec
     if onnx is None and not list(origin.glob("*.safetensors")):
         pickles = ", ".join(sorted(p.name for p in (*origin.glob("*.bin"), *origin.glob("*.pt")))) or "no weights"
         raise ModelError(
-            f"{origin} has {pickles} but no safetensors file; pickled weights can run code and are not read: convert them "
-            "with `python -m safetensors.convert` on a machine that you can lose, or take another revision."
+            f"{origin} has {pickles} but no safetensors file; pickled weights can run code and are not read: convert "
+            "them with `python -m safetensors.convert` on a machine that you can lose, or take another revision."
         )
     into.mkdir(parents=True, exist_ok=True)
     for pattern in _SAFE_FILES:
@@ -177,12 +182,16 @@ def _copy_safe(file: Path, target: Path) -> None:
 
 
 def strip_code_keys(record: Any) -> Any:
-    """The JSON value without keys that make transformers load code: `auto_map`, `_attn_implementation*` and the like."""
+    """The JSON value without keys that make transformers load code: `auto_map`, `_attn_implementation*`."""
     if isinstance(record, list):
         return [strip_code_keys(item) for item in record]
     if not isinstance(record, dict):
         return record
-    kept = {k: v for k, v in record.items() if k not in _CODE_KEYS and not k.startswith(("_attn_implementation", "attn_impl"))}
+    kept = {
+        k: v
+        for k, v in record.items()
+        if k not in _CODE_KEYS and not k.startswith(("_attn_implementation", "attn_impl"))
+    }
     return {key: strip_code_keys(value) for key, value in kept.items()}
 
 

@@ -1,14 +1,15 @@
 """Text to vectors with an exported encoder: onnxruntime and tokenizers only, no torch, no transformers.
 
-In: any iterable of texts. Out: float32 rows in input order. Work goes in bounded windows of the stream; inside a window, texts
-are batched by a token budget (`batching.py`). Each batch runs on one thread and `threads` batches run side by side: on a CPU
-that beats one batch on all threads, because element-wise operators and short batches do not scale over threads.
+In: any iterable of texts. Out: float32 rows in input order. Work goes in bounded windows of the stream; inside a
+window, texts are batched by a token budget (`batching.py`). Each batch runs on one thread and `threads` batches run
+side by side: on a CPU that beats one batch on all threads, because element-wise operators and short batches do not
+scale over threads.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,9 +19,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from xqg_vdb.batching import token_budget_batches, windows
-from xqg_vdb.calibration import LanguageMeans, calibrate
+from xqg_vdb.calibration import LanguageMeans, calibrate, resolve_languages
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.languages import detect
 from xqg_vdb.model_folder import GRAPH, STARTER, TOKENIZER, ModelFolder, locate_model, open_model_folder
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
@@ -29,7 +29,9 @@ Ids = NDArray[np.int64]
 WINDOW = 512
 """Texts that are sorted together; also what a killed load has to encode again, at most."""
 
-_CHARACTERS_PER_TOKEN = 16  # generous: real text has 2 to 6; a megabyte would take a second to tokenise before truncation
+_CHARACTERS_PER_TOKEN = (
+    16  # generous: real text has 2 to 6; a megabyte would take a second to tokenise before truncation
+)
 _MAX_ROWS = 256
 
 
@@ -39,8 +41,8 @@ class Encoder:
     model: a model folder, or the name under which it was exported (`starter`, a hub id).
     threads: CPU threads, default all that this process may use.
     provider: an onnxruntime execution provider, as named by `onnxruntime.get_available_providers()`.
-    calibration: λ for `encode_queries(langs=...)`; None takes what `export` measured for this encoder, 0 switches it off.
-    batch_tokens: padded tokens in a batch. max_length: tokens a text is cut to, at most the model's own (default).
+    calibration: λ for `encode_queries(langs=...)`; None takes what `export` measured for this encoder, 0 switches it
+    off. batch_tokens: padded tokens in a batch. max_length: tokens a text is cut to, at most the model's own (default).
     Raises ModelError when the model or the provider is not to be had, CorruptError when a file was changed.
     """
 
@@ -51,7 +53,7 @@ class Encoder:
         threads: int | None = None,
         provider: str = "CPUExecutionProvider",
         calibration: float | None = None,
-        batch_tokens: int = 2048,
+        batch_tokens: int = 1024,
         max_length: int | None = None,
     ) -> None:
         self.folder: ModelFolder = open_model_folder(locate_model(model))
@@ -66,6 +68,7 @@ class Encoder:
         self._output = self._session.get_outputs()[0].name
         self._max_length = min(max_length or self.spec.max_length, self.spec.max_length)
         self._tokenizer = _open_tokenizer(self.folder.path / TOKENIZER, max_length=self._max_length)
+        self._pad_id = _pad_id(self._tokenizer)
         self._pool = ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix="xqg-encode")
 
     @property
@@ -87,32 +90,16 @@ class Encoder:
     def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
         """Rows (n, dim) float32 for questions, in input order, with the query prefix.
 
-        langs: when given, one language code per text, and the rows are calibrated for it: None means detect it, `und` or a
-        language without calibration takes the mean over languages. Without `langs` the rows are the encoder's own.
+        langs: when given, one language code per text, and the rows are calibrated for it: None means detect it, `und`
+        or a language without calibration takes the mean over languages. Without `langs` the rows are the encoder's own.
         """
-        vectors = self._stack(self._stream(texts := list(texts), prefix=self.spec.query_prefix))
-        return vectors if langs is None else self.calibrate(vectors, texts=texts, langs=langs)
-
-    def calibrate(
-        self,
-        vectors: Vectors,
-        *,
-        texts: Sequence[str],
-        langs: Sequence[str | None],
-        means: LanguageMeans | None = None,
-        strength: float | None = None,
-    ) -> Vectors:
-        """Query rows with λ·μ subtracted; see `calibration.calibrate`. `means` and `strength` default to the encoder's."""
-        strength = self.calibration if strength is None else strength
-        if strength == 0.0:
+        texts = list(texts)
+        vectors = self._stack(self._stream(texts, prefix=self.spec.query_prefix))
+        if langs is None or self.calibration == 0.0:
             return vectors
-        return calibrate(
-            vectors,
-            langs=resolve_languages(texts, langs),
-            table=self.language_means if means is None else means,
-            strength=strength,
-            normalize=self.spec.normalize,
-        )
+        known = resolve_languages(texts, langs)
+        table, normalize = self.language_means, self.spec.normalize
+        return calibrate(vectors, langs=known, table=table, strength=self.calibration, normalize=normalize)
 
     def close(self) -> None:
         """Stop the worker threads; the encoder cannot be used afterwards."""
@@ -138,10 +125,9 @@ class Encoder:
         token_ids = self._tokenize(texts, prefix=prefix, first=first)
         batches = token_budget_batches([len(ids) for ids in token_ids], budget=self._batch_tokens, max_rows=_MAX_ROWS)
         rows = np.empty((len(texts), self.spec.dim), dtype=np.float32)
-        run = self._run if len(batches) == 1 else None
-        results = map(run, [token_ids]) if run else self._pool.map(self._run, [[token_ids[i] for i in b] for b in batches])
-        for batch, vectors in zip(batches, results, strict=True):
-            rows[batch] = vectors if not run else vectors[batch]
+        run = map if len(batches) == 1 else self._pool.map  # a single question needs no thread switch
+        for batch, vectors in zip(batches, run(self._run, [[token_ids[i] for i in b] for b in batches]), strict=True):
+            rows[batch] = vectors
         _refuse_bad_rows(rows, texts, first=first)
         return rows
 
@@ -161,7 +147,7 @@ class Encoder:
         """One batch through the graph, pooled: (rows, dim)."""
         lengths = np.array([len(ids) for ids in token_ids])
         mask = np.arange(lengths.max()) < lengths[:, None]
-        input_ids = np.zeros(mask.shape, dtype=np.int64)
+        input_ids = np.full(mask.shape, self._pad_id, dtype=np.int64)
         input_ids[mask] = np.concatenate(token_ids)
         feeds = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64)}
         if "token_type_ids" in self._inputs:
@@ -186,19 +172,7 @@ def cls_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
     return np.ascontiguousarray(hidden[:, 0, :], dtype=np.float32)
 
 
-POOL = {"mean": mean_pool, "cls": cls_pool}
-_: Pooling = "mean"
-
-
-def resolve_languages(texts: Sequence[str], langs: Sequence[str | None]) -> list[str]:
-    """`langs` with every None replaced by the language detected in its text (`und` when unsure)."""
-    if len(langs) != len(texts):
-        raise ValueError(f"{len(texts)} texts but {len(langs)} languages")
-    unknown = [i for i, lang in enumerate(langs) if lang is None]
-    resolved = [lang or "" for lang in langs]
-    for i, lang in zip(unknown, detect([texts[i] for i in unknown]) if unknown else [], strict=True):
-        resolved[i] = lang
-    return resolved
+POOL: dict[Pooling, Callable[[Vectors, NDArray[np.bool_]], Vectors]] = {"mean": mean_pool, "cls": cls_pool}
 
 
 def _checked_threads(threads: int | None) -> int:
@@ -232,13 +206,20 @@ def _open_tokenizer(path: Path, *, max_length: int) -> Tokenizer:
     return tokenizer
 
 
+def _pad_id(tokenizer: Tokenizer) -> int:
+    # masked anyway, but models of the RoBERTa family count positions by it
+    return next((i for token in ("<pad>", "[PAD]") if (i := tokenizer.token_to_id(token)) is not None), 0)
+
+
 def _refuse_bad_rows(rows: Vectors, texts: Sequence[str], *, first: int) -> None:
     norms = np.linalg.norm(rows, axis=1)
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0.0))
     if len(bad):
         i = int(bad[0])
         kind = "zero" if norms[i] == 0.0 else "not finite"
-        raise ModelError(f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model folder may be damaged.")
+        raise ModelError(
+            f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model folder may be damaged."
+        )
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,7 +1,8 @@
 """Checkpoint to ONNX model folder: optimum's export, an int8 variant, and a parity gate before anything is accepted.
 
-In: a hub id, a local folder or `starter:encoder`. Out: a model folder (`model_folder.py`). torch, transformers, optimum and onnx
-are needed here only (extra `export`), and not at all for a hub repository that ships a suitable ONNX file as fp32.
+In: a hub id, a local folder or `starter:encoder`. Out: a model folder (`model_folder.py`). torch, transformers,
+optimum and onnx are needed here only (extra `export`), and not at all for a hub repository that ships a suitable ONNX
+file as fp32.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from xqg_vdb.calibration import save_means
 from xqg_vdb.calibration_gain import measure_calibration
 from xqg_vdb.checkpoints import Checkpoint, conventions, fetch_checkpoint
 from xqg_vdb.encoding import Encoder
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
-from xqg_vdb.model_folder import CALIBRATION, GRAPH, TOKENIZER, EncoderSpec, ModelFolder, write_manifest
+from xqg_vdb.model_folder import (
+    CALIBRATION,
+    GRAPH,
+    TOKENIZER,
+    EncoderSpec,
+    ModelFolder,
+    open_model_folder,
+    write_manifest,
+)
 from xqg_vdb.onnx_graphs import append_dense, cpu_has_vnni, quantize_int8
-from xqg_vdb.parity import Parity, measure_parity, torch_vectors
-from xqg_vdb.types import Pooling
+from xqg_vdb.parity import Reference, measure_parity, parity_texts, torch_vectors
+from xqg_vdb.types import Pooling, Vectors
 
 Precision = Literal["fp32", "int8"]
 Report = Callable[[str], None]
@@ -52,12 +59,18 @@ class Overrides:
 
 
 def export_encoder(
-    checkpoint: str, out: Path, *, precision: Precision = "int8", overrides: Overrides | None = None, report: Report = print
+    checkpoint: str,
+    out: Path,
+    *,
+    precision: Precision = "int8",
+    overrides: Overrides | None = None,
+    report: Report = print,
 ) -> ModelFolder:
     """Export `checkpoint` into the new folder `out` and return it; `out` appears only when everything was accepted.
 
-    report: called with one line per step. Raises ModelError for a checkpoint that cannot be read, MismatchError (with the
-    measured and the wanted cosine) when the export does not compute what the original computes, MissingExtra without torch.
+    report: called with one line per step. Raises ModelError for a checkpoint that cannot be read, MismatchError (with
+    the measured and the wanted cosine) when the export does not compute what the original computes, MissingExtra
+    without torch.
     """
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} exists and is not empty: remove it, or export to another folder.")
@@ -82,7 +95,7 @@ def export_encoder(
         if out.exists():
             out.rmdir()
         folder.rename(out)
-    return ModelFolder(out, {**manifest, "files": write_manifest(out, manifest).manifest["files"]})
+    return open_model_folder(out)
 
 
 def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, report: Report) -> None:
@@ -100,7 +113,10 @@ def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precis
     if precision == "int8":
         report(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(
-            fp32, folder / GRAPH, num_heads=int(source.config.get("num_attention_heads", 0)), hidden=int(source.config["hidden_size"])
+            fp32,
+            folder / GRAPH,
+            num_heads=int(source.config.get("num_attention_heads", 0)),
+            hidden=int(source.config["hidden_size"]),
         )
     else:
         for file in fp32.parent.glob("*.onnx*"):
@@ -113,16 +129,24 @@ def _optimum_export(checkpoint: Path, out: Path) -> None:
         import transformers
         from optimum.exporters.onnx import main_export
     except ImportError as error:
-        raise MissingExtra(f'Exporting needs torch and optimum ({error.name}): pip install "xqg-vdb[export]".') from error
+        raise MissingExtra(
+            f'Exporting needs torch and optimum ({error.name}): pip install "xqg-vdb[export]".'
+        ) from error
     import warnings
 
     transformers.logging.set_verbosity_error()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         main_export(
-            str(checkpoint), output=str(out), task="feature-extraction", library_name="transformers", do_validation=False,
-            trust_remote_code=False, local_files_only=True, device="cpu",
-        )  # fmt: skip
+            str(checkpoint),
+            output=str(out),
+            task="feature-extraction",
+            library_name="transformers",
+            do_validation=False,  # our own gate compares more
+            trust_remote_code=False,
+            local_files_only=True,
+            device="cpu",
+        )
 
 
 def _copy_tokenizer(checkpoint: Path, exported: Path, folder: Path) -> None:
@@ -131,7 +155,9 @@ def _copy_tokenizer(checkpoint: Path, exported: Path, folder: Path) -> None:
         if candidate.is_file():
             shutil.copyfile(candidate, folder / TOKENIZER)
             return
-    raise ModelError("The checkpoint has no tokenizer.json and none could be made: save it with a fast tokenizer first.")
+    raise ModelError(
+        "The checkpoint has no tokenizer.json and none could be made: save it with a fast tokenizer first."
+    )
 
 
 def _manifest(source: Checkpoint, spec: EncoderSpec, *, precision: Precision, learned_from: str) -> dict[str, Any]:
@@ -160,23 +186,25 @@ def _gate(
         reference = torch_vectors(source, spec) if source.onnx is None else _fp32_vectors(folder, spec)
         parity = measure_parity(encoder, reference)
         wanted = FP32_COSINE if precision == "fp32" else INT8_COSINE
-        report(f"cosine to the original over {parity.texts} texts: min {parity.cosine_min:.5f}, mean {parity.cosine_mean:.5f}")
+        report(
+            f"cosine to the original, {parity.texts} texts: min {parity.cosine_min:.5f}, mean {parity.cosine_mean:.5f}"
+        )
         if not parity.cosine_min >= wanted:
             raise MismatchError(
-                f"The {precision} export is not the model it was made from: lowest cosine {parity.cosine_min:.5f}, wanted "
-                f"{wanted} (text {parity.worst_text!r}); nothing was written. "
+                f"The {precision} export is not the model it was made from: lowest cosine {parity.cosine_min:.5f}, "
+                f"wanted {wanted} (text {parity.worst_text!r}); nothing was written. "
                 + ("Try --precision fp32." if precision == "int8" else "Please report the checkpoint.")
             )
         return asdict(parity), _speed(encoder)
 
 
-def _fp32_vectors(folder: Path, spec: EncoderSpec) -> Any:
+def _fp32_vectors(folder: Path, spec: EncoderSpec) -> Reference:
     """Reference rows from the publisher's own fp32 graph, when there is no torch model to ask."""
     fp32 = folder.with_name("fp32")
     shutil.copyfile(folder / TOKENIZER, fp32 / TOKENIZER)
     write_manifest(fp32, {"kind": "encoder", "source": "fp32", "encoder": asdict(spec)})
 
-    def encode(queries: list[str], passages: list[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
         with Encoder(fp32, calibration=0.0) as encoder:
             return encoder.encode_queries(queries), encoder.encode_passages(passages)
 
@@ -184,14 +212,9 @@ def _fp32_vectors(folder: Path, spec: EncoderSpec) -> Any:
 
 
 def _speed(encoder: Encoder) -> dict[str, Any]:
-    from xqg_vdb.parity import parity_texts
-
     _, passages = parity_texts()
     encoder.encode_passages(passages[:8])
     start = time.perf_counter()
     encoder.encode_passages(passages)
     rate = len(passages) / (time.perf_counter() - start)
     return {"passages_per_second": round(rate, 1), "threads": encoder.threads, "texts": "sample corpus"}
-
-
-__all__ = ["FP32_COSINE", "INT8_COSINE", "Overrides", "Parity", "Precision", "export_encoder"]

@@ -4,8 +4,8 @@ In: the kept vectors of a build (passage rows, per-language *sums* of query rows
 With S_l and c_l the sum and the count of a passage's query vectors in language l, n = Σ_l c_l, μ_l the language's mean
 query vector, k the recipe's `shrink`:
 
-    sum     v = (1-α)·E + α·Σ_l S_l                                 xQG: Zhuang, Shou, Zuccon, SIGIR 2023; fuse_embeds.py
-    mean    v = (1-α)·E + α·Σ_l S_l / n                             E itself where n = 0
+    sum     v = (1-α)·E + α·Σ_l S_l                                 xQG: Zhuang, Shou, Zuccon, SIGIR 2023;
+    fuse_embeds.py mean    v = (1-α)·E + α·Σ_l S_l / n                             E itself where n = 0
     shrunk  v = (1-α)·E + α·(Σ_l S_l + k·μ̄) / (n + k)               μ̄ = mean of μ_l over the recipe's languages
     shrunk, centred (default)
             v = (1-α)·E + α·Σ_l (S_l - c_l·μ_l) / (n + k)           adds content only; E's direction where n = 0
@@ -36,19 +36,17 @@ def fuse(passages: Vectors, sums: Sums, *, recipe: Recipe, means: Mapping[str, V
     Raises MismatchError when `sum` meets passages with different numbers of queries, DataError when a language is
     missing from `sums` or `means`.
     """
-    fused = np.asarray(passages, dtype=np.float32)
+    fused: Vectors = np.asarray(passages, dtype=np.float32)
     langs = recipe_languages(sums, recipe)
     if langs and recipe.alpha > 0.0:
         pooled, has_queries = pooled_queries(sums, recipe=recipe, means=means)
         # a passage without queries keeps its vector under `mean` and `sum`; `shrunk` has a value for it
         alpha = np.where(has_queries, np.float32(recipe.alpha), np.float32(0.0))[:, None]
-        fused = (1.0 - alpha) * fused + alpha * pooled
+        fused = ((1.0 - alpha) * fused + alpha * pooled).astype(np.float32)
     return unit_rows(fused) if normalize else fused
 
 
-def pooled_queries(
-    sums: Sums, *, recipe: Recipe, means: Mapping[str, Vectors]
-) -> tuple[Vectors, NDArray[np.bool_]]:
+def pooled_queries(sums: Sums, *, recipe: Recipe, means: Mapping[str, Vectors]) -> tuple[Vectors, NDArray[np.bool_]]:
     """The query side g of the fusion, (n, dim) float32, and which rows take part in it (n,) bool."""
     langs = recipe_languages(sums, recipe)
     total: Vectors = np.add.reduce([sums[lang][0] for lang in langs], dtype=np.float32)
@@ -60,7 +58,9 @@ def pooled_queries(
         return total / np.maximum(counts, 1)[:, None].astype(np.float32), counts > 0
     missing = [lang for lang in langs if lang not in means]
     if missing:
-        raise DataError(f"pool 'shrunk' needs a mean query vector for {', '.join(missing)}; use --pool mean, or --langs.")
+        raise DataError(
+            f"pool 'shrunk' needs a mean query vector for {', '.join(missing)}; use --pool mean, or --langs."
+        )
     weight = (counts + recipe.shrink).astype(np.float32)[:, None]
     if recipe.center:
         for lang in langs:
@@ -100,6 +100,6 @@ def unit_rows(vectors: Vectors) -> Vectors:
 def _refuse_unequal_counts(counts: NDArray[np.int64]) -> None:
     if len(counts) and counts.min() != counts.max():
         raise MismatchError(
-            f"pool 'sum' needs equally many queries for every passage, found {counts.min()} to {counts.max()}: passages "
-            "with more queries would get a head start on every question. Use --pool shrunk (the default) or --pool mean."
+            f"pool 'sum' needs equally many queries for every passage, found {counts.min()} to {counts.max()}: "
+            "passages with more queries would get a head start on every question. Use --pool shrunk or mean."
         )

@@ -1,8 +1,8 @@
 """Corpus (and generated queries) into a collection: encode, fuse, write, publish; resumable and idempotent.
 
 Two steps, each of which goes on where an earlier run stopped: `building.keep_vectors` encodes into a build folder;
-`write_collection` fuses its rows by a recipe and writes them, with the passages' text, into a new version of the collection,
-which replaces the published one at the end.
+`write_collection` fuses its rows by a recipe and writes them, with the passages' text, into a new version of the
+collection, which replaces the published one at the end.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -20,35 +20,45 @@ from pathlib import Path
 import numpy as np
 
 from xqg_vdb.batching import windows
-from xqg_vdb.building import Row, changed_input, keep_vectors, read_rows
-from xqg_vdb.calibration import LanguageMeans, language_means, pack_means
+from xqg_vdb.building import Kept, Row, changed_input, keep_vectors, read_rows
+from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, language_means, pack_means, resolve_languages
 from xqg_vdb.collection import Collection, open_store
 from xqg_vdb.collection.layout import TEXT_DENSE, Digest, check_name
-from xqg_vdb.encoding import Encoder, resolve_languages
-from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.fusion import fuse, recipe_languages
+from xqg_vdb.corpus import read_corpus
+from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
+from xqg_vdb.files import disk_errors, lock_folder, open_lines
+from xqg_vdb.fusion import fuse, pooled_queries, recipe_languages
 from xqg_vdb.model_folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.questions import read_questions
 from xqg_vdb.records import Rejects
-from xqg_vdb.types import Card, CollectionWriter, Distance, PointBatch, Query, Recipe, VectorStore
+from xqg_vdb.types import Card, CollectionWriter, Distance, PointBatch, Recipe, VectorStore
 from xqg_vdb.vectors import Build, row_digest
 
 WRITE_WINDOW = 512
 COMMIT_EVERY = 8192
 """Passages between two flushes of the store: one costs about 0.1 s on a disk."""
 
+_ENOUGH_QUESTIONS = 30
+_PLAIN = Recipe(alpha=0.0)
+
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did: counts of the corpus, queries per language, seconds per phase, where the vectors are kept."""
+    """What a load did.
+
+    counts: lines of the corpus (`Rejects.counts`). queries: how many were folded in, by language.
+    unused_queries: query records that belong to no passage. rejected_lines: of the query and question files.
+    build: the folder that keeps the vectors; None when they were not to be kept.
+    """
 
     collection: str
     passages: int
     counts: dict[str, int]
     queries: dict[str, int]
     unused_queries: int
+    rejected_lines: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     build: str | None = None
 
@@ -57,7 +67,7 @@ def load(
     corpus: str | PathLike[str],
     name: str,
     *,
-    encoder: Encoder,
+    encoder: CalibratedEncoder,
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     recipe: Recipe | None = None,
     store: VectorStore | None = None,
@@ -69,19 +79,24 @@ def load(
     progress: Progress = silent,
 ) -> Collection:
     """Load a corpus into the collection `name` and return it, ready to search; see `load_with_report` for the rest."""
-    store = open_store() if store is None else store
-    load_with_report(
-        corpus, name, encoder=encoder, queries=queries, recipe=recipe, store=store, questions=questions, build=build,
-        distance=distance, default_lang=default_lang, rejects=rejects, progress=progress,
-    )  # fmt: skip
-    return Collection(name, store)
+    chosen = open_store() if store is None else store
+    try:
+        load_with_report(
+            corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe, questions=questions,
+            build=build, distance=distance, default_lang=default_lang, rejects=rejects, progress=progress,
+        )  # fmt: skip
+    except BaseException:
+        if store is None:
+            chosen.close()
+        raise
+    return Collection(name, chosen)
 
 
 def load_with_report(
     corpus: str | PathLike[str],
     name: str,
     *,
-    encoder: Encoder,
+    encoder: CalibratedEncoder,
     store: VectorStore,
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     recipe: Recipe | None = None,
@@ -96,44 +111,77 @@ def load_with_report(
 
     queries: files of generated queries. recipe: how they are folded in, by default `Recipe()`.
     questions: users' own questions, which refine the calibration of their languages for this collection.
-    build: a folder that keeps the vectors, so that a later load with another recipe encodes nothing; without it they are
-    kept in the cache until the load is done. distance: by default `cosine`, or `dot` for encoders that do not normalise.
+    build: a folder that keeps the vectors, so that a later load with another recipe encodes nothing; without it they
+    are kept in the cache until the load is done.
+    distance: by default `cosine`, or `dot` for encoders that do not normalise.
+    rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
+    the other inputs' in files beside it.
     A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
     DiskError, ServerError, CorruptError.
     """
-    check_name(name)
     corpus, recipe, rejects = Path(corpus), recipe or Recipe(), rejects or Rejects()
     distance = distance or ("cosine" if encoder.facts.normalize else "dot")
+    query_files = check_inputs(corpus, name, queries=queries, questions=questions)
+    store.names()  # a server that is away says so before hours of encoding
+    others = {what: _rejects_of(what, like=rejects) for what in ("queries", "questions")}
     with ExitStack() as stack:
-        asked = _question_means(encoder, read_questions(questions)) if questions is not None else LanguageMeans()
-        query_file = stack.enter_context(QueryFile(_paths(queries))) if queries is not None else None
+        table = stack.enter_context(QueryFile(query_files, rejects=others["queries"])) if query_files else None
+        asked = _question_means(encoder, questions, rejects=others["questions"])
+        folder = stack.enter_context(_build_folder(build, name, fingerprint=encoder.facts.fingerprint))
         started = time.perf_counter()
-        kept, folder = _kept(
-            corpus, name, encoder=encoder, queries=query_file, build=build, default_lang=default_lang, rejects=rejects,
-            progress=progress,
-        )  # fmt: skip
+
+        def encode() -> Kept:
+            return keep_vectors(
+                corpus, encoder=encoder, queries=table, path=folder, rejects=rejects, default_lang=default_lang,
+                progress=progress,
+            )  # fmt: skip
+
+        kept = encode() if build is not None else _encode_or_begin_anew(encode, folder, rejects)
         encoded = time.perf_counter()
         card, means = _card(kept, encoder, recipe=recipe, distance=distance, asked=asked)
         with store.writer(name, card=card) as writer:
-            rows = read_rows(corpus, queries=query_file, default_lang=default_lang, rejects=Rejects(rejects.max_rejects))
-            digest = write_collection(rows, kept, writer, card=card, means=means, progress=progress)
-            progress("indexing", kept.rows, kept.rows)
-            writer.publish(_finished(card, count=kept.rows, digest=digest))
-    if build is None:
-        shutil.rmtree(folder, ignore_errors=True)
+            again = Rejects(rejects.max_rejects)  # counted while encoding
+            rows = read_rows(corpus, queries=table, default_lang=default_lang, rejects=again)
+            digest = write_collection(rows, kept.build, writer, card=card, means=means, progress=progress)
+            progress("indexing", kept.build.rows, kept.build.rows)
+            writer.publish(_finished(card, count=kept.build.rows, digest=digest))
     return LoadReport(
         collection=name,
-        passages=kept.rows,
+        passages=kept.build.rows,
         counts=rejects.counts(),
-        queries={lang: int(counts.sum()) for lang, counts in sorted(kept.counts.items())},
-        unused_queries=query_file.unused_count if query_file is not None else 0,
+        queries={lang: int(kept.build.counts[lang].sum()) for lang in card.query_langs},
+        unused_queries=table.unused_count if table is not None else 0,
+        rejected_lines=sum(other.rejected for other in others.values()),
         seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
         build=str(folder) if build is not None else None,
     )
 
 
+def check_inputs(
+    corpus: str | PathLike[str],
+    name: str,
+    *,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    questions: str | PathLike[str] | None = None,
+) -> list[Path]:
+    """Refuse wrong names at once, before a model is opened or exported; the query files as a list.
+
+    Raises DataError for a name that cannot be a collection's, and for files that are missing or of an unknown kind.
+    """
+    check_name(name)
+    corpus = Path(corpus)
+    if corpus.is_fifo():
+        raise DataError(f"{corpus} is a pipe, and a load reads the corpus twice: write it to a file first.")
+    read_corpus(corpus)
+    given = [queries] if isinstance(queries, str | PathLike) else queries or []
+    files = [Path(file) for file in given]
+    for file in [*files, *([] if questions is None else [Path(questions)])]:
+        open_lines(file)
+    return files
+
+
 def write_collection(
-    rows: Sequence[Row] | object, kept: Build, writer: CollectionWriter, *, card: Card, means: LanguageMeans, progress: Progress
+    rows: Iterable[Row], kept: Build, writer: CollectionWriter, *, card: Card, means: LanguageMeans, progress: Progress
 ) -> str:
     """Fuse and write every row that the writer does not have yet; returns the digest of all of them.
 
@@ -141,7 +189,8 @@ def write_collection(
     """
     digest, done = Digest(), 0
     first = writer.committed
-    for window in windows(rows, WRITE_WINDOW):  # type: ignore[arg-type]
+    progress("writing", first, kept.rows)
+    for window in windows(rows, WRITE_WINDOW):
         _check_rows(window, kept, start=done)
         for passage, _ in window:
             digest.add(passage.id, passage.text)
@@ -150,8 +199,8 @@ def write_collection(
             writer.upsert(_batch(window, kept, slice(done, stop), card=card, means=means))
             if stop // COMMIT_EVERY > done // COMMIT_EVERY:
                 writer.commit(stop)
+            progress("writing", stop, kept.rows)
         done = stop
-        progress("writing", done, kept.rows)
     if done != kept.rows:
         raise changed_input(kept.path, done)
     writer.commit(done)
@@ -162,7 +211,7 @@ def _batch(window: Sequence[Row], kept: Build, rows: slice, *, card: Card, means
     fused = fuse(
         kept.passages[rows],
         {lang: (kept.sums[lang][rows], kept.counts[lang][rows]) for lang in card.query_langs},
-        recipe=card.recipe,
+        recipe=card.recipe if card.query_langs else _PLAIN,
         means=means.means,
         normalize=card.distance == "cosine",
     )
@@ -173,46 +222,52 @@ def _batch(window: Sequence[Row], kept: Build, rows: slice, *, card: Card, means
     )
 
 
-def _kept(
-    corpus: Path,
-    name: str,
-    *,
-    encoder: Encoder,
-    queries: QueryFile | None,
-    build: str | PathLike[str] | None,
-    default_lang: str | None,
-    rejects: Rejects,
-    progress: Progress,
-) -> tuple[Build, Path]:
-    """The encoded corpus. A folder of our own choosing that holds other input is begun anew; one of the user's is not."""
-    folder = Path(build) if build is not None else cache_folder() / "builds" / f"{name}-{encoder.facts.fingerprint}"
+@contextmanager
+def _build_folder(build: str | PathLike[str] | None, name: str, *, fingerprint: str) -> Iterator[Path]:
+    """Where the vectors are kept: the user's folder, or one in the cache, which nobody else may use until it is removed.
 
-    def keep() -> Build:
-        return keep_vectors(
-            corpus, encoder=encoder, queries=queries, path=folder, rejects=rejects, default_lang=default_lang,
-            progress=progress,
-        )  # fmt: skip
-
+    It is removed when the block ends without an error; after one, the next load goes on with it.
+    """
+    if build is not None:
+        yield Path(build)
+        return
+    folder = cache_folder() / "builds" / f"{name}-{fingerprint}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        return keep(), folder
-    except MismatchError:
-        if build is not None:
-            raise
-    shutil.rmtree(folder)
-    rejects.read = rejects.accepted = rejects.duplicates = rejects.blank = rejects.rejected = 0
-    return keep(), folder
+        lock = lock_folder(folder)
+    except LockedError as error:
+        raise LockedError(f"Collection {name!r} is being loaded already: {str(error).rstrip('.')} (--build).") from None
+    with lock:
+        yield folder / "vectors"
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _encode_or_begin_anew(encode: Callable[[], Kept], folder: Path, rejects: Rejects) -> Kept:
+    """The encoded corpus; what a folder of ours holds of another input, or damaged, is thrown away."""
+    try:
+        return encode()
+    except (MismatchError, CorruptError):
+        shutil.rmtree(folder)
+        vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))  # what was counted comes again
+        return encode()
 
 
 def _card(
-    kept: Build, encoder: Encoder, *, recipe: Recipe, distance: Distance, asked: LanguageMeans
+    kept: Kept, encoder: CalibratedEncoder, *, recipe: Recipe, distance: Distance, asked: LanguageMeans
 ) -> tuple[Card, LanguageMeans]:
-    """The card of the collection to be, and the language means that its fusion subtracts."""
-    sums = {lang: (kept.sums[lang], kept.counts[lang]) for lang in kept.sums}
-    langs = recipe_languages(sums, recipe) if recipe.alpha > 0.0 else []
-    refined = encoder.language_means.refined(generated_means(kept, langs))
+    """The card of the collection to be, and the language means that its fusion subtracts.
+
+    Raises DataError when the recipe wants a language without queries, MismatchError when it is `sum` and counts differ.
+    """
+    build = kept.build
+    langs = _folded_languages(build, recipe) if recipe.alpha > 0.0 else []
+    refined = encoder.language_means.refined(generated_means(build, langs))
     # what users really ask beats what a model generated, which beats the bank
     table = LanguageMeans({**refined.means, **asked.means}, {**refined.counts, **asked.counts})
     own = [lang for lang in table.means if lang in langs or lang in asked.means]
+    rows = hashlib.blake2b(build.digests.tobytes(), digest_size=16)
+    rows.update(kept.payload_digest.encode())
     card = Card(
         encoder=encoder.facts,
         distance=distance,
@@ -220,10 +275,20 @@ def _card(
         calibration=encoder.calibration,
         query_langs=tuple(langs),
         query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in own})),
-        rows_digest=hashlib.blake2b(np.ascontiguousarray(kept.digests).tobytes(), digest_size=16).hexdigest(),
+        rows_digest=rows.hexdigest(),
         vectors=(TEXT_DENSE,),
     )
     return card, table
+
+
+def _folded_languages(build: Build, recipe: Recipe) -> list[str]:
+    """The languages whose queries are folded in; what the recipe refuses is refused before anything is written."""
+    langs = recipe_languages({lang: (build.sums[lang], build.counts[lang]) for lang in build.sums}, recipe)
+    if langs and recipe.pool == "sum":
+        # the rule is about the whole corpus, where a window of it may well have equal counts; it looks at no vector
+        width = np.zeros((build.rows, 1), dtype=np.float32)
+        pooled_queries({lang: (width, build.counts[lang]) for lang in langs}, recipe=recipe, means={})
+    return langs
 
 
 def generated_means(kept: Build, langs: Sequence[str]) -> LanguageMeans:
@@ -235,24 +300,33 @@ def generated_means(kept: Build, langs: Sequence[str]) -> LanguageMeans:
     return LanguageMeans(means, {lang: counts[lang] for lang in means}, "generated queries")
 
 
-def _question_means(encoder: Encoder, questions: Sequence[Query]) -> LanguageMeans:
-    texts = [question.text for question in questions]
-    langs = resolve_languages(texts, [question.lang for question in questions])
+def _question_means(
+    encoder: CalibratedEncoder, questions: str | PathLike[str] | None, *, rejects: Rejects
+) -> LanguageMeans:
+    """The means of users' questions, empty without a file; few questions lean on the bank, thirty speak for themselves."""
+    if questions is None:
+        return LanguageMeans()
+    asked = read_questions(Path(questions), rejects=rejects)
+    texts = [question.text for question in asked]
+    langs = resolve_languages(texts, [question.lang for question in asked])
     vectors = encoder.encode_queries(texts)
-    rows = {lang: vectors[[i for i, own in enumerate(langs) if own == lang]] for lang in set(langs) - {"und"}}
+    rows = {lang: vectors[[i for i, own in enumerate(langs) if own == lang]] for lang in sorted(set(langs) - {"und"})}
     if not rows:
-        raise DataError("None of the questions has a language: give each a `lang` field.")
-    # few questions lean on the bank; thirty or more speak for themselves
+        raise DataError(f"None of the questions in {questions} has a language: give each a `lang` field.")
     bank = encoder.language_means
     table = language_means(rows, source="questions")
-    few = {lang for lang, n in table.counts.items() if n < 30 and lang in bank.means}
+    few = {lang for lang, n in table.counts.items() if n < _ENOUGH_QUESTIONS and lang in bank.means}
     blended = LanguageMeans({lang: bank.means[lang] for lang in few}, {lang: bank.counts[lang] for lang in few})
     return blended.refined(table)
 
 
-def _finished(card: Card, *, count: int, digest: str) -> Card:
-    from dataclasses import replace
+def _rejects_of(what: str, *, like: Rejects) -> Rejects:
+    """Rejects for another input: as many are borne, and they are kept in a file beside the first."""
+    path = None if like.path is None else like.path.with_name(f"{like.path.stem}.{what}{like.path.suffix}")
+    return Rejects(like.max_rejects, path)
 
+
+def _finished(card: Card, *, count: int, digest: str) -> Card:
     return replace(card, count=count, digest=digest, created=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -261,8 +335,3 @@ def _check_rows(window: Sequence[Row], kept: Build, *, start: int) -> None:
     for i, row in enumerate(window):
         if i >= len(expected) or row_digest(*row) != expected[i]:
             raise changed_input(kept.path, start + i)
-
-
-def _paths(queries: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
-    one = isinstance(queries, str | PathLike)
-    return [Path(queries)] if one else [Path(path) for path in queries]  # type: ignore[arg-type, union-attr]

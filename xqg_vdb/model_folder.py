@@ -1,7 +1,7 @@
 """The on-disk ONNX model folder: `model.json`, the graph, the tokenizer, an encoder's calibration.
 
-In: a path or the name of an exported model. Out: a checked `ModelFolder`. Nothing in a folder is ever executed but the ONNX
-graph: no pickle, no Python file, no custom-operator library. This file runs no model and needs no onnxruntime.
+In: a path or the name of an exported model. Out: a checked `ModelFolder`. Nothing in a folder is ever executed but
+the ONNX graph: no pickle, no Python file, no custom-operator library. This file runs no model and needs no onnxruntime.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ModelFolder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex, first 16 digits) over the graph, the tokenizer and the conventions; calibration is not part of it."""
+        """First 16 hex digits of a SHA-256 over graph, tokenizer and conventions; calibration is not part of it."""
         files = {name: sha for name, sha in self.manifest["files"].items() if name != CALIBRATION}
         conventions = {key: (self.manifest.get("encoder") or {}).get(key) for key in _IN_FINGERPRINT}
         blob = orjson.dumps({"files": files, "conventions": conventions}, option=orjson.OPT_SORT_KEYS)
@@ -121,7 +121,7 @@ def open_model_folder(path: Path) -> ModelFolder:
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> ModelFolder:
-    """Write `model.json` with the SHA-256 of every other file in the folder; it is written last, so a folder with one is whole."""
+    """Write `model.json` with the SHA-256 of every other file; it comes last, so a folder that has one is whole."""
     files = {file.name: sha256_of(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST}
     record = {"schema": 1, **manifest, "files": files}
     write_atomic(path / MANIFEST, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
@@ -163,7 +163,9 @@ def locate_model(model: str | Path) -> Path:
         checkpoint = "starter:encoder" if name == STARTER else name
         raise ModelError(f"{name!r} has not been exported on this machine yet: run `xqg-vdb export {checkpoint}` once.")
     if folder.is_dir():
-        raise ModelError(f"{folder} has no {MANIFEST}: if it is a checkpoint, run `xqg-vdb export {folder} OUT` and use OUT.")
+        raise ModelError(
+            f"{folder} has no {MANIFEST}: if it is a checkpoint, run `xqg-vdb export {folder} OUT` and use OUT."
+        )
     near = difflib.get_close_matches(name, _known_names(folder), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ModelError(f"There is no model {name!r}: give a model folder, a hub id (owner/model) or {STARTER!r}.{hint}")
@@ -195,14 +197,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         # a stranger's manifest must not make us read outside its folder
         if not _FILE_NAME.fullmatch(name) or not isinstance(sha, str):
             raise ModelError(f"{path / MANIFEST} names the file {name!r}, which is not a plain file name.")
-    return manifest
+    return cast(dict[str, Any], manifest)
 
 
 def _encoder_spec(path: Path, record: object) -> EncoderSpec:
     try:
         spec = EncoderSpec(**cast(dict[str, Any], record))
     except TypeError as error:
-        raise ModelError(f"{path / MANIFEST} has no valid 'encoder' record ({error}); export the model again.") from error
+        raise ModelError(
+            f"{path / MANIFEST} has no valid 'encoder' record ({error}); export the model again."
+        ) from error
     good = (
         isinstance(spec.dim, int) and 0 < spec.dim <= 65536 and spec.pooling in ("mean", "cls")
         and isinstance(spec.normalize, bool) and isinstance(spec.max_length, int) and 8 <= spec.max_length <= 131072

@@ -1,4 +1,4 @@
-"""Surgery on exported encoder graphs: fusing, int8 quantisation, a projection after pooling. Needs onnx (extra `export`)."""
+"""Surgery on exported graphs: fusing, int8 quantisation, a projection after pooling. Needs onnx (extra `export`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ACTIVATIONS = {"Tanh": "Tanh", "Identity": None, "GELU": "Gelu"}
 
 @cache
 def cpu_has_vnni() -> bool:
-    """True when the CPU multiplies 8-bit numbers without saturating 16-bit sums (AVX512-VNNI, AVX-VNNI, or 64-bit Arm)."""
+    """True when the CPU multiplies 8-bit numbers without saturating 16-bit sums (VNNI, or 64-bit Arm)."""
     import platform
 
     if platform.machine() in ("aarch64", "arm64"):
@@ -60,8 +60,8 @@ def quantize_int8(fp32: Path, int8: Path, *, num_heads: int, hidden: int) -> Non
 def append_dense(graph: Path, dense: Path) -> None:
     """Append the projection of a sentence-transformers `Dense` module (LaBSE) to every token's vector, in place.
 
-    CLS pooling commutes with any projection of single tokens; so does mean pooling with a linear one. For mean pooling with
-    a non-linear activation the folder would be wrong, so that is refused. Raises ModelError.
+    CLS pooling commutes with any projection of single tokens; so does mean pooling with a linear one. For mean
+    pooling with a non-linear activation the folder would be wrong, so that is refused. Raises ModelError.
     """
     import onnx
     import orjson

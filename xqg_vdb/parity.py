@@ -1,13 +1,14 @@
-"""The parity gate: do the export and the original give the same vectors for the same texts?
+"""The parity gate: the export and the original must give the same vectors for the same texts.
 
-The texts are the question bank (short, all languages), the sample corpus (a paragraph each) and long passages joined from it, so
-that several lengths and scripts are covered, including one longer than the model reads.
+The texts are the question bank (short, all languages), the sample corpus (a paragraph each) and long passages joined
+from it, so that several lengths and scripts are covered, including one longer than the model reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Parity:
 
 
 def parity_texts() -> tuple[list[str], list[str]]:
-    """Questions (one per language of the bank) and passages of three lengths, the longest beyond any encoder's limit."""
+    """Questions (one per language of the bank) and passages of three lengths, the longest beyond E5's limit."""
     questions = [lines[i % len(lines)] for i, lines in enumerate(question_bank().values())]
     passages = [passage.title_and_text for passage in read_corpus(sample_corpus().corpus, detect=False)]
     joined = [" ".join(passages[i : i + 4]) for i in range(0, 16, 4)]
@@ -49,7 +50,7 @@ def measure_parity(encoder: Encoder, reference: Reference) -> Parity:
     ours = np.concatenate([encoder.encode_queries(questions), encoder.encode_passages(passages)])
     if theirs.shape != ours.shape:
         raise ModelError(f"The original gives rows of {theirs.shape[1]} dimensions, the export of {ours.shape[1]}.")
-    cosines = np.sum(unit_rows(ours) * unit_rows(theirs), axis=1, dtype=np.float64)
+    cosines = np.einsum("ij,ij->i", unit_rows(ours), unit_rows(theirs))
     worst = int(np.argmin(cosines))
     return Parity(len(ours), float(cosines[worst]), float(cosines.mean()), [*questions, *passages][worst][:80])
 
@@ -76,13 +77,16 @@ def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> Reference:
         return vector
 
     def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
-        rows = [[row(spec.query_prefix + text) for text in queries], [row(spec.passage_prefix + text) for text in passages]]
+        rows = [
+            [row(spec.query_prefix + text) for text in queries],
+            [row(spec.passage_prefix + text) for text in passages],
+        ]
         return np.stack(rows[0]), np.stack(rows[1])
 
     return encode
 
 
-def _torch_dense(checkpoint: Checkpoint) -> Callable[..., object] | object:
+def _torch_dense(checkpoint: Checkpoint) -> Any:
     import torch
 
     if checkpoint.dense is None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xqg_vdb.calibration import LanguageMeans, unpack_means
+from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.collection import Collection
-from xqg_vdb.encoding import Encoder, resolve_languages
 from xqg_vdb.errors import MismatchError
 from xqg_vdb.languages import normalize
 from xqg_vdb.types import Card, Hit, Query
@@ -36,7 +35,7 @@ class Retriever:
     Raises MismatchError when the collection was made by another encoder, with both fingerprints.
     """
 
-    def __init__(self, encoder: Encoder, collection: Collection, *, calibration: float | None = None) -> None:
+    def __init__(self, encoder: CalibratedEncoder, collection: Collection, *, calibration: float | None = None) -> None:
         self.encoder = encoder
         self.collection = collection
         card = collection.card
@@ -65,8 +64,12 @@ class Retriever:
         calibrated = self.strength != 0.0 and bool(self.language_means.means)
         if calibrated:
             asked = list(resolve_languages(texts, asked))
-            vectors = self.encoder.calibrate(
-                vectors, texts=texts, langs=asked, means=self.language_means, strength=self.strength
+            vectors = calibrate(
+                vectors,
+                langs=asked,
+                table=self.language_means,
+                strength=self.strength,
+                normalize=self.encoder.facts.normalize,
             )
         wanted = None if langs is None else [normalize(code) for code in langs]
         found = self.collection.search(vectors, k=k, langs=wanted, exact=exact, ef=CALIBRATED_EF if calibrated else None)
@@ -75,7 +78,7 @@ class Retriever:
         ]
 
 
-def check_same_encoder(encoder: Encoder, card: Card, *, name: str) -> None:
+def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> None:
     """Raise MismatchError unless the collection's vectors and this encoder's are comparable."""
     mine, theirs = encoder.facts, card.encoder
     if mine.fingerprint != theirs.fingerprint:
@@ -85,7 +88,7 @@ def check_same_encoder(encoder: Encoder, card: Card, *, name: str) -> None:
         )
 
 
-def collection_means(encoder: Encoder, card: Card) -> LanguageMeans:
+def collection_means(encoder: CalibratedEncoder, card: Card) -> LanguageMeans:
     """The encoder's language means, with those that the collection measured on its own queries in their place."""
     own = unpack_means(card.query_means, dim=card.encoder.dim)
     bank = encoder.language_means

@@ -259,7 +259,7 @@ class CollectionWriter(Protocol):
 
 
 class VectorStore(Protocol):
-    """Where collections live: a folder (qdrant-edge) or a Qdrant server. `name` is what users say; versions are inside."""
+    """Where collections live: a folder (qdrant-edge) or a Qdrant server. `name` is the user's; versions are inside."""
 
     def names(self) -> list[str]:
         """The published collections, sorted."""
@@ -274,7 +274,15 @@ class VectorStore(Protocol):
         ...
 
     def search(
-        self, name: str, vectors: Vectors, *, k: int, langs: Sequence[str] | None, using: str, exact: bool, ef: int | None
+        self,
+        name: str,
+        vectors: Vectors,
+        *,
+        k: int,
+        langs: Sequence[str] | None,
+        using: str,
+        exact: bool,
+        ef: int | None,
     ) -> list[list[Hit]]:
         """The k best per row of `vectors` (q, dim), ordered by score, then id; only passages in `langs` when given."""
         ...

@@ -1,0 +1,180 @@
+"""Passages per second: this package against what one would use instead, same weights, same texts, same threads.
+
+    python benchmarks/encode.py                       # 256 AfriQA passages, 5 repeats, 2 threads
+    python benchmarks/encode.py --passages 3120 --repeats 3 --json
+
+Contenders, in one run, repeats interleaved, medians: `Encoder` on the int8 and the fp32 export; a plain loop that
+sorts by length and feeds onnxruntime batches of 32; fastembed's own pipeline on the very same two graphs;
+sentence-transformers (torch) on the checkpoint. Every contender's vectors are compared with those of
+sentence-transformers, so nobody wins by doing less.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import onnxruntime
+import orjson
+from tokenizers import Tokenizer
+
+from xqg_vdb import Encoder, export_encoder
+from xqg_vdb.checkpoints import STARTER_ENCODER
+from xqg_vdb.datasets import afriqa, data_folder
+from xqg_vdb.export import Precision
+from xqg_vdb.model_folder import STARTER, cached_model
+from xqg_vdb.onnx_graphs import cpu_has_vnni
+from xqg_vdb.starter import build_encoder_checkpoint
+from xqg_vdb.types import Vectors
+
+Contender = Callable[[list[str]], Vectors]
+PREFIX = "passage: "
+
+
+@click.command()
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder with afriqa/  [default: XQG_DATA_DIR or ../shared/data]"
+)
+@click.option(
+    "--passages", type=click.IntRange(min=8), default=256, show_default=True, help="A seeded sample of the 3,120."
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def main(data_dir: Path | None, passages: int, repeats: int, threads: int, as_json: bool) -> None:
+    """Print a table of passages per second with ratios."""
+    texts = sample(data_dir, passages)
+    with tempfile.TemporaryDirectory() as scratch:
+        contenders = build(Path(scratch), threads)
+        reference = contenders["sentence-transformers"](texts[:32])
+        cosines = {
+            name: float(np.sum(encode(texts[:32]) * reference, axis=1).min()) for name, encode in contenders.items()
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for repeat in range(repeats):
+            for name, encode in contenders.items():
+                click.echo(f"repeat {repeat + 1}/{repeats}: {name}", err=True)
+                start = time.perf_counter()
+                encode(texts)
+                seconds[name].append(time.perf_counter() - start)
+    rates = {name: len(texts) / statistics.median(own) for name, own in seconds.items()}
+    setup = {
+        "passages": len(texts), "repeats": repeats, "threads": threads, "vnni": cpu_has_vnni(),
+        "processor": processor(), "onnxruntime": onnxruntime.__version__,
+    }  # fmt: skip
+    if as_json:
+        click.echo(orjson.dumps({"setup": setup, "passages_per_second": rates, "cosine_min": cosines}).decode())
+        return
+    show(rates, cosines, setup)
+
+
+def sample(data_dir: Path | None, n: int) -> list[str]:
+    """N passages, drawn with a fixed seed so that lengths are those of the whole set."""
+    all_passages = afriqa.passages(data_folder(data_dir))
+    chosen = np.random.default_rng(0).choice(len(all_passages), min(n, len(all_passages)), replace=False)
+    return [all_passages[i].title_and_text for i in chosen]
+
+
+def build(scratch: Path, threads: int) -> dict[str, Contender]:
+    """Every contender, loaded and ready."""
+    checkpoint = build_encoder_checkpoint(scratch / "checkpoint")
+    contenders: dict[str, Contender] = {}
+    precisions: tuple[Precision, ...] = ("int8", "fp32")
+    for precision in precisions:
+        folder = cached_model(STARTER, precision=precision)
+        if not (folder / "model.json").is_file():
+            export_encoder(STARTER_ENCODER, folder, precision=precision, report=lambda line: click.echo(line, err=True))
+        contenders[f"xqg-vdb {precision}"] = Encoder(folder, threads=threads).encode_passages
+        contenders[f"sorted onnxruntime loop {precision}"] = sorted_loop(folder, threads)
+        contenders[f"fastembed {precision}"] = fastembed(folder, checkpoint, scratch / precision, threads)
+    contenders["sentence-transformers"] = sentence_transformers(checkpoint, threads)
+    return contenders
+
+
+def sorted_loop(folder: Path, threads: int) -> Contender:
+    """What an engineer writes in ten minutes: sort by length, batches of 32, one session on all threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(512)
+    tokenizer.enable_padding(pad_id=1, pad_token="<pad>")
+
+    def encode(texts: list[str]) -> Vectors:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        rows = np.zeros((len(texts), 384), np.float32)
+        for start in range(0, len(order), 32):
+            chosen = order[start : start + 32]
+            encodings = tokenizer.encode_batch([PREFIX + texts[i] for i in chosen])
+            ids, mask = np.array([e.ids for e in encodings]), np.array([e.attention_mask for e in encodings])
+            feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+            hidden = session.run(None, {node.name: feeds[node.name] for node in session.get_inputs()})[0]
+            pooled = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+            rows[chosen] = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        return rows
+
+    return encode
+
+
+def fastembed(folder: Path, checkpoint: Path, place: Path, threads: int) -> Contender:
+    """Fastembed's pipeline on our graph; it has no prefixes of its own, so the texts bring them."""
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    place.mkdir()
+    for file in (*checkpoint.glob("*.json"), folder / "tokenizer.json", folder / "model.onnx"):
+        (place / file.name).unlink(missing_ok=True)
+        (place / file.name).symlink_to(file.resolve())
+    name = f"local/{place.name}"
+    TextEmbedding.add_custom_model(
+        model=name,
+        pooling=PoolingType.MEAN,
+        normalization=True,
+        sources=ModelSource(hf=name),
+        dim=384,
+        model_file="model.onnx",
+    )
+    model = TextEmbedding(model_name=name, specific_model_path=str(place), threads=threads)
+    return lambda texts: np.stack(list(model.embed([PREFIX + text for text in texts])))
+
+
+def sentence_transformers(checkpoint: Path, threads: int) -> Contender:
+    """sentence-transformers with its defaults (batches of 32, sorted by length)."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(threads)
+    model = SentenceTransformer(str(checkpoint), device="cpu")
+    return lambda texts: model.encode([PREFIX + text for text in texts], prompt="", show_progress_bar=False)
+
+
+def processor() -> str:
+    """The CPU's own name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def show(rates: dict[str, float], cosines: dict[str, float], setup: dict[str, object]) -> None:
+    """The table: rates, ratios to the two neighbours, and how close each one's vectors are to torch's."""
+    click.echo(" ".join(f"{key}={value}" for key, value in setup.items()) + "\n")
+    click.echo(f"{'':30s}{'passages/s':>11s}{'× sent.-tr.':>12s}{'× fastembed':>12s}{'cosine min':>11s}")
+    for name, rate in sorted(rates.items(), key=lambda item: -item[1]):
+        precision = "int8" if "int8" in name else "fp32"
+        ratios = rate / rates["sentence-transformers"], rate / rates[f"fastembed {precision}"]
+        click.echo(f"{name:30s}{rate:11.1f}{ratios[0]:12.2f}{ratios[1]:12.2f}{cosines[name]:11.4f}")
+    ours = rates["xqg-vdb int8"]
+    click.echo(f"\nint8 against sentence-transformers: {ours / rates['sentence-transformers']:.2f} ×")
+    click.echo(f"int8 against fastembed on the same int8 graph: {ours / rates['fastembed int8']:.2f} ×")
+
+
+if __name__ == "__main__":
+    main()

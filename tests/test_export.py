@@ -1,0 +1,305 @@
+"""Export: the gate, the starter (real, needs torch), hostile checkpoints, conventions. Nothing here needs a network."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import orjson
+import pytest
+from tiny_model import write_tiny_encoder
+
+from xqg_vdb.checkpoints import conventions, fetch_checkpoint, strip_code_keys
+from xqg_vdb.encoding import Encoder
+from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
+from xqg_vdb.export import Overrides, export_encoder
+from xqg_vdb.model_folder import open_model_folder
+from xqg_vdb.parity import measure_parity, torch_vectors
+
+
+def silent(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A small, randomly initialised BERT checkpoint with a word-piece tokenizer that knows single characters."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("checkpoints") / "bert"
+    folder.mkdir()
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in (*range(33, 127), *range(0x400, 0x450), *range(0x620, 0x650))]
+    (folder / "vocab.txt").write_text("\n".join([*marks, *letters, *["##" + letter for letter in letters]]), "utf-8")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=5 + 2 * len(letters), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=128,
+    )  # fmt: skip
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path):
+    folder = export_encoder(str(bert), tmp_path / "out", precision="fp32", report=silent)
+    parity = folder.manifest["parity"]
+    assert parity["cosine_min"] >= 0.9999 and parity["texts"] > 100
+    assert folder.manifest["speed"]["passages_per_second"] > 0
+    assert folder.spec.pooling == "mean" and folder.spec.max_length == 128 and folder.spec.dim == 32
+    assert folder.fingerprint == open_model_folder(tmp_path / "out").fingerprint
+    assert not [p for p in tmp_path.iterdir() if p.name != "out"], "a scratch folder was left behind"
+    with Encoder(folder.path) as encoder:
+        rows = encoder.encode_passages(["Привет", "a" * 5000])
+        source = fetch_checkpoint(str(bert), into=tmp_path / "clean")
+        _, theirs = torch_vectors(source, folder.spec)(["x"], ["Привет", "a" * 5000])
+    np.testing.assert_allclose(rows, theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=1e-4)
+
+
+def test_int8_and_overrides(bert, tmp_path):
+    overrides = Overrides(pooling="cls", normalize=False, query_prefix="q: ", max_length=64)
+    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", overrides=overrides, report=silent)
+    assert folder.manifest["parity"]["cosine_min"] >= 0.98
+    assert (folder.spec.pooling, folder.spec.normalize, folder.spec.query_prefix) == ("cls", False, "q: ")
+    assert folder.spec.max_length == 64 and folder.manifest["precision"] == "int8"
+
+
+def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch):
+    import xqg_vdb.export as module
+
+    def other_weights(source, spec):
+        right = torch_vectors(source, spec)
+        return lambda queries, passages: tuple(rows[:, ::-1] for rows in right(queries, passages))
+
+    monkeypatch.setattr(module, "torch_vectors", other_weights)
+    with pytest.raises(MismatchError, match=r"lowest cosine -?0\.\d+, wanted 0\.9999 .*nothing was written"):
+        export_encoder(str(bert), tmp_path / "out", precision="fp32", report=silent)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parity_is_the_lowest_cosine(tmp_path):
+    with Encoder(write_tiny_encoder(tmp_path / "tiny")) as encoder:
+
+        def reference(queries, passages):
+            rows = encoder.encode_queries(queries), encoder.encode_passages(passages).copy()
+            rows[1][7] *= -1
+            return rows
+
+        parity = measure_parity(encoder, reference)
+    assert parity.cosine_min == pytest.approx(-1.0, abs=1e-5)
+    # one row of cosine -1 among n of cosine 1
+    assert parity.cosine_mean == pytest.approx((parity.texts - 2) / parity.texts, abs=1e-5)
+
+
+def test_an_export_never_overwrites(bert, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    with pytest.raises(ModelError, match="out exists and is not empty: remove it, or export to another folder"):
+        export_encoder(str(bert), tmp_path / "out", report=silent)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no/such-folder/here", "There is no checkpoint 'no/such-folder/here'"),
+        (
+            "../up",
+            r"There is no checkpoint '\.\./up': give a local folder, a hub id \(owner/model\) or 'starter:encoder'",
+        ),
+    ],
+)
+def test_unknown_checkpoints(name, message, tmp_path):
+    with pytest.raises(ModelError, match=message):
+        export_encoder(name, tmp_path / "out", report=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ModelError, match=r"has no config\.json with a model_type"):
+        export_encoder(str(tmp_path / "c"), tmp_path / "out", report=silent)
+
+
+CANARY = "import pathlib; pathlib.Path({path!r}).write_text('ran')\n"
+
+
+def hostile(folder, marker, *, weights):
+    """A checkpoint that tries to run code in every way that loaders have allowed."""
+    folder.mkdir()
+    code = CANARY.format(path=str(marker))
+    for name in ("modeling_evil.py", "tokenization_evil.py", "configuration_evil.py", "custom_generate/generate.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(code)
+    config = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 20,
+        "max_position_embeddings": 32,
+        "architectures": ["Evil"],
+        "auto_map": {"AutoModel": "modeling_evil.Evil", "AutoConfig": "configuration_evil.Evil"},
+        "_attn_implementation_internal": "evil/kernels",
+        "_attn_implementation": "evil/kernels",
+        "text_config": {"_attn_implementation_internal": "evil/kernels"},
+    }
+    (folder / "config.json").write_bytes(orjson.dumps(config))
+    tokenizer = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "tokenizer_class": "Evil"}
+    (folder / "tokenizer_config.json").write_bytes(orjson.dumps(tokenizer))
+
+    class Bomb:
+        def __reduce__(self):
+            return (pathlib.Path.write_text, (marker, "ran"))
+
+    import pickle
+
+    for name in ("pytorch_model.bin", "model.pt", "training_args.bin"):
+        (folder / name).write_bytes(pickle.dumps(Bomb()))
+    if weights:
+        from safetensors.numpy import save_file
+
+        save_file(
+            {"embeddings.word_embeddings.weight": np.zeros((20, 32), np.float32)}, str(folder / "model.safetensors")
+        )
+    return folder
+
+
+def test_pickled_weights_are_refused_and_never_read(tmp_path):
+    marker = tmp_path / "marker"
+    folder = hostile(tmp_path / "evil", marker, weights=False)
+    with pytest.raises(
+        ModelError, match=r"has model\.pt, pytorch_model\.bin, training_args\.bin but no safetensors file"
+    ):
+        export_encoder(str(folder), tmp_path / "out", report=silent)
+    assert not marker.exists()
+
+
+def test_a_hostile_checkpoint_runs_nothing(tmp_path):
+    pytest.importorskip("torch")
+    marker = tmp_path / "marker"
+    folder = hostile(tmp_path / "evil", marker, weights=True)
+    clean = fetch_checkpoint(str(folder), into=tmp_path / "clean")
+    names = {str(p.relative_to(clean.path)) for p in clean.path.rglob("*")}
+    assert names == {"config.json", "tokenizer_config.json", "model.safetensors"}
+    assert b"evil" not in (clean.path / "config.json").read_bytes().replace(b"Evil", b"")
+    script = (
+        "import sys; from pathlib import Path; from xqg_vdb.export import export_encoder\n"
+        f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), report=lambda line: None)"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=200)
+    assert done.returncode != 0  # it has no tokenizer: refused one way or the other
+    assert not marker.exists() and not (tmp_path / "out").exists()
+
+
+def test_code_keys_are_stripped_at_every_depth():
+    record = {"a": [{"auto_map": 1, "b": {"_attn_implementation_autoset": 1, "c": 2}}], "_attn_implementation": 3}
+    assert strip_code_keys(record) == {"a": [{"b": {"c": 2}}]}
+
+
+def checkpoint(folder, source, *, config=None, files=None):
+    folder.mkdir()
+    record = {"model_type": "bert", "hidden_size": 32, "max_position_embeddings": 512, **(config or {})}
+    (folder / "config.json").write_bytes(orjson.dumps(record))
+    (folder / "model.safetensors").write_bytes(b"x")
+    for name, value in (files or {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(orjson.dumps(value))
+    found = fetch_checkpoint(str(folder), into=folder.with_name("clean"))
+    import dataclasses
+
+    return conventions(dataclasses.replace(found, source=source))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("intfloat/multilingual-e5-base", ("mean", True, "query: ", "passage: ", 512)),
+        ("BAAI/bge-m3", ("cls", True, "", "", 512)),
+        ("BAAI/bge-small-en-v1.5", ("cls", True, "Represent this sentence for searching relevant passages: ", "", 512)),
+        ("sentence-transformers/LaBSE", ("cls", True, "", "", 256)),
+        ("ielabgroup/bert-base-multilingual-cased-xor-tydi", ("cls", False, "", "", 128)),
+        ("somebody/unknown", ("mean", True, "", "", 512)),
+    ],
+)
+def test_family_conventions(tmp_path, source, expected):
+    spec, _ = checkpoint(tmp_path / "c", source)
+    assert (spec.pooling, spec.normalize, spec.query_prefix, spec.passage_prefix, spec.max_length) == expected
+
+
+def test_sentence_transformers_files_win_over_the_family(tmp_path):
+    files = {
+        "modules.json": [{"type": "sentence_transformers.models.Transformer"}],
+        "1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+        "sentence_bert_config.json": {"max_seq_length": 100},
+        "config_sentence_transformers.json": {"prompts": {"query": "Q ", "document": "D "}},
+    }
+    spec, learned = checkpoint(tmp_path / "c", "intfloat/multilingual-e5-small", files=files)
+    assert learned == "sentence-transformers files"
+    assert (spec.pooling, spec.normalize, spec.query_prefix, spec.passage_prefix) == ("cls", False, "Q ", "D ")
+    assert spec.max_length == 100
+
+
+def test_odd_pooling_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="pools by pooling_mode_max_tokens; supported are mean and cls"):
+        checkpoint(tmp_path / "c", "x/y", files={"1_Pooling/config.json": {"pooling_mode_max_tokens": True}})
+
+
+def test_xlm_r_positions(tmp_path):
+    spec, _ = checkpoint(tmp_path / "c", "x/y", config={"model_type": "xlm-roberta", "max_position_embeddings": 514})
+    assert spec.max_length == 512
+
+
+def test_a_dense_module_is_part_of_the_export(bert, tmp_path):
+    """LaBSE's shape: CLS, then a projection with tanh."""
+    import shutil
+
+    from safetensors.numpy import save_file
+
+    folder = tmp_path / "labse-like"
+    shutil.copytree(bert, folder)
+    rng = np.random.default_rng(0)
+    for name, value in {
+        "modules.json": [{"type": "sentence_transformers.models.Normalize"}],
+        "1_Pooling/config.json": {"pooling_mode_cls_token": True},
+        "2_Dense/config.json": {
+            "in_features": 32,
+            "out_features": 16,
+            "activation_function": "torch.nn.modules.activation.Tanh",
+        },
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(orjson.dumps(value))
+    weights = {"linear.weight": rng.standard_normal((16, 32)), "linear.bias": rng.standard_normal(16)}
+    save_file({k: v.astype(np.float32) for k, v in weights.items()}, str(folder / "2_Dense" / "model.safetensors"))
+    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", report=silent)
+    assert exported.spec.dim == 16 and exported.manifest["parity"]["cosine_min"] >= 0.9999
+
+
+def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
+    """A checkpoint that ships its graph: no optimum, and int8 is compared with that graph."""
+    first = export_encoder(str(bert), tmp_path / "first", precision="fp32", report=silent)
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes((first.path / "model.onnx").read_bytes())
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((bert / name).read_bytes())
+    script = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
+        "from pathlib import Path; from xqg_vdb.export import export_encoder\n"
+        f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), precision='fp32', report=lambda l: None)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    with Encoder(tmp_path / "out") as ours, Encoder(first.path) as theirs:
+        np.testing.assert_allclose(ours.encode_passages(["abc"]), theirs.encode_passages(["abc"]), atol=1e-6)
+
+
+def test_without_torch_the_message_names_the_extra(tmp_path, monkeypatch):
+    from xqg_vdb.export import _optimum_export
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtra, match=r'pip install "xqg-vdb\[export\]"'):
+        _optimum_export(tmp_path, tmp_path)
