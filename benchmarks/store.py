@@ -1,10 +1,13 @@
 """How much of the raw engine's speed is left behind our stores: points per second written, milliseconds per question.
 
-Measured on the same machine, one after the other, alternating, medians of `--repeats` loads and of all question rounds:
+All contestants of a group run side by side: each batch is written to one after the other, each question asked of one
+after the other, in rotating order, so that a busy machine is busy for all. Upsert speeds come from sums over all
+batches, query times are medians; with `--repeats` above 1 all is done again in new folders, and medians are taken over
+the repeats.
 
 - embedded: `EmbeddedStore` (gate, ids, free-space check, upsert, commit every 5,000 points) against a bare loop over
-  `EdgeShard.update` and `flush` with the same points, batches and flushes, vectors handed over as lists. HNSW is built for
-  both, timed apart; then come the 10 nearest of each question, one at a time, with payload.
+  `EdgeShard.update` and `flush` with the same points, batches and flushes, vectors handed over as lists. HNSW is built
+  for both, timed apart; then come the 10 nearest of each question, one at a time, with payload.
 - embedded, raw with memoryviews: the same bare loop with the fastest form of vectors that the engine takes.
 - client: `ServerStore` over the client's in-memory mode against a bare `client.upsert` of the same batches, at no more
   than 20,000 points: that mode searches by brute force and says itself that it is not made for more.
@@ -25,15 +28,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import qdrant_edge as edge
+from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,16 +47,7 @@ from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.collection.index_build import build_index
 from xqg_vdb.collection.layout import payload_of, point_id
 from xqg_vdb.collection.server import ServerStore
-from xqg_vdb.types import (
-    Card,
-    CollectionWriter,
-    EncoderFacts,
-    Passage,
-    PointBatch,
-    Recipe,
-    Vectors,
-    VectorStore,
-)
+from xqg_vdb.types import Card, EncoderFacts, Passage, PointBatch, Recipe, Vectors, VectorStore
 
 DIM, BATCH, PER_FLUSH, K, BAR = 384, 500, 5_000, 10, 0.7
 MOST_LOCAL_POINTS = 20_000
@@ -61,13 +57,7 @@ CARD = Card(
 )
 
 
-@dataclass
-class Timings:
-    """Seconds of every repeat of one contestant."""
-
-    upsert: list[float] = field(default_factory=list)
-    index: list[float] = field(default_factory=list)
-    query: list[float] = field(default_factory=list)
+QUERY_LANGS = ("sw", "yo")
 
 
 @dataclass(frozen=True)
@@ -78,14 +68,28 @@ class Data:
     vectors: Vectors
     questions: Vectors
 
-    def batches(self) -> Iterator[tuple[int, list[Passage], Vectors]]:
-        """(rows before it, passages, vectors), BATCH rows each."""
-        for at in range(0, len(self.passages), BATCH):
-            yield at, self.passages[at : at + BATCH], self.vectors[at : at + BATCH]
-
     def head(self, points: int) -> Data:
         """The first `points` points, same questions."""
         return Data(self.passages[:points], self.vectors[:points], self.questions)
+
+
+class Contestant(Protocol):
+    """One way to write and search."""
+
+    def write(self, passages: list[Passage], vectors: Vectors) -> None:
+        """Write one batch."""
+
+    def commit(self, rows: int) -> None:
+        """Make everything durable."""
+
+    def finish(self, rows: int) -> None:
+        """Build the index, open for reading."""
+
+    def ask(self, question: NDArray[np.float32]) -> None:
+        """Find the K nearest."""
+
+    def close(self) -> None:
+        """Let go."""
 
 
 def make_data(points: int, questions: int) -> Data:
@@ -106,135 +110,194 @@ def make_data(points: int, questions: int) -> Data:
     return Data(passages, rows[:points], rows[points:])
 
 
-@contextmanager
-def timed(into: list[float]) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    into.append(time.perf_counter() - begin)
+class Ours:
+    """A store of this package."""
+
+    def __init__(self, store: VectorStore) -> None:
+        self.store = store
+        self.writer = store.writer("bench", card=CARD)
+
+    def write(self, passages: list[Passage], vectors: Vectors) -> None:
+        """Through the gate."""
+        self.writer.upsert(PointBatch(passages, {"text-dense": vectors}, [QUERY_LANGS] * len(passages)))
+
+    def commit(self, rows: int) -> None:
+        """With a cursor."""
+        self.writer.commit(rows)
+
+    def finish(self, rows: int) -> None:
+        """With checks of the count."""
+        self.writer.publish(replace(CARD, count=rows))
+        self.store.count("bench")
+
+    def ask(self, question: NDArray[np.float32]) -> None:
+        """With ties settled, as hits."""
+        self.store.search("bench", question[None], k=K, langs=None, using="text-dense", exact=False, ef=None)
+
+    def close(self) -> None:
+        """Let go."""
+        self.store.close()
 
 
-def ours_embedded(data: Data, folder: Path, times: Timings) -> None:
-    with EmbeddedStore(folder) as store:
-        writer = store.writer("bench", card=CARD)
-        with timed(times.upsert):
-            load_ours(writer, data)
-        with timed(times.index):
-            writer.publish(replace(CARD, count=len(data.passages)))
-        store.count("bench")
-        ask_ours(store, data, times)
+class RawEngine:
+    """A bare EdgeShard; `rows` makes of a matrix what the engine is given."""
+
+    def __init__(self, folder: Path, *, rows: Callable[[Vectors], list[Any]]) -> None:
+        self.folder, self.rows = folder, rows
+        dense = edge.EdgeVectorParams(size=DIM, distance=edge.Distance.Cosine)
+        sparse = edge.EdgeSparseVectorParams()
+        config = edge.EdgeConfig(vectors={"text-dense": dense}, sparse_vectors={"text-sparse": sparse})
+        self.shard = edge.EdgeShard.create(str(folder), config)
+        self.shard.update(edge.UpdateOperation.create_field_index("meta.lang", edge.KeywordIndexParams()))
+
+    def write(self, passages: list[Passage], vectors: Vectors) -> None:
+        """Points, then one update."""
+        points = [
+            edge.Point(point_id(p.id), {"text-dense": row}, payload_of(p, QUERY_LANGS))
+            for p, row in zip(passages, self.rows(vectors), strict=True)
+        ]
+        self.shard.update(edge.UpdateOperation.upsert_points(points))
+
+    def commit(self, rows: int) -> None:
+        """Flush."""
+        self.shard.flush()
+
+    def finish(self, rows: int) -> None:
+        """Build the index in a child as ours does."""
+        self.shard.close()
+        build_index(self.folder)
+        self.shard = edge.EdgeShard.load(str(self.folder))
+
+    def ask(self, question: NDArray[np.float32]) -> None:
+        """Query, and take the answers over into Python."""
+        query = edge.Query.Nearest(self.rows(question[None])[0], using="text-dense")
+        found = self.shard.query(edge.QueryRequest(limit=K, query=query, with_payload=True))
+        _ = [(point.score, point.payload) for point in found]
+
+    def close(self) -> None:
+        """Let go."""
+        self.shard.close()
 
 
-def load_ours(writer: CollectionWriter, data: Data) -> None:
-    for at, passages, vectors in data.batches():
-        writer.upsert(PointBatch(passages, {"text-dense": vectors}, [("sw", "yo")] * len(passages)))
-        if (at + BATCH) % PER_FLUSH == 0:
-            writer.commit(at + BATCH)
+class RawClient:
+    """A bare in-memory client."""
 
+    def __init__(self) -> None:
+        self.client = QdrantClient(":memory:")
+        dense = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
+        self.client.create_collection("bench", vectors_config={"text-dense": dense})
 
-def ask_ours(store: VectorStore, data: Data, times: Timings) -> None:
-    for row in data.questions:
-        with timed(times.query):
-            store.search("bench", row[None], k=K, langs=None, using="text-dense", exact=False, ef=None)
+    def write(self, passages: list[Passage], vectors: Vectors) -> None:
+        """Points, then one upsert."""
+        points = [
+            models.PointStruct(id=str(point_id(p.id)), vector={"text-dense": row}, payload=payload_of(p, QUERY_LANGS))
+            for p, row in zip(passages, vectors.tolist(), strict=True)
+        ]
+        self.client.upsert("bench", points, wait=True)
 
+    def commit(self, rows: int) -> None:
+        """Nothing to do in memory."""
 
-def raw_embedded(data: Data, folder: Path, times: Timings, *, rows: Callable[[Vectors], list[Any]]) -> None:
-    shard = edge.EdgeShard.create(
-        str(folder),
-        edge.EdgeConfig(
-            vectors={"text-dense": edge.EdgeVectorParams(size=DIM, distance=edge.Distance.Cosine)},
-            sparse_vectors={"text-sparse": edge.EdgeSparseVectorParams()},
-        ),
-    )
-    shard.update(edge.UpdateOperation.create_field_index("meta.lang", edge.KeywordIndexParams()))
-    with timed(times.upsert):
-        for at, passages, vectors in data.batches():
-            points = [
-                edge.Point(point_id(p.id), {"text-dense": row}, payload_of(p, ("sw", "yo")))
-                for p, row in zip(passages, rows(vectors), strict=True)
-            ]
-            shard.update(edge.UpdateOperation.upsert_points(points))
-            if (at + BATCH) % PER_FLUSH == 0:
-                shard.flush()
-    with timed(times.index):
-        shard.close()
-        build_index(folder)  # the engine's `optimize`, in a child as well
-    shard = edge.EdgeShard.load(str(folder))
-    for row in rows(data.questions):
-        with timed(times.query):
-            query = edge.Query.Nearest(row, using="text-dense")
-            shard.query(edge.QueryRequest(limit=K, query=query, with_payload=True))
-    shard.close()
+    def finish(self, rows: int) -> None:
+        """Nothing to do: brute force."""
+
+    def ask(self, question: NDArray[np.float32]) -> None:
+        """Query."""
+        self.client.query_points("bench", query=question.tolist(), using="text-dense", limit=K, with_payload=True)
+
+    def close(self) -> None:
+        """Let go."""
+        self.client.close()
 
 
 def as_lists(vectors: Vectors) -> list[Any]:
-    return vectors.tolist()
+    return list(vectors.tolist())
 
 
 def as_memoryviews(vectors: Vectors) -> list[Any]:
     return [memoryview(row) for row in vectors]
 
 
-def ours_client(data: Data, folder: Path, times: Timings) -> None:
-    with ServerStore.connect(":memory:") as store:
-        writer = store.writer("bench", card=CARD)
-        with timed(times.upsert):
-            load_ours(writer, data)
-        writer.publish(replace(CARD, count=len(data.passages)))
-        ask_ours(store, data, times)
+Entrants = dict[str, Callable[[Path], Contestant]]
+EMBEDDED: Entrants = {
+    "ours": lambda folder: Ours(EmbeddedStore(folder)),
+    "raw, lists": partial(RawEngine, rows=as_lists),
+    "raw, memoryviews": partial(RawEngine, rows=as_memoryviews),
+}
+CLIENT: Entrants = {"ours": lambda folder: Ours(ServerStore.connect(":memory:")), "raw": lambda folder: RawClient()}
 
 
-def raw_client(data: Data, folder: Path, times: Timings) -> None:
-    client = QdrantClient(":memory:")
-    client.create_collection(
-        "bench", vectors_config={"text-dense": models.VectorParams(size=DIM, distance=models.Distance.COSINE)}
-    )
-    with timed(times.upsert):
-        for _, passages, vectors in data.batches():
-            points = [
-                models.PointStruct(
-                    id=str(point_id(p.id)), vector={"text-dense": row}, payload=payload_of(p, ("sw", "yo"))
-                )
-                for p, row in zip(passages, vectors.tolist(), strict=True)
-            ]
-            client.upsert("bench", points, wait=True)
-    for row in data.questions.tolist():
-        with timed(times.query):
-            client.query_points("bench", query=row, using="text-dense", limit=K, with_payload=True)
-    client.close()
+@dataclass
+class Timings:
+    """Seconds of one contestant in one repeat: all upserts with their flushes, the index, the median question."""
+
+    upsert: float = 0.0
+    index: float = 0.0
+    query: float = 0.0
 
 
-Contestant = Callable[[Data, Path, Timings], None]
-
-
-def race(contestants: dict[str, Contestant], data: Data, repeats: int) -> dict[str, Timings]:
-    """Every contestant `repeats` times, in turn, so that a busy machine is busy for all."""
-    results = {name: Timings() for name in contestants}
-    for number in range(repeats):
-        names = list(contestants) if number % 2 == 0 else list(reversed(contestants))
+def side_by_side(entrants: Entrants, data: Data) -> dict[str, Timings]:
+    """One repeat of a group."""
+    names = list(entrants)
+    times = {name: Timings() for name in names}
+    with ExitStack() as stack:
+        running = {name: started(make, stack) for name, make in entrants.items()}
+        for turn, at in enumerate(range(0, len(data.passages), BATCH)):
+            for name in rotated(names, turn):
+                times[name].upsert += seconds(partial(write_batch, running[name], data, at))
         for name in names:
-            folder = Path(tempfile.mkdtemp(prefix="xqg-bench-"))
-            try:
-                contestants[name](data, folder, results[name])
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-    return results
+            times[name].index = seconds(partial(running[name].finish, len(data.passages)))
+        asked: dict[str, list[float]] = {name: [] for name in names}
+        for turn, question in enumerate(data.questions):
+            for name in rotated(names, turn):
+                asked[name].append(seconds(partial(running[name].ask, question)))
+        for name in names:
+            times[name].query = statistics.median(asked[name])
+    return times
 
 
-def summary(group: str, results: dict[str, Timings], points: int) -> list[dict[str, Any]]:
+def started(make: Callable[[Path], Contestant], stack: ExitStack) -> Contestant:
+    folder = Path(tempfile.mkdtemp(prefix="xqg-bench-"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    contestant = make(folder)
+    stack.callback(contestant.close)
+    return contestant
+
+
+def write_batch(contestant: Contestant, data: Data, at: int) -> None:
+    contestant.write(data.passages[at : at + BATCH], data.vectors[at : at + BATCH])
+    if (at + BATCH) % PER_FLUSH == 0:
+        contestant.commit(at + BATCH)
+
+
+def rotated(names: list[str], turn: int) -> list[str]:
+    start = turn % len(names)
+    return names[start:] + names[:start]
+
+
+def seconds(call: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def summary(group: str, entrants: Entrants, data: Data, repeats: int) -> list[dict[str, Any]]:
     """One record per contestant; the ratios compare `ours` with it: its time divided by ours."""
-    ours = results["ours"]
+    rounds = [side_by_side(entrants, data) for _ in range(repeats)]
+    points = len(data.passages)
+    middle = statistics.median
     return [
         {
             "group": group,
             "what": name,
             "points": points,
-            "points_per_s": round(points / statistics.median(times.upsert)),
-            "index_s": round(statistics.median(times.index), 1) if times.index else None,
-            "query_ms": round(1000 * statistics.median(times.query), 3),
-            "upsert_ratio": round(statistics.median(times.upsert) / statistics.median(ours.upsert), 2),
-            "query_ratio": round(statistics.median(times.query) / statistics.median(ours.query), 2),
+            "points_per_s": round(points / middle(one[name].upsert for one in rounds)),
+            "index_s": round(middle(one[name].index for one in rounds), 1),
+            "query_ms": round(1000 * middle(one[name].query for one in rounds), 3),
+            "upsert_ratio": round(middle(one[name].upsert / one["ours"].upsert for one in rounds), 2),
+            "query_ratio": round(middle(one[name].query / one["ours"].query for one in rounds), 2),
         }
-        for name, times in results.items()
+        for name in entrants
     ]
 
 
@@ -242,9 +305,10 @@ def show(records: list[dict[str, Any]]) -> None:
     print(f"{'':32}{'points':>9}{'points/s':>10}{'index s':>9}{'ms/query':>10}{'ours: upsert':>14}{'query':>8}")
     for one in records:
         ratios = "" if one["what"] == "ours" else f"{one['upsert_ratio']:>13.2f}×{one['query_ratio']:>7.2f}×"
-        index = "" if one["index_s"] is None else f"{one['index_s']:.1f}"
-        name = f"{one['group']}: {one['what']}"
-        print(f"{name:32}{one['points']:>9,}{one['points_per_s']:>10,}{index:>9}{one['query_ms']:>10.3f}{ratios}")
+        name = f"{one['group']} {one['what']}"
+        print(
+            f"{name:32}{one['points']:>9,}{one['points_per_s']:>10,}{one['index_s']:>9.1f}{one['query_ms']:>10.3f}{ratios}"
+        )
     print(f"ours: upsert and query: our speed divided by that line's; the bar is {BAR}")
 
 
@@ -257,14 +321,8 @@ def main() -> None:
     options = parser.parse_args()
     data = make_data(options.points, options.questions)
     small = data.head(min(options.points, MOST_LOCAL_POINTS))
-    embedded: dict[str, Contestant] = {
-        "ours": ours_embedded,
-        "raw, lists": lambda d, f, t: raw_embedded(d, f, t, rows=as_lists),
-        "raw, memoryviews": lambda d, f, t: raw_embedded(d, f, t, rows=as_memoryviews),
-    }
-    records = summary("embedded", race(embedded, data, options.repeats), len(data.passages))
-    client: dict[str, Contestant] = {"ours": ours_client, "raw": raw_client}
-    records += summary("client :memory:", race(client, small, options.repeats), len(small.passages))
+    records = summary("embedded", EMBEDDED, data, options.repeats)
+    records += summary("client :memory:", CLIENT, small, options.repeats)
     versions = {name: version(name) for name in ("qdrant-edge-py", "qdrant-client", "numpy")}
     if options.json:
         print(json.dumps({"results": records, "versions": versions, "machine": platform.processor(), "bar": BAR}))

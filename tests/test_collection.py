@@ -6,9 +6,12 @@ import contextlib
 import datetime
 import math
 import os
+import subprocess
+import sys
 import threading
 import uuid
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +196,7 @@ def test_a_stopped_load_continues_after_its_last_commit(store, name):
         a_card(alpha=0.4),
         a_card(distance="dot"),
         replace(a_card(), query_means={"sw": "AAAA"}),
+        replace(a_card(), rows_digest="another corpus"),
         replace(a_card(), vectors=("text-dense", "more")),
     ],
 )
@@ -494,3 +498,10 @@ def test_open_store_chooses_by_argument_then_environment(tmp_path, monkeypatch):
         assert repr(store) == "ServerStore('localhost:1')"
     with pytest.raises(ValueError, match="not both"):
         open_store(tmp_path, url=":memory:")
+
+
+def test_importing_the_package_loads_neither_engine():
+    code = "import sys, xqg_vdb.collection; print({'qdrant_edge', 'qdrant_client', 'httpx'} & set(sys.modules))"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -20,7 +20,7 @@ from ..types import Card, CollectionWriter, Hit, StoredPoint, Vectors
 from . import engine, layout
 from .embedded_writer import FREE_SPACE_FLOOR, open_writer
 from .locks import FileLock
-from .versions import Folder, Version, disk_errors, empty_bin, remove_folder
+from .versions import Folder, Stamp, Version, disk_errors, empty_bin, remove_folder, stamp_of
 
 
 @dataclass(slots=True)
@@ -28,7 +28,8 @@ class _Reader:
     """The open shard of a published version, and how many calls are using it right now."""
 
     version: Version
-    stamp: tuple[int, int]
+    pointer: str
+    stamp: Stamp
     card: Card
     shard: engine.Shard
     lock: FileLock
@@ -169,9 +170,8 @@ class EmbeddedStore:
     def _reading(self, name: str) -> Iterator[_Reader]:
         """The reader of the published version; it stays open until the block ends, whatever is published meanwhile."""
         self._check_process()
-        folder = self._folder(name)
         with self._mutex:
-            reader = self._fresh(name, folder)
+            reader = self._fresh(name)
             reader.users += 1
         try:
             yield reader
@@ -180,12 +180,12 @@ class EmbeddedStore:
                 reader.users -= 1
                 self._close_unused(reader)
 
-    def _fresh(self, name: str, folder: Folder) -> _Reader:
+    def _fresh(self, name: str) -> _Reader:
         reader = self._readers.get(name)
-        stamp = folder.stamp()
-        if reader is not None and reader.stamp == stamp:
+        if reader is not None and reader.stamp == stamp_of(reader.pointer):
             return reader
-        if stamp is None:
+        folder = self._folder(name)
+        if folder.stamp() is None:
             raise self._missing(folder)
         try:
             fresh = self._readers[name] = self._open(folder)
@@ -219,7 +219,7 @@ class EmbeddedStore:
                     raise LockedError(f"{error}; close that one, or use a Qdrant server (--url) for several.") from None
         try:
             card = version.card()
-            return _Reader(version, stamp, card, _checked_shard(version, card), lock)
+            return _Reader(version, str(folder.pointer), stamp, card, _checked_shard(version, card), lock)
         except BaseException:
             lock.release()
             raise

@@ -68,8 +68,9 @@ class EmbeddedWriter:
         rows = checked(batch, card=self._card)
         if not rows.ids:
             return
-        operation = engine.upsert_operation(rows, batch.vectors)
         self._require_space(sum(rows.sizes))
+        with engine.errors(self._version.shard):
+            operation = engine.upsert_operation(rows, batch.vectors)
         try:
             with engine.errors(self._version.shard):
                 shard.update(operation)
@@ -92,7 +93,8 @@ class EmbeddedWriter:
     def publish(self, card: Card) -> None:
         """Check the count, build the index, write `card` and make this version the published one; closes the writer.
 
-        Older versions are deleted, unless somebody reads one: then its reader deletes it when it moves on.
+        Commit the last rows first: a build that is stopped before anything was committed starts over. Older versions
+        are deleted, unless somebody reads one: then its reader deletes it when it moves on.
         Raises CorruptError when the points are not as many as the card says; the next run then starts over.
         """
         shard = self._ready()

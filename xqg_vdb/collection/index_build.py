@@ -24,7 +24,7 @@ def build_index(shard: Path) -> None:
     Raises DiskError, LockedError, CorruptError or XqgError, saying how the child ended.
     """
     paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - our own file
         [sys.executable, "-P", str(_CHILD), str(shard), str(os.getpid())],
         env={**os.environ, "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
@@ -38,8 +38,8 @@ def build_index(shard: Path) -> None:
 
 
 def clear_leftovers(shard: Path) -> None:
-    """Delete what a killed build left behind; only when nothing has the shard open."""
-    for path in (shard / "temp_segments").glob("*"):
+    """Delete what a killed engine left: half-built segments, half-written files. Nothing may have the shard open."""
+    for path in [*(shard / "temp_segments").glob("*"), *shard.rglob(".atomicwrite*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 

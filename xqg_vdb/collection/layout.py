@@ -62,14 +62,15 @@ def payload_of(passage: Passage, query_langs: Sequence[str]) -> dict[str, Any]:
 
 def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
     """The hit that a payload of ours stands for; lenient, because others may have written points beside ours."""
-    meta = payload.get("meta") or {}
+    meta = dict(payload.get("meta") or {})
+    meta.pop("query_langs", None)
     return Hit(
         id=str(payload.get("id", "")),
         score=score,
         text=payload.get("content", ""),
-        title=meta.get("title", ""),
-        lang=meta.get("lang", UNKNOWN_LANGUAGE),
-        meta={key: value for key, value in meta.items() if key not in RESERVED_META},
+        title=meta.pop("title", ""),
+        lang=meta.pop("lang", UNKNOWN_LANGUAGE),
+        meta=meta,
     )
 
 
@@ -148,8 +149,8 @@ def best(rows: Vectors, ask: Callable[[Vectors, int], Sequence[Sequence[Found]]]
     """The k best per row of `rows`, by score, then id; `ask(rows, limit)` finds that many per row, falling by score.
 
     Engines order equal scores by chance, so one more than k is asked for. When it ties with the kth, which of them
-    belong in is settled by asking again with a growing limit until the tie ends (at most 1,024 beyond k; then the choice
-    stays the engine's).
+    belong in is settled by asking again with a growing limit until the tie ends (at most 1,024 beyond k; then the
+    choice stays the engine's).
     """
     return [_settled(found, k=k, more=partial(ask, rows[at : at + 1])) for at, found in enumerate(ask(rows, k + 1))]
 

@@ -155,7 +155,7 @@ def _is_passing(source: Exception) -> bool:
 def _backoff(attempt: int) -> float:
     """Exponential, with full jitter, so that many clients do not come back at once."""
     ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 16))
-    return max(SHORTEST_ASKED, random.uniform(0, ceiling))
+    return max(SHORTEST_ASKED, random.uniform(0, ceiling))  # noqa: S311 - not a secret
 
 
 def _retry_after(header: str | None, attempt: int) -> float:

@@ -31,6 +31,9 @@ _VERSION = re.compile(r"v(\d{4,})")
 _TRASH = ".trash-"
 MIB = 1 << 20
 
+Stamp = tuple[int, int]
+"""Modification time and inode of a pointer file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -102,13 +105,9 @@ class Folder:
         """The lock of the loader."""
         return self.path / "load.lock"
 
-    def stamp(self) -> tuple[int, int] | None:
-        """Changes whenever another version is published; None when none is. Costs one stat."""
-        try:
-            found = os.stat(self.pointer)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return found.st_mtime_ns, found.st_ino
+    def stamp(self) -> Stamp | None:
+        """Changes whenever another version is published; None when none is."""
+        return stamp_of(str(self.pointer))
 
     def current(self) -> Version | None:
         """The published version, None when there is none. Raises CorruptError when the pointer is damaged."""
@@ -152,6 +151,15 @@ class Folder:
                 lock = FileLock.take(version.lock, busy="")
                 self.remove(version)
                 lock.release()
+
+
+def stamp_of(pointer: str) -> Stamp | None:
+    """The stamp of a pointer file; costs one stat, so that every search can afford it."""
+    try:
+        found = os.stat(pointer)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def remove_folder(path: Path) -> None:
