@@ -21,7 +21,7 @@ from xqg_vdb.types import TextEncoder, Vectors
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WORTH_IT = 0.01
 """Smallest gain in MRR for which λ > 0 is recommended: about one standard error of a paired difference here."""
-AS_GOOD = 0.003
+AS_GOOD = 0.01
 """Curves are flat at the top: of strengths this close to the best, the middle one is the safest elsewhere."""
 
 
@@ -77,7 +77,7 @@ def recommended_strength(curve: dict[float, float]) -> float:
     if best - curve[0.0] < WORTH_IT:
         return 0.0
     good = [strength for strength, value in sorted(curve.items()) if value >= best - AS_GOOD]
-    return good[len(good) // 2]
+    return good[(len(good) - 1) // 2]
 
 
 def _geometry(table: LanguageMeans, questions: Vectors) -> dict[str, float]:

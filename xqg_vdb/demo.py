@@ -37,8 +37,9 @@ def run_demo(encoder: Encoder, store: VectorStore, *, build: Path, report: Calla
     """Load the sample twice (one build folder, so the passages are encoded once), ask, and count."""
     sample = sample_corpus()
     report("loading 60 passages, plain")
+    no_queries = Recipe(alpha=0.0)
     plain = load(
-        sample.corpus, PLAIN, encoder=encoder, queries=sample.queries, recipe=Recipe(alpha=0.0), store=store, build=build
+        sample.corpus, PLAIN, encoder=encoder, queries=sample.queries, recipe=no_queries, store=store, build=build
     )
     report("loading them again with their queries folded in (nothing is encoded twice)")
     fused = load(sample.corpus, FUSED, encoder=encoder, queries=sample.queries, store=store, build=build)
@@ -77,6 +78,7 @@ def _example(
 ) -> tuple[str, str, dict[str, Hit]] | None:
     for question in questions:
         hits = {name: found[name][question.id] for name in SYSTEMS}
-        if hits["plain"].id != answers[question.id] and all(hits[name].id == answers[question.id] for name in SYSTEMS[1:]):
+        right = [hits[name].id == answers[question.id] for name in SYSTEMS]
+        if right == [False, True, True]:
             return question.text, str(question.lang), hits
     return None

@@ -170,7 +170,9 @@ def check_inputs(
     """
     check_name(name)
     corpus = Path(corpus)
-    if corpus.is_fifo():
+    with disk_errors(corpus):
+        is_pipe = corpus.is_fifo()
+    if is_pipe:
         raise DataError(f"{corpus} is a pipe, and a load reads the corpus twice: write it to a file first.")
     read_corpus(corpus)
     given = [queries] if isinstance(queries, str | PathLike) else queries or []
@@ -224,9 +226,9 @@ def _batch(window: Sequence[Row], kept: Build, rows: slice, *, card: Card, means
 
 @contextmanager
 def _build_folder(build: str | PathLike[str] | None, name: str, *, fingerprint: str) -> Iterator[Path]:
-    """Where the vectors are kept: the user's folder, or one in the cache, which nobody else may use until it is removed.
+    """Where the vectors are kept: the user's folder, or one in the cache that this load has to itself.
 
-    It is removed when the block ends without an error; after one, the next load goes on with it.
+    That one is removed when the block ends without an error; after one, the next load goes on with it.
     """
     if build is not None:
         yield Path(build)
@@ -237,7 +239,8 @@ def _build_folder(build: str | PathLike[str] | None, name: str, *, fingerprint: 
     try:
         lock = lock_folder(folder)
     except LockedError as error:
-        raise LockedError(f"Collection {name!r} is being loaded already: {str(error).rstrip('.')} (--build).") from None
+        said = str(error).rstrip(".")
+        raise LockedError(f"Collection {name!r} is being loaded already: {said} (--build).") from None
     with lock:
         yield folder / "vectors"
         shutil.rmtree(folder, ignore_errors=True)
@@ -303,7 +306,7 @@ def generated_means(kept: Build, langs: Sequence[str]) -> LanguageMeans:
 def _question_means(
     encoder: CalibratedEncoder, questions: str | PathLike[str] | None, *, rejects: Rejects
 ) -> LanguageMeans:
-    """The means of users' questions, empty without a file; few questions lean on the bank, thirty speak for themselves."""
+    """The means of users' questions, empty without a file. Few lean on the bank, thirty speak for themselves."""
     if questions is None:
         return LanguageMeans()
     asked = read_questions(Path(questions), rejects=rejects)

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from xqg_vdb.errors import MissingExtra, ModelError
 
@@ -30,7 +31,9 @@ def quantize_int8(fp32: Path, int8: Path, *, num_heads: int, hidden: int) -> Non
     """Write `int8`, a dynamically quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
 
     Attention, GELU and layer norms are fused first, which makes the int8 graph faster, not other. Without VNNI, AVX2's
-    8-bit multiply adds pairs in saturating 16 bits, so weights keep 7 bits there.
+    8-bit multiply adds pairs in saturating 16 bits, so weights keep 7 bits there. The feed-forward's second product
+    stays fp32: a few of its inputs are so large that one 8-bit scale for all drowns the rest (E5-small: mean cosine
+    0.9965 with it, 0.9990 without, for 7 % of the speed).
     """
     try:
         import onnx
@@ -53,8 +56,18 @@ def quantize_int8(fp32: Path, int8: Path, *, num_heads: int, hidden: int) -> Non
             per_channel=True,
             reduce_range=not cpu_has_vnni(),
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=_narrowing_products(model.model),
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
+
+
+def _narrowing_products(model: Any) -> list[str]:
+    """Names of the products that narrow their input: the feed-forward's way back to the model's width."""
+    shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
+    products = [
+        node for node in model.graph.node if node.op_type == "MatMul" and len(shapes.get(node.input[1], ())) == 2
+    ]
+    return [node.name for node in products if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
 
 
 def append_dense(graph: Path, dense: Path) -> None:

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: a callback (stage, done, total), and the bar that the command line shows for it."""
+"""How long work tells how far it is: a callback (stage, done, total), and the bar that the command line shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Protocol
 class Progress(Protocol):
     """Called with a stage's name, how many items are done, and how many there will be (None when nobody knows)."""
 
-    def __call__(self, stage: str, done: int, total: int | None) -> None: ...
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """Report; called often, so it must be quick."""
+        ...
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
@@ -20,7 +22,7 @@ def silent(stage: str, done: int, total: int | None) -> None:
 
 @contextmanager
 def bars(*, unit: str) -> Iterator[Progress]:
-    """tqdm bars on standard error, one per stage, with rate and ETA; nothing where standard error is no terminal.
+    """Bars of tqdm on standard error, one per stage, with rate and ETA; nothing where standard error is no terminal.
 
     Items that an earlier run had done already count as done, but not towards the rate, so that the ETA of a resumed run
     is honest.
@@ -35,7 +37,8 @@ def bars(*, unit: str) -> Iterator[Progress]:
     def show(stage: str, done: int, total: int | None) -> None:
         if not current or current[-1][0] != stage:
             close()
-            current.append((stage, tqdm(desc=stage, total=total, initial=done, unit=unit, file=sys.stderr, leave=False)))
+            bar = tqdm(desc=stage, total=total, initial=done, unit=unit, file=sys.stderr, leave=False)
+            current.append((stage, bar))
         bar = current[-1][1]
         bar.update(done - bar.n)
 

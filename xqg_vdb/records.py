@@ -158,7 +158,7 @@ def _refuse_repeated_keys(raw: bytes) -> None:
     json.loads(raw, object_pairs_hook=refuse)
 
 
-def check_value(value: Any, depth: int = 0) -> int:  # noqa: ANN401 - any JSON value
+def check_value(value: Any, depth: int = 0) -> int:
     """Count the keys in a JSON value, all levels. Raises BadRecord when it could not be stored and read back."""
     if isinstance(value, str):
         if "\0" in value:
@@ -173,7 +173,7 @@ def check_value(value: Any, depth: int = 0) -> int:  # noqa: ANN401 - any JSON v
     return _check_scalar(value)
 
 
-def _check_scalar(value: Any) -> int:  # noqa: ANN401 - any JSON value
+def _check_scalar(value: Any) -> int:
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRecord(f"{value} is not a number that can be stored")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -210,7 +210,7 @@ def text_of(record: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def language_of(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def language_of(value: Any) -> str:
     """Normalise a language code from a record, `und` for null. Raises BadRecord when it is none."""
     if not isinstance(value, str | None):
         raise BadRecord(f"a language code must be text, not {_name_of(value)}")
@@ -225,7 +225,7 @@ def has_content(text: str) -> bool:
     return text[:1].isalnum() or any(character.isprintable() and not character.isspace() for character in text)
 
 
-def _name_of(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def _name_of(value: Any) -> str:
     if value is None:
         return "null"
     names = {

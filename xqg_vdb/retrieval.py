@@ -1,6 +1,7 @@
 """Questions in, passages out: one vector and one look-up a question, calibrated for its language.
 
-In: an encoder and a collection that it made. Out: hits, best first, ties by id. This file refuses to know how either works.
+In: an encoder and a collection that it made. Out: hits, best first, ties by id. This file refuses to know how either
+works.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.collection import Collection
-from xqg_vdb.errors import MismatchError
+from xqg_vdb.collection.layout import check_langs
+from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.languages import normalize
 from xqg_vdb.types import Card, Hit, Query
 
 CALIBRATED_EF = 256
-"""Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the default (about 100) finds
-0.96 of the true top 10 and this finds 0.995; see docs/architecture.md."""
+"""Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the default (about 100)
+finds 0.96 of the true top 10 and this finds 0.995; see docs/architecture.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,13 @@ class Retriever:
         self.language_means = collection_means(encoder, card)
 
     def search(
-        self, text: str, *, k: int = 10, langs: Sequence[str] | None = None, lang: str | None = None, exact: bool = False
+        self,
+        text: str,
+        *,
+        k: int = 10,
+        langs: Sequence[str] | None = None,
+        lang: str | None = None,
+        exact: bool = False,
     ) -> list[Hit]:
         """The k best passages for one question, by score, then id.
 
@@ -55,9 +63,14 @@ class Retriever:
     def run(
         self, queries: Sequence[Query], *, k: int = 10, langs: Sequence[str] | None = None, exact: bool = False
     ) -> list[Answer]:
-        """The k best passages for each question, in input order."""
+        """The k best passages for each question, in input order.
+
+        Raises DataError for a blank question and for what is no language code.
+        """
         if not queries:
             return []
+        _refuse_blank(queries)
+        check_langs(langs)
         texts = [query.text for query in queries]
         vectors = self.encoder.encode_queries(texts)
         asked = [None if query.lang is None else normalize(query.lang) for query in queries]
@@ -72,10 +85,9 @@ class Retriever:
                 normalize=self.encoder.facts.normalize,
             )
         wanted = None if langs is None else [normalize(code) for code in langs]
-        found = self.collection.search(vectors, k=k, langs=wanted, exact=exact, ef=CALIBRATED_EF if calibrated else None)
-        return [
-            Answer(query, lang or "", tuple(hits)) for query, lang, hits in zip(queries, asked, found, strict=True)
-        ]
+        breadth = CALIBRATED_EF if calibrated else None
+        found = self.collection.search(vectors, k=k, langs=wanted, exact=exact, ef=breadth)
+        return [Answer(query, lang or "", tuple(hits)) for query, lang, hits in zip(queries, asked, found, strict=True)]
 
 
 def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> None:
@@ -83,8 +95,9 @@ def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> 
     mine, theirs = encoder.facts, card.encoder
     if mine.fingerprint != theirs.fingerprint:
         raise MismatchError(
-            f"Collection {name!r} was made by {theirs.source} ({theirs.precision}, fingerprint {theirs.fingerprint}), not by "
-            f"{mine.source} ({mine.precision}, fingerprint {mine.fingerprint}): search with that encoder, or load again."
+            f"Collection {name!r} was made by {theirs.source} ({theirs.precision}, fingerprint {theirs.fingerprint}),"
+            f" not by {mine.source} ({mine.precision}, fingerprint {mine.fingerprint}): search with that encoder, or"
+            " load again."
         )
 
 
@@ -93,3 +106,9 @@ def collection_means(encoder: CalibratedEncoder, card: Card) -> LanguageMeans:
     own = unpack_means(card.query_means, dim=card.encoder.dim)
     bank = encoder.language_means
     return LanguageMeans({**bank.means, **own.means}, {**bank.counts, **own.counts}, bank.source)
+
+
+def _refuse_blank(queries: Sequence[Query]) -> None:
+    blank = next((query.id for query in queries if not query.text.strip()), None)
+    if blank is not None:
+        raise DataError(f"Question {blank!r} is blank: there is nothing to search for.")

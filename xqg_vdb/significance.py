@@ -252,7 +252,7 @@ def _mean(values: Numbers) -> float:
     return math.fsum(values) / len(values) if len(values) else math.nan
 
 
-def _scipy_stats() -> Any:  # noqa: ANN401 - scipy carries no types
+def _scipy_stats() -> Any:
     try:
         from scipy import stats
     except ImportError as error:

@@ -97,5 +97,5 @@ def read_parquet(path: Path, rejects: Rejects) -> Rows:
             raise DataError(f"{path} is not a readable Parquet file (after row {number}: {reason}).") from error
 
 
-def _jsonable(value: Any) -> Any:  # noqa: ANN401 - any cell
+def _jsonable(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value

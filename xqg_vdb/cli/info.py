@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import click
 
-from xqg_vdb.cli.options import chosen_store, json_option, print_json, store_options
+from xqg_vdb.cli.options import chosen_store, json_option, print_json, say, store_options
 
 
 @click.command()
@@ -17,27 +19,32 @@ def info(collection: str | None, path: str | None, url: str | None, as_json: boo
     \b
     Example:
       xqg-vdb info demo
-    """
-    store = chosen_store(path, url)
-    try:
+    """  # noqa: D301 - \b is click's
+    with closing(chosen_store(path, url)) as store:
         if collection is None:
-            names = store.names()
-            print_json(names) if as_json else click.echo("\n".join(names) or "no collections yet: xqg-vdb load --help")
+            _list(store.names(), as_json=as_json)
             return
         card = store.card(collection)
-        if as_json:
-            print_json(card.to_json())
-            return
-        encoder, recipe = card.encoder, card.recipe
-        rows = {
-            "passages": f"{card.count} (loaded {card.created})",
-            "encoder": f"{encoder.source} {encoder.precision}, {encoder.dim} dimensions, fingerprint {encoder.fingerprint}",
-            "distance": card.distance,
-            "queries": ", ".join(card.query_langs) or "none",
-            "recipe": f"alpha {recipe.alpha}, pool {recipe.pool}" if card.query_langs else "plain passages",
-            "calibration": f"λ = {card.calibration}",
-        }
-        for name, value in rows.items():
-            click.echo(f"{name:12s} {value}")
-    finally:
-        store.close()
+    if as_json:
+        print_json(card.to_json())
+        return
+    encoder, recipe = card.encoder, card.recipe
+    rows = {
+        "passages": f"{card.count} (loaded {card.created})",
+        "encoder": f"{encoder.source} {encoder.precision}, {encoder.dim} dimensions, fingerprint {encoder.fingerprint}",
+        "distance": card.distance,
+        "queries": ", ".join(card.query_langs) or "none",
+        "recipe": f"alpha {recipe.alpha}, pool {recipe.pool}" if card.query_langs else "plain passages",
+        "calibration": f"λ = {card.calibration}",
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:12s} {value}")
+
+
+def _list(names: list[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json(names)
+    elif names:
+        click.echo("\n".join(names))
+    else:
+        say("No collections yet; make one with `xqg-vdb load` (see its --help).")

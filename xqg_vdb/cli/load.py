@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, print_json, say, store_options
+
+if TYPE_CHECKING:
+    from xqg_vdb.loading import LoadReport
 
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.argument("collection")
 @encoder_options
-@click.option("--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable.")
+@click.option(
+    "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
+)
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Weight of the queries.")
-@click.option("--pool", type=click.Choice(["shrunk", "mean", "sum"]), default="shrunk", show_default=True, help="sum: the paper's.")
+@click.option(
+    "--pool",
+    type=click.Choice(["shrunk", "mean", "sum"]),
+    default="shrunk",
+    show_default=True,
+    help="How queries are pooled; sum is the paper's.",
+)
 @click.option("-l", "--lang", "langs", multiple=True, help="Fold in these query languages only; repeatable.")
 @click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, to calibrate on.")
 @click.option("--no-calibration", is_flag=True, help="Searches of this collection shall not calibrate.")
-@click.option("--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing.")
+@click.option(
+    "--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing."
+)
 @click.option("--distance", type=click.Choice(["cosine", "dot"]), help="Default: what suits the encoder.")
 @click.option("--default-lang", help="Language of passages that name none  [default: detected]")
 @click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
-@click.option("--rejects", "rejects_file", type=click.Path(path_type=Path), help="Write bad lines here  [default: none]")
+@click.option("--rejects", "rejects_file", type=click.Path(path_type=Path), help="Write bad lines to this file.")
 @store_options
 @json_option
 def load(
@@ -56,32 +71,46 @@ def load(
     \b
     Example:
       xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/
-    """
+    """  # noqa: D301 - \b is click's
     from xqg_vdb.encoding import Encoder
     from xqg_vdb.languages import normalize
-    from xqg_vdb.loading import load_with_report
+    from xqg_vdb.loading import check_inputs, load_with_report
     from xqg_vdb.models import ensure_encoder
     from xqg_vdb.progress import bars
     from xqg_vdb.records import Rejects
     from xqg_vdb.types import Recipe
 
-    recipe = Recipe(alpha=alpha, pool=pool, langs=tuple(sorted(normalize(code) for code in langs)) or None)
+    try:
+        recipe = Recipe(alpha=alpha, pool=pool, langs=tuple(sorted({normalize(code) for code in langs})) or None)
+    except ValueError as error:  # nan is within every range
+        raise click.UsageError(str(error)) from error
     rejects = Rejects(max_rejects, rejects_file)
-    folder = ensure_encoder(model, report=say)
-    with Encoder(folder, threads=threads, calibration=0.0 if no_calibration else None) as encoder, bars(unit=" passages") as progress:
+    files = check_inputs(corpus, collection, queries=query_files, questions=questions)
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(chosen_store(path, url)))
+        strength = 0.0 if no_calibration else None
+        encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads, calibration=strength))
+        progress = stack.enter_context(bars(unit=" passages"))
         report = load_with_report(
-            corpus, collection, encoder=encoder, store=chosen_store(path, url), queries=list(query_files) or None,
-            recipe=recipe, questions=questions, build=build, distance=distance, default_lang=default_lang, rejects=rejects,
-            progress=progress,
+            corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe, questions=questions,
+            build=build, distance=distance, default_lang=default_lang, rejects=rejects, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))
         return
+    _show(report)
+    where = ["--path", path] if path else ["--url", url] if url else []
+    by = [] if model == "starter" else ["--encoder", model]
+    say("next: " + shlex.join(["xqg-vdb", "search", collection, "your question", *where, *by]))
+
+
+def _show(report: LoadReport) -> None:
     folded = ", ".join(f"{n} {lang}" for lang, n in report.queries.items()) or "none"
     click.echo(f"{report.collection}: {report.passages} passages; queries folded in: {folded}")
-    skipped = {name: n for name, n in report.counts.items() if name in ("duplicates", "blank", "rejected") and n}
+    skipped = {name: report.counts[name] for name in ("duplicates", "blank", "rejected") if report.counts[name]}
     if skipped:
         click.echo("left out: " + ", ".join(f"{n} {name}" for name, n in skipped.items()))
+    if report.rejected_lines:
+        click.echo(f"left out of the queries and questions: {report.rejected_lines} rejected")
     if report.unused_queries:
         click.echo(f"{report.unused_queries} query records belong to no passage of this corpus")
-    click.echo(f"next: xqg-vdb search {collection} 'your question'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,10 @@ def store_options(command: F) -> F:
     for option in (
         click.option("--url", metavar="URL", help="Qdrant server (XQG_VDB_URL; API key from XQG_VDB_API_KEY)."),
         click.option(
-            "--path", metavar="DIR", type=click.Path(file_okay=False), help="Embedded store  [default: ./xqg-data or XQG_VDB_PATH]"
+            "--path",
+            metavar="DIR",
+            type=click.Path(file_okay=False),
+            help="Embedded store  [default: XQG_VDB_PATH or ./xqg-data]",
         ),
     ):
         command = option(command)
@@ -30,7 +34,14 @@ def encoder_options(command: F) -> F:
     """--encoder and --threads."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]"),
-        click.option("--encoder", "model", metavar="MODEL", default="starter", show_default=True, help="Folder, hub id or starter."),
+        click.option(
+            "--encoder",
+            "model",
+            metavar="MODEL",
+            default="starter",
+            show_default=True,
+            help="Folder, hub id or starter.",
+        ),
     ):
         command = option(command)
     return command
@@ -57,4 +68,8 @@ def say(line: str) -> None:
 
 def print_json(value: object) -> None:
     """One JSON document to stdout."""
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    except orjson.JSONEncodeError:  # a path that is not Unicode
+        text = json.dumps(value, indent=2)
+    click.echo(text)

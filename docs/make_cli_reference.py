@@ -1,0 +1,50 @@
+"""Write docs/cli.md from the commands' own help: `python docs/make_cli_reference.py`.
+
+With --check, compare instead and exit 1 when the file is not what the commands say. Nothing here depends on the width
+of a terminal, so that everybody's run makes the same file.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from xqg_vdb.cli import cli
+
+OUT = Path(__file__).with_name("cli.md")
+WIDTH = 100
+HEAD = """# The commands
+
+This page is the commands' own `--help`, written by `python docs/make_cli_reference.py`; a test compares the two.
+Data goes to standard output (`--json` for machines), progress and hints to standard error. Exit codes: 0 done, 2 usage,
+3 bad input, 4 fingerprint or configuration refused, 5 server away, 6 disk, 7 locked, 8 corrupt store, 130 interrupted.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    pages = [HEAD, _block(click.Context(cli, info_name="xqg-vdb", **_width()))]
+    for name, command in sorted(cli.commands.items()):
+        parent = click.Context(cli, info_name="xqg-vdb")
+        pages += [f"## {name}\n", _block(click.Context(command, parent=parent, info_name=name, **_width()))]
+    return "\n".join(pages)
+
+
+def _width() -> dict[str, int]:
+    return {"terminal_width": WIDTH, "max_content_width": WIDTH}
+
+
+def _block(context: click.Context) -> str:
+    context.help_option_names = ["-h", "--help"]
+    lines = (line.rstrip() for line in context.get_help().splitlines())
+    return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+if __name__ == "__main__":
+    page = render()
+    if "--check" not in sys.argv[1:]:
+        OUT.write_text(page, encoding="utf-8")
+    elif OUT.read_text(encoding="utf-8") != page:
+        sys.exit(f"{OUT} is out of date: python docs/make_cli_reference.py")

@@ -1,0 +1,160 @@
+"""The documents are run: Python blocks as programs, console lines as far as the commands' parsers.
+
+A Python block whose first line is `# not run` is left alone. The others of a page run in order, in one process, in a
+folder with the sample's corpus.jsonl and queries.jsonl, where a tiny encoder stands in for the starter.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from cli_cases import environment, write_starter
+
+from xqg_vdb.cli import cli
+from xqg_vdb.questions import sample_corpus
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+UNFINISHED = {"generation.md": "generate"}
+"""Pages about commands that are still being written: looked at as soon as the command is there."""
+
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+def text_of(page):
+    command = UNFINISHED.get(page.name)
+    if command and command not in cli.commands:
+        pytest.skip(f"`xqg-vdb {command}` is not there yet")
+    return page.read_text("utf-8")
+
+
+def blocks(text, language):
+    """(line number of the block's first line, its text)."""
+    for match in _FENCE.finditer(text):
+        if match[1] == language:
+            yield text.count("\n", 0, match.start(2)) + 1, match[2]
+
+
+def program(text):
+    """The page's Python blocks as one program whose line numbers are the page's."""
+    lines = [""] * (text.count("\n") + 1)
+    for start, block in blocks(text, "python"):
+        if not block.lstrip().startswith("# not run"):
+            own = block.rstrip("\n").split("\n")
+            lines[start - 1 : start - 1 + len(own)] = own
+    return "\n".join(lines)
+
+
+def commands_in(text):
+    """(line number, arguments) of every `xqg-vdb …` line in console blocks; continued lines are joined."""
+    for language in ("console", "bash", "sh", "shell"):
+        for start, block in blocks(text, language):
+            joined = block.replace("\\\n", " ")
+            for offset, line in enumerate(joined.split("\n")):
+                for part in re.split(r"&&|\||;", line.removeprefix("$ ")):
+                    words = shlex.split(part, comments=True) if "xqg-vdb" in part else []
+                    if words[:1] == ["xqg-vdb"]:
+                        yield start + offset, words[1:]
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """A folder as the documents suppose it."""
+    write_starter(tmp_path / "cache")
+    sample = sample_corpus()
+    for path in (sample.corpus, sample.queries, sample.questions):
+        shutil.copy(path, tmp_path / path.name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_blocks_run(page, desk):
+    source = program(text_of(page))
+    if not source.strip():
+        return
+    code = f"import sys; exec(compile(sys.stdin.read(), {str(page)!r}, 'exec'), {{'__name__': '__main__'}})"
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(
+        argv, input=source, cwd=desk, env=environment(desk), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_mentioned_commands_exist(page):
+    found = {name for code in re.findall(r"```.*?```|`[^`\n]+`", text_of(page), re.DOTALL)
+             for name in re.findall(r"\bxqg-vdb ([a-z][\w-]*)", code)}  # fmt: skip
+    assert found <= set(cli.commands)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_console_lines_are_accepted_by_the_commands(page):
+    for line, (*arguments,) in commands_in(text_of(page)):
+        if not arguments or arguments[0].startswith("-"):
+            continue
+        command = cli.commands.get(arguments[0])
+        assert command is not None, f"{page.name}:{line}: no command {arguments[0]}"
+        try:
+            command.make_context(arguments[0], arguments[1:])
+        except click.exceptions.Exit:
+            pass  # --help
+        except click.ClickException as error:
+            pytest.fail(f"{page.name}:{line}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text_of(page))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_command_is_in_the_reference():
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == sorted(cli.commands)
+
+
+def test_the_reference_is_what_the_commands_say(tmp_path):
+    argv = [sys.executable, str(ROOT / "docs" / "make_cli_reference.py"), "--check"]
+    for columns in ("40", "200"):
+        done = subprocess.run(argv, env=environment(tmp_path, COLUMNS=columns), capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+PAGE = """Text `xqg-vdb info`.
+
+```python
+# not run
+raise SystemExit(3)
+```
+
+```console
+$ xqg-vdb load corpus.jsonl wiki \\
+    --alpha 0.5   # a comment
+xqg-vdb serach wiki 'a question' | head
+```
+
+```python
+one = 1
+```
+
+```python
+raise ValueError(one)
+```
+"""
+
+
+def test_how_a_page_is_read():
+    assert list(commands_in(PAGE)) == [
+        (9, ["load", "corpus.jsonl", "wiki", "--alpha", "0.5"]), (10, ["serach", "wiki", "a question"])
+    ]  # fmt: skip
+    source = program(PAGE)
+    assert "SystemExit" not in source
+    with pytest.raises(ValueError, match="1") as caught:
+        exec(compile(source, "page", "exec"), {})
+    assert caught.traceback[-1].lineno + 1 == PAGE[: PAGE.index("raise ValueError")].count("\n") + 1

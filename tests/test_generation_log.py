@@ -1,0 +1,253 @@
+"""The record log and the runner: kills, cuts, flips, resumes, shards."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import orjson
+import pytest
+from generation_cases import FakeGenerator, tiny_checkpoint, write_corpus
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
+from xqg_vdb.generation.filters import QueryFilter, Rules
+from xqg_vdb.generation.merging import Shard, merge_shards, provenance_path
+from xqg_vdb.generation.record_log import RecordLog, decode_line, encode_line, rows, scan
+from xqg_vdb.generation.runner import Job, generate_file
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
+    max_leaves=8,
+)
+
+
+def filled(path, batches=3):
+    with RecordLog(path, {"a": 1}) as log:
+        for b in range(batches):
+            log.commit([{"id": f"{b}-{i}", "q": "é\n"} for i in range(2)], rows=2 * b + 2, info={"batch": b})
+    return path.read_bytes()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), JSON))
+def test_lines_come_back(record):
+    line = encode_line(record)
+    assert decode_line(line) == record
+    assert line.count(b"\n") == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), JSON), st.data())
+def test_a_changed_byte_never_goes_unseen(record, data):
+    line = bytearray(encode_line(record))
+    place = data.draw(st.integers(0, len(line) - 1))
+    line[place] ^= data.draw(st.integers(1, 255))
+    assert decode_line(bytes(line)) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.data())
+def test_any_cut_keeps_exactly_the_committed_batches(tmp_path_factory, sizes, data):
+    path = tmp_path_factory.mktemp("log") / "log"
+    ends, total = [], 0
+    with RecordLog(path, {"a": 1}) as log:
+        for size in sizes:
+            total += size
+            log.commit([{"n": total - size + i} for i in range(size)], rows=total, info={})
+            ends.append((path.stat().st_size, total))
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    wanted = max((rows for end, rows in ends if end <= cut), default=0)
+    with RecordLog(path, {"a": 1}) as log:
+        assert log.committed.rows == wanted
+        assert [row["n"] for row in rows(path, log.committed)] == list(range(wanted))
+
+
+def test_every_flipped_byte_is_either_an_error_or_costs_the_last_batch(tmp_path):
+    path = tmp_path / "log"
+    whole = filled(path)
+    good = [row["id"] for row in rows(path, scan(path))]
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x20]) + whole[place + 1 :])
+        try:
+            found = scan(path)
+        except CorruptError as error:
+            assert "is damaged at byte" in str(error)
+            continue
+        assert found.rows == 4 and found.cut > 0
+        assert [row["id"] for row in rows(path, found)] == good[:4]
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with RecordLog(tmp_path / "log", {}), pytest.raises(LockedError, match="is being written by another process"):
+        RecordLog(tmp_path / "log", {})
+
+
+def test_other_settings_are_refused_with_both_values(tmp_path):
+    RecordLog(tmp_path / "log", {"n": 3, "generator": {"seed": 1}}).__exit__(None, None, None)
+    with pytest.raises(MismatchError, match=r"\(generator.seed was 1, is 2\): use the same ones, or another OUT"):
+        RecordLog(tmp_path / "log", {"n": 3, "generator": {"seed": 2}})
+
+
+def test_a_whole_run_writes_the_published_schema_and_its_birth_certificate(tmp_path):
+    corpus, out = write_corpus(tmp_path / "c.jsonl", 7), tmp_path / "q.jsonl"
+    seen = []
+    summary = generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de", "swa"), 2), progress=seen.append)
+    lines = [orjson.loads(line) for line in out.read_bytes().splitlines()]
+    assert [line["id"] for line in lines] == [f"p{i}" for i in range(7)]
+    assert lines[0].keys() == {"id", "generated_queries"} and list(lines[0]["generated_queries"]) == ["de", "sw"]
+    assert summary.queries == 28 and [p.passages for p in seen] == [3, 6, 7] and seen[-1].total == 7
+    record = orjson.loads(provenance_path(out).read_bytes())
+    assert record["generator"] == {"kind": "fake", "seed": 1} and record["passages"] == 7 and record["queries"] == 28
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "q.jsonl", "q.jsonl.provenance.json"]
+    assert generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de", "sw"), 2)).resumed == 7
+    with pytest.raises(MismatchError, match="is there already and was made otherwise"):
+        generate_file(corpus, out, generator=FakeGenerator(seed=2), job=Job(("de", "sw"), 2))
+
+
+def test_shards_merge_to_the_same_bytes_and_missing_ones_are_named(tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl", 11)
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "q.jsonl"
+    generate_file(corpus, whole, generator=FakeGenerator(), job=Job(("de",), 2))
+    for i in (1, 3):
+        generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(i, 3)))
+    with pytest.raises(DataError, match=r"q.jsonl cannot be merged yet: q.jsonl.shard-2-of-3 is missing\. Run"):
+        merge_shards(out)
+    generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(2, 3)))
+    assert merge_shards(out)["shards"] == 3
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_changed_corpus_is_noticed_on_resume(tmp_path):
+    corpus, out = write_corpus(tmp_path / "c.jsonl", 9), tmp_path / "q.jsonl"
+    generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(1, 2)))
+    corpus.write_bytes(corpus.read_bytes().replace(b"Passage 2", b"Passage Z"))
+    with pytest.raises(MismatchError, match="was begun with another corpus: where it has passage 'p2'"):
+        generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(1, 2)))
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "x", "1/2/3", "-1/2", ""])
+def test_bad_shards(text):
+    with pytest.raises(DataError, match="--shard takes i/n"):
+        Shard.parse(text)
+
+
+def test_bad_jobs():
+    with pytest.raises(DataError, match="No language was given"):
+        Job((), 1)
+    with pytest.raises(DataError, match="A language is named twice in sw, swa"):
+        Job(("sw", "swa"), 1)
+    with pytest.raises(DataError, match="is not a language code"):
+        Job(("swahilli",), 1)
+
+
+def test_the_filter_retries_once_counts_and_leaves_out(tmp_path):
+    corpus, out = write_corpus(tmp_path / "c.jsonl", 3), tmp_path / "q.jsonl"
+    bad = {("p0", "de", 0): "", ("p0", "de", 1): "How long is the Nile?", ("p2", "de", 1): "no mark here at all"}
+    generator = FakeGenerator(bad)
+    rules = QueryFilter(Rules(check_language=False), examples=generator.examples())
+    summary = generate_file(corpus, out, generator=generator, job=Job(("de", "sw"), 2, query_filter=rules))
+    assert generator.calls[1] == (["p0", "p2"], ("de",), 1)
+    assert summary.rejected == {"empty": 1, "copied example": 1, "no question": 1, "replaced by a second try": 3}
+    assert summary.queries == 12
+    assert b"Nile" not in out.read_bytes() and b"no mark" not in out.read_bytes()
+
+
+def test_what_stays_bad_is_left_out(tmp_path):
+    class Mute(FakeGenerator):
+        def _query(self, id, lang, i, attempt):
+            return "" if id == "p1" else super()._query(id, lang, i, attempt)
+
+    corpus, out = write_corpus(tmp_path / "c.jsonl", 3), tmp_path / "q.jsonl"
+    job = Job(("de",), 2, query_filter=QueryFilter(Rules(check_language=False)))
+    summary = generate_file(corpus, out, generator=Mute(), job=job)
+    assert summary.rejected == {"empty": 2, "replaced by a second try": 0} and summary.queries == 4
+    assert orjson.loads(out.read_bytes().splitlines()[1]) == {"id": "p1", "generated_queries": {"de": []}}
+
+
+RUNS_ON_DEMAND = """
+import os, sys
+from pathlib import Path
+from xqg_vdb.generation.opening import Options, open_generator
+from xqg_vdb.generation.runner import Job, generate_file
+from xqg_vdb.generation.sampling import Decoding
+import numpy, onnxruntime, tokenizers
+model, corpus = map(Path, sys.argv[1:])
+for line in sys.stdin:
+    worker = os.fork()  # a fresh process each time, without paying for the imports again
+    if worker == 0:
+        langs, options = ["de", "sw"], Options("few-shot", Decoding(max_tokens=6), threads=1)
+        generator = open_generator(model, langs=langs, options=options)
+        generate_file(corpus, Path(line.strip()), generator=generator, job=Job(tuple(langs), 2))
+        os._exit(0)
+    print(worker, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)
+"""
+
+
+class Runs:
+    """Runs of the real runner on a real (small) model in their own processes."""
+
+    def __init__(self, model, corpus):
+        command = [sys.executable, "-c", RUNS_ON_DEMAND, str(model), str(corpus)]
+        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, out, kill_after=None):
+        """The exit code: 0, or -9 when it was killed after so many seconds."""
+        self.server.stdin.write(f"{out}\n")
+        self.server.stdin.flush()
+        worker = int(self.server.stdout.readline())
+        if kill_after is not None:
+            time.sleep(kill_after)
+            with suppress(ProcessLookupError):  # it was done before
+                os.kill(worker, signal.SIGKILL)
+        return int(self.server.stdout.readline())
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.wait(20)
+        self.server.stdout.close()
+
+
+def test_50_kills_leave_no_trace(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from xqg_vdb.generation.export import export_generator
+
+    torch.set_num_threads(1)
+    checkpoint = tiny_checkpoint("llama", tmp_path / "checkpoint")
+    model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", report=lambda _: None).path
+    corpus, whole, out = write_corpus(tmp_path / "c.jsonl", 64), tmp_path / "whole.jsonl", tmp_path / "q.jsonl"
+    runs, rng, kills, midway = Runs(model, corpus), random.Random(1), 0, 0
+    try:
+        start = time.monotonic()
+        assert runs.run(whole) == 0
+        typical = time.monotonic() - start
+        while kills < 50:
+            code = runs.run(out, kill_after=rng.uniform(0.0, typical / 2))
+            kills += code == -signal.SIGKILL
+            log = Shard().path(out)
+            found = scan(log) if log.exists() else None
+            midway += found is not None and 0 < found.rows < 64
+            if out.exists():
+                assert out.read_bytes() == whole.read_bytes()
+                remove(out)
+        assert runs.run(out) == 0
+    finally:
+        runs.close()
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.shard-*"))
+    assert midway >= 10  # the kills did hit runs that had committed something and were not done
+
+
+def remove(out):
+    out.unlink()
+    provenance_path(out).unlink()
+    Shard().path(out).unlink(missing_ok=True)

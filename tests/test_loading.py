@@ -1,0 +1,648 @@
+"""The load from files to a searchable collection, against a twin that computes every vector from the definitions."""
+
+import gzip
+import json
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from qdrant_client import QdrantClient
+
+from xqg_vdb import building, loading
+from xqg_vdb.calibration import LanguageMeans, unpack_means
+from xqg_vdb.collection import Collection
+from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.errors import DataError, LockedError, MismatchError
+from xqg_vdb.files import lock_folder
+from xqg_vdb.loading import load, load_with_report
+from xqg_vdb.model_folder import cache_folder
+from xqg_vdb.records import Rejects
+from xqg_vdb.retrieval import Retriever
+from xqg_vdb.testing import HashEncoder
+from xqg_vdb.types import Recipe
+
+DIM = 16
+CORPUS = [
+    {"id": "nile", "title": "Nile", "text": "The Nile flows north through Africa", "lang": "en", "year": 1970},
+    {"id": "amazon", "text": "The Amazon carries more water than any other river", "lang": "en"},
+    {"id": "alps", "title": "Alpen", "text": "Die Alpen sind ein Gebirge in Europa", "lang": "de"},
+    {
+        "id": "moon",
+        "text": "The Moon goes round the Earth in a month",
+        "lang": "en",
+        "meta": {"tags": ["sky", "night"]},
+    },
+    {"id": "salt", "text": "Salt dissolves in water", "lang": "en"},
+]
+QUERIES = [
+    {
+        "id": "nile",
+        "generated_queries": {"sw": ["mto nile unatiririka wapi", "nile iko wapi"], "ha": ["ina kogin nile"]},
+    },
+    {"id": "amazon", "generated_queries": {"sw": ["amazon ina maji mengi"], "ha": ["amazon kogi ne", "ruwan amazon"]}},
+    {"id": "alps", "generated_queries": {"ha": ["alps duwatsu ne"]}},
+    {"id": "salt", "generated_queries": {"sw": ["chumvi huyeyuka katika maji"]}},
+]
+EVEN = [{"id": p["id"], "generated_queries": {"sw": [f"swali {p['id']}", f"maji {i}"], "ha": [f"tambaya {i}"]}}
+        for i, p in enumerate(CORPUS)]  # fmt: skip
+RECIPES = [
+    Recipe(), Recipe(alpha=0.6, shrink=2.0, center=False), Recipe(pool="mean", alpha=0.5),
+    Recipe(alpha=0.4, langs=("sw",)), Recipe(alpha=0.0), Recipe(alpha=0.0, langs=("sw",)), Recipe(shrink=0.0),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=["embedded", "server"])
+def store(request, tmp_path):
+    with a_store(request.param, tmp_path / "store") as store:
+        yield store
+
+
+def a_store(kind, path):
+    return EmbeddedStore(path, free_space_floor=0) if kind == "embedded" else ServerStore.connect(":memory:")
+
+
+def bank():
+    rng = np.random.default_rng(7)
+    means = {lang: (0.2 * rng.standard_normal(DIM)).astype(np.float32) for lang in ("sw", "ar")}
+    return LanguageMeans(means, {"sw": 30, "ar": 40}, "bank")
+
+
+def an_encoder(**options):
+    return HashEncoder(dim=DIM, calibration=0.7, language_means=bank(), **options)
+
+
+def write(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write(tmp_path / "corpus.jsonl", CORPUS), write(tmp_path / "queries.jsonl", QUERIES)
+
+
+def rows_of(store, name="wiki"):
+    """(payload, vector) by id."""
+    points = list(store.scroll(name, with_vectors=True))
+    assert len({point.id for point in points}) == len(points)
+    return {point.id: (dict(point.payload), point.vectors["text-dense"]) for point in points}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for key, (payload, vector) in one.items():
+        assert payload == other[key][0]
+        np.testing.assert_array_equal(vector, other[key][1])
+
+
+def unit(vector):
+    return vector / max(np.linalg.norm(vector), 1e-12)
+
+
+def twin(corpus, queries, recipe, *, distance="cosine", asked=None):
+    """id -> vector in float64, one passage and one query at a time, as the formulas in fusion.py have it."""
+    encoder = an_encoder()
+    encode = {"p": lambda text: encoder.encode_passages([text])[0].astype(np.float64),
+              "q": lambda text: encoder.encode_queries([text])[0].astype(np.float64)}  # fmt: skip
+    ids = {passage["id"] for passage in corpus}
+    known = {record["id"]: record["generated_queries"] for record in queries if record["id"] in ids}
+    spoken = sorted({lang for texts in known.values() for lang in texts})
+    langs = sorted(set(recipe.langs)) if recipe.langs else spoken
+    mean = {lang: m.astype(np.float64) for lang, m in bank().means.items()}
+    for lang in langs:
+        vectors = [encode["q"](q) for texts in known.values() for q in texts.get(lang, [])]
+        n = bank().counts.get(lang, 0)
+        mean[lang] = (n * mean.get(lang, np.zeros(DIM)) + np.sum(vectors, axis=0)) / (n + len(vectors))
+    mean.update(asked or {})
+    fused = {}
+    for passage in corpus:
+        title = passage.get("title", "")
+        e = encode["p"](f"{title} {passage['text']}" if title else passage["text"])
+        mine = [(lang, encode["q"](q)) for lang in langs for q in known.get(passage["id"], {}).get(lang, [])]
+        total, n = sum((v for _, v in mine), np.zeros(DIM)), len(mine)
+        if recipe.alpha == 0.0 or not langs:
+            v = e
+        elif recipe.pool == "sum":
+            v = (1 - recipe.alpha) * e + recipe.alpha * total
+        elif recipe.pool == "mean":
+            v = (1 - recipe.alpha) * e + recipe.alpha * total / n if n else e
+        elif recipe.center:
+            content = sum((v - mean[lang] for lang, v in mine), np.zeros(DIM))
+            v = (1 - recipe.alpha) * e + (recipe.alpha * content / (n + recipe.shrink) if n else 0)
+        elif n + recipe.shrink:
+            prior = np.mean([mean[lang] for lang in langs], axis=0)
+            v = (1 - recipe.alpha) * e + recipe.alpha * (total + recipe.shrink * prior) / (n + recipe.shrink)
+        else:
+            v = e
+        fused[passage["id"]] = unit(v) if distance == "cosine" else v
+    return fused
+
+
+def close_to(rows, expected):
+    assert rows.keys() == expected.keys()
+    for key, vector in expected.items():
+        np.testing.assert_allclose(rows[key][1], vector, atol=2e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_vectors_are_those_of_the_definitions(files, recipe):
+    with ServerStore.connect(":memory:") as store:
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], recipe=recipe, store=store)
+        close_to(rows_of(store), twin(CORPUS, QUERIES, recipe))
+
+
+@pytest.mark.parametrize("pool", ["shrunk", "sum"])
+def test_both_stores_hold_vectors_payloads_and_card(store, files, tmp_path, pool):
+    recipe, queries = Recipe(pool=pool, alpha=0.3), QUERIES if pool == "shrunk" else EVEN
+    path = write(tmp_path / "q" / "queries.jsonl", queries)
+    collection = load(files[0], "wiki", encoder=an_encoder(), queries=path, recipe=recipe, store=store)
+    rows, card = rows_of(store), collection.card
+    close_to(rows, twin(CORPUS, queries, recipe))
+    langs = ["ha", "sw"]
+    assert rows["nile"][0] == {
+        "id": "nile", "content": "The Nile flows north through Africa",
+        "meta": {"lang": "en", "title": "Nile", "query_langs": langs, "year": 1970},
+    }  # fmt: skip
+    assert rows["moon"][0]["meta"]["query_langs"] == ([] if pool == "shrunk" else langs)
+    assert rows["moon"][0]["meta"]["tags"] == ["sky", "night"]
+    assert (card.count, card.query_langs, card.calibration, card.recipe) == (5, ("ha", "sw"), 0.7, recipe)
+    assert collection.count() == 5 and collection.count(langs=["de"]) == 1
+    hits = Retriever(an_encoder(), collection).search("Nile flows north through Africa", k=1, lang="und")
+    assert [hit.id for hit in hits] == ["nile"]
+
+
+def test_dot_distance_keeps_the_length_of_fused_vectors(store, files):
+    load(files[0], "wiki", encoder=an_encoder(), queries=files[1], recipe=Recipe(), store=store, distance="dot")
+    close_to(rows_of(store), twin(CORPUS, QUERIES, Recipe(), distance="dot"))
+    assert store.card("wiki").distance == "dot"
+
+
+def test_distance_suits_the_encoder(files):
+    encoder = an_encoder()
+    encoder.facts = replace(encoder.facts, normalize=False)
+    with ServerStore.connect(":memory:") as store:
+        assert load(files[0], "wiki", encoder=encoder, store=store).card.distance == "dot"
+
+
+def test_loading_twice_changes_nothing(store, files, tmp_path):
+    build = tmp_path / "build"
+    first = load_with_report(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=build)
+    rows, card = rows_of(store), store.card("wiki")
+    encoder = an_encoder()
+    again = load_with_report(files[0], "wiki", encoder=encoder, queries=files[1], store=store, build=build)
+    assert encoder.texts_seen == 0
+    same(rows, rows_of(store))
+    unchanging = {"version": "", "created": ""}
+    assert replace(store.card("wiki"), **unchanging) == replace(card, **unchanging)
+    assert replace(again, seconds={}) == replace(first, seconds={})
+
+
+def test_another_recipe_encodes_nothing(files, tmp_path):
+    build = tmp_path / "build"
+    with ServerStore.connect(":memory:") as store:
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=build)
+        encoder = an_encoder()
+        for recipe in RECIPES[1:]:
+            load(files[0], "wiki", encoder=encoder, queries=files[1], store=store, build=build, recipe=recipe)
+            close_to(rows_of(store), twin(CORPUS, QUERIES, recipe))
+        assert encoder.texts_seen == 0
+
+
+CHANGES = {
+    "another text": ([*CORPUS[:2], {**CORPUS[2], "text": "Die Alpen sind hoch"}, *CORPUS[3:]], QUERIES, 3),
+    "another query": (CORPUS, [{"id": "nile", "generated_queries": {"sw": ["nile ni nini"]}}, *QUERIES[1:]], 1),
+    "one more": ([*CORPUS, {"id": "new", "text": "One more passage", "lang": "en"}], QUERIES, 6),
+    "one less": (CORPUS[:-1], QUERIES, 5),
+    "another order": (CORPUS[::-1], QUERIES, 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_corpus_is_refused_with_the_users_build_folder(files, tmp_path, change):
+    corpus, queries, first = CHANGES[change]
+    build = tmp_path / "build"
+    with ServerStore.connect(":memory:") as store:
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=build)
+        rows = rows_of(store)
+        write(files[0], corpus)
+        write(files[1], queries)
+        encoder = an_encoder()
+        with pytest.raises(MismatchError) as caught:
+            load(files[0], "wiki", encoder=encoder, queries=files[1], store=store, build=build)
+        assert str(caught.value) == (
+            f"The corpus or the queries changed since the vectors in {build} were made (first at passage {first}): "
+            "remove that folder, or use another --build."
+        )
+        assert encoder.texts_seen == 0
+        same(rows, rows_of(store))
+
+
+class Stop(Exception):
+    """Stands for anything that ends a run."""
+
+
+def stop_at(stage):
+    """A progress that ends the load at the first report of a stage that has something done."""
+
+    def progress(name, done, total):
+        if name == stage and done:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("stage", ["encoding", "writing", "indexing"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_corpus_is_begun_anew_in_our_build_folder(files, change, stage, monkeypatch):
+    monkeypatch.setattr(building, "WINDOW", 2)
+    corpus, queries, _ = CHANGES[change]
+    with ServerStore.connect(":memory:") as store:
+        with pytest.raises(Stop):
+            load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, progress=stop_at(stage))
+        write(files[0], corpus)
+        write(files[1], queries)
+        rejects = Rejects()
+        report = load_with_report(
+            files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, rejects=rejects
+        )
+        close_to(rows_of(store), twin(corpus, queries, Recipe()))
+        assert report.counts["read"] == report.counts["accepted"] == rejects.accepted == len(corpus)
+    assert list((cache_folder() / "builds").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["embedded", "server"])
+def test_other_fields_and_languages_count_as_a_change_while_writing(kind, files, tmp_path, monkeypatch):
+    """They are not encoded, but half of the points must not keep the old ones."""
+    monkeypatch.setattr(loading, "WRITE_WINDOW", 2)
+    monkeypatch.setattr(loading, "COMMIT_EVERY", 2)
+    untagged = [{key: value for key, value in record.items() if key != "lang"} for record in CORPUS]
+    write(files[0], untagged)
+    with a_store(kind, tmp_path / "store") as store:
+        arguments = {"encoder": an_encoder(), "store": store, "build": tmp_path / "build"}
+        with pytest.raises(Stop):
+            load(files[0], "wiki", default_lang="fr", progress=stop_at("writing"), **arguments)
+        load(files[0], "wiki", default_lang="de", **arguments)
+        assert {payload["meta"]["lang"] for payload, _ in rows_of(store).values()} == {"de"}
+        write(files[0], [{**record, "edition": 1} for record in untagged])
+        with pytest.raises(Stop):
+            load(files[0], "wiki", default_lang="de", progress=stop_at("writing"), **arguments)
+        write(files[0], [{**record, "edition": 2} for record in untagged])
+        load(files[0], "wiki", default_lang="de", **arguments)
+        assert {payload["meta"]["edition"] for payload, _ in rows_of(store).values()} == {2}
+        assert arguments["encoder"].texts_seen == len(CORPUS)
+
+
+def test_a_damaged_build_folder_of_ours_is_begun_anew(files):
+    with ServerStore.connect(":memory:") as store:
+        with pytest.raises(Stop):
+            load(files[0], "wiki", encoder=an_encoder(), store=store, progress=stop_at("writing"))
+        (manifest,) = (cache_folder() / "builds").glob("*/vectors/manifest.json")
+        manifest.write_bytes(b"{")
+        load(files[0], "wiki", encoder=an_encoder(), store=store)
+        close_to(rows_of(store), twin(CORPUS, [], Recipe()))
+
+
+def test_two_loads_of_one_name_do_not_share_our_build_folder(files):
+    folder = cache_folder() / "builds" / f"wiki-{an_encoder().facts.fingerprint}"
+    folder.mkdir(parents=True)
+    with lock_folder(folder), ServerStore.connect(":memory:") as store:
+        with pytest.raises(LockedError, match=r"Collection 'wiki' is being loaded already: .* process \d+; .*--build"):
+            load(files[0], "wiki", encoder=an_encoder(), store=store)
+        load(files[0], "wiki", encoder=an_encoder(), store=store, build=folder.with_name("own"))
+
+
+def test_queries_of_other_passages_are_counted(files, tmp_path):
+    extra = write(tmp_path / "extra.jsonl", [{"id": f"x{i}", "generated_queries": {"sw": ["swali"]}} for i in range(3)])
+    with ServerStore.connect(":memory:") as store:
+        report = load_with_report(files[0], "wiki", encoder=an_encoder(), queries=[files[1], extra], store=store)
+        assert report.unused_queries == 3
+        assert report.queries == {"ha": 4, "sw": 4}
+        close_to(rows_of(store), twin(CORPUS, QUERIES, Recipe()))
+
+
+def test_languages_restrict_vectors_payload_card_and_report(store, files):
+    recipe = Recipe(langs=("sw",))
+    report = load_with_report(files[0], "wiki", encoder=an_encoder(), queries=files[1], recipe=recipe, store=store)
+    rows = rows_of(store)
+    close_to(rows, twin(CORPUS, QUERIES, recipe))
+    assert {key: payload["meta"]["query_langs"] for key, (payload, _) in rows.items()} == {
+        "nile": ["sw"], "amazon": ["sw"], "alps": [], "moon": [], "salt": ["sw"],
+    }  # fmt: skip
+    card = store.card("wiki")
+    assert (card.query_langs, set(card.query_means), report.queries) == (("sw",), {"sw"}, {"sw": 4})
+
+
+def test_a_language_without_queries_is_refused_before_writing(files):
+    with ServerStore.connect(":memory:") as store:
+        with pytest.raises(DataError, match=r"no generated queries in yo \(languages at hand: ha, sw\)"):
+            load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, recipe=Recipe(langs=("yo",)))
+        assert store.names() == []
+
+
+@pytest.mark.parametrize("window", [512, 1])
+def test_sum_with_unequal_counts_is_refused_and_the_old_version_served(store, files, tmp_path, monkeypatch, window):
+    """Also when every window that is written at once has equal counts within."""
+    monkeypatch.setattr(loading, "WRITE_WINDOW", window)
+    load(files[0], "wiki", encoder=an_encoder(), store=store, build=tmp_path / "plain")
+    rows = rows_of(store)
+    with pytest.raises(MismatchError, match=r"pool 'sum' needs equally many queries for every passage, found 0 to 3"):
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, recipe=Recipe(pool="sum"))
+    same(rows, rows_of(store))
+    versions = [path.name for path in (tmp_path / "store").glob("wiki/v*")]
+    assert len(versions) < 2, "nothing is begun that cannot be finished"
+
+
+def test_plain_load_under_sum_minds_no_counts(files):
+    with ServerStore.connect(":memory:") as store:
+        load(
+            files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, recipe=Recipe(pool="sum", alpha=0.0)
+        )
+        close_to(rows_of(store), twin(CORPUS, [], Recipe(alpha=0.0)))
+
+
+def test_generated_queries_refine_the_calibration(files):
+    with ServerStore.connect(":memory:") as store:
+        card = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store).card
+    encoder = an_encoder()
+    for lang in ("sw", "ha"):
+        texts = [q for record in QUERIES for q in record["generated_queries"].get(lang, [])]
+        total, n = encoder.encode_queries(texts).sum(axis=0), len(texts)
+        if lang == "sw":
+            total, n = total + 30 * bank().means["sw"], n + 30
+        stored = unpack_means(card.query_means, dim=DIM).means[lang]
+        np.testing.assert_allclose(stored, total / n, atol=1e-3)  # float16
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_users_questions_win_over_bank_and_generated(files, tmp_path, n):
+    """30 questions stand for themselves; fewer are added to what the bank has."""
+    texts = [f"swali namba {i}" for i in range(n)]
+    asked = [{"id": i, "text": text, "lang": "sw"} for i, text in enumerate(texts)]
+    questions = write(tmp_path / "asked.jsonl", [*asked, {"id": "y", "text": "ibeere kan", "lang": "yo"}])
+    own = an_encoder().encode_queries(texts).astype(np.float64)
+    sw = own.mean(axis=0) if n == 30 else (30 * bank().means["sw"] + own.sum(axis=0)) / 33
+    yo = an_encoder().encode_queries(["ibeere kan"])[0]
+    with ServerStore.connect(":memory:") as store:
+        card = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, questions=questions).card
+        means = unpack_means(card.query_means, dim=DIM).means
+        assert set(means) == {"ha", "sw", "yo"}
+        np.testing.assert_allclose(means["sw"], sw, atol=1e-3)
+        np.testing.assert_allclose(means["yo"], yo, atol=1e-3)
+        close_to(rows_of(store), twin(CORPUS, QUERIES, Recipe(), asked={"sw": sw}))
+
+
+def test_questions_without_any_language_are_refused(files, tmp_path):
+    questions = write(tmp_path / "asked.jsonl", [{"id": 1, "text": "1234 5678"}])
+    with (
+        ServerStore.connect(":memory:") as store,
+        pytest.raises(DataError, match=r"None of the questions in .* has a lan"),
+    ):
+        load(files[0], "wiki", encoder=an_encoder(), store=store, questions=questions)
+
+
+def test_a_corpus_without_queries(store, files):
+    report = load_with_report(files[0], "wiki", encoder=an_encoder(), store=store)
+    close_to(rows_of(store), twin(CORPUS, [], Recipe()))
+    card = store.card("wiki")
+    assert (card.query_langs, card.query_means, report.queries, report.unused_queries) == ((), {}, {}, 0)
+
+
+def test_missing_languages_are_detected(files, tmp_path):
+    text = "Die Alpen sind das höchste Gebirge in Europa und liegen zwischen Frankreich und Slowenien."
+    corpus = write(tmp_path / "c.jsonl", [{"id": "a", "text": text}, {"id": "b", "text": "12 34"}])
+    with ServerStore.connect(":memory:") as store:
+        load(corpus, "wiki", encoder=an_encoder(), store=store)
+        assert {key: payload["meta"]["lang"] for key, (payload, _) in rows_of(store).items()} == {"a": "de", "b": "und"}
+
+
+def test_an_empty_corpus_is_refused_and_the_old_version_served(store, files):
+    load(files[0], "wiki", encoder=an_encoder(), store=store)
+    rows = rows_of(store)
+    files[0].write_text("\n\n")
+    with pytest.raises(DataError) as caught:
+        load(files[0], "wiki", encoder=an_encoder(), store=store)
+    expected = f'{files[0]} holds no passage that can be used; expected lines such as {{"id": "1", "text": "…"}}.'
+    assert str(caught.value) == expected
+    same(rows, rows_of(store))
+
+
+def test_a_duplicate_id_with_other_text_is_refused_by_line(files):
+    write(files[0], [*CORPUS, {"id": "nile", "text": "something else"}])
+    with ServerStore.connect(":memory:") as store, pytest.raises(DataError) as caught:
+        load(files[0], "wiki", encoder=an_encoder(), store=store)
+    assert str(caught.value) == (
+        f"{files[0]} line 6: id 'nile' appeared before with other content; correct the data, or use --max-rejects to go"
+        " on without such records."
+    )
+
+
+def test_bad_lines_are_counted_and_kept_for_every_input(files, tmp_path):
+    with files[0].open("a") as file:
+        file.write("{\n\n" + json.dumps(CORPUS[0]) + "\n" + json.dumps({"id": "nile", "text": "other"}) + "\n")
+    with files[1].open("a") as file:
+        file.write('{"id": "nile"}\n')
+    questions = write(tmp_path / "asked.jsonl", [{"id": 1, "text": "swali", "lang": "sw"}, {"id": 2, "lang": "sw"}])
+    rejects = Rejects(2, tmp_path / "bad.jsonl")
+    with ServerStore.connect(":memory:") as store:
+        for _ in range(2):  # resumed or not
+            report = load_with_report(
+                files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=tmp_path / "build",
+                questions=questions, rejects=rejects,
+            )  # fmt: skip
+            assert report.counts == {"read": 9, "accepted": 5, "duplicates": 1, "blank": 1, "rejected": 2}
+            assert report.rejected_lines == 2
+            rejects = Rejects(2, tmp_path / "bad.jsonl")
+        assert len(rows_of(store)) == 5
+    kept = {path.name: path.read_text().count("\n") for path in tmp_path.glob("bad*")}
+    assert kept == {"bad.jsonl": 2, "bad.queries.jsonl": 1, "bad.questions.jsonl": 1}
+
+
+def test_one_bad_line_too_many_in_the_queries_is_refused(files):
+    with files[1].open("a") as file:
+        file.write('{"id": "nile"}\n{}\n')
+    with ServerStore.connect(":memory:") as store, pytest.raises(DataError, match=r"line 5: .* line 6: "):
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, rejects=Rejects(1))
+
+
+def test_shards_in_the_papers_schema_are_corpus_and_queries_in_one(tmp_path):
+    folder = tmp_path / "shards"
+    records = [
+        {"docid": p["id"], "title": p.get("title", ""), "text": p["text"], "generated_queries": q["generated_queries"]}
+        for p, q in zip(CORPUS, EVEN, strict=True)
+    ]
+    shards = [write(folder / "shard_0.jsonl", records[:3]), folder / "shard_1.jsonl.gz"]
+    lines = "".join(json.dumps(record) + "\n" for record in records[3:])
+    shards[1].write_bytes(gzip.compress(lines.encode()))
+    recipe = Recipe(alpha=0.01, pool="sum")
+    with ServerStore.connect(":memory:") as store:
+        report = load_with_report(
+            folder, "paper", encoder=an_encoder(), queries=shards, recipe=recipe, store=store, default_lang="en"
+        )
+        rows = rows_of(store, "paper")
+        close_to(rows, twin(CORPUS, EVEN, recipe))
+        assert report.queries == {"ha": 5, "sw": 10}
+        assert set(rows["nile"][0]["meta"]) == {"lang", "title", "query_langs"}
+
+
+def test_wrong_inputs_are_refused_before_anything_is_opened(tmp_path, files):
+    class Untouchable:
+        def __getattr__(self, name):
+            raise AssertionError(name)
+
+    encoder = an_encoder()
+    for arguments, said in (
+        ({"corpus": tmp_path / "corpsu.jsonl"}, "There is no file .*corpsu.jsonl; that folder has corpus.jsonl"),
+        ({"name": "a/b"}, "'a/b' cannot name a collection"),
+        ({"queries": tmp_path / "querys.jsonl"}, "There is no file .*; that folder has queries.jsonl"),
+        ({"questions": tmp_path / "none"}, "There is no file"),
+        ({"corpus": tmp_path / "corpus.docx"}, "There is no file"),
+    ):
+        given = {"corpus": files[0], "name": "wiki", **arguments}
+        with pytest.raises(DataError, match=said):
+            load(given.pop("corpus"), given.pop("name"), encoder=encoder, store=Untouchable(), **given)
+    assert encoder.texts_seen == 0 and not cache_folder().exists()
+
+
+def test_a_pipe_is_refused_because_it_is_read_twice(tmp_path):
+    import os
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ServerStore.connect(":memory:") as store, pytest.raises(DataError) as caught:
+        load(pipe, "wiki", encoder=an_encoder(), store=store)
+    assert str(caught.value) == f"{pipe} is a pipe, and a load reads the corpus twice: write it to a file first."
+
+
+def test_a_store_of_our_own_is_closed_after_an_error(files, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setenv("XQG_VDB_PATH", str(tmp_path / "store"))
+    monkeypatch.setattr(EmbeddedStore, "close", lambda self: closed.append(self))
+    with pytest.raises(DataError):
+        load(tmp_path / "nothing.jsonl", "wiki", encoder=an_encoder())
+    assert len(closed) == 1
+    with pytest.raises(DataError):
+        load(tmp_path / "nothing.jsonl", "wiki", encoder=an_encoder(), store=EmbeddedStore(tmp_path / "own"))
+    assert len(closed) == 1, "the caller's store is the caller's to close"
+
+
+def test_progress_of_a_resumed_load_starts_where_it_stopped(files, tmp_path, monkeypatch):
+    for module, name in ((building, "WINDOW"), (loading, "WRITE_WINDOW"), (loading, "COMMIT_EVERY")):
+        monkeypatch.setattr(module, name, 2)
+    seen = defaultdict(list)
+    with ServerStore.connect(":memory:") as store:
+        arguments = {"encoder": an_encoder(), "queries": files[1], "store": store, "build": tmp_path / "build"}
+        with pytest.raises(Stop):
+            load(files[0], "wiki", progress=stop_at("encoding"), **arguments)
+        with pytest.raises(Stop):
+            load(files[0], "wiki", progress=stop_at("writing"), **arguments)
+
+        def note(stage, done, total):
+            seen[stage].append((done, total))
+
+        load(files[0], "wiki", progress=note, **arguments)
+    assert seen == {
+        "checking": [(5, 5)], "encoding": [(5, 5)], "writing": [(2, 5), (4, 5), (5, 5)], "indexing": [(5, 5)]
+    }  # fmt: skip
+
+
+words = st.lists(st.sampled_from(["maji", "mto", "nile", "jua", "water", "moon", "ü", "河"]), min_size=1, max_size=4)
+texts = words.map(" ".join)
+
+
+@st.composite
+def inputs(draw):
+    """A corpus (its languages given, detection is slow) and queries for some of its passages and for others."""
+    n = draw(st.integers(1, 9))
+    corpus = [{"id": f"p{i}", "text": draw(texts), "lang": "en", "n": i} for i in range(n)]
+    ids = draw(st.lists(st.sampled_from([*(p["id"] for p in corpus), "other"]), unique=True))
+    langs = st.dictionaries(st.sampled_from(["sw", "ha", "yo"]), st.lists(texts, min_size=1, max_size=3), max_size=3)
+    return corpus, [{"id": docid, "generated_queries": draw(langs)} for docid in ids]
+
+
+class Failing(HashEncoder):
+    """Encodes so many texts, then raises."""
+
+    def __init__(self, left):
+        super().__init__(dim=DIM, calibration=0.7, language_means=bank())
+        self.left = left
+
+    def _encode(self, texts):
+        if len(texts) > self.left:
+            raise Stop
+        self.left -= len(texts)
+        return super()._encode(texts)
+
+
+def stop_after(calls):
+    """A progress that lets so many calls pass."""
+    left = [calls]
+
+    def progress(stage, done, total):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Stop
+
+    return progress
+
+
+def check_interrupted(kind, given_inputs, stops):
+    corpus, queries = given_inputs
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XQG_VDB_CACHE", f"{folder}/cache")
+        for module, name, size in ((building, "WINDOW", 3), (loading, "WRITE_WINDOW", 2), (loading, "COMMIT_EVERY", 2)):
+            patch.setattr(module, name, size)
+        files = write(Path(folder) / "corpus.jsonl", corpus), write(Path(folder) / "queries.jsonl", queries)
+        table = files[1] if queries else None
+        with a_store(kind, Path(folder) / "unbroken") as store:
+            load(files[0], "wiki", encoder=an_encoder(), queries=table, store=store)
+            expected = rows_of(store)
+            close_to(expected, twin(corpus, queries, Recipe()))
+            card = store.card("wiki")
+        with a_store(kind, Path(folder) / "broken") as store:
+            for texts_left, calls in stops:
+                try:
+                    load(files[0], "wiki", encoder=Failing(texts_left), queries=table, store=store,
+                         progress=stop_after(calls))  # fmt: skip
+                except Stop:
+                    assert store.names() == [] or store.count("wiki") == len(corpus)
+            load(files[0], "wiki", encoder=an_encoder(), queries=table, store=store)
+            same(expected, rows_of(store))
+            ours = store.card("wiki")
+            assert replace(ours, created="", version="") == replace(card, created="", version="")
+        assert list(Path(folder, "cache", "builds").iterdir()) == []
+
+
+stops = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 14)), max_size=4)
+
+
+@given(inputs(), stops)
+@settings(max_examples=25, deadline=None)
+def test_interrupted_loads_end_like_an_unbroken_one_on_a_server(given_inputs, stops):
+    check_interrupted("server", given_inputs, stops)
+
+
+@given(inputs(), stops)
+@example(([{"id": f"p{i}", "text": f"t{i}", "lang": "en"} for i in range(7)], []), [(3, 99), (99, 5), (99, 7), (99, 9)])
+@settings(max_examples=3, deadline=None)
+def test_interrupted_loads_end_like_an_unbroken_one_embedded(given_inputs, stops):
+    check_interrupted("embedded", given_inputs, stops)
+
+
+def test_collection_is_bound_to_the_given_client(files):
+    client = QdrantClient(":memory:")
+    collection = load(files[0], "wiki", encoder=an_encoder(), store=ServerStore(client))
+    assert isinstance(collection, Collection)
+    assert client.count("wiki").count == 5
+    client.close()

@@ -1,0 +1,246 @@
+"""Search against a twin that scores every passage in float64 and sorts by (-score, id)."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xqg_vdb.calibration import LanguageMeans, unpack_means
+from xqg_vdb.collection import Collection
+from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.loading import load
+from xqg_vdb.retrieval import CALIBRATED_EF, Retriever, collection_means
+from xqg_vdb.testing import HashEncoder
+from xqg_vdb.types import Query
+
+DIM = 12
+LANGS = ["en", "sw", "de"]
+WORDS = ["maji", "mto", "nile", "jua", "water", "moon", "river", "salt", "alps", "sky"]
+SWAHILI = "Ni nani aliyekuwa rais wa kwanza wa nchi ya Tanzania?"
+GERMAN = "Wie heißt der höchste Berg der Alpen in Deutschland?"
+UNSURE = "12345 67890"
+
+
+def bank():
+    rng = np.random.default_rng(3)
+    return LanguageMeans({lang: rng.standard_normal(DIM).astype(np.float32) for lang in ("sw", "de", "yo")},
+                         {"sw": 30, "de": 30, "yo": 30}, "bank")  # fmt: skip
+
+
+def an_encoder(*, calibration=0.8, name="hash"):
+    return HashEncoder(dim=DIM, name=name, calibration=calibration, language_means=bank())
+
+
+def passages():
+    """40 passages; ids are not in the order of the rows, and every fourth text comes twice."""
+    rng = np.random.default_rng(1)
+    texts = [" ".join(rng.choice(WORDS, 4)) for _ in range(30)]
+    texts += texts[:10]
+    return [
+        {"id": f"p{(7 * i) % 40:02d}", "text": text, "title": f"T{i}", "lang": LANGS[i % 3], "n": i}
+        for i, text in enumerate(texts)
+    ]
+
+
+QUERIES = [{"id": f"p{i:02d}", "generated_queries": {"sw": [f"swali {i}", "maji"]}} for i in range(0, 40, 2)]
+
+
+@pytest.fixture(scope="module", params=["server", "embedded"])
+def collection(request, tmp_path_factory):
+    """Made with queries in Swahili, so that its own mean of that language stands beside the bank's."""
+    folder = tmp_path_factory.mktemp("retrieval")
+    corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
+    corpus.write_text("".join(json.dumps(p) + "\n" for p in passages()))
+    queries.write_text("".join(json.dumps(q) + "\n" for q in QUERIES))
+    embedded = request.param == "embedded"
+    store = EmbeddedStore(folder / "store", free_space_floor=0) if embedded else ServerStore.connect(":memory:")
+    with load(corpus, "wiki", encoder=an_encoder(), queries=queries, store=store, build=folder / "build") as collection:
+        yield collection
+
+
+def twin(collection, question, *, mean, strength, k=10, langs=None):
+    """[(id, score)] over the stored vectors; `mean`: what is subtracted."""
+    vector = an_encoder().encode_queries([question])[0].astype(np.float64)
+    if mean is not None:
+        vector = vector - strength * mean.astype(np.float64)
+    vector /= np.linalg.norm(vector)
+    scored = []
+    for point in collection.scroll(with_vectors=True):
+        if langs is None or point.payload["meta"]["lang"] in langs:
+            stored = point.vectors["text-dense"].astype(np.float64)
+            scored.append((point.id, float(stored @ vector / np.linalg.norm(stored))))
+    return sorted(scored, key=lambda one: (-round(one[1], 6), one[0]))[:k]
+
+
+def agree(hits, expected):
+    assert [hit.id for hit in hits] == [docid for docid, _ in expected]
+    np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in expected], atol=1e-5)
+
+
+def means_of(collection):
+    """The table that should be used: the bank's, except for Swahili, which the collection measured."""
+    own = unpack_means(collection.card.query_means, dim=DIM).means
+    assert set(own) == {"sw"} and not np.allclose(own["sw"], bank().means["sw"], atol=1e-3)
+    return {**bank().means, **own}
+
+
+CASES = {
+    "given": (SWAHILI, "sw", lambda m: m["sw"], "sw"),
+    "given in another spelling": (SWAHILI, "swa", lambda m: m["sw"], "sw"),
+    "given, wins over what would be detected": (SWAHILI, "de", lambda m: m["de"], "de"),
+    "detected": (GERMAN, None, lambda m: m["de"], "de"),
+    "detected, the collection's own mean": (SWAHILI, None, lambda m: m["sw"], "sw"),
+    "unsure": (UNSURE, None, lambda m: np.mean([m["sw"], m["de"], m["yo"]], axis=0), "und"),
+    "said to be unknown": (GERMAN, "und", lambda m: np.mean([m["sw"], m["de"], m["yo"]], axis=0), "und"),
+    "not in the table": (GERMAN, "fr", lambda m: np.mean([m["sw"], m["de"], m["yo"]], axis=0), "fr"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_question_is_calibrated_for_its_language(collection, case):
+    text, lang, mean, used = CASES[case]
+    retriever = Retriever(an_encoder(), collection)
+    expected = twin(collection, text, mean=mean(means_of(collection)), strength=0.8)
+    agree(retriever.search(text, lang=lang), expected)
+    (answer,) = retriever.run([Query("q", text, lang)])
+    assert (answer.query, answer.lang) == (Query("q", text, lang), used)
+    agree(answer.hits, expected)
+
+
+@pytest.mark.parametrize(("given_strength", "used"), [(None, 0.8), (0.0, 0.0), (0.3, 0.3)])
+def test_the_strength_is_the_cards_unless_given(collection, given_strength, used):
+    encoder = an_encoder(calibration=0.1)  # of no account: the card says what suits this collection
+    retriever = Retriever(encoder, collection, calibration=given_strength)
+    agree(
+        retriever.search(SWAHILI, lang="sw"), twin(collection, SWAHILI, mean=means_of(collection)["sw"], strength=used)
+    )
+
+
+def test_without_calibration_nothing_is_detected_or_widened(collection, monkeypatch):
+    seen = []
+    monkeypatch.setattr("xqg_vdb.retrieval.resolve_languages", lambda *given: seen.append(given))
+    search = collection.store.search
+    monkeypatch.setattr(
+        collection.store, "search", lambda *given, **more: seen.append(more["ef"]) or search(*given, **more)
+    )
+    (answer,) = Retriever(an_encoder(), collection, calibration=0.0).run([Query("q", SWAHILI)])
+    assert seen == [None] and answer.lang == ""
+
+
+def test_calibrated_questions_walk_wider(collection, monkeypatch):
+    seen = []
+    search = collection.store.search
+    monkeypatch.setattr(
+        collection.store, "search", lambda *given, **more: seen.append(more["ef"]) or search(*given, **more)
+    )
+    Retriever(an_encoder(), collection).search(SWAHILI)
+    assert seen == [CALIBRATED_EF]
+
+
+def test_an_encoder_without_means_is_not_calibrated_but_works(tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(p) + "\n" for p in passages()))
+    encoder = HashEncoder(dim=DIM, calibration=0.8)
+    with load(corpus, "wiki", encoder=encoder, store=ServerStore.connect(":memory:"), build=tmp_path / "b") as plain:
+        agree(Retriever(encoder, plain).search(GERMAN), twin(plain, GERMAN, mean=None, strength=0))
+
+
+def test_the_collections_means_win_over_the_banks(collection):
+    table = collection_means(an_encoder(), collection.card)
+    for lang, mean in means_of(collection).items():
+        np.testing.assert_array_equal(table.means[lang], mean)
+    assert set(table.counts) == {"sw", "de", "yo"}
+
+
+@pytest.mark.parametrize(("given_langs", "stored"), [(["swa"], ["sw"]), (["de-AT", "swh"], ["de", "sw"]), (["yo"], [])])
+def test_language_filters_are_normalised(collection, given_langs, stored):
+    hits = Retriever(an_encoder(), collection).search(SWAHILI, lang="sw", langs=given_langs, k=40)
+    expected = twin(collection, SWAHILI, mean=means_of(collection)["sw"], strength=0.8, k=40, langs=stored)
+    agree(hits, expected)
+    assert {hit.lang for hit in hits} == set(stored)
+
+
+def test_hits_carry_what_the_corpus_had(collection):
+    by_id = {p["id"]: p for p in passages()}
+    for hit in Retriever(an_encoder(), collection).search("maji mto", k=40):
+        p = by_id[hit.id]
+        assert (hit.text, hit.title, hit.lang, hit.meta) == (p["text"], p["title"], p["lang"], {"n": p["n"]})
+
+
+def test_ties_are_ordered_by_id(tmp_path):
+    rows = [{"id": f"p{(7 * i) % 20:02d}", "text": "maji" if i % 2 else "mto", "lang": "sw"} for i in range(20)]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    same = sorted(row["id"] for row in rows if row["text"] == "maji")
+    with load(
+        corpus, "ties", encoder=an_encoder(), store=ServerStore.connect(":memory:"), build=tmp_path / "b"
+    ) as ties:
+        retriever = Retriever(an_encoder(), ties, calibration=0.0)
+        for k in (1, 3, 10):
+            assert [hit.id for hit in retriever.search("maji", k=k)] == same[:k]
+
+
+QUESTIONS = st.lists(
+    st.tuples(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join), st.sampled_from(["sw", "und"])),
+    min_size=1, max_size=8,
+)  # fmt: skip
+
+
+@given(questions=QUESTIONS, k=st.integers(1, 12), langs=st.sampled_from([None, ["en"], ["sw", "de"]]))
+@settings(max_examples=25, deadline=None)
+def test_a_batch_equals_one_by_one(collection, questions, k, langs):
+    retriever = Retriever(an_encoder(), collection)
+    asked = [Query(str(i), text, lang) for i, (text, lang) in enumerate(questions)]
+    answers = retriever.run(asked, k=k, langs=langs)
+    assert [answer.query for answer in answers] == asked
+    for query, answer in zip(asked, answers, strict=True):
+        alone = retriever.search(query.text, lang=query.lang, k=k, langs=langs)
+        assert [hit.id for hit in answer.hits] == [hit.id for hit in alone]
+        np.testing.assert_allclose([hit.score for hit in answer.hits], [hit.score for hit in alone], atol=1e-6)
+
+
+def test_no_questions_no_answers(collection):
+    assert Retriever(an_encoder(), collection).run([]) == []
+
+
+def test_another_encoder_is_refused_with_both_fingerprints(collection):
+    mine, theirs = an_encoder(name="other"), an_encoder()
+    with pytest.raises(MismatchError) as caught:
+        Retriever(mine, collection)
+    assert str(caught.value) == (
+        f"Collection 'wiki' was made by hash (fp32, fingerprint {theirs.facts.fingerprint}), not by other (fp32,"
+        f" fingerprint {mine.facts.fingerprint}): search with that encoder, or load again."
+    )
+
+
+def test_an_unknown_collection_is_named_with_its_neighbours(collection):
+    with pytest.raises(DataError, match=r"There is no collection 'wikki' in .*\. Did you mean wiki\? It has: wiki\."):
+        Retriever(an_encoder(), Collection("wikki", collection.store))
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
+def test_a_blank_question_is_refused_by_its_id(collection, text):
+    retriever = Retriever(an_encoder(), collection)
+    with pytest.raises(DataError, match=r"^Question 'b' is blank: there is nothing to search for.$"):
+        retriever.run([Query("a", "maji"), Query("b", text)])
+    with pytest.raises(DataError, match=r"^Question '0' is blank"):
+        retriever.search(text)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"lang": "klingonish"}, "'klingonish' is not a language code"),
+        ({"langs": ["en", "xx-nope"]}, "'xx-nope' is not a language code"),
+        ({"langs": []}, "langs must be a list with at least one language code"),
+        ({"langs": "en"}, "langs must be a list with at least one language code"),
+        ({"k": 0}, "k must be 1 or more"),
+    ],
+)
+def test_wrong_arguments_are_named(collection, more, said):
+    with pytest.raises(DataError, match=said):
+        Retriever(an_encoder(), collection).search("maji", **more)

@@ -1,0 +1,163 @@
+"""`xqg-vdb generate` and `xqg-vdb merge`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from xqg_vdb.cli.options import json_option, print_json, say
+
+if TYPE_CHECKING:
+    from xqg_vdb.generation.runner import BatchGenerator, Progress, Summary
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--generator", "model", metavar="MODEL", help="Model folder, hub id exported before, or starter:generator."
+)
+@click.option("--endpoint", metavar="URL", help="OpenAI-compatible server instead; key from XQG_VDB_GENERATOR_KEY.")
+@click.option(
+    "--endpoint-model", metavar="NAME", default="default", show_default=True, help="Model name for --endpoint."
+)
+@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests at a time.")
+@click.option("-l", "--lang", "langs", multiple=True, required=True, help="Language to write in; repeat it.")
+@click.option("-n", "n", type=click.IntRange(1, 1000), default=5, show_default=True, help="Queries per language.")
+@click.option("--prompt", type=click.Choice(["chat", "pivot", "few-shot"]), help="[default: what suits the model]")
+@click.option("--decode", type=click.Choice(["sample", "greedy", "beam"]), default="sample", show_default=True)
+@click.option("--top-k", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0, 10, min_open=True), default=1.0, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True, help="Longest query.")
+@click.option("--seed", type=int, default=313, show_default=True)
+@click.option("--shard", metavar="i/n", default="1/1", help="Every n-th passage only; join with `xqg-vdb merge`.")
+@click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
+@click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True, help="Bad records to skip.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
+@json_option
+def generate(
+    corpus: Path,
+    out: Path,
+    model: str | None,
+    endpoint: str | None,
+    endpoint_model: str,
+    concurrency: int,
+    langs: tuple[str, ...],
+    n: int,
+    prompt: Literal["chat", "pivot", "few-shot"] | None,
+    decode: Literal["sample", "greedy", "beam"],
+    top_k: int,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+    shard: str,
+    filtered: bool,
+    max_errors: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Write questions in other languages for every passage of CORPUS to OUT, a JSON-lines file.
+
+    A run that was stopped goes on where it was when the same command is run again.
+
+    \b
+    Example:
+      xqg-vdb export starter:generator --accept-license
+      xqg-vdb generate corpus.jsonl queries.jsonl --generator starter:generator -l de -l sw -n 3 --filter
+    """  # noqa: D301 - \b is click's
+    if bool(model) == bool(endpoint):
+        raise click.UsageError("give --generator or --endpoint, one of them")
+    from xqg_vdb.generation.endpoint import Endpoint, EndpointGenerator
+    from xqg_vdb.generation.filters import QueryFilter, Rules
+    from xqg_vdb.generation.merging import Shard
+    from xqg_vdb.generation.opening import Options, open_generator
+    from xqg_vdb.generation.runner import Job, generate_file
+    from xqg_vdb.generation.sampling import Decoding
+    from xqg_vdb.records import Rejects
+
+    Job(langs, n, Shard.parse(shard))  # a wrong code is named before a model is loaded
+    decoding = Decoding(decode, top_k, temperature, max_tokens, seed=seed)
+    with ExitStack() as stack:
+        generator: BatchGenerator
+        if endpoint:
+            where = Endpoint(endpoint, endpoint_model, concurrency, temperature, max_tokens, seed)
+            generator = stack.enter_context(EndpointGenerator(where))
+        else:
+            generator = open_generator(str(model), langs=langs, options=Options(prompt, decoding, threads or 0))
+        good = QueryFilter(Rules(), examples=generator.examples()) if filtered else None
+        job, rejects = Job(langs, n, Shard.parse(shard), good), Rejects(max_errors)
+        show = stack.enter_context(_Bar())
+        summary = generate_file(corpus, out, generator=generator, job=job, rejects=rejects, progress=show)
+    _print(summary, as_json=as_json)
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--keep-shards", is_flag=True, help="Leave the shards' logs where they are.")
+@json_option
+def merge(out: Path, keep_shards: bool, as_json: bool) -> None:
+    """Join the finished shards of OUT (OUT.shard-1-of-4 and so on, copied into one folder), or say which are missing.
+
+    \b
+    Example:
+      xqg-vdb merge queries.jsonl
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.generation.merging import merge_shards
+
+    provenance = merge_shards(out, keep_logs=keep_shards)
+    if as_json:
+        print_json({"path": str(out), **provenance})
+        return
+    click.echo(
+        f"{out}  {provenance['passages']} passages, {provenance['queries']} queries from {provenance['shards']} shards"
+    )
+
+
+class _Bar:
+    """A context in which calls draw a bar on stderr, if that is a terminal."""
+
+    def __enter__(self) -> Callable[[Progress], None] | None:
+        from tqdm import tqdm
+
+        if not sys.stderr.isatty():
+            self._tqdm = None
+            return None
+        self._tqdm = tqdm(unit="passage", file=sys.stderr)
+        return self._draw
+
+    def _draw(self, progress: Progress) -> None:
+        if self._tqdm is None:
+            return
+        self._tqdm.total, self._tqdm.n = progress.total, progress.passages
+        self._tqdm.set_postfix_str(f"{progress.rate:.2f} queries/s, {progress.eta_seconds / 60:.0f} min to go")
+
+    def __exit__(self, *exc: object) -> None:
+        if self._tqdm is not None:
+            self._tqdm.close()
+
+
+def _print(summary: Summary, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_record(summary))
+        return
+    click.echo(f"{summary.path}  {summary.passages} passages, {summary.queries} queries in {summary.seconds:.0f} s")
+    for reason, count in summary.rejected.items():
+        click.echo(f"  {reason:<24}{count}")
+    if summary.resumed:
+        say(f"{summary.resumed} passages were there already")
+
+
+def _record(summary: Summary) -> dict[str, object]:
+    return {
+        "path": str(summary.path),
+        "passages": summary.passages,
+        "queries": summary.queries,
+        "seconds": round(summary.seconds, 3),
+        "rejected": dict(summary.rejected),
+        "resumed": summary.resumed,
+    }

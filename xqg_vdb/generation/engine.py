@@ -1,0 +1,179 @@
+"""Runs a decoder graph (see `torch_graphs` for its face) over trees of rows, on onnxruntime; no torch.
+
+A *tree* is one shared context (a passage, or an encoder's output) with rows that branch from it. The keys and values of
+all slots stay where the graph wrote them: the outputs of one step are bound as the inputs of the next, and never pass
+through Python. Which slots a row may see is a boolean row that the caller keeps; nothing in this file chooses a token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xqg_vdb.errors import CorruptError
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass
+class Clock:
+    """Seconds per phase of decoding, for reports."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, phase: str, since: float) -> float:
+        """Book the time since `since` under `phase`; returns now."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - since
+        return now
+
+
+def open_session(path: Path, *, threads: int) -> Any:
+    """An onnxruntime CPU session. Raises CorruptError when the graph cannot be loaded."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes, all plain Exceptions
+        raise CorruptError(f"{path} cannot be loaded ({error}); export the model again.") from error
+
+
+def ort_value(array: NDArray[Any]) -> Any:
+    """The array as a CPU OrtValue."""
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The k best next tokens of the taken places.
+
+    Logits (N, k) best first, token ids (N, k), log-sum-exp (N,) if asked for.
+    """
+
+    scores: NDArray[np.float32]
+    tokens: Ints
+    log_norm: NDArray[np.float32]
+
+    def rows(self, index: Ints) -> Best:
+        """The entries `index`, in that order."""
+        return Best(
+            self.scores[index], self.tokens[index], self.log_norm[index] if len(self.log_norm) else self.log_norm
+        )
+
+    @property
+    def log_probabilities(self) -> NDArray[np.float32]:
+        """(N, k) float32; needs `norm=True` in `Forest.step`."""
+        return self.scores - self.log_norm[:, None]
+
+
+def join_best(parts: Sequence[Best]) -> Best:
+    """All entries, one part after the other."""
+    return Best(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("scores", "tokens", "log_norm")))
+
+
+class Stepper:
+    """A decoder graph."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        inputs = {node.name: node for node in session.get_inputs()}
+        self.inputs = frozenset(inputs)  # the tracer drops what a model does not use (positions of the past, say)
+        self.past = [name for name in inputs if name.startswith("past_") and name != "past_positions"]
+        self.present = [name.removeprefix("past_") for name in self.past]
+        shape = inputs[self.past[0]].shape
+        self.heads, self.width = int(shape[1]), int(shape[3])
+
+    def empty(self, trees: int, context: Mapping[str, Any] | None = None) -> Forest:
+        """A forest of `trees` trees without any slot. context: OrtValues of an encoder (`cross_*`)."""
+        nothing = np.zeros((trees, self.heads, 0, self.width), np.float32)
+        cache = [ort_value(nothing) for _ in self.past]
+        return Forest(self, cache, np.zeros((trees, 0), np.int64), dict(context or {}))
+
+    def run(self, forest: Forest, feeds: Mapping[str, NDArray[Any]]) -> tuple[Best, list[Any]]:
+        """One pass; returns the best tokens and the grown cache as OrtValues."""
+        binding = self.session.io_binding()
+        for name in feeds.keys() & self.inputs:
+            binding.bind_ortvalue_input(name, ort_value(feeds[name]))
+        for name, value in (*zip(self.past, forest.cache, strict=True), *forest.context.items()):
+            binding.bind_ortvalue_input(name, value)
+        for name in ("top_scores", "top_tokens", "log_norm", *self.present):
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        scores, tokens, log_norm, *cache = binding.get_outputs()
+        return Best(scores.numpy(), tokens.numpy(), log_norm.numpy()), cache
+
+
+@dataclass
+class Forest:
+    """The state of B trees: the cache of P slots each, and every slot's position in its text (B, P)."""
+
+    stepper: Stepper
+    cache: list[Any]
+    positions: Ints
+    context: dict[str, Any]
+
+    @property
+    def slots(self) -> int:
+        """P, the number of slots of every tree, padding included."""
+        return int(self.positions.shape[1])
+
+    def step(self, tokens: Ints, positions: Ints, mask: Bools, take: Ints, *, k: int, norm: bool = False) -> Best:
+        """Append tokens (B, S) at `positions` (B, S) that see `mask` (B, S, P+S).
+
+        take: flat places (N,) in (B·S) whose `k` best next tokens are wanted.
+        norm: also the log-sum-exp over the vocabulary, which costs a pass over it.
+        norm: also the log-sum-exp over the vocabulary, which costs a pass over it.
+        """
+        feeds = {
+            "tokens": tokens,
+            "positions": positions,
+            "past_positions": self.positions,
+            "mask": mask,
+            "take": take,
+            "k": np.array([k], np.int64),
+            "norm": np.arange(len(take) if norm else 0, dtype=np.int64),
+        }
+        best, self.cache = self.stepper.run(self, feeds)
+        self.positions = np.concatenate([self.positions, positions], axis=1)
+        return best
+
+    def keep(self, trees: Sequence[int] | Ints) -> Forest:
+        """A forest of the trees numbered `trees`, in that order; this one stays usable."""
+        index = np.asarray(trees, np.int64)
+
+        def taken(value: Any) -> Any:
+            return ort_value(np.ascontiguousarray(value.numpy()[index]))
+
+        context = {name: taken(value) for name, value in self.context.items()}
+        return Forest(self.stepper, [taken(value) for value in self.cache], self.positions[index], context)
+
+
+def join(forests: Sequence[Forest]) -> Forest:
+    """One forest of all trees; shorter ones are padded with slots that nobody sees."""
+    if len(forests) == 1:
+        return forests[0]
+    first, slots = forests[0], max(forest.slots for forest in forests)
+
+    def padded(array: NDArray[Any], axis: int) -> NDArray[Any]:
+        width = [(0, 0)] * array.ndim
+        width[axis] = (0, slots - array.shape[axis])
+        return np.pad(array, width)
+
+    cache = [
+        ort_value(np.concatenate([padded(forest.cache[i].numpy(), 2) for forest in forests]))
+        for i in range(len(first.cache))
+    ]
+    positions = np.concatenate([padded(forest.positions, 1) for forest in forests])
+    return Forest(first.stepper, cache, positions, {})

@@ -1,0 +1,187 @@
+"""Which generated queries are good enough: rules about one query, and two checks that need an encoder.
+
+In: generated queries. Out: the reason why each one is rejected, or None. Nothing here generates; `runner` retries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from xqg_vdb.languages import detect, normalize
+from xqg_vdb.questions import question_bank
+from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage, TextEncoder, Vectors
+
+Reason = Literal[
+    "empty", "too long", "repetitive", "copied example", "no question", "wrong language", "repeated",
+    "round trip", "unlike its passage",
+]  # fmt: skip
+Verdicts = Mapping[str, tuple[Reason | None, ...]]
+
+# question marks of Latin, Arabic, full-width, Greek, Armenian and Ethiopic writing
+_MARKS = "?؟？\u037e;՞፧"
+_ASKING_WORDS = {
+    "th": "ใคร อะไร ไหน เมื่อ กี่ เท่า ทำไม อย่างไร ยังไง ใด หรือ ไหม มั้ย",
+    "lo": "ໃຜ ຫຍັງ ໃສ ເມື່ອ ຈັກ ເທົ່າ ຍ້ອນ ແນວໃດ ໃດ ບໍ",
+    "km": "អ្វី ណា ប៉ុន្មាន ហេតុ យ៉ាង ទេ",
+    "my": "ဘာ ဘယ် ဘယ်သူ လဲ လား",
+}
+_LOOP = re.compile(r"(.{2,40}?)\1{3,}|(\S)\2{5,}", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a query must be. max_characters: longer ones are no questions people type. check_*.
+
+    Switch single rules off.
+    """
+
+    max_characters: int = 200
+    check_language: bool = True
+    check_question: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+
+class QueryFilter:
+    """The rules, with the few-shot examples that must not come back. It keeps no state between calls."""
+
+    def __init__(self, rules: Rules, *, examples: Iterable[str] = ()) -> None:
+        self.rules = rules
+        self._examples = frozenset(map(_plain, examples))
+
+    def judge(self, records: Sequence[GeneratedQueries]) -> list[Verdicts]:
+        """Why each query is rejected, None for a good one; languages of all records are detected together."""
+        flat = [text for record in records for texts in record.queries.values() for text in texts]
+        found = iter(detect(flat) if self.rules.check_language else [UNKNOWN_LANGUAGE] * len(flat))
+        return [
+            {
+                lang: self._judge_several(texts, lang, [next(found) for _ in texts])
+                for lang, texts in record.queries.items()
+            }
+            for record in records
+        ]
+
+    def _judge_several(self, texts: Sequence[str], lang: str, detected: Sequence[str]) -> tuple[Reason | None, ...]:
+        verdicts: list[Reason | None] = []
+        seen: set[str] = set()
+        for text, found in zip(texts, detected, strict=True):
+            reason = self._judge(text, lang, found)
+            if reason is None and _plain(text) in seen:
+                reason = "repeated"
+            seen.add(_plain(text))
+            verdicts.append(reason)
+        return tuple(verdicts)
+
+    def _judge(self, text: str, lang: str, detected: str) -> Reason | None:
+        if not any(character.isalpha() for character in text):
+            return "empty"
+        if len(text) > self.rules.max_characters:
+            return "too long"
+        if _LOOP.search(text):
+            return "repetitive"
+        if _plain(text) in self._examples:
+            return "copied example"
+        if self.rules.check_question and not is_question(text, lang):
+            return "no question"
+        if detected not in (lang, UNKNOWN_LANGUAGE) and detection_knows(lang):
+            return "wrong language"
+        return None
+
+
+def is_question(text: str, lang: str) -> bool:
+    """Whether `text` asks: by its mark, or by a question word where the language uses no mark."""
+    if lang in _ASKING_WORDS:
+        return any(word in text for word in _ASKING_WORDS[lang].split()) or text.rstrip()[-1:] in _MARKS
+    return not _marks_questions(lang) or any(
+        mark in text for mark in (_MARKS if lang == "el" else _MARKS.replace(";", ""))
+    )
+
+
+@cache
+def _marks_questions(lang: str) -> bool:
+    known = question_bank().get(lang, ("?",))
+    return 2 * sum(any(mark in text for mark in _MARKS) for text in known) > len(known)
+
+
+@cache
+def detection_knows(lang: str) -> bool:
+    """Whether language detection recognises most of the shipped questions in `lang`; False when there are none."""
+    known = question_bank().get(lang, ())
+    return bool(known) and 2 * detect(known).count(normalize(lang)) > len(known)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w]+", " ", text.casefold()).split())
+
+
+def count_reasons(verdicts: Iterable[Verdicts]) -> dict[str, int]:
+    """How many queries each reason rejected."""
+    counts = Counter(
+        reason for verdict in verdicts for reasons in verdict.values() for reason in reasons if reason is not None
+    )
+    return {str(reason): count for reason, count in sorted(counts.items())}
+
+
+def without_rejected(record: GeneratedQueries, verdicts: Verdicts) -> GeneratedQueries:
+    """The record with its good queries only; languages stay, perhaps with none."""
+    kept = {
+        lang: tuple(text for text, reason in zip(texts, verdicts[lang], strict=True) if reason is None)
+        for lang, texts in record.queries.items()
+    }
+    return GeneratedQueries(record.id, kept)
+
+
+def judge_by_encoder(
+    records: Sequence[GeneratedQueries],
+    passages: Sequence[Passage],
+    *,
+    encoder: TextEncoder,
+    top_k: int | None = 10,
+    percentile: float | None = None,
+) -> list[Verdicts]:
+    """Two checks against all passages (one record per passage, same order); exact, so meant for some 100,000 passages.
+
+    top_k: a query must find its own passage among so many (round-trip consistency, as in PAQ and Promptagator).
+    percentile: of all similarities of a language's queries to their own passages, drop those below it (doc2query--,
+    Gospodinov
+        et al. 2023: a query that its passage does not answer). None switches a check off.
+    """
+    own_rows = encoder.encode_passages(p.title_and_text for p in passages)
+    verdicts: list[dict[str, list[Reason | None]]] = [
+        {lang: [None] * len(texts) for lang, texts in record.queries.items()} for record in records
+    ]
+    for lang in sorted({lang for record in records for lang in record.queries}):
+        places = [(i, j) for i, record in enumerate(records) for j in range(len(record.queries.get(lang, ())))]
+        if not places:
+            continue
+        texts = [records[i].queries[lang][j] for i, j in places]
+        rows = encoder.encode_queries(texts, langs=[lang] * len(texts))
+        own, ranks = _own_scores(rows, own_rows, np.array([i for i, _ in places]))
+        floor = -np.inf if percentile is None else float(np.percentile(own, percentile))
+        for (i, j), score, rank in zip(places, own.tolist(), ranks.tolist(), strict=True):
+            if top_k is not None and rank >= top_k:
+                verdicts[i][lang][j] = "round trip"
+            elif score < floor:
+                verdicts[i][lang][j] = "unlike its passage"
+    return [{lang: tuple(reasons) for lang, reasons in verdict.items()} for verdict in verdicts]
+
+
+def _own_scores(queries: Vectors, passages: Vectors, owner: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Each query's score with its own passage (n,), and how many passages score higher (n,)."""
+    own = np.empty(len(queries), np.float32)
+    ranks = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), 1024):
+        part = slice(start, start + 1024)
+        scores = queries[part] @ passages.T
+        own[part] = scores[np.arange(len(scores)), owner[part]]
+        ranks[part] = (scores > own[part][:, None]).sum(axis=1)
+    return own, ranks

@@ -1,0 +1,98 @@
+"""One door to all generators: a model folder, the name of an exported one, `starter`, or an endpoint's URL.
+
+Languages that a tokenizer cannot write are refused here, before hours of run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from xqg_vdb.errors import ModelError
+from xqg_vdb.generation.causal import CausalGenerator, CausalModel
+from xqg_vdb.generation.pivot import PivotGenerator
+from xqg_vdb.generation.prompts import PromptName, chat, few_shot
+from xqg_vdb.generation.runner import BatchGenerator
+from xqg_vdb.generation.sampling import Decoding
+from xqg_vdb.generation.seq2seq import Seq2SeqGenerator
+from xqg_vdb.languages import english_name, normalize
+from xqg_vdb.model_folder import TOKENIZER, ModelFolder, cached_model, locate_model, open_model_folder
+from xqg_vdb.questions import question_bank
+
+STARTER_NAMES = ("starter", "starter:generator")
+UNKNOWN_SHARE = 0.1  # of a language's tokens; one in ten unknown is no language any more
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run a generator. prompt: None takes what suits the model. threads: 0 takes all cores."""
+
+    prompt: PromptName | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+    threads: int = 0
+
+
+def open_generator(model: str | Path, *, langs: Sequence[str], options: Options | None = None) -> BatchGenerator:
+    """A ready generator that can write `langs`.
+
+    Raises ModelError when there is no such model or it cannot write one of the languages, CorruptError for a damaged
+    folder, DataError for an unknown language.
+    """
+    options = options or Options()
+    folder = open_model_folder(_folder(model))
+    if folder.kind == "encoder":
+        raise ModelError(f"{folder.path} holds an encoder; `generate` needs a generator, such as starter:generator.")
+    codes = [normalize(lang) for lang in langs]
+    check_writable(Tokenizer.from_file(str(folder.path / TOKENIZER)), codes, str(folder.path))
+    if folder.kind == "seq2seq-generator":
+        if options.prompt is not None:
+            raise ModelError(f"{folder.path} is an encoder-decoder, which has its own prompt: leave --prompt out.")
+        return Seq2SeqGenerator(folder, decoding=options.decoding, threads=options.threads)
+    return _causal(folder, codes, options)
+
+
+def _folder(model: str | Path) -> Path:
+    if str(model) not in STARTER_NAMES:
+        return locate_model(model)
+    for precision in ("int8", "fp32"):
+        folder = cached_model("starter:generator", precision=precision)
+        if folder.is_dir():
+            return folder
+    raise ModelError(
+        "The starter generator has not been exported on this machine yet: run `xqg-vdb export starter:generator` once."
+    )
+
+
+def _causal(folder: ModelFolder, langs: Sequence[str], options: Options) -> BatchGenerator:
+    parts = (folder.manifest.get("generator") or {}).get("chat")
+    name = options.prompt or ("chat" if parts else "pivot" if _bank_has(langs) else "few-shot")
+    if name == "chat" and not parts:
+        raise ModelError(f"{folder.path} has no chat template: it is a base model, use --prompt pivot or few-shot.")
+    prompt = chat(str(parts[0]), str(parts[1])) if parts and name == "chat" else few_shot()
+    model = CausalModel(folder, stop=prompt.stop, threads=options.threads)
+    if name == "pivot":
+        return PivotGenerator(model, langs=langs, decoding=options.decoding)
+    return CausalGenerator(model, prompt=prompt, decoding=options.decoding)
+
+
+def _bank_has(langs: Sequence[str]) -> bool:
+    return set(langs) <= question_bank().keys()
+
+
+def check_writable(tokenizer: Tokenizer, langs: Sequence[str], name: str) -> None:
+    """Raise ModelError that names every language whose script the tokenizer does not know."""
+    lacking = [lang for lang in langs if _unknown_share(tokenizer, question_bank().get(lang, ())) > UNKNOWN_SHARE]
+    if lacking:
+        names = ", ".join(f"{english_name(lang)} ({lang})" for lang in lacking)
+        raise ModelError(
+            f"The tokenizer of {name} does not know the script of {names}: leave them out, or take another model."
+        )
+
+
+def _unknown_share(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    unknown = next((i for t in ("<unk>", "[UNK]", "<|unk|>") if (i := tokenizer.token_to_id(t)) is not None), None)
+    ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]
+    return ids.count(unknown) / len(ids) if ids and unknown is not None else 0.0
