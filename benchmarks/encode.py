@@ -1,6 +1,6 @@
 """Passages per second: this package against what one would use instead, same weights, same texts, same threads.
 
-    python benchmarks/encode.py                       # 256 AfriQA passages, 5 repeats, 2 threads
+    python benchmarks/encode.py                       # 128 AfriQA passages, 5 repeats, 2 threads
     python benchmarks/encode.py --passages 3120 --repeats 3 --json
 
 Contenders, in one run, repeats interleaved, medians: `Encoder` on the int8 and the fp32 export; a plain loop that
@@ -42,7 +42,7 @@ PREFIX = "passage: "
     "--data-dir", type=click.Path(path_type=Path), help="Folder with afriqa/  [default: XQG_DATA_DIR or ../shared/data]"
 )
 @click.option(
-    "--passages", type=click.IntRange(min=8), default=256, show_default=True, help="A seeded sample of the 3,120."
+    "--passages", type=click.IntRange(min=8), default=128, show_default=True, help="A seeded sample of the 3,120."
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)

@@ -25,19 +25,15 @@ Data goes to standard output (`--json` for machines), progress and hints to stan
 
 def render() -> str:
     """The whole page."""
-    pages = [HEAD, _block(click.Context(cli, info_name="xqg-vdb", **_width()))]
+    settings = {**cli.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    program = click.Context(cli, info_name="xqg-vdb", **settings)
+    pages = [HEAD, _block(program)]
     for name, command in sorted(cli.commands.items()):
-        parent = click.Context(cli, info_name="xqg-vdb")
-        pages += [f"## {name}\n", _block(click.Context(command, parent=parent, info_name=name, **_width()))]
+        pages += [f"## {name}\n", _block(click.Context(command, parent=program, info_name=name))]
     return "\n".join(pages)
 
 
-def _width() -> dict[str, int]:
-    return {"terminal_width": WIDTH, "max_content_width": WIDTH}
-
-
 def _block(context: click.Context) -> str:
-    context.help_option_names = ["-h", "--help"]
     lines = (line.rstrip() for line in context.get_help().splitlines())
     return "```\n" + "\n".join(lines) + "\n```\n"
 

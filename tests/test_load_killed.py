@@ -1,7 +1,7 @@
 """`xqg-vdb load` killed again and again ends with the collection of an unbroken run, bit for bit.
 
 Real processes, a real (minute) ONNX encoder, the embedded store, SIGKILL. Each kill waits until the run shows on disk
-that it reached a stage, and then a random moment. The only thing that differs from the command as users run it: the store is
+that it reached a stage, and then a random moment. One thing differs from the command as users run it: the store is
 flushed every 1,024 passages, not every 8,192, so that 3,000 passages meet several flushes.
 """
 

@@ -250,10 +250,20 @@ def _encode_or_begin_anew(encode: Callable[[], Kept], folder: Path, rejects: Rej
     """The encoded corpus; what a folder of ours holds of another input, or damaged, is thrown away."""
     try:
         return encode()
-    except (MismatchError, CorruptError):
-        shutil.rmtree(folder)
+    except (MismatchError, CorruptError) as error:
+        if isinstance(error, CorruptError) and _can_be_read(folder):
+            raise  # the disk of the corpus, then
+        shutil.rmtree(folder, ignore_errors=True)
         vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))  # what was counted comes again
         return encode()
+
+
+def _can_be_read(folder: Path) -> bool:
+    try:
+        Build.open(folder)
+    except (CorruptError, DataError):
+        return False
+    return True
 
 
 def _card(

@@ -17,8 +17,8 @@ from xqg_vdb.languages import normalize
 from xqg_vdb.types import Card, Hit, Query
 
 CALIBRATED_EF = 256
-"""Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the default (about 100)
-finds 0.96 of the true top 10 and this finds 0.995; see docs/architecture.md."""
+"""Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the engine's default
+breadth overlooks more neighbours than it does for plain ones."""
 
 
 @dataclass(frozen=True, slots=True)
