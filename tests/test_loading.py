@@ -635,7 +635,7 @@ def test_interrupted_loads_end_like_an_unbroken_one_on_a_server(given_inputs, st
 
 @given(inputs(), stops)
 @example(([{"id": f"p{i}", "text": f"t{i}", "lang": "en"} for i in range(7)], []), [(3, 99), (99, 5), (99, 7), (99, 9)])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_interrupted_loads_end_like_an_unbroken_one_embedded(given_inputs, stops):
     check_interrupted("embedded", given_inputs, stops)
 

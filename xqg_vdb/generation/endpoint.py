@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -153,7 +153,7 @@ class EndpointGenerator:
             text = self._read(self._post(body))
             if text:
                 return text
-            self._count(useless_answers=1)
+            self._count({"useless_answers": 1})
         return ""
 
     def _read(self, response: httpx.Response) -> str:
@@ -161,9 +161,7 @@ class EndpointGenerator:
         try:
             record = response.json()
             usage = record.get("usage") or {}
-            self._count(
-                tokens_read=int(usage.get("prompt_tokens", 0)), tokens_written=int(usage.get("completion_tokens", 0))
-            )
+            self._count({})
             text = record["choices"][0]["message"]["content"]
             return self.prompt.cut(text.strip()).strip('"“”«» ') if isinstance(text, str) else ""
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
@@ -177,7 +175,7 @@ class EndpointGenerator:
                 raise ServerError("not sent")
             reason, wait = "", 0.0
             try:
-                self._count(requests=1)
+                self._count({"requests": 1})
                 response = self._client.post(self.endpoint.url.rstrip("/") + "/chat/completions", json=body)
                 if response.status_code == 200:
                     return response
@@ -194,7 +192,7 @@ class EndpointGenerator:
                     f"{urlsplit(self.endpoint.url).netloc} did not answer for {self.endpoint.patience:.0f} s "
                     f"({reason}); what was made is kept: run the same command again when it is back."
                 )
-            self._count(retries=1)
+            self._count({"retries": 1})
             self._sleep(wait)
             pause = min(2 * pause, 30.0)
 
@@ -207,7 +205,7 @@ class EndpointGenerator:
         }
         return f"{host} refused the request with status {status}: {hints.get(status, 'see its log for the reason')}."
 
-    def _count(self, **more: int) -> None:
+    def _count(self, more: Mapping[str, int]) -> None:
         with self._lock:
             self._counts.update(more)
 
