@@ -161,7 +161,8 @@ class EndpointGenerator:
         try:
             record = response.json()
             usage = record.get("usage") or {}
-            self._count({})
+            used = {"tokens_read": usage.get("prompt_tokens", 0), "tokens_written": usage.get("completion_tokens", 0)}
+            self._count({name: int(count) for name, count in used.items()})
             text = record["choices"][0]["message"]["content"]
             return self.prompt.cut(text.strip()).strip('"“”«» ') if isinstance(text, str) else ""
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
