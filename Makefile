@@ -13,7 +13,7 @@ help: ## show the targets
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -e '.[export,starter,peers,dev]'
+	$(BIN)/pip install --quiet -e '.[all]'
 	@touch $@
 
 demo: .venv/.installed ## export a real multilingual encoder, load the sample corpus, ask it questions in ten languages
