@@ -22,14 +22,13 @@ from ..errors import DataError, ServerError
 from ..types import Card, CollectionWriter, Hit, StoredPoint, Vectors
 from . import layout
 from .retry import NotFound, Server
-from .server_names import CARD_KEY, Names
+from .server_names import CARD_KEY, READ_DEADLINE, Names
 from .server_writer import open_writer
 
 T = TypeVar("T")
 
 _SCROLL_PAGE = 512
 _QUERY_BATCH = 64
-_READ_DEADLINE = 30.0
 
 
 class ServerStore:
@@ -190,7 +189,7 @@ class ServerStore:
     def _read(self, name: str, request: Callable[[], T]) -> T:
         layout.check_name(name)
         try:
-            return self._server.call(request, deadline=min(_READ_DEADLINE, self._server.deadline))
+            return self._server.call(request, deadline=min(READ_DEADLINE, self._server.deadline))
         except NotFound as error:
             raise self._missing(name) from error
 

@@ -17,6 +17,8 @@ from .retry import Server
 
 CARD_KEY = "xqg_card"
 CURSOR_KEY = "xqg_cursor"
+READ_DEADLINE = 30.0
+"""Seconds after which reading is given up: somebody waits for it."""
 
 
 class Names:
@@ -27,8 +29,9 @@ class Names:
         self.server = server
 
     def published(self) -> list[str]:
-        """Aliases that point to a version of their own name, sorted."""
-        aliases = self.server.call(self.client.get_aliases).aliases
+        """Aliases that point to a version of their own name, sorted; a wrong address is found out in seconds."""
+        deadline = min(READ_DEADLINE, self.server.deadline)
+        aliases = self.server.call(self.client.get_aliases, deadline=deadline).aliases
         return sorted(
             one.alias_name for one in aliases if version_number(one.alias_name, one.collection_name) is not None
         )

