@@ -65,7 +65,12 @@ def start(place, name):
     arguments += ["--encoder", place / "model", "--threads", 1, "--json"]
     with (folder / "said").open("ab") as said:
         return subprocess.Popen(
-            command(*arguments, before=FLUSH_OFTEN), env=environment(folder), stdout=subprocess.DEVNULL, stderr=said
+            command(*arguments, before=FLUSH_OFTEN),
+            env=environment(folder),
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            # a test run started in the background ignores Ctrl-C, and its children would inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
