@@ -50,7 +50,7 @@ def demo(path: Path, as_json: bool) -> None:
         return
     _show(result)
     say("\nNext:")
-    for arguments in (["search", "demo", "Mto gani mrefu zaidi barani Afrika?", "-k", "3"], ["info", "demo"]):
+    for arguments in (["search", "demo", "Mto Nile una urefu gani?", "-k", "3"], ["info", "demo"]):
         say("  " + shlex.join(["xqg-vdb", *arguments, "--path", str(path)]))
     say("  xqg-vdb load --help")
 

@@ -48,7 +48,7 @@ def search(
 
     \b
     Example:
-      xqg-vdb search demo 'Mto gani mrefu zaidi barani Afrika?' -k 3
+      xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3
     """  # noqa: D301 - \b is click's
     if (text is None) == (queries is None):
         raise click.UsageError("give a question, or --queries FILE")

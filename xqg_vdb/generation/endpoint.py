@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.generation.prompts import CausalPrompt, chat
 from xqg_vdb.generation.sampling import row_key
@@ -103,8 +103,7 @@ class EndpointGenerator:
 
     def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
         """One record per passage, in input order."""
-        waiting = iter(passages)
-        while batch := list(islice(waiting, self.batch_size(langs, n))):
+        for batch in windows(passages, self.batch_size(langs, n)):
             yield from self.generate_batch(batch, langs=langs, n=n)
 
     def generate_batch(

@@ -8,9 +8,9 @@ run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
+from xqg_vdb.batching import windows
 from xqg_vdb.generation.causal import ROWS, CausalGenerator, CausalModel, greedily
 from xqg_vdb.generation.decoding import samples_of
 from xqg_vdb.generation.prompts import english_questions, translation
@@ -50,8 +50,7 @@ class PivotGenerator:
 
     def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
         """One record per passage, in input order."""
-        waiting = iter(passages)
-        while batch := list(islice(waiting, self.batch_size(langs, n))):
+        for batch in windows(passages, self.batch_size(langs, n)):
             yield from self.generate_batch(batch, langs=langs, n=n)
 
     def generate_batch(

@@ -13,12 +13,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
+from xqg_vdb.batching import windows
 from xqg_vdb.corpus import read_corpus
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.generation.filters import QueryFilter, Verdicts, count_reasons, without_rejected
@@ -181,7 +181,7 @@ def _fill(
     before = sum(info["seconds"] for info in log.committed.commits)
     start, made = time.monotonic(), 0
     if log.committed.end is None:
-        while batch := list(islice(passages, generator.batch_size(job.langs, job.n))):
+        for batch in windows(passages, generator.batch_size(job.langs, job.n)):
             begun = time.monotonic()
             records, reasons = _good_records(generator, batch, job)
             count = sum(len(texts) for record in records for texts in record.queries.values())

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError
 from xqg_vdb.generation.causal import ROWS, describe_folder, stop_tokens, write_tokens
 from xqg_vdb.generation.decoding import Stems, samples_of, width_of
@@ -74,8 +74,7 @@ class Seq2SeqGenerator:
 
     def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
         """One record per passage, in input order; greedy gives one query per language whatever n is."""
-        waiting = iter(passages)
-        while batch := list(islice(waiting, self.batch_size(langs, n))):
+        for batch in windows(passages, self.batch_size(langs, n)):
             yield from self.generate_batch(batch, langs=langs, n=n)
 
     def generate_batch(
