@@ -44,6 +44,9 @@ LAYERS = [
     ["score_matrix", "trec", "answer_recall"],
     ["bitext"],
     ["datasets"],
+    ["tuning"],
+    ["bench"],
+    ["report"],
     ["generation"],
     ["__init__"],  # names for users; loads what they are used for, when they are used
     ["cli"],

@@ -1,0 +1,1 @@
+"""The benchmark harness: suites of systems and datasets, measured on real collections."""

@@ -1,0 +1,175 @@
+"""What a finished benchmark says: the records that `report.json` holds and every other report is made from.
+
+The harness fills them, `report.py` prints them; neither knows how the other works. All of it is plain numbers and
+strings, so that a report can be made again years later from `report.json` alone (`Report.from_json`).
+Shares are in 0..1; differences are system minus baseline; intervals are bootstrap intervals at 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Ends = tuple[float, float] | None
+"""Low and high end of an interval; None when one question or none leaves nothing to resample."""
+
+Verdict = Literal["holds", "does not hold", "cannot be tested here"]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A mean over n questions, with its interval."""
+
+    n: int
+    value: float
+    interval: Ends = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One system on one dataset by one metric.
+
+    headline: by the publisher's average (over questions or over groups). groups: usually language -> value.
+    """
+
+    dataset: str
+    system: str
+    metric: str
+    headline: Value
+    groups: Mapping[str, Value]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """System minus baseline on n shared questions; see `significance.Comparison`. holm_*: corrected for the groups.
+
+    None stands for what is undefined with so few questions.
+    """
+
+    n: int
+    baseline: float
+    system: float
+    difference: float
+    interval: Ends
+    d_z: float | None
+    p_t: float
+    p_permutation: float
+    holm_t: float | None = None
+    holm_permutation: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One system against one baseline on one dataset by one metric, over all groups (macro) and in each."""
+
+    dataset: str
+    metric: str
+    baseline: str
+    system: str
+    macro: Difference
+    groups: Mapping[str, Difference]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting of a sweep: x is a number, or a word (`without sw`)."""
+
+    x: float | str
+    value: float
+    groups: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A metric over settings of one parameter of a system: `alpha`, `lambda`, `n` (queries a language) or `without`."""
+
+    dataset: str
+    metric: str
+    system: str
+    parameter: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """values[i][j] for query language rows[i] and passage language columns[j], such as the share of the top 20."""
+
+    dataset: str
+    system: str
+    what: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim of a paper as a question, and what this suite answers."""
+
+    claim: str
+    verdict: Verdict
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that one run of a suite found.
+
+    environment: versions, commit, machine, threads, tokeniser. datasets, systems, encoders, query_files: name -> facts
+    as the report prints them (sizes, hashes, recipe, fingerprint, counts). command: makes this report again.
+    """
+
+    suite: str
+    description: str
+    command: str
+    created: str
+    environment: Mapping[str, Any]
+    datasets: Mapping[str, Mapping[str, Any]]
+    encoders: Mapping[str, Mapping[str, Any]]
+    query_files: Mapping[str, Mapping[str, Any]]
+    systems: Mapping[str, Mapping[str, Any]]
+    results: Sequence[Result] = ()
+    comparisons: Sequence[Compared] = ()
+    sweeps: Sequence[Sweep] = ()
+    heatmaps: Sequence[HeatMap] = ()
+    claims: Sequence[Claim] = ()
+    notes: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict from which `from_json` makes an equal report."""
+        return {"schema": 1, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Report:
+        """The report that `to_json` wrote. KeyError or TypeError when `record` is not one."""
+        known: dict[str, Any] = {name: record[name] for name in cls.__dataclass_fields__}
+        known["results"] = [_result(one) for one in record["results"]]
+        known["comparisons"] = [_compared(one) for one in record["comparisons"]]
+        known["sweeps"] = [Sweep(**{**one, "points": [Point(**p) for p in one["points"]]}) for one in record["sweeps"]]
+        known["heatmaps"] = [HeatMap(**one) for one in record["heatmaps"]]
+        known["claims"] = [Claim(**one) for one in record["claims"]]
+        return cls(**known)
+
+
+def _ends(pair: Sequence[float] | None) -> Ends:
+    return None if pair is None else (pair[0], pair[1])
+
+
+def _value(record: Mapping[str, Any]) -> Value:
+    return Value(record["n"], record["value"], _ends(record["interval"]))
+
+
+def _result(record: Mapping[str, Any]) -> Result:
+    groups = {name: _value(one) for name, one in record["groups"].items()}
+    return Result(**{**record, "headline": _value(record["headline"]), "groups": groups})
+
+
+def _difference(record: Mapping[str, Any]) -> Difference:
+    return Difference(**{**record, "interval": _ends(record["interval"])})
+
+
+def _compared(record: Mapping[str, Any]) -> Compared:
+    groups = {name: _difference(one) for name, one in record["groups"].items()}
+    return Compared(**{**record, "macro": _difference(record["macro"]), "groups": groups})
