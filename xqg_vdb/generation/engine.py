@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import CorruptError
+from xqg_vdb.errors import CorruptError, ModelError
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -103,16 +103,27 @@ class Stepper:
 
     def run(self, forest: Forest, feeds: Mapping[str, NDArray[Any]]) -> tuple[Best, list[Any]]:
         """One pass; returns the best tokens and the grown cache as OrtValues."""
+        wanted = ("top_scores", "top_tokens", "log_norm", *self.present)
+        scores, tokens, log_norm, *cache = self._outputs(forest, feeds, wanted)
+        return Best(scores.numpy(), tokens.numpy(), log_norm.numpy()), cache
+
+    def score(self, forest: Forest, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """One pass of which only the targets' log-probabilities are kept. ModelError for a graph without them."""
+        if "targets" not in self.inputs:
+            raise ModelError("This generator was exported before generators could score a text: export it again.")
+        (found,) = self._outputs(forest, feeds, ("target_log_probabilities",))
+        return np.asarray(found.numpy(), np.float32)
+
+    def _outputs(self, forest: Forest, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> list[Any]:
         binding = self.session.io_binding()
         for name in feeds.keys() & self.inputs:
             binding.bind_ortvalue_input(name, ort_value(feeds[name]))
         for name, value in (*zip(self.past, forest.cache, strict=True), *forest.context.items()):
             binding.bind_ortvalue_input(name, value)
-        for name in ("top_scores", "top_tokens", "log_norm", *self.present):
+        for name in names:
             binding.bind_output(name, "cpu")
         self.session.run_with_iobinding(binding)
-        scores, tokens, log_norm, *cache = binding.get_outputs()
-        return Best(scores.numpy(), tokens.numpy(), log_norm.numpy()), cache
+        return list(binding.get_outputs())
 
 
 @dataclass
@@ -134,20 +145,36 @@ class Forest:
 
         take: flat places (N,) in (B·S) whose `k` best next tokens are wanted.
         norm: also the log-sum-exp over the vocabulary, which costs a pass over it.
-        norm: also the log-sum-exp over the vocabulary, which costs a pass over it.
         """
-        feeds = {
+        asked = len(take) if norm else 0
+        feeds = self._feeds(tokens, positions, mask, take, k=k, targets=np.zeros(asked, np.int64))
+        best, self.cache = self.stepper.run(self, feeds)
+        self.positions = np.concatenate([self.positions, positions], axis=1)
+        return best
+
+    def log_probabilities(
+        self, tokens: Ints, positions: Ints, mask: Bools, take: Ints, targets: Ints
+    ) -> NDArray[np.float32]:
+        """The log-probability (N,) of `targets` (N,), each as the next token after its place in `take` (N,).
+
+        The other arguments are those of `step`; nothing is appended. Raises ModelError for a graph that was exported
+        before graphs could do this.
+        """
+        return self.stepper.score(self, self._feeds(tokens, positions, mask, take, k=1, targets=targets))
+
+    def _feeds(
+        self, tokens: Ints, positions: Ints, mask: Bools, take: Ints, *, k: int, targets: Ints
+    ) -> dict[str, NDArray[Any]]:
+        return {
             "tokens": tokens,
             "positions": positions,
             "past_positions": self.positions,
             "mask": mask,
             "take": take,
             "k": np.array([k], np.int64),
-            "norm": np.arange(len(take) if norm else 0, dtype=np.int64),
+            "norm": np.arange(len(targets), dtype=np.int64),
+            "targets": targets,
         }
-        best, self.cache = self.stepper.run(self, feeds)
-        self.positions = np.concatenate([self.positions, positions], axis=1)
-        return best
 
     def keep(self, trees: Sequence[int] | Ints) -> Forest:
         """A forest of the trees numbered `trees`, in that order; this one stays usable."""

@@ -9,9 +9,11 @@ on every position.
 Inputs   tokens, positions (B, S) int64; past_positions (B, P) int64; mask (B, S, P+S) bool; take (N,) int64, flat
 places in
          (B·S) that reach the output layer; k (1,) int64; norm (M,) int64, places in `take` whose log_norm is wanted;
+         targets (M,) int64, one token for each of those;
          past_key.i, past_value.i (B, H, P, D) float32 and for an encoder-decoder cross_key.i, cross_value.i (B, H, E,
          D), cross_mask (B, E) bool
 Outputs  top_scores (N, k) logits, best first; top_tokens (N, k); log_norm (M,) log-sum-exp of all logits;
+         target_log_probabilities (M,), of `targets`: what scoring a given text needs, without its (M, vocabulary) logits;
          key.i, value.i (B, H, P+S, D)
 """
 
@@ -32,10 +34,12 @@ def _additive(mask: Tensor) -> Tensor:
     return (1.0 - mask.unsqueeze(1).to(torch.float32)) * MASKED
 
 
-def _best(logits: Tensor, k: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _best(logits: Tensor, k: Tensor, norm: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     best = torch.topk(logits, torch.clamp(k[0], max=logits.shape[-1]), dim=-1)
     # a pass over the whole vocabulary, so only for the rows that ask: decoding asks for none
-    return best.values, best.indices, torch.logsumexp(logits.index_select(0, norm), dim=-1)
+    asked = logits.index_select(0, norm)
+    log_norm = torch.logsumexp(asked, dim=-1)
+    return best.values, best.indices, log_norm, asked.gather(1, targets.unsqueeze(1)).squeeze(1) - log_norm
 
 
 class CausalGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
@@ -49,7 +53,7 @@ class CausalGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
 
     def forward(
         self, tokens: Tensor, positions: Tensor, past_positions: Tensor, mask: Tensor, take: Tensor, k: Tensor,
-        norm: Tensor, *past: Tensor,
+        norm: Tensor, targets: Tensor, *past: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """See the module's text."""
         cache = DynamicCache()
@@ -67,7 +71,7 @@ class CausalGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         new = [tensor for layer in cache.layers[: self.layers] for tensor in (layer.keys, layer.values)]
-        return (*_best(logits, k, norm), *new)
+        return (*_best(logits, k, norm, targets), *new)
 
     def _masks(self, mask: Tensor, positions: Tensor, past_positions: Tensor) -> Tensor | dict[str, Tensor]:
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
@@ -117,7 +121,7 @@ class DecoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
 
     def forward(
         self, tokens: Tensor, positions: Tensor, past_positions: Tensor, mask: Tensor, take: Tensor, k: Tensor,
-        norm: Tensor, cross_mask: Tensor, *states: Tensor,
+        norm: Tensor, targets: Tensor, cross_mask: Tensor, *states: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """See the module's text; states are the past, then the cross keys and values."""
         past, cross = states[: 2 * self.layers], states[2 * self.layers :]
@@ -138,7 +142,7 @@ class DecoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
             hidden = block.layer[2](hidden)
             new += [keys, values]
         hidden = self.norm(hidden).reshape(-1, hidden.shape[-1]).index_select(0, take) * self.scale
-        return (*_best(self.head(hidden), k, norm), *new)
+        return (*_best(self.head(hidden), k, norm, targets), *new)
 
 
 def _heads(states: Tensor, attention: Any) -> Tensor:
@@ -196,8 +200,8 @@ def decoder_example(config: Any) -> tuple[list[Tensor], list[str], list[str], di
     layers = config.num_decoder_layers
     example, inputs, outputs, axes = _decoder_example(layers, config.num_heads, config.d_kv)
     cross = [name for i in range(layers) for name in (f"cross_key.{i}", f"cross_value.{i}")]
-    example[7:7] = [torch.ones(2, 5, dtype=torch.bool)]
-    inputs[7:7] = ["cross_mask"]
+    example[8:8] = [torch.ones(2, 5, dtype=torch.bool)]
+    inputs[8:8] = ["cross_mask"]
     axes["cross_mask"] = {0: "B", 1: "E"}
     example += [torch.randn(2, config.num_heads, 5, config.d_kv) for _ in cross]
     axes.update({name: {0: "B", 2: "E"} for name in cross})
@@ -225,16 +229,17 @@ def _decoder_example(
     integers = {"tokens": (batch, new), "positions": (batch, new), "past_positions": (batch, old)}
     example = [torch.ones(shape, dtype=torch.int64) for shape in integers.values()]
     example += [torch.ones(batch, new, old + new, dtype=torch.bool), torch.tensor([1, 4])]
-    example += [torch.tensor([2]), torch.tensor([1])]
+    example += [torch.tensor([2]), torch.tensor([1]), torch.tensor([5])]
     example += [torch.randn(batch, heads, old, width) for _ in past]
     axes = {"tokens": {0: "B", 1: "S"}, "positions": {0: "B", 1: "S"}, "past_positions": {0: "B", 1: "P"}}
-    axes |= {"mask": {0: "B", 1: "S", 2: "T"}, "take": {0: "N"}, "norm": {0: "M"}}
+    axes |= {"mask": {0: "B", 1: "S", 2: "T"}, "take": {0: "N"}, "norm": {0: "M"}, "targets": {0: "M"}}
     axes |= {"top_scores": {0: "N", 1: "K"}, "top_tokens": {0: "N", 1: "K"}, "log_norm": {0: "M"}}
+    axes |= {"target_log_probabilities": {0: "M"}}
     axes |= {name: {0: "B", 2: "P"} for name in past} | {name: {0: "B", 2: "T"} for name in present}
     return (
         example,
-        [*integers, "mask", "take", "k", "norm", *past],
-        ["top_scores", "top_tokens", "log_norm", *present],
+        [*integers, "mask", "take", "k", "norm", "targets", *past],
+        ["top_scores", "top_tokens", "log_norm", "target_log_probabilities", *present],
         axes,
     )
 
