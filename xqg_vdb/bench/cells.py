@@ -1,0 +1,191 @@
+"""One cell: one system on one dataset, written into a real collection and asked; finished cells are kept and skipped.
+
+In: a system's vectors. Out: what was found for every question, the metrics' value for every question, and seconds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from xqg_vdb.bench.judging import judge_run, needed_depth
+from xqg_vdb.bench.placing import Placed
+from xqg_vdb.bench.suite import Search
+from xqg_vdb.collection.layout import TEXT_DENSE, Digest
+from xqg_vdb.datasets import RetrievalTask
+from xqg_vdb.datasets.task import POOL
+from xqg_vdb.errors import CorruptError
+from xqg_vdb.files import write_atomic
+from xqg_vdb.metrics import Run
+from xqg_vdb.retrieval import CALIBRATED_EF
+from xqg_vdb.score_matrix import as_run, id_order, search_rows
+from xqg_vdb.trec import write_run
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Passage, PointBatch, Vectors, VectorStore
+
+SHARE_DEPTH = 20
+_WINDOW = 1024
+_QUESTIONS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one system did on one dataset.
+
+    values: metric -> question id -> value. seconds: by phase. tokenizer: of the answer recall, if there was any.
+    shares: question language -> passage language -> share of the first 20, where the passages have several languages.
+    """
+
+    values: Mapping[str, Mapping[str, float]]
+    seconds: Mapping[str, float]
+    tokenizer: str = ""
+    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def cell_key(facts: Mapping[str, Any]) -> str:
+    """A name for everything that a cell depends on, 24 hexadecimal digits."""
+    raw = orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(raw, digest_size=12).hexdigest()
+
+
+def run_cell(
+    task: RetrievalTask,
+    passages: Sequence[Passage],
+    placed: Placed,
+    *,
+    encoder: EncoderFacts,
+    metrics: Sequence[str],
+    depth: int,
+    search: Search,
+    store: VectorStore | None,
+) -> tuple[Cell, Run]:
+    """Write, ask and judge. store: where the collections go, one a pool, each removed after use; None for `memory`."""
+    depth = max(depth, needed_depth(metrics))
+    seconds = {"write": 0.0, "search": 0.0}
+    run: dict[str, list[tuple[str, float]]] = {}
+    for rows, asked in _pools(task, passages):
+        inside = replace(placed, passages=placed.passages[rows], questions=placed.questions[asked])
+        part = [passages[row] for row in rows]
+        ids = [task.queries[row].id for row in asked]
+        if store is None:
+            started = time.perf_counter()
+            order = id_order([passage.id for passage in part])
+            found = search_rows(inside.questions, inside.passages, k=depth, tie_order=order)
+            run.update(as_run(*found, query_ids=ids, passage_ids=[passage.id for passage in part]))
+            seconds["search"] += time.perf_counter() - started
+        else:
+            run.update(_ask(store, part, inside, ids, encoder=encoder, depth=depth, search=search, seconds=seconds))
+    started = time.perf_counter()
+    values, tokenizer = judge_run(task, passages, placed, run, metrics=metrics)
+    seconds["judge"] = time.perf_counter() - started
+    rounded = {name: round(value, 3) for name, value in seconds.items()}
+    return Cell(values, rounded, tokenizer, language_shares(task, passages, run)), run
+
+
+def language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run) -> dict[str, dict[str, float]]:
+    """Which languages the first 20 passages are in, by the question's language; {} for passages of one language."""
+    lang_of = {passage.id: passage.lang for passage in passages}
+    if len(set(lang_of.values())) < 2 or task.pooled:
+        return {}
+    seen: dict[str, Counter[str]] = {}
+    for query in task.queries:
+        best = sorted(run[query.id], key=lambda hit: (-hit[1], hit[0]))[:SHARE_DEPTH]
+        seen.setdefault(query.lang or UNKNOWN_LANGUAGE, Counter()).update(lang_of[docid] for docid, _ in best)
+    return {
+        asked: {lang: found[lang] / found.total() for lang in sorted(set(lang_of.values()))}
+        for asked, found in sorted(seen.items())
+    }
+
+
+def save_cell(path: Path, cell: Cell, *, run: Path, found: Run) -> None:
+    """Keep a cell and its run as a TREC file; the cell comes last, so that where it is, the run is too."""
+    write_run(run, found, tag="xqg-vdb")
+    write_atomic(path, gzip.compress(orjson.dumps(asdict(cell), option=orjson.OPT_SORT_KEYS), mtime=0))
+
+
+def load_cell(path: Path) -> Cell | None:
+    """A kept cell, None when there is none. CorruptError for a damaged file."""
+    if not path.is_file():
+        return None
+    try:
+        record = orjson.loads(gzip.decompress(path.read_bytes()))
+        return Cell(record["values"], record["seconds"], record["tokenizer"], record["shares"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{path} is damaged ({error}): remove it, and the cell is computed again.") from error
+
+
+def _pools(task: RetrievalTask, passages: Sequence[Passage]) -> Iterator[tuple[list[int], list[int]]]:
+    """Rows of the passages and of the questions of each pool; one pool with everything unless the task is pooled."""
+    if not task.pooled:
+        yield list(range(len(passages))), list(range(len(task.queries)))
+        return
+    for group in sorted(set(task.groups.values())):
+        inside = [row for row, passage in enumerate(passages) if passage.meta[POOL] == group]
+        yield inside, [row for row, query in enumerate(task.queries) if task.groups[query.id] == group]
+
+
+def _ask(
+    store: VectorStore,
+    passages: Sequence[Passage],
+    placed: Placed,
+    ids: Sequence[str],
+    *,
+    encoder: EncoderFacts,
+    depth: int,
+    search: Search,
+    seconds: dict[str, float],
+) -> dict[str, list[tuple[str, float]]]:
+    name = "xqg-bench"
+    started = time.perf_counter()
+    write_passages(store, name, passages, placed, encoder=encoder)
+    written = time.perf_counter()
+    breadth = max(depth, CALIBRATED_EF) if search == "graph" else None
+    run: dict[str, list[tuple[str, float]]] = {}
+    for start in range(0, len(ids), _QUESTIONS_AT_ONCE):
+        block = slice(start, start + _QUESTIONS_AT_ONCE)
+        found = store.search(
+            name, placed.questions[block], k=depth, langs=None, using=TEXT_DENSE, exact=search == "exact", ef=breadth
+        )
+        run.update({qid: [(hit.id, hit.score) for hit in hits] for qid, hits in zip(ids[block], found, strict=True)})
+    seconds["write"] += written - started
+    seconds["search"] += time.perf_counter() - written
+    store.delete(name)
+    return run
+
+
+def write_passages(
+    store: VectorStore, name: str, passages: Sequence[Passage], placed: Placed, *, encoder: EncoderFacts
+) -> None:
+    """Write one system's passages as the collection `name`, replacing what an unfinished run left there."""
+    if name in store.names():
+        store.delete(name)
+    digest = Digest()
+    for passage in passages:
+        digest.add(passage.id, passage.text)
+    card = Card(
+        encoder=encoder,
+        distance="cosine" if encoder.normalize else "dot",
+        recipe=placed.recipe,
+        vectors=(TEXT_DENSE,),
+        query_langs=placed.query_langs,
+        rows_digest=_rows_digest(placed.passages),
+    )
+    with store.writer(name, card=card) as writer:
+        for start in range(0, len(passages), _WINDOW):
+            part = passages[start : start + _WINDOW]
+            vectors = np.ascontiguousarray(placed.passages[start : start + _WINDOW], dtype=np.float32)
+            writer.upsert(PointBatch(part, {TEXT_DENSE: vectors}, [()] * len(part)))
+        writer.commit(len(passages))
+        writer.publish(replace(card, count=len(passages), digest=digest.hexdigest()))
+
+
+def _rows_digest(rows: Vectors) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(rows).tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,226 @@
+"""A suite: which systems on which datasets, what is compared and swept; read from a TOML file or made for one dataset.
+
+Everything is checked when the file is read, so that a misspelt key costs no hour of encoding. Paths in a suite file are
+relative to it. `docs/benchmarks.md` explains every key with examples.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from xqg_vdb.datasets import DATASETS
+from xqg_vdb.errors import DataError
+from xqg_vdb.types import Recipe
+
+Content = Literal["own", "direction", "shuffled"]
+Languages = Literal["given", "detected", "unknown"]
+Search = Literal["exact", "graph", "memory"]
+Parameter = Literal["alpha", "lambda", "n", "without"]
+Kind = Literal["improves", "grows", "exceptions", "untestable"]
+
+ANY_DATASET = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One way to fill a collection and to ask it.
+
+    queries: name of a query set, None for passages as they are. n: queries a language at most (the first n).
+    content: `own`; `direction` (every passage gets its languages' mean instead, no content) and `shuffled` (every
+        passage gets another's queries) are the controls that xQG must beat.
+    calibration: λ, None for what the encoder's folder recommends. means: where μ comes from: `refined` (bank and
+        generated queries, what `load` does), `bank`, `generated`, or a dataset whose questions give it.
+    languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
+    passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
+    """
+
+    name: str
+    encoder: str = "starter"
+    queries: str | None = None
+    content: Content = "own"
+    recipe: Recipe = field(default_factory=Recipe)
+    n: int | None = None
+    calibration: float | None = None
+    means: str = "refined"
+    languages: Languages = "given"
+    passage_calibration: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Systems that are tested against one baseline."""
+
+    baseline: str
+    systems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """One parameter of a system over several values, by one metric; `without` leaves out each language in turn."""
+
+    system: str
+    parameter: Parameter
+    values: tuple[float, ...] = ()
+    metric: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimPlan:
+    """A published claim and how the suite answers it; see `claims.py`.
+
+    improves: `system` beats `baseline`, macro, with permutation p < `p`. grows: `system`'s sweep over n rises.
+    exceptions: in which groups `system` falls below `baseline`. untestable: `reason` says why.
+    """
+
+    claim: str
+    kind: Kind
+    dataset: str = ""
+    metric: str = ""
+    baseline: str = ""
+    system: str = ""
+    p: float = 0.05
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What to run. metrics: None for each dataset's own. depth: passages kept a question, at least what metrics need.
+
+    queries: query set -> dataset (or `*`) -> file. search: `exact` and `graph` ask a real collection, `memory` ranks by
+    matrix product (the same ranking as exact, without a store). command: what made it, for the report.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    systems: tuple[System, ...]
+    description: str = ""
+    queries: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    metrics: tuple[str, ...] | None = None
+    depth: int = 100
+    search: Search = "exact"
+    comparisons: tuple[Comparison, ...] = ()
+    sweeps: tuple[SweepPlan, ...] = ()
+    claims: tuple[ClaimPlan, ...] = ()
+    heatmaps: bool = False
+
+    def __post_init__(self) -> None:
+        names = [system.name for system in self.systems]
+        if len(set(names)) < len(names) or not names:
+            raise DataError(f"suite {self.name!r}: every system needs a name of its own; found {names}.")
+        _known(self.datasets, [*DATASETS, *(d for d in self.datasets if d.startswith("beir/"))], "dataset")
+        for comparison in self.comparisons:
+            _known([comparison.baseline, *comparison.systems], names, "system")
+        _known([sweep.system for sweep in self.sweeps], names, "system")
+        _known([system.queries for system in self.systems if system.queries], list(self.queries), "query set")
+        for claim in self.claims:
+            if claim.kind != "untestable":
+                _known([name for name in (claim.baseline, claim.system) if name], names, "system")
+                _known([claim.dataset], self.datasets, "dataset of this suite")
+
+    def query_file(self, system: System, dataset: str) -> Path | None:
+        """The generated queries that `system` folds in on `dataset`. DataError when the suite names none for it."""
+        if system.queries is None:
+            return None
+        files = self.queries[system.queries]
+        path = files.get(dataset) or files.get(ANY_DATASET)
+        if path is None:
+            raise DataError(f"suite {self.name!r}: query set {system.queries!r} has no file for {dataset}.")
+        return path
+
+
+def read_suite(path: str | Path) -> Suite:
+    """Read a suite file. DataError, naming key and file, for what is unknown, missing or of the wrong type."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a suite: {error}.") from error
+    where = str(path)
+    sets = {name: _files(files, path.parent) for name, files in _table(table.pop("queries", {}), where).items()}
+    encoder = table.pop("encoder", "starter")
+    systems = [_system({"encoder": encoder, **_table(one, where)}, where) for one in table.pop("systems", [])]
+    lists: dict[str, Any] = {
+        name: tuple(_record(kind, one, f"{where}, {name}") for one in table.pop(name, []))
+        for name, kind in (("comparisons", Comparison), ("sweeps", SweepPlan), ("claims", ClaimPlan))
+    }
+    rest = _record(_Head, table, where)
+    try:
+        return Suite(systems=tuple(systems), queries=sets, **vars(rest), **lists)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The keys of a suite file that are no tables."""
+
+    name: str
+    datasets: tuple[str, ...]
+    description: str = ""
+    metrics: tuple[str, ...] | None = None
+    depth: int = 100
+    search: Search = "exact"
+    heatmaps: bool = False
+
+
+def _system(table: dict[str, Any], where: str) -> System:
+    place = f"{where}, system {table.get('name', '?')!r}"
+    try:
+        recipe = _record(Recipe, table.pop("recipe", {}), f"{place}, recipe")
+    except ValueError as error:
+        raise DataError(f"{place}: {error}.") from error
+    system = _record(System, table, place)
+    fields = {name: getattr(system, name) for name in System.__dataclass_fields__}
+    return System(**{**fields, "recipe": recipe})
+
+
+def _files(given: object, folder: Path) -> dict[str, Path]:
+    named = {ANY_DATASET: given} if isinstance(given, str) else _table(given, "queries")
+    return {dataset: folder / str(file) for dataset, file in named.items()}
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a table, found {value!r}.")
+    return dict(value)
+
+
+def _record(kind: type, table: object, where: str) -> Any:
+    """An instance of the dataclass `kind` from a table, its keys and the types of its values checked."""
+    values = _table(table, where)
+    known: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]  # every `kind` is a dataclass
+    _known(values, list(known), f"key of {where}")
+    try:
+        return kind(**{name: _typed(value, known[name].type, f"{where}: {name}") for name, value in values.items()})
+    except TypeError as error:
+        raise DataError(f"{where}: {str(error).split('() ')[-1]}.") from error
+
+
+def _typed(value: Any, annotation: str, where: str) -> Any:
+    """`value` as the annotation wants it: lists become tuples, whole numbers floats; anything else must fit already."""
+    choices = {"Content": Content, "Languages": Languages, "Search": Search, "Parameter": Parameter, "Kind": Kind,
+               "Pool": Literal["shrunk", "mean", "sum"]}.get(annotation)  # fmt: skip
+    if choices is not None:
+        _known([value], get_args(choices), f"value of {where}")
+        return value
+    if annotation.startswith("tuple") and isinstance(value, list):
+        wanted: Any = float if "float" in annotation else str
+        return tuple(_typed(one, wanted.__name__, where) for one in value)
+    wanted_types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+    simple = wanted_types.get(annotation.removesuffix(" | None"), ())
+    if not isinstance(value, simple) or (isinstance(value, bool) and bool not in simple):
+        raise DataError(f"{where}: expected {annotation}, found {value!r}.")
+    number: Any = value
+    return float(number) if float in simple else value
+
+
+def _known(names: Any, known: Sequence[str], what: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=3) or list(known)[:12]
+            raise DataError(f"{name!r} is no {what}; expected {', '.join(map(str, near))}.")
