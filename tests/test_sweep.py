@@ -1,0 +1,135 @@
+"""Score tables against the slow way: fuse, calibrate, rank everything, measure with ir-measures; ties included."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xqg_vdb.calibration import LanguageMeans, calibrate
+from xqg_vdb.fusion import fuse
+from xqg_vdb.metrics import parse_metrics, per_query
+from xqg_vdb.score_matrix import id_order, judge
+from xqg_vdb.tuning import sweep
+from xqg_vdb.tuning.sweep import ScoreTables, Setting, recipe_tables
+from xqg_vdb.types import Recipe
+
+METRICS = parse_metrics(["R@1", "R@3", "Success@2", "MRR@5", "nDCG@4", "MAP@3", "mAP@3"])
+QUARTERS = [0.0, 0.25, 0.5, 1.0]  # exact in binary, as are the vectors below: equal scores are equal in both ways
+
+
+def some_data(seed, *, whole, n=9, q=7, dim=4, langs=("ar", "sw", "yo")):
+    """Rows, sums, means, qrels and ids; `whole` vectors are small whole numbers, full of ties."""
+    rng = np.random.default_rng(seed)
+
+    def rows(*shape):
+        values = rng.integers(-2, 3, shape) if whole else rng.standard_normal(shape)
+        return values.astype(np.float32)
+
+    passages = rows(n, dim)
+    passages[-2:] = passages[:2]  # duplicates tie under cosine too
+    sums = {lang: (rows(n, dim), rng.integers(0, 3, n).astype(np.int32)) for lang in langs[:2]}
+    for total, counts in sums.values():
+        total[counts == 0] = 0
+        total[-2:], counts[-2:] = total[:2], counts[:2]
+    table = LanguageMeans({lang: rows(dim) for lang in langs[:2]}, dict.fromkeys(langs[:2], 1))
+    of = [langs[i % len(langs)] for i in range(q)]  # the third language is not in the table: the mean of the others
+    passage_ids = [f"p{i}" for i in rng.permutation(n)]
+    query_ids = [f"q{i}" for i in range(q)]
+    qrels = {
+        qid: {docid: int(rng.integers(-1, 3)) for docid in rng.choice([*passage_ids, "elsewhere"], rng.integers(0, 7))}
+        for qid in query_ids[1:]
+    }
+    return rows(q, dim), passages, sums, table, of, query_ids, passage_ids, {query_ids[0]: {}, **qrels}
+
+
+def slow(data, recipe, setting, *, normalize):
+    """Metric -> question -> value, by fusing and ranking everything in double precision."""
+    questions, passages, sums, table, langs, query_ids, passage_ids, qrels = data
+    recipe = replace(recipe, alpha=setting.alpha)
+    fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize).astype(np.float64)
+    moved = calibrate(questions, langs=langs, table=table, strength=setting.strength, normalize=False)
+    scores = np.array([[float(row @ q) for row in fused] for q in moved.astype(np.float64)])
+    scores = np.round(scores, 5) + 0.0  # float32 rounding must not decide; no random pair is as near as that by chance
+    run = {qid: list(zip(passage_ids, line.tolist(), strict=True)) for qid, line in zip(query_ids, scores, strict=True)}
+    return per_query(run, qrels, metrics=METRICS)
+
+
+def compare(data, recipe, grid, *, normalize):
+    questions, passages, sums, table, langs, query_ids, passage_ids, qrels = data
+    tables = recipe_tables(questions, passages, sums, recipe=recipe, table=table, langs=langs, normalize=normalize)
+    judged = judge(qrels, query_ids=query_ids, passage_ids=passage_ids)
+    found = tables.sweep(grid, judged=judged, metrics=METRICS, tie_order=id_order(passage_ids))
+    for row, setting in enumerate(grid):
+        for metric, values in slow(data, recipe, setting, normalize=normalize).items():
+            np.testing.assert_allclose(
+                found[metric][row], [values[qid] for qid in query_ids], atol=1e-9, err_msg=f"{setting} {metric}"
+            )
+
+
+recipes = st.builds(
+    Recipe,
+    pool=st.sampled_from(["shrunk", "mean"]),
+    shrink=st.sampled_from([0.0, 1.0, 6.0]),
+    center=st.booleans(),
+    langs=st.sampled_from([None, ("ar",), ()]),
+)
+
+
+@given(seed=st.integers(0, 10_000), alpha=st.sampled_from(QUARTERS), strength=st.sampled_from(QUARTERS))
+@settings(max_examples=80, deadline=None)
+def test_equal_scores_of_dot_products_are_ranked_alike(seed, alpha, strength):
+    data = some_data(seed, whole=True)
+    data[2]["ar"][1][:] = 2  # halves: the mean stays exact
+    compare(data, Recipe(pool="mean", langs=("ar",)), [Setting(alpha, strength)], normalize=False)
+
+
+@given(seed=st.integers(0, 10_000), recipe=recipes, normalize=st.booleans(), pairs=st.sampled_from([0, 4, 1000]))
+@settings(max_examples=120, deadline=None)
+def test_tables_give_what_fusing_and_searching_gives(seed, recipe, normalize, pairs):
+    """Both ways to rank, many blocks, rows without queries, duplicates, languages without a mean of their own."""
+    data = some_data(seed, whole=False)
+    rng = np.random.default_rng(seed)
+    grid = [Setting(0.0, 0.0), Setting(float(rng.random()), float(rng.random())), Setting(0.3, 0.0), Setting(1.0, 1.0)]
+    if recipe.langs != () and recipe.shrink == 0.0:
+        grid = grid[:3]  # at α = 1 passages without queries are zero rows, whose length is rounding noise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "BLOCK_SCORES", 20)
+        patch.setattr(sweep, "_PAIRS_WORTH_COUNTING", pairs)
+        compare(data, recipe, grid, normalize=normalize)
+
+
+def test_sum_of_equal_counts():
+    data = some_data(3, whole=False)
+    for _, counts in data[2].values():
+        counts[:] = 3
+    compare(data, Recipe(pool="sum"), [Setting(0.01, 0.5), Setting(0.2, 0.0)], normalize=True)
+
+
+def test_best_is_the_ranking_itself():
+    questions, passages, sums, table, langs, _, ids, _ = some_data(5, whole=False)
+    tables = recipe_tables(questions, passages, sums, recipe=Recipe(), table=table, langs=langs, normalize=True)
+    fused = fuse(passages, sums, recipe=Recipe(alpha=0.4), means=table.means, normalize=True)
+    moved = calibrate(questions, langs=langs, table=table, strength=0.7, normalize=True)
+    order = id_order(ids)
+    for row, line in enumerate(tables.best(Setting(0.4, 0.7), k=4, tie_order=order)):
+        scores = np.round(fused.astype(np.float64) @ moved[row], 5)
+        expected = sorted(range(len(ids)), key=lambda i, s=scores: (-s[i], ids[i]))[:4]
+        assert line.tolist() == expected
+
+
+def test_alpha_means_nothing_without_queries():
+    questions, passages, _, _, _, query_ids, ids, qrels = some_data(6, whole=False)
+    tables = ScoreTables(questions, passages, normalize=True)
+    judged = judge(qrels, query_ids=query_ids, passage_ids=ids)
+    for values in tables.sweep([Setting(0.0, 0.0), Setting(0.9, 0.5)], judged=judged, metrics=METRICS).values():
+        assert (values[0] == values[1]).all()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    questions, passages, *_ = some_data(7, whole=False)
+    means = np.zeros((1, 4), np.float32)
+    for wrong in ({"pooled": passages[:3]}, {"means": means}, {"means": means, "mean_of": np.zeros(2, np.int64)}):
+        with pytest.raises(ValueError, match="questions \\(q, dim\\)"):
+            ScoreTables(questions, passages, normalize=True, **wrong)

@@ -1,0 +1,236 @@
+"""Many settings of α and λ from two score tables: what makes a sweep instant.
+
+In: question, passage and pooled query rows. Out: per-question metric values for each setting, equal to those of fusing,
+calibrating and ranking anew. With v = (1-α)·E + α·g (`fusion.py`) and the question q - λ·μ (`calibration.py`)
+
+    (q - λ·μ)·v = (1-α)·(q·E) + α·(q·g) - λ·((1-α)·(μ·E) + α·(μ·g))
+    |v|²        = (1-α)²·|E|² + 2α(1-α)·(E·g) + α²·|g|²
+
+so that a setting costs two multiplications a score, however wide the vectors are. The length of q - λ·μ has no
+influence on a ranking and is left out. Tables exist for one block of questions at a time. This file knows no files and no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xqg_vdb.calibration import LanguageMeans
+from xqg_vdb.fusion import Sums, pooled_queries, recipe_languages
+from xqg_vdb.metrics import Metric
+from xqg_vdb.score_matrix import Judgements, Rows, Values, best_columns, per_row
+from xqg_vdb.types import Recipe, Vectors
+
+BLOCK_SCORES = 2**19
+"""Scores of a block of questions: its tables, 2 MiB each, stay in a core's cache while all settings pass over them."""
+
+_PAIRS_WORTH_COUNTING = 4
+"""With more judged passages per question, finding the best columns costs less than counting what precedes each."""
+
+_SMALLEST_NORM = np.float32(1e-12)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Setting:
+    """One point of a sweep: α of the recipe, and the λ by which the language mean is subtracted from questions."""
+
+    alpha: float
+    strength: float
+
+
+class ScoreTables:
+    """Scores of questions (q, dim) and passages (n, dim) for every (α, λ), without touching the vectors again.
+
+    pooled: g (n, dim), the query side of the fusion; None when nothing is folded in, and α then has no effect.
+    takes_part: (n,) bool, rows that have a g; the others keep their vector (`fusion.pooled_queries` returns both).
+    means, mean_of: rows (m, dim) and (q,) int, which of them is subtracted from each question; None for no calibration.
+    normalize: give fused rows length 1, as `fusion.fuse` does for cosine collections.
+    Raises ValueError when the shapes do not fit together.
+    """
+
+    def __init__(
+        self,
+        questions: Vectors,
+        passages: Vectors,
+        pooled: Vectors | None = None,
+        *,
+        takes_part: NDArray[np.bool_] | None = None,
+        means: Vectors | None = None,
+        mean_of: NDArray[np.integer] | None = None,
+        normalize: bool,
+    ) -> None:
+        _refuse_other_shapes(questions, passages, pooled, means, mean_of)
+        self._questions = questions
+        self._passages = np.asarray(passages, dtype=np.float32)
+        if pooled is not None and takes_part is not None and not takes_part.all():
+            pooled = np.where(takes_part[:, None], pooled, self._passages)  # (1-α)·E + α·E is E
+        self._pooled = pooled
+        self._normalize = normalize
+        self._mean_of = mean_of
+        self._means_e = None if means is None else means @ self._passages.T
+        self._means_g = None if means is None or pooled is None else means @ pooled.T
+        self._squares = _squares(self._passages, pooled) if normalize else None
+
+    def sweep(
+        self,
+        settings: Sequence[Setting],
+        *,
+        judged: Judgements,
+        metrics: Sequence[Metric],
+        tie_order: NDArray[np.int64] | None = None,
+    ) -> dict[Metric, Values]:
+        """Measure every setting: metric -> (settings, q) float64, rows in the order of `settings`.
+
+        judged, tie_order: from `score_matrix.judge` and `id_order`, for these questions and passages.
+        """
+        values = {metric: np.empty((len(settings), len(self._questions)), dtype=np.float64) for metric in metrics}
+        depth = max((metric.k for metric in metrics), default=1)
+        for block, tables in self._blocks():
+            part = _judgements_of(judged, block)
+            for row, setting in enumerate(settings):
+                scores = self._scores(tables, block, setting)
+                rows = _judged_rows(scores, part, k=depth, tie_order=tie_order)
+                for metric in metrics:
+                    values[metric][row, block] = per_row(rows, part, metric=metric)
+        return values
+
+    def best(self, setting: Setting, *, k: int, tie_order: NDArray[np.int64] | None = None) -> Rows:
+        """Rank for one setting: the k best passage rows per question, best first, (q, min(k, n))."""
+        found = np.empty((len(self._questions), min(k, len(self._passages))), dtype=np.int64)
+        for block, tables in self._blocks():
+            found[block] = best_columns(self._scores(tables, block, setting), k=k, tie_order=tie_order)
+        return found
+
+    def _blocks(self) -> Iterator[tuple[slice, tuple[Vectors, Vectors | None]]]:
+        """Yield q·E and q·g for as many questions at a time as `BLOCK_SCORES` allows."""
+        step = max(1, BLOCK_SCORES // max(1, len(self._passages)))
+        for start in range(0, len(self._questions), step):
+            block = slice(start, min(start + step, len(self._questions)))
+            rows = self._questions[block]
+            yield block, (rows @ self._passages.T, None if self._pooled is None else rows @ self._pooled.T)
+
+    def _scores(self, tables: tuple[Vectors, Vectors | None], block: slice, setting: Setting) -> Vectors:
+        """Scores (rows of the block, n) of one setting."""
+        of_e, of_g = tables
+        share_e, share_g = self._shares(setting.alpha)
+        scores = np.multiply(of_e, share_e)
+        if of_g is not None and setting.alpha != 0.0:
+            scores += of_g * share_g
+        if setting.strength != 0.0 and self._means_e is not None and self._mean_of is not None:
+            shift = self._means_e * share_e
+            if self._means_g is not None:
+                shift += self._means_g * share_g
+            shift *= np.float32(setting.strength)
+            owners = self._mean_of[block]
+            for one in np.unique(owners):  # in slices: a gathered copy of `shift` would be as large as the table
+                scores[owners == one] -= shift[one]
+        return scores
+
+    def _shares(self, alpha: float) -> tuple[Vectors, Vectors]:
+        """What a passage's E and g weigh in its fused row, each (n,) float32; the row's length is divided out."""
+        kept, added = (1.0, 0.0) if self._pooled is None else (1.0 - alpha, alpha)
+        ones = np.ones(len(self._passages), dtype=np.float64)
+        if self._squares is not None:
+            e_e, e_g, g_g = self._squares
+            square = kept * kept * e_e + 2.0 * kept * added * e_g + added * added * g_g
+            ones /= np.maximum(np.sqrt(np.maximum(square, 0.0)), _SMALLEST_NORM)
+        return (kept * ones).astype(np.float32), (added * ones).astype(np.float32)
+
+
+def recipe_tables(
+    questions: Vectors,
+    passages: Vectors,
+    sums: Sums,
+    *,
+    recipe: Recipe,
+    table: LanguageMeans,
+    langs: Sequence[str | None],
+    normalize: bool,
+) -> ScoreTables:
+    """Make the tables of a recipe (its α is left to the settings) for questions in `langs`, calibrated by `table`.
+
+    table: also holds the mean of each query language that a centred or shrunk recipe subtracts, as in `fusion.fuse`.
+    Raises what `fusion.pooled_queries` raises.
+    """
+    pooled, takes_part = None, None
+    if recipe_languages(sums, recipe):
+        pooled, takes_part = pooled_queries(sums, recipe=recipe, means=table.means)
+    means, mean_of = None, None
+    if table.means:
+        known = sorted({lang or "" for lang in langs})
+        place = {lang: row for row, lang in enumerate(known)}
+        means = np.stack([np.asarray(table.mean_of(lang), dtype=np.float32) for lang in known])
+        mean_of = np.array([place[lang or ""] for lang in langs], dtype=np.int64)
+    return ScoreTables(
+        questions, passages, pooled, takes_part=takes_part, means=means, mean_of=mean_of, normalize=normalize
+    )
+
+
+def _judged_rows(scores: Vectors, judged: Judgements, *, k: int, tie_order: NDArray[np.int64] | None) -> Rows:
+    """Rank the judged passages: (q, k) rows as from `best_columns`, but -1 wherever an unjudged passage stands.
+
+    That is all a metric looks at. A passage's place is 1 + how many score higher + how many equals have a lower id.
+    """
+    if len(judged.keys) > _PAIRS_WORTH_COUNTING * len(scores):
+        return best_columns(scores, k=k, tie_order=tie_order)
+    rows = np.full((len(scores), k), -1, dtype=np.int64)
+    query, passage = np.divmod(judged.keys, max(judged.n_passages, 1))
+    turn = _occurrence(query)
+    for number in range(int(turn.max(initial=-1)) + 1):  # the first judged passage of each question, then the second …
+        q, p = query[turn == number], passage[turn == number]
+        lines = scores if len(q) == len(scores) else scores[q]
+        own = lines[np.arange(len(q)), p][:, None]
+        place = np.count_nonzero(lines > own, axis=1)
+        equal = lines == own
+        for i in np.flatnonzero(np.count_nonzero(equal, axis=1) > 1):
+            rivals = np.flatnonzero(equal[i])
+            order = rivals if tie_order is None else tie_order[rivals]
+            place[i] += np.count_nonzero(order < (p[i] if tie_order is None else tie_order[p[i]]))
+        seen = place < k
+        rows[q[seen], place[seen]] = p[seen]
+    return rows
+
+
+def _occurrence(sorted_values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number equal neighbours from 0."""
+    first = np.searchsorted(sorted_values, sorted_values)
+    return np.arange(len(sorted_values), dtype=np.int64) - first
+
+
+def _judgements_of(judged: Judgements, block: slice) -> Judgements:
+    """Cut out the judgements of a block of questions."""
+    low, high = np.searchsorted(judged.keys, [block.start * judged.n_passages, block.stop * judged.n_passages])
+    return Judgements(
+        judged.n_passages,
+        judged.keys[low:high] - block.start * judged.n_passages,
+        judged.grades[low:high],
+        judged.relevant[block],
+        judged.ideal[block],
+    )
+
+
+def _squares(passages: Vectors, pooled: Vectors | None) -> tuple[Values, Values, Values]:
+    """|E|², E·g and |g|² per passage, each (n,) float64."""
+    others = passages if pooled is None else pooled
+    pairs = ((passages, passages), (passages, others), (others, others))
+    e_e, e_g, g_g = (np.einsum("ij,ij->i", a, b, dtype=np.float64) for a, b in pairs)
+    return e_e, e_g, g_g
+
+
+def _refuse_other_shapes(
+    questions: Vectors,
+    passages: Vectors,
+    pooled: Vectors | None,
+    means: Vectors | None,
+    mean_of: NDArray[np.integer] | None,
+) -> None:
+    dim = questions.shape[1]
+    fits = passages.shape[1] == dim and (pooled is None or pooled.shape == passages.shape)
+    fits = fits and (means is None) == (mean_of is None)
+    if means is not None and mean_of is not None:
+        fits = fits and means.shape[1] == dim and mean_of.shape == (len(questions),)
+    if not fits:
+        raise ValueError("questions (q, dim), passages (n, dim), pooled (n, dim), means (m, dim) and mean_of (q,)")
