@@ -7,6 +7,7 @@ refuses to know what is called, and no key ever reaches a message.
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import json
 import logging
@@ -14,7 +15,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -79,7 +80,7 @@ class Server:
 
         Raises ServerError (NotFound, TooLarge), MismatchError or DataError.
         """
-        end = self._clock() + (self.deadline if deadline is None else deadline)
+        end = self._end(deadline)
         attempt = 0
         while True:
             try:
@@ -87,14 +88,36 @@ class Server:
             except XqgError:
                 raise
             except Exception as error:
-                wait = _wait_after(error, attempt)
-                if wait is None:
-                    raise self._translated(error) from error
-                if self._clock() + wait >= end:
-                    raise self._given_up(error) from error
-                self._note(error, wait)
+                wait = self._pause(error, attempt, end=end)
             self._sleep(wait)
             attempt += 1
+
+    async def call_async(self, request: Callable[[], Awaitable[T]], *, deadline: float | None = None) -> T:
+        """The same for a request that is awaited; other coroutines run while it waits."""
+        end = self._end(deadline)
+        attempt = 0
+        while True:
+            try:
+                return await request()
+            except XqgError:
+                raise
+            except Exception as error:
+                wait = self._pause(error, attempt, end=end)
+            await asyncio.sleep(wait)
+            attempt += 1
+
+    def _end(self, deadline: float | None) -> float:
+        return self._clock() + (self.deadline if deadline is None else deadline)
+
+    def _pause(self, error: Exception, attempt: int, *, end: float) -> float:
+        """Seconds to wait before trying again; raises when that cannot help, or not in time."""
+        wait = _wait_after(error, attempt)
+        if wait is None:
+            raise self._translated(error) from error
+        if self._clock() + wait >= end:
+            raise self._given_up(error) from error
+        self._note(error, wait)
+        return wait
 
     def _note(self, error: Exception, wait: float) -> None:
         if self._clock() - self._logged >= _LOG_EVERY:

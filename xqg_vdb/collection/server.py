@@ -11,19 +11,23 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client.local.qdrant_local import QdrantLocal
 
+from ..batching import windows
 from ..errors import DataError, ServerError
 from ..types import Card, CollectionWriter, Hit, StoredPoint, Vectors
 from . import layout
 from .retry import NotFound, Server
 from .server_names import CARD_KEY, READ_DEADLINE, Names
 from .server_writer import open_writer
+
+if TYPE_CHECKING:
+    from .async_server import AsyncServerSearch
 
 T = TypeVar("T")
 
@@ -134,18 +138,7 @@ class ServerStore:
         params = None if self._is_local else models.SearchParams(hnsw_ef=ef, exact=exact)
 
         def ask(questions: Vectors, limit: int) -> list[list[layout.Found]]:
-            requests = [
-                models.QueryRequest(
-                    query=row,
-                    using=using,
-                    filter=_language_filter(langs),
-                    params=params,
-                    limit=limit,
-                    with_payload=True,
-                )
-                for row in questions.tolist()
-            ]
-            return self._query(name, requests)
+            return self.ask(name, search_requests(questions, limit=limit, langs=langs, using=using, params=params))
 
         return layout.best(rows, ask, k=k)
 
@@ -170,7 +163,7 @@ class ServerStore:
         """Remove the collection with all its versions. Raises DataError when unknown, MismatchError when not ours."""
         self._names.refuse_plain(layout.check_name(name))
         if self._names.target(name) is None and not self._names.versions(name):
-            raise self._missing(name)
+            raise self.missing(name)
         self._names.drop(name)
 
     def close(self) -> None:
@@ -178,28 +171,56 @@ class ServerStore:
         if self._owned:
             self._client.close()
 
-    def _query(self, name: str, requests: list[models.QueryRequest]) -> list[list[layout.Found]]:
-        found: list[list[layout.Found]] = []
-        for at in range(0, len(requests), _QUERY_BATCH):
-            batch = requests[at : at + _QUERY_BATCH]
-            answers = self._read(name, partial(self._client.query_batch_points, name, batch))
-            found += [[(point.score, point.payload or {}) for point in answer.points] for answer in answers]
-        return found
+    def ask(self, name: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
+        """The server's own answers to the requests, in their order."""
+        batches = batched_requests(requests)
+        answers = [self._read(name, partial(self._client.query_batch_points, name, batch)) for batch in batches]
+        return [found_in(answer) for batch in answers for answer in batch]
+
+    def async_search(self) -> AsyncServerSearch | None:
+        """Its search for coroutines, with the same address, key and patience; None for the in-memory stand-in."""
+        if self._is_local:
+            return None
+        from .async_server import AsyncServerSearch
+
+        return AsyncServerSearch(self, self._server, options=self._client.init_options)
 
     def _read(self, name: str, request: Callable[[], T]) -> T:
         layout.check_name(name)
         try:
             return self._server.call(request, deadline=min(READ_DEADLINE, self._server.deadline))
         except NotFound as error:
-            raise self._missing(name) from error
+            raise self.missing(name) from error
 
-    def _missing(self, name: str) -> DataError:
+    def missing(self, name: str) -> DataError:
+        """Why `name` cannot be read, with the names that could."""
         if self._names.versions(name):
             return DataError(
                 f"Collection {name!r} on {self._server.where} is not finished: run the load again, it continues where"
                 " it stopped."
             )
         return layout.missing_collection(name, self.names(), where=self._server.where)
+
+
+def search_requests(
+    questions: Vectors, *, limit: int, langs: Sequence[str] | None, using: str, params: models.SearchParams | None
+) -> list[models.QueryRequest]:
+    """One request per row of `questions` (q, dim) for its `limit` nearest, with payloads."""
+    wanted = _language_filter(langs)
+    return [
+        models.QueryRequest(query=row, using=using, filter=wanted, params=params, limit=limit, with_payload=True)
+        for row in questions.tolist()
+    ]
+
+
+def batched_requests(requests: Sequence[models.QueryRequest]) -> list[list[models.QueryRequest]]:
+    """The requests, as many at a time as one call carries."""
+    return list(windows(requests, _QUERY_BATCH))
+
+
+def found_in(answer: models.QueryResponse) -> list[layout.Found]:
+    """The scores and payloads of one answer."""
+    return [(point.score, point.payload or {}) for point in answer.points]
 
 
 def _stored(record: models.Record) -> StoredPoint:
