@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.collection import Collection
 from xqg_vdb.collection.layout import check_langs
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.languages import normalize
-from xqg_vdb.types import Card, Hit, Query
+from xqg_vdb.types import Card, Hit, Query, Vectors
 
 CALIBRATED_EF = 256
 """Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the engine's default
@@ -30,20 +33,102 @@ class Answer:
     hits: tuple[Hit, ...]
 
 
-class Retriever:
-    """Searches one collection with the encoder that made it.
+class QuestionExpander(Protocol):
+    """Says what to search with in place of a question (`expansion.Expander`)."""
 
-    calibration: λ, None for what the collection's card recommends, 0 to switch it off.
+    def expand(self, queries: Sequence[Query]) -> list[tuple[Query, ...]]:
+        """Per question one wording or more; the mean of their vectors is searched. `lang` None is detected."""
+        ...
+
+
+class HitReranker(Protocol):
+    """Orders the hits of a question anew (`rerank.Reranker`). depth: how many hits it wants."""
+
+    depth: int
+
+    def rerank(self, query: Query, hits: Sequence[Hit]) -> list[Hit]:
+        """The same hits, best first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQueries:
+    """Questions ready for a search.
+
+    vectors: float32 (n, dim). langs: per question the language that it was calibrated for; "" when it was not and none
+    was given. breadth: the `ef` to search with, None for the engine's own.
+    """
+
+    vectors: Vectors
+    langs: tuple[str, ...]
+    breadth: int | None
+
+
+class QueryEncoder:
+    """Questions into calibrated vectors, for one collection or for any that the encoder made.
+
+    collection: whose calibration to use: its card's λ and the language means that it measured itself; without one,
+    the encoder's own. calibration: λ in place of either, 0 to switch it off.
     Raises MismatchError when the collection was made by another encoder, with both fingerprints.
     """
 
-    def __init__(self, encoder: CalibratedEncoder, collection: Collection, *, calibration: float | None = None) -> None:
+    def __init__(
+        self, encoder: CalibratedEncoder, *, collection: Collection | None = None, calibration: float | None = None
+    ) -> None:
+        self.encoder = encoder
+        self.language_means = encoder.language_means
+        recommended = encoder.calibration
+        if collection is not None:
+            card = collection.card
+            check_same_encoder(encoder, card, name=collection.name)
+            self.language_means = collection_means(encoder, card)
+            recommended = card.calibration
+        self.strength = recommended if calibration is None else calibration
+
+    def encode(self, queries: Sequence[Query]) -> EncodedQueries:
+        """The rows for the questions, in input order, each calibrated for its language; detected when not given.
+
+        Raises DataError for a blank question and for what is no language code.
+        """
+        _refuse_blank(queries)
+        asked = [None if query.lang is None else normalize(query.lang) for query in queries]
+        texts = [query.text for query in queries]
+        vectors = self.encoder.encode_queries(texts)
+        calibrated = self.strength != 0.0 and bool(self.language_means.means)
+        if calibrated:
+            asked = list(resolve_languages(texts, asked))
+            vectors = calibrate(
+                vectors,
+                langs=asked,
+                table=self.language_means,
+                strength=self.strength,
+                normalize=self.encoder.facts.normalize,
+            )
+        return EncodedQueries(vectors, tuple(lang or "" for lang in asked), CALIBRATED_EF if calibrated else None)
+
+
+class Retriever:
+    """Searches one collection with the encoder that made it; threads may share it.
+
+    calibration: λ, None for what the collection's card recommends, 0 to switch it off.
+    expander: what to search with in place of a question. reranker: orders the hits anew.
+    Raises MismatchError when the collection was made by another encoder, with both fingerprints.
+    """
+
+    def __init__(
+        self,
+        encoder: CalibratedEncoder,
+        collection: Collection,
+        *,
+        calibration: float | None = None,
+        expander: QuestionExpander | None = None,
+        reranker: HitReranker | None = None,
+    ) -> None:
         self.encoder = encoder
         self.collection = collection
-        card = collection.card
-        check_same_encoder(encoder, card, name=collection.name)
-        self.strength = card.calibration if calibration is None else calibration
-        self.language_means = collection_means(encoder, card)
+        self.query_encoder = QueryEncoder(encoder, collection=collection, calibration=calibration)
+        self.expander = expander
+        self.reranker = reranker
 
     def search(
         self,
@@ -69,25 +154,45 @@ class Retriever:
         """
         if not queries:
             return []
+        wanted = passage_languages(langs)
+        asked = self.encode(queries)
+        found = self.collection.search(asked.vectors, k=self.depth(k), langs=wanted, exact=exact, ef=asked.breadth)
+        return self.answers(queries, asked, found, k=k)
+
+    def encode(self, queries: Sequence[Query]) -> EncodedQueries:
+        """The first step of `run`: one row per question, the mean over its wordings when there is an expander."""
+        if self.expander is None:
+            return self.query_encoder.encode(queries)
         _refuse_blank(queries)
-        check_langs(langs)
-        texts = [query.text for query in queries]
-        vectors = self.encoder.encode_queries(texts)
-        asked = [None if query.lang is None else normalize(query.lang) for query in queries]
-        calibrated = self.strength != 0.0 and bool(self.language_means.means)
-        if calibrated:
-            asked = list(resolve_languages(texts, asked))
-            vectors = calibrate(
-                vectors,
-                langs=asked,
-                table=self.language_means,
-                strength=self.strength,
-                normalize=self.encoder.facts.normalize,
-            )
-        wanted = None if langs is None else [normalize(code) for code in langs]
-        breadth = CALIBRATED_EF if calibrated else None
-        found = self.collection.search(vectors, k=k, langs=wanted, exact=exact, ef=breadth)
-        return [Answer(query, lang or "", tuple(hits)) for query, lang, hits in zip(queries, asked, found, strict=True)]
+        wordings = self.expander.expand(queries)
+        flat = self.query_encoder.encode([one for several in wordings for one in several])
+        starts = np.cumsum([0, *(len(several) for several in wordings[:-1])])
+        rows = np.add.reduceat(flat.vectors, starts) / np.array([[len(several)] for several in wordings], np.float32)
+        if self.encoder.facts.normalize:
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+        return EncodedQueries(rows, tuple(flat.langs[start] for start in starts), flat.breadth)
+
+    def depth(self, k: int) -> int:
+        """How many hits to search for when k are wanted."""
+        return k if self.reranker is None or k < 1 else max(k, self.reranker.depth)
+
+    def answers(
+        self, queries: Sequence[Query], asked: EncodedQueries, found: Sequence[Sequence[Hit]], *, k: int
+    ) -> list[Answer]:
+        """The last step of `run`: the hits of each question, ordered anew when there is a reranker, cut to k."""
+        ranked = found if self.reranker is None else list(map(self.reranker.rerank, queries, found))
+        return [
+            Answer(query, lang, tuple(hits[:k])) for query, lang, hits in zip(queries, asked.langs, ranked, strict=True)
+        ]
+
+
+def passage_languages(langs: Sequence[str] | None) -> list[str] | None:
+    """The codes under which passages in `langs` are stored, None for all.
+
+    Raises DataError for a bare string, an empty list, and what is no language code.
+    """
+    check_langs(langs)
+    return None if langs is None else [normalize(code) for code in langs]
 
 
 def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> None:
