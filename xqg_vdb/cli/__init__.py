@@ -21,6 +21,7 @@ from xqg_vdb.cli.generate import generate, merge
 from xqg_vdb.cli.info import info
 from xqg_vdb.cli.load import load
 from xqg_vdb.cli.search import search
+from xqg_vdb.cli.train import train
 from xqg_vdb.errors import XqgError
 from xqg_vdb.files import disk_errors
 
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, export, generate, merge, load, search, info):
+for _command in (demo, export, generate, merge, train, load, search, info):
     cli.add_command(_command)
 
 

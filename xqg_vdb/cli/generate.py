@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests at a time.")
 @click.option("-l", "--lang", "langs", multiple=True, required=True, help="Language to write in; repeat it.")
 @click.option("-n", "n", type=click.IntRange(1, 1000), default=5, show_default=True, help="Queries per language.")
-@click.option("--prompt", type=click.Choice(["chat", "pivot", "few-shot"]), help="[default: what suits the model]")
+@click.option("--prompt", type=click.Choice(["chat", "pivot", "few-shot", "finetuned"]), help="[default: what suits the model]")
 @click.option("--decode", type=click.Choice(["sample", "greedy", "beam"]), default="sample", show_default=True)
 @click.option("--top-k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 10, min_open=True), default=1.0, show_default=True)
@@ -49,7 +49,7 @@ def generate(
     concurrency: int,
     langs: tuple[str, ...],
     n: int,
-    prompt: Literal["chat", "pivot", "few-shot"] | None,
+    prompt: Literal["chat", "pivot", "few-shot", "finetuned"] | None,
     decode: Literal["sample", "greedy", "beam"],
     top_k: int,
     temperature: float,

@@ -21,13 +21,13 @@ from xqg_vdb.errors import ModelError
 from xqg_vdb.generation import beams
 from xqg_vdb.generation.decoding import Stems, decode, samples_of, width_of
 from xqg_vdb.generation.engine import Best, Bools, Clock, Forest, Ints, Stepper, join, join_best, open_session
+from xqg_vdb.generation.prompt_tokens import passage_tokens
 from xqg_vdb.generation.prompts import CausalPrompt
 from xqg_vdb.generation.sampling import Decoding, row_key
 from xqg_vdb.model_folder import GRAPH, TOKENIZER, ModelFolder
 from xqg_vdb.types import GeneratedQueries, Passage
 
 ROWS = 32  # rows per step that keep the cores busy; more passages are taken together until there are so many
-CHARACTERS_PER_TOKEN = 32  # far above any text's; 1 MB of text takes a second to tokenise, most of it in vain
 
 Tree = tuple[Forest, Stems]
 
@@ -45,7 +45,7 @@ class CausalModel:
         self.bos: int | None = record.get("bos")
         self.stops = stop_tokens(self.tokenizer, record.get("eos", []), stop)
         self.clock = Clock()
-        self._stepper = Stepper(open_session(Path(folder.path) / GRAPH, threads=threads))
+        self.stepper = Stepper(open_session(Path(folder.path) / GRAPH, threads=threads))
 
     def describe(self) -> dict[str, Any]:
         """Which model this is."""
@@ -55,10 +55,14 @@ class CausalModel:
         """Token ids without special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def forest(self, trees: int) -> Forest:
+        """So many trees without any text."""
+        return self.stepper.empty(trees)
+
     def read(self, prefix: str) -> Forest:
         """The forest of one tree that every prompt starts with."""
         ids = ([] if self.bos is None else [int(self.bos)]) + self.ids(prefix)
-        forest = self._stepper.empty(1)
+        forest = self.forest(1)
         if ids:
             self._append(
                 forest, ids, np.arange(len(ids)), np.tril(np.ones((len(ids), len(ids)), np.bool_)), [], Decoding()
@@ -155,18 +159,17 @@ class CausalGenerator:
 
         The passage cut to what the model and the prompt leave room for, then what follows it.
         """
-        before, after = self.prompt.passage_parts(passage)
-        tail = self.model.ids(after)
-        room = self.model.max_length - self._prefix.slots - ending - len(tail) - self.decoding.max_tokens
+        tail = len(self.model.ids(self.prompt.passage_parts(passage)[1]))
+        room = self.model.max_length - self._prefix.slots - ending - tail - self.decoding.max_tokens
         room = min(self.prompt.max_passage_tokens, room)
         if room < 8:
             raise ModelError(
                 f"The prompt and {self.decoding.max_tokens} new tokens leave no room for a passage in the model's "
                 f"{self.model.max_length} tokens; shorten the prompt or lower max_tokens."
             )
-        ids = self.model.ids(before[: room * CHARACTERS_PER_TOKEN])
-        self.truncated += len(ids) > room
-        return ids[:room] + tail
+        ids, cut = passage_tokens(self.model.ids, self.prompt, passage, room=room)
+        self.truncated += cut
+        return ids
 
 
 def describe_folder(folder: ModelFolder) -> dict[str, Any]:

@@ -28,6 +28,9 @@ from xqg_vdb.model_folder import GRAPH, TOKENIZER, ModelFolder, write_manifest
 
 STARTER_GENERATOR = "starter:generator"
 SEQ2SEQ = ("t5", "mt5", "umt5")
+FINETUNED_KEY = "xqg_vdb_finetuned"
+"""In a checkpoint's config.json: what `train generator` trained it on, `{"max_passage_tokens": int}`."""
+
 Precision = Literal["fp32", "int8"]
 Report = Callable[[str], None]
 
@@ -67,7 +70,7 @@ def _checkpoint(checkpoint: str, scratch: Path, *, accept_license: bool, report:
 
 def _fp32_folder(source: Checkpoint, folder: Path, *, report: Report) -> ModelFolder:
     folder.mkdir()
-    _save_tokenizer(source.path, folder)
+    save_tokenizer(source.path, folder)
     report("tracing the model (a minute or two)")
     if source.config["model_type"] in SEQ2SEQ:
         record = {"kind": "seq2seq-generator", "generator": _trace_seq2seq(source, folder)}
@@ -117,9 +120,10 @@ def _trace_causal(source: Checkpoint, folder: Path) -> dict[str, Any]:
     length = int(source.config.get("max_position_embeddings") or 2048)
     return {
         "max_length": min(length, 8192),
-        "bos": _bos(source, folder),
-        "eos": _eos(source, folder),
+        "bos": start_token(source, folder),
+        "eos": end_tokens(source, folder),
         "chat": _chat_parts(source.path),
+        "finetuned": source.config.get(FINETUNED_KEY),
     }
 
 
@@ -130,7 +134,7 @@ def _trace_seq2seq(source: Checkpoint, folder: Path) -> dict[str, Any]:
     _trace(torch_graphs.EncoderGraph(model), torch_graphs.encoder_example(model.config), folder / ENCODER_GRAPH)
     _trace(torch_graphs.DecoderGraph(model), torch_graphs.decoder_example(model.config), folder / GRAPH)
     start = source.config.get("decoder_start_token_id")
-    return {"eos": _eos(source, folder), "start": source.config.get("pad_token_id", 0) if start is None else start}
+    return {"eos": end_tokens(source, folder), "start": source.config.get("pad_token_id", 0) if start is None else start}
 
 
 def _load(source: Checkpoint, loader: str) -> Any:
@@ -166,7 +170,8 @@ def _trace(module: Any, face: Any, target: Path) -> None:
         save_graph(onnx.load(str(traced)), target)
 
 
-def _save_tokenizer(checkpoint: Path, folder: Path) -> None:
+def save_tokenizer(checkpoint: Path, folder: Path) -> None:
+    """Write the checkpoint's tokenizer.json into `folder`. Raises ModelError when there is none to be had."""
     if (checkpoint / TOKENIZER).is_file():
         shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
         return
@@ -186,7 +191,7 @@ def _generation_config(source: Checkpoint) -> dict[str, Any]:
     return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
 
 
-def _eos(source: Checkpoint, folder: Path) -> list[int]:
+def end_tokens(source: Checkpoint, folder: Path) -> list[int]:
     """End tokens: the checkpoint's own and, for chat models, the end of a turn."""
     from tokenizers import Tokenizer
 
@@ -198,7 +203,7 @@ def _eos(source: Checkpoint, folder: Path) -> list[int]:
     return sorted(found | {token for token in turns if token is not None})
 
 
-def _bos(source: Checkpoint, folder: Path) -> int | None:
+def start_token(source: Checkpoint, folder: Path) -> int | None:
     """The start token, if this tokenizer puts one in front of a text."""
     from tokenizers import Tokenizer
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from xqg_vdb.errors import ModelError
 from xqg_vdb.generation.causal import CausalGenerator, CausalModel
 from xqg_vdb.generation.pivot import PivotGenerator
-from xqg_vdb.generation.prompts import PromptName, chat, few_shot
+from xqg_vdb.generation.prompts import CausalPrompt, PromptName, chat, few_shot, finetuned
 from xqg_vdb.generation.runner import BatchGenerator
 from xqg_vdb.generation.sampling import Decoding
 from xqg_vdb.generation.seq2seq import Seq2SeqGenerator
@@ -42,7 +42,7 @@ def open_generator(model: str | Path, *, langs: Sequence[str], options: Options 
     folder, DataError for an unknown language.
     """
     options = options or Options()
-    folder = open_model_folder(_folder(model))
+    folder = open_model_folder(generator_folder(model))
     if folder.kind == "encoder":
         raise ModelError(f"{folder.path} holds an encoder; `generate` needs a generator, such as starter:generator.")
     codes = [normalize(lang) for lang in langs]
@@ -54,7 +54,8 @@ def open_generator(model: str | Path, *, langs: Sequence[str], options: Options 
     return _causal(folder, codes, options)
 
 
-def _folder(model: str | Path) -> Path:
+def generator_folder(model: str | Path) -> Path:
+    """Where a generator lies: a folder, the name of one exported before, or `starter:generator`. Raises ModelError."""
     if str(model) not in STARTER_NAMES:
         return locate_model(model)
     for precision in ("int8", "fp32"):
@@ -67,15 +68,32 @@ def _folder(model: str | Path) -> Path:
 
 
 def _causal(folder: ModelFolder, langs: Sequence[str], options: Options) -> BatchGenerator:
-    parts = (folder.manifest.get("generator") or {}).get("chat")
-    name = options.prompt or ("chat" if parts else "pivot" if _bank_has(langs) else "few-shot")
-    if name == "chat" and not parts:
-        raise ModelError(f"{folder.path} has no chat template: it is a base model, use --prompt pivot or few-shot.")
-    prompt = chat(str(parts[0]), str(parts[1])) if parts and name == "chat" else few_shot()
+    name = options.prompt or _suited(folder, langs)
+    prompt = _prompt(folder, name)
     model = CausalModel(folder, stop=prompt.stop, threads=options.threads)
     if name == "pivot":
         return PivotGenerator(model, langs=langs, decoding=options.decoding)
     return CausalGenerator(model, prompt=prompt, decoding=options.decoding)
+
+
+def _suited(folder: ModelFolder, langs: Sequence[str]) -> PromptName:
+    record = folder.manifest.get("generator") or {}
+    if record.get("finetuned"):
+        return "finetuned"
+    return "chat" if record.get("chat") else "pivot" if _bank_has(langs) else "few-shot"
+
+
+def _prompt(folder: ModelFolder, name: PromptName) -> CausalPrompt:
+    record = folder.manifest.get("generator") or {}
+    if name == "chat":
+        if not record.get("chat"):
+            raise ModelError(f"{folder.path} has no chat template: it is a base model, use --prompt pivot or few-shot.")
+        before, after = record["chat"]
+        return chat(str(before), str(after))
+    if name == "finetuned":
+        trained = record.get("finetuned")
+        return finetuned(max_passage_tokens=int(trained["max_passage_tokens"])) if trained else finetuned()
+    return few_shot()
 
 
 def _bank_has(langs: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from xqg_vdb.languages import english_name
 from xqg_vdb.questions import question_bank
 from xqg_vdb.types import Passage
 
-PromptName = Literal["few-shot", "pivot", "chat"]
+PromptName = Literal["few-shot", "pivot", "chat", "finetuned"]
 
 SEQ2SEQ_TEMPLATE = "Generate a {language} question for this passage: {title} {text}"
 """The prompt of xQG and of the mT5 docTquery models (ielab/xQG4xDR)."""
@@ -106,6 +106,20 @@ def few_shot() -> CausalPrompt:
         passage="Passage: {title}{text}\n",
         ending_part="Question in {language}:",
         examples=tuple(question for _, questions in EXAMPLES for question in questions),
+    )
+
+
+def finetuned(*, max_passage_tokens: int = 160) -> CausalPrompt:
+    """The prompt that `xqg-vdb train generator` trains decoder-only models on: no example, the language last.
+
+    max_passage_tokens: as in training; the exported folder records it.
+    """
+    return CausalPrompt(
+        name="finetuned",
+        prefix="",
+        passage="Passage: {title}{text}\n",
+        ending_part="Question in {language}:",
+        max_passage_tokens=max_passage_tokens,
     )
 
 
