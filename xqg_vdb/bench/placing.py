@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xqg_vdb.bench.material import Material, QueryVectors
+from xqg_vdb.bench.material import Material
 from xqg_vdb.bench.suite import System
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, language_means, resolve_languages
 from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import Sums, fuse, unit_rows
+from xqg_vdb.query_vectors import QueryVectors
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Recipe, Vectors
 
 _SHUFFLE_SEED = 313

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from xqg_vdb.bench.cells import Cell, cell_key, load_cell, run_cell, save_cell
-from xqg_vdb.bench.kept import digest_of
-from xqg_vdb.bench.material import Material, QueryVectors, prepare, prepare_queries
+from xqg_vdb.bench.material import Material, prepare
 from xqg_vdb.bench.placing import Placed, means_of_questions, place
 from xqg_vdb.bench.suite import Suite, System
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
 from xqg_vdb.datasets import RetrievalTask, load_task
 from xqg_vdb.files import disk_errors, sha256_of
+from xqg_vdb.kept_vectors import digest_of
 from xqg_vdb.progress import Progress
+from xqg_vdb.query_vectors import QueryVectors, encode_query_files
 from xqg_vdb.types import VectorStore
 
 OpenEncoder = Callable[[str], CalibratedEncoder]
@@ -73,9 +74,10 @@ class Workbench:
             return None
         key = system.encoder, dataset, str(file)
         if key not in self.queries:
-            self.queries[key] = prepare_queries(
-                file, self.material(system.encoder, dataset).passages, encoder=self.encoder(system.encoder),
-                folder=self.vectors, progress=self.progress,
+            passages = self.material(system.encoder, dataset).passages
+            self.queries[key] = encode_query_files(
+                [file], [passage.id for passage in passages], encoder=self.encoder(system.encoder), folder=self.vectors,
+                progress=self.progress,
             )  # fmt: skip
         return self.queries[key]
 
