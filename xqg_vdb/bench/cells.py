@@ -108,7 +108,7 @@ def language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run) 
 def save_cell(path: Path, cell: Cell, *, run: Path, found: Run) -> None:
     """Keep a cell and its run as a TREC file; the cell comes last, so that where it is, the run is too."""
     write_run(run, found, tag="xqg-vdb")
-    write_atomic(path, gzip.compress(orjson.dumps(asdict(cell), option=orjson.OPT_SORT_KEYS), mtime=0))
+    write_atomic(path, gzip.compress(orjson.dumps(asdict(cell)), mtime=0))
 
 
 def load_cell(path: Path) -> Cell | None:

@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from xqg_vdb import __version__
+from xqg_vdb.cli.bench import bench
 from xqg_vdb.cli.demo import demo
 from xqg_vdb.cli.export import export
 from xqg_vdb.cli.generate import generate, merge
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, export, generate, merge, train, load, search, info):
+for _command in (demo, export, generate, merge, train, load, search, bench, info):
     cli.add_command(_command)
 
 

@@ -1,0 +1,375 @@
+"""The harness: a suite's numbers are those of `load` and `Retriever`; controls control; nothing is computed twice."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bench_cases import encoder, run, value, write_afriqa, write_queries
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xqg_vdb import Recipe, Retriever, load, open_store
+from xqg_vdb.bench.cells import run_cell
+from xqg_vdb.bench.claims import judge_claim
+from xqg_vdb.bench.material import prepare
+from xqg_vdb.bench.placing import content_of, place
+from xqg_vdb.bench.presets import preset
+from xqg_vdb.bench.records import Report
+from xqg_vdb.bench.suite import ClaimPlan, Comparison, Suite, SweepPlan, System, read_suite
+from xqg_vdb.datasets import load_task
+from xqg_vdb.errors import DataError
+from xqg_vdb.kept_vectors import digest_of, kept_vectors
+from xqg_vdb.kept_vectors import digest_of, kept_vectors
+from xqg_vdb.metrics import macro_mean, parse_metrics, per_query
+from xqg_vdb.query_vectors import encode_query_files
+from xqg_vdb.query_vectors import encode_query_files
+from xqg_vdb.trec import read_run
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with the miniature data and a query file for it."""
+    write_afriqa(tmp_path)
+    write_queries(tmp_path / "queries.jsonl", load_task("afriqa", tmp_path))
+    return tmp_path
+
+
+def suite(data, **more):
+    made = preset("afriqa", queries=data / "queries.jsonl", search="memory", depth=10)
+    return replace(made, **more)
+
+
+def test_a_system_is_what_load_and_retriever_do(data):
+    """The twin: the product itself, from files to hits."""
+    task, made = load_task("afriqa", data), encoder()
+    corpus = data / "corpus.jsonl"
+    records = [{"id": p.id, "title": p.title, "text": p.text, "lang": "en"} for p in task.passages]
+    corpus.write_text("\n".join(map(json.dumps, records)))
+    with open_store(data / "store") as store:
+        collection = load(corpus, "c", encoder=made, queries=data / "queries.jsonl", store=store)
+        answers = Retriever(made, collection).run(task.queries, k=10, exact=True)
+        theirs = {a.query.id: [(h.id, h.score) for h in a.hits] for a in answers}
+    report = run(suite(data), data, made=made)
+    ours = read_run(_run(data, "calibrated + xQG"))
+    assert {q: [i for i, _ in found] for q, found in ours.items()} == {q: [i for i, _ in f] for q, f in theirs.items()}
+    metric = parse_metrics(["R@10"])[0]
+    expected = macro_mean(per_query(theirs, task.qrels, metrics=[metric])[metric], groups=task.groups)
+    assert value(report, "calibrated + xQG") == pytest.approx(expected)
+
+
+def _run(data, system):
+    name = "".join(char if char.isalnum() or char in "+-_." else "-" for char in system)
+    return data / "out" / "runs" / f"afriqa.{name}.trec.gz"
+
+
+@pytest.mark.parametrize("search", ["exact", "graph"])
+def test_a_real_collection_ranks_as_the_matrix_does(data, search):
+    """Graph search is exact on collections as small as this."""
+    task, made = load_task("afriqa", data), encoder()
+    material = prepare(task, encoder=made, folder=data / "v")
+    queries = encode_query_files(
+        [data / "queries.jsonl"], [p.id for p in material.passages], encoder=made, folder=data / "v"
+    )
+    placed = place(System("s", queries="q"), material, encoder=made, queries=queries)
+    options = {"encoder": made.facts, "metrics": ["R@1", "MRR@10", "R@2kt", "R@2kt strict"], "depth": 10}
+    memory, in_memory = run_cell(task, material.passages, placed, search="memory", store=None, **options)
+    with open_store(data / "store") as store:
+        cell, found = run_cell(task, material.passages, placed, search=search, store=store, **options)
+        assert store.names() == []
+    assert {q: [i for i, _ in f] for q, f in found.items()} == {q: [i for i, _ in f] for q, f in in_memory.items()}
+    assert cell.values == memory.values
+    assert set(cell.values) == set(options["metrics"])
+
+
+def test_pooled_tasks_search_their_own_pool(tmp_path):
+    place_of = tmp_path / "tatoeba"
+    place_of.mkdir()
+    for lang in ("afr", "ara"):
+        (place_of / f"tatoeba.{lang}-eng.{lang}").write_text("".join(f"same{i} w{i}\n" for i in range(5)))
+        (place_of / f"tatoeba.{lang}-eng.eng").write_text("".join(f"same{i} v{i}\n" for i in range(5)))
+    task, made = _tatoeba(tmp_path), encoder()
+    material = prepare(task, encoder=made, folder=tmp_path / "v")
+    placed = place(System("s", calibration=0.0), material, encoder=made, queries=None)
+    options = {"encoder": made.facts, "metrics": ["Accuracy"], "depth": 10}
+    with open_store(tmp_path / "store") as store:
+        cell, run_ = run_cell(task, material.passages, placed, search="exact", store=store, **options)
+    memory, _ = run_cell(task, material.passages, placed, search="memory", store=None, **options)
+    assert cell.values == memory.values
+    assert set(cell.values["Accuracy"].values()) == {1.0}
+    assert all(docid.split("-")[0] == qid.split("-")[0] for qid, found in run_.items() for docid, _ in found)
+    assert all(len(found) == 5 for found in run_.values())
+
+
+def _tatoeba(folder):
+    from xqg_vdb.datasets import tatoeba
+
+    return tatoeba.load(folder, langs=["af", "ar"])
+
+
+def test_controls_have_everything_but_the_content(data):
+    task, made = load_task("afriqa", data), encoder()
+    material = prepare(task, encoder=made, folder=data / "v")
+    queries = encode_query_files(
+        [data / "queries.jsonl"], [p.id for p in material.passages], encoder=made, folder=data / "v"
+    )
+    n = len(material.passages)
+    means = made.language_means.means
+    own = content_of(System("s", queries="q"), queries, passages=n, means=means)
+    direction = content_of(System("s", queries="q", content="direction"), queries, passages=n, means=means)
+    shuffled = content_of(System("s", queries="q", content="shuffled"), queries, passages=n, means=means)
+    for lang, (total, count) in own.items():
+        np.testing.assert_array_equal(direction[lang][1], count)
+        np.testing.assert_allclose(direction[lang][0], count[:, None] * means[lang], rtol=1e-6)
+        assert sorted(shuffled[lang][1]) == sorted(count)
+        assert not (shuffled[lang][0] == total).all(axis=1).any(), "a passage kept its own queries"
+        np.testing.assert_allclose(shuffled[lang][0].sum(axis=0), total.sum(axis=0), atol=1e-4)
+
+
+def test_query_sums_against_a_loop(data):
+    task, made = load_task("afriqa", data), encoder()
+    passages = tuple(task.passages)
+    write_queries(data / "some.jsonl", task, n=4, skip=[passages[0].id])
+    queries = encode_query_files([data / "some.jsonl"], [p.id for p in passages], encoder=made, folder=data / "v")
+    records = {r["id"]: r["generated_queries"] for r in map(json.loads, (data / "some.jsonl").read_text().splitlines())}
+    for n in (None, 1, 3):
+        sums = queries.sums(passages=len(passages), n=n)
+        for lang in ("ha", "zu"):
+            for row, passage in enumerate(passages):
+                texts = records.get(passage.id, {}).get(lang, [])[:n]
+                expected = made.encode_queries(texts).sum(axis=0) if texts else np.zeros(32)
+                np.testing.assert_allclose(sums[lang][0][row], expected, atol=1e-5)
+                assert sums[lang][1][row] == len(texts)
+
+
+def test_nothing_is_computed_twice(data):
+    made = encoder()
+    first = run(suite(data), data, made=made)
+    seen = made.texts_seen
+    cells = {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
+    second = run(suite(data), data, made=made)
+    assert made.texts_seen == seen
+    assert cells == {path: path.stat().st_mtime_ns for path in (data / "out" / "cells").iterdir()}
+    assert [r.headline for r in first.results] == [r.headline for r in second.results]
+    queries = data / "queries.jsonl"
+    queries.write_text(queries.read_text().replace("haword", "w1"))  # other queries: other cells, same passages
+    third = run(suite(data), data, made=made)
+    assert value(third, "plain") == value(first, "plain")
+    new = {path for path in (data / "out" / "cells").iterdir()} - set(cells)
+    assert len([path for path in new if path.name.endswith(".json.gz")]) == len(suite(data).systems) - 2
+
+
+class _Stop(Exception):
+    pass
+
+
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=40), stop=st.integers(0, 5))
+def test_kept_vectors_go_on_where_they_stopped(tmp_path_factory, texts, stop):
+    from unittest.mock import patch
+
+    folder, made = tmp_path_factory.mktemp("kept"), encoder()
+    left = [stop]
+
+    def failing(part):
+        if left[0] == 0:
+            raise _Stop
+        left[0] -= 1
+        return made.encode_queries(part)
+
+    with patch("xqg_vdb.kept_vectors.WINDOW", 7):
+        options = {"encoder": made.facts, "kind": "queries", "folder": folder}
+        try:
+            rows = kept_vectors(texts, encode=failing, **options)
+        except _Stop:
+            seen = made.texts_seen
+            assert seen % 7 == 0
+            rows = kept_vectors(texts, encode=made.encode_queries, **options)
+            assert made.texts_seen == len(texts), "what was committed is not encoded again"
+    np.testing.assert_array_equal(rows, encoder().encode_queries(texts))
+
+
+def test_digests_tell_lists_apart():
+    assert len({digest_of(texts) for texts in (["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"], [], ["", "abc"])}) == 6
+
+
+def test_sweeps_pass_through_the_cells(data):
+    """At the system's own setting a curve has the cell's value; `without` and `n` against cells of such systems."""
+    base = System("calibrated + xQG", queries="queries")
+    more = (
+        base,
+        replace(base, name="n1", n=1),
+        replace(base, name="no ha", recipe=Recipe(langs=("zu",))),
+        replace(base, name="plain questions", calibration=0.0),
+        replace(base, name="alpha .6", recipe=Recipe(alpha=0.6)),
+        replace(base, name="mean", recipe=Recipe(pool="mean", alpha=0.4)),
+    )
+    plans = tuple(SweepPlan(base.name, what) for what in ("n", "without"))
+    plans += (SweepPlan(base.name, "alpha", (0.3, 0.6)), SweepPlan(base.name, "lambda", (0.0, 0.7)))
+    plans += (SweepPlan("mean", "alpha", (0.4,), "MRR@10"),)
+    report = run(suite(data, systems=more, comparisons=(), sweeps=plans), data)
+    n, without, alpha, strength, mean = report.sweeps
+    own = value(report, base.name, "R@1")
+    assert {p.x: p.value for p in n.points} == pytest.approx(
+        {1: value(report, "n1", "R@1"), 2: n.points[1].value, 3: own}
+    )
+    assert {p.x: p.value for p in without.points}["without ha"] == pytest.approx(value(report, "no ha", "R@1"))
+    assert [p.value for p in alpha.points] == pytest.approx([own, value(report, "alpha .6", "R@1")])
+    assert [p.value for p in strength.points] == pytest.approx([value(report, "plain questions", "R@1"), own])
+    assert mean.points[0].value == pytest.approx(value(report, "mean", "MRR@10"))
+
+
+def test_the_report_round_trips_and_compares(data):
+    report = run(suite(data), data)
+    again = Report.from_json(json.loads(json.dumps(report.to_json())))
+    assert again == report
+    found = next(c for c in report.comparisons if (c.baseline, c.system, c.metric) == ("plain", "calibrated", "R@10"))
+    assert found.macro.difference == pytest.approx(value(report, "calibrated") - value(report, "plain"))
+    assert set(found.groups) == {"ha", "zu"}
+    assert report.query_files["afriqa: queries"]["languages"] == {"ha": 72, "zu": 72}
+    assert report.environment["tokenizer"] == ""
+
+
+def test_answer_metrics_name_their_tokenizer(data):
+    report = run(suite(data, metrics=("R@2kt",), sweeps=()), data)
+    assert report.environment["tokenizer"].startswith("nltk")
+
+
+@pytest.mark.parametrize(
+    ("plan", "verdict"),
+    [
+        (ClaimPlan("a", "improves", "afriqa", "R@1", "shuffled queries", "xQG", p=1.1), "holds"),
+        (ClaimPlan("b", "improves", "afriqa", "R@1", "xQG", "shuffled queries"), "does not hold"),
+        (ClaimPlan("c", "exceptions", "afriqa", "R@1", "shuffled queries", "xQG"), "holds"),
+        (ClaimPlan("d", "untestable", reason="no data"), "cannot be tested here"),
+        (ClaimPlan("e", "grows", "afriqa", "R@1", system="plain"), "cannot be tested here"),
+    ],
+)
+def test_claims(data, plan, verdict):
+    report = run(suite(data, claims=(plan,)), data)
+    assert [claim.verdict for claim in report.claims] == [verdict]
+    assert report.claims[0].evidence
+
+
+def test_a_curve_that_falls_does_not_grow():
+    from xqg_vdb.bench.records import Point, Sweep
+
+    plan = ClaimPlan("more helps", "grows", "d", "R@1", system="s")
+
+    def verdict(*values):
+        curve = Sweep("d", "R@1", "s", "n", [Point(i, v) for i, v in enumerate(values)])
+        return judge_claim(plan, comparisons=[], sweeps=[curve]).verdict
+
+    assert verdict(0.1, 0.2, 0.3) == "holds"
+    assert verdict(0.1, 0.3, 0.2) == verdict(0.3, 0.3) == "does not hold"
+    assert verdict(0.3) == "cannot be tested here"
+
+
+GOOD = """
+name = "s"
+datasets = ["afriqa"]
+[queries]
+mine = "queries.jsonl"
+[[systems]]
+name = "plain"
+calibration = 0
+[[systems]]
+name = "xqg"
+queries = "mine"
+recipe = { alpha = 0.2, langs = ["ha"] }
+[[comparisons]]
+baseline = "plain"
+systems = ["xqg"]
+"""
+
+
+def test_a_suite_file(data):
+    path = data / "suite.toml"
+    path.write_text(GOOD)
+    read = read_suite(path)
+    assert read.systems[1].recipe == Recipe(alpha=0.2, langs=("ha",))
+    assert read.systems[0].calibration == 0.0
+    assert read.query_file(read.systems[1], "afriqa") == data / "queries.jsonl"
+    assert value(run(read, data), "xqg", "R@10") > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (('name = "s"', 'nam = "s"'), "'nam' is no key"),
+        (('name = "s"', ""), "missing 1 required positional argument: 'name'"),
+        (('["afriqa"]', '["afrika"]'), "'afrika' is no dataset; expected afriqa"),
+        (('["afriqa"]', '"afriqa"'), "expected tuple"),
+        (("calibration = 0", 'calibration = "0"'), "calibration: expected float | None, found '0'"),
+        (("alpha = 0.2", "alpha = 2"), "alpha must lie between 0 and 1"),
+        (("alpha = 0.2", "alfa = 0.2"), "'alfa' is no key"),
+        (('systems = ["xqg"]', 'systems = ["xqq"]'), "'xqq' is no system; expected xqg"),
+        (('queries = "mine"', 'queries = "yours"'), "'yours' is no query set; expected mine"),
+        (('name = "xqg"', 'name = "plain"'), "a name of its own"),
+        (("[queries]", "[queries"), "cannot be read as a suite"),
+        (("calibration = 0", 'content = "shufled"'), "'shufled' is no value"),
+        (('name = "plain"', 'name = "plain"\nlanguages = "detected"\nn = true'), "n: expected int | None, found True"),
+    ],
+)
+def test_suite_files_are_checked_before_anything_runs(data, change, says):
+    path = data / "suite.toml"
+    path.write_text(GOOD.replace(*change))
+    with pytest.raises(DataError, match=r"suite\.toml") as error:
+        read_suite(path)
+    assert says in str(error.value)
+
+
+def test_what_is_wrong_is_told_before_encoding(data):
+    made = encoder()
+    wrong = [
+        suite(data, metrics=("R@10", "R@1oo")),
+        suite(data, queries={"queries": {"*": data / "absent.jsonl"}}),
+        suite(data, queries={"queries": {"xquad": data / "queries.jsonl"}}),
+    ]
+    for one in wrong:
+        with pytest.raises(DataError):
+            run(one, data, made=made)
+    assert made.texts_seen == 0
+
+
+def test_queries_of_another_corpus_are_refused(data):
+    (data / "queries.jsonl").write_text('{"id": "x", "generated_queries": {"ha": ["q"]}}')
+    with pytest.raises(DataError, match="ids"):
+        run(suite(data), data)
+
+
+def test_language_means_of_another_datasets_questions(data):
+    """`means = DATASET`: the questions' own mean, so that centring with λ = 1 leaves them a mean of zero."""
+    task, made = load_task("afriqa", data), encoder()
+    systems = (System("train", calibration=1.0, means="afriqa"), System("detected", languages="detected"))
+    report = run(suite(data, systems=systems, comparisons=(), sweeps=()), data, made=made)
+    assert {r.system for r in report.results} == {"train", "detected"}
+    from xqg_vdb.bench.placing import means_of_questions
+
+    rows = made.encode_queries([q.text for q in task.queries])
+    table = means_of_questions(rows, [q.lang for q in task.queries])
+    own = [i for i, q in enumerate(task.queries) if q.lang == "ha"]
+    np.testing.assert_allclose(table.means["ha"], rows[own].mean(axis=0), atol=1e-6)
+
+
+def test_two_sided_calibration_takes_each_languages_mean_away(data):
+    from xqg_vdb.bench.material import Material
+    from xqg_vdb.bench.placing import center_passages
+    from xqg_vdb.types import Passage
+
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((6, 4)).astype(np.float32)
+    passages = tuple(Passage(str(i), "t", lang="ab"[i % 2]) for i in range(6))
+    material = Material(load_task("afriqa", data), passages, rows, rows)
+    centred = center_passages(material, strength=1.0, normalize=False)
+    for i in range(2):
+        np.testing.assert_allclose(centred[i::2].mean(axis=0), 0, atol=1e-6)
+    half = center_passages(material, strength=0.5, normalize=False)
+    np.testing.assert_allclose(half, (rows + centred) / 2, atol=1e-6)
+
+
+def test_comparisons_need_known_systems():
+    with pytest.raises(DataError, match="no system"):
+        Suite("s", ("afriqa",), (System("a"),), comparisons=(Comparison("a", ("b",)),))
+    with pytest.raises(DataError, match="no dataset of this suite"):
+        Suite("s", ("afriqa",), (System("a"),), claims=(ClaimPlan("c", "improves", "xquad", "R@1", "a", "a"),))
