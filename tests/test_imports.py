@@ -38,6 +38,7 @@ LAYERS = [
     ["progress"],
     ["building", "kept_vectors"],
     ["loading", "retrieval", "query_vectors"],
+    ["async_retrieval"],
     ["models"],
     ["demo"],
     ["metrics", "significance"],  # evaluation
@@ -48,6 +49,7 @@ LAYERS = [
     ["bench"],
     ["report"],
     ["generation"],
+    ["rerank", "expansion"],  # the neighbouring methods
     ["training"],
     ["integrations"],  # RAG frameworks
     ["__init__"],  # names for users; loads what they are used for, when they are used

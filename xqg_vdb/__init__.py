@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 from xqg_vdb.types import Hit, Passage, Query, Recipe
 
 if TYPE_CHECKING:
+    from xqg_vdb.async_retrieval import AsyncRetriever
     from xqg_vdb.collection import Collection, open_store
     from xqg_vdb.encoding import Encoder
     from xqg_vdb.export import export_encoder
+    from xqg_vdb.expansion import Expander
     from xqg_vdb.loading import load
+    from xqg_vdb.rerank import Reranker
     from xqg_vdb.retrieval import Retriever
 
 try:
@@ -30,8 +33,11 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 _HOMES = {
+    "AsyncRetriever": "xqg_vdb.async_retrieval",
     "Collection": "xqg_vdb.collection",
     "Encoder": "xqg_vdb.encoding",
+    "Expander": "xqg_vdb.expansion",
+    "Reranker": "xqg_vdb.rerank",
     "Retriever": "xqg_vdb.retrieval",
     "export_encoder": "xqg_vdb.export",
     "load": "xqg_vdb.loading",
@@ -39,8 +45,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Collection", "Encoder", "Hit", "Passage", "Query", "Recipe", "Retriever", "__version__", "export_encoder", "load",
-    "open_store",
+    "AsyncRetriever", "Collection", "Encoder", "Hit", "Passage", "Query", "Recipe", "Retriever", "__version__",
+    "export_encoder", "load", "open_store",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ question's hits would depend on what others ask at the moment.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -57,16 +58,16 @@ class HasAsyncSearch(Protocol):
 class AsyncRetriever:
     """`Retriever` for coroutines; an asynchronous context manager. May be used in several event loops, one by one.
 
-    threads: searches that are encoded side by side. Two suit a small machine; each takes one core while it encodes.
+    threads: questions that are encoded side by side, each on one core; by default as many as there are cores.
     """
 
-    def __init__(self, retriever: Retriever, *, threads: int = 2) -> None:
-        if threads < 1:
+    def __init__(self, retriever: Retriever, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
             raise ValueError(f"threads must be 1 or more, got {threads}")
         self.retriever = retriever
         store = retriever.collection.store
         self._server = store.async_search() if isinstance(store, HasAsyncSearch) else None
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="xqg-async")
+        self._pool = ThreadPoolExecutor(max_workers=threads or os.cpu_count() or 1, thread_name_prefix="xqg-async")
 
     async def __aenter__(self) -> AsyncRetriever:
         return self

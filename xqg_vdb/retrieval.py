@@ -170,7 +170,9 @@ class Retriever:
         rows = np.add.reduceat(flat.vectors, starts) / np.array([[len(several)] for several in wordings], np.float32)
         if self.encoder.facts.normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
-        return EncodedQueries(rows, tuple(flat.langs[start] for start in starts), flat.breadth)
+        return EncodedQueries(
+            np.asarray(rows, dtype=np.float32), tuple(flat.langs[start] for start in starts), flat.breadth
+        )
 
     def depth(self, k: int) -> int:
         """How many hits to search for when k are wanted."""

@@ -1,0 +1,271 @@
+"""Haystack: text and document embedders for its stores, and a retriever component (extra `haystack`).
+
+In: arguments that can be written to a pipeline file: names, folders, addresses. Out: embeddings and documents. Haystack
+makes components before it uses them, so the model and the store are opened by `warm_up`, or by the first `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from xqg_vdb.async_retrieval import AsyncRetriever
+from xqg_vdb.collection import Collection, open_store
+from xqg_vdb.collection.layout import LANG_KEY
+from xqg_vdb.encoding import Encoder
+from xqg_vdb.errors import MissingExtra
+from xqg_vdb.model_folder import STARTER
+from xqg_vdb.retrieval import QueryEncoder, Retriever, passage_languages
+from xqg_vdb.types import Hit, Passage, Query
+
+try:
+    from haystack import Document, component, default_from_dict, default_to_dict
+    from haystack.utils import Secret
+except ImportError as error:
+    raise MissingExtra(f"{error}: pip install 'xqg-vdb[haystack]'") from error
+
+_KEY = Secret.from_env_var("XQG_VDB_API_KEY", strict=False)
+
+
+@component
+class XqgTextEmbedder:
+    """The calibrated vector of a question, for `QdrantEmbeddingRetriever` and its like.
+
+    encoder: a model folder or name. collection: the one that will be searched, in the folder `path` or on the server at
+    `url`; its card says how to calibrate. Without one, the encoder's own calibration is used.
+    query_language: of all questions; detected for each when not given. calibration: λ, 0 to switch it off.
+    """
+
+    def __init__(
+        self,
+        encoder: str = STARTER,
+        *,
+        collection: str | None = None,
+        path: str | None = None,
+        url: str | None = None,
+        api_key: Secret = _KEY,
+        query_language: str | None = None,
+        calibration: float | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.collection = collection
+        self.path = path
+        self.url = url
+        self.api_key = api_key
+        self.query_language = query_language
+        self.calibration = calibration
+        self._once = threading.Lock()
+        self._queries: QueryEncoder | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` makes an equal component from; a key that was given as text is refused by Haystack."""
+        return default_to_dict(
+            self, encoder=self.encoder, collection=self.collection, path=self.path, url=self.url,
+            api_key=self.api_key, query_language=self.query_language, calibration=self.calibration,
+        )  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> XqgTextEmbedder:
+        """The component that `to_dict` wrote."""
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Open the encoder and read the collection's card, once. Raises ModelError, DataError, MismatchError."""
+        self._ready()
+
+    @component.output_types(embedding=list[float])
+    def run(self, text: str, query_language: str | None = None) -> dict[str, list[float]]:
+        """`embedding`: the question's vector. Raises DataError when it is blank."""
+        query = Query("0", text, query_language or self.query_language)
+        return {"embedding": self._ready().encode([query]).vectors[0].tolist()}
+
+    @component.output_types(embedding=list[float])
+    async def run_async(self, text: str, query_language: str | None = None) -> dict[str, list[float]]:
+        """The same on a worker thread."""
+        return await asyncio.to_thread(self.run, text, query_language)
+
+    def _ready(self) -> QueryEncoder:
+        with self._once:
+            if self._queries is None:
+                encoder = Encoder(self.encoder)
+                if self.collection is None:
+                    self._queries = QueryEncoder(encoder, calibration=self.calibration)
+                else:
+                    with _open(self.collection, path=self.path, url=self.url, api_key=self.api_key) as collection:
+                        self._queries = QueryEncoder(encoder, collection=collection, calibration=self.calibration)
+            return self._queries
+
+
+@component
+class XqgDocumentEmbedder:
+    """Vectors for documents, from their title (`meta["title"]`, when there is one) and content.
+
+    encoder: a model folder or name; it must be the one that the questions are encoded with.
+    """
+
+    def __init__(self, encoder: str = STARTER) -> None:
+        self.encoder = encoder
+        self._once = threading.Lock()
+        self._encoder: Encoder | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` makes an equal component from."""
+        return default_to_dict(self, encoder=self.encoder)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> XqgDocumentEmbedder:
+        """The component that `to_dict` wrote."""
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Open the encoder, once. Raises ModelError."""
+        self._ready()
+
+    @component.output_types(documents=list[Document])
+    def run(self, documents: list[Document]) -> dict[str, list[Document]]:
+        """`documents`: copies with `embedding` set, in their order. Raises DataError for one without text."""
+        vectors = self._ready().encode_passages(map(_text, documents)).tolist()
+        return {"documents": [replace(one, embedding=row) for one, row in zip(documents, vectors, strict=True)]}
+
+    @component.output_types(documents=list[Document])
+    async def run_async(self, documents: list[Document]) -> dict[str, list[Document]]:
+        """The same on a worker thread."""
+        return await asyncio.to_thread(self.run, documents)
+
+    def _ready(self) -> Encoder:
+        with self._once:
+            if self._encoder is None:
+                self._encoder = Encoder(self.encoder)
+            return self._encoder
+
+
+@component
+class XqgRetriever:
+    """Finds passages for questions in any language: encoding, calibration and search in one component.
+
+    collection: as `xqg-vdb load` named it, in the folder `path` or on the server at `url` (see `open_store`).
+    encoder: the model folder or name that made it. top_k: documents to return. languages: only passages in these.
+    query_language: of all questions; detected for each when not given. calibration: λ, 0 to switch it off.
+
+    A document's id is the passage's, its meta are the passage's with `lang` and `title`.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        *,
+        encoder: str = STARTER,
+        path: str | None = None,
+        url: str | None = None,
+        api_key: Secret = _KEY,
+        top_k: int = 10,
+        languages: list[str] | None = None,
+        query_language: str | None = None,
+        calibration: float | None = None,
+    ) -> None:
+        self.collection = collection
+        self.encoder = encoder
+        self.path = path
+        self.url = url
+        self.api_key = api_key
+        self.top_k = top_k
+        self.languages = passage_languages(languages)
+        self.query_language = query_language
+        self.calibration = calibration
+        self._once = threading.Lock()
+        self._retriever: AsyncRetriever | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` makes an equal component from; a key that was given as text is refused by Haystack."""
+        return default_to_dict(
+            self, collection=self.collection, encoder=self.encoder, path=self.path, url=self.url,
+            api_key=self.api_key, top_k=self.top_k, languages=self.languages,
+            query_language=self.query_language, calibration=self.calibration,
+        )  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> XqgRetriever:
+        """The component that `to_dict` wrote."""
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Open the encoder and the collection, once. Raises ModelError, DataError, MismatchError, ServerError."""
+        self._ready()
+
+    def close(self) -> None:
+        """Release the collection; the next `run` opens it again."""
+        if self._retriever is not None:
+            self._retriever.retriever.collection.close()
+            self._retriever = None
+
+    @component.output_types(documents=list[Document])
+    def run(
+        self,
+        query: str,
+        top_k: int | None = None,
+        languages: list[str] | None = None,
+        query_language: str | None = None,
+    ) -> dict[str, list[Document]]:
+        """`documents`: the best passages for the question, best first. Raises DataError when it is blank."""
+        hits = self._ready().retriever.search(
+            query,
+            k=self.top_k if top_k is None else top_k,
+            langs=self.languages if languages is None else languages,
+            lang=query_language or self.query_language,
+        )
+        return {"documents": [_document(hit) for hit in hits]}
+
+    @component.output_types(documents=list[Document])
+    async def run_async(
+        self,
+        query: str,
+        top_k: int | None = None,
+        languages: list[str] | None = None,
+        query_language: str | None = None,
+    ) -> dict[str, list[Document]]:
+        """The same without blocking the event loop."""
+        retriever = await asyncio.to_thread(self._ready)
+        hits = await retriever.search(
+            query,
+            k=self.top_k if top_k is None else top_k,
+            langs=self.languages if languages is None else languages,
+            lang=query_language or self.query_language,
+        )
+        return {"documents": [_document(hit) for hit in hits]}
+
+    def _ready(self) -> AsyncRetriever:
+        with self._once:
+            if self._retriever is None:
+                collection = _open(self.collection, path=self.path, url=self.url, api_key=self.api_key)
+                try:
+                    retriever = Retriever(Encoder(self.encoder), collection, calibration=self.calibration)
+                except BaseException:
+                    collection.close()
+                    raise
+                self._retriever = AsyncRetriever(retriever)
+            return self._retriever
+
+
+def language_filter(languages: Sequence[str]) -> dict[str, Any]:
+    """Only passages in these languages, as Haystack's document stores and retrievers take it (`filters=`).
+
+    Raises DataError for an empty list and for what is no language code.
+    """
+    return {"field": LANG_KEY, "operator": "in", "value": passage_languages(languages) or []}
+
+
+def _open(name: str, *, path: str | None, url: str | None, api_key: Secret) -> Collection:
+    return Collection(name, open_store(path, url=url, api_key=api_key.resolve_value()))
+
+
+def _text(document: Document) -> str:
+    title = document.meta.get("title")
+    return Passage(document.id, document.content or "", title=title if isinstance(title, str) else "").title_and_text
+
+
+def _document(hit: Hit) -> Document:
+    meta = {**hit.meta, "lang": hit.lang, "title": hit.title}
+    return Document(id=hit.id, content=hit.text, meta=meta, score=hit.score)

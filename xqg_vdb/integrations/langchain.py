@@ -1,0 +1,128 @@
+"""LangChain: `XqgEmbeddings` for its vector stores, `XqgRetriever` for its chains (extra `langchain`).
+
+In: a ready encoder or retriever. Out: LangChain's embeddings and documents. This file refuses to know how either works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xqg_vdb.async_retrieval import AsyncRetriever
+from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.collection import Collection
+from xqg_vdb.collection.layout import LANG_KEY
+from xqg_vdb.errors import MissingExtra
+from xqg_vdb.retrieval import QueryEncoder, Retriever, passage_languages
+from xqg_vdb.types import Hit, Query
+
+try:
+    from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+    from langchain_core.documents import Document
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.retrievers import BaseRetriever
+    from pydantic import Field, PrivateAttr
+except ImportError as error:
+    raise MissingExtra(f"{error}: pip install 'xqg-vdb[langchain]'") from error
+from qdrant_client import models
+
+
+class XqgEmbeddings(Embeddings):
+    """Vectors for LangChain's stores; questions are calibrated for their language. Threads may share it.
+
+    collection: the collection that will be searched, whose card says how to calibrate; without one, the encoder's own
+    calibration is used. query_language: of all questions; detected for each when not given.
+    calibration: λ in place of the recommended one, 0 to switch it off.
+    Raises MismatchError when the collection was made by another encoder.
+    """
+
+    def __init__(
+        self,
+        encoder: CalibratedEncoder,
+        *,
+        collection: Collection | None = None,
+        query_language: str | None = None,
+        calibration: float | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.query_language = query_language
+        self._queries = QueryEncoder(encoder, collection=collection, calibration=calibration)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """One vector of `encoder.facts.dim` floats per passage. Raises DataError for a blank text."""
+        vectors: list[list[float]] = self.encoder.encode_passages(texts).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """The calibrated vector of one question. Raises DataError when it is blank."""
+        vector: list[float] = self._queries.encode([Query("0", text, self.query_language)]).vectors[0].tolist()
+        return vector
+
+
+class XqgRetriever(BaseRetriever):
+    """Finds passages for questions in any language; `ainvoke` blocks no event loop.
+
+    retriever: a ready `Retriever`. k: documents to return. languages: only passages in these languages.
+    query_language: of all questions; detected for each when not given. All but the first may be given to `invoke`, too.
+
+    A document's id is the passage's, its metadata are the passage's with `lang`, `title` and `_score`.
+    """
+
+    retriever: Retriever
+    k: int = Field(default=10, ge=1)
+    languages: list[str] | None = None
+    query_language: str | None = None
+    _async: AsyncRetriever = PrivateAttr()
+
+    def model_post_init(self, context: object, /) -> None:
+        """Make the asynchronous twin; it opens nothing before it is used."""
+        super().model_post_init(context)
+        self._async = AsyncRetriever(self.retriever)
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        languages: Sequence[str] | None = None,
+        query_language: str | None = None,
+    ) -> list[Document]:
+        hits = self.retriever.search(
+            query,
+            k=self.k if k is None else k,
+            langs=self.languages if languages is None else languages,
+            lang=query_language or self.query_language,
+        )
+        return [_document(hit) for hit in hits]
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        languages: Sequence[str] | None = None,
+        query_language: str | None = None,
+    ) -> list[Document]:
+        hits = await self._async.search(
+            query,
+            k=self.k if k is None else k,
+            langs=self.languages if languages is None else languages,
+            lang=query_language or self.query_language,
+        )
+        return [_document(hit) for hit in hits]
+
+
+def language_filter(languages: Sequence[str]) -> models.Filter:
+    """Only passages in these languages, as `langchain_qdrant.QdrantVectorStore` takes it (`filter=`).
+
+    Raises DataError for an empty list and for what is no language code.
+    """
+    return models.Filter(
+        must=[models.FieldCondition(key=LANG_KEY, match=models.MatchAny(any=passage_languages(languages) or []))]
+    )
+
+
+def _document(hit: Hit) -> Document:
+    metadata = {**hit.meta, "lang": hit.lang, "title": hit.title, "_score": hit.score}
+    return Document(page_content=hit.text, metadata=metadata, id=hit.id)
