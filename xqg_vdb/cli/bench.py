@@ -16,12 +16,16 @@ from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, prin
 
 if TYPE_CHECKING:
     from xqg_vdb.bench.suite import Suite
+    from xqg_vdb.progress import Progress
 
 
 @click.command()
 @click.argument("what", metavar="DATASET|SUITE.toml")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of reports, runs and kept vectors.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the benchmarks  [default: XQG_DATA_DIR]")
+@click.option(
+    "--download", is_flag=True, help="Fetch what the data folder lacks from the publishers, checksums checked."
+)
 @click.option("--vectors", type=click.Path(path_type=Path), help="Where encoded texts are kept  [default: OUT/vectors]")
 @encoder_options
 @click.option("--queries", type=click.Path(path_type=Path), help="Generated queries of DATASET's passages: adds xQG.")
@@ -36,6 +40,7 @@ def bench(
     what: str,
     out: Path,
     data_dir: Path | None,
+    download: bool,
     vectors: Path | None,
     model: str,
     threads: int | None,
@@ -69,6 +74,8 @@ def bench(
             return stack.enter_context(Encoder(ensure_encoder(name, report=say), threads=threads))
 
         progress = stack.enter_context(bars(unit=""))
+        if download:
+            _download(suite, data_dir, progress=progress)
         report = run_suite(
             suite, data_dir=data_dir, out=out, open_encoder=open_encoder, vectors=vectors, store=store,
             threads=threads or len(os.sched_getaffinity(0)), command=_command(), progress=progress,
@@ -92,6 +99,16 @@ def _suite(what: str, *, model: str, queries: Path | None, search: Any) -> Suite
         raise click.UsageError("a suite names its own query files; --queries goes with a DATASET")
     suite = read_suite(what)
     return suite if search is None else replace(suite, search=search)
+
+
+def _download(suite: Suite, data_dir: Path | None, *, progress: Progress) -> None:
+    from xqg_vdb.datasets import data_folder
+    from xqg_vdb.datasets.download import download
+
+    if data_dir is not None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    for dataset in suite.datasets:
+        download(dataset, data_folder(data_dir), progress=progress)
 
 
 def _command() -> str:

@@ -1,4 +1,4 @@
-"""Benchmarks by name, read in their publishers' own formats from --data-dir; nothing is downloaded.
+"""Benchmarks by name, read in their publishers' own formats from --data-dir; `download.py` fetches some of them.
 
 >>> sorted(DATASETS)[:3]
 ['afriqa', 'afriqa-english', 'afriqa-train']
