@@ -113,4 +113,4 @@ def _download(suite: Suite, data_dir: Path | None, *, progress: Progress) -> Non
 
 def _command() -> str:
     """The command as it was typed, for the report."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["xqg-vdb", *sys.argv[1:]])
