@@ -17,7 +17,7 @@ WIDTH = 300.0
 _LEFT, _RIGHT = 20.0, 44.0
 _TOP, _BOTTOM = 22.0, 18.0
 _ROW, _BAR = 16.0, 10.0
-_TITLE_LIMIT = 44
+_TITLE_LIMIT = 32
 
 
 def bar_panels(results: Sequence[Result], *, keys: Mapping[str, int]) -> list[Figure]:

@@ -74,7 +74,7 @@ def render_page(report: Report) -> str:
     datasets = [
         (name, [_section(report, name, metric, keys=keys) for metric in metrics]) for name, metrics in measured(report)
     ]
-    return _template().render(
+    text = _template().render(
         report=report,
         datasets=datasets,
         sweeps=[drawing for group in _together(report.sweeps) for drawing in _drawings(group, report, keys=keys)],
@@ -84,6 +84,7 @@ def render_page(report: Report) -> str:
         style=files(__package__).joinpath("templates/report.css").read_text("utf-8"),
         number=count(1).__next__,
     )
+    return text.lstrip()  # the lines of the macros
 
 
 def system_keys(report: Report) -> dict[str, int]:

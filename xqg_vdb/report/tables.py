@@ -78,7 +78,7 @@ def headline_table(report: Report, dataset: str, metric: str) -> Table:
     baseline = baseline_of(report, dataset, metric)
     against = _against(report, dataset, metric, baseline)
     columns = ["system", metric, "95 % interval", "n"]
-    columns += [] if baseline is None else [f"− {baseline}", "95 % interval ", "p"]
+    columns += [] if baseline is None else [f"− {baseline}", "its 95 % interval", "p"]
     rows = []
     for one in results_of(report, dataset, metric):
         row = [one.system, share(one.headline.value), interval(one.headline.interval), str(one.headline.n)]
