@@ -143,8 +143,11 @@ def load_with_report(
             again = Rejects(rejects.max_rejects)  # counted while encoding
             rows = read_rows(corpus, queries=table, default_lang=default_lang, rejects=again)
             digest = write_collection(rows, kept.build, writer, card=card, means=means, progress=progress)
-            progress("indexing", kept.build.rows, kept.build.rows)
-            writer.publish(_finished(card, count=kept.build.rows, digest=digest))
+            total = kept.build.rows
+            progress("indexing", 0, total)
+            finished = _finished(card, count=total, digest=digest)
+            writer.publish(finished, indexed=lambda done: progress("indexing", min(done, total), total))
+            progress("indexing", total, total)
     return LoadReport(
         collection=name,
         passages=kept.build.rows,

@@ -5,7 +5,7 @@ Start reading here. Nothing in this file computes; nothing in it knows Qdrant, O
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -130,6 +130,7 @@ class Card:
         encoder's own calibration for this collection; empty when there were no queries.
     calibration: the λ that `search` subtracts by default, as the encoder's folder recommended at load time.
     vectors: names of the dense vectors that every point has, each `encoder.dim` wide; the collection is made from them.
+    storage: how the collection is laid out, where that was asked for (`CollectionOptions.layout`).
     """
 
     encoder: EncoderFacts
@@ -142,6 +143,7 @@ class Card:
     count: int = 0
     digest: str = ""
     rows_digest: str = ""
+    storage: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     created: str = ""
 
@@ -156,6 +158,7 @@ class Card:
             "vectors": list(self.vectors),
             "query_langs": list(self.query_langs),
             "query_means": dict(self.query_means),
+            "storage": dict(self.storage),
         }
 
     @classmethod
@@ -245,8 +248,11 @@ class CollectionWriter(Protocol):
         """Make everything durable, then record that the first `rows` rows of the input are in."""
         ...
 
-    def publish(self, card: Card) -> None:
-        """Check the count, build the index, write the card and switch readers to this version."""
+    def publish(self, card: Card, *, indexed: Callable[[int], None] | None = None) -> None:
+        """Check the count, build the index, write the card and switch readers to this version.
+
+        indexed: told how many vectors are indexed so far, where the engine says so.
+        """
         ...
 
     def close(self) -> None:

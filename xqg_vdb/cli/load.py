@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from xqg_vdb.cli.layout_options import chosen_layout, layout_options
 from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, print_json, say, store_options
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--default-lang", help="Language of passages that name none  [default: detected]")
 @click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
 @click.option("--rejects", "rejects_file", type=click.Path(path_type=Path), help="Write bad lines to this file.")
+@layout_options
 @store_options
 @json_option
 def load(
@@ -87,7 +89,7 @@ def load(
     rejects = Rejects(max_rejects, rejects_file)
     files = check_inputs(corpus, collection, queries=query_files, questions=questions)
     with ExitStack() as stack:
-        store = stack.enter_context(closing(chosen_store(path, url)))
+        store = stack.enter_context(closing(chosen_store(path, url, options=chosen_layout())))
         strength = 0.0 if no_calibration else None
         encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads, calibration=strength))
         progress = stack.enter_context(bars(unit=" passages"))

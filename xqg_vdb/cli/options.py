@@ -10,14 +10,33 @@ import click
 import orjson
 
 if TYPE_CHECKING:
-    from xqg_vdb.types import VectorStore
+    from xqg_vdb.collection import CollectionOptions
+    from xqg_vdb.collection.admin import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_TIMEOUT = 60
+_KEY = "xqg_vdb.store."
+
 
 def store_options(command: F) -> F:
-    """--path and --url: where the data lives."""
+    """--path and --url: where the data lives; --grpc and --timeout: how to speak to a server."""
     for option in (
+        click.option(
+            "--timeout",
+            metavar="SECONDS",
+            type=click.IntRange(min=1),
+            help=f"For one request to a server  [default: {_TIMEOUT}]",
+            expose_value=False,
+            callback=_remember,
+        ),
+        click.option(
+            "--grpc",
+            is_flag=True,
+            help="Speak gRPC to the server (port 6334, or XQG_VDB_GRPC_PORT).",
+            expose_value=False,
+            callback=_remember,
+        ),
         click.option("--url", metavar="URL", help="Qdrant server (XQG_VDB_URL; API key from XQG_VDB_API_KEY)."),
         click.option(
             "--path",
@@ -52,13 +71,20 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def chosen_store(path: str | None, url: str | None) -> VectorStore:
-    """The store of --path or --url."""
+def chosen_store(path: str | None, url: str | None, *, options: CollectionOptions | None = None) -> Store:
+    """The store of --path or --url, spoken to as --grpc and --timeout say."""
     if path and url:
         raise click.UsageError("give --path or --url, not both")
     from xqg_vdb.collection import open_store
 
-    return open_store(path, url=url)
+    said = click.get_current_context().meta
+    timeout, grpc = said.get(_KEY + "timeout"), said.get(_KEY + "grpc")
+    return open_store(path, url=url, timeout=timeout or _TIMEOUT, grpc=bool(grpc), options=options)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    """Keep what `chosen_store` needs, so that commands need not hand it on."""
+    context.meta[f"{_KEY}{parameter.name}"] = value
 
 
 def say(line: str) -> None:

@@ -10,19 +10,30 @@ import os
 from collections.abc import Iterator, Sequence
 
 from ..types import Card, Hit, StoredPoint, Vectors, VectorStore
+from .admin import Store
+from .options import CollectionOptions
 
 DEFAULT_PATH = "./xqg-data"
+GRPC_PORT = 6334
 
-__all__ = ["DEFAULT_PATH", "Collection", "open_store"]
+__all__ = ["DEFAULT_PATH", "Collection", "CollectionOptions", "open_store"]
 
 
 def open_store(
-    path: str | os.PathLike[str] | None = None, *, url: str | None = None, api_key: str | None = None
-) -> VectorStore:
+    path: str | os.PathLike[str] | None = None,
+    *,
+    url: str | None = None,
+    api_key: str | None = None,
+    timeout: int = 60,
+    grpc: bool = False,
+    options: CollectionOptions | None = None,
+) -> Store:
     """The store on the server at `url`, else in the folder `path`; what is not given comes from the environment.
 
     XQG_VDB_URL, XQG_VDB_PATH and XQG_VDB_API_KEY are read in this order when neither is given; without them the folder
-    is ./xqg-data. Raises ValueError when both are given.
+    is ./xqg-data. options: of the collections that it makes.
+    timeout: seconds for one request to a server. grpc: speak gRPC (port 6334, or XQG_VDB_GRPC_PORT) instead of REST.
+    Raises ValueError when both are given.
     """
     if path is not None and url is not None:
         raise ValueError("give path or url, not both")
@@ -31,10 +42,12 @@ def open_store(
     if url is not None:
         from .server import ServerStore
 
-        return ServerStore.connect(url, api_key=api_key or os.environ.get("XQG_VDB_API_KEY") or None)
+        key = api_key or os.environ.get("XQG_VDB_API_KEY") or None
+        port = int(os.environ.get("XQG_VDB_GRPC_PORT") or GRPC_PORT) if grpc else None
+        return ServerStore.connect(url, api_key=key, timeout=timeout, grpc_port=port, options=options)
     from .embedded import EmbeddedStore
 
-    return EmbeddedStore(path or DEFAULT_PATH)
+    return EmbeddedStore(path or DEFAULT_PATH, options=options)
 
 
 class Collection:

@@ -18,13 +18,16 @@ import numpy as np
 from ..errors import CorruptError, DataError, LockedError
 from ..types import Card, CollectionWriter, Hit, StoredPoint, Vectors
 from . import engine, layout
+from .disk import disk_errors, empty_bin, remove_folder
+from .embedded_admin import EmbeddedAdmin
 from .embedded_writer import FREE_SPACE_FLOOR, open_writer
 from .locks import FileLock
-from .versions import Folder, Stamp, Version, disk_errors, empty_bin, remove_folder, stamp_of
+from .options import CollectionOptions
+from .versions import Folder, Stamp, Version, stamp_of
 
 
 @dataclass(slots=True)
-class _Reader:
+class Reader:
     """The open shard of a published version, and how many calls are using it right now."""
 
     version: Version
@@ -37,6 +40,7 @@ class _Reader:
     retired: bool = False
 
     def close(self) -> None:
+        """Release the shard and its lock."""
         self.shard.close()
         self.lock.release()
 
@@ -44,13 +48,21 @@ class _Reader:
 class EmbeddedStore:
     """Collections in a folder; see `types.VectorStore`. Opens one when it is first read, and again after a load.
 
+    options: of the collections that it makes.
     free_space_floor: bytes of disk that a load leaves free at least; on a full disk the engine would die of SIGBUS.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, free_space_floor: int = FREE_SPACE_FLOOR) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        options: CollectionOptions | None = None,
+        free_space_floor: int = FREE_SPACE_FLOOR,
+    ) -> None:
         self.path = Path(path)
+        self._options = options or CollectionOptions()
         self._floor = free_space_floor
-        self._readers: dict[str, _Reader] = {}
+        self._readers: dict[str, Reader] = {}
         self._mutex = threading.Lock()
         self._pid = os.getpid()
 
@@ -63,6 +75,11 @@ class EmbeddedStore:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @property
+    def admin(self) -> EmbeddedAdmin:
+        """Versions, states and snapshots."""
+        return EmbeddedAdmin(self)
+
     def names(self) -> list[str]:
         """The published collections, sorted."""
         with disk_errors(self.path):
@@ -74,17 +91,17 @@ class EmbeddedStore:
 
     def card(self, name: str) -> Card:
         """The card of the published version; does not open it. Raises DataError, CorruptError."""
-        folder = self._folder(name)
+        folder = self.folder(name)
         with disk_errors(folder.path):
             version = folder.current()
             if version is None:
-                raise self._missing(folder)
+                raise self.missing(folder)
             return version.card()
 
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
         """A new version, or the unfinished one of an equal card. Raises LockedError when another loader is at work."""
-        self._check_process()
-        return open_writer(self._folder(name), card=card, free_space_floor=self._floor)
+        self.check_process()
+        return open_writer(self.folder(name), card=card, options=self._options, free_space_floor=self._floor)
 
     def search(
         self,
@@ -103,7 +120,7 @@ class EmbeddedStore:
         """
         rows = layout.check_queries(vectors, k=k)
         layout.check_langs(langs)
-        with self._reading(name) as reader, engine.errors(reader.version.shard):
+        with self.reading(name) as reader, engine.errors(reader.version.shard):
             layout.check_using(reader.card, using, name=name, dim=rows.shape[1])
 
             def ask(questions: Vectors, limit: int) -> list[list[layout.Found]]:
@@ -114,23 +131,23 @@ class EmbeddedStore:
     def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
         layout.check_langs(langs)
-        with self._reading(name) as reader, engine.errors(reader.version.shard):
+        with self.reading(name) as reader, engine.errors(reader.version.shard):
             return engine.count(reader.shard, langs)
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
         """Every point of the version that is published when the first one is asked for."""
-        with self._reading(name) as reader, engine.errors(reader.version.shard):
+        with self.reading(name) as reader, engine.errors(reader.version.shard):
             for payload, vectors in engine.scroll(reader.shard, with_vectors=with_vectors):
                 arrays = {key: np.asarray(value, dtype=np.float32) for key, value in vectors.items()}
                 yield StoredPoint(id=str(payload.get("id", "")), payload=payload, vectors=arrays)
 
     def delete(self, name: str) -> None:
         """Remove the collection with all its versions. Raises DataError when it is unknown, LockedError when in use."""
-        self._check_process()
-        folder = self._folder(name)
+        self.check_process()
+        folder = self.folder(name)
         if not folder.path.is_dir():
-            raise self._missing(folder)
-        self._retire(name)
+            raise self.missing(folder)
+        self.let_go(name)
         busy = f"Collection {name!r} in {self.path} cannot be deleted: it is in use by"
         with disk_errors(folder.path):
             locks = [FileLock.take(folder.load_lock, busy=busy)]
@@ -145,12 +162,14 @@ class EmbeddedStore:
     def close(self) -> None:
         """Release handles and locks; calls that are running finish first. The store may be used again."""
         for name in list(self._readers):
-            self._retire(name)
+            self.let_go(name)
 
-    def _folder(self, name: str) -> Folder:
+    def folder(self, name: str) -> Folder:
+        """The folder of a collection, which need not exist. Raises DataError for what cannot be a name."""
         return Folder(self.path / layout.check_name(name))
 
-    def _missing(self, folder: Folder) -> DataError:
+    def missing(self, folder: Folder) -> DataError:
+        """The error for a collection that is not published: unfinished, or unknown."""
         if folder.versions():
             return DataError(
                 f"Collection {folder.path.name!r} in {self.path} is not finished: run the load again, it continues"
@@ -158,7 +177,8 @@ class EmbeddedStore:
             )
         return layout.missing_collection(folder.path.name, self.names(), where=str(self.path))
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raise LockedError in a forked child."""
         if os.getpid() != self._pid:
             raise LockedError(
                 f"The store {self.path} was opened in process {self._pid}, this is process {os.getpid()}: the engine"
@@ -167,9 +187,9 @@ class EmbeddedStore:
             )
 
     @contextmanager
-    def _reading(self, name: str) -> Iterator[_Reader]:
+    def reading(self, name: str) -> Iterator[Reader]:
         """The reader of the published version; it stays open until the block ends, whatever is published meanwhile."""
-        self._check_process()
+        self.check_process()
         with self._mutex:
             reader = self._fresh(name)
             reader.users += 1
@@ -180,13 +200,16 @@ class EmbeddedStore:
                 reader.users -= 1
                 self._close_unused(reader)
 
-    def _fresh(self, name: str) -> _Reader:
+    def _fresh(self, name: str) -> Reader:
         reader = self._readers.get(name)
-        if reader is not None and reader.stamp == stamp_of(reader.pointer):
+        if reader is not None and reader.stamp == (stamp := stamp_of(reader.pointer)):
             return reader
-        folder = self._folder(name)
+        folder = self.folder(name)
+        if reader is not None and stamp is not None and folder.current() == reader.version:
+            reader.stamp = stamp  # the pointer was rewritten, but it points here still
+            return reader
         if folder.stamp() is None:
-            raise self._missing(folder)
+            raise self.missing(folder)
         try:
             fresh = self._readers[name] = self._open(folder)
         except LockedError:
@@ -200,14 +223,14 @@ class EmbeddedStore:
                 folder.sweep()
         return fresh
 
-    def _open(self, folder: Folder) -> _Reader:
+    def _open(self, folder: Folder) -> Reader:
         """Lock, load and check the published version; tries again when it is replaced meanwhile."""
         busy = f"Collection {folder.path.name!r} in {self.path} is in use by"
         with disk_errors(folder.path):
             while True:
                 stamp, version = folder.stamp(), folder.current()
                 if stamp is None or version is None:
-                    raise self._missing(folder)
+                    raise self.missing(folder)
                 try:
                     lock = FileLock.take(version.lock, busy=busy)
                     break
@@ -219,12 +242,13 @@ class EmbeddedStore:
                     raise LockedError(f"{error}; close that one, or use a Qdrant server (--url) for several.") from None
         try:
             card = version.card()
-            return _Reader(version, str(folder.pointer), stamp, card, _checked_shard(version, card), lock)
+            return Reader(version, str(folder.pointer), stamp, card, engine.load_checked(version.shard, card), lock)
         except BaseException:
             lock.release()
             raise
 
-    def _retire(self, name: str) -> None:
+    def let_go(self, name: str) -> None:
+        """Close the reader of a collection as soon as the calls that use it have ended."""
         with self._mutex:
             reader = self._readers.pop(name, None)
             if reader is not None:
@@ -232,20 +256,6 @@ class EmbeddedStore:
                 self._close_unused(reader)
 
     @staticmethod
-    def _close_unused(reader: _Reader) -> None:
+    def _close_unused(reader: Reader) -> None:
         if reader.retired and reader.users == 0:
             reader.close()
-
-
-def _checked_shard(version: Version, card: Card) -> engine.Shard:
-    """The open shard, after its points were counted: the engine loads a damaged one with fewer and says nothing."""
-    shard = engine.load(version.shard)
-    with engine.errors(version.shard):
-        found = engine.count(shard)
-    if found != card.count:
-        shard.close()
-        raise CorruptError(
-            f"{version.shard} holds {found:,} points where its card promises {card.count:,}: it is damaged; load it"
-            " again."
-        )
-    return shard

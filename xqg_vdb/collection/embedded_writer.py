@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from ..errors import CorruptError, MismatchError, XqgError
 from ..types import Card, PointBatch
 from . import engine, index_build
+from .disk import MIB, bytes_on_disk, disk_errors, empty_bin, make_folder, require_space
 from .gate import checked
 from .layout import same_build
 from .locks import FileLock
-from .versions import MIB, Folder, Version, bytes_on_disk, disk_errors, empty_bin, make_folder, require_space
+from .options import CollectionOptions
+from .versions import Folder, Version
 
 FREE_SPACE_FLOOR = 256 * MIB
 _MARGIN = 100 * MIB
@@ -36,6 +39,7 @@ class EmbeddedWriter:
         card: Card,
         shard: engine.Shard,
         lock: FileLock,
+        keep: int,
         free_space_floor: int,
     ) -> None:
         self._folder = folder
@@ -43,6 +47,7 @@ class EmbeddedWriter:
         self._card = card
         self._shard: engine.Shard | None = shard
         self._lock = lock
+        self._keep = keep
         self._floor = free_space_floor
         self._committed = version.cursor()[0]
         self._pending = 0  # bytes since the last commit
@@ -90,14 +95,16 @@ class EmbeddedWriter:
             self._version.write_cursor(rows=rows, points=points)
         self._committed, self._pending = rows, 0
 
-    def publish(self, card: Card) -> None:
+    def publish(self, card: Card, *, indexed: Callable[[int], None] | None = None) -> None:
         """Check the count, build the index, write `card` and make this version the published one; closes the writer.
 
         Commit the last rows first: a build that is stopped before anything was committed starts over. Older versions
-        are deleted, unless somebody reads one: then its reader deletes it when it moves on.
+        than those to keep are deleted, unless somebody reads one: then its reader deletes it when it moves on.
+        indexed: not called, because the engine builds the index without a word.
         Raises CorruptError when the points are not as many as the card says; the next run then starts over.
         """
         shard = self._ready()
+        card = replace(card, storage=self._card.storage)
         if not same_build(card, self._card):
             raise MismatchError("The card to publish describes another build than the one that was loaded.")
         try:
@@ -159,16 +166,19 @@ class EmbeddedWriter:
             found = engine.count(shard)
             shard.close()
         self._check_count(found, card)
-        self._folder.point_to(version)
+        self._folder.point_to(version, keep=self._keep)
         self._folder.sweep()
 
 
-def open_writer(folder: Folder, *, card: Card, free_space_floor: int) -> EmbeddedWriter:
+def open_writer(folder: Folder, *, card: Card, options: CollectionOptions, free_space_floor: int) -> EmbeddedWriter:
     """Continue the newest unfinished version if its card is of the same build, else begin a new one.
 
-    Raises LockedError naming the process that loads already, DiskError, and nothing for a damaged unfinished version:
-    that one is thrown away with a warning, because everything in it can be written again.
+    Raises DataError for options that only a server has, LockedError naming the process that loads already, DiskError,
+    and nothing for a damaged unfinished version: that one is thrown away with a warning, because everything in it can
+    be written again.
     """
+    options.refuse_server_only()
+    card = replace(card, storage=options.layout())
     with disk_errors(folder.path):
         make_folder(folder.path)
         name = f"Collection {folder.path.name!r} in {folder.path.parent}"
@@ -176,8 +186,10 @@ def open_writer(folder: Folder, *, card: Card, free_space_floor: int) -> Embedde
         try:
             require_space(folder.path, needed=max(free_space_floor, _MARGIN))
             empty_bin(folder.path)
-            version, shard = _resumed(folder, card) or _begun(folder, card)
-            return EmbeddedWriter(folder, version, card=card, shard=shard, lock=lock, free_space_floor=free_space_floor)
+            version, shard = _resumed(folder, card) or _begun(folder, card, options)
+            return EmbeddedWriter(
+                folder, version, card=card, shard=shard, lock=lock, keep=options.keep, free_space_floor=free_space_floor
+            )
         except BaseException:
             lock.release()
             raise
@@ -185,8 +197,9 @@ def open_writer(folder: Folder, *, card: Card, free_space_floor: int) -> Embedde
 
 def _resumed(folder: Folder, card: Card) -> tuple[Version, engine.Shard] | None:
     """The newest unfinished version, open, if it can be continued; all other unfinished ones are removed."""
-    current = folder.current()
-    unfinished = [version for version in folder.versions() if current is None or version.number > current.number]
+    current, finished = folder.current(), {version.name for version in folder.kept()}
+    above = [version for version in folder.versions() if current is None or version.number > current.number]
+    unfinished = [version for version in above if version.name not in finished]
     kept = None
     for version in reversed(unfinished):
         if kept is None and (shard := _continued(version, card)) is not None:
@@ -216,14 +229,14 @@ def _continued(version: Version, card: Card) -> engine.Shard | None:
     return shard
 
 
-def _begun(folder: Folder, card: Card) -> tuple[Version, engine.Shard]:
+def _begun(folder: Folder, card: Card, options: CollectionOptions) -> tuple[Version, engine.Shard]:
     versions = folder.versions()
     version = folder.version(versions[-1].number + 1 if versions else 1)
     make_folder(version.path)
     version.shard.mkdir()
-    version.write_card(replace(card, version=version.name, count=0, digest=""))
+    version.write_card(replace(card, version=version.name, count=0, digest="", created=""))
     try:
-        return version, engine.create(version.shard, card)
+        return version, engine.create(version.shard, card, options)
     except BaseException:
         shutil.rmtree(version.path, ignore_errors=True)
         raise

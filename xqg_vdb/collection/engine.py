@@ -6,7 +6,7 @@ In: shard folders, cards, rows, vectors. Out: shards and (score, payload) pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,20 +18,42 @@ from ..errors import CorruptError, DataError, DiskError, LockedError, MismatchEr
 from ..types import Card, Vectors
 from .gate import Rows
 from .layout import LANG_KEY, TEXT_SPARSE, Found
+from .options import OVERSAMPLING, CollectionOptions, Quantization
 
 Shard = edge.EdgeShard
+QuantizationConfig = (
+    edge.ScalarQuantizationConfig
+    | edge.ProductQuantizationConfig
+    | edge.BinaryQuantizationConfig
+    | edge.TurboQuantQuantizationConfig
+)
 
 _DISTANCES = {"cosine": edge.Distance.Cosine, "dot": edge.Distance.Dot}
 _QUERY_BATCH = 64
 _SCROLL_PAGE = 512
+_MOST_LANGUAGES = 10_000
+_M, _EF_CONSTRUCT, _FULL_SCAN_KB = 16, 100, 10_000  # the engine's own defaults
+_QUANTIZATIONS: dict[Quantization, Callable[[], QuantizationConfig]] = {
+    "scalar": lambda: edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=0.99, memory=edge.Memory.Pinned),
+    "product": lambda: edge.ProductQuantizationConfig(edge.CompressionRatio.X16, memory=edge.Memory.Pinned),
+    "binary": lambda: edge.BinaryQuantizationConfig(memory=edge.Memory.Pinned),
+    "turbo": lambda: edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits4, memory=edge.Memory.Pinned),
+}
 
 
-def create(path: Path, card: Card) -> Shard:
+def create(path: Path, card: Card, options: CollectionOptions) -> Shard:
     """A new shard in an empty folder, its language index made before the first point. WAL on: it is the lock, too."""
-    dense = edge.EdgeVectorParams(size=card.encoder.dim, distance=_DISTANCES[card.distance])
+    dense = edge.EdgeVectorParams(
+        size=card.encoder.dim,
+        distance=_DISTANCES[card.distance],
+        hnsw_config=_graph(options),
+        quantization_config=None if options.quantization is None else _QUANTIZATIONS[options.quantization](),
+        memory=_memory(options.on_disk_vectors),
+    )
     config = edge.EdgeConfig(
         vectors={name: dense for name in card.vectors},
         sparse_vectors={TEXT_SPARSE: edge.EdgeSparseVectorParams()},
+        payload_memory=_memory(options.on_disk_payload),
         wal_enabled=True,
     )
     with errors(path):
@@ -47,6 +69,19 @@ def load(path: Path) -> Shard:
         raise CorruptError(f"{path} is missing; load the collection again.")
     with errors(path):
         return Shard.load(str(path))
+
+
+def load_checked(path: Path, card: Card) -> Shard:
+    """`load`, after its points were counted: the engine loads a damaged shard with fewer and says nothing."""
+    shard = load(path)
+    with errors(path):
+        found = count(shard)
+    if found != card.count:
+        shard.close()
+        raise CorruptError(
+            f"{path} holds {found:,} points where its card promises {card.count:,}: it is damaged; load it again."
+        )
+    return shard
 
 
 def upsert_operation(rows: Rows, vectors: Mapping[str, Vectors]) -> edge.UpdateOperation:
@@ -69,6 +104,12 @@ def count(shard: Shard, langs: Sequence[str] | None = None) -> int:
     return shard.count(edge.CountRequest(exact=True, filter=_language_filter(langs)))
 
 
+def languages(shard: Shard) -> dict[str, int]:
+    """How many points each language has, by language."""
+    hits = shard.facet(edge.FacetRequest(LANG_KEY, limit=_MOST_LANGUAGES, exact=True)).hits
+    return dict(sorted((str(hit.value), hit.count) for hit in hits))
+
+
 def query(
     shard: Shard,
     vectors: Vectors,
@@ -80,7 +121,8 @@ def query(
     ef: int | None,
 ) -> list[list[Found]]:
     """Per row of `vectors` (q, dim) the `limit` nearest, best first; equal scores in no order."""
-    params = edge.SearchParams(hnsw_ef=ef, exact=exact)
+    compared_again = edge.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=OVERSAMPLING)
+    params = edge.SearchParams(hnsw_ef=ef, exact=exact, quantization=compared_again)
     language = _language_filter(langs)
     requests = [
         edge.QueryRequest(
@@ -109,6 +151,16 @@ def scroll(shard: Shard, *, with_vectors: bool) -> Iterator[tuple[Mapping[str, A
             yield record.payload or {}, cast(Mapping[str, Any], record.vector or {})
         if offset is None:
             return
+
+
+def _graph(options: CollectionOptions) -> edge.HnswIndexConfig | None:
+    if options.hnsw_m is None and options.hnsw_ef_construct is None:
+        return None
+    return edge.HnswIndexConfig(options.hnsw_m or _M, options.hnsw_ef_construct or _EF_CONSTRUCT, _FULL_SCAN_KB)
+
+
+def _memory(on_disk: bool | None) -> edge.Memory | None:
+    return None if on_disk is None else edge.Memory.Cold if on_disk else edge.Memory.Cached
 
 
 def _found(points: Sequence[edge.ScoredPoint]) -> list[Found]:

@@ -113,6 +113,7 @@ def _resume_key(card: Card) -> tuple[object, ...]:
         dict(card.query_means),
         card.vectors,
         card.rows_digest,
+        dict(card.storage),
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
+import grpc
 import httpx
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
@@ -28,6 +29,10 @@ from ..errors import DataError, MismatchError, ServerError, XqgError
 T = TypeVar("T")
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+PASSING_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
+_STATUS_OF_CODE = {
+    "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "OUT_OF_RANGE": 413,
+}  # fmt: skip
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 SHORTEST_ASKED, LONGEST_ASKED = 0.1, 120.0
 """Bounds on what `Retry-After` may ask for, in seconds."""
@@ -51,6 +56,10 @@ class NotFound(ServerError):
 
 class TooLarge(ServerError):
     """The server refuses a request of this size; the writer halves it."""
+
+
+class Refused(ServerError):
+    """The server refuses what a request holds; the writer finds out which point it means."""
 
 
 class Server:
@@ -119,6 +128,10 @@ class Server:
         self._note(error, wait)
         return wait
 
+    def pause(self, seconds: float) -> None:
+        """Wait between two looks at the server."""
+        self._sleep(seconds)
+
     def _note(self, error: Exception, wait: float) -> None:
         if self._clock() - self._logged >= _LOG_EVERY:
             self._logged = self._clock()
@@ -132,7 +145,7 @@ class Server:
 
     def _translated(self, error: Exception) -> XqgError:
         said = self._said(error)
-        status = error.status_code if isinstance(error, UnexpectedResponse) else None
+        status = _status(error)
         if status in (401, 403):
             return ServerError(f"{self.where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY.")
         if status == 413:
@@ -141,6 +154,8 @@ class Server:
             return MismatchError(f"The vectors do not fit the collection on {self.where}: {said}.")
         if status == 404 or _NO_COLLECTION.match(said):
             return NotFound(f"{self.where} has no such collection ({said}).")
+        if status in (400, 422):
+            return Refused(f"{self.where} refused the request for good ({said}).")
         if isinstance(error, json.JSONDecodeError):
             return ServerError(f"{self.where} does not answer in JSON ({said}); is it a Qdrant server?")
         if isinstance(error, (ValueError, TypeError)):  # the local mode's way to refuse
@@ -164,7 +179,25 @@ def _wait_after(error: Exception, attempt: int) -> float | None:
         return _retry_after(header, attempt) if error.status_code in TRANSIENT else None
     if isinstance(error, ResponseHandlingException):
         return _backoff(attempt) if _is_passing(error.source) else None
+    if isinstance(error, grpc.RpcError):
+        return _backoff(attempt) if _code(error) in PASSING_CODES and _status(error) is None else None
     return _backoff(attempt) if isinstance(error, NotDone) else None
+
+
+def _code(error: grpc.RpcError) -> str:
+    """Such as UNAVAILABLE; what gRPC raises is a call, too, which knows it."""
+    return error.code().name if isinstance(error, grpc.Call) else "UNKNOWN"
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of a refusal, or the one that a gRPC code stands for; None for everything else."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code
+    if not isinstance(error, grpc.RpcError):
+        return None
+    if "message larger than max" in _words(error):  # by the server's limit or ours
+        return 413
+    return _STATUS_OF_CODE.get(_code(error))
 
 
 def _is_passing(source: Exception) -> bool:
@@ -206,6 +239,8 @@ def _words(error: Exception) -> str:
         return f"{error.status_code} {error.reason_phrase} {_server_words(error)}".strip()
     if isinstance(error, ResponseHandlingException):
         return f"{type(error.source).__name__}: {error.source}".partition("\n")[0][:200]
+    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+        return f"{_code(error)}: {error.details()}".partition("\n")[0][:200]
     return str(error).partition("\n")[0][:200] or type(error).__name__
 
 

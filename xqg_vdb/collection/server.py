@@ -17,13 +17,18 @@ from urllib.parse import urlsplit
 import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client.local.qdrant_local import QdrantLocal
+from qdrant_client.qdrant_remote import QdrantRemote
 
 from ..batching import windows
 from ..errors import DataError, ServerError
 from ..types import Card, CollectionWriter, Hit, StoredPoint, Vectors
 from . import layout
+from .options import CollectionOptions
 from .retry import NotFound, Server
+from .server_admin import ServerAdmin
+from .server_layout import search_params
 from .server_names import CARD_KEY, READ_DEADLINE, Names
+from .server_snapshots import RestAddress
 from .server_writer import open_writer
 
 if TYPE_CHECKING:
@@ -39,7 +44,7 @@ class ServerStore:
     """Collections on a server; see `types.VectorStore`. Threads may share one store as they may share the client.
 
     client: a ready client, which stays the caller's to close.
-    where: how messages name the server.
+    where: how messages name the server. options: of the collections that it makes.
     deadline: seconds without success after which a write is given up; reads are given up after 30 at the latest.
     """
 
@@ -50,8 +55,11 @@ class ServerStore:
         where: str = "the Qdrant server",
         deadline: float = 600.0,
         secret: str | None = None,
+        options: CollectionOptions | None = None,
     ) -> None:
         self._client = client
+        self._options = options or CollectionOptions()
+        self._rest: RestAddress | None = None
         self._server = Server(where, deadline=deadline, secret=secret)
         self._owned = False
         self._is_local = isinstance(client._client, QdrantLocal)
@@ -66,21 +74,33 @@ class ServerStore:
         timeout: int = 60,
         deadline: float = 600.0,
         insecure: bool = False,
+        grpc_port: int | None = None,
+        options: CollectionOptions | None = None,
     ) -> ServerStore:
         """A store on the server at `url` (`:memory:` for one inside this process); sends nothing yet.
 
         timeout: seconds for one request. insecure: allow the key to travel unencrypted to another machine.
+        grpc_port: speak gRPC on this port instead of REST. options: of the collections that it makes.
         Raises DataError for a URL without host or with a password in it, ServerError for a key that would be readable
         on the way.
         """
         if url == ":memory:":
-            store = cls(QdrantClient(":memory:"), where=url, deadline=deadline)
+            store = cls(QdrantClient(":memory:"), where=url, deadline=deadline, options=options)
         else:
             where = _checked_address(url, api_key=api_key, insecure=insecure)
             with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
                 warnings.simplefilter("ignore", UserWarning)
-                client = QdrantClient(url=url, api_key=api_key, timeout=timeout, check_compatibility=False)
-            store = cls(client, where=where, deadline=deadline, secret=api_key)
+                client = QdrantClient(
+                    url=url,
+                    api_key=api_key,
+                    timeout=timeout,
+                    check_compatibility=False,
+                    prefer_grpc=grpc_port is not None,
+                    grpc_port=grpc_port or 6334,
+                    grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
+                )
+            store = cls(client, where=where, deadline=deadline, secret=api_key, options=options)
+            store._rest = RestAddress(cast(QdrantRemote, client._client).rest_uri, api_key, timeout)
         store._owned = True
         return store
 
@@ -92,6 +112,11 @@ class ServerStore:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def admin(self) -> ServerAdmin:
+        """Versions, states and snapshots."""
+        return ServerAdmin(self._names, rest=self._rest)
 
     def names(self) -> list[str]:
         """The published collections, sorted; those that others made are not among them."""
@@ -112,10 +137,11 @@ class ServerStore:
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
         """A new version, or the unfinished one of an equal card.
 
-        Nothing keeps two loaders apart: equal ones help each other, of different ones the later removes the earlier's.
-        Raises MismatchError when a collection, not an alias, has that name.
+        Two loaders of equal builds help each other; of different ones the later is refused while the earlier lives.
+        Raises LockedError then, MismatchError when a collection, not an alias, has that name.
         """
-        return open_writer(self._names, layout.check_name(name), card=card, is_local=self._is_local)
+        layout.check_name(name)
+        return open_writer(self._names, name, card=card, options=self._options, is_local=self._is_local)
 
     def search(
         self,
@@ -135,7 +161,7 @@ class ServerStore:
         rows = layout.check_queries(vectors, k=k)
         layout.check_langs(langs)
         # the local mode is always exact and warns when it is asked to be
-        params = None if self._is_local else models.SearchParams(hnsw_ef=ef, exact=exact)
+        params = None if self._is_local else search_params(exact=exact, ef=ef)
 
         def ask(questions: Vectors, limit: int) -> list[list[layout.Found]]:
             return self.ask(name, search_requests(questions, limit=limit, langs=langs, using=using, params=params))

@@ -47,6 +47,11 @@ class Names:
         numbered = [(version_number(name, one.name), one.name) for one in found]
         return [full for number, full in sorted((n, full) for n, full in numbered if n is not None)]
 
+    def finished(self, name: str) -> list[str]:
+        """Those of its versions that were published once, oldest first."""
+        cards = {version: self.card(version) for version in self.versions(name)}
+        return [version for version, card in cards.items() if card is not None and card.created]
+
     def refuse_plain(self, name: str) -> None:
         """Raise MismatchError when `name` is a collection itself: an alias of that name cannot be made beside it."""
         found = self.server.call(self.client.get_collections).collections
@@ -58,7 +63,7 @@ class Names:
 
     def card(self, version: str) -> Card | None:
         """The card of a version, None when it has none."""
-        record = self._metadata(version).get(CARD_KEY)
+        record = self.metadata(version).get(CARD_KEY)
         try:
             return Card.from_json(record) if record else None
         except (KeyError, TypeError):
@@ -66,12 +71,26 @@ class Names:
 
     def cursor(self, version: str) -> int:
         """Rows that are durable in a version."""
-        record = self._metadata(version).get(CURSOR_KEY)
+        record = self.metadata(version).get(CURSOR_KEY)
         return int(record["rows"]) if record else 0
 
-    def write_metadata(self, version: str, record: Mapping[str, Any]) -> None:
+    def write_metadata(self, version: str, record: Mapping[str, Any], *, deadline: float | None = None) -> None:
         """Add or replace entries of a version's metadata."""
-        self.server.call(lambda: self.client.update_collection(version, metadata=dict(record)))
+        self.server.call(lambda: self.client.update_collection(version, metadata=dict(record)), deadline=deadline)
+
+    def switch(self, name: str, version: str) -> None:
+        """Point the alias at a version in one request."""
+        self.server.call(lambda: self._switch(name, version))
+
+    def _switch(self, name: str, version: str) -> None:
+        """Looks again each time, so that a repeated attempt is right as well."""
+        here = models.CreateAlias(collection_name=version, alias_name=name)
+        operations: list[Any] = [models.CreateAliasOperation(create_alias=here)]
+        aliases = self.client.get_aliases().aliases
+        if any(one.alias_name == name for one in aliases):
+            gone = models.DeleteAlias(alias_name=name)
+            operations.insert(0, models.DeleteAliasOperation(delete_alias=gone))
+        self.client.update_collection_aliases(operations)
 
     def remove(self, version: str) -> None:
         """Delete a version; one that is gone already is fine."""
@@ -85,7 +104,8 @@ class Names:
         for version in self.versions(name):
             self.remove(version)
 
-    def _metadata(self, version: str) -> Mapping[str, Any]:
+    def metadata(self, version: str) -> Mapping[str, Any]:
+        """All entries of a version's metadata."""
         return self.server.call(lambda: self.client.get_collection(version)).config.metadata or {}
 
 

@@ -7,40 +7,59 @@ come from.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
-from ..errors import CorruptError, MismatchError, ServerError, XqgError
+from ..errors import CorruptError, DataError, LockedError, MismatchError, XqgError
 from ..types import Card, PointBatch, Vectors
 from .gate import Rows, checked
-from .layout import LANG_KEY, TEXT_SPARSE, same_build
-from .retry import NotDone, TooLarge
+from .layout import same_build
+from .options import CollectionOptions
+from .retry import NotDone, Refused, TooLarge
+from .server_index import build_index
+from .server_layout import create
+from .server_lease import LOADER_KEY, Lease, holder
 from .server_names import CARD_KEY, CURSOR_KEY, Names, version_number
 
 MAX_REQUEST_BYTES = 8 << 20
 """Servers refuse 32 MiB; smaller requests are also cheaper to repeat."""
 _JSON_BYTES_PER_FLOAT32 = 5  # a float32 takes about 20 characters as JSON, four of which the row's size counts
-_POLL = 0.5
-_DISTANCES = {"cosine": models.Distance.COSINE, "dot": models.Distance.DOT}
 
 
 class ServerWriter:
     """A version that is being filled; see `types.CollectionWriter`. Made by `open_writer`; for one thread."""
 
-    def __init__(self, names: Names, name: str, version: str, *, card: Card, committed: int) -> None:
+    def __init__(
+        self,
+        names: Names,
+        name: str,
+        version: str,
+        *,
+        card: Card,
+        options: CollectionOptions,
+        lease: Lease,
+        is_local: bool,
+    ) -> None:
         self._names = names
         self._client = names.client
         self._server = names.server
         self._name = name
         self._version = version
         self._card = card
-        self._committed = committed
+        self._committed = names.cursor(version)
         self._closed = False
+        self._lease = lease
+        self._keep = options.keep
+        self._is_local = is_local
+        self._connections = 1 if is_local else options.parallel
+        self._pool = ThreadPoolExecutor(self._connections) if self._connections > 1 else None
+        self._sending: deque[Future[None]] = deque()
 
     def __enter__(self) -> ServerWriter:
         return self
@@ -56,48 +75,93 @@ class ServerWriter:
     def upsert(self, batch: PointBatch) -> None:
         """Check, then write in requests of at most 8 MiB. Raises DataError or MismatchError and has written nothing.
 
-        Raises ServerError when the server stays away or refuses; then some of the requests may have been done.
+        Raises ServerError when the server stays away, DataError naming the passage that it refuses; then some of the
+        requests may have been done. With several connections, a later call or `commit` raises what befell this one.
         """
         self._check_open()
         rows = checked(batch, card=self._card)
+        self._lease.renew(self._version)
         for start, stop in _requests(rows.sizes):
-            self._send(rows, batch.vectors, start, stop)
+            self._begin(partial(self._send, rows, batch.vectors, start, stop))
 
     def commit(self, rows: int) -> None:
-        """Record that the first `rows` rows of the input are in; `upsert` has made them durable already."""
+        """Record that the first `rows` rows of the input are in, once all requests of them were answered."""
         self._check_open()
+        self._await()
         self._names.write_metadata(self._version, {CURSOR_KEY: {"rows": rows}})
         self._committed = rows
 
-    def publish(self, card: Card) -> None:
-        """Check the count, write `card`, wait for the index, move the alias, delete older versions; closes the writer.
+    def publish(self, card: Card, *, indexed: Callable[[int], None] | None = None) -> None:
+        """Check the count, write `card`, build the index, move the alias, delete older versions; closes the writer.
 
+        indexed: told how many vectors are indexed so far.
         Raises CorruptError when the points are not as many as the card says; the next run then starts over.
         """
         self._check_open()
+        self._await()
+        card = replace(card, storage=self._card.storage)
         if not same_build(card, self._card):
             raise MismatchError("The card to publish describes another build than the one that was loaded.")
         self._check_count(card)
         created = card.created or datetime.now(UTC).isoformat(timespec="seconds")
         final = replace(card, version=self._version.rpartition("__")[2], created=created)
-        self._names.write_metadata(self._version, {CARD_KEY: final.to_json()})
-        self._wait_for_index()
-        self._server.call(self._switch)
+        if not self._is_local:
+            renew = partial(self._lease.renew, self._version)
+            build_index(self._names, self._version, indexed=indexed, meanwhile=renew)
+        self._names.write_metadata(self._version, {CARD_KEY: final.to_json(), LOADER_KEY: {}})
+        staying = {self._version, *self._latest_others()}
+        self._names.switch(self._name, self._version)
         for version in self._names.versions(self._name):
-            if version != self._version:
+            if version not in staying:
                 self._names.remove(version)
-        self.close()
+        self._closed = True
+        self._stop_sending()
 
     def close(self) -> None:
         """What was committed stays for the next run."""
+        if self._closed:
+            return
         self._closed = True
+        self._stop_sending()
+        self._lease.release(self._version)
+
+    def _stop_sending(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _latest_others(self) -> list[str]:
+        """The finished versions that stay: the published one first, then by age."""
+        current = self._names.target(self._name)
+        finished = [one for one in reversed(self._names.finished(self._name)) if one not in (current, self._version)]
+        before = [current, *finished] if current not in (None, self._version) else finished
+        return [one for one in before if one is not None][: self._keep - 1]
 
     def _check_open(self) -> None:
         if self._closed:
             raise XqgError("This writer is closed; ask the store for another one.")
 
+    def _begin(self, send: Callable[[], None]) -> None:
+        """Send now, or beside what is under way already when there are several connections."""
+        if self._pool is None:
+            send()
+            return
+        self._await(fewer_than=self._connections)
+        self._sending.append(self._pool.submit(send))
+
+    def _await(self, *, fewer_than: int = 1) -> None:
+        """Wait until so few requests are under way; after one that failed nothing may be committed any more."""
+        try:
+            while len(self._sending) >= fewer_than:
+                self._sending.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+
     def _send(self, rows: Rows, vectors: Mapping[str, Vectors], start: int, stop: int) -> None:
-        """Write the rows from `start` to `stop`; halves them when the server finds them too large."""
+        """Write the rows from `start` to `stop`.
+
+        Halves them when the server finds them too large, and when it refuses them, until the bad point is found.
+        """
         batch = models.Batch.model_construct(  # the gate has validated; doing it again would cost as much as the rest
             ids=[str(one) for one in rows.ids[start:stop]],
             vectors={name: matrix[start:stop].tolist() for name, matrix in vectors.items()},
@@ -105,9 +169,12 @@ class ServerWriter:
         )
         try:
             self._server.call(lambda: self._upsert(batch))
-        except TooLarge:
+        except (TooLarge, Refused) as error:
             if stop - start == 1:
-                raise
+                if isinstance(error, TooLarge):
+                    raise
+                docid = rows.payloads[start]["id"]
+                raise DataError(f"Passage {docid!r} cannot be stored: {error}") from error
             middle = (start + stop) // 2
             self._send(rows, vectors, start, middle)
             self._send(rows, vectors, middle, stop)
@@ -127,31 +194,15 @@ class ServerWriter:
             " changed since a stopped load, or has an id twice. Run the same command again: it starts over."
         )
 
-    def _wait_for_index(self) -> None:
-        """Until the optimizers rest, or the deadline: a search before that is right, but slow."""
-        end = time.monotonic() + self._server.deadline
-        while time.monotonic() < end:
-            status = self._server.call(lambda: self._client.get_collection(self._version)).status
-            if status == models.CollectionStatus.RED:
-                raise ServerError(f"{self._server.where} cannot build the index of {self._version}; see its log.")
-            if status != models.CollectionStatus.YELLOW:
-                return
-            time.sleep(_POLL)
 
-    def _switch(self) -> None:
-        """Point the alias here in one request; looks again each time, so that a repeated attempt is right as well."""
-        here = models.CreateAlias(collection_name=self._version, alias_name=self._name)
-        operations: list[Any] = [models.CreateAliasOperation(create_alias=here)]
-        aliases = self._client.get_aliases().aliases
-        if any(one.alias_name == self._name for one in aliases):
-            gone = models.DeleteAlias(alias_name=self._name)
-            operations.insert(0, models.DeleteAliasOperation(delete_alias=gone))
-        self._client.update_collection_aliases(operations)
+def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptions, is_local: bool) -> ServerWriter:
+    """Continue the newest unfinished version if it has a commit of the same build, else begin a new one.
 
-
-def open_writer(names: Names, name: str, *, card: Card, is_local: bool) -> ServerWriter:
-    """Continue the newest unfinished version if it has a commit of the same build, else begin a new one."""
+    Finished versions stay as they are. Raises LockedError when somebody loads another build into the collection; who
+    loads an equal one is joined. MismatchError when a collection, not an alias, has that name.
+    """
     names.refuse_plain(name)
+    card = replace(card, storage=options.layout())
     current = version_number(name, names.target(name) or "") or 0
     kept, highest = None, current
     for version in reversed(names.versions(name)):
@@ -160,30 +211,47 @@ def open_writer(names: Names, name: str, *, card: Card, is_local: bool) -> Serve
         if number <= current:
             continue
         stored = names.card(version)
-        if kept is None and stored is not None and same_build(stored, card) and names.cursor(version) > 0:
+        equal = kept is None and stored is not None and same_build(stored, card)
+        if equal and (names.cursor(version) > 0 or holder(names, version)):
             kept = version
-        else:
-            names.remove(version)
+        elif stored is None or not stored.created:
+            _remove_abandoned(names, name, version)
     version = kept or f"{name}__v{highest + 1:04d}"
+    lease = Lease(names)
     if kept is None:
-        names.server.call(lambda: _create(names.client, version, card=card, is_local=is_local))
-    return ServerWriter(names, name, version, card=card, committed=names.cursor(version))
+        _begin_version(names, name, version, card=card, options=options, is_local=is_local, lease=lease)
+    else:
+        lease.write(version)
+    return ServerWriter(names, name, version, card=card, options=options, lease=lease, is_local=is_local)
 
 
-def _create(client: QdrantClient, version: str, *, card: Card, is_local: bool) -> None:
-    """The empty collection and its language index; repeating it is harmless."""
-    wanted = replace(card, version=version.rpartition("__")[2], count=0, digest="")
-    dense = models.VectorParams(size=card.encoder.dim, distance=_DISTANCES[card.distance])
-    if not client.collection_exists(version):
-        client.create_collection(
-            version,
-            vectors_config={name: dense for name in card.vectors},
-            sparse_vectors_config={TEXT_SPARSE: models.SparseVectorParams()},
-            metadata={CARD_KEY: wanted.to_json()},
-        )
-    if not is_local:  # the local mode has no such index, and says so each time
-        keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-        client.create_payload_index(version, LANG_KEY, field_schema=keyword, wait=True)
+def _remove_abandoned(names: Names, name: str, version: str) -> None:
+    by = holder(names, version)
+    if by is not None:
+        raise _busy(names, name, by)
+    names.remove(version)
+
+
+def _begin_version(
+    names: Names, name: str, version: str, *, card: Card, options: CollectionOptions, is_local: bool, lease: Lease
+) -> None:
+    """Create the version; of two loaders that do so at once, the server lets one, and the other finds its record."""
+    wanted = replace(card, version=version.rpartition("__")[2], count=0, digest="", created="")
+    metadata = {CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()}
+    names.server.call(
+        lambda: create(names.client, version, card=card, options=options, metadata=metadata, is_local=is_local)
+    )
+    found = names.metadata(version).get(LOADER_KEY) or {}
+    stored = names.card(version)
+    if found.get("id") != lease.id and (stored is None or not same_build(stored, card)):
+        raise _busy(names, name, f"process {found.get('pid')} on {found.get('host')}")
+
+
+def _busy(names: Names, name: str, by: str) -> LockedError:
+    return LockedError(
+        f"Collection {name!r} on {names.server.where} is being loaded by {by}, from another corpus or with other"
+        " options; wait until that load has ended."
+    )
 
 
 def _requests(sizes: list[int]) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,91 @@
+"""What a new collection on a server is made of: vectors, graph, quantisation, shards, replicas, and the language index.
+
+In: a card and options. Out: an empty collection. This file refuses to know how points get in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qdrant_client import QdrantClient, models
+
+from ..types import Card
+from .layout import LANG_KEY, TEXT_SPARSE
+from .options import OVERSAMPLING, CollectionOptions, Quantization
+
+BULK_KEY = "xqg_bulk"
+"""Metadata of a version whose index waits: the threshold that the server would have used."""
+
+_USUAL_THRESHOLD = 10_000  # kB, in case that a server names none
+_DISTANCES = {"cosine": models.Distance.COSINE, "dot": models.Distance.DOT}
+_ServerQuantization = (
+    models.ScalarQuantization | models.ProductQuantization | models.BinaryQuantization | models.TurboQuantization
+)
+_QUANTIZATIONS: dict[Quantization, Callable[[], _ServerQuantization]] = {
+    "scalar": lambda: models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+    ),
+    "product": lambda: models.ProductQuantization(
+        product=models.ProductQuantizationConfig(compression=models.CompressionRatio.X16, always_ram=True)
+    ),
+    "binary": lambda: models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)),
+    "turbo": lambda: models.TurboQuantization(
+        turbo=models.TurboQuantQuantizationConfig(bits=models.TurboQuantBitSize.BITS4, always_ram=True)
+    ),
+}
+
+
+def create(
+    client: QdrantClient,
+    version: str,
+    *,
+    card: Card,
+    options: CollectionOptions,
+    metadata: Mapping[str, Any],
+    is_local: bool,
+) -> None:
+    """The empty collection, its language index, and no vector index yet in bulk mode; repeating it is harmless."""
+    if not client.collection_exists(version):
+        dense = models.VectorParams(
+            size=card.encoder.dim, distance=_DISTANCES[card.distance], on_disk=options.on_disk_vectors
+        )
+        client.create_collection(
+            version,
+            vectors_config={name: dense for name in card.vectors},
+            sparse_vectors_config={TEXT_SPARSE: models.SparseVectorParams()},
+            shard_number=options.shards,
+            replication_factor=options.replication_factor,
+            write_consistency_factor=options.write_consistency,
+            on_disk_payload=options.on_disk_payload,
+            hnsw_config=_graph(options),
+            quantization_config=None if options.quantization is None else _QUANTIZATIONS[options.quantization](),
+            metadata=dict(metadata),
+        )
+    if is_local:  # it has no indexes, and says so each time
+        return
+    keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
+    client.create_payload_index(version, LANG_KEY, field_schema=keyword, wait=True)
+    if options.bulk:
+        _defer_index(client, version)
+
+
+def search_params(*, exact: bool, ef: int | None) -> models.SearchParams:
+    """How to search; what is said of quantised vectors changes nothing where there are none."""
+    again = models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=OVERSAMPLING)
+    return models.SearchParams(hnsw_ef=ef, exact=exact, quantization=again)
+
+
+def _defer_index(client: QdrantClient, version: str) -> None:
+    """Index nothing until the bulk mode ends; the threshold that the server would use is noted first."""
+    config = client.get_collection(version).config
+    if not (config.metadata or {}).get(BULK_KEY):
+        threshold = config.optimizer_config.indexing_threshold or _USUAL_THRESHOLD
+        client.update_collection(version, metadata={BULK_KEY: {"indexing_threshold": threshold}})
+    client.update_collection(version, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0))
+
+
+def _graph(options: CollectionOptions) -> models.HnswConfigDiff | None:
+    if options.hnsw_m is None and options.hnsw_ef_construct is None:
+        return None
+    return models.HnswConfigDiff(m=options.hnsw_m, ef_construct=options.hnsw_ef_construct)
