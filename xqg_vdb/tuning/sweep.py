@@ -7,7 +7,8 @@ calibrating and ranking anew. With v = (1-α)·E + α·g (`fusion.py`) and the q
     |v|²        = (1-α)²·|E|² + 2α(1-α)·(E·g) + α²·|g|²
 
 so that a setting costs two multiplications a score, however wide the vectors are. The length of q - λ·μ has no
-influence on a ranking and is left out. Tables exist for one block of questions at a time. This file knows no files and no store.
+influence on a ranking and is left out. Tables exist for one block of questions at a time. This file knows no files and
+no store.
 """
 
 from __future__ import annotations
