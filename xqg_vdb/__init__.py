@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from xqg_vdb.async_retrieval import AsyncRetriever
     from xqg_vdb.collection import Collection, open_store
     from xqg_vdb.encoding import Encoder
-    from xqg_vdb.export import export_encoder
     from xqg_vdb.expansion import Expander
+    from xqg_vdb.export import export_encoder
     from xqg_vdb.loading import load
     from xqg_vdb.rerank import Reranker
     from xqg_vdb.retrieval import Retriever
@@ -45,8 +45,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "AsyncRetriever", "Collection", "Encoder", "Hit", "Passage", "Query", "Recipe", "Retriever", "__version__",
-    "export_encoder", "load", "open_store",
+    "AsyncRetriever", "Collection", "Encoder", "Expander", "Hit", "Passage", "Query", "Recipe", "Reranker", "Retriever",
+    "__version__", "export_encoder", "load", "open_store",
 ]  # fmt: skip
 
 

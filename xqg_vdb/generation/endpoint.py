@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -123,6 +123,13 @@ class EndpointGenerator:
             GeneratedQueries(p.id, {lang: tuple(filter(None, [next(answers) for _ in range(n)])) for lang in langs})
             for p in batch
         ]
+
+    def complete(self, messages: Sequence[str]) -> list[str]:
+        """One answer per message, in order, empty when there is none. Raises ServerError like `generate_batch`."""
+        self._given_up = False
+        asked = [self._pool.submit(self._ask, message, self.endpoint.seed) for message in messages]
+        wait(asked)  # a straggler that fails must not stop the next call
+        return [answer.result() for answer in asked]
 
     def close(self) -> None:
         """Stop the threads and close the connections."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import CorruptError, ModelError
+from xqg_vdb.errors import CorruptError
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -95,6 +95,11 @@ class Stepper:
         shape = inputs[self.past[0]].shape
         self.heads, self.width = int(shape[1]), int(shape[3])
 
+    @property
+    def can_score(self) -> bool:
+        """Whether the graph gives log-probabilities of given tokens; those exported by 0.1 and before do not."""
+        return "targets" in self.inputs
+
     def empty(self, trees: int, context: Mapping[str, Any] | None = None) -> Forest:
         """A forest of `trees` trees without any slot. context: OrtValues of an encoder (`cross_*`)."""
         nothing = np.zeros((trees, self.heads, 0, self.width), np.float32)
@@ -108,9 +113,7 @@ class Stepper:
         return Best(scores.numpy(), tokens.numpy(), log_norm.numpy()), cache
 
     def score(self, forest: Forest, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """One pass of which only the targets' log-probabilities are kept. ModelError for a graph without them."""
-        if "targets" not in self.inputs:
-            raise ModelError("This generator was exported before generators could score a text: export it again.")
+        """One pass of which only the targets' log-probabilities are kept; the graph must be one that `can_score`."""
         (found,) = self._outputs(forest, feeds, ("target_log_probabilities",))
         return np.asarray(found.numpy(), np.float32)
 
@@ -157,8 +160,7 @@ class Forest:
     ) -> NDArray[np.float32]:
         """The log-probability (N,) of `targets` (N,), each as the next token after its place in `take` (N,).
 
-        The other arguments are those of `step`; nothing is appended. Raises ModelError for a graph that was exported
-        before graphs could do this.
+        The other arguments are those of `step`; nothing is appended.
         """
         return self.stepper.score(self, self._feeds(tokens, positions, mask, take, k=1, targets=targets))
 

@@ -20,14 +20,13 @@ from xqg_vdb.errors import ModelError
 from xqg_vdb.generation.causal import ROWS, describe_folder, stop_tokens, write_tokens
 from xqg_vdb.generation.decoding import Stems, samples_of, width_of
 from xqg_vdb.generation.engine import Bools, Clock, Forest, Ints, Stepper, open_session, ort_value
+from xqg_vdb.generation.prompt_tokens import seq2seq_tokens
 from xqg_vdb.generation.prompts import SEQ2SEQ_TEMPLATE
 from xqg_vdb.generation.sampling import Decoding, row_key
-from xqg_vdb.languages import english_name
 from xqg_vdb.model_folder import GRAPH, TOKENIZER, ModelFolder
 from xqg_vdb.types import GeneratedQueries, Passage
 
 ENCODER_GRAPH = "encoder.onnx"
-CHARACTERS_PER_TOKEN = 32
 
 
 class Seq2SeqGenerator:
@@ -53,7 +52,7 @@ class Seq2SeqGenerator:
         self.stops = stop_tokens(self.tokenizer, self.eos, ())
         self.clock, self.truncated = Clock(), 0
         self._encoder = open_session(Path(folder.path) / ENCODER_GRAPH, threads=threads)
-        self._stepper = Stepper(open_session(Path(folder.path) / GRAPH, threads=threads))
+        self.stepper = Stepper(open_session(Path(folder.path) / GRAPH, threads=threads))
 
     def describe(self) -> dict[str, Any]:
         """What the queries depend on."""
@@ -82,8 +81,8 @@ class Seq2SeqGenerator:
     ) -> list[GeneratedQueries]:
         """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
         samples = samples_of(self.decoding, n)
-        forest = self._read([self.input_ids(passage, lang) for passage in batch for lang in langs])
-        stems = self._start(forest)
+        forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in langs])
+        stems = self.begin(forest)
         keys = [
             row_key(self.decoding.seed + attempt, passage.id, lang, i)
             for passage in batch
@@ -97,21 +96,26 @@ class Seq2SeqGenerator:
 
     def input_ids(self, passage: Passage, lang: str) -> list[int]:
         """Token ids of the prompt, at most `max_input` with the end token; what is cut is the passage's end."""
-        text = self.template.replace("{language}", english_name(lang)).replace("{title}", passage.title.strip())
-        text = " ".join(text.replace("{text}", passage.text[: self.max_input * CHARACTERS_PER_TOKEN]).split())
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
-        self.truncated += len(ids) >= self.max_input
-        return [*ids[: self.max_input - 1], self.eos[0]]
+        ids, cut = seq2seq_tokens(
+            lambda text: list(self.tokenizer.encode(text, add_special_tokens=False).ids),
+            self.template,
+            passage,
+            lang=lang,
+            max_input=self.max_input,
+            eos=self.eos[0],
+        )
+        self.truncated += cut
+        return ids
 
-    def _read(self, inputs: Sequence[Sequence[int]]) -> Forest:
-        """A forest with one tree per input, its context padded to the longest."""
+    def read(self, inputs: Sequence[Sequence[int]]) -> Forest:
+        """A forest with one tree per input (token ids that end with `eos`), its context padded to the longest."""
         now = time.perf_counter()
         outputs = [self._encode(ids) for ids in inputs]
         names = [node.name for node in self._encoder.get_outputs()]
         longest = max(map(len, inputs))
         context = {name: ort_value(_padded([output[i] for output in outputs], longest)) for i, name in enumerate(names)}
         seen: Bools = np.arange(longest)[None, :] < np.array([len(ids) for ids in inputs])[:, None]
-        forest = self._stepper.empty(len(inputs), {**context, "cross_mask": ort_value(seen)})
+        forest = self.stepper.empty(len(inputs), {**context, "cross_mask": ort_value(seen)})
         self.clock.add("prefill", now)
         return forest
 
@@ -120,7 +124,8 @@ class Seq2SeqGenerator:
         feeds = {"tokens": np.array([ids], np.int64), "cross_mask": np.ones((1, len(ids)), np.bool_)}
         return list(self._encoder.run(None, feeds))
 
-    def _start(self, forest: Forest) -> Stems:
+    def begin(self, forest: Forest) -> Stems:
+        """The stem of every tree: its start token, read."""
         trees = len(forest.positions)
         first: Ints = np.zeros((trees, 1), np.int64)
         mask = np.ones((trees, 1, 1), np.bool_)

@@ -13,7 +13,7 @@ places in
          past_key.i, past_value.i (B, H, P, D) float32 and for an encoder-decoder cross_key.i, cross_value.i (B, H, E,
          D), cross_mask (B, E) bool
 Outputs  top_scores (N, k) logits, best first; top_tokens (N, k); log_norm (M,) log-sum-exp of all logits;
-         target_log_probabilities (M,), of `targets`: what scoring a given text needs, without its (M, vocabulary) logits;
+         target_log_probabilities (M,), of `targets`: to score a given text without its (M, vocabulary) logits;
          key.i, value.i (B, H, P+S, D)
 """
 
