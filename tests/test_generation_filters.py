@@ -3,7 +3,9 @@
 import numpy as np
 import orjson
 import pytest
+from cli_cases import run_cli, write_lines, write_starter
 
+from xqg_vdb.encoding import Encoder
 from xqg_vdb.errors import DataError, MissingExtra, ModelError
 from xqg_vdb.generation import starter_generator
 from xqg_vdb.generation.filtering import filter_file
@@ -177,3 +179,32 @@ def test_a_finished_file_is_filtered_with_its_certificate(tmp_path):
     with pytest.raises(DataError, match=r"bad.jsonl line 1 is no record of generated queries\."):
         filter_file(tmp_path / "bad.jsonl", tmp_path / "x.jsonl", query_filter=QueryFilter(Rules()))
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_filtering_by_an_encoder_command(tmp_path):
+    """What makes no round trip goes (the twin asks the encoder); queries of no passage are counted; corpus order."""
+    folder = write_starter(tmp_path / "cache")
+    texts = [" ".join(f"w{i + j}" for j in (0, 6, 12)) for i in range(6)]
+    write_lines(
+        tmp_path / "corpus.jsonl", [{"id": f"p{i}", "text": text, "lang": "en"} for i, text in enumerate(texts)]
+    )
+    asked = {f"p{i}": [f"{texts[i]}?", f"{texts[(i + 2) % 6]} w{i}?"] for i in (3, 0, 1)} | {"other": ["w1?"]}
+    write_lines(tmp_path / "raw.jsonl", [{"id": i, "generated_queries": {"de": two}} for i, two in asked.items()])
+    arguments = ["filter", "raw.jsonl", "good.jsonl", "--corpus", "corpus.jsonl", "--top-k", "1", "--json"]
+    done = run_cli(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    with Encoder(folder, threads=1) as encoder:
+        passages = encoder.encode_passages(texts)
+        found = {query: int((encoder.encode_queries([query], langs=["de"]) @ passages.T).argmax())
+                 for i in asked for query in asked[i]}  # fmt: skip
+    expected = {i: [query for query in asked[i] if f"p{found[query]}" == i] for i in ("p0", "p1", "p3")}
+    kept = [orjson.loads(line) for line in (tmp_path / "good.jsonl").read_bytes().splitlines()]
+    assert kept == [{"id": i, "generated_queries": {"de": two}} for i, two in expected.items()]
+    said, left = orjson.loads(done.stdout), sum(map(len, expected.values()))
+    assert 0 < left < 6 and said["queries"] == left
+    assert said["rejected"] == {"no such passage": 1, "round trip": 6 - left}
+    assert said["filter"]["top_k"] == 1 and len(said["filter"]["encoder"]) == 16
+    again = run_cli(tmp_path, *arguments)
+    assert (again.returncode, "is there already" in again.stderr) == (3, True)
+    usage = run_cli(tmp_path, "filter", "raw.jsonl", "x.jsonl", "--percentile", "5")
+    assert (usage.returncode, "need --corpus" in usage.stderr) == (2, True)

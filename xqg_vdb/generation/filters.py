@@ -37,9 +37,9 @@ _LOOP = re.compile(r"(.{2,40}?)\1{3,}|(\S)\2{5,}", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a query must be. max_characters: longer ones are no questions people type. check_*.
+    """What a query must be.
 
-    Switch single rules off.
+    max_characters: longer ones are no questions people type. check_language, check_question: switch single rules off.
     """
 
     max_characters: int = 200
@@ -152,8 +152,7 @@ def judge_by_encoder(
 
     top_k: a query must find its own passage among so many (round-trip consistency, as in PAQ and Promptagator).
     percentile: of all similarities of a language's queries to their own passages, drop those below it (doc2query--,
-    Gospodinov
-        et al. 2023: a query that its passage does not answer). None switches a check off.
+        Gospodinov et al. 2023: a query that its passage does not answer). None switches a check off.
     """
     own_rows = encoder.encode_passages(p.title_and_text for p in passages)
     verdicts: list[dict[str, list[Reason | None]]] = [
