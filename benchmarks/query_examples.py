@@ -2,7 +2,7 @@
 
     python benchmarks/query_examples.py benchmarks/queries/xquad-en.starter.filtered.jsonl -n 10 > examples.md
 
-With the prompt `pivot` the i-th query of every language is a translation of the i-th English one, which stands beside it.
+With the prompt `pivot` the i-th query of every language translates the i-th English one, which stands beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xqg_vdb.languages import english_name
 @click.command()
 @click.argument("queries", type=click.Path(path_type=Path, exists=True))
 @click.option(
-    "--raw", type=click.Path(path_type=Path, exists=True), help="Unfiltered file, to find the English original."
+    "--raw", type=click.Path(path_type=Path, exists=True), help="Unfiltered file, for the English originals."
 )
 @click.option("-n", "n", default=10, show_default=True)
 @click.option("--seed", default=313, show_default=True)
