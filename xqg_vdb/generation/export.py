@@ -134,7 +134,8 @@ def _trace_seq2seq(source: Checkpoint, folder: Path) -> dict[str, Any]:
     _trace(torch_graphs.EncoderGraph(model), torch_graphs.encoder_example(model.config), folder / ENCODER_GRAPH)
     _trace(torch_graphs.DecoderGraph(model), torch_graphs.decoder_example(model.config), folder / GRAPH)
     start = source.config.get("decoder_start_token_id")
-    return {"eos": end_tokens(source, folder), "start": source.config.get("pad_token_id", 0) if start is None else start}
+    start = source.config.get("pad_token_id", 0) if start is None else start
+    return {"eos": end_tokens(source, folder), "start": start}
 
 
 def _load(source: Checkpoint, loader: str) -> Any:

@@ -1,12 +1,11 @@
 """Fine-tuning a query generator: `train_generator` takes pairs and a checkpoint and leaves a checkpoint.
 
-Decoder-only models learn the `finetuned` prompt of `generation.prompts` with the loss on the question tokens alone.
-In: `TrainingPair`s. Out: a folder for `xqg-vdb export --generator`.
+Decoder-only models learn the `finetuned` prompt of `generation.prompts` with the loss on the question tokens alone,
+encoder-decoders the paper's prompt. In: `TrainingPair`s. Out: a folder for `xqg-vdb export --generator`.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,33 +13,36 @@ from pathlib import Path
 from typing import Any
 
 from xqg_vdb.checkpoints import Checkpoint
-from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.generation.export import FINETUNED_KEY, end_tokens, save_tokenizer, start_token
+from xqg_vdb.errors import DataError, MissingExtra, ModelError
+from xqg_vdb.generation.export import FINETUNED_KEY, SEQ2SEQ, end_tokens, save_tokenizer, start_token
 from xqg_vdb.generation.prompts import finetuned
 from xqg_vdb.model_folder import TOKENIZER
-from xqg_vdb.training.base import Base
-from xqg_vdb.training.pairs import TrainingPair, describe_pairs
-from xqg_vdb.training.question_trees import Tree, collate_trees, question_trees
+from xqg_vdb.training.base import Base, copy_tokenizer
+from xqg_vdb.training.model_card import write_card
+from xqg_vdb.training.pairs import TrainingPair, describe_pairs, measure_leakage
+from xqg_vdb.training.question_trees import TreeCollator, question_trees
 from xqg_vdb.training.running import (
     Outcome,
     Report,
     finish,
     hold,
     need_training_packages,
+    new_finished,
     open_run,
     run_training,
     training_arguments,
 )
 from xqg_vdb.training.schedule import Schedule
+from xqg_vdb.training.seq2seq_batches import Seq2SeqCollator, seq2seq_examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorSettings:
     """How a generator is trained.
 
-    max_passage_tokens: passages are cut there, in training and in writing. freeze_embeddings: leave the token table as
-    it is; with 250,000 tokens it is most of a small model and too few pairs would only disturb it. lora: rank, 0 for
-    full fine-tuning. dev_limit: dev passages that are evaluated, evenly spread.
+    max_passage_tokens: passages are cut there; an encoder-decoder's whole prompt is. freeze_embeddings: leave the token
+    tables as they are; with 250,000 tokens they are most of a small model, and few pairs would only disturb them.
+    lora: rank, 0 for full fine-tuning. dev_limit: dev examples that are evaluated, evenly spread.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -49,6 +51,21 @@ class GeneratorSettings:
     freeze_embeddings: bool = False
     lora: int = 0
     dev_limit: int = 200
+
+
+XQG_PRESET = GeneratorSettings(
+    schedule=Schedule(max_steps=2000, batch_size=128, learning_rate=1e-4, warmup=0.0, eval_every=100),
+    max_passage_tokens=128,
+)
+"""What xQG's generators were trained with (DSI-QG step 1, written there for mT5-large); the last weights are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the two architectures differ in. make: pairs to examples. collate: examples to a batch."""
+
+    make: Callable[[Sequence[TrainingPair]], list[Any]]
+    collate: Callable[[Any], dict[str, Any]]
 
 
 def train_generator(
@@ -70,78 +87,82 @@ def train_generator(
     need_training_packages()
     if not pairs:
         raise DataError("There is no training pair: give --pairs with at least one question and its passage.")
-    record = {**asdict(settings), "schedule": settings.schedule.to_json()}
-    identity = {"kind": "generator", "base": base.name, "pairs": describe_pairs(pairs), "settings": record}
-    run = open_run(out, {**identity, "dev": describe_pairs(dev)})
+    identity = {
+        "kind": "generator",
+        "base": base.name,
+        "pairs": describe_pairs(pairs),
+        "dev": describe_pairs(dev),
+        "leakage": measure_leakage(pairs, dev).summary,
+        "settings": {**asdict(settings), "schedule": settings.schedule.to_json()},
+    }
+    run = open_run(out, identity)
     with hold(run):
-        return _train(base, run, pairs, dev, settings, report)
+        checkpoint = base.fetch(run / "base")
+        model = _model(checkpoint, settings)
+        outcome = _run(model, _shape(checkpoint, run, model, settings), run, pairs, dev, settings, report)
+        finished = new_finished(run)
+        _save(model, checkpoint, finished, settings)
+        write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
+        finish(run, finished)
+    return outcome
 
 
-def _train(
-    base: Base,
+def _run(
+    model: Any,
+    shape: _Shape,
     run: Path,
     pairs: Sequence[TrainingPair],
     dev: Sequence[TrainingPair],
     settings: GeneratorSettings,
     report: Report,
 ) -> Outcome:
-    from transformers import Trainer
+    from xqg_vdb.training.trainers import WatchedTrainer, question_loss
 
-    checkpoint = base.fetch(run / "base")
-    model = _model(checkpoint.path, settings)
-    make = _tree_maker(checkpoint, run, settings)
-    trees, held_out = make(pairs), make(dev)
+    examples, held_out = shape.make(pairs), shape.make(dev)
     held_out = held_out[:: max(1, len(held_out) // settings.dev_limit)][: settings.dev_limit]
-    report(f"{len(pairs)} questions about {len(trees)} passages; {_parameters(model)}")
-    arguments = training_arguments(run, settings.schedule, evaluates=bool(held_out))
-    trainer = Trainer(
+    report(f"{len(pairs)} questions about {describe_pairs(pairs)['passages']} passages; {_parameters(model)}")
+    schedule = settings.schedule
+    trainer = WatchedTrainer(
         model=model,
-        args=arguments,
-        train_dataset=trees,
+        args=training_arguments(run, schedule, evaluates=bool(held_out)),
+        train_dataset=examples,
         eval_dataset=held_out or None,
-        data_collator=collate_trees,
+        data_collator=shape.collate,
         compute_loss_func=question_loss,
     )
-    outcome = run_training(trainer, run, settings.schedule, evaluates=bool(held_out), report=report)
-    _save(trainer.accelerator.unwrap_model(trainer.model), checkpoint.path, run, settings)
-    return outcome
+    trainer.watch(save_minutes=schedule.save_minutes, batch_size=schedule.batch_size, report=report)
+    return run_training(trainer, run, evaluates=bool(held_out), report=report)
 
 
-def question_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-    """Sum of −log p over the tokens of `labels` (n, T) that are not −100, divided by their number in the whole batch.
-
-    outputs.logits: (n, T, V). num_items_in_batch: their number over all micro batches of a step.
-    """
-    from torch.nn.functional import cross_entropy
-
-    logits = outputs.logits.flatten(0, 1).float()
-    total = cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction="sum")
-    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-
-def _model(checkpoint: Path, settings: GeneratorSettings) -> Any:
+def _model(checkpoint: Checkpoint, settings: GeneratorSettings) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    seq2seq = checkpoint.config["model_type"] in SEQ2SEQ
+    loader = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(checkpoint), dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True,
-            local_files_only=True, trust_remote_code=False,
+        model = loader.from_pretrained(
+            str(checkpoint.path), dtype=torch.float32, attn_implementation="eager" if seq2seq else "sdpa",
+            use_safetensors=True, local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
     except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise ModelError(f"transformers cannot load {checkpoint}: {str(error)[:300]}") from error
+        raise ModelError(f"transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
     model.config.use_cache = False
     if settings.freeze_embeddings:
-        model.get_input_embeddings().weight.requires_grad_(False)
-    if settings.lora:
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table.weight.requires_grad_(False)
+    return _with_adapters(model, settings.lora) if settings.lora else model
+
+
+def _with_adapters(model: Any, rank: int) -> Any:
+    try:
         from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtra(f'--lora needs {error.name}: pip install "xqg-vdb[train]".') from error
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
-        model = get_peft_model(model, LoraConfig(r=settings.lora, lora_alpha=2 * settings.lora, target_modules="all-linear"))
-    return model
 
-
-def _tree_maker(checkpoint: Checkpoint, run: Path, settings: GeneratorSettings) -> Callable[[Sequence[TrainingPair]], list[Tree]]:
-    """What turns pairs into trees for this checkpoint; its tokenizer.json is written to `run`."""
+def _shape(checkpoint: Checkpoint, run: Path, model: Any, settings: GeneratorSettings) -> _Shape:
     from tokenizers import Tokenizer
 
     save_tokenizer(checkpoint.path, run)
@@ -149,14 +170,25 @@ def _tree_maker(checkpoint: Checkpoint, run: Path, settings: GeneratorSettings) 
     ends = end_tokens(checkpoint, run)
     if not ends:
         raise ModelError(f"{checkpoint.source} names no end token (eos_token_id), which a generator must learn.")
-    return partial(
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    longest, question = settings.max_passage_tokens, settings.max_question_tokens
+    if checkpoint.config["model_type"] in SEQ2SEQ:
+        pad = int(model.config.pad_token_id or 0)
+        start = model.config.decoder_start_token_id
+        make = partial(seq2seq_examples, encode=encode, eos=ends[0], max_input=longest, max_question_tokens=question)
+        return _Shape(make, Seq2SeqCollator(pad, pad if start is None else int(start)))
+    trees = partial(
         question_trees,
-        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
-        prompt=finetuned(max_passage_tokens=settings.max_passage_tokens),
+        encode=encode,
+        prompt=finetuned(max_passage_tokens=longest),
         bos=start_token(checkpoint, run),
         eos=ends[0],
-        max_question_tokens=settings.max_question_tokens,
+        max_question_tokens=question,
     )
+    return _Shape(trees, TreeCollator.of(model.config))
 
 
 def _parameters(model: Any) -> str:
@@ -164,17 +196,12 @@ def _parameters(model: Any) -> str:
     return f"{trained / 1e6:.1f} of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters are trained"
 
 
-def _save(model: Any, base: Path, run: Path, settings: GeneratorSettings) -> None:
-    """The finished checkpoint: merged weights, the base's tokenizer files, and what it was trained on."""
-    finished = run / "finished"
-    shutil.rmtree(finished, ignore_errors=True)
+def _save(model: Any, base: Checkpoint, finished: Path, settings: GeneratorSettings) -> None:
+    """Merged weights, the base's tokenizer files, and what the prompt must be."""
     if settings.lora:
         model = model.merge_and_unload()
     model.config.use_cache = True
-    setattr(model.config, FINETUNED_KEY, {"max_passage_tokens": settings.max_passage_tokens})
+    if base.config["model_type"] not in SEQ2SEQ:
+        setattr(model.config, FINETUNED_KEY, {"max_passage_tokens": settings.max_passage_tokens})
     model.save_pretrained(str(finished), safe_serialization=True)
-    for pattern in ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
-                    "chat_template.jinja"):  # fmt: skip
-        for file in base.glob(pattern):
-            shutil.copyfile(file, finished / file.name)
-    finish(run, finished)
+    copy_tokenizer(base, finished)

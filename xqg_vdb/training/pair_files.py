@@ -1,75 +1,64 @@
-"""Where pairs come from: the benchmarks' own files (`afriqa`)."""
+"""Where pairs come from: AfriQA's gold passages by name, or a file: plain JSON lines, Tevatron's, or SQuAD's format.
+
+In: names, paths and their dirt. Out: `TrainingPair`s; what cannot be used goes to `Rejects`. A plain line is
+`{"query": "…", "lang": "sw", "positive": "…", "negatives": ["…"]}`, where a passage is a text or
+`{"id"?, "title"?, "text"}`; Tevatron's (XOR-TyDi, Mr. TyDi) has `positive_passages` and `negative_passages`. SQuAD's is
+one JSON document, XOR-TyDi's gold paragraphs among them. A missing language is detected.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import orjson
+
+from xqg_vdb import languages
 from xqg_vdb.datasets import afriqa, data_folder
 from xqg_vdb.errors import DataError
-from xqg_vdb.languages import normalize
-from xqg_vdb.training.pairs import (
-    TrainingPair,
-    measure_leakage,
-    translated,
-    with_translations,
-    without_leaks,
-)
+from xqg_vdb.files import disk_errors
+from xqg_vdb.records import BadRecord, Rejects, Source, language_of, read_objects, record_id, text_of
+from xqg_vdb.training.pairs import TrainingPair, content_key
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage
 
 Split = Literal["train", "dev"]
 
+_MAX_DOCUMENT = 2 << 30  # bytes of a SQuAD file, which is read at once
+_PARENT = "_parentSection"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which pairs are trained on.
 
-    langs: question languages, () for all. english: the translated questions too, or only they. drop_leaks: leave out
-    pairs whose passage or question is in dev.
+def read_pairs(
+    source: str, *, split: Split, data_dir: Path | None = None, rejects: Rejects | None = None
+) -> list[TrainingPair]:
+    """Read `afriqa` (of `data_dir`, this split), a `.jsonl` file (also `.gz`) or a SQuAD `.json` file.
+
+    Repeated question-passage pairs are counted and left out. Raises DataError for what is missing or unknown, for more
+    bad records than `rejects` bears, and when nothing is left.
     """
-
-    langs: tuple[str, ...] = ()
-    english: Literal["no", "also", "only"] = "no"
-    drop_leaks: bool = False
-
-
-def read_training_pairs(
-    sources: Sequence[str],
-    dev_sources: Sequence[str],
-    *,
-    data_dir: Path | None,
-    selection: Selection,
-    report: Callable[[str], None],
-) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Read and select training and dev pairs. Raises DataError when nothing is left to train on."""
-    langs = {normalize(lang) for lang in selection.langs}
-    train, dev = (
-        [p for source in part for p in read_pairs(source, split=split, data_dir=data_dir) if not langs or p.lang in langs]
-        for part, split in ((sources, "train"), (dev_sources, "dev"))
-    )
-    if dev:
-        report(measure_leakage(train, dev).summary)
-    if selection.drop_leaks:
-        before = len(train)
-        train = without_leaks(train, dev)
-        report(f"{before - len(train)} training pairs left out")
-    if selection.english != "no":
-        train = translated(train) if selection.english == "only" else with_translations(train)
-    if not train:
-        raise DataError("No training pair is left: check --pairs, --lang and --english.")
-    return train, dev
-
-
-def read_pairs(source: str, *, split: Split, data_dir: Path | None = None) -> list[TrainingPair]:
-    """Read one source."""
+    rejects = Rejects() if rejects is None else rejects
     if source == "afriqa":
         return afriqa_pairs(data_folder(data_dir), split=split)
-    raise DataError(f"There are no pairs {source!r}.")
+    path = Path(source)
+    if path.name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
+        found = _line_pairs(path, rejects)
+    elif path.suffix == ".json":
+        found = _squad_pairs(path, rejects)
+    else:
+        raise DataError(
+            f"There are no pairs {source!r}: give afriqa, or a file that ends in .jsonl, .jsonl.gz or .json."
+        )
+    pairs = list(_languages_filled(_distinct(found, rejects), rejects))
+    if not pairs:
+        raise DataError(
+            f'{path} holds no pair that can be used; expected lines such as {{"query", "lang", "positive"}}.'
+        )
+    return pairs
 
 
 def afriqa_pairs(data_dir: Path, *, split: Split) -> list[TrainingPair]:
-    """AfriQA's questions of one split with their gold passages and English translations."""
+    """AfriQA's questions of one split with their gold passages and English translations. Raises like `afriqa.load`."""
     task = afriqa.load(data_dir, split=split, pool_splits=(split,))
     english = afriqa.load(data_dir, split=split, translated=True, pool_splits=(split,))
     translations = {query.id: query.text for query in english.queries}
@@ -78,9 +67,119 @@ def afriqa_pairs(data_dir: Path, *, split: Split) -> list[TrainingPair]:
         TrainingPair(
             query.id,
             query.text,
-            query.lang or "und",
+            query.lang or UNKNOWN_LANGUAGE,
             passages[next(iter(task.qrels[query.id]))],
             translation=translations[query.id],
         )
         for query in task.queries
     ]
+
+
+_Found = Iterator[tuple[Source, TrainingPair]]
+
+
+def _line_pairs(path: Path, rejects: Rejects) -> _Found:
+    for source, record in read_objects(path, rejects):
+        pair = rejects.attempt(source, _pair_of, {"id": f"{path.name}:{source.line}", **record})
+        if pair is not None:
+            yield source, pair
+
+
+def _pair_of(record: Mapping[str, Any]) -> TrainingPair:
+    if "positive_passages" in record:
+        positives = _passages(record, "positive_passages")
+        if not positives:
+            raise BadRecord("positive_passages is empty, so there is nothing to learn from this question")
+        positive, negatives = positives[0], _passages(record, "negative_passages")
+    elif "positive" in record:
+        positive, negatives = _passage(record["positive"], "positive"), _passages(record, "negatives")
+    else:
+        raise BadRecord('no positive (expected {"query": "…", "lang": "sw", "positive": "…"})')
+    key = content_key(positive)
+    return TrainingPair(
+        id=str(record.get("query_id") or record["id"]),
+        query=text_of(record, "query"),
+        lang=language_of(record.get("lang")),
+        positive=positive,
+        negatives=tuple(passage for passage in negatives if content_key(passage) != key),
+        translation=text_of(record, "translation") if record.get("translation") is not None else "",
+    )
+
+
+def _passages(record: Mapping[str, Any], key: str) -> list[Passage]:
+    values = record.get(key) or []
+    if not isinstance(values, list):
+        raise BadRecord(f"{key} must be a list")
+    return [_passage(value, key) for value in values]
+
+
+def _passage(value: Any, key: str) -> Passage:
+    if isinstance(value, str):
+        value = {"text": value}
+    if not isinstance(value, dict):
+        raise BadRecord(f'{key} must be a text or {{"title", "text"}}')
+    title = value.get("title")
+    if not isinstance(title, str | None):
+        raise BadRecord(f"{key}: title must be text")
+    text, lang = text_of(value, "text"), language_of(value.get("lang"))
+    named = any(name in value for name in ("id", "_id", "docid"))
+    passage = Passage("", text, title or "", lang)
+    return replace(passage, id=record_id(value) if named else content_key(passage))
+
+
+def _squad_pairs(path: Path, rejects: Rejects) -> _Found:
+    with disk_errors(path):
+        if path.stat().st_size > _MAX_DOCUMENT:
+            raise DataError(f"{path} has more than 2 GiB; split it, or write its pairs as JSON lines.")
+        raw = path.read_bytes()
+    try:
+        articles = orjson.loads(raw)["data"]
+        paragraphs = [(article.get("title"), paragraph) for article in articles for paragraph in article["paragraphs"]]
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not SQuAD JSON ({type(error).__name__}: {error}); fetch it again.") from error
+    for number, (title, paragraph) in enumerate(paragraphs, start=1):
+        questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
+        for question in questions if isinstance(questions, list) else [None]:
+            source = Source(str(path), number, None, orjson.dumps(question)[:800])  # "line" is the paragraph here
+            rejects.read += 1
+            pair = rejects.attempt(source, _squad_pair, (title, paragraph, question))
+            if pair is not None:
+                yield source, pair
+
+
+def _squad_pair(parts: tuple[Any, Any, Any]) -> TrainingPair:
+    title, paragraph, question = parts
+    if not isinstance(paragraph, dict) or not isinstance(question, dict) or not isinstance(title, str | None):
+        raise BadRecord("a paragraph with context and qas was expected")
+    text = text_of(paragraph, "context")
+    if title and _PARENT in title:
+        title = title[: title.index(_PARENT)].removeprefix("title:")  # XOR-TyDi's gold paragraphs
+    passage = Passage("", text, (title or "").replace("_", " ").strip())
+    passage = replace(passage, id=content_key(passage))
+    lang = language_of(question.get("lang") or paragraph.get("lang"))
+    return TrainingPair(record_id(question), text_of(question, "question"), lang, passage)
+
+
+def _distinct(found: _Found, rejects: Rejects) -> _Found:
+    seen: set[tuple[str, str]] = set()
+    for source, pair in found:
+        key = (pair.query, content_key(pair.positive))
+        if key in seen:
+            rejects.duplicates += 1
+            continue
+        seen.add(key)
+        yield source, pair
+
+
+def _languages_filled(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects) -> Iterator[TrainingPair]:
+    """Detect the languages that are missing; a question whose language cannot be told is refused."""
+    kept = list(found)
+    unknown = [i for i, (_, pair) in enumerate(kept) if pair.lang == UNKNOWN_LANGUAGE]
+    detected = dict(zip(unknown, languages.detect([kept[i][1].query for i in unknown]), strict=True)) if unknown else {}
+    for i, (source, pair) in enumerate(kept):
+        lang = detected.get(i, pair.lang)
+        if lang == UNKNOWN_LANGUAGE:
+            rejects.reject(source, "the question's language cannot be told; give it as lang")
+        else:
+            rejects.accepted += 1
+            yield replace(pair, lang=lang)

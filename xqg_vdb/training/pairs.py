@@ -47,7 +47,7 @@ class Leakage:
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"{self.passages} of {self.evaluation_passages} dev passages are positives of {self.pairs} training pairs; "
+            f"{self.passages} of {self.evaluation_passages} dev passages are positives of {self.pairs} training pairs, "
             f"{self.questions} dev questions are training questions"
         )
 

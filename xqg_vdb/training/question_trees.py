@@ -8,7 +8,7 @@ of such trees that do not see each other, so nothing is padded, and only the que
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xqg_vdb.generation.prompt_tokens import passage_tokens
@@ -63,39 +63,70 @@ def question_trees(
     return trees
 
 
-def collate_trees(trees: Sequence[Tree]) -> dict[str, Any]:
-    """One row of trees as tensors.
+@dataclass(frozen=True, slots=True)
+class TreeCollator:
+    """Puts trees into one row.
 
-    input_ids, position_ids: int64 (1, S). attention_mask: bool (1, 1, S, S), True where a token is seen.
-    logits_to_keep: int64 (T,), the places that predict a question token. labels: int64 (1, T), those tokens.
+    window: places that a sliding layer looks back, 0 when there are no such layers. kinds: the model's layer types, for
+    models that take a mask for each; () for one mask.
     """
-    import torch
 
-    ids: list[int] = []
-    places: list[int] = []
-    keep: list[int] = []
-    labels: list[int] = []
-    spans: list[tuple[int, int, int, int]] = []  # tree start, end of the shared part, branch start, branch end
-    for tree in trees:
-        start, shared = len(ids), len(tree.shared)
-        ids += tree.shared
-        places += range(shared)
-        spans.append((start, start, start, start + shared))
+    window: int = 0
+    kinds: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Any) -> TreeCollator:
+        """What a transformers configuration asks for."""
+        kinds = tuple(sorted(set(getattr(config, "layer_types", None) or ())))
+        sliding = "sliding_attention" in kinds if kinds else True
+        return cls(int(getattr(config, "sliding_window", None) or 0) if sliding else 0, kinds)
+
+    def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
+        """One row of S tokens with T question tokens.
+
+        input_ids, position_ids: int64 (1, S). attention_mask: bool (1, 1, S, S), True where a token is seen, or one per
+        layer type. logits_to_keep: int64 (T,), the places that predict a question token. labels: int64 (1, T), those.
+        """
+        import torch
+
+        row = _Row()
+        for tree in trees:
+            row.add(tree)
+        mask = torch.zeros(len(row.ids), len(row.ids), dtype=torch.bool)
+        for start, trunk, at, end in row.spans:
+            mask[at:end, start:trunk] = True
+            mask[at:end, at:end] = torch.ones(end - at, end - at, dtype=torch.bool).tril()
+        places = torch.tensor(row.places)
+        near = mask & (places[:, None] - places[None, :] < self.window) if self.window else mask
+        by_kind = {kind: (near if kind == "sliding_attention" else mask)[None, None] for kind in self.kinds}
+        return {
+            "input_ids": torch.tensor([row.ids]),
+            "position_ids": places[None],
+            "attention_mask": by_kind or near[None, None],
+            "logits_to_keep": torch.tensor(row.keep),
+            "labels": torch.tensor([row.labels]),
+        }
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row that grows by trees. spans: tree start, end of what is shared, start and end of what sees it and itself."""
+
+    ids: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    keep: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def add(self, tree: Tree) -> None:
+        start, shared = len(self.ids), len(tree.shared)
+        self.ids += tree.shared
+        self.places += range(shared)
+        self.spans.append((start, start, start, start + shared))
         for branch in tree.branches:
-            at = len(ids)
-            ids += [*branch.ending, *branch.target[:-1]]
-            places += range(shared, shared + len(ids) - at)
-            spans.append((start, start + shared, at, len(ids)))
-            keep += range(at + len(branch.ending) - 1, len(ids))
-            labels += branch.target
-    mask = torch.zeros(len(ids), len(ids), dtype=torch.bool)
-    for start, trunk, at, end in spans:
-        mask[at:end, start:trunk] = True
-        mask[at:end, at:end] = torch.ones(end - at, end - at, dtype=torch.bool).tril()
-    return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([places]),
-        "attention_mask": mask[None, None],
-        "logits_to_keep": torch.tensor(keep),
-        "labels": torch.tensor([labels]),
-    }
+            at = len(self.ids)
+            self.ids += [*branch.ending, *branch.target[:-1]]
+            self.places += range(shared, shared + len(self.ids) - at)
+            self.spans.append((start, start + shared, at, len(self.ids)))
+            self.keep += range(at + len(branch.ending) - 1, len(self.ids))
+            self.labels += branch.target

@@ -1,4 +1,4 @@
-"""What both trainers share: the run folder, transformers' `Trainer` set up to resume after a kill, the finished folder.
+"""What both trainers share: the run folder, transformers' arguments, going on after a kill, the finished folder.
 
 `OUT/run/` holds an unfinished run: `identity.json` (what it depends on) and transformers' checkpoints. A checkpoint
 counts when its `trainer_state.json` can be read, which `Trainer` writes last. The finished files appear in `OUT` with
@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
+from xqg_vdb.errors import DataError, MismatchError, MissingExtra, ModelError
 from xqg_vdb.files import lock_folder, sync_folder, write_atomic
 from xqg_vdb.training.schedule import Schedule
 
@@ -24,7 +24,6 @@ RUN = "run"
 Report = Callable[[str], None]
 
 _IDENTITY = "identity.json"
-_REPORT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,20 @@ def open_run(out: Path, identity: Mapping[str, Any]) -> Path:
     return run
 
 
-def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool) -> Any:
-    """`TrainingArguments` for a schedule: bf16 on CUDA, fp32 on CPU, one device per process, nothing sent anywhere."""
+def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches: bool = False) -> Any:
+    """`TrainingArguments` for a schedule: bf16 on CUDA, fp32 on CPU, one device per process, nothing sent anywhere.
+
+    whole_batches: do not accumulate gradients over micro batches, because a loss sees all of a batch.
+    """
     import torch
     from transformers import TrainingArguments
 
     if schedule.threads:
         torch.set_num_threads(schedule.threads)
     cuda = torch.cuda.is_available()
-    micro = schedule.micro_batch or schedule.batch_size
+    micro = schedule.batch_size if whole_batches else schedule.micro_batch or schedule.batch_size
     if schedule.batch_size % micro:
-        raise ModelError(f"The batch size {schedule.batch_size} is no multiple of the micro batch {micro}.")
+        raise DataError(f"The batch size {schedule.batch_size} is no multiple of the micro batch {micro}.")
     every = schedule.eval_every if evaluates else 0
     arguments = TrainingArguments(
         output_dir=str(run),
@@ -108,7 +110,7 @@ def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool) -> Any
         seed=schedule.seed,
         eval_strategy="steps" if every else "no",
         eval_steps=every or None,
-        save_strategy="no",  # `_Watch` saves by the clock
+        save_strategy="no",  # `WatchedTrainer` saves by the clock
         save_total_limit=1,
         logging_steps=1,  # a resumed run then logs the very losses of an unbroken one
         bf16=bool(cuda and torch.cuda.is_bf16_supported()),
@@ -124,11 +126,9 @@ def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool) -> Any
     return arguments
 
 
-def run_training(trainer: Any, run: Path, schedule: Schedule, *, evaluates: bool, report: Report) -> Outcome:
+def run_training(trainer: Any, run: Path, *, evaluates: bool, report: Report) -> Outcome:
     """Train to the end, from the last whole checkpoint in `run` if there is one; dev is evaluated before and after."""
     began = time.monotonic()
-    trainer.remove_callback(_printer())
-    trainer.add_callback(_watch(schedule, report))
     checkpoint = _last_checkpoint(run)
     state = _state(checkpoint) if checkpoint else {}
     before: dict[str, float] = {}
@@ -136,16 +136,16 @@ def run_training(trainer: Any, run: Path, schedule: Schedule, *, evaluates: bool
     if evaluates and baseline.exists():
         before = orjson.loads(baseline.read_bytes())
     elif evaluates:
-        before = _figures(trainer.evaluate())
+        before = figures(trainer.evaluate())
         write_atomic(baseline, orjson.dumps(before))
     if before:
-        report(f"dev before training: {_spoken(before)}")
+        report(f"dev before training: {spoken(before)}")
     if checkpoint:
         report(f"going on from step {state['global_step']}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    after = _figures(trainer.evaluate()) if evaluates else {}
+    after = figures(trainer.evaluate()) if evaluates else {}
     if after:
-        report(f"dev after training: {_spoken(after)}")
+        report(f"dev after training: {spoken(after)}")
     return Outcome(
         run.parent,
         steps=int(trainer.state.global_step),
@@ -157,8 +157,16 @@ def run_training(trainer: Any, run: Path, schedule: Schedule, *, evaluates: bool
     )
 
 
+def new_finished(run: Path) -> Path:
+    """An empty folder in `run` to put the finished files into."""
+    finished = run / "finished"
+    shutil.rmtree(finished, ignore_errors=True)
+    finished.mkdir()
+    return finished
+
+
 def finish(run: Path, finished: Path) -> None:
-    """Move the files of `finished` (a folder in `run`) to the output folder, config.json last, and remove `run`."""
+    """Move what is in `finished` (a folder in `run`) to the output folder, config.json last, and remove `run`."""
     out = run.parent
     for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
         file.replace(out / file.name)
@@ -171,13 +179,15 @@ def hold(run: Path) -> Any:
     return lock_folder(run)
 
 
-def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Dev figures without transformers' prefix and its timings."""
     told = ("runtime", "per_second", "epoch", "model_preparation_time")
     names = {key: key.removeprefix("eval_") for key in metrics if not key.endswith(told)}
     return {name: float(metrics[key]) for key, name in names.items()}
 
 
-def _spoken(figures: Mapping[str, float]) -> str:
+def spoken(figures: Mapping[str, float]) -> str:
+    """Figures in a line."""
     return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
@@ -198,47 +208,3 @@ def _last_checkpoint(run: Path) -> Path | None:
         else:
             shutil.rmtree(path)
     return max(whole)[1] if whole else None
-
-
-def _printer() -> Any:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
-
-
-def _watch(schedule: Schedule, report: Report) -> Any:
-    """A callback that saves by the clock and reports now and then."""
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.saved = self.told = self.began = time.monotonic()
-            self.first = 0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.saved = self.told = self.began = time.monotonic()
-            self.first = state.global_step
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if time.monotonic() - self.saved >= schedule.save_minutes * 60 and state.global_step < state.max_steps:
-                control.should_save = True
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.saved = time.monotonic()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            now = time.monotonic()
-            logs = logs or {}
-            if "eval_loss" in logs or any(key.startswith("eval_") for key in logs):
-                report(f"step {state.global_step} of {state.max_steps}, dev: {_spoken(_figures(logs))}")
-            elif "loss" in logs and (now - self.told >= _REPORT_SECONDS or state.global_step == state.max_steps):
-                done = max(1, state.global_step - self.first)
-                left = (now - self.began) / done * (state.max_steps - state.global_step)
-                rate = done * schedule.batch_size / max(1e-9, now - self.began)
-                report(
-                    f"step {state.global_step} of {state.max_steps}, loss {logs['loss']:.4f}, {rate:.2f} examples/s, "
-                    f"{left / 60:.0f} min to go"
-                )
-                self.told = now
-
-    return Watch()
