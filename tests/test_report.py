@@ -34,7 +34,7 @@ from xqg_vdb.report.curves import curve_figure, left_out_figure
 from xqg_vdb.report.heat import heat_figure
 from xqg_vdb.report.shapes import Box, Curve, Dot, Line, Scale, Words, round_ticks, spread
 from xqg_vdb.report.tables import group_table, headline_table
-from xqg_vdb.report.wording import clean, cut, facts, interval, p_value, stars, width
+from xqg_vdb.report.wording import clean, cut, facts, interval, listed, p_value, stars, width
 
 HOSTILE = [
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "'/><svg onload=alert(1)>", "{{ 7 * 7 }}{% raw %}",
@@ -144,7 +144,7 @@ REPORTS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(REPORTS)
 def test_any_report_is_written_and_comes_back(one):
     with TemporaryDirectory() as folder:
@@ -408,6 +408,7 @@ def test_words_for_numbers():
         "0.100 to 0.250",
         "-0.100 to +0.200",
     )
+    assert (listed([]), listed(["sw", "ha"]), listed(["א", "ب"])) == ("–", "sw, ha", "א, \u200eب")
     assert facts({"a": {"b": 1, "c": []}, "d": [True, None], "e": {}, "f": 123456}) == [
         ("a.b", "1"), ("a.c", "–"), ("d", "yes, –"), ("e", "–"), ("f", "123456"),
     ]  # fmt: skip

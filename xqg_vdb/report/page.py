@@ -155,9 +155,9 @@ def _curve(sweeps: Sequence[Sweep], *, keys: Mapping[str, int]) -> Drawing:
     parameter = PARAMETERS.get(first.parameter, first.parameter)
     best = [(one.system, best_point(one)) for one in sweeps]
     said = "; ".join(f"{name} {share(point.value)} at {setting(point.x)}" for name, point in best)
-    note = f"Highest on these questions: {said}. Thin lines: single groups." if len(sweeps) == 1 else (
-        f"Highest on these questions: {said}."
-    )  # fmt: skip
+    note = f"Highest on these questions: {said}."
+    if len(sweeps) == 1 and any(point.groups for point in first.points):
+        note += " Thin lines: single groups."
     legend = _legend([one.system for one in sweeps], keys)
     caption = f"{first.dataset}: {first.metric} over {parameter}"
     return Drawing(caption, note, curve_figure(sweeps, keys=keys), legend, [sweep_table(one) for one in sweeps])

@@ -111,8 +111,8 @@ class Scale:
 
 def round_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
     """Return at most `most` round numbers (1, 2 or 5 times a power of ten apart) that lie within low..high."""
-    if not high > low:
-        return [low]
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):
+        return [low]  # also where steps would be lost in the rounding of floats
     exponent = math.floor(math.log10((high - low) / most))
     steps = (factor * 10.0**power for power in (exponent, exponent + 1) for factor in (1, 2, 5))
     for step in steps:

@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xqg_vdb.bench.records import Compared, Difference, HeatMap, Report, Result, Sweep
-from xqg_vdb.report.wording import NOTHING, effect, facts, interval, number, p_value, seconds, share, signed, stars
+from xqg_vdb.report.wording import (
+    NOTHING,
+    effect,
+    facts,
+    interval,
+    listed,
+    number,
+    p_value,
+    seconds,
+    share,
+    signed,
+    stars,
+)
 
 PARAMETERS = {
     "alpha": "α, weight of the generated queries",
@@ -21,8 +33,6 @@ PARAMETERS = {
     "without": "left out",
 }
 """What the parameter of a sweep is called."""
-
-_AND = ", \N{LEFT-TO-RIGHT MARK}"  # keeps names in Arabic or Hebrew in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +155,11 @@ def comparison_table(report: Report, dataset: str, metric: str) -> Table:
     rows = []
     for one in comparisons_of(report, dataset, metric):
         changed = {name: d.difference for name, d in one.groups.items() if stars(corrected(d))}
-        better = _AND.join(name for name, difference in changed.items() if difference > 0)
-        worse = _AND.join(name for name, difference in changed.items() if difference < 0)
+        better = listed(name for name, difference in changed.items() if difference > 0)
+        worse = listed(name for name, difference in changed.items() if difference < 0)
         cells = [signed(one.macro.difference), interval(one.macro.interval, sign=True), effect(one.macro.d_z)]
         cells += [p_value(one.macro.p_permutation), p_value(one.macro.p_t), str(one.macro.n)]
-        rows.append([f"{one.system} − {one.baseline}", *cells, better or NOTHING, worse or NOTHING])
+        rows.append([f"{one.system} − {one.baseline}", *cells, better, worse])
     note = (
         "Means over groups. p: permutation test within groups; p (t) and d_z: over the groups' mean differences."
         " Better and worse: groups with p < 0.05 after Holm's correction."

@@ -7,7 +7,7 @@ table, and escapes nothing: that is the business of whoever writes HTML or Markd
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xqg_vdb.bench.records import Ends
@@ -82,6 +82,14 @@ def fact(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {fact(one)}" for name, one in value.items()) or NOTHING
     return str(value)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names with commas between, or a dash; names in Arabic or Hebrew letters stay in their order."""
+    joined = ", ".join(names)
+    if any(unicodedata.bidirectional(character) in ("R", "AL") for character in joined):
+        joined = joined.replace(", ", ", \N{LEFT-TO-RIGHT MARK}")
+    return joined or NOTHING
 
 
 def facts(nested: Mapping[str, Any]) -> list[tuple[str, str]]:
