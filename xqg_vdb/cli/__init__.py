@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from xqg_vdb import __version__
+from xqg_vdb.cli.audit import audit
 from xqg_vdb.cli.bench import bench
 from xqg_vdb.cli.demo import demo
 from xqg_vdb.cli.export import export
@@ -23,6 +24,7 @@ from xqg_vdb.cli.info import info
 from xqg_vdb.cli.load import load
 from xqg_vdb.cli.search import search
 from xqg_vdb.cli.train import train
+from xqg_vdb.cli.tune import tune
 from xqg_vdb.errors import XqgError
 from xqg_vdb.files import disk_errors
 
@@ -48,7 +50,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, export, generate, merge, train, load, search, bench, info):
+for _command in (demo, export, generate, merge, train, load, search, tune, audit, bench, info):
     cli.add_command(_command)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,8 +33,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="How queries are pooled; sum is the paper's.",
 )
+@click.option("--shrink", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Strength of pool shrunk.")
+@click.option("--no-center", is_flag=True, help="Fold in the queries' language too, not only their content.")
 @click.option("-l", "--lang", "langs", multiple=True, help="Fold in these query languages only; repeatable.")
 @click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, to calibrate on.")
+@click.option(
+    "--calibration", type=click.FloatRange(min=0), help="λ of this collection's searches  [default: the encoder's]"
+)
 @click.option("--no-calibration", is_flag=True, help="Searches of this collection shall not calibrate.")
 @click.option(
     "--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing."
@@ -53,8 +59,11 @@ def load(
     query_files: tuple[Path, ...],
     alpha: float,
     pool: Literal["shrunk", "mean", "sum"],
+    shrink: float,
+    no_center: bool,
     langs: tuple[str, ...],
     questions: Path | None,
+    calibration: float | None,
     no_calibration: bool,
     build: Path | None,
     distance: Literal["cosine", "dot"] | None,
@@ -83,14 +92,19 @@ def load(
     from xqg_vdb.types import Recipe
 
     try:
-        recipe = Recipe(alpha=alpha, pool=pool, langs=tuple(sorted({normalize(code) for code in langs})) or None)
+        chosen = tuple(sorted({normalize(code) for code in langs})) or None
+        recipe = Recipe(alpha=alpha, pool=pool, shrink=shrink, center=not no_center, langs=chosen)
     except ValueError as error:  # nan is within every range
         raise click.UsageError(str(error)) from error
+    if calibration is not None and not isfinite(calibration):
+        raise click.UsageError(f"--calibration must be a finite number, got {calibration}")
+    if calibration is not None and no_calibration:
+        raise click.UsageError("give --calibration or --no-calibration, not both")
     rejects = Rejects(max_rejects, rejects_file)
     files = check_inputs(corpus, collection, queries=query_files, questions=questions)
     with ExitStack() as stack:
         store = stack.enter_context(closing(chosen_store(path, url, options=chosen_layout())))
-        strength = 0.0 if no_calibration else None
+        strength = 0.0 if no_calibration else calibration
         encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads, calibration=strength))
         progress = stack.enter_context(bars(unit=" passages"))
         report = load_with_report(

@@ -91,10 +91,10 @@ class Half:
         )
         return self.surely_better(values, others)
 
-    def surely_better(self, values: Values, others: Values) -> bool:
-        """Whether the gain of values over others (q,) is more than one standard error: less is a tie."""
+    def surely_better(self, values: Values, others: Values, *, errors: float = 1.0) -> bool:
+        """Whether the gain of values over others (q,) is more than so many standard errors: less is a tie."""
         gain, error = self.difference(values, others)
-        return gain > error + SAME
+        return gain > errors * error + SAME
 
     def lowered(self, sums: Sums, choice: Choice) -> Choice:
         """The smallest α that the choice is not surely better than."""

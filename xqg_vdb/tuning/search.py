@@ -24,7 +24,7 @@ from xqg_vdb.tuning.material import Material
 from xqg_vdb.tuning.sweep import Setting
 from xqg_vdb.types import Recipe
 
-SHRINKS = (1.0, 2.0, 5.0, 10.0, 20.0)
+SHRINKS = (1.0, 5.0, 20.0)
 FEW = 30
 """Questions of a language below which its own numbers say little."""
 
@@ -112,7 +112,7 @@ def _poolings() -> list[Recipe]:
 
 
 def _languages_that_help(dev: Half, sums: Sums, best: Choice) -> tuple[Choice, dict[str, float]]:
-    """Leave out the language whose absence gains most, while that is more than one standard error."""
+    """Leave out the language whose absence gains most, while that is more than two standard errors."""
     first: dict[str, float] = {}
     while best.recipe.alpha > 0.0:
         langs = best.recipe.langs or tuple(sorted(sums))
@@ -127,7 +127,7 @@ def _languages_that_help(dev: Half, sums: Sums, best: Choice) -> tuple[Choice, d
         gains = {lang: dev.difference(values, own)[0] for lang, values in rows.items()}
         first = first or {lang: best.value + gain for lang, gain in gains.items()}
         worst = max(gains, key=lambda lang: gains[lang])
-        if not dev.surely_better(rows[worst], own):
+        if not dev.surely_better(rows[worst], own, errors=2.0):  # the best of many differences
             break
         recipe = replace(best.recipe, langs=tuple(one for one in langs if one != worst))
         best = Choice(recipe, best.strength, dev.value(sums, recipe, best.strength))
