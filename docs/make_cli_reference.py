@@ -29,7 +29,11 @@ def render() -> str:
     program = click.Context(cli, info_name="xqg-vdb", **settings)
     pages = [HEAD, _block(program)]
     for name, command in sorted(cli.commands.items()):
-        pages += [f"## {name}\n", _block(click.Context(command, parent=program, info_name=name))]
+        context = click.Context(command, parent=program, info_name=name)
+        pages += [f"## {name}\n", _block(context)]
+        if isinstance(command, click.Group):
+            inner = sorted(command.commands.items())
+            pages += [_block(click.Context(own, parent=context, info_name=word)) for word, own in inner]
     return "\n".join(pages)
 
 

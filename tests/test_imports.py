@@ -37,7 +37,7 @@ LAYERS = [
     ["collection"],  # all that is known of Qdrant
     ["progress"],
     ["building", "kept_vectors"],
-    ["loading", "retrieval", "query_vectors"],
+    ["loading", "retrieval", "query_vectors", "verifying"],
     ["async_retrieval"],
     ["models"],
     ["demo"],

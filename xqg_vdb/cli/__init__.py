@@ -19,12 +19,17 @@ from xqg_vdb.cli.audit import audit
 from xqg_vdb.cli.bench import bench
 from xqg_vdb.cli.demo import demo
 from xqg_vdb.cli.export import export
+from xqg_vdb.cli.filter import filter_queries
 from xqg_vdb.cli.generate import generate, merge
 from xqg_vdb.cli.info import info
 from xqg_vdb.cli.load import load
+from xqg_vdb.cli.migrate import migrate
 from xqg_vdb.cli.search import search
+from xqg_vdb.cli.snapshot import snapshot
 from xqg_vdb.cli.train import train
 from xqg_vdb.cli.tune import tune
+from xqg_vdb.cli.verify import verify
+from xqg_vdb.cli.versions import gc, rollback, versions
 from xqg_vdb.errors import XqgError
 from xqg_vdb.files import disk_errors
 
@@ -50,7 +55,11 @@ def cli() -> None:
     """
 
 
-for _command in (demo, export, generate, merge, train, load, search, tune, audit, bench, info):
+for _command in (
+    demo, export, generate, merge, filter_queries, train, load, search, tune, audit, bench, info,
+):  # fmt: skip
+    cli.add_command(_command)
+for _command in (versions, rollback, gc, snapshot, migrate, verify):  # operations
     cli.add_command(_command)
 
 

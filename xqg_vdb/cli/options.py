@@ -71,7 +71,9 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def chosen_store(path: str | None, url: str | None, *, options: CollectionOptions | None = None) -> Store:
+def chosen_store(
+    path: str | None, url: str | None, *, options: CollectionOptions | None = None, api_key: str | None = None
+) -> Store:
     """The store of --path or --url, spoken to as --grpc and --timeout say."""
     if path and url:
         raise click.UsageError("give --path or --url, not both")
@@ -79,7 +81,7 @@ def chosen_store(path: str | None, url: str | None, *, options: CollectionOption
 
     said = click.get_current_context().meta
     timeout, grpc = said.get(_KEY + "timeout"), said.get(_KEY + "grpc")
-    return open_store(path, url=url, timeout=timeout or _TIMEOUT, grpc=bool(grpc), options=options)
+    return open_store(path, url=url, api_key=api_key, timeout=timeout or _TIMEOUT, grpc=bool(grpc), options=options)
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:

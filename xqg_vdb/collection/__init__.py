@@ -31,7 +31,8 @@ def open_store(
     """The store on the server at `url`, else in the folder `path`; what is not given comes from the environment.
 
     XQG_VDB_URL, XQG_VDB_PATH and XQG_VDB_API_KEY are read in this order when neither is given; without them the folder
-    is ./xqg-data. options: of the collections that it makes.
+    is ./xqg-data. With XQG_VDB_INSECURE=1 the key may travel unencrypted to another machine.
+    options: of the collections that it makes.
     timeout: seconds for one request to a server. grpc: speak gRPC (port 6334, or XQG_VDB_GRPC_PORT) instead of REST.
     Raises ValueError when both are given.
     """
@@ -44,7 +45,14 @@ def open_store(
 
         key = api_key or os.environ.get("XQG_VDB_API_KEY") or None
         port = int(os.environ.get("XQG_VDB_GRPC_PORT") or GRPC_PORT) if grpc else None
-        return ServerStore.connect(url, api_key=key, timeout=timeout, grpc_port=port, options=options)
+        return ServerStore.connect(
+            url,
+            api_key=key,
+            timeout=timeout,
+            grpc_port=port,
+            options=options,
+            insecure=os.environ.get("XQG_VDB_INSECURE") == "1",
+        )
     from .embedded import EmbeddedStore
 
     return EmbeddedStore(path or DEFAULT_PATH, options=options)

@@ -271,7 +271,10 @@ def _checked_address(url: str, *, api_key: str | None, insecure: bool) -> str:
         raise DataError(f"The address of {parts.hostname} holds a password; take it out and set XQG_VDB_API_KEY.")
     where = f"{parts.hostname}:{parts.port or 6333}"
     if api_key and parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
-        raise ServerError(f"The API key would travel unencrypted to {where}; use https, or insecure=True if you must.")
+        raise ServerError(
+            f"The API key would travel unencrypted to {where}; use https, or XQG_VDB_INSECURE=1 (insecure=True) if you"
+            " must."
+        )
     return where
 
 
