@@ -1,0 +1,205 @@
+"""Searches from coroutines against the same searches one by one, on every store.
+
+The server is `fake_qdrant` over HTTP, and the real one at XQG_TEST_QDRANT_URL when that is set; it was NOT run against
+a real server where this was written.
+"""
+
+import asyncio
+import threading
+import time
+from itertools import chain
+
+import pytest
+from cli_cases import write_inputs
+from fake_qdrant import FakeQdrant, Fault
+from integration_cases import loaded_on, questions
+from tiny_model import write_tiny_encoder
+
+from xqg_vdb import AsyncRetriever, Collection, Encoder, Query, Retriever, load
+from xqg_vdb.collection import retry
+from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.errors import DataError, ServerError
+
+SEARCH = "POST .*/points/query/batch"
+
+
+@pytest.fixture(scope="module", params=["embedded", "memory", "http", "server"])
+def retriever(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("async")
+    if request.param in ("http", "server"):
+        with loaded_on(request.param, folder) as found:
+            yield found.retriever
+        return
+    write_inputs(folder, 90)
+    embedded = request.param == "embedded"
+    store = EmbeddedStore(folder / "store", free_space_floor=0) if embedded else ServerStore.connect(":memory:")
+    with Encoder(write_tiny_encoder(folder / "tiny", calibration=0.5), threads=2) as encoder, store:
+        build, corpus = folder / "build", folder / "corpus.jsonl"
+        load(corpus, "wiki", encoder=encoder, queries=folder / "queries.jsonl", store=store, build=build)
+        yield Retriever(encoder, Collection("wiki", store))
+
+
+def agree(found, expected):
+    """The same hits; scores to the last bit from the engine, to 1e-6 from numpy, whose sums depend on the alignment."""
+    assert [[hit.id for hit in hits] for hits in found] == [[hit.id for hit in hits] for hits in expected]
+    for mine, theirs in zip(chain(*found), chain(*expected), strict=True):
+        assert mine.score == pytest.approx(theirs.score, abs=1e-6)
+        assert (mine.text, mine.title, mine.lang, mine.meta) == (theirs.text, theirs.title, theirs.lang, theirs.meta)
+
+
+async def test_a_hundred_at_once_are_what_they_are_one_by_one(retriever):
+    """Nothing is mixed, and no question is rounded by its neighbours."""
+    asked = [
+        (text, (None, ["de"], ["en"])[i % 3], (None, "sw", "ar", "fr")[i % 4], 1 + i % 12)
+        for i, text in enumerate(questions(100))
+    ]
+    expected = [retriever.search(text, langs=langs, lang=lang, k=k) for text, langs, lang, k in asked]
+    assert len({tuple(hit.id for hit in hits) for hits in expected}) > 90
+    async with AsyncRetriever(retriever, threads=4) as searcher:
+        for _ in range(2):
+            found = await asyncio.gather(
+                *(searcher.search(text, langs=langs, lang=lang, k=k) for text, langs, lang, k in asked)
+            )
+            agree(found, expected)
+            assert found == expected or not isinstance(retriever.collection.store, EmbeddedStore)
+
+
+async def test_many_questions_in_one_call(retriever):
+    queries = [Query(str(i), text) for i, text in enumerate(questions(70))]
+    async with AsyncRetriever(retriever) as searcher:
+        found, expected = await searcher.run(queries, k=3), retriever.run(queries, k=3)
+        assert [(one.query, one.lang) for one in found] == [(one.query, one.lang) for one in expected]
+        agree([one.hits for one in found], [one.hits for one in expected])
+        assert await searcher.run([], k=3) == []
+
+
+async def test_one_bad_question_fails_alone(retriever):
+    async with AsyncRetriever(retriever) as searcher:
+        good = [searcher.search(text) for text in questions(6)]
+        bad = [searcher.search(" "), searcher.search("w1", langs=["klingonish"]), searcher.search("w1", k=0)]
+        found = await asyncio.gather(*good, *bad, *[searcher.search(text) for text in questions(6)],
+                                     return_exceptions=True)  # fmt: skip
+    agree(found[:6] + found[9:], 2 * [retriever.search(text) for text in questions(6)])
+    assert all(isinstance(error, DataError) for error in found[6:9])
+    assert str(found[6]) == "Question '0' is blank: there is nothing to search for."
+
+
+async def test_ties_at_the_last_place_are_settled_by_id(tmp_path):
+    """20 equal passages, of which 5 are wanted: their ids decide, as in `Retriever`."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(f'{{"id": "p{(7 * i) % 20:02d}", "text": "w1 w2", "lang": "en"}}\n' for i in range(20)))
+    model = write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
+    with Encoder(model) as encoder, FakeQdrant() as fake, ServerStore.connect(fake.url) as store:
+        ties = load(corpus, "ties", encoder=encoder, store=store, build=tmp_path / "build")
+        async with AsyncRetriever(Retriever(encoder, ties)) as searcher:
+            assert [hit.id for hit in await searcher.search("w3", k=5)] == [f"p{i:02d}" for i in range(5)]
+
+
+async def test_the_event_loop_runs_while_questions_are_encoded(retriever, monkeypatch):
+    """An encoder that takes 0.3 s holds up nothing: a ticker goes on."""
+    threads = set()
+    encode = retriever.encoder.encode_queries
+
+    def slow(texts):
+        threads.add(threading.current_thread())
+        time.sleep(0.3)
+        return encode(texts)
+
+    monkeypatch.setattr(retriever.encoder, "encode_queries", slow)
+    ticks = []
+
+    async def tick():
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    async with AsyncRetriever(retriever, threads=2) as searcher:
+        ticker = asyncio.create_task(tick())
+        await asyncio.gather(*(searcher.search(text) for text in questions(2)))
+        ticker.cancel()
+    assert len(ticks) > 5 and threading.main_thread() not in threads and len(threads) == 2
+
+
+def test_one_retriever_in_one_loop_after_another(retriever):
+    """What `chain.ainvoke` under `asyncio.run` does: connections of a closed loop are not used again."""
+    searcher = AsyncRetriever(retriever)
+    (text,) = questions(1)
+
+    async def once():
+        try:
+            return await searcher.search(text)
+        finally:
+            if searcher._server is not None:
+                await searcher._server.aclose()
+
+    agree([asyncio.run(once()), asyncio.run(once())], 2 * [retriever.search(text)])
+
+
+def test_threads_are_checked(retriever):
+    with pytest.raises(ValueError, match="threads must be 1 or more, got 0"):
+        AsyncRetriever(retriever, threads=0)
+
+
+@pytest.fixture
+def fake_and_searcher(tmp_path, monkeypatch):
+    """A searcher on a fake server; waits are short."""
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(retry, "SHORTEST_ASKED", 0.01)
+    write_inputs(tmp_path, 30)
+    model = write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
+    with Encoder(model) as encoder, FakeQdrant() as fake:
+        store = ServerStore.connect(fake.url, api_key="SECRET-CANARY", timeout=5, deadline=0.5)
+        with store:
+            wiki = load(tmp_path / "corpus.jsonl", "wiki", encoder=encoder, store=store, build=tmp_path / "build")
+            fake.keys.clear()
+            yield fake, AsyncRetriever(Retriever(encoder, wiki))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault(429, headers={"Retry-After": "0"})] * 3,
+        [Fault(503), Fault(500), Fault(502)],
+        [Fault(429), Fault(429, headers={"Retry-After": "soon"})],
+        [Fault()] * 2,
+    ],
+    ids=["429", "5xx", "no wait given", "connection reset"],
+)
+async def test_what_may_pass_is_repeated(fake_and_searcher, faults):
+    fake, searcher = fake_and_searcher
+    async with searcher:
+        expected = searcher.retriever.search("w1 w2")
+        for fault in faults:
+            fault.only = SEARCH
+        fake.faults, fake.requests[:] = list(faults), []
+        agree([await searcher.search("w1 w2")], [expected])
+        assert fake.count("POST", "/query/batch") == len(faults) + 1
+        assert fake.keys == {"SECRET-CANARY"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "requests"),
+    [
+        (Fault(400, body=b'{"status": {"error": "no, SECRET-CANARY"}}'), r"refused the request for good \(.*\*\*\*", 1),
+        (Fault(401), "refuses the API key", 1),
+        (Fault(503, headers={"Retry-After": "60"}), "is away or overloaded", 1),
+    ],
+    ids=["400", "401", "busy for long"],
+)
+async def test_what_will_not_pass_is_an_error_at_once(fake_and_searcher, fault, said, requests):
+    fake, searcher = fake_and_searcher
+    async with searcher:
+        fault.only = SEARCH
+        fake.faults, fake.requests[:] = [fault] * 5, []
+        with pytest.raises(ServerError, match=said) as caught:
+            await searcher.search("w1 w2")
+        assert fake.count("POST", "/query/batch") == requests and "CANARY" not in str(caught.value)
+
+
+async def test_a_collection_that_is_gone_is_named(fake_and_searcher):
+    _, searcher = fake_and_searcher
+    async with searcher:
+        searcher.retriever.collection.store.delete("wiki")
+        with pytest.raises(DataError, match=r"There is no collection 'wiki' in 127\.0\.0\.1"):
+            await searcher.search("w1 w2")

@@ -1,0 +1,38 @@
+"""The examples are run as their readers run them, with a tiny encoder in the starter's place.
+
+`examples/afriqa.py` needs the benchmark's data and minutes; its parts are tested elsewhere.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_cases import environment, write_starter
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NEEDS = {"langchain_rag": "langchain_core", "llama_index_rag": "llama_index", "haystack_rag": "haystack"}
+
+
+def run(name, folder, *arguments):
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    write_starter(folder / "cache")
+    argv, env = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments], environment(folder)
+    env["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS))
+def test_rag_shows_three_english_passages_and_the_question(name, tmp_path):
+    out = run(name, tmp_path, "Welcher Fluss ist das?")
+    assert "Welcher Fluss ist das?" in out
+    assert (out.count("[") == 3) or out.count(",", out.rindex("from:")) == 2
+
+
+def test_own_corpus(tmp_path):
+    lines = run("own_corpus", tmp_path).splitlines()
+    assert sorted(line.split(" ", 1)[1].split(":")[0] for line in lines) == ["Amazon", "Nile"]

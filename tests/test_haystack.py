@@ -1,0 +1,224 @@
+"""The Haystack components, alone, in pipelines, and written to YAML and back.
+
+Haystack's own suites (`haystack.testing`) are for document stores, of which there is none here; what its core demands
+of components is checked by putting ours into its pipelines.
+"""
+
+import asyncio
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
+pytest.importorskip("haystack")
+
+from cli_cases import write_inputs
+from haystack import Document, Pipeline
+from haystack.components.retrievers import InMemoryEmbeddingRetriever
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack.utils import Secret
+from integration_cases import questions
+from tiny_model import write_tiny_encoder
+
+from xqg_vdb import Collection, Encoder, Retriever, load
+from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.errors import DataError, LockedError, MismatchError, ModelError
+from xqg_vdb.integrations.haystack import XqgDocumentEmbedder, XqgRetriever, XqgTextEmbedder, language_filter
+
+
+TRUSTED = ["xqg_vdb.integrations.haystack"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a tiny encoder in `tiny` and a collection `wiki` of 90 passages in `store`."""
+    path = tmp_path_factory.mktemp("haystack")
+    write_inputs(path, 90)
+    write_tiny_encoder(path / "tiny", calibration=0.5)
+    with Encoder(path / "tiny") as encoder, EmbeddedStore(path / "store", free_space_floor=0) as store:
+        load(path / "corpus.jsonl", "wiki", encoder=encoder, queries=path / "queries.jsonl", store=store,
+             build=path / "build")  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    with Encoder(folder / "tiny") as opened:
+        yield opened
+
+
+@pytest.fixture
+def arguments(folder):
+    return {"encoder": str(folder / "tiny"), "path": str(folder / "store")}
+
+
+@pytest.fixture
+def search(folder, encoder):
+    """Our own answers, as a function; the store is closed again after each."""
+
+    def run(text, **options):
+        with EmbeddedStore(folder / "store") as store:
+            return Retriever(encoder, Collection("wiki", store)).search(text, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("language", [None, "sw", "swa"])
+async def test_a_question_is_embedded_as_a_search_embeds_it(folder, encoder, arguments, language):
+    embedder = XqgTextEmbedder(collection="wiki", query_language=language, **arguments)
+    with EmbeddedStore(folder / "store") as store:
+        retriever = Retriever(encoder, Collection("wiki", store))
+        for text in questions(4):
+            vector = embedder.run(text=text)["embedding"]
+            assert vector == (await embedder.run_async(text=text))["embedding"] and type(vector[0]) is float
+            (found,) = store.search("wiki", np.array([vector], np.float32), k=10, langs=None, using="text-dense",
+                                    exact=True, ef=None)  # fmt: skip
+            assert found == retriever.search(text, lang=language, exact=True)
+
+
+def test_without_a_collection_the_encoders_calibration_counts(folder, encoder):
+    (text,) = questions(1)
+    found = XqgTextEmbedder(str(folder / "tiny")).run(text=text, query_language="ar")["embedding"]
+    np.testing.assert_array_equal(found, encoder.encode_queries([text], langs=["ar"])[0])
+
+
+async def test_documents_are_embedded_with_their_titles(folder, encoder):
+    documents = [Document(content=text, meta={"title": "w7", "n": i}) for i, text in enumerate(questions(3))]
+    documents.append(Document(content="w1 w2", meta={"title": 7}))
+    embedder = XqgDocumentEmbedder(str(folder / "tiny"))
+    found = embedder.run(documents=documents)["documents"]
+    assert found == (await embedder.run_async(documents=documents))["documents"]
+    expected = encoder.encode_passages([*(f"w7 {text}" for text in questions(3)), "w1 w2"])
+    np.testing.assert_array_equal([one.embedding for one in found], expected)
+    assert [one.embedding for one in documents] == [None] * 4  # the caller's own stay as they are
+    assert [(one.id, one.content, one.meta) for one in found] == [(one.id, one.content, one.meta) for one in documents]
+    assert embedder.run(documents=[]) == {"documents": []}
+
+
+@pytest.mark.parametrize("languages", [None, ["de"], ["deu", "fr"]])
+async def test_languages_are_an_argument(arguments, search, languages):
+    (text,) = questions(1)
+    expected = search(text, k=7, langs=languages)
+    made = XqgRetriever("wiki", top_k=7, languages=languages, **arguments)
+    found = [made.run(query=text), await made.run_async(query=text)]
+    made.close()
+    called = XqgRetriever("wiki", **arguments)
+    found += [called.run(query=text, top_k=7, languages=languages),
+              await called.run_async(query=text, top_k=7, languages=languages)]  # fmt: skip
+    called.close()
+    for one in found:
+        assert [(document.id, document.score, document.content) for document in one["documents"]] == [
+            (hit.id, hit.score, hit.text) for hit in expected
+        ]
+        assert [document.meta for document in one["documents"]] == [
+            {"lang": hit.lang, "title": hit.title, "n": hit.meta["n"]} for hit in expected
+        ]
+
+
+async def test_many_at_once_open_one_session(arguments, search):
+    expected = [[hit.id for hit in search(text)] for text in questions(20)]
+    retriever = XqgRetriever("wiki", **arguments)
+    found = await asyncio.gather(*(retriever.run_async(query=text) for text in questions(20)))
+    retriever.close()
+    assert [[document.id for document in one["documents"]] for one in found] == expected
+
+
+def test_nothing_is_opened_before_it_is_used(folder):
+    XqgRetriever("wiki", encoder="/nowhere", path=str(folder / "nothing"))
+    XqgTextEmbedder("/nowhere")
+    with pytest.raises(ModelError):
+        XqgDocumentEmbedder("/nowhere").warm_up()
+    assert not (folder / "nothing").exists()
+
+
+def test_a_failed_opening_leaves_nothing_locked(folder, arguments, search):
+    write_tiny_encoder(folder / "other", seed=1)
+    with pytest.raises(MismatchError):
+        XqgRetriever("wiki", **{**arguments, "encoder": str(folder / "other")}).warm_up()
+    first, second = XqgRetriever("wiki", **arguments), XqgRetriever("wiki", **arguments)
+    first.run(query="w1")
+    with pytest.raises(LockedError):
+        second.run(query="w1")
+    first.close()
+    assert second.run(query="w1")["documents"]
+    second.close()
+
+
+def components(arguments):
+    return [
+        XqgTextEmbedder(collection="wiki", query_language="sw", calibration=0.3, **arguments),
+        XqgTextEmbedder(),
+        XqgDocumentEmbedder(arguments["encoder"]),
+        XqgRetriever("wiki", top_k=3, languages=["deu"], query_language="sw", calibration=0.0, **arguments),
+        XqgRetriever("wiki", url="https://example.org:6333", api_key=Secret.from_env_var("MY_KEY")),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_to_dict_and_back(arguments, number):
+    one = components(arguments)[number]
+    record = one.to_dict()
+    again = type(one).from_dict(record)
+    assert again.to_dict() == record
+    settings = {key: value for key, value in vars(one).items() if not key.startswith(("_", "__"))}
+    assert settings == {key: value for key, value in vars(again).items() if not key.startswith(("_", "__"))}
+    pipeline = Pipeline()
+    pipeline.add_component("one", one)
+    assert Pipeline.loads(pipeline.dumps(), allowed_modules=TRUSTED).to_dict() == pipeline.to_dict()
+
+
+def test_a_key_is_never_written_down():
+    with pytest.raises(ValueError, match="Cannot serialize token-based secret"):
+        XqgRetriever("wiki", api_key=Secret.from_token("SECRET-CANARY")).to_dict()
+    assert "SECRET" not in repr(vars(XqgRetriever("wiki", api_key=Secret.from_token("SECRET-CANARY"))))
+
+
+def test_a_pipeline_read_from_yaml_finds_the_same(arguments, search):
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", XqgRetriever("wiki", languages=["de"], **arguments))
+    again = Pipeline.loads(pipeline.dumps(), allowed_modules=TRUSTED)
+    again.warm_up()
+    (text,) = questions(1)
+    found = again.run({"retriever": {"query": text}})["retriever"]["documents"]
+    again.get_component("retriever").close()
+    assert [document.id for document in found] == [hit.id for hit in search(text, langs=["de"])]
+
+
+async def test_an_asynchronous_pipeline(arguments, search):
+    pipeline = Pipeline()
+    retriever = XqgRetriever("wiki", **arguments)
+    pipeline.add_component("retriever", retriever)
+    (text,) = questions(1)
+    found = await pipeline.run_async({"retriever": {"query": text, "top_k": 4}})
+    retriever.close()
+    assert [document.id for document in found["retriever"]["documents"]] == [hit.id for hit in search(text, k=4)]
+
+
+def test_documents_and_questions_meet_in_a_store_of_haystack(folder, encoder):
+    store = InMemoryDocumentStore()
+    texts = questions(20)
+    documents = [Document(id=f"d{i}", content=text) for i, text in enumerate(texts)]
+    store.write_documents(XqgDocumentEmbedder(str(folder / "tiny")).run(documents=documents)["documents"])
+    pipeline = Pipeline()
+    pipeline.add_component("embedder", XqgTextEmbedder(str(folder / "tiny"), query_language="sw"))
+    pipeline.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=5))
+    pipeline.connect("embedder.embedding", "retriever.query_embedding")
+    text = questions(1, seed=9)[0]
+    scores = encoder.encode_passages(texts) @ encoder.encode_queries([text], langs=["sw"])[0]
+    found = pipeline.run({"embedder": {"text": text}})["retriever"]["documents"]
+    assert [document.id for document in found] == [f"d{i}" for i in np.argsort(-scores)[:5]]
+
+
+def test_wrong_arguments_are_named(arguments):
+    with pytest.raises(DataError, match="langs must be a list with at least one language code"):
+        XqgRetriever("wiki", languages="de")
+    retriever = XqgRetriever("wiki", **arguments)
+    for options, said in [({"top_k": 0}, "k must be 1 or more"), ({"languages": []}, "langs must be a list"),
+                          ({"query_language": "klingonish"}, "not a language code")]:  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            retriever.run(query="w1", **options)
+    with pytest.raises(DataError, match="Question '0' is blank"):
+        retriever.run(query=" ")
+    retriever.close()
+    assert language_filter(["deu"]) == {"field": "meta.lang", "operator": "in", "value": ["de"]}
