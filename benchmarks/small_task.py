@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import orjson
@@ -46,13 +46,25 @@ def first_questions(given: argparse.Namespace) -> RetrievalTask:
         sys.exit(f"skipped: {error}")
     groups = {lang: [q for q in task.queries if task.groups[q.id] == lang] for lang in given.langs}
     queries = tuple(query for several in groups.values() for query in islice(several, given.questions))
-    kept = {query.id for query in queries}
+    return narrowed(task, {query.id for query in queries})
+
+
+def narrowed(task: RetrievalTask, kept: Container[str]) -> RetrievalTask:
+    """The task with the questions in `kept` only."""
     return replace(
         task,
-        queries=queries,
+        queries=tuple(query for query in task.queries if query.id in kept),
         qrels={qid: grades for qid, grades in task.qrels.items() if qid in kept},
         groups={qid: group for qid, group in task.groups.items() if qid in kept},
     )
+
+
+def in_turn(task: RetrievalTask) -> list[Query]:
+    """The questions, a question of each language at a time: whenever one stops, the languages have equally many."""
+    groups: dict[str, list[Query]] = {}
+    for query in task.queries:
+        groups.setdefault(task.groups[query.id], []).append(query)
+    return [query for several in zip_longest(*groups.values()) for query in several if query is not None]
 
 
 def collection_of(task: RetrievalTask, encoder: Encoder, work: Path) -> Collection:

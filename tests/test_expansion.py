@@ -301,3 +301,52 @@ def test_wrong_plans_and_specs_are_refused(tmp_path):
 
     with pytest.raises(ModelError, match="holds an encoder; expansion needs a generator"):
         Expander(write_tiny_encoder(tmp_path / "e"))
+
+
+def test_search_expands_through_an_endpoint_and_says_so(server, tmp_path):
+    from cli_cases import run_cli, write_inputs, write_starter
+
+    write_starter(tmp_path / "cache")
+    write_inputs(tmp_path, 12)
+    assert run_cli(tmp_path, "load", "corpus.jsonl", "wiki").returncode == 0
+    ask = ["search", "wiki", "w1 w2", "--query-lang", "sw", "--json", "--expand-combine", "only", "--expand-lang", "en"]
+    server.script = [answer("w7 w8 w9")]
+    done = run_cli(tmp_path, *ask, "--expand", f"zero-shot:{server.url}")
+    assert done.returncode == 0, done.stderr
+    same = run_cli(tmp_path, "search", "wiki", "w7 w8 w9", "--query-lang", "en", "--json")
+    (record,), (plain,) = json.loads(done.stdout), json.loads(same.stdout)
+    assert record["hits"] == plain["hits"] and record["text"] == "w1 w2" and record["seconds"]["expand"] > 0
+    assert "Expanded 1 questions" in done.stderr and "0 searched as they are" in done.stderr
+    again = run_cli(tmp_path, *ask, "--expand", f"zero-shot:{server.url}")
+    assert "(1 from the cache" in again.stderr and len(server.requests) == 1
+    server.script = [(401, {}, b"no")] * 9
+    refused = run_cli(tmp_path, *ask, "--no-expand-cache", "--expand", f"zero-shot:{server.url}")
+    assert refused.returncode == 0 and "1 searched as they are" in refused.stderr
+    assert "set XQG_VDB_GENERATOR_KEY to a valid key" in refused.stderr
+    wrong = run_cli(tmp_path, *ask[:-2], "--expand-kind", "translation", "--expand", f"few-shot:{server.url}")
+    assert wrong.returncode == 2 and "(--expand-lang)" in wrong.stderr
+
+
+def test_the_mean_of_two_wordings_is_searched(tmp_path):
+    import numpy as np
+    from cli_cases import write_inputs, write_starter
+
+    from xqg_vdb import Encoder, Retriever, load
+    from xqg_vdb.collection import open_store
+
+    write_inputs(tmp_path, 12)
+    encoder = Encoder(write_starter(tmp_path / "cache"))
+    collection = load(tmp_path / "corpus.jsonl", "wiki", encoder=encoder, store=open_store(tmp_path / "store"))
+    query = Query("q", "w1 w2", "sw")
+
+    def rows(combine):
+        expander = Expander(ScriptedWriter(passage="w7 w8"), plan=Plan(combine=combine, lang="ar"))
+        return Retriever(encoder, collection, expander=expander).encode([query, query]).vectors
+
+    plain = Retriever(encoder, collection)
+    first, second = plain.encode([query, Query("q", "w7 w8", "ar")]).vectors
+    mean = (first + second) / 2
+    assert rows("mean") == pytest.approx(np.stack([mean / np.linalg.norm(mean)] * 2), abs=1e-6)
+    assert rows("only") == pytest.approx(np.stack([second] * 2), abs=1e-6)
+    both = plain.encode([Query("q", "w1 w2 w7 w8", "sw")]).vectors
+    assert rows("concat")[:1] == pytest.approx(both, abs=1e-6)

@@ -199,3 +199,26 @@ def test_wrong_uses_are_refused(tmp_path):
 
     with pytest.raises(ModelError, match="holds an encoder; UPR needs a generator"):
         open_reranker(f"upr:{write_tiny_encoder(tmp_path / 'e')}")
+
+
+def test_search_ranks_again_and_says_what_it_took(folders, tmp_path):
+    import json
+
+    from cli_cases import run_cli, write_inputs, write_starter
+
+    write_starter(tmp_path / "cache")
+    write_inputs(tmp_path, 12)
+    assert run_cli(tmp_path, "load", "corpus.jsonl", "wiki").returncode == 0
+    ask = ["search", "wiki", "w1 w2 w3", "--query-lang", "sw", "--json"]
+    plain = json.loads(run_cli(tmp_path, *ask, "-k", 6).stdout)[0]["hits"]
+    done = run_cli(tmp_path, *ask, "-k", 3, "--rerank", f"upr:{folders['llama'][1]}", "--rerank-depth", 6)
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout)
+    expected = Reranker(folders["llama"][1], threads=1).rerank(
+        Query("0", "w1 w2 w3", "sw"), [Hit(hit["id"], hit["score"], hit["text"], title=hit["title"]) for hit in plain]
+    )
+    assert [hit["id"] for hit in record["hits"]] == [hit.id for hit in expected[:3]]
+    assert record["seconds"]["rerank"] > 0
+    assert "Ranked 6 passages again" in done.stderr and "(0 passages cut)" in done.stderr
+    wrong = run_cli(tmp_path, *ask, "--rerank", "bm25")
+    assert wrong.returncode == 3 and "given as upr:MODEL" in wrong.stderr and not wrong.stdout

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xqg_vdb.cli.methods import chosen_expander, chosen_reranker, expand_options, report_methods, rerank_options
 from xqg_vdb.cli.options import chosen_store, json_option, print_json, say, store_options
 
 if TYPE_CHECKING:
+    from xqg_vdb.expansion.prompts import Combine, Kind, Order
     from xqg_vdb.retrieval import Answer
 
 _SNIPPET = 160
@@ -27,6 +29,8 @@ _SNIPPET = 160
 @click.option("--exact", is_flag=True, help="Compare with every passage instead of walking the graph.")
 @click.option("--encoder", "model", metavar="MODEL", help="Folder, hub id or starter  [default: the one that made it]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
+@expand_options
+@rerank_options
 @store_options
 @json_option
 def search(
@@ -40,6 +44,17 @@ def search(
     exact: bool,
     model: str | None,
     threads: int | None,
+    expand: str | None,
+    expand_kind: Kind,
+    expand_combine: Combine,
+    expand_order: Order,
+    expand_lang: str | None,
+    expand_model: str,
+    no_expand_cache: bool,
+    rerank: str | None,
+    rerank_depth: int,
+    rerank_weight: float,
+    rerank_language: bool,
     path: str | None,
     url: str | None,
     as_json: bool,
@@ -49,6 +64,7 @@ def search(
     \b
     Example:
       xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3
+      xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3 --rerank upr:starter:generator --rerank-depth 20
     """  # noqa: D301 - \b is click's
     if (text is None) == (queries is None):
         raise click.UsageError("give a question, or --queries FILE")
@@ -65,11 +81,22 @@ def search(
         folder = (
             ensure_encoder(model, report=say) if model else encoder_of(found.card, collection=collection, report=say)
         )
+        expander = chosen_expander(
+            expand, kind=expand_kind, combine=expand_combine, order=expand_order, lang=expand_lang,
+            endpoint_model=expand_model, cached=not no_expand_cache, threads=threads,
+        )  # fmt: skip
+        reranker = chosen_reranker(
+            rerank, depth=rerank_depth, weight=rerank_weight, name_language=rerank_language, threads=threads
+        )
         with Encoder(folder, threads=threads) as encoder:
-            retriever = Retriever(encoder, found, calibration=0.0 if no_calibration else None)
+            strength = 0.0 if no_calibration else None
+            retriever = Retriever(encoder, found, calibration=strength, expander=expander, reranker=reranker)
             answers = retriever.run(asked, k=k, langs=langs or None, exact=exact)
+    if expander is not None:
+        expander.close()
+    seconds = report_methods(expander, reranker)
     if as_json:
-        print_json([_record(answer) for answer in answers])
+        print_json([_record(answer) | ({"seconds": seconds} if seconds else {}) for answer in answers])
         return
     for answer in answers:
         if queries is not None:
