@@ -25,8 +25,8 @@ from xqg_vdb.metrics import Metric
 from xqg_vdb.score_matrix import Judgements, Rows, Values, best_columns, per_row
 from xqg_vdb.types import Recipe, Vectors
 
-BLOCK_SCORES = 2**19
-"""Scores of a block of questions: its tables, 2 MiB each, stay in a core's cache while all settings pass over them."""
+BLOCK_SCORES = 2**21
+"""Scores of a block of questions, 8 MiB a table: smaller blocks fit caches better but make products of matrices slow."""
 
 _PAIRS_WORTH_COUNTING = 4
 """With more judged passages per question, finding the best columns costs less than counting what precedes each."""
@@ -127,7 +127,8 @@ class ScoreTables:
             shift *= np.float32(setting.strength)
             owners = self._mean_of[block]
             for one in np.unique(owners):  # in slices: a gathered copy of `shift` would be as large as the table
-                scores[owners == one] -= shift[one]
+                rows = slice(None) if (owners == one).all() else owners == one
+                scores[rows] -= shift[one]
         return scores
 
     def _shares(self, alpha: float) -> tuple[Vectors, Vectors]:
