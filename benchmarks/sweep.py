@@ -8,7 +8,7 @@
 
 With --data-dir the vectors are those of AfriQA and XQuAD-R under the starter encoder, kept in --vectors; the query side
 of the fusion is random in any case (no generated queries are needed to measure speed). Contestants are interleaved;
-times are medians; all results are compared before anything is printed.
+times are medians, CPU seconds beside them for machines that do other things too; all results are compared first.
 
     python benchmarks/sweep.py [--data-dir DIR --vectors DIR] [--repeats 3] [--json]
 """
@@ -132,20 +132,23 @@ CONTESTANTS: dict[str, Callable[[Task, Sequence[float]], Means]] = {
 }  # fmt: skip
 
 
-def measure(task: Task, alphas: Sequence[float], repeats: int) -> dict[str, float]:
-    """Median seconds of each contestant; SystemExit when they disagree by more than float rounding moves a rank."""
-    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+def measure(task: Task, alphas: Sequence[float], repeats: int) -> dict[str, tuple[float, float]]:
+    """Median wall and CPU seconds of each contestant; SystemExit when they disagree by more than rounding explains."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTESTANTS}
     found: dict[str, Means] = {}
     for _ in range(repeats):
         for name, contestant in CONTESTANTS.items():
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             found[name] = contestant(task, alphas)
-            seconds[name].append(time.perf_counter() - started)
+            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     for name, means in found.items():
         for metric, values in means.items():
             if not np.allclose(values, found["score tables"][metric], atol=2e-4):
                 raise SystemExit(f"{name} and score tables disagree on {metric}: {values}")
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        name: (statistics.median(w for w, _ in own), statistics.median(c for _, c in own))
+        for name, own in times.items()
+    }
 
 
 def main() -> None:
@@ -153,11 +156,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="real vectors instead of random ones")
     parser.add_argument("--vectors", type=Path, default=Path("vectors"))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=["afriqa", "xquad-r"], help="one of the two")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     sizes = {"afriqa": (1579, 3120, 1, 6, ["R@10", "MRR@10"]), "xquad-r": (13090, 13014, 11, 11, ["MAP@20", "MRR@10"])}
     report = {}
     for name, (questions, passages, relevant, langs, metrics) in sizes.items():
+        if options.only not in (None, name):
+            continue
         task = (
             real_task(name, options.data_dir, options.vectors, metrics)
             if options.data_dir
@@ -166,11 +172,13 @@ def main() -> None:
         alphas = ALPHAS if name == "afriqa" else [0.3]
         seconds = measure(task, alphas, options.repeats)
         report[name] = {"questions": len(task.questions), "passages": len(task.passages), "alphas": len(alphas),
-                        "seconds": seconds}  # fmt: skip
+                        "wall and CPU seconds": seconds}  # fmt: skip
         if not options.json:
             print(f"\n{name}: {len(task.questions)} questions x {len(task.passages)} passages, {len(alphas)} α")
-            for contestant, time_ in seconds.items():
-                print(f"  {contestant:20s} {time_:8.2f} s   x {time_ / seconds['score tables']:.1f}")
+            own_wall, own_cpu = seconds["score tables"]
+            for contestant, (wall, cpu) in seconds.items():
+                ratios = f"x {wall / own_wall:.1f} and {cpu / own_cpu:.1f}"
+                print(f"  {contestant:20s} {wall:8.2f} s, {cpu:8.2f} s of CPU   {ratios}")
     if options.json:
         print(json.dumps({"repeats": options.repeats, "vectors": "real" if options.data_dir else "random", **report}))
 

@@ -26,7 +26,7 @@ from xqg_vdb.score_matrix import Judgements, Rows, Values, best_columns, per_row
 from xqg_vdb.types import Recipe, Vectors
 
 BLOCK_SCORES = 2**21
-"""Scores of a block of questions, 8 MiB a table: smaller blocks fit caches better but make products of matrices slow."""
+"""Scores of a block of questions, 8 MiB a table: smaller ones fit caches better, but make products of matrices slow."""
 
 _PAIRS_WORTH_COUNTING = 4
 """With more judged passages per question, finding the best columns costs less than counting what precedes each."""
