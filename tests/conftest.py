@@ -1,11 +1,15 @@
 """Fixtures that more than one test file needs."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from xqg_vdb.errors import MissingExtra
 from xqg_vdb.starter import build_encoder_checkpoint
+
+
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,10 @@ of components is checked by putting ours into its pipelines.
 """
 
 import asyncio
-import os
 
 import numpy as np
 import pytest
 
-os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 pytest.importorskip("haystack")
 
 from cli_cases import write_inputs
