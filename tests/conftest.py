@@ -8,7 +8,6 @@ import pytest
 from xqg_vdb.errors import MissingExtra
 from xqg_vdb.starter import build_encoder_checkpoint
 
-
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
 
 

@@ -24,7 +24,6 @@ from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.errors import DataError, LockedError, MismatchError, ModelError
 from xqg_vdb.integrations.haystack import XqgDocumentEmbedder, XqgRetriever, XqgTextEmbedder, language_filter
 
-
 TRUSTED = ["xqg_vdb.integrations.haystack"]
 
 
