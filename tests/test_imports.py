@@ -37,7 +37,8 @@ LAYERS = [
     ["collection"],  # all that is known of Qdrant
     ["progress"],
     ["building", "kept_vectors"],
-    ["loading", "retrieval", "query_vectors", "verifying"],
+    ["writing", "retrieval", "query_vectors", "verifying"],
+    ["loading"],
     ["async_retrieval"],
     ["models"],
     ["demo"],

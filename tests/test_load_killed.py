@@ -23,7 +23,7 @@ from xqg_vdb.encoding import Encoder
 from xqg_vdb.retrieval import Retriever
 
 PASSAGES = 3000
-FLUSH_OFTEN = "import xqg_vdb.loading as loading; loading.COMMIT_EVERY = 1024"
+FLUSH_OFTEN = "import xqg_vdb.writing as writing; writing.COMMIT_EVERY = 1024"
 NOT_STARTED, ENCODING, WRITING, INDEXING, PUBLISHED = "start-up", "encoding", "writing", "indexing", "published"
 LONGEST = {NOT_STARTED: 0.6, ENCODING: 0.7, WRITING: 0.6, INDEXING: 0.5, PUBLISHED: 0.05}
 """Seconds to wait at most, once a stage is reached."""

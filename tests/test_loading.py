@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient
 
-from xqg_vdb import building, loading
+from xqg_vdb import building, loading, writing
 from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.collection import Collection
 from xqg_vdb.collection.embedded import EmbeddedStore
@@ -285,8 +285,8 @@ def test_a_changed_corpus_is_begun_anew_in_our_build_folder(files, change, stage
 @pytest.mark.parametrize("kind", ["embedded", "server"])
 def test_other_fields_and_languages_count_as_a_change_while_writing(kind, files, tmp_path, monkeypatch):
     """They are not encoded, but half of the points must not keep the old ones."""
-    monkeypatch.setattr(loading, "WRITE_WINDOW", 2)
-    monkeypatch.setattr(loading, "COMMIT_EVERY", 2)
+    monkeypatch.setattr(writing, "WRITE_WINDOW", 2)
+    monkeypatch.setattr(writing, "COMMIT_EVERY", 2)
     untagged = [{key: value for key, value in record.items() if key != "lang"} for record in CORPUS]
     write(files[0], untagged)
     with a_store(kind, tmp_path / "store") as store:
@@ -354,7 +354,7 @@ def test_a_language_without_queries_is_refused_before_writing(files):
 @pytest.mark.parametrize("window", [512, 1])
 def test_sum_with_unequal_counts_is_refused_and_the_old_version_served(store, files, tmp_path, monkeypatch, window):
     """Also when every window that is written at once has equal counts within."""
-    monkeypatch.setattr(loading, "WRITE_WINDOW", window)
+    monkeypatch.setattr(writing, "WRITE_WINDOW", window)
     load(files[0], "wiki", encoder=an_encoder(), store=store, build=tmp_path / "plain")
     rows = rows_of(store)
     with pytest.raises(MismatchError, match=r"pool 'sum' needs equally many queries for every passage, found 0 to 3"):
@@ -538,7 +538,7 @@ def test_a_store_of_our_own_is_closed_after_an_error(files, tmp_path, monkeypatc
 
 
 def test_progress_of_a_resumed_load_starts_where_it_stopped(files, tmp_path, monkeypatch):
-    for module, name in ((building, "WINDOW"), (loading, "WRITE_WINDOW"), (loading, "COMMIT_EVERY")):
+    for module, name in ((building, "WINDOW"), (writing, "WRITE_WINDOW"), (writing, "COMMIT_EVERY")):
         monkeypatch.setattr(module, name, 2)
     seen = defaultdict(list)
     with ServerStore.connect(":memory:") as store:
@@ -602,7 +602,7 @@ def check_interrupted(kind, given_inputs, stops):
     corpus, queries = given_inputs
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XQG_VDB_CACHE", f"{folder}/cache")
-        for module, name, size in ((building, "WINDOW", 3), (loading, "WRITE_WINDOW", 2), (loading, "COMMIT_EVERY", 2)):
+        for module, name, size in ((building, "WINDOW", 3), (writing, "WRITE_WINDOW", 2), (writing, "COMMIT_EVERY", 2)):
             patch.setattr(module, name, size)
         files = write(Path(folder) / "corpus.jsonl", corpus), write(Path(folder) / "queries.jsonl", queries)
         table = files[1] if queries else None

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
-from xqg_vdb.collection.layout import TEXT_DENSE
 from xqg_vdb.retrieval import Answer, Retriever, passage_languages
 from xqg_vdb.types import Hit, Query, Vectors
 
@@ -98,9 +97,19 @@ class AsyncRetriever:
         wanted = passage_languages(langs)
         retriever, name = self.retriever, self.retriever.collection.name
         asked = await self._in_thread(partial(retriever.encode, queries))
-        found = await self._server.search(
-            name, asked.vectors, k=retriever.depth(k), langs=wanted, using=TEXT_DENSE, exact=exact, ef=asked.breadth
-        )
+        found: list[list[Hit]] = [[] for _ in queries]
+        for using, rows in asked.by_vector():
+            hits = await self._server.search(
+                name,
+                asked.vectors[rows],
+                k=retriever.depth(k),
+                langs=wanted,
+                using=using,
+                exact=exact,
+                ef=asked.breadth,
+            )
+            for row, own in zip(rows, hits, strict=True):
+                found[row] = own
         if retriever.reranker is None:
             return retriever.answers(queries, asked, found, k=k)
         return await self._in_thread(partial(retriever.answers, queries, asked, found, k=k))

@@ -1,8 +1,8 @@
 """Corpus (and generated queries) into a collection: encode, fuse, write, publish; resumable and idempotent.
 
 Two steps, each of which goes on where an earlier run stopped: `building.keep_vectors` encodes into a build folder;
-`write_collection` fuses its rows by a recipe and writes them, with the passages' text, into a new version of the
-collection, which replaces the published one at the end.
+`writing.write_collection` fuses its rows by a recipe and writes them, with the passages' text, into a new version of
+the collection, which replaces the published one at the end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,29 +19,24 @@ from pathlib import Path
 
 import numpy as np
 
-from xqg_vdb.batching import windows
-from xqg_vdb.building import Kept, Row, changed_input, keep_vectors, read_rows
+from xqg_vdb.building import Kept, keep_vectors, read_rows
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, language_means, pack_means, resolve_languages
 from xqg_vdb.collection import Collection, open_store
-from xqg_vdb.collection.layout import TEXT_DENSE, Digest, check_name
+from xqg_vdb.collection.layout import check_name
 from xqg_vdb.corpus import read_corpus
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder, open_lines
-from xqg_vdb.fusion import fuse, pooled_queries, recipe_languages
+from xqg_vdb.fusion import pooled_queries, recipe_languages
 from xqg_vdb.model_folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.questions import read_questions
 from xqg_vdb.records import Rejects
-from xqg_vdb.types import Card, CollectionWriter, Distance, PointBatch, Recipe, VectorStore
-from xqg_vdb.vectors import Build, row_digest
-
-WRITE_WINDOW = 512
-COMMIT_EVERY = 8192
-"""Passages between two flushes of the store: one costs about 0.1 s on a disk."""
+from xqg_vdb.types import Card, Distance, MoreVectors, Recipe, VectorStore
+from xqg_vdb.vectors import Build
+from xqg_vdb.writing import vector_names, write_collection
 
 _ENOUGH_QUESTIONS = 30
-_PLAIN = Recipe(alpha=0.0)
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,7 @@ def load(
     questions: str | PathLike[str] | None = None,
     build: str | PathLike[str] | None = None,
     distance: Distance | None = None,
+    more_vectors: Sequence[MoreVectors] = (),
     default_lang: str | None = None,
     rejects: Rejects | None = None,
     progress: Progress = silent,
@@ -83,7 +79,8 @@ def load(
     try:
         load_with_report(
             corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe, questions=questions,
-            build=build, distance=distance, default_lang=default_lang, rejects=rejects, progress=progress,
+            build=build, distance=distance, more_vectors=more_vectors, default_lang=default_lang, rejects=rejects,
+            progress=progress,
         )  # fmt: skip
     except BaseException:
         if store is None:
@@ -103,6 +100,7 @@ def load_with_report(
     questions: str | PathLike[str] | None = None,
     build: str | PathLike[str] | None = None,
     distance: Distance | None = None,
+    more_vectors: Sequence[MoreVectors] = (),
     default_lang: str | None = None,
     rejects: Rejects | None = None,
     progress: Progress = silent,
@@ -114,6 +112,8 @@ def load_with_report(
     build: a folder that keeps the vectors, so that a later load with another recipe encodes nothing; without it they
     are kept in the cache until the load is done.
     distance: by default `cosine`, or `dot` for encoders that do not normalise.
+    more_vectors: beside the fused vector also the `plain` one, and one per query `languages`, which questions in that
+    language are searched by; each costs as much memory as the first.
     rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
     the other inputs' in files beside it.
     A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
@@ -138,7 +138,7 @@ def load_with_report(
 
         kept = encode() if build is not None else _encode_or_begin_anew(encode, folder, rejects)
         encoded = time.perf_counter()
-        card, means = _card(kept, encoder, recipe=recipe, distance=distance, asked=asked)
+        card, means = _card(kept, encoder, recipe=recipe, distance=distance, asked=asked, more=more_vectors)
         with store.writer(name, card=card) as writer:
             again = Rejects(rejects.max_rejects)  # counted while encoding
             rows = read_rows(corpus, queries=table, default_lang=default_lang, rejects=again)
@@ -185,48 +185,6 @@ def check_inputs(
     return files
 
 
-def write_collection(
-    rows: Iterable[Row], kept: Build, writer: CollectionWriter, *, card: Card, means: LanguageMeans, progress: Progress
-) -> str:
-    """Fuse and write every row that the writer does not have yet; returns the digest of all of them.
-
-    Raises MismatchError when `rows` are not those that the vectors were made from.
-    """
-    digest, done = Digest(), 0
-    first = writer.committed
-    progress("writing", first, kept.rows)
-    for window in windows(rows, WRITE_WINDOW):
-        _check_rows(window, kept, start=done)
-        for passage, _ in window:
-            digest.add(passage.id, passage.text)
-        stop = done + len(window)
-        if stop > first:
-            writer.upsert(_batch(window, kept, slice(done, stop), card=card, means=means))
-            if stop // COMMIT_EVERY > done // COMMIT_EVERY:
-                writer.commit(stop)
-            progress("writing", stop, kept.rows)
-        done = stop
-    if done != kept.rows:
-        raise changed_input(kept.path, done)
-    writer.commit(done)
-    return digest.hexdigest()
-
-
-def _batch(window: Sequence[Row], kept: Build, rows: slice, *, card: Card, means: LanguageMeans) -> PointBatch:
-    fused = fuse(
-        kept.passages[rows],
-        {lang: (kept.sums[lang][rows], kept.counts[lang][rows]) for lang in card.query_langs},
-        recipe=card.recipe if card.query_langs else _PLAIN,
-        means=means.means,
-        normalize=card.distance == "cosine",
-    )
-    return PointBatch(
-        passages=[passage for passage, _ in window],
-        vectors={TEXT_DENSE: fused},
-        query_langs=[sorted(set(queries.queries) & set(card.query_langs)) if queries else [] for _, queries in window],
-    )
-
-
 @contextmanager
 def _build_folder(build: str | PathLike[str] | None, name: str, *, fingerprint: str) -> Iterator[Path]:
     """Where the vectors are kept: the user's folder, or one in the cache that this load has to itself.
@@ -270,7 +228,13 @@ def _can_be_read(folder: Path) -> bool:
 
 
 def _card(
-    kept: Kept, encoder: CalibratedEncoder, *, recipe: Recipe, distance: Distance, asked: LanguageMeans
+    kept: Kept,
+    encoder: CalibratedEncoder,
+    *,
+    recipe: Recipe,
+    distance: Distance,
+    asked: LanguageMeans,
+    more: Sequence[MoreVectors],
 ) -> tuple[Card, LanguageMeans]:
     """The card of the collection to be, and the language means that its fusion subtracts.
 
@@ -292,7 +256,7 @@ def _card(
         query_langs=tuple(langs),
         query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in own})),
         rows_digest=rows.hexdigest(),
-        vectors=(TEXT_DENSE,),
+        vectors=vector_names(more, langs),
     )
     return card, table
 
@@ -344,10 +308,3 @@ def _rejects_of(what: str, *, like: Rejects) -> Rejects:
 
 def _finished(card: Card, *, count: int, digest: str) -> Card:
     return replace(card, count=count, digest=digest, created=datetime.now(UTC).isoformat(timespec="seconds"))
-
-
-def _check_rows(window: Sequence[Row], kept: Build, *, start: int) -> None:
-    expected = kept.digests[start : start + len(window)].tolist()
-    for i, row in enumerate(window):
-        if i >= len(expected) or row_digest(*row) != expected[i]:
-            raise changed_input(kept.path, start + i)

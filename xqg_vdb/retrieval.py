@@ -6,7 +6,7 @@ works.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.collection import Collection
-from xqg_vdb.collection.layout import check_langs
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, check_langs, language_vector
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.languages import normalize
 from xqg_vdb.types import Card, Hit, Query, Vectors
@@ -56,12 +56,19 @@ class EncodedQueries:
     """Questions ready for a search.
 
     vectors: float32 (n, dim). langs: per question the language that it was calibrated for; "" when it was not and none
-    was given. breadth: the `ef` to search with, None for the engine's own.
+    was given. breadth: the `ef` to search with, None for the engine's own. using: per question the vector to search by.
     """
 
     vectors: Vectors
     langs: tuple[str, ...]
     breadth: int | None
+    using: tuple[str, ...] = ()
+
+    def by_vector(self) -> Iterator[tuple[str, list[int]]]:
+        """Each vector name with the rows of the questions that search by it; one group for most collections."""
+        names = self.using or (TEXT_DENSE,) * len(self.vectors)
+        for name in sorted(set(names)):
+            yield name, [row for row, own in enumerate(names) if own == name]
 
 
 class QueryEncoder:
@@ -77,12 +84,14 @@ class QueryEncoder:
     ) -> None:
         self.encoder = encoder
         self.language_means = encoder.language_means
+        self._names: frozenset[str] = frozenset()
         recommended = encoder.calibration
         if collection is not None:
             card = collection.card
             check_same_encoder(encoder, card, name=collection.name)
             self.language_means = collection_means(encoder, card)
             recommended = card.calibration
+            self._names = frozenset(card.vectors)
         self.strength = recommended if calibration is None else calibration
 
     def encode(self, queries: Sequence[Query]) -> EncodedQueries:
@@ -95,8 +104,9 @@ class QueryEncoder:
         texts = [query.text for query in queries]
         vectors = self.encoder.encode_queries(texts)
         calibrated = self.strength != 0.0 and bool(self.language_means.means)
-        if calibrated:
+        if calibrated or self._has_language_vectors():
             asked = list(resolve_languages(texts, asked))
+        if calibrated:
             vectors = calibrate(
                 vectors,
                 langs=asked,
@@ -104,7 +114,16 @@ class QueryEncoder:
                 strength=self.strength,
                 normalize=self.encoder.facts.normalize,
             )
-        return EncodedQueries(vectors, tuple(lang or "" for lang in asked), CALIBRATED_EF if calibrated else None)
+        langs = tuple(lang or "" for lang in asked)
+        return EncodedQueries(vectors, langs, CALIBRATED_EF if calibrated else None, tuple(map(self._vector_of, langs)))
+
+    def _has_language_vectors(self) -> bool:
+        return bool(self._names - {TEXT_DENSE, TEXT_DENSE_PLAIN})
+
+    def _vector_of(self, lang: str) -> str:
+        """The vector of the question's language where the collection has one; the general one serves the rest."""
+        own = language_vector(lang)
+        return own if own in self._names else TEXT_DENSE
 
 
 class Retriever:
@@ -156,8 +175,13 @@ class Retriever:
             return []
         wanted = passage_languages(langs)
         asked = self.encode(queries)
-        found = self.collection.search(asked.vectors, k=self.depth(k), langs=wanted, exact=exact, ef=asked.breadth)
-        return self.answers(queries, asked, found, k=k)
+        found: dict[int, list[Hit]] = {}
+        for using, rows in asked.by_vector():
+            hits = self.collection.search(
+                asked.vectors[rows], k=self.depth(k), langs=wanted, using=using, exact=exact, ef=asked.breadth
+            )
+            found.update(zip(rows, hits, strict=True))
+        return self.answers(queries, asked, [found[row] for row in range(len(queries))], k=k)
 
     def encode(self, queries: Sequence[Query]) -> EncodedQueries:
         """The first step of `run`: one row per question, the mean over its wordings when there is an expander."""
@@ -171,7 +195,10 @@ class Retriever:
         if self.encoder.facts.normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
         return EncodedQueries(
-            np.asarray(rows, dtype=np.float32), tuple(flat.langs[start] for start in starts), flat.breadth
+            np.asarray(rows, dtype=np.float32),
+            tuple(flat.langs[start] for start in starts),
+            flat.breadth,
+            tuple(flat.using[start] for start in starts),
         )
 
     def depth(self, k: int) -> int:

@@ -18,6 +18,7 @@ Vectors = NDArray[np.float32]
 Pool = Literal["shrunk", "mean", "sum"]
 Pooling = Literal["mean", "cls"]
 Distance = Literal["cosine", "dot"]
+MoreVectors = Literal["plain", "languages"]
 
 UNKNOWN_LANGUAGE = "und"
 """BCP 47 code of a language that nobody gave and detection was not sure of."""

@@ -9,15 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import xqg_vdb
-
 _PACKAGES = ("numpy", "onnxruntime", "tokenizers", "qdrant-edge-py", "qdrant-client", "ir-measures", "scipy", "nltk")
 
 
 def environment(*, threads: int) -> dict[str, Any]:
     """Versions of what computes the numbers, the commit of a checkout, processor, cores, memory, threads."""
     return {
-        "xqg-vdb": xqg_vdb.__version__,
+        "xqg-vdb": _version("xqg-vdb"),
         "commit": commit(),
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
@@ -30,7 +28,7 @@ def environment(*, threads: int) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit of the checkout that this package runs from, marked when files differ from it; "" outside of one."""
-    folder = Path(xqg_vdb.__file__).parent
+    folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         done = subprocess.run(  # noqa: S603 - fixed arguments

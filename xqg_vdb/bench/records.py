@@ -1,6 +1,6 @@
 """What a finished benchmark says: the records that `report.json` holds and every other report is made from.
 
-The harness fills them, `report.py` prints them; neither knows how the other works. All of it is plain numbers and
+The harness fills them, `report/` prints them; neither knows how the other works. All of it is plain numbers and
 strings, so that a report can be made again years later from `report.json` alone (`Report.from_json`).
 Shares are in 0..1; differences are system minus baseline; intervals are bootstrap intervals at 95 %.
 """

@@ -16,6 +16,7 @@ from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, prin
 
 if TYPE_CHECKING:
     from xqg_vdb.loading import LoadReport
+    from xqg_vdb.types import MoreVectors
 
 
 @click.command()
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 @click.option(
     "--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing."
 )
+@click.option("--per-language", is_flag=True, help="Also a vector per query language, for questions in it.")
+@click.option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain.")
 @click.option("--distance", type=click.Choice(["cosine", "dot"]), help="Default: what suits the encoder.")
 @click.option("--default-lang", help="Language of passages that name none  [default: detected]")
 @click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
@@ -66,6 +69,8 @@ def load(
     calibration: float | None,
     no_calibration: bool,
     build: Path | None,
+    per_language: bool,
+    keep_plain: bool,
     distance: Literal["cosine", "dot"] | None,
     default_lang: str | None,
     max_rejects: int,
@@ -101,6 +106,9 @@ def load(
     if calibration is not None and no_calibration:
         raise click.UsageError("give --calibration or --no-calibration, not both")
     rejects = Rejects(max_rejects, rejects_file)
+    more: list[MoreVectors] = []
+    more += ["plain"] if keep_plain else []
+    more += ["languages"] if per_language else []
     files = check_inputs(corpus, collection, queries=query_files, questions=questions)
     with ExitStack() as stack:
         store = stack.enter_context(closing(chosen_store(path, url, options=chosen_layout())))
@@ -109,7 +117,8 @@ def load(
         progress = stack.enter_context(bars(unit=" passages"))
         report = load_with_report(
             corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe, questions=questions,
-            build=build, distance=distance, default_lang=default_lang, rejects=rejects, progress=progress,
+            build=build, distance=distance, more_vectors=more, default_lang=default_lang,
+            rejects=rejects, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))

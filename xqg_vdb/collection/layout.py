@@ -20,6 +20,8 @@ from ..errors import DataError, MismatchError
 from ..types import UNKNOWN_LANGUAGE, Card, Hit, Passage, Vectors
 
 TEXT_DENSE = "text-dense"
+TEXT_DENSE_PLAIN = "text-dense-plain"
+"""The passage's own vector, without queries: for side-by-side and for undo."""
 TEXT_SPARSE = "text-sparse"
 """Always empty: Haystack insists on a sparse vector of this name whenever vectors are named."""
 LANG_KEY = "meta.lang"
@@ -33,6 +35,11 @@ _NAMESPACE = uuid.UUID("6f0f1b1e-4c1d-5b7a-9d53-0d6b6f0a7c11")  # never change: 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _VERSION_SUFFIX = re.compile(r".*__v\d+")
 _MOST_TIES = 1024
+
+
+def language_vector(lang: str) -> str:
+    """The vector that is fused with the queries of one language alone."""
+    return f"{TEXT_DENSE}-{lang}"
 
 
 def check_name(name: str) -> str:

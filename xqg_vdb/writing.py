@@ -1,0 +1,89 @@
+"""Kept vectors into a collection: fuse each window of rows by the card's recipe, write, commit.
+
+In: rows of the corpus, their build folder, a card. Out: points in an unpublished version. This file encodes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from xqg_vdb.batching import windows
+from xqg_vdb.building import Row, changed_input
+from xqg_vdb.calibration import LanguageMeans
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, Digest, language_vector
+from xqg_vdb.fusion import fuse, unit_rows
+from xqg_vdb.progress import Progress
+from xqg_vdb.types import Card, CollectionWriter, MoreVectors, PointBatch, Recipe, Vectors
+from xqg_vdb.vectors import Build, row_digest
+
+WRITE_WINDOW = 512
+COMMIT_EVERY = 8192
+"""Passages between two flushes of the store: one costs about 0.1 s on a disk."""
+
+_PLAIN = Recipe(alpha=0.0)
+
+
+def vector_names(more: Sequence[MoreVectors], langs: Sequence[str]) -> tuple[str, ...]:
+    """The dense vectors of every point of a collection that folds in the queries of `langs`."""
+    plain = (TEXT_DENSE_PLAIN,) if "plain" in more else ()
+    own = tuple(language_vector(lang) for lang in langs) if "languages" in more else ()
+    return (TEXT_DENSE, *plain, *own)
+
+
+def write_collection(
+    rows: Iterable[Row], kept: Build, writer: CollectionWriter, *, card: Card, means: LanguageMeans, progress: Progress
+) -> str:
+    """Fuse and write every row that the writer does not have yet; returns the digest of all of them.
+
+    Raises MismatchError when `rows` are not those that the vectors were made from.
+    """
+    digest, done = Digest(), 0
+    first = writer.committed
+    progress("writing", first, kept.rows)
+    for window in windows(rows, WRITE_WINDOW):
+        _check_rows(window, kept, start=done)
+        for passage, _ in window:
+            digest.add(passage.id, passage.text)
+        stop = done + len(window)
+        if stop > first:
+            writer.upsert(_batch(window, kept, slice(done, stop), card=card, means=means))
+            if stop // COMMIT_EVERY > done // COMMIT_EVERY:
+                writer.commit(stop)
+            progress("writing", stop, kept.rows)
+        done = stop
+    if done != kept.rows:
+        raise changed_input(kept.path, done)
+    writer.commit(done)
+    return digest.hexdigest()
+
+
+def _batch(window: Sequence[Row], kept: Build, rows: slice, *, card: Card, means: LanguageMeans) -> PointBatch:
+    return PointBatch(
+        passages=[passage for passage, _ in window],
+        vectors=fused_vectors(kept, rows, card=card, means=means),
+        query_langs=[sorted(set(queries.queries) & set(card.query_langs)) if queries else [] for _, queries in window],
+    )
+
+
+def fused_vectors(kept: Build, rows: slice, *, card: Card, means: LanguageMeans) -> dict[str, Vectors]:
+    """Every vector that the card names, for these rows of the build, each (rows, dim) float32."""
+    sums = {lang: (kept.sums[lang][rows], kept.counts[lang][rows]) for lang in card.query_langs}
+    normalize = card.distance == "cosine"
+
+    def of(langs: Sequence[str]) -> Vectors:
+        recipe = replace(card.recipe, langs=tuple(langs)) if langs else _PLAIN
+        return fuse(kept.passages[rows], sums, recipe=recipe, means=means.means, normalize=normalize)
+
+    vectors = {TEXT_DENSE: of(card.query_langs)}
+    if TEXT_DENSE_PLAIN in card.vectors:
+        vectors[TEXT_DENSE_PLAIN] = unit_rows(kept.passages[rows]) if normalize else kept.passages[rows]
+    own = {language_vector(lang): lang for lang in card.query_langs}
+    return vectors | {name: of([lang]) for name, lang in own.items() if name in card.vectors}
+
+
+def _check_rows(window: Sequence[Row], kept: Build, *, start: int) -> None:
+    expected = kept.digests[start : start + len(window)].tolist()
+    for i, row in enumerate(window):
+        if i >= len(expected) or row_digest(*row) != expected[i]:
+            raise changed_input(kept.path, start + i)
