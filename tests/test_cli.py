@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb.cli import cli, main
-from xqg_vdb.collection import embedded, versions
+from xqg_vdb.collection import disk, embedded
 
 COMMANDS = sorted(cli.commands)
 COLLECTION_COMMANDS = ["demo", "export", "info", "load", "search"]
@@ -292,15 +292,15 @@ def test_a_cache_that_cannot_be_written(call, cwd, model, monkeypatch):
 
 def test_a_full_disk(call, cwd, model, monkeypatch):
     corpus_of(cwd, {"id": "1", "text": "w1"})
-    usage = versions.shutil.disk_usage(cwd)
-    monkeypatch.setattr(versions.shutil, "disk_usage", lambda path: usage._replace(free=100 * versions.MIB))
+    usage = disk.shutil.disk_usage(cwd)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=100 * disk.MIB))
     code, out, err = call("load", "corpus.jsonl", "wiki", "--encoder", model, "--path", "store")
     assert (code, out, err) == (
         6, "",
         "Error: store/wiki needs 256 MiB of free disk, has 100 MiB; free some space and run the same command again: it"
         " continues where it stopped.\n",
     )  # fmt: skip
-    monkeypatch.setattr(versions.shutil, "disk_usage", lambda path: usage._replace(free=10 << 30))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=10 << 30))
     assert call("load", "corpus.jsonl", "wiki", "--encoder", model, "--path", "store")[0] == 0
 
 
@@ -484,8 +484,10 @@ def test_info_in_words(call, loaded):
     code, out, err = call("info", "wiki", "--path", loaded / "store")
     assert (code, err) == (0, "")
     assert re.fullmatch(
-        r"passages     30 \(loaded 20\S+\)\nencoder      tiny fp32, 12 dimensions, fingerprint \w{16}\n"
-        r"distance     cosine\nqueries      ar, sw\nrecipe       alpha 0.3, pool shrunk\ncalibration  λ = 0.5\n", out,
+        r"passages     30 \(loaded 20\S+, v0001\)\nencoder      tiny fp32, 12 dimensions, fingerprint \w{16}\n"
+        r"distance     cosine\nqueries      ar, sw\nrecipe       alpha 0.3, pool shrunk\ncalibration  λ = 0.5\n"
+        r"languages    10 de, 20 en\nindex        green, \d+ of 30 vectors in a graph, \d segments\n"
+        r"disk         [\d.]+ MiB\n", out,
     )  # fmt: skip
 
 

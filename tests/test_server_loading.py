@@ -1,0 +1,346 @@
+"""What a load asks of a server beside its points: layout, bulk mode, connections, two loaders, the one bad point."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+import time
+from concurrent import futures
+from dataclasses import replace
+
+import grpc
+import pytest
+from collection_cases import a_batch, a_card, finished, load, passages, vectors
+from fake_qdrant import DEFAULT_THRESHOLD, FakeQdrant, Fault
+from qdrant_client import grpc as wire
+
+from xqg_vdb.collection import CollectionOptions, retry, server_index, server_lease
+from xqg_vdb.collection.retry import Server
+from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.errors import DataError, LockedError, ServerError
+
+POINTS = "PUT .*/points$"
+
+
+@pytest.fixture
+def fake():
+    with FakeQdrant() as server:
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    noted = []
+    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(Server.__init__, "__kwdefaults__", {**Server.__init__.__kwdefaults__, "sleep": noted.append})
+    return noted
+
+
+def connect(fake, **options):
+    return ServerStore.connect(fake.url, timeout=5, options=CollectionOptions(**options))
+
+
+# layout
+
+
+def test_the_options_reach_the_server(fake):
+    given = {
+        "shards": 3, "replication_factor": 2, "write_consistency": 2, "on_disk_vectors": True, "on_disk_payload": True,
+        "hnsw_m": 24, "hnsw_ef_construct": 200,
+    }  # fmt: skip
+    with connect(fake, **given) as store:
+        load(store, "wiki", passages(5), vectors(5), card=a_card())
+        assert store.card("wiki").storage == given
+    body = fake.created["wiki__v0001"]
+    assert (body["shard_number"], body["replication_factor"], body["write_consistency_factor"]) == (3, 2, 2)
+    assert body["on_disk_payload"] is True
+    assert body["vectors"]["text-dense"]["on_disk"] is True
+    assert (body["hnsw_config"]["m"], body["hnsw_config"]["ef_construct"]) == (24, 200)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "product", "binary", "turbo"])
+def test_the_quantisation_reaches_the_server(fake, kind):
+    with connect(fake, quantization=kind) as store, store.writer("wiki", card=a_card()):
+        pass
+    config = fake.created["wiki__v0001"]["quantization_config"]
+    assert list(config) == [kind]
+    assert config[kind]["always_ram"] is True
+
+
+def test_without_options_the_server_decides(fake):
+    with connect(fake) as store, store.writer("wiki", card=a_card()):
+        pass
+    assert set(fake.created["wiki__v0001"]) <= {"vectors", "sparse_vectors", "metadata"}
+
+
+# bulk mode
+
+
+def test_the_index_waits_for_the_last_point_and_is_told_until_it_is_green(fake, waits):
+    fake.building = [("grey", 0), ("yellow", 0), ("yellow", 25), ("green", 40)]
+    seen = []
+    with connect(fake) as store, store.writer("wiki", card=a_card()) as writer:
+        assert fake.thresholds["wiki__v0001"] == 0
+        writer.upsert(a_batch(passages(40), vectors(40)))
+        assert fake.thresholds["wiki__v0001"] == 0
+        writer.publish(finished(a_card(), passages(40)), indexed=seen.append)
+    assert fake.thresholds["wiki__v0001"] == DEFAULT_THRESHOLD
+    assert seen == [0, 0, 25, 40]
+    assert waits == [server_index.POLL] * 3
+
+
+def test_no_bulk_leaves_the_servers_threshold_alone(fake):
+    with connect(fake, bulk=False) as store:
+        load(store, "wiki", passages(5), vectors(5), card=a_card())
+    assert fake.thresholds["wiki__v0001"] == DEFAULT_THRESHOLD
+    assert not any(method == "PATCH" and "optimizers" in path for method, path in fake.requests)
+
+
+def test_a_resumed_load_still_ends_the_bulk_mode(fake):
+    with connect(fake) as store:
+        with store.writer("wiki", card=a_card()) as writer:
+            writer.upsert(a_batch(passages(5), vectors(5)))
+            writer.commit(5)
+        load(store, "wiki", passages(9), vectors(9), card=a_card())
+    assert fake.thresholds["wiki__v0001"] == DEFAULT_THRESHOLD
+
+
+@pytest.mark.parametrize(("status", "seconds"), [("yellow", 40), ("grey", 30)])
+def test_an_index_that_does_not_move_is_waited_for_within_bounds(fake, status, seconds, caplog):
+    clock = [0.0]
+    with connect(fake) as store:
+        load(store, "wiki", passages(5), vectors(5), card=a_card())
+        store._server.deadline = 40.0
+        store._server._sleep = lambda pause: clock.__setitem__(0, clock[0] + pause)
+        fake.building = [(status, 1)] * 5000
+        server_index.build_index(store._names, "wiki__v0001", clock=lambda: clock[0])
+    assert seconds <= clock[0] <= seconds + 2
+    assert f"the index of wiki__v0001 is still {status}; going on" in caplog.text
+
+
+def test_an_index_that_failed_is_not_published(fake, waits):
+    fake.building = [("red", 0)]
+    with connect(fake) as store, pytest.raises(ServerError, match="cannot build the index of wiki__v0001; see its log"):
+        load(store, "wiki", passages(5), vectors(5), card=a_card())
+    with connect(fake) as store:
+        assert store.names() == []
+
+
+# connections
+
+
+def test_several_connections_write_at_once_and_the_result_is_exact(fake):
+    fake.upsert_takes = 0.05
+    rows, matrix = passages(400), vectors(400)
+    with connect(fake, parallel=4) as store, store.writer("wiki", card=a_card()) as writer:
+        for at in range(0, 400, 20):
+            writer.upsert(a_batch(rows[at : at + 20], matrix[at : at + 20]))
+        writer.commit(400)
+        writer.publish(finished(a_card(), rows))
+        assert store.count("wiki") == 400
+    assert 2 <= fake.at_once <= 4
+
+
+def test_one_connection_is_one_connection(fake):
+    with connect(fake) as store:
+        load(store, "wiki", passages(60), vectors(60), card=a_card(), batch=20)
+    assert fake.at_once == 1
+
+
+def test_nothing_is_committed_after_a_request_that_failed_on_another_connection(fake):
+    fake.refused = {"p00007"}
+    with connect(fake, parallel=3) as store, store.writer("wiki", card=a_card()) as writer:
+        with pytest.raises(DataError, match="Passage 'p00007' cannot be stored"):
+            for at in range(0, 100, 10):
+                writer.upsert(a_batch(passages(10, start=at), vectors(10)))
+            writer.commit(100)
+        with pytest.raises(Exception, match="writer is closed"):
+            writer.commit(100)
+    with connect(fake) as store, store.writer("wiki", card=a_card()) as writer:
+        assert writer.committed == 0
+
+
+# the bad point
+
+
+@pytest.mark.parametrize("row", [0, 1, 250, 498, 499])
+def test_one_bad_point_among_500_is_named(fake, row, waits):
+    fake.refused = {f"p{row:05d}"}
+    said = rf"Passage 'p{row:05d}' cannot be stored: .*400.*not as it should be"
+    with connect(fake) as store, store.writer("wiki", card=a_card()) as writer, pytest.raises(DataError, match=said):
+        writer.upsert(a_batch(passages(500), vectors(500)))
+    assert fake.count("PUT", "/points") <= 2 * 9 + 2  # bisected, not tried one by one
+    assert waits == []
+
+
+def test_a_refusal_that_halving_overcomes_is_none(fake, waits):
+    fake.faults = [Fault(422, only=POINTS)]
+    with connect(fake) as store:
+        load(store, "wiki", passages(60), vectors(60), card=a_card(), batch=60)
+        assert store.count("wiki") == 60
+
+
+# two loaders
+
+
+@pytest.fixture
+def hurry(monkeypatch):
+    """Signs of life every 20 ms, a dead loader after 0.6 s."""
+    monkeypatch.setattr(server_lease, "RENEWED_EVERY", 0.02)
+    monkeypatch.setattr(server_lease, "PATIENCE", 30 * 0.02)
+    monkeypatch.setattr(server_lease, "_LOOK_EVERY", 0.02)
+
+
+def test_a_second_loader_of_another_build_is_refused_while_the_first_lives(fake, hurry):
+    stop, ready = threading.Event(), threading.Event()
+
+    def first():
+        with connect(fake) as store, store.writer("wiki", card=a_card()) as writer:
+            at = 0
+            while not stop.is_set():
+                writer.upsert(a_batch(passages(5, start=at), vectors(5)))
+                writer.commit(at := at + 5)
+                ready.set()
+                time.sleep(0.01)
+            writer.publish(replace(finished(a_card(), passages(at)), count=at))
+
+    with futures.ThreadPoolExecutor(1) as pool, connect(fake) as store:
+        running = pool.submit(first)
+        assert ready.wait(20)
+        try:
+            with pytest.raises(LockedError, match=r"is being loaded by process \d+ on .*other options; wait until"):
+                store.writer("wiki", card=a_card(alpha=0.9))
+            with store.writer("wiki", card=a_card()) as same:  # the same build: it helps
+                assert same.committed > 0
+        finally:
+            stop.set()
+        running.result(20)
+        assert store.names() == ["wiki"]
+        load(store, "wiki", passages(3), vectors(3), card=a_card(alpha=0.9))
+        assert store.card("wiki").version == "v0002"
+
+
+def abandoned(fake, **record):
+    """An unfinished version whose loader ended without a word."""
+    with connect(fake) as store:
+        writer = store.writer("wiki", card=a_card())
+        writer.upsert(a_batch(passages(5), vectors(5)))
+        writer.commit(5)
+        if record:
+            store._names.write_metadata("wiki__v0001", {server_lease.LOADER_KEY: {"id": "x", "beat": 1, **record}})
+
+
+@pytest.mark.parametrize("host", ["elsewhere", None])
+def test_a_loader_without_a_sign_of_life_gives_way(fake, waits, host):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    abandoned(fake, host=host or socket.gethostname(), pid=ended.pid if host is None else 1)
+    with connect(fake) as store, store.writer("wiki", card=a_card(alpha=0.9)) as writer:
+        assert writer.committed == 0
+    # a process of this machine is known to be dead; others are watched
+    assert sum(waits) == (server_lease.PATIENCE if host else 0)
+
+
+def test_a_closed_loader_leaves_no_lease(fake):
+    with connect(fake) as store:
+        with store.writer("wiki", card=a_card()) as writer:
+            writer.upsert(a_batch(passages(5), vectors(5)))
+            writer.commit(5)
+        assert store._names.metadata("wiki__v0001")[server_lease.LOADER_KEY] == {}
+
+
+def test_of_two_loaders_that_begin_at_once_one_is_refused(fake, hurry, monkeypatch):
+    """The second one sees no version, and creates the one that the first has created meanwhile."""
+    with connect(fake) as one, connect(fake) as two:
+        real = two._names.versions
+        first = []
+
+        def slow(name):
+            found = real(name)
+            if not first:
+                first.append(one.writer("wiki", card=a_card()))
+            return found
+
+        monkeypatch.setattr(two._names, "versions", slow)
+        with pytest.raises(LockedError, match="is being loaded by process"):
+            two.writer("wiki", card=a_card(alpha=0.9))
+        first[0].close()
+
+
+# gRPC
+
+
+class Collections(wire.CollectionsServicer):
+    """Answers `get_aliases` after the failures that it is given."""
+
+    def __init__(self, failures):
+        self.failures = failures
+        self.calls = 0
+
+    def ListAliases(self, request, context):
+        self.calls += 1
+        if self.failures:
+            code, details, trailing = self.failures.pop(0)
+            context.set_trailing_metadata(trailing)
+            context.abort(code, details)
+        return wire.ListAliasesResponse(
+            aliases=[wire.AliasDescription(alias_name="wiki", collection_name="wiki__v0001")]
+        )
+
+
+@pytest.fixture
+def grpc_server():
+    """`serve(failures)` gives (servicer, port)."""
+    servers = []
+
+    def serve(failures):
+        server = grpc.server(futures.ThreadPoolExecutor(2))
+        servicer = Collections(failures)
+        wire.collections_service_pb2_grpc.add_CollectionsServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return servicer, port
+
+    yield serve
+    for server in servers:
+        server.stop(None)
+
+
+CODES = grpc.StatusCode
+
+
+@pytest.mark.parametrize(
+    ("failures", "pauses"),
+    [
+        ([], []),
+        ([(CODES.UNAVAILABLE, "busy", ())] * 3, [0.5, 1, 2]),
+        ([(CODES.DEADLINE_EXCEEDED, "slow", ()), (CODES.ABORTED, "", ())], [0.5, 1]),
+        ([(CODES.RESOURCE_EXHAUSTED, "limit", (("retry-after", "3"),))], [3]),
+        ([(CODES.RESOURCE_EXHAUSTED, "limit", ())], [0.5]),
+    ],
+)
+def test_grpc_calls_are_repeated_while_it_can_help(grpc_server, waits, failures, pauses):
+    servicer, port = grpc_server(list(failures))
+    with ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=5) as store:
+        assert store.names() == ["wiki"]
+    assert waits == pauses
+    assert servicer.calls == len(failures) + 1
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (CODES.UNAUTHENTICATED, "refuses the API key, or wants one .*set XQG_VDB_API_KEY"),
+        (CODES.PERMISSION_DENIED, "refuses the API key"),
+        (CODES.INVALID_ARGUMENT, "refused the request for good"),
+    ],
+)
+def test_grpc_refusals_are_not_repeated(grpc_server, waits, code, said):
+    servicer, port = grpc_server([(code, "no", ())] * 2)
+    store = ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=5, api_key="SECRET-CANARY")
+    with store, pytest.raises(ServerError, match=said) as caught:
+        store.names()
+    assert (servicer.calls, waits) == (1, [])
+    assert "SECRET-CANARY" not in str(caught.value)
