@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from xqg_vdb.cli.options import F, json_option, print_json, say
+from xqg_vdb.cli.options import json_option, print_json, say
+from xqg_vdb.cli.train_options import data_options, schedule_options
 
 if TYPE_CHECKING:
     from xqg_vdb.training.pairs import TrainingPair
@@ -16,49 +17,6 @@ if TYPE_CHECKING:
     from xqg_vdb.training.schedule import Schedule
 
 English = Literal["no", "also", "only"]
-_POSITIVE = click.IntRange(min=1)
-_ABOVE_ZERO = click.FloatRange(0, min_open=True)
-
-
-def _data_options(command: F) -> F:
-    """Which pairs."""
-    for option in (
-        click.option("--max-errors", type=click.IntRange(min=0), default=0, help="Bad records to skip  [default: 0]"),
-        click.option("--drop-leaks", is_flag=True, help="Leave out pairs whose passage or question is in --dev."),
-        click.option(
-            "--english", type=click.Choice(["no", "also", "only"]), default="no", show_default=True,
-            help="The questions' human English translations.",
-        ),
-        click.option("-l", "--lang", "langs", multiple=True, help="Question language; repeat it  [default: all]"),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="For afriqa  [default: XQG_DATA_DIR]"),
-        click.option("--dev", "dev_sources", multiple=True, metavar="SOURCE", help="Pairs to evaluate on."),
-        click.option(
-            "--pairs", "sources", multiple=True, required=True, metavar="SOURCE",
-            help="afriqa, or a .jsonl or SQuAD .json file; repeat it.",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _schedule_options(command: F) -> F:
-    """How long and how fast."""
-    for option in (
-        click.option("--threads", type=_POSITIVE, help="CPU threads  [default: all]"),
-        click.option("--seed", type=int, help="[default: 313]"),
-        click.option("--save-minutes", type=click.FloatRange(0), help="Between checkpoints  [default: 10]"),
-        click.option("--dev-limit", type=_POSITIVE, help="Dev examples, evenly spread."),
-        click.option("--eval-every", type=click.IntRange(min=0), help="Steps; 0: before and after only."),
-        click.option("--warmup", type=click.FloatRange(0, 1), help="Share of the steps  [default: 0.1]"),
-        click.option("--learning-rate", type=_ABOVE_ZERO),
-        click.option("--micro-batch", type=_POSITIVE, help="As many in memory at a time  [default: all]"),
-        click.option("--batch-size", type=_POSITIVE, help="Per step: pairs, or a decoder-only model's passages."),
-        click.option("--max-steps", type=_POSITIVE, help="Instead of --epochs."),
-        click.option("--epochs", type=_ABOVE_ZERO, help="[default: 3]"),
-        click.option("--preset", type=click.Choice(["xqg"]), help="The paper's recipe; other options change it."),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group()
@@ -69,8 +27,8 @@ def train() -> None:
 @train.command()
 @click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
-@_data_options
-@_schedule_options
+@data_options
+@schedule_options
 @click.option("--max-passage-tokens", type=click.IntRange(min=16), help="[default: 160]")
 @click.option("--freeze-embeddings", is_flag=True, help="Leave the token tables as they are.")
 @click.option("--lora", type=click.IntRange(min=0), default=0, show_default=True, help="Rank; 0 trains all weights.")
@@ -137,12 +95,12 @@ def generator(
 @train.command()
 @click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
-@_data_options
-@_schedule_options
+@data_options
+@schedule_options
 @click.option("--negatives", type=click.IntRange(min=0), help="Hard negatives per pair and step  [default: 0]")
 @click.option("--mine", type=click.IntRange(min=0), help="Hard negatives to find for every pair before training.")
 @click.option("--skip", type=click.IntRange(min=0), help="Leave out the best so many of those found  [default: 0]")
-@click.option("--temperature", type=_ABOVE_ZERO, help="[default: 0.02 for cosine, 1 for dot]")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[default: 0.02 for cosine, 1 for dot]")
 @click.option("--pooling", type=click.Choice(["mean", "cls"]), help="[default: the checkpoint's]")
 @click.option("--normalize/--no-normalize", default=None, help="Cosine or dot  [default: the checkpoint's]")
 @click.option("--query-prefix", help="[default: the checkpoint's]")

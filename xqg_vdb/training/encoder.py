@@ -108,7 +108,7 @@ def train_encoder(
     with hold(run):
         checkpoint = base.fetch(run / "base")
         spec = settings.overrides.apply(conventions(checkpoint)[0])
-        model, tokenizer = _load(checkpoint)
+        model, tokenizer = _load(checkpoint, seed=settings.schedule.seed)
         outcome = _run(model, tokenizer, spec, run, pairs, _spread(dev, settings.dev_limit), settings, report)
         finished = new_finished(run)
         model.save_pretrained(str(finished), safe_serialization=True)
@@ -185,9 +185,11 @@ def _spread(dev: Sequence[TrainingPair], limit: int) -> list[TrainingPair]:
     return list(dev[:: max(1, len(dev) // limit)][:limit])
 
 
-def _load(checkpoint: Checkpoint) -> tuple[Any, Any]:
+def _load(checkpoint: Checkpoint, *, seed: int) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer, set_seed
+
+    set_seed(seed)  # for weights that the checkpoint lacks, such as BERT's own pooler, which nothing here uses
 
     if checkpoint.dense is not None:
         raise ModelError(f"{checkpoint.source} has a projection after pooling, which cannot be trained here.")

@@ -33,7 +33,7 @@ class PairCollator:
     seed: int
 
     def __call__(self, pairs: Sequence[TrainingPair]) -> dict[str, Any]:
-        """queries, passages: tokens; targets: int64 (n,), rows of the positives; same: bool (n, m), see `contrastive`."""
+        """queries, passages: tokens; targets: int64 (n,), rows of the positives; same: bool (n, m), the copies."""
         import torch
 
         # other pairs beside it in the next epoch, so other negatives

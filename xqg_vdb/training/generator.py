@@ -147,6 +147,7 @@ def _model(checkpoint: Checkpoint, settings: GeneratorSettings) -> Any:
         )  # fmt: skip
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise ModelError(f"transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
+    transformers.set_seed(settings.schedule.seed)  # for adapters, which start at random
     model.config.use_cache = False
     if settings.freeze_embeddings:
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,9 @@ def run_training(trainer: Any, run: Path, *, evaluates: bool, report: Report) ->
         report(f"dev before training: {spoken(before)}")
     if checkpoint:
         report(f"going on from step {state['global_step']}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="mtime may not be reliable")  # file times are not what we go by
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = figures(trainer.evaluate()) if evaluates else {}
     if after:
         report(f"dev after training: {spoken(after)}")

@@ -1,0 +1,209 @@
+"""Encoder training: loss and gradient cache against slow ones, mining, overfitting, and the way into `export`."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pytest
+from tiny_model import write_tiny_encoder
+from training_cases import tiny_bert, twenty_pairs
+
+from xqg_vdb.encoding import Encoder
+from xqg_vdb.errors import DataError, ModelError
+from xqg_vdb.export import Overrides, export_encoder
+from xqg_vdb.model_folder import EncoderSpec
+from xqg_vdb.training.base import Base
+from xqg_vdb.training.encoder import XQG_PRESET, EncoderSettings, train_encoder
+from xqg_vdb.training.encoder_batches import PairCollator
+from xqg_vdb.training.mining import mine_negatives
+from xqg_vdb.training.pairs import TrainingPair, content_key
+from xqg_vdb.training.schedule import Schedule
+from xqg_vdb.types import Passage
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+
+def silent(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return tiny_bert(tmp_path_factory.mktemp("checkpoints") / "bert")
+
+
+@pytest.fixture(scope="module")
+def bert_with_dropout(tmp_path_factory):
+    return tiny_bert(tmp_path_factory.mktemp("checkpoints") / "bert", dropout=0.3)
+
+
+def batch_of(folder, pairs, *, negatives=0, ignore_copies=True):
+    from transformers import AutoTokenizer
+
+    spec = EncoderSpec(32, "mean", normalize=True, query_prefix="q: ", passage_prefix="p: ")
+    return PairCollator(AutoTokenizer.from_pretrained(folder), spec, 32, 64, negatives, ignore_copies, 313)(pairs)
+
+
+@pytest.mark.parametrize(("pooling", "normalize", "temperature"), [("mean", True, 0.05), ("cls", False, 1.0)])
+def test_the_loss_is_the_slow_obvious_one(bert, pooling, normalize, temperature):
+    """One text at a time, no padding, a Python sum; the pairs share passages, so copies must be left out."""
+    from transformers import AutoModel
+
+    from xqg_vdb.training.contrastive import Scoring, contrastive_loss, embed
+
+    model, pairs = AutoModel.from_pretrained(bert).eval(), twenty_pairs()[:6]
+    batch, scoring = batch_of(bert, pairs), Scoring(pooling, normalize, temperature)
+    fast = contrastive_loss(
+        embed(model, batch["queries"], scoring), embed(model, batch["passages"], scoring),
+        targets=batch["targets"], same=batch["same"], temperature=temperature,
+    )  # fmt: skip
+
+    def row(tokens, i):
+        ids = tokens["input_ids"][i][tokens["attention_mask"][i].bool()]
+        hidden = model(ids[None]).last_hidden_state[0]
+        vector = hidden[0] if pooling == "cls" else hidden.mean(0)
+        return vector / vector.norm() if normalize else vector
+
+    losses = []
+    for i, pair in enumerate(pairs):
+        scores = {}
+        for j, other in enumerate(pairs):
+            if j == i or content_key(other.positive) != content_key(pair.positive):
+                scores[j] = row(batch["queries"], i) @ row(batch["passages"], j) / temperature
+        losses.append(-torch.log(scores[i].exp() / sum(score.exp() for score in scores.values())))
+    torch.testing.assert_close(fast, sum(losses) / len(losses), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7])
+def test_cached_gradients_are_those_of_the_whole_batch(bert, chunk):
+    from transformers import AutoModel
+
+    from xqg_vdb.training.contrastive import Scoring, cached_loss, contrastive_loss, embed
+
+    model = AutoModel.from_pretrained(bert).double().eval()
+    batch, scoring = batch_of(bert, twenty_pairs()), Scoring("mean", True, 0.05)
+    where = {"targets": batch["targets"], "same": batch["same"]}
+    plain = contrastive_loss(
+        embed(model, batch["queries"], scoring), embed(model, batch["passages"], scoring), **where, temperature=0.05
+    )
+    plain.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    cached = cached_loss(model, batch["queries"], batch["passages"], scoring=scoring, chunk=chunk, **where)
+    (cached / 3).backward()  # as gradient accumulation and loss scaling do
+    torch.testing.assert_close(cached.detach(), plain.detach(), atol=1e-6, rtol=0)
+    assert len(wanted) > 20
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(parameter.grad * 3, wanted[name], atol=1e-6, rtol=0)
+
+
+def test_both_passes_of_the_cache_draw_the_same_dropout(bert_with_dropout):
+    """The cached gradient of one chunk is the plain gradient, if and only if dropout repeats itself."""
+    from transformers import AutoModel
+
+    from xqg_vdb.training.contrastive import Scoring, cached_loss, contrastive_loss, embed
+
+    model = AutoModel.from_pretrained(bert_with_dropout).train()
+    batch, scoring = batch_of(bert_with_dropout, twenty_pairs()), Scoring("cls", False, 1.0)
+    where = {"targets": batch["targets"], "same": batch["same"]}
+    torch.manual_seed(5)
+    queries = embed(model, batch["queries"], scoring)
+    contrastive_loss(queries, embed(model, batch["passages"], scoring), **where, temperature=1.0).backward()
+    wanted = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    torch.manual_seed(5)
+    cached_loss(model, batch["queries"], batch["passages"], scoring=scoring, chunk=100, **where).backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_copies_of_the_positive_are_left_out_only_where_asked(bert):
+    pairs = twenty_pairs()[:4]  # two passages, each the positive of two questions
+    assert batch_of(bert, pairs)["same"].tolist() == [
+        [False, True, False, False], [True, False, False, False], [False, False, False, True], [False, False, True, False]
+    ]  # fmt: skip
+    assert not batch_of(bert, pairs, ignore_copies=False)["same"].any()
+
+
+def test_negatives_follow_from_the_batch_alone(bert):
+    others = [Passage(f"n{i}", f"other {i}") for i in range(6)]
+    pairs = [replace(pair, negatives=tuple(others[: 6 * (i % 2)])) for i, pair in enumerate(twenty_pairs()[:4])]
+    one, again = (batch_of(bert, pairs, negatives=3) for _ in range(2))
+    assert one["targets"].tolist() == [0, 1, 5, 6] and len(one["passages"]["input_ids"]) == 10
+    assert torch.equal(one["passages"]["input_ids"], again["passages"]["input_ids"])
+    rows = {
+        tuple(batch_of(bert, pairs[1:2] + pairs[k:], negatives=3)["passages"]["input_ids"][1].tolist())
+        for k in range(1, 4)
+    }
+    assert len(rows) > 1, "the same negatives whatever else is in the batch"
+
+
+def test_mined_negatives_are_the_nearest_passages_that_do_not_answer(tmp_path):
+    passages = [Passage(f"p{i}", f"w{i} w{i + 1}") for i in range(12)]
+    pairs = [TrainingPair(f"q{i}", f"w{i}", "sw", passages[i]) for i in range(8)]
+    pairs += [
+        TrainingPair("again", "w0", "sw", passages[11]),
+        TrainingPair("x", "w9", "sw", passages[9], (passages[10],)),
+    ]
+    with Encoder(write_tiny_encoder(tmp_path / "model"), calibration=0.0) as encoder:
+        mined = mine_negatives(pairs, encoder, count=3, skip=1)
+        pool = list({content_key(p): p for pair in pairs for p in (pair.positive, *pair.negatives)}.values())
+        rows = encoder.encode_passages([p.text for p in pool])
+        for pair, before in zip(mined, pairs, strict=True):
+            good = {p.positive.id for p in pairs if p.query == pair.query} | {p.id for p in before.negatives}
+            order = np.argsort(-(rows @ encoder.encode_queries([pair.query])[0]), kind="stable")
+            wanted = [pool[i].id for i in order if pool[i].id not in good][1:4]
+            assert [p.id for p in pair.negatives] == [p.id for p in before.negatives] + wanted
+
+
+def test_a_tiny_encoder_overfits_and_its_export_passes_the_gate(bert, tmp_path):
+    pairs, lines = twenty_pairs(), []
+    settings = EncoderSettings(
+        schedule=Schedule(max_steps=60, batch_size=20, micro_batch=8, learning_rate=3e-3, warmup=0.0, eval_every=30),
+        mine=2, negatives=1, overrides=Overrides(query_prefix="q: ", passage_prefix="p: ", max_length=100),
+    )  # fmt: skip
+    began = time.process_time()  # the machine may be busy
+    outcome = train_encoder(
+        Base(str(bert)), tmp_path / "out", pairs=pairs, dev=pairs, settings=settings, report=lines.append
+    )
+    assert time.process_time() - began < 60
+    assert outcome.losses[-1] < 0.1 < 1 < outcome.losses[0]
+    assert outcome.before["MRR@10"] < 0.8 and outcome.after["MRR@10"] > 0.95 and outcome.after["R@10"] == 1.0
+    assert any(line.startswith("step 30 of 60, dev: R@10") for line in lines), lines
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| MRR@10 |" in card and "20 pairs about 10 passages (de 10, sw 10)" in card and str(bert) in card
+    folder = export_encoder(str(tmp_path / "out"), tmp_path / "model", precision="fp32", report=silent)
+    assert folder.manifest["conventions_from"] == "sentence-transformers files"
+    assert folder.manifest["parity"]["cosine_min"] > 0.9999
+    assert (folder.spec.query_prefix, folder.spec.max_length, folder.spec.pooling) == ("q: ", 100, "mean")
+    with Encoder(folder.path, calibration=0.0) as encoder:
+        scores = (
+            encoder.encode_queries([p.query for p in pairs])
+            @ encoder.encode_passages([p.positive.title_and_text for p in pairs[::2]]).T
+        )
+    assert (scores.argmax(axis=1) == np.arange(20) // 2).mean() >= 0.9
+
+
+def test_the_papers_preset(bert, tmp_path):
+    assert (XQG_PRESET.schedule.batch_size, XQG_PRESET.negatives, XQG_PRESET.schedule.epochs) == (128, 7, 40)
+    assert (XQG_PRESET.query_tokens, XQG_PRESET.passage_tokens, XQG_PRESET.temperature) == (32, 128, 1.0)
+    short = replace(XQG_PRESET, schedule=Schedule(max_steps=2, batch_size=8))
+    train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs(), settings=short, report=silent)
+    pooling = orjson.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_bytes())
+    assert pooling["pooling_mode_cls_token"] and not pooling["pooling_mode_mean_tokens"]
+    modules = orjson.loads((tmp_path / "out" / "modules.json").read_bytes())
+    assert [module["type"].rsplit(".", 1)[-1] for module in modules] == ["Transformer", "Pooling"]
+
+
+def test_what_cannot_be_trained_is_refused(bert, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="two training pairs"):
+        train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs()[:1], report=silent)
+    with pytest.raises(ModelError, match="no checkpoint"):
+        train_encoder(Base(str(tmp_path / "nothing")), tmp_path / "a", pairs=twenty_pairs(), report=silent)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ModelError, match="without torchrun"):
+        train_encoder(Base(str(bert)), tmp_path / "b", pairs=twenty_pairs(), report=silent)
