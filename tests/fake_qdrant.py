@@ -214,6 +214,10 @@ def _query(fake, record, name):
     return [_json(answer) for answer in fake.client.query_batch_points(name, requests)]
 
 
+def _query_one(fake, record, name):
+    return _query(fake, {"searches": [record]}, name)[0]
+
+
 def _scroll(fake, record, name):
     points, offset = fake.client.scroll(
         name, limit=record["limit"], offset=record.get("offset"), with_payload=True, with_vectors=record["with_vector"]
@@ -278,6 +282,7 @@ ROUTES: list[tuple[str, Callable]] = [
     ("DELETE /collections/([^/]+)", _delete),
     ("PUT /collections/([^/]+)/index", lambda f, r, n: {"operation_id": 0, "status": "completed"}),
     ("PUT /collections/([^/]+)/points", _upsert),
+    ("POST /collections/([^/]+)/points/query", _query_one),
     ("POST /collections/([^/]+)/points/query/batch", _query),
     ("POST /collections/([^/]+)/points/scroll", _scroll),
     ("POST /collections/([^/]+)/points/count", _count),
