@@ -269,6 +269,9 @@ def test_local_writers_equal_greedy_transformers_and_do_not_depend_on_the_batch(
         assert writer.write(["x" * 100_000, prompts[0]], max_tokens=8) == ["", alone[0]]
         end = alone[1][2]
         assert writer.write([prompts[1]], max_tokens=8, stop=(end,)) == [alone[1].split(end)[0].strip()]
+        first = alone[1][0]  # an answer that begins with its own end is asked for again, from the next line
+        led_on = writer.write([prompts[1] + "\n"], max_tokens=8, stop=(first,))
+        assert writer.write([prompts[1]], max_tokens=8, stop=(first,)) == led_on
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -56,6 +56,11 @@ class CausalWriter:
         texts: list[str] = []
         for batch in windows(prompts, BATCH):
             texts += self._batch(batch, max_tokens, tuple(stop))
+        # a base model may begin with the line break that ends an answer: then it is led on from the next line
+        silent = [i for i, text in enumerate(texts) if stop and not text and not prompts[i].endswith("\n")]
+        again = self.write([prompts[i] + "\n" for i in silent], max_tokens=max_tokens, stop=stop) if silent else []
+        for i, text in zip(silent, again, strict=True):
+            texts[i] = text
         return texts
 
     def _batch(self, prompts: Sequence[str], max_tokens: int, stop: tuple[str, ...]) -> list[str]:
