@@ -28,7 +28,10 @@ def silent(line):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    return {kind: tiny_checkpoint(kind, folder / kind) for kind in ("gemma", "llama", "mt5")}
+    found = {kind: tiny_checkpoint(kind, folder / kind) for kind in ("gemma", "llama", "mt5")}
+    config = orjson.loads((found["mt5"] / "config.json").read_bytes())
+    (found["mt5"] / "config.json").write_bytes(orjson.dumps({**config, "dropout_rate": 0.0}))  # learns faster without
+    return found
 
 
 def settings(steps, **more):
@@ -66,7 +69,7 @@ def test_the_loss_of_a_row_of_trees_is_that_of_its_questions_one_by_one(checkpoi
     torch.testing.assert_close(fast, total / count, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("gemma", 60), ("mt5", 200)])
+@pytest.mark.parametrize(("kind", "steps"), [("gemma", 60), ("mt5", 150)])
 def test_a_tiny_generator_overfits_and_its_export_writes_the_questions(checkpoints, kind, steps, tmp_path):
     pairs, out = twenty_pairs(), tmp_path / "out"
     began = time.process_time()  # the machine may be busy
@@ -80,7 +83,7 @@ def test_a_tiny_generator_overfits_and_its_export_writes_the_questions(checkpoin
         not (out / "run").exists() and orjson.loads((out / "training.json").read_bytes())["results"]["steps"] == steps
     )
     folder = export_generator(str(out), tmp_path / "model", precision="int8", report=silent)
-    generator = open_generator(folder.path, langs=["sw", "de"], options=Options(decoding=Decoding("greedy", threads=1)))
+    generator = open_generator(folder.path, langs=["sw", "de"], options=Options(decoding=Decoding("greedy"), threads=1))
     written = list(generator.generate([pair.positive for pair in pairs[::2]], langs=["sw", "de"], n=1))
     right = sum(
         record.queries[pair.lang][0] == pair.query
