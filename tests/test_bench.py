@@ -20,9 +20,7 @@ from xqg_vdb.bench.suite import ClaimPlan, Comparison, Suite, SweepPlan, System,
 from xqg_vdb.datasets import load_task
 from xqg_vdb.errors import DataError
 from xqg_vdb.kept_vectors import digest_of, kept_vectors
-from xqg_vdb.kept_vectors import digest_of, kept_vectors
 from xqg_vdb.metrics import macro_mean, parse_metrics, per_query
-from xqg_vdb.query_vectors import encode_query_files
 from xqg_vdb.query_vectors import encode_query_files
 from xqg_vdb.trec import read_run
 
@@ -373,3 +371,54 @@ def test_comparisons_need_known_systems():
         Suite("s", ("afriqa",), (System("a"),), comparisons=(Comparison("a", ("b",)),))
     with pytest.raises(DataError, match="no dataset of this suite"):
         Suite("s", ("afriqa",), (System("a"),), claims=(ClaimPlan("c", "improves", "xquad", "R@1", "a", "a"),))
+
+
+def test_per_language_vectors_are_what_load_and_retriever_do(data):
+    """The twin again, with a vector per query language; a real collection of the harness agrees as well."""
+    task, made = load_task("afriqa", data), encoder()
+    corpus = data / "corpus.jsonl"
+    records = [{"id": p.id, "title": p.title, "text": p.text, "lang": "en"} for p in task.passages]
+    corpus.write_text("\n".join(map(json.dumps, records)))
+    with open_store(data / "store") as store:
+        options = {"encoder": made, "queries": data / "queries.jsonl", "store": store}
+        collection = load(corpus, "c", more_vectors=["languages"], **options)
+        answers = Retriever(made, collection).run(task.queries, k=10, exact=True)
+    systems = (System("own vectors", queries="queries", vectors="per-language"), System("one", queries="queries"))
+    for search in ("memory", "exact"):
+        run(suite(data, systems=systems, comparisons=(), sweeps=(), search=search), data, made=made)
+        ours = read_run(_run(data, "own vectors"))
+        assert {q: [i for i, _ in found] for q, found in ours.items()} == {
+            a.query.id: [h.id for h in a.hits] for a in answers
+        }
+    assert ours != read_run(_run(data, "one"))
+
+
+def test_all_rows_against_a_loop(data):
+    """MaxSim over a passage's own row and its queries' rows, one dot product at a time."""
+    task, made = load_task("afriqa", data), encoder()
+    write_queries(data / "queries.jsonl", task, n=2, skip=[next(iter(task.passages)).id])
+    systems = (System("all", queries="queries", vectors="all", recipe=Recipe(alpha=0.4)),)
+    report = run(suite(data, systems=systems, comparisons=(), sweeps=()), data, made=made)
+    material = prepare(task, encoder=made, folder=data / "v")
+    bank = made.language_means
+    own = {r["id"]: r["generated_queries"] for r in map(json.loads, (data / "queries.jsonl").read_text().splitlines())}
+    flat = {lang: [t for q in own.values() for t in q[lang]] for lang in ("ha", "zu")}
+    means = {}
+    for lang, texts in flat.items():
+        total = made.encode_queries(texts).sum(axis=0) + bank.means[lang] * bank.counts[lang]
+        means[lang] = total / (len(texts) + bank.counts[lang])
+    found = read_run(_run(data, "all"))
+    for row, query in enumerate(task.queries[:6]):
+        asked = material.question_vectors[row] - made.calibration * means[query.lang]
+        asked = asked / np.linalg.norm(asked)
+        scores = {}
+        for number, passage in enumerate(material.passages):
+            rows = [material.passage_vectors[number]]
+            for lang, texts in own.get(passage.id, {}).items():
+                rows += [0.6 * rows[0] + 0.4 * (v - means[lang]) for v in made.encode_queries(texts)]
+            scores[passage.id] = max(float(asked @ (r / np.linalg.norm(r))) for r in rows)
+        best = sorted(scores, key=lambda i: -scores[i])[:10]
+        np.testing.assert_allclose([s for _, s in found[query.id]], [scores[i] for i in best], atol=1e-5)
+    assert value(report, "all", "R@10") > 0
+    with pytest.raises(DataError, match="memory"):
+        run(suite(data, systems=systems, comparisons=(), sweeps=(), search="exact", depth=11), data, made=made)

@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 import orjson
 
+from xqg_vdb.batching import windows
 from xqg_vdb.bench.judging import judge_run, needed_depth
-from xqg_vdb.bench.placing import Placed
+from xqg_vdb.bench.placing import Part, Placed
 from xqg_vdb.bench.suite import Search
-from xqg_vdb.collection.layout import TEXT_DENSE, Digest
+from xqg_vdb.collection.layout import Digest
 from xqg_vdb.datasets import RetrievalTask
 from xqg_vdb.datasets.task import POOL
 from xqg_vdb.errors import CorruptError
 from xqg_vdb.files import write_atomic
 from xqg_vdb.metrics import Run
 from xqg_vdb.retrieval import CALIBRATED_EF
-from xqg_vdb.score_matrix import as_run, id_order, search_rows
+from xqg_vdb.score_matrix import as_run, best_columns, id_order, row_blocks, search_rows
 from xqg_vdb.trec import write_run
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Passage, PointBatch, Vectors, VectorStore
 
@@ -72,14 +73,12 @@ def run_cell(
     seconds = {"write": 0.0, "search": 0.0}
     run: dict[str, list[tuple[str, float]]] = {}
     for rows, asked in _pools(task, passages):
-        inside = replace(placed, passages=placed.passages[rows], questions=placed.questions[asked])
+        inside = placed if not task.pooled else _inside(placed, rows, asked)
         part = [passages[row] for row in rows]
         ids = [task.queries[row].id for row in asked]
         if store is None:
             started = time.perf_counter()
-            order = id_order([passage.id for passage in part])
-            found = search_rows(inside.questions, inside.passages, k=depth, tie_order=order)
-            run.update(as_run(*found, query_ids=ids, passage_ids=[passage.id for passage in part]))
+            run.update(rank_in_memory(inside, ids, passage_ids=[passage.id for passage in part], k=depth))
             seconds["search"] += time.perf_counter() - started
         else:
             run.update(_ask(store, part, inside, ids, encoder=encoder, depth=depth, search=search, seconds=seconds))
@@ -122,6 +121,39 @@ def load_cell(path: Path) -> Cell | None:
         raise CorruptError(f"{path} is damaged ({error}): remove it, and the cell is computed again.") from error
 
 
+def rank_in_memory(
+    placed: Placed, ids: Sequence[str], *, passage_ids: Sequence[str], k: int
+) -> dict[str, list[tuple[str, float]]]:
+    """What an exact search of the real collection finds, by matrix product; ids: of the questions."""
+    order = id_order(passage_ids)
+    run: dict[str, list[tuple[str, float]]] = {}
+    for part in placed.parts:
+        asked, names = placed.questions[part.asked], [ids[row] for row in part.asked.tolist()]
+        if part.owner is None:
+            found = search_rows(asked, part.vectors, k=k, tie_order=order)
+            run.update(as_run(*found, query_ids=names, passage_ids=passage_ids))
+            continue
+        starts = np.searchsorted(part.owner, np.arange(len(passage_ids)))  # every passage has its own row
+        for block in row_blocks(len(asked), len(part.vectors)):
+            scores = np.maximum.reduceat(asked[block] @ part.vectors.T, starts, axis=1)
+            best = best_columns(scores, k=k, tie_order=order)
+            own = np.take_along_axis(scores, best, axis=1)
+            run.update(as_run(best, own, query_ids=names[block], passage_ids=passage_ids))
+    return run
+
+
+def _inside(placed: Placed, rows: Sequence[int], asked: Sequence[int]) -> Placed:
+    """One pool of a pooled task: these passages, these questions."""
+    place = {row: i for i, row in enumerate(asked)}
+    parts = [
+        Part(
+            p.name, p.vectors[rows], np.array([place[row] for row in p.asked.tolist() if row in place], dtype=np.int64)
+        )
+        for p in placed.parts
+    ]
+    return replace(placed, parts=tuple(parts), questions=placed.questions[asked])
+
+
 def _pools(task: RetrievalTask, passages: Sequence[Passage]) -> Iterator[tuple[list[int], list[int]]]:
     """Rows of the passages and of the questions of each pool; one pool with everything unless the task is pooled."""
     if not task.pooled:
@@ -149,12 +181,12 @@ def _ask(
     written = time.perf_counter()
     breadth = max(depth, CALIBRATED_EF) if search == "graph" else None
     run: dict[str, list[tuple[str, float]]] = {}
-    for start in range(0, len(ids), _QUESTIONS_AT_ONCE):
-        block = slice(start, start + _QUESTIONS_AT_ONCE)
-        found = store.search(
-            name, placed.questions[block], k=depth, langs=None, using=TEXT_DENSE, exact=search == "exact", ef=breadth
-        )
-        run.update({qid: [(hit.id, hit.score) for hit in hits] for qid, hits in zip(ids[block], found, strict=True)})
+    for part in placed.parts:
+        for block in windows(part.asked.tolist(), _QUESTIONS_AT_ONCE):
+            found = store.search(
+                name, placed.questions[block], k=depth, langs=None, using=part.name, exact=search == "exact", ef=breadth
+            )
+            run.update({ids[row]: [(h.id, h.score) for h in hits] for row, hits in zip(block, found, strict=True)})
     seconds["write"] += written - started
     seconds["search"] += time.perf_counter() - written
     store.delete(name)
@@ -174,15 +206,15 @@ def write_passages(
         encoder=encoder,
         distance="cosine" if encoder.normalize else "dot",
         recipe=placed.recipe,
-        vectors=(TEXT_DENSE,),
+        vectors=tuple(part.name for part in placed.parts),
         query_langs=placed.query_langs,
         rows_digest=_rows_digest(placed.passages),
     )
     with store.writer(name, card=card) as writer:
         for start in range(0, len(passages), _WINDOW):
-            part = passages[start : start + _WINDOW]
-            vectors = np.ascontiguousarray(placed.passages[start : start + _WINDOW], dtype=np.float32)
-            writer.upsert(PointBatch(part, {TEXT_DENSE: vectors}, [()] * len(part)))
+            window = slice(start, start + _WINDOW)
+            vectors = {p.name: np.ascontiguousarray(p.vectors[window], dtype=np.float32) for p in placed.parts}
+            writer.upsert(PointBatch(passages[window], vectors, [()] * len(passages[window])))
         writer.commit(len(passages))
         writer.publish(replace(card, count=len(passages), digest=digest.hexdigest()))
 

@@ -7,13 +7,15 @@ other language means, and the controls that share everything with xQG but the qu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xqg_vdb.bench.material import Material
 from xqg_vdb.bench.suite import System
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, language_means, resolve_languages
+from xqg_vdb.collection.layout import TEXT_DENSE, language_vector
 from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import Sums, fuse, unit_rows
 from xqg_vdb.query_vectors import QueryVectors
@@ -24,17 +26,35 @@ _PLAIN = Recipe(alpha=0.0)
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Passages (n, dim) and questions (q, dim) float32, ready to write and to ask.
+class Part:
+    """One named vector of the passages, and the rows of the questions that search by it.
 
-    strength: the λ that was used; query_langs: the languages folded in.
+    vectors: (n, dim) float32, row i belongs to passage i, or to passage owner[i] where `owner` (ascending) is given.
     """
 
-    passages: Vectors
+    name: str
+    vectors: Vectors
+    asked: NDArray[np.int64]
+    owner: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Passages and questions (q, dim) float32, ready to write and to ask; every question is in one part's `asked`.
+
+    The first part holds the general vector. strength: the λ that was used; query_langs: the languages folded in.
+    """
+
+    parts: tuple[Part, ...]
     questions: Vectors
     recipe: Recipe
     strength: float
     query_langs: tuple[str, ...]
+
+    @property
+    def passages(self) -> Vectors:
+        """The general vector of every passage, (n, dim) float32."""
+        return self.parts[0].vectors
 
 
 def place(
@@ -57,15 +77,47 @@ def place(
     sums: Sums = {}
     if queries is not None and system.recipe.alpha > 0.0:
         sums = content_of(system, queries, passages=len(passages), means=table.means)
-    fused = fuse(
-        passages, sums, recipe=system.recipe if sums else _PLAIN, means=table.means, normalize=normalize
-    )  # fmt: skip
+    recipe = system.recipe if sums else _PLAIN
     strength = encoder.calibration if system.calibration is None else system.calibration
     langs = question_languages(system, material)
     questions = calibrate(
         material.question_vectors, langs=langs, table=table, strength=strength, normalize=normalize
     )  # fmt: skip
-    return Placed(fused, questions, system.recipe if sums else _PLAIN, strength, tuple(sorted(sums)))
+    everything = np.arange(len(questions))
+    if system.vectors == "all" and queries is not None and sums:
+        rows = all_rows(passages, queries, system=system, means=table.means, normalize=normalize)
+        parts = [Part(TEXT_DENSE, rows[0], everything, rows[1])]
+    else:
+        fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize)
+        parts = [Part(TEXT_DENSE, fused, everything)]
+    if system.vectors == "per-language" and sums:
+        asked_in = np.array(langs)
+        parts[0] = replace(parts[0], asked=np.flatnonzero(~np.isin(asked_in, sorted(sums))))
+        for lang in sorted(sums):
+            own = fuse(passages, sums, recipe=replace(recipe, langs=(lang,)), means=table.means, normalize=normalize)
+            parts.append(Part(language_vector(lang), own, np.flatnonzero(asked_in == lang)))
+    return Placed(tuple(parts), questions, recipe, strength, tuple(sorted(sums)))
+
+
+def all_rows(
+    passages: Vectors, queries: QueryVectors, *, system: System, means: Mapping[str, Vectors], normalize: bool
+) -> tuple[Vectors, NDArray[np.int64]]:
+    """Each passage's own row and one per query, (1-α)·E(p) + α·(E(q) - μ) (μ only where the recipe centres).
+
+    Returns the rows (m, dim) float32 and whose they are (m,), ascending.
+    """
+    recipe = system.recipe
+    chosen = np.isin(queries.lang, recipe.langs or queries.langs)
+    if system.n is not None:
+        chosen &= queries.index < system.n
+    rows = np.array(queries.vectors[chosen], dtype=np.float32)
+    if recipe.center and recipe.pool == "shrunk":
+        rows -= np.stack([means[lang] for lang in queries.lang[chosen].tolist()])
+    mixed = (1.0 - recipe.alpha) * passages[queries.owner[chosen]] + recipe.alpha * rows
+    owner = np.concatenate([np.arange(len(passages)), queries.owner[chosen]])
+    order = np.argsort(owner, kind="stable")
+    vectors = np.concatenate([passages, mixed])[order].astype(np.float32)
+    return unit_rows(vectors) if normalize else vectors, owner[order]
 
 
 def means_of(

@@ -15,15 +15,22 @@ from typing import Any, Literal, get_args
 
 from xqg_vdb.datasets import DATASETS
 from xqg_vdb.errors import DataError
-from xqg_vdb.types import Recipe
+from xqg_vdb.types import Pool, Recipe
 
 Content = Literal["own", "direction", "shuffled"]
 Languages = Literal["given", "detected", "unknown"]
 Search = Literal["exact", "graph", "memory"]
+HowMany = Literal["one", "per-language", "all"]
 Parameter = Literal["alpha", "lambda", "n", "without"]
 Kind = Literal["improves", "grows", "exceptions", "untestable"]
 
 ANY_DATASET = "*"
+
+_CHOICES: dict[str, Any] = {
+    "Content": Content, "Languages": Languages, "Search": Search, "HowMany": HowMany, "Parameter": Parameter,
+    "Kind": Kind, "Pool": Pool,
+}  # fmt: skip
+"""The annotations of a suite's fields that name the values they allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,8 @@ class System:
         generated queries, what `load` does), `bank`, `generated`, or a dataset whose questions give it.
     languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
     passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
+    vectors: `one` fused vector; `per-language`, fused with one language's queries each, and the question's language
+        chooses; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim; memory only).
     """
 
     name: str
@@ -49,6 +58,7 @@ class System:
     means: str = "refined"
     languages: Languages = "given"
     passage_calibration: float = 0.0
+    vectors: HowMany = "one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +213,8 @@ def _record(kind: type, table: object, where: str) -> Any:
 
 def _typed(value: Any, annotation: str, where: str) -> Any:
     """`value` as the annotation wants it: lists become tuples, whole numbers floats; anything else must fit already."""
-    choices = {"Content": Content, "Languages": Languages, "Search": Search, "Parameter": Parameter, "Kind": Kind,
-               "Pool": Literal["shrunk", "mean", "sum"]}.get(annotation)  # fmt: skip
-    if choices is not None:
-        _known([value], get_args(choices), f"value of {where}")
+    if annotation in _CHOICES:
+        _known([value], get_args(_CHOICES[annotation]), f"value of {where}")
         return value
     if annotation.startswith("tuple") and isinstance(value, list):
         wanted: Any = float if "float" in annotation else str

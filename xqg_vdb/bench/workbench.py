@@ -17,6 +17,7 @@ from xqg_vdb.bench.placing import Placed, means_of_questions, place
 from xqg_vdb.bench.suite import Suite, System
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
 from xqg_vdb.datasets import RetrievalTask, load_task
+from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors, sha256_of
 from xqg_vdb.kept_vectors import digest_of
 from xqg_vdb.progress import Progress
@@ -106,6 +107,8 @@ class Workbench:
         path, run = folder / f"{name}.json.gz", folder / f"{name}.trec.gz"
         cell = load_cell(path)
         if cell is None:
+            if system.vectors == "all" and (store is not None or self.task(dataset).pooled):
+                raise DataError(f"system {system.name!r}: vectors = 'all' needs one pool and search = 'memory'.")
             cell, found = run_cell(
                 self.task(dataset), self.material(system.encoder, dataset).passages, self.placed(system, dataset),
                 encoder=self.encoder(system.encoder).facts, metrics=self.metrics(dataset), depth=self.suite.depth,
@@ -120,7 +123,9 @@ class Workbench:
         """All that a cell depends on: change any of it and it is another cell."""
         encoder = self.encoder(system.encoder)
         file = self.suite.query_file(system, dataset)
-        settings = {**asdict(system), "name": "", "encoder": "", "queries": file and sha256_of(file)}
+        usual = asdict(System(""))  # a setting that a later version adds changes no old cell
+        settings = {name: value for name, value in asdict(system).items() if value != usual[name]}
+        settings.update(name="", encoder="", queries=file and sha256_of(file))
         return {
             "schema": 1,
             "data": self.data_digest(dataset),
