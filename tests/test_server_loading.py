@@ -344,3 +344,98 @@ def test_grpc_refusals_are_not_repeated(grpc_server, waits, code, said):
         store.names()
     assert (servicer.calls, waits) == (1, [])
     assert "SECRET-CANARY" not in str(caught.value)
+
+
+class Points(wire.PointsServicer):
+    """Takes points and says how many it has."""
+
+    def __init__(self):
+        self.points = []
+
+    def Upsert(self, request, context):
+        self.points += request.points
+        return wire.PointsOperationResponse(result=wire.UpdateResult(status=wire.UpdateStatus.Completed))
+
+    def Count(self, request, context):
+        return wire.CountResponse(result=wire.CountResult(count=len(self.points)))
+
+    def CreateFieldIndex(self, request, context):
+        return wire.PointsOperationResponse(result=wire.UpdateResult(status=wire.UpdateStatus.Completed))
+
+
+class Kept(Collections):
+    """Collections with metadata, as far as a load asks for them."""
+
+    def __init__(self):
+        super().__init__([])
+        self.kept, self.thresholds, self.switches = {}, [], 0
+
+    def List(self, request, context):
+        return wire.ListCollectionsResponse(collections=[wire.CollectionDescription(name=name) for name in self.kept])
+
+    def ListAliases(self, request, context):
+        return wire.ListAliasesResponse()
+
+    def CollectionExists(self, request, context):
+        found = wire.CollectionExists(exists=request.collection_name in self.kept)
+        return wire.CollectionExistsResponse(result=found)
+
+    def Create(self, request, context):
+        self.kept[request.collection_name] = request
+        return wire.CollectionOperationResponse(result=True)
+
+    def Update(self, request, context):
+        for key, value in request.metadata.items():
+            self.kept[request.collection_name].metadata[key].CopyFrom(value)
+        if request.HasField("optimizers_config"):
+            self.thresholds.append(request.optimizers_config.indexing_threshold)
+        return wire.CollectionOperationResponse(result=True)
+
+    def UpdateAliases(self, request, context):
+        self.switches += 1
+        return wire.CollectionOperationResponse(result=True)
+
+    def Get(self, request, context):
+        made = self.kept[request.collection_name]
+        config = wire.CollectionConfig(
+            params=wire.CollectionParams(vectors_config=made.vectors_config, shard_number=1, replication_factor=1),
+            hnsw_config=wire.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=10),
+            optimizer_config=wire.OptimizersConfigDiff(
+                deleted_threshold=0.2, vacuum_min_vector_number=10, default_segment_number=0, flush_interval_sec=5,
+                indexing_threshold=777,
+            ),
+            wal_config=wire.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+        )  # fmt: skip
+        for key, value in made.metadata.items():
+            config.metadata[key].CopyFrom(value)
+        info = wire.CollectionInfo(
+            status=wire.CollectionStatus.Green, optimizer_status=wire.OptimizerStatus(ok=True), segments_count=1,
+            config=config,
+        )  # fmt: skip
+        return wire.GetCollectionInfoResponse(result=info)
+
+
+def test_a_whole_load_over_grpc():
+    server, points, kept = grpc.server(futures.ThreadPoolExecutor(4)), Points(), Kept()
+    wire.points_service_pb2_grpc.add_PointsServicer_to_server(points, server)
+    wire.collections_service_pb2_grpc.add_CollectionsServicer_to_server(kept, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    options = CollectionOptions(quantization="turbo", hnsw_m=8, shards=2, parallel=2)
+    rows, matrix = passages(25), vectors(25)
+    with ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=5, options=options, deadline=10) as store:
+        load(store, "wiki", rows, matrix, card=a_card(), batch=10)
+        card = store._names.card("wiki__v0001")
+        cursor = store._names.cursor("wiki__v0001")
+    server.stop(None)
+    assert (card.count, card.digest, card.storage) == (25, finished(a_card(), rows).digest, options.layout())
+    assert cursor == 25
+    made = kept.kept["wiki__v0001"]
+    assert (made.shard_number, made.hnsw_config.m) == (2, 8)
+    assert "turbo" in str(made.quantization_config)
+    assert kept.thresholds == [0, 777]  # bulk mode on, and off
+    assert kept.switches == 1
+    sent = {point.payload["id"].string_value: point for point in points.points}
+    assert sent.keys() == {p.id for p in rows}
+    found = sent["p00007"].vectors.vectors.vectors["text-dense"]
+    assert list(found.dense.data or found.data) == matrix[7].tolist()
