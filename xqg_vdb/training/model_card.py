@@ -11,7 +11,6 @@ from typing import Any
 
 import orjson
 
-from xqg_vdb import __version__
 from xqg_vdb.files import write_atomic
 from xqg_vdb.generation.provenance import versions
 from xqg_vdb.training.running import Outcome
@@ -54,7 +53,7 @@ def card_text(record: Mapping[str, Any]) -> str:
     }[kind]
     lines = [
         *front, "", f"# Fine-tuned {kind}", "",
-        f"Trained by xqg-vdb {__version__} from `{record['base']}`. To use it: `{use}`.", "",
+        f"Trained by xqg-vdb {record['made_with']['xqg-vdb']} from `{record['base']}`. To use it: `{use}`.", "",
         "## Data", "",
         f"- training: {_told(pairs)}",
         f"- dev: {_told(dev) if dev['pairs'] else 'none'}",
