@@ -18,9 +18,7 @@ from xqg_vdb.languages import english_name
 
 @click.command()
 @click.argument("queries", type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--raw", type=click.Path(path_type=Path, exists=True), help="Unfiltered file, for the English originals."
-)
+@click.option("--raw", type=click.Path(path_type=Path, exists=True), help="Unfiltered file, for the English originals.")
 @click.option("-n", "n", default=10, show_default=True)
 @click.option("--seed", default=313, show_default=True)
 def main(queries: Path, raw: Path | None, n: int, seed: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient
 
-from xqg_vdb import building, loading, writing
+from xqg_vdb import building, writing
 from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.collection import Collection
 from xqg_vdb.collection.embedded import EmbeddedStore

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     "--endpoint-model", metavar="NAME", default="default", show_default=True, help="Model name for --endpoint."
 )
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests at a time.")
+@click.option("--price", nargs=2, type=click.FloatRange(min=0), metavar="READ WRITTEN", help="Per million tokens.")
 @click.option("-l", "--lang", "langs", multiple=True, required=True, help="Language to write in; repeat it.")
 @click.option("-n", "n", type=click.IntRange(1, 1000), default=5, show_default=True, help="Queries per language.")
-@click.option("--prompt", type=click.Choice(["chat", "pivot", "few-shot", "finetuned"]), help="[default: what suits the model]")
+@click.option(
+    "--prompt", type=click.Choice(["chat", "pivot", "few-shot", "finetuned"]), help="[default: what suits the model]"
+)
 @click.option("--decode", type=click.Choice(["sample", "greedy", "beam"]), default="sample", show_default=True)
 @click.option("--top-k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 10, min_open=True), default=1.0, show_default=True)
@@ -47,6 +50,7 @@ def generate(
     endpoint: str | None,
     endpoint_model: str,
     concurrency: int,
+    price: tuple[float, float] | None,
     langs: tuple[str, ...],
     n: int,
     prompt: Literal["chat", "pivot", "few-shot", "finetuned"] | None,
@@ -85,7 +89,11 @@ def generate(
     with ExitStack() as stack:
         generator: BatchGenerator
         if endpoint:
-            where = Endpoint(endpoint, endpoint_model, concurrency, temperature, max_tokens, seed)
+            read, written = price or (0.0, 0.0)
+            where = Endpoint(
+                endpoint, endpoint_model, concurrency, temperature, max_tokens, seed,
+                price_read=read, price_written=written,
+            )  # fmt: skip
             generator = stack.enter_context(EndpointGenerator(where))
         else:
             generator = open_generator(str(model), langs=langs, options=Options(prompt, decoding, threads or 0))

@@ -129,9 +129,9 @@ def open_scorer(model: str | Path, *, threads: int = 0) -> CausalScorer | Seq2Se
         reader = Seq2SeqGenerator(folder, decoding=Decoding(mode="greedy"), threads=threads)
         _refuse_old(reader.stepper, folder)
         return Seq2SeqScorer(reader)
-    model = CausalModel(folder, stop=(), threads=threads)
-    _refuse_old(model.stepper, folder)
-    return CausalScorer(model, chat=(folder.manifest.get("generator") or {}).get("chat"))
+    decoder = CausalModel(folder, stop=(), threads=threads)
+    _refuse_old(decoder.stepper, folder)
+    return CausalScorer(decoder, chat=(folder.manifest.get("generator") or {}).get("chat"))
 
 
 def _refuse_old(stepper: Stepper, folder: ModelFolder) -> None:
