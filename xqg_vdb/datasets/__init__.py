@@ -1,7 +1,7 @@
 """Benchmarks by name, read in their publishers' own formats from --data-dir; `download.py` fetches some of them.
 
 >>> sorted(DATASETS)[:3]
-['afriqa', 'afriqa-english', 'afriqa-train']
+['afriqa', 'afriqa-dev-pool', 'afriqa-english']
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = ["DATASETS", "RetrievalTask", "data_folder", "load_task"]
 
 DATASETS: dict[str, Callable[[Path], RetrievalTask]] = {
     "afriqa": afriqa.load,
+    "afriqa-dev-pool": partial(afriqa.load, pool_splits=("dev",)),
     "afriqa-english": partial(afriqa.load, translated=True),
     "afriqa-train": partial(afriqa.load, split="train"),
     "beir": beir.load,
