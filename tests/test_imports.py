@@ -39,6 +39,7 @@ LAYERS = [
     ["building", "kept_vectors"],
     ["writing", "retrieval", "query_vectors", "verifying"],
     ["loading"],
+    ["augmenting"],
     ["async_retrieval"],
     ["models"],
     ["demo"],

@@ -127,11 +127,11 @@ def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder) ->
         [passage.id for passage in passages],
         np.array([row_digest(*row) for row in window], dtype=np.uint64),
         encoder.encode_passages([passage.title_and_text for passage in passages]),
-        _query_sums([queries for _, queries in window], encoder),
+        query_sums([queries for _, queries in window], encoder),
     )
 
 
-def _query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) -> QuerySums:
+def query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) -> QuerySums:
     """Per language the sum of each row's query vectors and their number; all languages are encoded in one stream."""
     flat = [
         (row, lang, text)

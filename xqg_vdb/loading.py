@@ -138,7 +138,7 @@ def load_with_report(
 
         kept = encode() if build is not None else _encode_or_begin_anew(encode, folder, rejects)
         encoded = time.perf_counter()
-        card, means = _card(kept, encoder, recipe=recipe, distance=distance, asked=asked, more=more_vectors)
+        card, means = card_of(kept, encoder, recipe=recipe, distance=distance, asked=asked, more=more_vectors)
         with store.writer(name, card=card) as writer:
             again = Rejects(rejects.max_rejects)  # counted while encoding
             rows = read_rows(corpus, queries=table, default_lang=default_lang, rejects=again)
@@ -227,7 +227,7 @@ def _can_be_read(folder: Path) -> bool:
     return True
 
 
-def _card(
+def card_of(
     kept: Kept,
     encoder: CalibratedEncoder,
     *,

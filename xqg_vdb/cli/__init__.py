@@ -16,6 +16,7 @@ import click
 
 from xqg_vdb import __version__
 from xqg_vdb.cli.audit import audit
+from xqg_vdb.cli.augment import augment
 from xqg_vdb.cli.bench import bench
 from xqg_vdb.cli.demo import demo
 from xqg_vdb.cli.export import export
@@ -56,7 +57,7 @@ def cli() -> None:
 
 
 for _command in (
-    demo, export, generate, merge, filter_queries, train, load, search, tune, audit, bench, info,
+    demo, export, generate, merge, filter_queries, train, load, augment, search, tune, audit, bench, info,
 ):  # fmt: skip
     cli.add_command(_command)
 for _command in (versions, rollback, gc, snapshot, migrate, verify):  # operations

@@ -33,6 +33,7 @@ from .server_writer import open_writer
 
 if TYPE_CHECKING:
     from .async_server import AsyncServerSearch
+    from .foreign import ForeignCollection
 
 T = TypeVar("T")
 
@@ -117,6 +118,12 @@ class ServerStore:
     def admin(self) -> ServerAdmin:
         """Versions, states and snapshots."""
         return ServerAdmin(self._names, rest=self._rest)
+
+    def foreign(self, name: str) -> ForeignCollection:
+        """Any collection of the server, whoever made it. Raises DataError when there is none of that name."""
+        from .foreign import ForeignCollection
+
+        return ForeignCollection(self._names, name, is_local=self._is_local)
 
     def names(self) -> list[str]:
         """The published collections, sorted; those that others made are not among them."""
