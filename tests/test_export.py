@@ -64,6 +64,40 @@ def test_int8_and_overrides(bert, tmp_path):
     assert folder.spec.max_length == 64 and folder.manifest["precision"] == "int8"
 
 
+def test_an_int8_vector_depends_on_its_text_alone(bert, tmp_path):
+    """Alone, in a batch, in another order: the same bits. With run-time ranges the neighbours change it."""
+    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", report=silent).path
+    texts = ["a", "Hello there", "абв", "!!!!!!!!!!!!!! ????????????", "one two three four five six seven eight"]
+    with Encoder(folder, threads=1) as encoder:
+        together = encoder.encode_queries(texts)
+        for row, text in enumerate(texts):
+            np.testing.assert_allclose(encoder.encode_queries([text])[0], together[row], atol=2e-6)
+        np.testing.assert_allclose(encoder.encode_queries(texts[::-1]), together[::-1], atol=2e-6)
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(str(folder / "model.onnx")).graph.node]
+    assert kinds.count("QuantizeLinear") > 4 and "DynamicQuantizeLinear" not in kinds
+
+
+def test_ranges_are_the_extremes_of_what_the_samples_give(tmp_path):
+    """Against the tiny graph computed with numpy: embedded = table[ids], mixed = embedded @ mix."""
+    import onnx
+    from onnx import numpy_helper
+
+    from xqg_vdb.static_ranges import measure_ranges
+
+    graph = write_tiny_encoder(tmp_path / "tiny") / "model.onnx"
+    weights = {one.name: numpy_helper.to_array(one) for one in onnx.load(str(graph)).graph.initializer}
+    samples = [np.array([ids], dtype=np.int64) for ids in ([0, 7, 2], [0, 9, 9, 12, 2], [0, 2])]
+    found = measure_ranges(graph, ["embedded", "mixed", "absent"], samples=samples)
+    embedded = [weights["table"][ids] for ids in samples]
+    expected = {"embedded": embedded, "mixed": [rows @ weights["mix"] for rows in embedded]}
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        ends = min(0, *(v.min() for v in values)), max(0, *(v.max() for v in values))
+        np.testing.assert_allclose(found[name], ends, rtol=1e-5)
+
+
 def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch):
     import xqg_vdb.export as module
 

@@ -32,6 +32,7 @@ LAYERS = [
     ["starter"],
     ["checkpoints"],
     ["encoding"],
+    ["static_ranges"],
     ["calibration_gain", "parity", "onnx_graphs"],
     ["export"],
     ["collection"],  # all that is known of Qdrant

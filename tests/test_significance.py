@@ -84,6 +84,17 @@ def test_intervals_are_scipys_percentiles_and_seeded():
     assert ours.low < narrower.low < narrower.high < ours.high
 
 
+@pytest.mark.parametrize("distinct", [2, 11, 400])
+def test_both_ways_to_resample_have_scipys_spread(distinct):
+    """Few values are drawn by their multinomial counts, many one by one: the same standard error and interval."""
+    rng = np.random.default_rng(distinct)
+    values = rng.integers(0, distinct, size=400) / (distinct - 1)
+    ours = mean_interval(named(values), seed=1, resamples=20_000)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=rng).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=3.5e-3)
+    assert ours.high - ours.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.03)
+
+
 def test_macro_resamples_within_languages():
     # Arabic never varies, Swahili's single question cannot be resampled: only Bengali moves, by a third
     values = named([1.0, 1.0, 0.0, 0.0, 1.0, 0.5])

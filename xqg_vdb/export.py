@@ -17,6 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xqg_vdb.calibration import save_means
 from xqg_vdb.calibration_gain import measure_calibration
 from xqg_vdb.checkpoints import Checkpoint, conventions, fetch_checkpoint
@@ -33,6 +36,7 @@ from xqg_vdb.model_folder import (
 )
 from xqg_vdb.onnx_graphs import append_dense, cpu_has_vnni, quantize_int8
 from xqg_vdb.parity import Reference, measure_parity, parity_texts, torch_vectors
+from xqg_vdb.questions import question_bank
 from xqg_vdb.types import Pooling, Vectors
 
 Precision = Literal["fp32", "int8"]
@@ -110,6 +114,7 @@ def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precis
         _optimum_export(source.path, fp32.parent)
     if source.dense is not None:
         append_dense(fp32, source.dense)
+    _copy_tokenizer(source.path, fp32.parent, folder)
     if precision == "int8":
         report(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(
@@ -117,11 +122,24 @@ def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precis
             folder / GRAPH,
             num_heads=int(source.config.get("num_attention_heads", 0)),
             hidden=int(source.config["hidden_size"]),
+            samples=_sample_ids(folder / TOKENIZER, spec),
         )
     else:
         for file in fp32.parent.glob("*.onnx*"):
             shutil.move(file, folder / file.name)
-    _copy_tokenizer(source.path, fp32.parent, folder)
+
+
+def _sample_ids(tokenizer: Path, spec: EncoderSpec) -> list[NDArray[np.int64]]:
+    """Token ids of two questions per language of the bank and of the sample corpus, each a row of its own."""
+    from tokenizers import Tokenizer
+
+    _, passages = parity_texts()
+    questions = [text for texts in question_bank().values() for text in texts[:2]]
+    texts = [spec.query_prefix + text for text in questions] + [spec.passage_prefix + text for text in passages]
+    reader = Tokenizer.from_file(str(tokenizer))
+    reader.no_padding()
+    reader.enable_truncation(spec.max_length)
+    return [np.array([encoding.ids], dtype=np.int64) for encoding in reader.encode_batch(texts)]
 
 
 def _optimum_export(checkpoint: Path, out: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.static_ranges import fix_ranges
 
 _ACTIVATIONS = {"Tanh": "Tanh", "Identity": None, "GELU": "Gelu"}
 
@@ -29,9 +33,13 @@ def cpu_has_vnni() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def quantize_int8(fp32: Path, int8: Path, *, num_heads: int, hidden: int) -> None:
-    """Write `int8`, a dynamically quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
+def quantize_int8(
+    fp32: Path, int8: Path, *, num_heads: int, hidden: int, samples: Sequence[NDArray[np.int64]] = ()
+) -> None:
+    """Write `int8`, a quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
 
+    samples: token ids (1, length) of sample texts, from which the activations' ranges are taken (`static_ranges.py`);
+    without any they are taken from each batch at run time.
     Attention, GELU and layer norms are fused first, which makes the int8 graph faster, not other. Without VNNI, AVX2's
     8-bit multiply adds pairs in saturating 16 bits, so weights keep 7 bits there. The feed-forward's second product
     stays fp32: a few of its inputs are so large that one 8-bit scale for all drowns the rest (for E5-small
@@ -60,6 +68,8 @@ def quantize_int8(fp32: Path, int8: Path, *, num_heads: int, hidden: int) -> Non
             nodes_to_exclude=_narrowing_products(model.model),
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
+        if samples:
+            fix_ranges(fused, int8, samples=samples)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ EXACT_UP_TO = 14
 """So many questions that differ have at most 16,384 sign patterns, which are all tried."""
 
 _BLOCK_NUMBERS = 2**23
+_MULTINOMIAL_PAYS = 8
 _SAME = 1e-12  # sums of the same numbers in another order
 
 
@@ -199,11 +200,13 @@ def _sign_flip_p(changes: Sequence[Numbers], *, resamples: int, seed: int) -> fl
     if len(weighted) <= EXACT_UP_TO:
         patterns = np.array(list(product((-1.0, 1.0), repeat=len(weighted))), dtype=np.float64)
         return float((np.abs(patterns @ weighted) >= observed).mean())
+    # equal sizes flip together: of c equal numbers a binomial share keeps its sign
+    sizes, counts = np.unique(np.abs(weighted), return_counts=True)
     rng = np.random.default_rng(seed)
-    extreme, block = 0, max(1, _BLOCK_NUMBERS // len(weighted))
+    extreme, block = 0, max(1, _BLOCK_NUMBERS // len(sizes))
     for start in range(0, resamples, block):
-        flips = rng.integers(0, 2, size=(min(block, resamples - start), len(weighted)), dtype=np.int8)
-        sums = weighted.sum() - 2.0 * (flips.astype(np.float64) @ weighted)
+        kept = rng.binomial(counts, 0.5, size=(min(block, resamples - start), len(sizes)))
+        sums = (2.0 * kept - counts) @ sizes
         extreme += int((np.abs(sums) >= observed).sum())
     return (1 + extreme) / (1 + resamples)
 
@@ -215,14 +218,30 @@ def _interval(groups: Sequence[Numbers], *, level: float, resamples: int, seed: 
     if not many:
         return Interval(math.nan, math.nan, level)
 
-    def macro(*samples: Numbers, axis: int) -> Numbers:
-        return np.asarray((sum(sample.mean(axis=axis) for sample in samples) + fixed) / len(groups))
+    rng = np.random.default_rng(seed)
+    macro = (sum(_resampled_means(group, resamples=resamples, rng=rng) for group in many) + fixed) / len(groups)
+    low, high = np.quantile(macro, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level)
 
-    result = _scipy_stats().bootstrap(
-        many, macro, n_resamples=resamples, confidence_level=level, method="percentile", vectorized=True,
-        batch=max(1, _BLOCK_NUMBERS // sum(map(len, many))), random_state=np.random.default_rng(seed),
-    )  # fmt: skip
-    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high), level)
+
+def _resampled_means(values: Numbers, *, resamples: int, rng: np.random.Generator) -> Numbers:
+    """Means of `resamples` samples with replacement, (resamples,); the distribution of scipy.stats.bootstrap's.
+
+    A metric has few distinct values (R@k two, MRR@10 eleven), and how often each is drawn is multinomial: drawing these
+    numbers costs as much as there are values, not as there are questions.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    means = np.empty(resamples, dtype=np.float64)
+    few = len(distinct) * _MULTINOMIAL_PAYS < len(values)
+    block = max(1, _BLOCK_NUMBERS // (len(distinct) if few else len(values)))
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        if few:
+            drawn = rng.multinomial(len(values), counts / len(values), size=size) @ distinct / len(values)
+        else:
+            drawn = values[rng.integers(0, len(values), size=(size, len(values)))].mean(axis=1)
+        means[start : start + size] = drawn
+    return means
 
 
 def _members(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, list[str]]:
