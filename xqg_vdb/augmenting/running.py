@@ -1,4 +1,4 @@
-"""Augment a collection that somebody else made, and undo it: check the encoder, keep, fuse, write.
+"""Augment a collection that somebody else made: check the encoder, keep, fuse, write.
 
 In: a server's collection, generated queries, the encoder that made its vectors. Out: the same points with fused
 vectors, in a copy behind an alias or in place. This file refuses to know how points travel.
@@ -13,23 +13,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xqg_vdb.augmenting.check import check_encoder
 from xqg_vdb.augmenting.keeping import PointCounts, build_of, keep_points
 from xqg_vdb.augmenting.plan import Plan, Wishes, planned
-from xqg_vdb.augmenting.writing import Fused, put_back, write_copy, write_in_place
+from xqg_vdb.augmenting.writing import Fused, write_copy, write_in_place
 from xqg_vdb.building import Kept
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import MismatchError
 from xqg_vdb.loading import card_of
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.records import Rejects
 from xqg_vdb.types import Card, Recipe
-from xqg_vdb.vectors import Build
 
 if TYPE_CHECKING:
     from xqg_vdb.collection.foreign import ForeignCollection
@@ -110,41 +109,6 @@ def augment(
         later_points=later,
         seconds={"encode": round(kept - started, 2), "write": round(time.perf_counter() - kept, 2)},
     )
-
-
-def undo(
-    name: str,
-    *,
-    store: ServerStore,
-    to: str | None = None,
-    backup: str | PathLike[str] | None = None,
-    progress: Progress = silent,
-) -> str:
-    """Take back what `augment` did to the collection `name` or made of it under the name `to`; says what was done.
-
-    backup: where the folder of that run is now, if it was moved. Vectors come back bit for bit, except that a cosine
-    collection scales what it is given to length 1: where that is done to rows which have length 1 already, their last
-    bit may differ. Raises DataError when there is nothing to undo, or the originals are not found.
-    """
-    from xqg_vdb.collection.foreign_copy import remove_copy, remove_unfinished
-
-    found = store.foreign(name)
-    record = found.record
-    if record.get("mode") in ("overwrite", "add"):
-        return _undo_in_place(found, record, backup=backup, progress=progress)
-    if record.get("mode") == "copy":
-        remove_copy(found.names, name, found.physical, previous=record.get("previous"))
-        return f"{name}: the copy {found.physical} is gone; {record['source']} is as it was"
-    target = to or f"{name}-xqg"
-    removed = remove_unfinished(found, target)
-    published = found.names.target(target)
-    copied = {} if published in (None, found.physical) else found.at(str(published)).record
-    if copied.get("mode") == "copy" and copied.get("source") == found.physical:
-        remove_copy(found.names, target, str(published), previous=copied.get("previous"))
-        removed.append(str(published))
-    if not removed:
-        raise DataError(f"{name!r} is not augmented, and {target!r} is no copy of it: there is nothing to undo.")
-    return f"{target}: {', '.join(removed)} is gone; {name} is as it was"
 
 
 def _source(store: ServerStore, name: str, wishes: Wishes) -> tuple[ForeignCollection, Wishes]:
@@ -249,28 +213,3 @@ def _where_kept(source: ForeignCollection, plan: Plan) -> str:
     if plan.mode == "add":
         return f"vector {plan.place.vector!r}"
     return f"vector {plan.keep_in!r}" if plan.keep_in is not None else f"folder {plan.folder}"
-
-
-def _undo_in_place(
-    found: ForeignCollection, record: dict[str, Any], *, backup: str | PathLike[str] | None, progress: Progress
-) -> str:
-    """Originals back first, then our vectors and records away: stopped anywhere, it is done again."""
-    if record.get("mode") == "add":
-        found.drop_vector(record["added"])
-        found.clear_record()
-        return f"{found.name}: vector {record['added']!r} is gone"
-    kept, build = record.get("kept"), _backup(record, backup)
-    done = 0
-    if kept is None or kept in found.dense_vectors():
-        done = put_back(found, vector=record["vector"], kept=kept, build=build, progress=progress)
-    if kept is not None:
-        found.drop_vector(kept)
-    found.clear_record()
-    return f"{found.name}: the original vectors of {done} points are back"
-
-
-def _backup(record: dict[str, Any], moved: str | PathLike[str] | None) -> Build | None:
-    if not record.get("backup"):
-        return None
-    folder = Path(record["backup"])
-    return build_of(folder if moved is None else Path(moved) / folder.name)

@@ -85,9 +85,9 @@ def augment(
       xqg-vdb augment docs --queries queries.jsonl --encoder my-model/ --url http://localhost:6333
       xqg-vdb augment docs --undo --url http://localhost:6333
     """  # noqa: D301 - \b is click's
+    from xqg_vdb.augmenting import Wishes
     from xqg_vdb.augmenting import augment as run
     from xqg_vdb.augmenting import undo as take_back
-    from xqg_vdb.augmenting.plan import Wishes
     from xqg_vdb.encoding import Encoder
     from xqg_vdb.languages import normalize
     from xqg_vdb.models import ensure_encoder
