@@ -1,21 +1,24 @@
-"""`xqg-vdb augment` as a process, with a real, minute ONNX encoder: killed, gone on with, undone; what it reads."""
+"""`xqg-vdb augment` with a real, minute ONNX encoder: killed as a process, gone on with, undone; what it reads."""
 
 import json
 import re
 import signal
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from augment_cases import client_of
 from cli_cases import run_cli, write_inputs, write_lines
+from click.testing import CliRunner
 from fake_qdrant import FakeQdrant
 from qdrant_client import models
 from tiny_model import DIM, write_tiny_encoder
 
 from xqg_vdb import Encoder, open_store
 from xqg_vdb.augmenting.check import check_encoder
+from xqg_vdb.cli import cli
 from xqg_vdb.collection.foreign_payloads import PayloadLayout, recognised
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import DataError, MismatchError, XqgError
 from xqg_vdb.testing import HashEncoder
 
 KILL_AT = """
@@ -33,13 +36,34 @@ IN_COPY = "from xqg_vdb.collection.foreign_copy import ForeignCopy as c; c.upser
 IN_PLACE = "c = f.ForeignCollection; c.write_vectors = killing(c.write_vectors)"
 
 
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments):
+    """One command in this process, as `main` ends it: a process of its own costs seconds of imports."""
+    result = CliRunner().invoke(cli, [str(one) for one in arguments])
+    error = result.exception
+    if isinstance(error, XqgError):
+        return Done(error.exit_code, result.stdout, f"Error: {error}")
+    assert error is None or isinstance(error, SystemExit), result.exc_info
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
 @pytest.fixture
-def desk(tmp_path):
+def desk(tmp_path, monkeypatch):
     """A server, a tiny encoder, and the collection `wiki` of 90 passages, loaded without queries."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
     write_inputs(tmp_path, 90)
     write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
     with FakeQdrant() as fake:
-        done = run_cli(tmp_path, "load", "corpus.jsonl", "wiki", "--encoder", "tiny", "--url", fake.url)
+        done = run("load", "corpus.jsonl", "wiki", "--encoder", "tiny", "--url", fake.url)
         assert done.returncode == 0, done.stderr
         yield tmp_path, fake.url
 
@@ -53,14 +77,14 @@ def rows_of(url, name, vector="text-dense"):
 
 def test_augmenting_a_plain_collection_equals_loading_with_queries(desk):
     """Our own layout: info, verify and search take the copy for what `load --queries` makes."""
-    folder, url = desk
+    _, url = desk
     options = ("--queries", "queries.jsonl", "--encoder", "tiny", "--url", url)
-    done = run_cli(folder, "augment", "wiki", "--to", "fused", "--json", *options)
+    done = run("augment", "wiki", "--to", "fused", "--json", *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["layout"], report["vector"], report["queries"]) == ("haystack", "text-dense", {"ar": 90, "sw": 90})
     assert report["cosine"] > 0.9999
-    assert run_cli(folder, "load", "corpus.jsonl", "loaded", *options).returncode == 0
+    assert run("load", "corpus.jsonl", "loaded", *options).returncode == 0
     (augmented, theirs), (loaded, ours) = rows_of(url, "fused"), rows_of(url, "loaded")
     np.testing.assert_allclose(augmented, loaded, atol=1e-6)
     assert theirs == ours
@@ -69,9 +93,9 @@ def test_augmenting_a_plain_collection_equals_loading_with_queries(desk):
     assert cards[0].query_means.keys() == cards[1].query_means.keys()
     assert (cards[0].count, cards[0].digest, cards[0].recipe) == (90, cards[1].digest, cards[1].recipe)
     for command in ("info", "verify"):
-        assert run_cli(folder, command, "fused", "--url", url).returncode == 0
+        assert run(command, "fused", "--url", url).returncode == 0
     found = [
-        run_cli(folder, "search", name, "w1 w2 w3", "--json", "--encoder", "tiny", "--url", url).stdout
+        run("search", name, "w1 w2 w3", "--json", "--encoder", "tiny", "--url", url).stdout
         for name in ("fused", "loaded")
     ]
     ids = [re.findall(r'"id": "(p\d+)"', one) for one in found]
@@ -88,17 +112,17 @@ def test_killed_and_gone_on_with(desk, where):
     done = run_cli(folder, *arguments, before=KILL_AT + (IN_COPY if where == "copy" else IN_PLACE))
     assert done.returncode == -signal.SIGKILL
     if where == "copy":
-        assert run_cli(folder, "info", "fused", "--url", url).returncode == 3  # nobody sees it
+        assert run("info", "fused", "--url", url).returncode == 3  # nobody sees it
         np.testing.assert_array_equal(rows_of(url, "wiki")[0], plain)
-    done = run_cli(folder, *arguments)
+    done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert "90 points" in done.stdout
     options = ("--queries", "queries.jsonl", "--encoder", "tiny", "--url", url)
-    assert run_cli(folder, "load", "corpus.jsonl", "loaded", *options).returncode == 0
+    assert run("load", "corpus.jsonl", "loaded", *options).returncode == 0
     np.testing.assert_allclose(rows_of(url, result)[0], rows_of(url, "loaded")[0], atol=1e-6)
     if where == "in place":
         np.testing.assert_allclose(rows_of(url, "wiki", "text-dense-plain")[0], plain, rtol=0, atol=2e-7)
-    done = run_cli(folder, "augment", "wiki", *(mode if where == "copy" else ()), "--undo", "--url", url)
+    done = run("augment", "wiki", *(mode if where == "copy" else ()), "--undo", "--url", url)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(rows_of(url, "wiki")[0], plain, rtol=0, atol=2e-7)
     with open_store(url=url) as store:
@@ -108,7 +132,7 @@ def test_killed_and_gone_on_with(desk, where):
 
 
 def test_what_the_command_refuses(desk):
-    folder, url = desk
+    _, url = desk
     base = ("augment", "wiki", "--encoder", "tiny")
     for arguments, code, said in (
         ((*base, "--url", url), 2, "--queries, or --undo"),
@@ -117,15 +141,15 @@ def test_what_the_command_refuses(desk):
         (("augment", "wikki", "--queries", "queries.jsonl", "--url", url), 3, "no collection 'wikki'"),
         ((*base, "--queries", "queries.jsonl", "--to", "wiki__v0001", "--url", url), 3, "cannot name"),
     ):
-        done = run_cli(folder, *arguments)
+        done = run(*arguments)
         assert (done.returncode, said in done.stderr) == (code, True), (arguments, done.stderr)
 
 
 def test_vectors_that_were_fused_by_a_load_are_refused(desk):
-    folder, url = desk
+    _, url = desk
     options = ("--queries", "queries.jsonl", "--encoder", "tiny", "--url", url)
-    assert run_cli(folder, "load", "corpus.jsonl", "fused", *options).returncode == 0
-    done = run_cli(folder, "augment", "fused", *options)
+    assert run("load", "corpus.jsonl", "fused", *options).returncode == 0
+    done = run("augment", "fused", *options)
     assert done.returncode == 4
     assert "load again" in done.stderr
 
@@ -205,6 +229,6 @@ def test_multivectors_and_coarse_numbers_are_refused(desk):
     client.close()
     write_lines(folder / "q.jsonl", [{"id": "1", "generated_queries": {"sw": ["w1"]}}])
     for name, said in (("multi", "dense vectors none"), ("coarse", "stored as uint8"), ("two", "'a', 'b'.*--vector")):
-        done = run_cli(folder, "augment", name, "--queries", "q.jsonl", "--encoder", "tiny", "--url", url)
+        done = run("augment", name, "--queries", "q.jsonl", "--encoder", "tiny", "--url", url)
         assert done.returncode in (3, 4)
         assert re.search(said, done.stderr), done.stderr
