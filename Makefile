@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench docs clean
 
 help: ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,6 +32,9 @@ types: .venv/.installed ## mypy --strict
 bench: .venv/.installed ## benchmarks against what one would use instead (minutes; needs data for encode.py)
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/store.py
+
+docs: .venv/.installed ## the documentation site, in build/site
+	$(BIN)/mkdocs build
 
 clean: ## remove the environment and what the demo wrote
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis xqg-data build dist
