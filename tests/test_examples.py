@@ -35,3 +35,9 @@ def test_rag_shows_three_english_passages_and_the_question(name, tmp_path):
 def test_own_corpus(tmp_path):
     lines = run("own_corpus", tmp_path).splitlines()
     assert sorted(line.split(" ", 1)[1].split(":")[0] for line in lines) == ["Amazon", "Nile"]
+
+
+def test_choosing_alpha(tmp_path):
+    out = run("choosing_alpha", tmp_path).splitlines()
+    assert out[0].startswith("α = 0.00  MRR@10 0.") and out[-1].startswith("60 passages in")
+    assert out[-2].startswith("chosen: Recipe(")

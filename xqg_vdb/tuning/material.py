@@ -20,7 +20,7 @@ from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.fusion import Sums
 from xqg_vdb.kept_vectors import kept_vectors
 from xqg_vdb.metrics import Qrels
-from xqg_vdb.progress import Progress
+from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.query_vectors import QueryVectors, encode_query_files
 from xqg_vdb.questions import read_questions
@@ -31,6 +31,10 @@ from xqg_vdb.vectors import Build
 
 SumsOf = Callable[[int | None], Sums]
 """The query sums with the first n queries of each passage and language, or all of them (None)."""
+
+
+SAMPLE = 2000
+"""Passages to tune on: enough for intervals of a percent, few enough to encode in minutes."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,10 @@ def labelled(
     questions: Path,
     qrels: Path,
     encoder: CalibratedEncoder,
-    build: Path | None,
+    build: Path | None = None,
     folder: Path,
-    sample: int,
-    progress: Progress,
+    sample: int = SAMPLE,
+    progress: Progress = silent,
 ) -> Material:
     """Read questions with their qrels, and a pool of all judged passages and others, `sample` at least.
 
@@ -125,10 +129,10 @@ def label_free(
     queries: Sequence[Path],
     *,
     encoder: CalibratedEncoder,
-    build: Path | None,
+    build: Path | None = None,
     folder: Path,
-    sample: int,
-    progress: Progress,
+    sample: int = SAMPLE,
+    progress: Progress = silent,
 ) -> Material:
     """Hold out generated queries of up to `sample` passages as pseudo-questions; see `holding.py` for which.
 
