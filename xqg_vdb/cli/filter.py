@@ -23,7 +23,7 @@ from xqg_vdb.cli.options import encoder_options, json_option, print_json, say
     type=click.FloatRange(0, 100, max_open=True),
     help="Drop this share of each language's queries: those least like their passage (doc2query--).",
 )
-@click.option("--max-characters", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--max-characters", type=click.IntRange(min=1), default=200, show_default=True, help="Longest query.")
 @encoder_options
 @json_option
 def filter_queries(

@@ -21,7 +21,12 @@ English = Literal["no", "also", "only"]
 
 @click.group()
 def train() -> None:
-    """Train a retriever or a query generator on question-passage pairs."""
+    """Train a retriever or a query generator on question-passage pairs.
+
+    \b
+    Example:
+      xqg-vdb train encoder starter:encoder e5-mine --pairs train.jsonl --dev dev.jsonl
+    """  # noqa: D301 - \b is click's
 
 
 @train.command()
