@@ -53,9 +53,27 @@ def expand_options(command: F) -> F:
             "--expand-model", metavar="NAME", default="default", show_default=True, help="Model name at an endpoint."
         ),
         click.option("--expand-lang", metavar="CODE", help="Language of the expansion  [default: the question's]"),
-        click.option("--expand-order", type=click.Choice(_ORDERS), default="direct", show_default=True),
-        click.option("--expand-combine", type=click.Choice(_COMBINE), default="concat", show_default=True),
-        click.option("--expand-kind", type=click.Choice(_KINDS), default="pseudo-document", show_default=True),
+        click.option(
+            "--expand-order",
+            type=click.Choice(_ORDERS),
+            default="direct",
+            show_default=True,
+            help="Expand and translate, in which order.",
+        ),
+        click.option(
+            "--expand-combine",
+            type=click.Choice(_COMBINE),
+            default="concat",
+            show_default=True,
+            help="Question and expansion: joined, mean of vectors, or the latter alone.",
+        ),
+        click.option(
+            "--expand-kind",
+            type=click.Choice(_KINDS),
+            default="pseudo-document",
+            show_default=True,
+            help="What to write.",
+        ),
         click.option(
             "--expand",
             metavar="STRATEGY:MODEL",
