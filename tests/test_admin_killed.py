@@ -116,4 +116,5 @@ def test_whatever_is_killed_leaves_whole_collections(tmp_path):
         assert len(store.admin.versions("wiki")) == 1
         store.admin.create_snapshot("wiki")
     left = [path.name for path in tmp_path.rglob("*") if path.name.startswith(".trash") or path.name.endswith(".tmp")]
-    assert [one for one in left if not one.startswith(".CURRENT")] == []
+    # the next write of either replaces what is left of the last one: a hundred bytes
+    assert [one for one in left if not one.startswith((".CURRENT", ".cursor"))] == []

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from os import PathLike
@@ -204,7 +204,17 @@ def _build_folder(build: str | PathLike[str] | None, name: str, *, fingerprint: 
         raise LockedError(f"Collection {name!r} is being loaded already: {said} (--build).") from None
     with lock:
         yield folder / "vectors"
+        _discard(folder / "vectors")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _discard(vectors: Path) -> None:
+    """Remove a build folder of ours in one step as far as the next load can see: killed amid it, some files remain."""
+    gone = vectors.with_name("gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(OSError):
+        vectors.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _encode_or_begin_anew(encode: Callable[[], Kept], folder: Path, rejects: Rejects) -> Kept:
@@ -214,7 +224,7 @@ def _encode_or_begin_anew(encode: Callable[[], Kept], folder: Path, rejects: Rej
     except (MismatchError, CorruptError) as error:
         if isinstance(error, CorruptError) and _can_be_read(folder):
             raise  # the disk of the corpus, then
-        shutil.rmtree(folder, ignore_errors=True)
+        _discard(folder)
         vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))  # what was counted comes again
         return encode()
 
