@@ -239,7 +239,10 @@ def _query_one(fake, record, name):
 
 def _scroll(fake, record, name):
     points, offset = fake.client.scroll(
-        name, limit=record["limit"], offset=record.get("offset"), with_vectors=record["with_vector"],
+        name,
+        limit=record["limit"],
+        offset=record.get("offset"),
+        with_vectors=record["with_vector"],
         with_payload=record.get("with_payload", True),
     )
     return {"points": [_json(point) for point in points], "next_page_offset": offset}
