@@ -295,7 +295,7 @@ def test_a_suite_file(data):
     ("change", "says"),
     [
         (('name = "s"', 'nam = "s"'), "'nam' is no key"),
-        (('name = "s"', ""), "missing 1 required positional argument: 'name'"),
+        (('name = "s"', ""), "suite.toml: name must be given"),
         (('["afriqa"]', '["afrika"]'), "'afrika' is no dataset; expected afriqa"),
         (('["afriqa"]', '"afriqa"'), "expected tuple"),
         (("calibration = 0", 'calibration = "0"'), "calibration: expected float | None, found '0'"),

@@ -206,5 +206,9 @@ def test_filtering_by_an_encoder_command(tmp_path):
     assert said["filter"]["top_k"] == 1 and len(said["filter"]["encoder"]) == 16
     again = run_cli(tmp_path, *arguments)
     assert (again.returncode, "is there already" in again.stderr) == (3, True)
+    (tmp_path / "empty.jsonl").touch()
+    empty = run_cli(tmp_path, "filter", "empty.jsonl", "x.jsonl")
+    assert (empty.returncode, "holds no generated queries" in empty.stderr) == (3, True)
+    assert not (tmp_path / "x.jsonl").exists()
     usage = run_cli(tmp_path, "filter", "raw.jsonl", "x.jsonl", "--percentile", "5")
     assert (usage.returncode, "need --corpus" in usage.stderr) == (2, True)

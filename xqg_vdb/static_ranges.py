@@ -1,7 +1,7 @@
 """Fixed ranges for 8-bit activations: a text's vector then depends on that text alone.
 
 A dynamically quantised graph takes each tensor's range from the batch at hand, so that a question asked alone and the
-same question in a batch of others get different vectors (cosine 0.995 at worst, for E5-small). Here the ranges are
+same question in a batch of others get different vectors. Here the ranges are
 measured once, on sample texts through the fp32 graph, and written into the int8 graph. Needs onnx (extra `export`).
 """
 

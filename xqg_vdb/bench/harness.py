@@ -74,7 +74,10 @@ def run_suite(
         sweeps=sweeps,
         heatmaps=list(_heat_maps(cells)),
         claims=[judge_claim(plan, comparisons=comparisons, sweeps=sweeps) for plan in suite.claims],
-        notes=[f"{name}: {what}: {n}" for name in suite.datasets for what, n in bench.task(name).notes.items()],
+        notes=[
+            *(f"{name}: {what}: {n}" for name in suite.datasets for what, n in bench.task(name).notes.items()),
+            *_own_language(cells),
+        ],
     )
 
 
@@ -159,6 +162,15 @@ def _heat_maps(cells: Cells) -> Iterator[HeatMap]:
             columns = sorted(cell.shares[rows[0]])
             values = [[cell.shares[row][column] for column in columns] for row in rows]
             yield HeatMap(dataset, system, f"share of the first {SHARE_DEPTH} passages", rows, columns, values)
+
+
+def _own_language(cells: Cells) -> Iterator[str]:
+    """How many of the first passages are in the question's own language, the mean over languages."""
+    for (dataset, system), cell in cells.items():
+        own = [found[lang] for lang, found in cell.shares.items() if lang in found]
+        if own:
+            share = sum(own) / len(own)
+            yield f"{dataset}: {system}: {share:.1%} of the first {SHARE_DEPTH} are in the question's own language"
 
 
 def _dataset_facts(bench: Workbench, name: str) -> dict[str, Any]:

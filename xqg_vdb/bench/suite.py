@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from xqg_vdb.datasets import DATASETS
 from xqg_vdb.errors import DataError
+from xqg_vdb.files import disk_errors
 from xqg_vdb.types import Pool, Recipe
 
 Content = Literal["own", "direction", "shuffled"]
@@ -147,9 +148,10 @@ def read_suite(path: str | Path) -> Suite:
     """Read a suite file. DataError, naming key and file, for what is unknown, missing or of the wrong type."""
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a suite: {error}.") from error
+        with disk_errors(path):
+            table = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as a suite: {error}; docs/benchmarks.md shows one.") from error
     where = str(path)
     sets = {name: _files(files, path.parent) for name, files in _table(table.pop("queries", {}), where).items()}
     encoder = table.pop("encoder", "starter")
@@ -207,8 +209,10 @@ def _record(kind: type, table: object, where: str) -> Any:
     _known(values, list(known), f"key of {where}")
     try:
         return kind(**{name: _typed(value, known[name].type, f"{where}: {name}") for name, value in values.items()})
-    except TypeError as error:
-        raise DataError(f"{where}: {str(error).split('() ')[-1]}.") from error
+    except TypeError:
+        needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
+        missing = ", ".join(name for name in needed if name not in values)
+        raise DataError(f"{where}: {missing} must be given; docs/benchmarks.md shows a suite.") from None
 
 
 def _typed(value: Any, annotation: str, where: str) -> Any:

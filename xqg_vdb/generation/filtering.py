@@ -58,6 +58,9 @@ def filter_file(
     kept = write_queries(out, records if check is None else _checked(records, check, counts))
     source = provenance_path(queries)
     record = orjson.loads(source.read_bytes()) if source.is_file() else {}
+    if not counts:
+        out.unlink()
+        raise DataError(f"{queries} holds no generated queries; write some with `xqg-vdb generate`.")
     left = counts.pop("kept", 0)
     provenance = {
         **record,
