@@ -27,6 +27,7 @@ LAYERS = [
     ["manifest", "row_files"],
     ["vectors"],  # kept vectors
     ["fusion", "calibration"],  # the equations
+    ["passage_calibration"],
     ["testing", "model_folder", "starter_weights"],
     ["starter_tokenizer"],
     ["starter"],
@@ -37,6 +38,7 @@ LAYERS = [
     ["export"],
     ["collection"],  # all that is known of Qdrant
     ["progress"],
+    ["reusing"],
     ["building", "kept_vectors"],
     ["writing", "retrieval", "query_vectors", "verifying"],
     ["loading"],

@@ -243,10 +243,27 @@ def test_a_changed_corpus_is_refused_with_the_users_build_folder(files, tmp_path
             load(files[0], "wiki", encoder=encoder, queries=files[1], store=store, build=build)
         assert str(caught.value) == (
             f"The corpus or the queries changed since the vectors in {build} were made (first at passage {first}): "
-            "remove that folder, or use another --build."
+            f"use another --build folder, with --reuse {build} to encode only what changed, or remove that one."
         )
         assert encoder.texts_seen == 0
         same(rows, rows_of(store))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_corpus_encodes_only_what_changed(files, tmp_path, change):
+    corpus, queries, _ = CHANGES[change]
+    with ServerStore.connect(":memory:") as store:
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=tmp_path / "old")
+        write(files[0], corpus)
+        write(files[1], queries)
+        encoder = an_encoder()
+        report = load_with_report(
+            files[0], "wiki", encoder=encoder, queries=files[1], store=store,
+            build=tmp_path / "new", reuse=[tmp_path / "old"],
+        )  # fmt: skip
+        close_to(rows_of(store), twin(corpus, queries, Recipe()))
+    assert encoder.texts_seen == {"another text": 2, "another query": 2, "one more": 1}.get(change, 0)
+    assert report.reused == len(corpus) - (change in ("another text", "another query", "one more"))
 
 
 class Stop(Exception):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from xqg_vdb.batching import windows
 from xqg_vdb.corpus import read_corpus
@@ -21,6 +22,7 @@ from xqg_vdb.files import open_lines
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.records import Rejects
+from xqg_vdb.reusing import KnownRows
 from xqg_vdb.types import GeneratedQueries, Passage, TextEncoder
 from xqg_vdb.vectors import Build, BuildWriter, QuerySums, row_digest
 
@@ -35,10 +37,14 @@ Row = tuple[Passage, GeneratedQueries | None]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An encoded corpus: its vectors, and a hash of what is stored but not encoded (languages, other fields)."""
+    """An encoded corpus: its vectors, and a hash of what is stored but not encoded (languages, other fields).
+
+    reused: how many of this run's passage vectors were taken from earlier builds.
+    """
 
     build: Build
     payload_digest: str
+    reused: int = 0
 
 
 def keep_vectors(
@@ -47,17 +53,20 @@ def keep_vectors(
     encoder: TextEncoder,
     queries: QueryFile | None,
     path: Path,
+    reuse: Sequence[str | Path] = (),
     rejects: Rejects | None = None,
     default_lang: str | None = None,
     progress: Progress = silent,
 ) -> Kept:
     """Encode every passage and its queries into the build folder `path`, going on where an earlier run stopped.
 
+    reuse: build folders of this encoder; rows that they hold are copied, not encoded.
     The corpus is read even when everything is encoded: to see that it is the same, and for the counts of `rejects`.
     Raises DataError for a bad corpus, MismatchError when `path` was made from another corpus, other queries or another
     encoder, LockedError, DiskError, CorruptError.
     """
     total, payloads = count_lines(corpus), hashlib.blake2b(digest_size=16)
+    known, reused = KnownRows.open(reuse, encoder=encoder.facts), 0
     with Build.create_or_resume(path, dim=encoder.facts.dim, fingerprint=encoder.facts.fingerprint) as writer:
         # languages are not encoded: detecting them can wait
         rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False)
@@ -67,12 +76,12 @@ def keep_vectors(
         for window in windows(rows, WINDOW):
             if writer.complete:
                 raise changed_input(writer.path, writer.rows)
-            _append(window, writer, encoder)
+            reused += _append(window, writer, encoder, known)
             writer.commit(complete=len(window) < WINDOW)  # in one step: no build goes on amid a window
             progress("encoding", writer.rows, total)
         if not writer.complete:
             writer.commit(complete=True)
-    return Kept(Build.open(path), payloads.hexdigest())
+    return Kept(Build.open(path), payloads.hexdigest(), reused)
 
 
 def read_rows(
@@ -99,7 +108,7 @@ def changed_input(path: Path, row: int) -> MismatchError:
     """The error for a build folder whose corpus or queries are not those that it was made from."""
     return MismatchError(
         f"The corpus or the queries changed since the vectors in {path} were made (first at passage {row + 1}): "
-        "remove that folder, or use another --build."
+        f"use another --build folder, with --reuse {path} to encode only what changed, or remove that one."
     )
 
 
@@ -121,14 +130,35 @@ def _skip_committed(rows: Iterator[Row], writer: BuildWriter, *, progress: Progr
         progress("checking", min(start + _CHECKED_TOGETHER, len(digests)), len(digests))
 
 
-def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder) -> None:
-    passages = [passage for passage, _ in window]
-    writer.append(
-        [passage.id for passage in passages],
-        np.array([row_digest(*row) for row in window], dtype=np.uint64),
-        encoder.encode_passages([passage.title_and_text for passage in passages]),
-        query_sums([queries for _, queries in window], encoder),
-    )
+def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder, known: KnownRows) -> int:
+    """Add a window's rows; how many of its passage vectors were known. New texts keep the window's order."""
+    digests = np.array([row_digest(*row) for row in window], dtype=np.uint64)
+    whole = known.find(digests)
+    # a passage that had no queries then: its vector serves
+    bare = np.array([row_digest(passage, None) for passage, _ in window], dtype=np.uint64)
+    passage_at = np.where(whole >= 0, whole, known.find(bare))
+    vectors = np.empty((len(window), encoder.facts.dim), dtype=np.float32)
+    new, old = np.flatnonzero(passage_at < 0), np.flatnonzero(passage_at >= 0)
+    if len(new):
+        vectors[new] = encoder.encode_passages([window[row][0].title_and_text for row in new.tolist()])
+    if len(old):
+        vectors[old] = known.passages(passage_at[old])
+    sums = query_sums([None if at >= 0 else queries for at, (_, queries) in zip(whole, window, strict=True)], encoder)
+    writer.append([passage.id for passage, _ in window], digests, vectors, _joined(sums, known, whole))
+    return len(old)
+
+
+def _joined(sums: QuerySums, known: KnownRows, whole: NDArray[np.int64]) -> QuerySums:
+    """`sums` of a window with those of the rows that are known (whole >= 0) filled in."""
+    old = np.flatnonzero(whole >= 0)
+    joined = dict(sums)
+    for lang, (vectors, counts) in known.sums(whole[old]).items():
+        if lang not in joined:
+            shape = len(whole), vectors.shape[1]
+            joined[lang] = np.zeros(shape, dtype=np.float32), np.zeros(len(whole), dtype=np.int32)
+        joined[lang][0][old] = vectors
+        joined[lang][1][old] = counts
+    return joined
 
 
 def query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) -> QuerySums:

@@ -45,7 +45,8 @@ class LoadReport:
 
     counts: lines of the corpus (`Rejects.counts`). queries: how many were folded in, by language.
     unused_queries: query records that belong to no passage. rejected_lines: of the query and question files.
-    build: the folder that keeps the vectors; None when they were not to be kept.
+    build: the folder that keeps the vectors; None when they were not to be kept. reused: passage vectors that came from
+    earlier builds.
     """
 
     collection: str
@@ -56,6 +57,7 @@ class LoadReport:
     rejected_lines: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     build: str | None = None
+    reused: int = 0
 
 
 def load(
@@ -68,6 +70,7 @@ def load(
     store: VectorStore | None = None,
     questions: str | PathLike[str] | None = None,
     build: str | PathLike[str] | None = None,
+    reuse: Sequence[str | PathLike[str]] = (),
     distance: Distance | None = None,
     more_vectors: Sequence[MoreVectors] = (),
     default_lang: str | None = None,
@@ -79,8 +82,8 @@ def load(
     try:
         load_with_report(
             corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe, questions=questions,
-            build=build, distance=distance, more_vectors=more_vectors, default_lang=default_lang, rejects=rejects,
-            progress=progress,
+            build=build, reuse=reuse, distance=distance, more_vectors=more_vectors, default_lang=default_lang,
+            rejects=rejects, progress=progress,
         )  # fmt: skip
     except BaseException:
         if store is None:
@@ -99,6 +102,7 @@ def load_with_report(
     recipe: Recipe | None = None,
     questions: str | PathLike[str] | None = None,
     build: str | PathLike[str] | None = None,
+    reuse: Sequence[str | PathLike[str]] = (),
     distance: Distance | None = None,
     more_vectors: Sequence[MoreVectors] = (),
     default_lang: str | None = None,
@@ -111,6 +115,7 @@ def load_with_report(
     questions: users' own questions, which refine the calibration of their languages for this collection.
     build: a folder that keeps the vectors, so that a later load with another recipe encodes nothing; without it they
     are kept in the cache until the load is done.
+    reuse: build folders of earlier loads with this encoder: what is unchanged is copied from them and not encoded.
     distance: by default `cosine`, or `dot` for encoders that do not normalise.
     more_vectors: beside the fused vector also the `plain` one, and one per query `languages`, which questions in that
     language are searched by; each costs as much memory as the first.
@@ -132,8 +137,8 @@ def load_with_report(
 
         def encode() -> Kept:
             return keep_vectors(
-                corpus, encoder=encoder, queries=table, path=folder, rejects=rejects, default_lang=default_lang,
-                progress=progress,
+                corpus, encoder=encoder, queries=table, path=folder, reuse=[Path(one) for one in reuse],
+                rejects=rejects, default_lang=default_lang, progress=progress,
             )  # fmt: skip
 
         kept = encode() if build is not None else _encode_or_begin_anew(encode, folder, rejects)
@@ -157,6 +162,7 @@ def load_with_report(
         rejected_lines=sum(other.rejected for other in others.values()),
         seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
         build=str(folder) if build is not None else None,
+        reused=kept.reused,
     )
 
 

@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 @click.option(
     "--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing."
 )
+@click.option(
+    "--reuse",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A --build folder of an earlier load: encode only what changed since; repeatable.",
+)
 @click.option("--per-language", is_flag=True, help="Also a vector per query language, for questions in it.")
 @click.option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain.")
 @click.option("--distance", type=click.Choice(["cosine", "dot"]), help="Default: what suits the encoder.")
@@ -69,6 +75,7 @@ def load(
     calibration: float | None,
     no_calibration: bool,
     build: Path | None,
+    reuse: tuple[Path, ...],
     per_language: bool,
     keep_plain: bool,
     distance: Literal["cosine", "dot"] | None,
@@ -117,7 +124,7 @@ def load(
         progress = stack.enter_context(bars(unit=" passages"))
         report = load_with_report(
             corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe, questions=questions,
-            build=build, distance=distance, more_vectors=more, default_lang=default_lang,
+            build=build, reuse=reuse, distance=distance, more_vectors=more, default_lang=default_lang,
             rejects=rejects, progress=progress,
         )  # fmt: skip
     if as_json:
@@ -132,6 +139,8 @@ def load(
 def _show(report: LoadReport) -> None:
     folded = ", ".join(f"{n} {lang}" for lang, n in report.queries.items()) or "none"
     click.echo(f"{report.collection}: {report.passages} passages; queries folded in: {folded}")
+    if report.reused:
+        click.echo(f"not encoded again: {report.reused} passages")
     skipped = {name: report.counts[name] for name in ("duplicates", "blank", "rejected") if report.counts[name]}
     if skipped:
         click.echo("left out: " + ", ".join(f"{n} {name}" for name, n in skipped.items()))
