@@ -352,18 +352,24 @@ def test_language_means_of_another_datasets_questions(data):
 
 def test_two_sided_calibration_takes_each_languages_mean_away(data):
     from xqg_vdb.bench.material import Material
-    from xqg_vdb.bench.placing import center_passages
+    from xqg_vdb.bench.placing import calibrated_passages
+    from xqg_vdb.bench.suite import System
+    from xqg_vdb.passage_calibration import PRIOR
     from xqg_vdb.types import Passage
 
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((6, 4)).astype(np.float32)
-    passages = tuple(Passage(str(i), "t", lang="ab"[i % 2]) for i in range(6))
+    rows = rng.standard_normal((600, 4)).astype(np.float32)
+    passages = tuple(Passage(str(i), "t", lang="ab"[i % 2]) for i in range(600))
     material = Material(load_task("afriqa", data), passages, rows, rows)
-    centred = center_passages(material, strength=1.0, normalize=False)
+    plain, half, whole = (
+        calibrated_passages(System("s", passage_calibration=strength), material, normalize=False)
+        for strength in (0.0, 0.5, 1.0)
+    )
+    assert plain is rows
     for i in range(2):
-        np.testing.assert_allclose(centred[i::2].mean(axis=0), 0, atol=1e-6)
-    half = center_passages(material, strength=0.5, normalize=False)
-    np.testing.assert_allclose(half, (rows + centred) / 2, atol=1e-6)
+        left = PRIOR / (300 + PRIOR) * (rows[i::2].mean(axis=0) - rows.mean(axis=0))
+        np.testing.assert_allclose(whole[i::2].mean(axis=0), left, atol=1e-6)
+    np.testing.assert_allclose(half, (rows + whole) / 2, atol=1e-6)
 
 
 def test_comparisons_need_known_systems():

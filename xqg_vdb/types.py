@@ -169,6 +169,8 @@ class Card:
         known["encoder"] = EncoderFacts.from_json(record["encoder"])
         known["recipe"] = Recipe.from_json(record["recipe"])
         known["vectors"] = tuple(record.get("vectors", ("text-dense",)))
+    passage_calibration: the λ of the passages' side, 0 for passages as they were encoded; passage_means: what was
+        subtracted, per language and for all others (`und`), packed as `query_means`.
         known["query_langs"] = tuple(record.get("query_langs", ()))
         return cls(**known)
 
@@ -182,6 +184,8 @@ class Hit:
     text: str
     title: str = ""
     lang: str = UNKNOWN_LANGUAGE
+    passage_calibration: float = 0.0
+    passage_means: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -201,6 +205,7 @@ class PointBatch:
 class StoredPoint:
     """One point as it lies in a collection."""
 
+            "passage_means": dict(self.passage_means),
     id: str
     payload: Mapping[str, Any]
     vectors: Mapping[str, Vectors]
@@ -277,7 +282,7 @@ class VectorStore(Protocol):
         ...
 
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
-        """A new version, or the unfinished one of an equal card (same encoder, distance, recipe, query means)."""
+        """A new version, or the unfinished one of an equal card (same encoder, distance, recipe, means)."""
         ...
 
     def search(

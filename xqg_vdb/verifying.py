@@ -6,7 +6,7 @@ repair anything: loading again does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
@@ -16,8 +16,9 @@ from xqg_vdb.calibration import unpack_means
 from xqg_vdb.collection.layout import Digest
 from xqg_vdb.errors import MismatchError
 from xqg_vdb.fusion import fuse
+from xqg_vdb.passage_calibration import rows_of_card
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.types import Card, Recipe, StoredPoint, Vectors, VectorStore
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, Recipe, StoredPoint, Vectors, VectorStore
 from xqg_vdb.vectors import Build
 
 LEAST_COSINE = 0.9999
@@ -68,7 +69,7 @@ def verify(
     step = max(card.count // max(sample, 1), 1)
     for point in store.scroll(name, with_vectors=True):
         digest.add(point.id, str(point.payload.get("content", "")))
-        lang = str((point.payload.get("meta") or {}).get("lang", "und"))
+        lang = _lang_of(point)
         languages[lang] = languages.get(lang, 0) + 1
         unfit += not _is_fit(point, card)
         if kept is not None and points % step == 0:
@@ -121,7 +122,7 @@ def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[
         return [], [*problems, f"{kept.path} has no queries in {', '.join(missing)}"]
     if not known:
         return [], problems
-    fresh = _fused(np.array([rows[point.id] for point in known]), kept, card)
+    fresh = _fused(np.array([rows[point.id] for point in known]), list(map(_lang_of, known)), kept, card)
     stored = np.stack([point.vectors[card.vectors[0]] for point in known]).astype(np.float64)
     lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
     cosines = (stored * fresh).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
@@ -131,12 +132,20 @@ def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[
     return cosines.tolist(), problems
 
 
-def _fused(rows: np.ndarray[tuple[int], np.dtype[np.int64]], kept: Build, card: Card) -> Vectors:
-    order = np.sort(rows)  # memory-mapped files are read front to back
+def _lang_of(point: StoredPoint) -> str:
+    return str((point.payload.get("meta") or {}).get("lang", UNKNOWN_LANGUAGE))
+
+
+def _fused(
+    rows: np.ndarray[tuple[int], np.dtype[np.int64]], langs: Sequence[str], kept: Build, card: Card
+) -> Vectors:
+    places = np.argsort(rows)  # memory-mapped files are read front to back
+    order = rows[places]
+    passages = rows_of_card(kept.passages[order], langs=[langs[i] for i in places.tolist()], card=card)
     sums = {lang: (kept.sums[lang][order], kept.counts[lang][order]) for lang in card.query_langs}
     recipe = card.recipe if card.query_langs else Recipe(alpha=0.0)
     fused = fuse(
-        kept.passages[order], sums, recipe=recipe, means=unpack_means(card.query_means, dim=card.encoder.dim).means,
+        passages, sums, recipe=recipe, means=unpack_means(card.query_means, dim=card.encoder.dim).means,
         normalize=card.distance == "cosine",
     )  # fmt: skip
     return fused[np.searchsorted(order, rows)]

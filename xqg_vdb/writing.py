@@ -13,6 +13,7 @@ from xqg_vdb.building import Row, changed_input
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, Digest, language_vector
 from xqg_vdb.fusion import fuse, unit_rows
+from xqg_vdb.passage_calibration import rows_of_card
 from xqg_vdb.progress import Progress
 from xqg_vdb.types import Card, CollectionWriter, MoreVectors, PointBatch, Recipe, Vectors
 from xqg_vdb.vectors import Build, row_digest
@@ -59,21 +60,25 @@ def write_collection(
 
 
 def _batch(window: Sequence[Row], kept: Build, rows: slice, *, card: Card, means: LanguageMeans) -> PointBatch:
+    langs = [passage.lang for passage, _ in window]
     return PointBatch(
         passages=[passage for passage, _ in window],
-        vectors=fused_vectors(kept, rows, card=card, means=means),
+        vectors=fused_vectors(kept, rows, langs=langs, card=card, means=means),
         query_langs=[sorted(set(queries.queries) & set(card.query_langs)) if queries else [] for _, queries in window],
     )
 
 
-def fused_vectors(kept: Build, rows: slice, *, card: Card, means: LanguageMeans) -> dict[str, Vectors]:
-    """Every vector that the card names, for these rows of the build, each (rows, dim) float32."""
+def fused_vectors(
+    kept: Build, rows: slice, *, langs: Sequence[str], card: Card, means: LanguageMeans
+) -> dict[str, Vectors]:
+    """Every vector that the card names, for these rows of the build, each (rows, dim) float32; langs: the passages'."""
+    passages = rows_of_card(kept.passages[rows], langs=langs, card=card)
     sums = {lang: (kept.sums[lang][rows], kept.counts[lang][rows]) for lang in card.query_langs}
     normalize = card.distance == "cosine"
 
     def of(langs: Sequence[str]) -> Vectors:
         recipe = replace(card.recipe, langs=tuple(langs)) if langs else _PLAIN
-        return fuse(kept.passages[rows], sums, recipe=recipe, means=means.means, normalize=normalize)
+        return fuse(passages, sums, recipe=recipe, means=means.means, normalize=normalize)
 
     vectors = {TEXT_DENSE: of(card.query_langs)}
     if TEXT_DENSE_PLAIN in card.vectors:

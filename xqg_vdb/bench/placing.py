@@ -18,6 +18,7 @@ from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, lan
 from xqg_vdb.collection.layout import TEXT_DENSE, language_vector
 from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import Sums, fuse, unit_rows
+from xqg_vdb.passage_calibration import calibrate_passages, passage_means
 from xqg_vdb.query_vectors import QueryVectors
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Recipe, Vectors
 
@@ -71,9 +72,7 @@ def place(
     """
     table = means_of(system, encoder=encoder, queries=queries, asked=asked)
     normalize = encoder.facts.normalize
-    passages = material.passage_vectors
-    if system.passage_calibration:
-        passages = center_passages(material, strength=system.passage_calibration, normalize=normalize)
+    passages = calibrated_passages(system, material, normalize=normalize)
     sums: Sums = {}
     if queries is not None and system.recipe.alpha > 0.0:
         sums = content_of(system, queries, passages=len(passages), means=table.means)
@@ -173,13 +172,12 @@ def content_of(system: System, queries: QueryVectors, *, passages: int, means: M
     return {lang: (total[moved], own[moved]) for lang, (total, own) in sums.items()}
 
 
-def center_passages(material: Material, *, strength: float, normalize: bool) -> Vectors:
-    """Subtract λ times the mean passage vector of each passage's own language, (n, dim) float32."""
-    langs = np.array([passage.lang for passage in material.passages])
-    rows = np.array(material.passage_vectors, dtype=np.float32)
-    for lang in sorted(set(langs.tolist())):
-        own = langs == lang
-        rows[own] -= np.float32(strength) * material.passage_vectors[own].mean(axis=0, dtype=np.float64).astype(
-            np.float32
-        )
-    return unit_rows(rows) if normalize else rows
+def calibrated_passages(system: System, material: Material, *, normalize: bool) -> Vectors:
+    """The passages' rows (n, dim) float32, calibrated for their own languages where the system says so."""
+    if not system.passage_calibration:
+        return material.passage_vectors
+    langs = [passage.lang for passage in material.passages]
+    table = passage_means([(material.passage_vectors, langs)])
+    return calibrate_passages(
+        material.passage_vectors, langs=langs, table=table, strength=system.passage_calibration, normalize=normalize
+    )

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from xqg_vdb.bench.placing import center_passages, content_of, means_of, question_languages
+from xqg_vdb.bench.placing import calibrated_passages, content_of, means_of, question_languages
 from xqg_vdb.bench.records import Point, Sweep
 from xqg_vdb.bench.suite import SweepPlan, System
 from xqg_vdb.bench.workbench import Workbench
@@ -101,9 +101,8 @@ def _measure(
     encoder = bench.encoder(system.encoder)
     material, queries = bench.material(system.encoder, dataset), bench.query_vectors(system, dataset)
     table = means_of(system, encoder=encoder, queries=queries, asked=bench.question_means(system))
-    passages, normalize = material.passage_vectors, encoder.facts.normalize
-    if system.passage_calibration:
-        passages = center_passages(material, strength=system.passage_calibration, normalize=normalize)
+    normalize = encoder.facts.normalize
+    passages = calibrated_passages(system, material, normalize=normalize)
     sums = {} if queries is None else content_of(system, queries, passages=len(passages), means=table.means)
     tables = recipe_tables(
         material.question_vectors, passages, sums, recipe=system.recipe, table=table,

@@ -136,6 +136,8 @@ def check_queries(vectors: Vectors, *, k: int) -> Vectors:
     return rows
 
 
+        card.passage_calibration,
+        dict(card.passage_means),
 def check_langs(langs: Sequence[str] | None) -> None:
     """Raise DataError for a bare string or an empty list: both would filter everything away."""
     if isinstance(langs, str) or (langs is not None and not langs):
