@@ -1,5 +1,6 @@
 # Each target makes .venv when it is missing. Everything comes from a package index; nothing from a model hub.
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= true
 
@@ -19,8 +20,9 @@ help: ## show the targets
 demo: .venv/.installed ## export a real multilingual encoder, load the sample corpus, ask it questions in ten languages
 	$(BIN)/xqg-vdb demo
 
-test: .venv/.installed ## all tests; those that need a Qdrant server run when XQG_TEST_QDRANT_URL is set
-	$(BIN)/python -m pytest
+# A worker takes half of the other's tests when it has none left, so that long tests at the end do not wait for each other.
+test: .venv/.installed ## all tests, in WORKERS processes; those that need a Qdrant server run when XQG_TEST_QDRANT_URL is set
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: .venv/.installed ## ruff: style and format
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import processes
 import pytest
 from bench_cases import write_afriqa, write_queries
 from cli_cases import command, environment, run_cli, write_starter
@@ -85,7 +86,7 @@ def test_killed_at_any_moment_it_goes_on(desk):
     arguments = ["bench", "suite.toml", "--data-dir", "data", "--json", "--out"]
     whole = json.loads(run_cli(desk, *arguments, "whole").stdout)
     for delay in (1.2, 1.6, 2.0, 2.4, 2.8):
-        process = subprocess.Popen(
+        process = processes.start(
             command(*arguments, "killed"), cwd=desk, env=environment(desk), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import click
+import processes
 import pytest
 from cli_cases import command, environment, run_cli, write_inputs, write_lines, write_starter
 from click.testing import CliRunner
@@ -333,7 +334,7 @@ sys.stdin.read()
 
 
 def test_a_store_that_another_process_has_open(loaded, model, call):
-    with subprocess.Popen(
+    with processes.start(
         [sys.executable, "-c", HOLD, str(loaded / "store")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "30\n"
@@ -365,7 +366,7 @@ def test_a_collection_that_another_process_loads(cwd, model, call):
         (f"collection.locks import FileLock; held = FileLock.take(Path({str(load_lock)!r}), busy='')",
          r"Error: Collection 'wiki' in store is being loaded by process {} on \S+ since \S+\n"),
     ):  # fmt: skip
-        with subprocess.Popen(
+        with processes.start(
             [sys.executable, "-c", holder.format(statement)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as other:
             assert other.stdout.readline() == "1\n"
@@ -562,7 +563,7 @@ def test_an_output_that_is_closed_ends_quietly(loaded, model):
     """Far more output than a pipe holds, and a reader that leaves after one line."""
     write_lines(loaded / "many.jsonl", ({"id": str(i), "text": f"w{i % 40}"} for i in range(400)))
     argv = command("search", "wiki", "--queries", "many.jsonl", "--path", "store", "--encoder", model)
-    with subprocess.Popen(
+    with processes.start(
         argv, cwd=loaded, env=environment(loaded), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout.readline() == b"0\tw0\n"
@@ -601,7 +602,7 @@ def test_progress_goes_to_stderr_and_only_on_a_terminal(tmp_path, model):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     argv = command("load", "corpus.jsonl", "wiki", "--encoder", model, "--json")
-    with subprocess.Popen(
+    with processes.start(
         argv, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=theirs
     ) as process:
         os.close(theirs)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from collection_cases import a_batch, a_card, finished, load, passages, vectors
 
@@ -54,18 +55,13 @@ sys.stdin.read()
 
 
 def run(script, *arguments):
-    return subprocess.Popen(
+    return processes.start(
         [sys.executable, "-c", script, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
     )
-
-
-def end(process):
-    process.kill()
-    process.communicate()
 
 
 @pytest.fixture
@@ -106,7 +102,7 @@ def test_twenty_killed_loads_leave_exactly_the_input(tmp_path, wanted, seed):
         if doomed:
             time.sleep(rng.uniform(0, 0.2))
             kills += 1
-        end(process) if doomed else process.communicate()
+        processes.end(process) if doomed else process.communicate()
         assert committed % PER_COMMIT == 0
         if word == "done":
             break
@@ -140,7 +136,7 @@ def test_a_second_process_is_refused_at_once_by_pid_and_let_in_after_a_kill(stor
         with pytest.raises(LockedError, match=f"cannot be deleted: it is in use by process {holder.pid}"):
             store.delete("wiki")
     finally:
-        end(holder)
+        processes.end(holder)
     assert store.count("wiki") == 5
     store.writer("wiki", card=a_card()).close()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 
+import processes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,7 +181,7 @@ def test_sha256(tmp_path):
 def test_a_pipe_is_read_once(tmp_path):
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
-    with subprocess.Popen([sys.executable, "-c", f"open({str(fifo)!r}, 'wb').write(b'a\\nb\\n')"]):
+    with processes.start([sys.executable, "-c", f"open({str(fifo)!r}, 'wb').write(b'a\\nb\\n')"]):
         assert [line[2] for line in open_lines(fifo)] == [b"a", b"b"]
 
 
@@ -189,7 +190,7 @@ def test_lock_names_its_holder_and_dies_with_it(tmp_path):
         "import sys, pathlib; from xqg_vdb.files import lock_folder;"
         f"f = lock_folder(pathlib.Path({str(tmp_path)!r})); print('locked', flush=True); sys.stdin.read()"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = processes.start([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with child:
         assert child.stdout.readline() == b"locked\n"
         with pytest.raises(LockedError, match=f"is used by process {child.pid};"):

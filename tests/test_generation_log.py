@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 
 import orjson
+import processes
 import pytest
 from generation_cases import FakeGenerator, tiny_checkpoint, write_corpus
 from hypothesis import given, settings
@@ -173,7 +174,7 @@ def test_what_stays_bad_is_left_out(tmp_path):
 
 
 RUNS_ON_DEMAND = """
-import os, sys
+import ctypes, os, signal, sys
 from pathlib import Path
 from xqg_vdb.generation.opening import Options, open_generator
 from xqg_vdb.generation.runner import Job, generate_file
@@ -183,6 +184,7 @@ model, corpus = map(Path, sys.argv[1:])
 for line in sys.stdin:
     worker = os.fork()  # a fresh process each time, without paying for the imports again
     if worker == 0:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it goes when this process does
         langs, options = ["de", "sw"], Options("few-shot", Decoding(max_tokens=6), threads=1)
         generator = open_generator(model, langs=langs, options=options)
         generate_file(corpus, Path(line.strip()), generator=generator, job=Job(tuple(langs), 2))
@@ -197,7 +199,7 @@ class Runs:
 
     def __init__(self, model, corpus):
         command = [sys.executable, "-c", RUNS_ON_DEMAND, str(model), str(corpus)]
-        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.server = processes.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, out, kill_after=None):
         """The exit code: 0, or -9 when it was killed after so many seconds."""

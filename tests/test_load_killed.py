@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import processes
 import pytest
 from cli_cases import command, environment, write_inputs
 from tiny_model import write_tiny_encoder
@@ -64,7 +65,7 @@ def start(place, name):
     ]
     arguments += ["--encoder", place / "model", "--threads", 1, "--json"]
     with (folder / "said").open("ab") as said:
-        return subprocess.Popen(
+        return processes.start(
             command(*arguments, before=FLUSH_OFTEN),
             env=environment(folder),
             stdout=subprocess.DEVNULL,

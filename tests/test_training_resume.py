@@ -1,12 +1,12 @@
 """A training run that is killed and started again ends with the losses and weights of an unbroken one."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 
 import orjson
+import processes
 import pytest
 from click.testing import CliRunner
 from generation_cases import tiny_checkpoint
@@ -36,7 +36,7 @@ def command(kind, checkpoint, out, pairs):
 def kill_in_the_middle(arguments, run):
     """Start the command in a process of its own and kill it once some checkpoints were written."""
     code = "import sys; from xqg_vdb.cli import main; sys.argv[0] = 'xqg-vdb'; main()"
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE)
+    process = processes.start([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 250
         while not any(int(p.name.rsplit("-", 1)[1]) >= 4 for p in run.glob("checkpoint-*")):
@@ -44,7 +44,7 @@ def kill_in_the_middle(arguments, run):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
 
