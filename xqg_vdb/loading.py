@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 
@@ -28,13 +29,14 @@ from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder, open_lines
 from xqg_vdb.fusion import pooled_queries, recipe_languages
 from xqg_vdb.model_folder import cache_folder
+from xqg_vdb.passage_calibration import ENOUGH_PASSAGES, main_languages
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.questions import read_questions
 from xqg_vdb.records import Rejects
 from xqg_vdb.types import Card, Distance, MoreVectors, Recipe, VectorStore
 from xqg_vdb.vectors import Build
-from xqg_vdb.writing import vector_names, write_collection
+from xqg_vdb.writing import measure_passages, vector_names, write_collection
 
 _ENOUGH_QUESTIONS = 30
 
@@ -46,7 +48,7 @@ class LoadReport:
     counts: lines of the corpus (`Rejects.counts`). queries: how many were folded in, by language.
     unused_queries: query records that belong to no passage. rejected_lines: of the query and question files.
     build: the folder that keeps the vectors; None when they were not to be kept. reused: passage vectors that came from
-    earlier builds.
+    earlier builds. languages: passages by their language. notes: what the user should know, a sentence each.
     """
 
     collection: str
@@ -58,6 +60,8 @@ class LoadReport:
     seconds: dict[str, float] = field(default_factory=dict)
     build: str | None = None
     reused: int = 0
+    languages: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -67,6 +71,7 @@ def load(
     encoder: CalibratedEncoder,
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     recipe: Recipe | None = None,
+    passage_calibration: float = 0.0,
     store: VectorStore | None = None,
     questions: str | PathLike[str] | None = None,
     build: str | PathLike[str] | None = None,
@@ -81,7 +86,8 @@ def load(
     chosen = open_store() if store is None else store
     try:
         load_with_report(
-            corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe, questions=questions,
+            corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe,
+            passage_calibration=passage_calibration, questions=questions,
             build=build, reuse=reuse, distance=distance, more_vectors=more_vectors, default_lang=default_lang,
             rejects=rejects, progress=progress,
         )  # fmt: skip
@@ -100,6 +106,7 @@ def load_with_report(
     store: VectorStore,
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     recipe: Recipe | None = None,
+    passage_calibration: float = 0.0,
     questions: str | PathLike[str] | None = None,
     build: str | PathLike[str] | None = None,
     reuse: Sequence[str | PathLike[str]] = (),
@@ -117,6 +124,8 @@ def load_with_report(
     are kept in the cache until the load is done.
     reuse: build folders of earlier loads with this encoder: what is unchanged is copied from them and not encoded.
     distance: by default `cosine`, or `dot` for encoders that do not normalise.
+    passage_calibration: λ of the passages' side, for corpora of several languages (`passage_calibration.py`): each
+    passage's vector less λ times its language's mean passage vector, before queries are folded in. 0 leaves them.
     more_vectors: beside the fused vector also the `plain` one, and one per query `languages`, which questions in that
     language are searched by; each costs as much memory as the first.
     rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
@@ -124,6 +133,8 @@ def load_with_report(
     A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
     DiskError, ServerError, CorruptError.
     """
+    if not (isfinite(passage_calibration) and passage_calibration >= 0.0):
+        raise DataError(f"passage_calibration must be a number from 0 up, got {passage_calibration}.")
     corpus, recipe, rejects = Path(corpus), recipe or Recipe(), rejects or Rejects()
     distance = distance or ("cosine" if encoder.facts.normalize else "dot")
     query_files = check_inputs(corpus, name, queries=queries, questions=questions)
@@ -144,13 +155,17 @@ def load_with_report(
         kept = encode() if build is not None else _encode_or_begin_anew(encode, folder, rejects)
         encoded = time.perf_counter()
         card, means = card_of(kept, encoder, recipe=recipe, distance=distance, asked=asked, more=more_vectors)
+        if passage_calibration:
+            again = Rejects(rejects.max_rejects)
+            rows = read_rows(corpus, queries=None, default_lang=default_lang, rejects=again)
+            card = _with_passage_means(card, passage_calibration, measure_passages(rows, kept.build, progress=progress))
         with store.writer(name, card=card) as writer:
             again = Rejects(rejects.max_rejects)  # counted while encoding
             rows = read_rows(corpus, queries=table, default_lang=default_lang, rejects=again)
-            digest = write_collection(rows, kept.build, writer, card=card, means=means, progress=progress)
+            written = write_collection(rows, kept.build, writer, card=card, means=means, progress=progress)
             total = kept.build.rows
             progress("indexing", 0, total)
-            finished = _finished(card, count=total, digest=digest)
+            finished = _finished(card, count=total, digest=written.digest)
             writer.publish(finished, indexed=lambda done: progress("indexing", min(done, total), total))
             progress("indexing", total, total)
     return LoadReport(
@@ -163,6 +178,8 @@ def load_with_report(
         seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
         build=str(folder) if build is not None else None,
         reused=kept.reused,
+        languages=dict(sorted(written.languages.items())),
+        notes=_notes(written.languages, asked_for=passage_calibration, card=card),
     )
 
 
@@ -314,6 +331,28 @@ def _question_means(
     few = {lang for lang, n in table.counts.items() if n < _ENOUGH_QUESTIONS and lang in bank.means}
     blended = LanguageMeans({lang: bank.means[lang] for lang in few}, {lang: bank.counts[lang] for lang in few})
     return blended.refined(table)
+
+
+def _with_passage_means(card: Card, strength: float, table: LanguageMeans) -> Card:
+    """`card` with the means of passage-side calibration; as it was for a corpus that is in one language."""
+    if len(main_languages(table.counts)) < 2:
+        return card
+    return replace(card, passage_calibration=strength, passage_means=pack_means(table))
+
+
+def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> tuple[str, ...]:
+    several = main_languages(languages)
+    if asked_for and not card.passage_calibration:
+        return (
+            f"the passages are left as they are: passage calibration is for corpora with {ENOUGH_PASSAGES} passages or"
+            " more in each of two languages",
+        )
+    if len(several) > 1 and not asked_for:
+        return (
+            f"the passages are in {len(several)} languages; where questions in one should find answers in another, try"
+            " --passage-calibration 1",
+        )
+    return ()
 
 
 def _rejects_of(what: str, *, like: Rejects) -> Rejects:

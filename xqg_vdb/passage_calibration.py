@@ -14,7 +14,7 @@ In: passage rows and their languages. Out: a `LanguageMeans` table, and rows. Th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def passage_means(batches: Iterable[tuple[Vectors, Sequence[str]]]) -> LanguageM
     return LanguageMeans(means, dict(counts), "passages")
 
 
-def main_languages(counts: Counter[str]) -> list[str]:
+def main_languages(counts: Mapping[str, int]) -> list[str]:
     """The languages that a corpus is in, sorted: those with enough passages (`ENOUGH_PASSAGES`)."""
     return sorted(lang for lang, n in counts.items() if n >= ENOUGH_PASSAGES and lang != UNKNOWN_LANGUAGE)
 

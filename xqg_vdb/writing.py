@@ -5,15 +5,16 @@ In: rows of the corpus, their build folder, a card. Out: points in an unpublishe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from xqg_vdb.batching import windows
 from xqg_vdb.building import Row, changed_input
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, Digest, language_vector
 from xqg_vdb.fusion import fuse, unit_rows
-from xqg_vdb.passage_calibration import rows_of_card
+from xqg_vdb.passage_calibration import passage_means, rows_of_card
 from xqg_vdb.progress import Progress
 from xqg_vdb.types import Card, CollectionWriter, MoreVectors, PointBatch, Recipe, Vectors
 from xqg_vdb.vectors import Build, row_digest
@@ -32,20 +33,47 @@ def vector_names(more: Sequence[MoreVectors], langs: Sequence[str]) -> tuple[str
     return (TEXT_DENSE, *plain, *own)
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """All rows of a collection: their digest, and how many passages there are in each language."""
+
+    digest: str
+    languages: Counter[str]
+
+
+def measure_passages(rows: Iterable[Row], kept: Build, *, progress: Progress) -> LanguageMeans:
+    """The means that passage-side calibration subtracts, over a whole build, with the languages' counts.
+
+    Raises MismatchError when `rows` are not as many as the vectors.
+    """
+
+    def batches() -> Iterator[tuple[Vectors, list[str]]]:
+        done = 0
+        for window in windows(rows, WRITE_WINDOW):
+            langs, done = [passage.lang for passage, _ in window], done + len(window)
+            if done > kept.rows:
+                raise changed_input(kept.path, kept.rows)
+            yield kept.passages[done - len(window) : done], langs
+            progress("measuring", done, kept.rows)
+
+    return passage_means(batches())
+
+
 def write_collection(
     rows: Iterable[Row], kept: Build, writer: CollectionWriter, *, card: Card, means: LanguageMeans, progress: Progress
-) -> str:
-    """Fuse and write every row that the writer does not have yet; returns the digest of all of them.
+) -> Written:
+    """Fuse and write every row that the writer does not have yet.
 
     Raises MismatchError when `rows` are not those that the vectors were made from.
     """
-    digest, done = Digest(), 0
+    digest, languages, done = Digest(), Counter[str](), 0
     first = writer.committed
     progress("writing", first, kept.rows)
     for window in windows(rows, WRITE_WINDOW):
         _check_rows(window, kept, start=done)
         for passage, _ in window:
             digest.add(passage.id, passage.text)
+            languages[passage.lang] += 1
         stop = done + len(window)
         if stop > first:
             writer.upsert(_batch(window, kept, slice(done, stop), card=card, means=means))
@@ -56,7 +84,7 @@ def write_collection(
     if done != kept.rows:
         raise changed_input(kept.path, done)
     writer.commit(done)
-    return digest.hexdigest()
+    return Written(digest.hexdigest(), languages)
 
 
 def _batch(window: Sequence[Row], kept: Build, rows: slice, *, card: Card, means: LanguageMeans) -> PointBatch:
