@@ -37,6 +37,13 @@ def test_own_corpus(tmp_path):
     assert sorted(line.split(" ", 1)[1].split(":")[0] for line in lines) == ["Amazon", "Nile"]
 
 
+def test_augment_collection(tmp_path):
+    pytest.importorskip("langchain_qdrant", reason="needs langchain-qdrant")
+    before, folded, after = run("augment_collection", tmp_path, "Welcher Fluss ist das?").splitlines()
+    assert folded == "docs-xqg: 1200 queries in 10 languages folded in"
+    assert (before.count(","), after.count(",")) == (2, 2)
+
+
 def test_choosing_alpha(tmp_path):
     out = run("choosing_alpha", tmp_path).splitlines()
     assert out[0].startswith("α = 0.00  MRR@10 0.") and out[-1].startswith("60 passages in")
