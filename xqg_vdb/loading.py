@@ -347,10 +347,12 @@ def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> tup
             f"the passages are left as they are: passage calibration is for corpora with {ENOUGH_PASSAGES} passages or"
             " more in each of two languages",
         )
+    if card.passage_calibration and not card.calibration:
+        return ("the passages are calibrated and this collection's questions are not, which may lose more than it gains",)
     if len(several) > 1 and not asked_for:
         return (
-            f"the passages are in {len(several)} languages; where questions in one should find answers in another, try"
-            " --passage-calibration 1",
+            f"the passages are in {len(several)} languages; where questions in one should find answers in another, load"
+            " with --passage-calibration 0.5 (docs/benchmarks.md)",
         )
     return ()
 

@@ -58,11 +58,18 @@ def _card_rows(card: Card) -> dict[str, str]:
         "distance": card.distance,
         "queries": ", ".join(card.query_langs) or "none",
         "recipe": f"alpha {recipe.alpha}, pool {recipe.pool}" if card.query_langs else "plain passages",
-        "calibration": f"λ = {card.calibration}",
+        "calibration": f"λ = {card.calibration}{_passage_side(card)}",
     }
     if card.storage:
         rows["options"] = ", ".join(f"{name} {value}" for name, value in card.storage.items())
     return rows
+
+
+def _passage_side(card: Card) -> str:
+    """What was subtracted from the passages, where anything was."""
+    if not card.passage_calibration:
+        return ""
+    return f", passages λ = {card.passage_calibration:g}, means of {len(card.passage_means) - 1} languages"
 
 
 def _state_rows(state: CollectionState) -> dict[str, str]:

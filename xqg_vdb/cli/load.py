@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 )
 @click.option("--no-calibration", is_flag=True, help="Searches of this collection shall not calibrate.")
 @click.option(
+    "--passage-calibration",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="λ of the passages, for corpora of several languages: 0.5, or 1 where they speak of the same things.",
+)
+@click.option(
     "--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing."
 )
 @click.option(
@@ -74,6 +81,7 @@ def load(
     questions: Path | None,
     calibration: float | None,
     no_calibration: bool,
+    passage_calibration: float,
     build: Path | None,
     reuse: tuple[Path, ...],
     per_language: bool,
@@ -108,8 +116,9 @@ def load(
         recipe = Recipe(alpha=alpha, pool=pool, shrink=shrink, center=not no_center, langs=chosen)
     except ValueError as error:  # nan is within every range
         raise click.UsageError(str(error)) from error
-    if calibration is not None and not isfinite(calibration):
-        raise click.UsageError(f"--calibration must be a finite number, got {calibration}")
+    for option, value in (("--calibration", calibration), ("--passage-calibration", passage_calibration)):
+        if value is not None and not isfinite(value):
+            raise click.UsageError(f"{option} must be a finite number, got {value}")
     if calibration is not None and no_calibration:
         raise click.UsageError("give --calibration or --no-calibration, not both")
     rejects = Rejects(max_rejects, rejects_file)
@@ -123,7 +132,8 @@ def load(
         encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads, calibration=strength))
         progress = stack.enter_context(bars(unit=" passages"))
         report = load_with_report(
-            corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe, questions=questions,
+            corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe,
+            passage_calibration=passage_calibration, questions=questions,
             build=build, reuse=reuse, distance=distance, more_vectors=more, default_lang=default_lang,
             rejects=rejects, progress=progress,
         )  # fmt: skip
@@ -131,6 +141,8 @@ def load(
         print_json(asdict(report))
         return
     _show(report)
+    for note in report.notes:
+        say(f"note: {note}")
     where = ["--path", path] if path else ["--url", url] if url else []
     by = [] if model == "starter" else ["--encoder", model]
     say("next: " + shlex.join(["xqg-vdb", "search", collection, "your question", *where, *by]))
