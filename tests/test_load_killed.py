@@ -63,7 +63,7 @@ def start(place, name):
         "--path",
         folder / "store",
     ]
-    arguments += ["--encoder", place / "model", "--threads", 1, "--json"]
+    arguments += ["--encoder", place / "model", "--threads", 1, "--passage-calibration", 1, "--json"]
     with (folder / "said").open("ab") as said:
         return processes.start(
             command(*arguments, before=FLUSH_OFTEN),
