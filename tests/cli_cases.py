@@ -1,4 +1,4 @@
-"""The command line as a real process, and inputs made of words that the tiny encoder knows."""
+"""The command line, as a real process or in this one, and inputs made of words that the tiny encoder knows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import chdir
+from dataclasses import dataclass
 from pathlib import Path
 
+from click.testing import CliRunner
 from tiny_model import WORDS, write_tiny_encoder
 
+from xqg_vdb.cli import cli
+from xqg_vdb.errors import XqgError
 from xqg_vdb.model_folder import write_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +40,29 @@ def run_cli(folder, *arguments, before="", more=None, text=True):
     """The finished process of one command, run in `folder`."""
     argv, env = command(*arguments, before=before), environment(folder, **(more or {}))
     return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=text, timeout=60, check=False)
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_here(folder, *arguments, more=None):
+    """The same in this process, as `main` ends it: a process of its own costs a second of imports."""
+    wanted = environment(folder, **(more or {}))
+    env = {key: None for key in os.environ if key not in wanted} | wanted
+    with chdir(folder):
+        result = CliRunner().invoke(cli, [str(one) for one in arguments], env=env)
+    error = result.exception
+    if isinstance(error, XqgError):
+        return Done(error.exit_code, result.stdout, f"Error: {error}")
+    if error is not None and not isinstance(error, SystemExit):
+        raise error
+    return Done(result.exit_code, result.stdout, result.stderr)
 
 
 def sentence(random_, words):

@@ -3,22 +3,20 @@
 import json
 import re
 import signal
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from augment_cases import client_of
-from cli_cases import run_cli, write_inputs, write_lines
-from click.testing import CliRunner
+from cli_cases import run_cli, run_here, write_inputs, write_lines
 from fake_qdrant import FakeQdrant
 from qdrant_client import models
 from tiny_model import DIM, write_tiny_encoder
 
 from xqg_vdb import Encoder, open_store
 from xqg_vdb.augmenting.check import check_encoder
-from xqg_vdb.cli import cli
 from xqg_vdb.collection.foreign_payloads import PayloadLayout, recognised
-from xqg_vdb.errors import DataError, MismatchError, XqgError
+from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.testing import HashEncoder
 
 KILL_AT = """
@@ -36,30 +34,14 @@ IN_COPY = "from xqg_vdb.collection.foreign_copy import ForeignCopy as c; c.upser
 IN_PLACE = "c = f.ForeignCollection; c.write_vectors = killing(c.write_vectors)"
 
 
-@dataclass
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def run(*arguments):
-    """One command in this process, as `main` ends it: a process of its own costs seconds of imports."""
-    result = CliRunner().invoke(cli, [str(one) for one in arguments])
-    error = result.exception
-    if isinstance(error, XqgError):
-        return Done(error.exit_code, result.stdout, f"Error: {error}")
-    assert error is None or isinstance(error, SystemExit), result.exc_info
-    return Done(result.exit_code, result.stdout, result.stderr)
+    return run_here(Path.cwd(), *arguments)
 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """A server, a tiny encoder, and the collection `wiki` of 90 passages, loaded without queries."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
     write_inputs(tmp_path, 90)
     write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
     with FakeQdrant() as fake:

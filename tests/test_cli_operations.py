@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 import threading
 
 import numpy as np
 import pytest
-from cli_cases import run_cli, write_inputs
+from cli_cases import run_cli, run_here, write_inputs
 from fake_qdrant import FakeQdrant
 from tiny_model import write_tiny_encoder
 
@@ -19,20 +20,26 @@ def model(tmp_path_factory):
     return write_tiny_encoder(tmp_path_factory.mktemp("models") / "tiny", calibration=0.5)
 
 
-@pytest.fixture
-def desk(tmp_path, model):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, model):
     """A folder with a corpus of 30, a build folder, and two versions of `wiki` in `store`."""
-    write_inputs(tmp_path, 30)
+    folder = tmp_path_factory.mktemp("made")
+    write_inputs(folder, 30)
     for alpha in ("0.3", "0.5"):
-        done = xqg(tmp_path, "load", "corpus.jsonl", "wiki", "--queries", "queries.jsonl", "--encoder", model,
-                   "--build", "vectors", "--alpha", alpha, "--keep", "2", "--quantization", "scalar")  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    return tmp_path
+        said(folder, "load", "corpus.jsonl", "wiki", "--queries", "queries.jsonl", "--encoder", model,
+             "--build", "vectors", "--alpha", alpha, "--keep", "2", "--quantization", "scalar")  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def desk(tmp_path, made):
+    """The same, for one test to work in."""
+    return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
 def xqg(folder, *arguments, more=None):
     variables = {"XQG_VDB_PATH": folder / "store"} if "--url" not in arguments else {}
-    return run_cli(folder, *arguments, more={**variables, **(more or {})})
+    return run_here(folder, *arguments, more={**variables, **(more or {})})
 
 
 def said(folder, *arguments, code=0, more=None):

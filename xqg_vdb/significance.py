@@ -13,32 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xqg_vdb.errors import MismatchError, MissingExtra
+from xqg_vdb.resampling import SAME, Interval, Numbers, bootstrap_interval, sign_flip_p
 
-Numbers = NDArray[np.float64]
+__all__ = ["Comparison", "GroupComparison", "Interval", "compare", "compare_groups", "holm", "mean_interval"]
 
 RESAMPLES = 10_000
-EXACT_UP_TO = 14
-"""So many questions that differ have at most 16,384 sign patterns, which are all tried."""
-
-_BLOCK_NUMBERS = 2**23
-_MULTINOMIAL_PAYS = 8
-_SAME = 1e-12  # sums of the same numbers in another order
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A percentile bootstrap interval at `level`; both ends NaN when there is nothing to resample (n < 2)."""
-
-    low: float
-    high: float
-    level: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +79,8 @@ def compare(
     t, p_t = _paired_t(change)
     return Comparison(
         len(qids), _mean(before), _mean(after), _mean(change),
-        _interval([change], level=level, resamples=resamples, seed=seed),
-        _d_z(change), t, p_t, _sign_flip_p([change], resamples=resamples, seed=seed),
+        bootstrap_interval([change], level=level, resamples=resamples, seed=seed),
+        _d_z(change), t, p_t, sign_flip_p([change], resamples=resamples, seed=seed),
     )  # fmt: skip
 
 
@@ -130,8 +114,8 @@ def compare_groups(
         _mean(np.array([c.baseline for c in each.values()])),
         _mean(np.array([c.system for c in each.values()])),
         _mean(means),
-        _interval(changes, level=level, resamples=resamples, seed=seed),
-        _d_z(means), t, p_t, _sign_flip_p(changes, resamples=resamples, seed=seed),
+        bootstrap_interval(changes, level=level, resamples=resamples, seed=seed),
+        _d_z(means), t, p_t, sign_flip_p(changes, resamples=resamples, seed=seed),
     )  # fmt: skip
     names = list(each)
     return GroupComparison(
@@ -155,7 +139,9 @@ def mean_interval(
     Raises MismatchError when a question has no group, MissingExtra without the extra `bench`.
     """
     members = {"": sorted(values)} if groups is None else _members(values, groups)
-    return _interval([_values(values, qids) for qids in members.values()], level=level, resamples=resamples, seed=seed)
+    return bootstrap_interval(
+        [_values(values, qids) for qids in members.values()], level=level, resamples=resamples, seed=seed
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -174,8 +160,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _paired_t(change: Numbers) -> tuple[float, float]:
     if len(change) < 2:
         return math.nan, 1.0
-    if np.ptp(change) <= _SAME:  # no spread: scipy would divide by zero
-        return (0.0, 1.0) if abs(change[0]) <= _SAME else (math.copysign(math.inf, change[0]), 0.0)
+    if np.ptp(change) <= SAME:  # no spread: scipy would divide by zero
+        return (0.0, 1.0) if abs(change[0]) <= SAME else (math.copysign(math.inf, change[0]), 0.0)
     result = _scipy_stats().ttest_1samp(change, 0.0)  # what ttest_rel does with the two columns
     return float(result.statistic), float(result.pvalue)
 
@@ -183,65 +169,9 @@ def _paired_t(change: Numbers) -> tuple[float, float]:
 def _d_z(change: Numbers) -> float:
     if len(change) < 2:
         return math.nan
-    if np.ptp(change) <= _SAME:
-        return 0.0 if abs(change[0]) <= _SAME else math.copysign(math.inf, change[0])
+    if np.ptp(change) <= SAME:
+        return 0.0 if abs(change[0]) <= SAME else math.copysign(math.inf, change[0])
     return float(change.mean() / change.std(ddof=1))
-
-
-def _sign_flip_p(changes: Sequence[Numbers], *, resamples: int, seed: int) -> float:
-    """Two-sided p of the mean of group means when each question's difference could as well have the other sign.
-
-    Exact over all sign patterns of up to `EXACT_UP_TO` differing questions, else (1 + as extreme) / (1 + resamples).
-    scipy.stats.permutation_test gives the same p (tests compare them) at about 25 times the cost.
-    """
-    weighted = np.concatenate([change / (len(change) * len(changes)) for change in changes])
-    weighted = weighted[weighted != 0.0]  # flipping a zero changes nothing
-    observed = abs(float(weighted.sum())) - _SAME
-    if len(weighted) <= EXACT_UP_TO:
-        patterns = np.array(list(product((-1.0, 1.0), repeat=len(weighted))), dtype=np.float64)
-        return float((np.abs(patterns @ weighted) >= observed).mean())
-    # equal sizes flip together: of c equal numbers a binomial share keeps its sign
-    sizes, counts = np.unique(np.abs(weighted), return_counts=True)
-    rng = np.random.default_rng(seed)
-    extreme, block = 0, max(1, _BLOCK_NUMBERS // len(sizes))
-    for start in range(0, resamples, block):
-        kept = rng.binomial(counts, 0.5, size=(min(block, resamples - start), len(sizes)))
-        sums = (2.0 * kept - counts) @ sizes
-        extreme += int((np.abs(sums) >= observed).sum())
-    return (1 + extreme) / (1 + resamples)
-
-
-def _interval(groups: Sequence[Numbers], *, level: float, resamples: int, seed: int) -> Interval:
-    """Percentile interval of the mean of group means; a group of one question keeps its value in every resample."""
-    many = tuple(group for group in groups if len(group) > 1)
-    fixed = sum(float(group[0]) for group in groups if len(group) == 1)
-    if not many:
-        return Interval(math.nan, math.nan, level)
-
-    rng = np.random.default_rng(seed)
-    macro = (sum(_resampled_means(group, resamples=resamples, rng=rng) for group in many) + fixed) / len(groups)
-    low, high = np.quantile(macro, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level)
-
-
-def _resampled_means(values: Numbers, *, resamples: int, rng: np.random.Generator) -> Numbers:
-    """Means of `resamples` samples with replacement, (resamples,); the distribution of scipy.stats.bootstrap's.
-
-    A metric has few distinct values (R@k two, MRR@10 eleven), and how often each is drawn is multinomial: drawing these
-    numbers costs as much as there are values, not as there are questions.
-    """
-    distinct, counts = np.unique(values, return_counts=True)
-    means = np.empty(resamples, dtype=np.float64)
-    few = len(distinct) * _MULTINOMIAL_PAYS < len(values)
-    block = max(1, _BLOCK_NUMBERS // (len(distinct) if few else len(values)))
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        if few:
-            drawn = rng.multinomial(len(values), counts / len(values), size=size) @ distinct / len(values)
-        else:
-            drawn = values[rng.integers(0, len(values), size=(size, len(values)))].mean(axis=1)
-        means[start : start + size] = drawn
-    return means
 
 
 def _members(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, list[str]]:

@@ -7,10 +7,11 @@ makes components before it uses them, so the model and the store are opened by `
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from xqg_vdb.async_retrieval import AsyncRetriever
 from xqg_vdb.collection import Collection, open_store
@@ -27,11 +28,50 @@ try:
 except ImportError as error:
     raise MissingExtra(f"{error}: pip install 'xqg-vdb[haystack]'") from error
 
+T = TypeVar("T")
+
 _KEY = Secret.from_env_var("XQG_VDB_API_KEY", strict=False)
 
 
+class _OpenedOnce(Generic[T]):
+    """What `warm_up` or the first `run` opens, in whichever thread, once.
+
+    `@component` makes another class of the one that it decorates, so `super()` is of no use there.
+    """
+
+    def __init__(self) -> None:
+        self._once = threading.Lock()
+        self._found: T | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` makes an equal component from; a key that was given as text is refused by Haystack."""
+        _, *names = inspect.signature(type(self).__init__).parameters
+        return default_to_dict(self, **{name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The component that `to_dict` wrote."""
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Open the encoder and, where one is named, the collection, once.
+
+        Raises ModelError, and for a collection DataError, MismatchError, ServerError.
+        """
+        self._ready()
+
+    def _ready(self) -> T:
+        with self._once:
+            if self._found is None:
+                self._found = self._open()
+            return self._found
+
+    def _open(self) -> T:
+        raise NotImplementedError
+
+
 @component
-class XqgTextEmbedder:
+class XqgTextEmbedder(_OpenedOnce[QueryEncoder]):
     """The calibrated vector of a question, for `QdrantEmbeddingRetriever` and its like.
 
     encoder: a model folder or name. collection: the one that will be searched, in the folder `path` or on the server at
@@ -57,24 +97,7 @@ class XqgTextEmbedder:
         self.api_key = api_key
         self.query_language = query_language
         self.calibration = calibration
-        self._once = threading.Lock()
-        self._queries: QueryEncoder | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` makes an equal component from; a key that was given as text is refused by Haystack."""
-        return default_to_dict(
-            self, encoder=self.encoder, collection=self.collection, path=self.path, url=self.url,
-            api_key=self.api_key, query_language=self.query_language, calibration=self.calibration,
-        )  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> XqgTextEmbedder:
-        """The component that `to_dict` wrote."""
-        return default_from_dict(cls, data)
-
-    def warm_up(self) -> None:
-        """Open the encoder and read the collection's card, once. Raises ModelError, DataError, MismatchError."""
-        self._ready()
+        _OpenedOnce.__init__(self)
 
     @component.output_types(embedding=list[float])
     def run(self, text: str, query_language: str | None = None) -> dict[str, list[float]]:
@@ -87,20 +110,16 @@ class XqgTextEmbedder:
         """The same on a worker thread."""
         return await asyncio.to_thread(self.run, text, query_language)
 
-    def _ready(self) -> QueryEncoder:
-        with self._once:
-            if self._queries is None:
-                encoder = Encoder(self.encoder)
-                if self.collection is None:
-                    self._queries = QueryEncoder(encoder, calibration=self.calibration)
-                else:
-                    with _open(self.collection, path=self.path, url=self.url, api_key=self.api_key) as collection:
-                        self._queries = QueryEncoder(encoder, collection=collection, calibration=self.calibration)
-            return self._queries
+    def _open(self) -> QueryEncoder:
+        encoder = Encoder(self.encoder)
+        if self.collection is None:
+            return QueryEncoder(encoder, calibration=self.calibration)
+        with _opened(self.collection, path=self.path, url=self.url, api_key=self.api_key) as collection:
+            return QueryEncoder(encoder, collection=collection, calibration=self.calibration)
 
 
 @component
-class XqgDocumentEmbedder:
+class XqgDocumentEmbedder(_OpenedOnce[Encoder]):
     """Vectors for documents, from their title (`meta["title"]`, when there is one) and content.
 
     encoder: a model folder or name; it must be the one that the questions are encoded with.
@@ -108,21 +127,7 @@ class XqgDocumentEmbedder:
 
     def __init__(self, encoder: str = STARTER) -> None:
         self.encoder = encoder
-        self._once = threading.Lock()
-        self._encoder: Encoder | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` makes an equal component from."""
-        return default_to_dict(self, encoder=self.encoder)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> XqgDocumentEmbedder:
-        """The component that `to_dict` wrote."""
-        return default_from_dict(cls, data)
-
-    def warm_up(self) -> None:
-        """Open the encoder, once. Raises ModelError."""
-        self._ready()
+        _OpenedOnce.__init__(self)
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
@@ -135,15 +140,12 @@ class XqgDocumentEmbedder:
         """The same on a worker thread."""
         return await asyncio.to_thread(self.run, documents)
 
-    def _ready(self) -> Encoder:
-        with self._once:
-            if self._encoder is None:
-                self._encoder = Encoder(self.encoder)
-            return self._encoder
+    def _open(self) -> Encoder:
+        return Encoder(self.encoder)
 
 
 @component
-class XqgRetriever:
+class XqgRetriever(_OpenedOnce[AsyncRetriever]):
     """Finds passages for questions in any language: encoding, calibration and search in one component.
 
     collection: as `xqg-vdb load` named it, in the folder `path` or on the server at `url` (see `open_store`).
@@ -175,31 +177,13 @@ class XqgRetriever:
         self.languages = passage_languages(languages)
         self.query_language = query_language
         self.calibration = calibration
-        self._once = threading.Lock()
-        self._retriever: AsyncRetriever | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` makes an equal component from; a key that was given as text is refused by Haystack."""
-        return default_to_dict(
-            self, collection=self.collection, encoder=self.encoder, path=self.path, url=self.url,
-            api_key=self.api_key, top_k=self.top_k, languages=self.languages,
-            query_language=self.query_language, calibration=self.calibration,
-        )  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> XqgRetriever:
-        """The component that `to_dict` wrote."""
-        return default_from_dict(cls, data)
-
-    def warm_up(self) -> None:
-        """Open the encoder and the collection, once. Raises ModelError, DataError, MismatchError, ServerError."""
-        self._ready()
+        _OpenedOnce.__init__(self)
 
     def close(self) -> None:
         """Release the collection; the next `run` opens it again."""
-        if self._retriever is not None:
-            self._retriever.retriever.collection.close()
-            self._retriever = None
+        if self._found is not None:
+            self._found.retriever.collection.close()
+            self._found = None
 
     @component.output_types(documents=list[Document])
     def run(
@@ -210,12 +194,7 @@ class XqgRetriever:
         query_language: str | None = None,
     ) -> dict[str, list[Document]]:
         """`documents`: the best passages for the question, best first. Raises DataError when it is blank."""
-        hits = self._ready().retriever.search(
-            query,
-            k=self.top_k if top_k is None else top_k,
-            langs=self.languages if languages is None else languages,
-            lang=query_language or self.query_language,
-        )
+        hits = self._ready().retriever.search(query, **self._wishes(top_k, languages, query_language))
         return {"documents": [_document(hit) for hit in hits]}
 
     @component.output_types(documents=list[Document])
@@ -228,25 +207,24 @@ class XqgRetriever:
     ) -> dict[str, list[Document]]:
         """The same without blocking the event loop."""
         retriever = await asyncio.to_thread(self._ready)
-        hits = await retriever.search(
-            query,
-            k=self.top_k if top_k is None else top_k,
-            langs=self.languages if languages is None else languages,
-            lang=query_language or self.query_language,
-        )
+        hits = await retriever.search(query, **self._wishes(top_k, languages, query_language))
         return {"documents": [_document(hit) for hit in hits]}
 
-    def _ready(self) -> AsyncRetriever:
-        with self._once:
-            if self._retriever is None:
-                collection = _open(self.collection, path=self.path, url=self.url, api_key=self.api_key)
-                try:
-                    retriever = Retriever(Encoder(self.encoder), collection, calibration=self.calibration)
-                except BaseException:
-                    collection.close()
-                    raise
-                self._retriever = AsyncRetriever(retriever)
-            return self._retriever
+    def _wishes(self, top_k: int | None, languages: list[str] | None, query_language: str | None) -> dict[str, Any]:
+        """The arguments of a search: what the call says, else what the component was made with."""
+        return {
+            "k": self.top_k if top_k is None else top_k,
+            "langs": self.languages if languages is None else languages,
+            "lang": query_language or self.query_language,
+        }
+
+    def _open(self) -> AsyncRetriever:
+        collection = _opened(self.collection, path=self.path, url=self.url, api_key=self.api_key)
+        try:
+            return AsyncRetriever(Retriever(Encoder(self.encoder), collection, calibration=self.calibration))
+        except BaseException:
+            collection.close()
+            raise
 
 
 def language_filter(languages: Sequence[str]) -> dict[str, Any]:
@@ -257,7 +235,7 @@ def language_filter(languages: Sequence[str]) -> dict[str, Any]:
     return {"field": LANG_KEY, "operator": "in", "value": passage_languages(languages) or []}
 
 
-def _open(name: str, *, path: str | None, url: str | None, api_key: Secret) -> Collection:
+def _opened(name: str, *, path: str | None, url: str | None, api_key: Secret) -> Collection:
     return Collection(name, open_store(path, url=url, api_key=api_key.resolve_value()))
 
 

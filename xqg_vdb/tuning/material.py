@@ -6,8 +6,7 @@ again (`hold_out`). In: files, an encoder, perhaps a build folder. Out: vectors 
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,39 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, resolve_languages
-from xqg_vdb.corpus import read_corpus
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import Sums
 from xqg_vdb.kept_vectors import kept_vectors
 from xqg_vdb.metrics import Qrels
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
-from xqg_vdb.query_vectors import QueryVectors, encode_query_files
+from xqg_vdb.query_vectors import encode_query_files
 from xqg_vdb.questions import read_questions
 from xqg_vdb.trec import read_qrels
-from xqg_vdb.tuning.holding import hash_order, held_texts, hold_out
+from xqg_vdb.tuning.holding import held_texts, hold_out
+from xqg_vdb.tuning.pool import SAMPLE, Pool, opened_build, pool_of_build, pool_of_files, with_queries
 from xqg_vdb.types import Query, Vectors
-from xqg_vdb.vectors import Build
-
-SumsOf = Callable[[int | None], Sums]
-"""The query sums with the first n queries of each passage and language, or all of them (None)."""
-
-
-SAMPLE = 2000
-"""Passages to tune on: enough for intervals of a percent, few enough to encode in minutes."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Passages in memory: ids, rows (p, dim) float32, and the sums of their queries' vectors.
-
-    most_queries: the most that a passage has in one language; None when only sums are known, and n cannot be tuned.
-    """
-
-    ids: Sequence[str]
-    passages: Vectors
-    sums: SumsOf
-    most_queries: int | None
 
 
 @dataclass(frozen=True)
@@ -102,9 +80,9 @@ def labelled(
     judged = read_qrels(qrels)
     wanted = {docid for grades in judged.values() for docid, grade in grades.items() if grade > 0}
     if build is None:
-        pool = _pool_of_files(corpus, queries, wanted, encoder=encoder, folder=folder, sample=sample, progress=progress)
+        pool = pool_of_files(corpus, queries, wanted, encoder=encoder, folder=folder, sample=sample, progress=progress)
     else:
-        pool = _pool_of_build(_opened(build, encoder), wanted, sample=sample)
+        pool = pool_of_build(opened_build(build, encoder), wanted, sample=sample)
     present = wanted & set(pool.ids)
     every = read_questions(questions)
     asked = [q for q in every if any(g > 0 and docid in present for docid, g in judged.get(q.id, {}).items())]
@@ -140,13 +118,13 @@ def label_free(
     other queries.
     """
     if build is None:
-        pool = _pool_of_files(corpus, queries, set(), encoder=encoder, folder=folder, sample=sample, progress=progress)
+        pool = pool_of_files(corpus, queries, set(), encoder=encoder, folder=folder, sample=sample, progress=progress)
         flat = encode_query_files(queries, pool.ids, encoder=encoder, folder=folder, progress=progress)
         held, rest = hold_out(flat, pool.ids)
         asked = [Query(f"{pool.ids[row]}/{lang}", "", lang) for row, lang in zip(held.owner, held.lang, strict=True)]
-        return _pseudo(_with_queries(pool, rest), held.vectors, held.owner, asked, encoder)
-    opened = _opened(build, encoder)
-    pool = _pool_of_build(opened, set(), sample=sample)
+        return _pseudo(with_queries(pool, rest), held.vectors, held.owner, asked, encoder)
+    opened = opened_build(build, encoder)
+    pool = pool_of_build(opened, set(), sample=sample)
     with QueryFile(queries) as table:
         owner, texts = held_texts(table, pool.ids, counts={lang: n for lang, (_, n) in pool.sums(None).items()})
     vectors = kept_vectors(
@@ -176,68 +154,6 @@ def _pseudo(
     questions = Asked([q.id for q in asked], vectors, [q.lang or "und" for q in asked], qrels)
     note = "pseudo-questions come from the generator itself: values are not those of real questions"
     return Material(pool, questions, encoder, True, (note,))
-
-
-def _opened(build: Path, encoder: CalibratedEncoder) -> Build:
-    opened = Build.open(build)
-    if opened.fingerprint != encoder.facts.fingerprint:
-        raise MismatchError(
-            f"{build} was made by the encoder {opened.fingerprint}, not by {encoder.facts.source} "
-            f"({encoder.facts.fingerprint}): tune with that encoder, or with another --build."
-        )
-    if not opened.complete or not opened.sums:
-        what = "is not complete" if not opened.complete else "holds no generated queries"
-        raise DataError(f"{build} {what}: run `xqg-vdb load CORPUS NAME --queries FILE --build {build}` first.")
-    return opened
-
-
-def _pool_of_build(build: Build, wanted: set[str], *, sample: int) -> Pool:
-    has = np.add.reduce([counts for counts in build.counts.values()]) > 0
-    size = max(sample, len(wanted))
-    chosen = heapq.nsmallest(
-        size,
-        range(build.rows),
-        key=lambda row: (build.ids[row] not in wanted, not has[row], hash_order(build.ids[row])),
-    )
-    rows = np.sort(np.array(chosen, dtype=np.int64))
-    sums = {lang: (np.asarray(build.sums[lang][rows]), np.asarray(build.counts[lang][rows])) for lang in build.sums}
-    return Pool([build.ids[row] for row in rows.tolist()], np.asarray(build.passages[rows]), lambda _: sums, None)
-
-
-def _pool_of_files(
-    corpus: Path,
-    queries: Sequence[Path],
-    wanted: set[str],
-    *,
-    encoder: CalibratedEncoder,
-    folder: Path,
-    sample: int,
-    progress: Progress,
-) -> Pool:
-    """Encode a sample of the corpus: what is wanted and others; what has queries when nothing is wanted.
-
-    Without labels only passages with queries are asked for: others in the pool would flatter every recipe that gives
-    passages with queries a head start.
-    """
-    with QueryFile(queries) as table:
-        chosen = heapq.nsmallest(
-            max(sample, len(wanted)),
-            (p for p in read_corpus(corpus, detect=False) if wanted or table.get(p.id) is not None),
-            key=lambda p: (p.id not in wanted, hash_order(p.id)),
-        )
-    chosen.sort(key=lambda p: p.id)
-    ids = [p.id for p in chosen]
-    rows = kept_vectors(
-        [p.title_and_text for p in chosen], encode=encoder.encode_passages, encoder=encoder.facts, kind="passages",
-        folder=folder, progress=progress, stage="passages",
-    )  # fmt: skip
-    flat = encode_query_files(queries, ids, encoder=encoder, folder=folder, progress=progress)
-    return _with_queries(Pool(ids, rows, lambda _: {}, None), flat)
-
-
-def _with_queries(pool: Pool, queries: QueryVectors) -> Pool:
-    most = int(queries.index.max(initial=0)) + 1
-    return Pool(pool.ids, pool.passages, lambda n: queries.sums(passages=len(pool.ids), n=n), most)
 
 
 def _less(
