@@ -20,6 +20,7 @@ from xqg_vdb.datasets import RetrievalTask, load_task
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors, sha256_of
 from xqg_vdb.kept_vectors import digest_of
+from xqg_vdb.passage_calibration import PRIOR
 from xqg_vdb.progress import Progress
 from xqg_vdb.query_vectors import QueryVectors, encode_query_files
 from xqg_vdb.types import VectorStore
@@ -126,6 +127,8 @@ class Workbench:
         usual = asdict(System(""))  # a setting that a later version adds changes no old cell
         settings = {name: value for name, value in asdict(system).items() if value != usual[name]}
         settings.update(name="", encoder="", queries=file and sha256_of(file))
+        if system.passage_calibration:
+            settings["passage prior"] = PRIOR  # cells of the time before it were other vectors
         return {
             "schema": 1,
             "data": self.data_digest(dataset),

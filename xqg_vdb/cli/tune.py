@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 @click.option("--questions", type=click.Path(path_type=Path), help="Questions with known passages, with --qrels.")
 @click.option("--qrels", type=click.Path(path_type=Path), help="Which passages answer --questions (TREC or BEIR).")
 @click.option("--build", type=click.Path(path_type=Path), help="Take vectors from this folder of `load --build`.")
+@click.option(
+    "--passage-calibration",
+    type=click.FloatRange(min=0, max=10),
+    default=0.0,
+    show_default=True,
+    help="λ that the load shall use for the passages, of a corpus in several languages.",
+)
 @click.option("--metric", "metric_name", default="R@10", show_default=True, help="R@k, MRR@k, nDCG@k or MAP@k.")
 @click.option("--sample", type=click.IntRange(min=10), default=2000, show_default=True, help="Passages to tune on.")
 @json_option
@@ -43,6 +50,7 @@ def tune(
     questions: Path | None,
     qrels: Path | None,
     build: Path | None,
+    passage_calibration: float,
     metric_name: str,
     sample: int,
     as_json: bool,
@@ -65,6 +73,7 @@ def tune(
     from xqg_vdb.models import ensure_encoder
     from xqg_vdb.progress import bars
     from xqg_vdb.tuning.material import label_free, labelled
+    from xqg_vdb.tuning.passage_side import with_calibrated_passages
     from xqg_vdb.tuning.search import choose
 
     (metric,) = parse_metrics([metric_name])
@@ -83,8 +92,11 @@ def tune(
             material = label_free(
                 corpus, query_files, encoder=encoder, build=build, folder=folder, sample=sample, progress=progress
             )
+        material = with_calibrated_passages(
+            material, corpus, strength=passage_calibration, build=build, progress=progress
+        )
         found = choose(material, metric=metric, progress=progress)
-    command = _load_line(found, corpus, query_files, model, build)
+    command = _load_line(found, corpus, query_files, model, build, passage_calibration)
     if as_json:
         print_json({**asdict(found), "command": command, "counts": {str(n): v for n, v in found.counts.items()}})
         return
@@ -125,12 +137,20 @@ def _words(choice: Choice) -> str:
     return f"{recipe.pool}{shrunk}, α={recipe.alpha:g}, λ={choice.strength:g}{langs}"
 
 
-def _load_line(found: Tuned, corpus: Path, query_files: tuple[Path, ...], model: str, build: Path | None) -> str:
+def _load_line(
+    found: Tuned,
+    corpus: Path,
+    query_files: tuple[Path, ...],
+    model: str,
+    build: Path | None,
+    passage_calibration: float,
+) -> str:
     queries = [part for file in query_files for part in ("--queries", str(file))]
     by = [] if model == "starter" else ["--encoder", model]
     kept = [] if build is None else ["--build", str(build)]
     words = ["xqg-vdb", "load", str(corpus), "NAME", *queries, *by, *kept, *_recipe_options(found.chosen.recipe)]
-    return shlex.join([*words, "--calibration", f"{found.chosen.strength:g}"])
+    passages = ["--passage-calibration", f"{passage_calibration:g}"] if passage_calibration else []
+    return shlex.join([*words, "--calibration", f"{found.chosen.strength:g}", *passages])
 
 
 def _recipe_options(recipe: Recipe) -> list[str]:
