@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from xqg_vdb import Encoder
 from xqg_vdb.bench.material import Material, prepare
-from xqg_vdb.bench.placing import center_passages
+from xqg_vdb.bench.placing import calibrated_passages
+from xqg_vdb.bench.suite import System
 from xqg_vdb.datasets import data_folder, load_task
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.kept_vectors import kept_vectors
@@ -75,7 +76,7 @@ def show(material: Material, bank: dict[str, NDArray[np.float32]], *, strength: 
     systems[f"centring λ = {strength} + CSLS β = 0.25"] = (centred(questions, asked, bank, strength), passages, 0.25)
     if several:
         for value in (0.8, 1.0):
-            both = center_passages(material, strength=value, normalize=True)
+            both = calibrated_passages(System("both", passage_calibration=value), material, normalize=True)
             systems[f"centring λ = {strength}, passages {value}"] = (
                 centred(questions, asked, bank, strength),
                 both,
