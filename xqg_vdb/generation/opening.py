@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from xqg_vdb.errors import ModelError
 from xqg_vdb.generation.causal import CausalGenerator, CausalModel
+from xqg_vdb.generation.job import BatchGenerator
 from xqg_vdb.generation.pivot import PivotGenerator
 from xqg_vdb.generation.prompts import CausalPrompt, PromptName, chat, few_shot, finetuned
-from xqg_vdb.generation.runner import BatchGenerator
 from xqg_vdb.generation.sampling import Decoding
 from xqg_vdb.generation.seq2seq import Seq2SeqGenerator
 from xqg_vdb.languages import english_name, normalize
