@@ -19,6 +19,7 @@ from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.model_folder import EncoderSpec
 from xqg_vdb.questions import question_bank, sample_corpus
+from xqg_vdb.torch_weights import load_weights
 from xqg_vdb.types import Vectors
 
 Reference = Callable[[list[str], list[str]], tuple[Vectors, Vectors]]
@@ -59,13 +60,11 @@ def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> Reference:
     """The original's own vectors, computed with torch and transformers in the plainest way (one text at a time)."""
     try:
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    model = AutoModel.from_pretrained(
-        checkpoint.path, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32
-    ).eval()
+    model = load_weights("AutoModel", checkpoint).eval()
     dense = _torch_dense(checkpoint)
 
     def row(text: str) -> Vectors:

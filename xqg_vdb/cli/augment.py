@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, print_json, say, store_options
+from xqg_vdb.cli.recipe_options import chosen_recipe, recipe_options
 from xqg_vdb.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,17 +34,7 @@ if TYPE_CHECKING:
 @click.option("--vector", metavar="VECTOR", help='The searched vector, "" for the unnamed  [default: recognised]')
 @click.option("--text-key", metavar="KEY", help="Where payloads have the text  [default: recognised]")
 @click.option("--id-key", metavar="KEY", help="Where payloads have the queries' id  [default: recognised, or point id]")
-@click.option("--alpha", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Weight of the queries.")
-@click.option(
-    "--pool",
-    type=click.Choice(["shrunk", "mean", "sum"]),
-    default="shrunk",
-    show_default=True,
-    help="How queries are pooled; sum is the paper's.",
-)
-@click.option("--shrink", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Strength of pool shrunk.")
-@click.option("--no-center", is_flag=True, help="Fold in the queries' language too, not only their content.")
-@click.option("-l", "--lang", "langs", multiple=True, help="Fold in these query languages only; repeatable.")
+@recipe_options
 @click.option(
     "--sample", type=click.IntRange(1, 256), default=32, show_default=True, help="Passages to check the encoder on."
 )
@@ -63,11 +54,6 @@ def augment(
     vector: str | None,
     text_key: str | None,
     id_key: str | None,
-    alpha: float,
-    pool: Literal["shrunk", "mean", "sum"],
-    shrink: float,
-    no_center: bool,
-    langs: tuple[str, ...],
     sample: int,
     max_rejects: int,
     path: str | None,
@@ -89,17 +75,14 @@ def augment(
     from xqg_vdb.augmenting import augment as run
     from xqg_vdb.augmenting import undo as take_back
     from xqg_vdb.encoding import Encoder
-    from xqg_vdb.languages import normalize
     from xqg_vdb.models import ensure_encoder
     from xqg_vdb.progress import bars
     from xqg_vdb.records import Rejects
-    from xqg_vdb.types import Recipe
 
     if undo == bool(query_files):
         raise click.UsageError("give --queries, or --undo")
+    recipe = chosen_recipe()
     try:
-        chosen = tuple(sorted({normalize(code) for code in langs})) or None
-        recipe = Recipe(alpha=alpha, pool=pool, shrink=shrink, center=not no_center, langs=chosen)
         wishes = None if undo else Wishes(to, in_place, add, backup, vector, text_key, id_key)
     except ValueError as error:
         raise click.UsageError(str(error)) from error

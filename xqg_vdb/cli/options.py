@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,27 +17,32 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TIMEOUT = 60
-_KEY = "xqg_vdb.store."
+_KEY = "xqg_vdb.options."
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    context.meta[f"{_KEY}{parameter.name}"] = value
+
+
+remembered_option = partial(click.option, expose_value=False, callback=_remember)
+"""An option that several commands share: `remembered` reads it, so that commands need not hand it on."""
+
+
+def remembered(name: str) -> Any:
+    """What the command that runs was given for a `remembered_option`; None when it has no such option."""
+    return click.get_current_context().meta.get(_KEY + name)
 
 
 def store_options(command: F) -> F:
     """--path and --url: where the data lives; --grpc and --timeout: how to speak to a server."""
     for option in (
-        click.option(
+        remembered_option(
             "--timeout",
             metavar="SECONDS",
             type=click.IntRange(min=1),
             help=f"For one request to a server  [default: {_TIMEOUT}]",
-            expose_value=False,
-            callback=_remember,
         ),
-        click.option(
-            "--grpc",
-            is_flag=True,
-            help="Speak gRPC to the server (port 6334, or XQG_VDB_GRPC_PORT).",
-            expose_value=False,
-            callback=_remember,
-        ),
+        remembered_option("--grpc", is_flag=True, help="Speak gRPC to the server (port 6334, or XQG_VDB_GRPC_PORT)."),
         click.option("--url", metavar="URL", help="Qdrant server (XQG_VDB_URL; API key from XQG_VDB_API_KEY)."),
         click.option(
             "--path",
@@ -79,14 +85,8 @@ def chosen_store(
         raise click.UsageError("give --path or --url, not both")
     from xqg_vdb.collection import open_store
 
-    said = click.get_current_context().meta
-    timeout, grpc = said.get(_KEY + "timeout"), said.get(_KEY + "grpc")
-    return open_store(path, url=url, api_key=api_key, timeout=timeout or _TIMEOUT, grpc=bool(grpc), options=options)
-
-
-def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    """Keep what `chosen_store` needs, so that commands need not hand it on."""
-    context.meta[f"{_KEY}{parameter.name}"] = value
+    timeout, grpc = remembered("timeout") or _TIMEOUT, bool(remembered("grpc"))
+    return open_store(path, url=url, api_key=api_key, timeout=timeout, grpc=grpc, options=options)
 
 
 def say(line: str) -> None:

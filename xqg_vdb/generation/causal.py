@@ -8,7 +8,7 @@ endings. Long passages are cut by tokens in the middle part, so the instruction 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError
 from xqg_vdb.generation import beams
 from xqg_vdb.generation.decoding import Stems, decode, samples_of, width_of
 from xqg_vdb.generation.engine import Best, Bools, Clock, Forest, Ints, Stepper, join, join_best, open_session
+from xqg_vdb.generation.job import InBatches
 from xqg_vdb.generation.prompt_tokens import passage_tokens
 from xqg_vdb.generation.prompts import CausalPrompt
 from xqg_vdb.generation.sampling import Decoding, row_key
@@ -103,7 +103,7 @@ class CausalModel:
         return forest.step(tokens, places[None], mask[None], where, k=width_of(settings), norm=norm)
 
 
-class CausalGenerator:
+class CausalGenerator(InBatches):
     """A `QueryGenerator` that asks for a question in every language straight from the passage."""
 
     def __init__(self, model: CausalModel, *, prompt: CausalPrompt, decoding: Decoding) -> None:
@@ -126,11 +126,6 @@ class CausalGenerator:
     def batch_size(self, langs: Sequence[str], n: int) -> int:
         """Passages that are decoded together."""
         return max(1, ROWS // max(1, len(langs) * samples_of(self.decoding, n)))
-
-    def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
-        """One record per passage, in input order; greedy gives one query per language whatever n is."""
-        for batch in windows(passages, self.batch_size(langs, n)):
-            yield from self.generate_batch(batch, langs=langs, n=n)
 
     def generate_batch(
         self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError, ServerError
+from xqg_vdb.generation.job import InBatches
 from xqg_vdb.generation.prompts import CausalPrompt, chat
 from xqg_vdb.generation.sampling import row_key
 from xqg_vdb.types import GeneratedQueries, Passage
@@ -60,7 +60,7 @@ class Endpoint:
             raise DataError(f"Put no key into the URL of {parts.hostname}; set {KEY_VARIABLES[0]} instead.")
 
 
-class EndpointGenerator:
+class EndpointGenerator(InBatches):
     """A `QueryGenerator` that asks an endpoint, one request per query; close it, or use it in a `with` block."""
 
     def __init__(
@@ -100,11 +100,6 @@ class EndpointGenerator:
     def batch_size(self, langs: Sequence[str], n: int) -> int:
         """Passages whose requests are sent together; enough to keep all connections busy."""
         return max(1, 4 * self.endpoint.concurrency // (len(langs) * n))
-
-    def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
-        """One record per passage, in input order."""
-        for batch in windows(passages, self.batch_size(langs, n)):
-            yield from self.generate_batch(batch, langs=langs, n=n)
 
     def generate_batch(
         self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0

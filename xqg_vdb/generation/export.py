@@ -25,6 +25,7 @@ from xqg_vdb.generation.quantise import quantise_graph, save_graph
 from xqg_vdb.generation.seq2seq import ENCODER_GRAPH
 from xqg_vdb.generation.starter_generator import SOURCE, build_generator_checkpoint
 from xqg_vdb.model_folder import GRAPH, TOKENIZER, ModelFolder, write_manifest
+from xqg_vdb.torch_weights import load_weights
 
 STARTER_GENERATOR = "starter:generator"
 SEQ2SEQ = ("t5", "mt5", "umt5")
@@ -112,11 +113,11 @@ def _without_files(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _trace_causal(source: Checkpoint, folder: Path) -> dict[str, Any]:
     model = _load(source, "AutoModelForCausalLM")
-    from xqg_vdb.generation import torch_graphs
+    from xqg_vdb.generation import torch_graphs, torch_tracing
 
     if not hasattr(model, "lm_head") or not hasattr(model, "model"):
         raise ModelError(f"{source.source} ({source.config['model_type']}) is no decoder-only model of a known shape.")
-    _trace(torch_graphs.CausalGraph(model), torch_graphs.causal_example(model.config), folder / GRAPH)
+    _trace(torch_graphs.CausalGraph(model), torch_tracing.causal_example(model.config), folder / GRAPH)
     length = int(source.config.get("max_position_embeddings") or 2048)
     return {
         "max_length": min(length, 8192),
@@ -129,45 +130,38 @@ def _trace_causal(source: Checkpoint, folder: Path) -> dict[str, Any]:
 
 def _trace_seq2seq(source: Checkpoint, folder: Path) -> dict[str, Any]:
     model = _load(source, "AutoModelForSeq2SeqLM")
-    from xqg_vdb.generation import torch_graphs
+    from xqg_vdb.generation import torch_graphs, torch_tracing
 
-    _trace(torch_graphs.EncoderGraph(model), torch_graphs.encoder_example(model.config), folder / ENCODER_GRAPH)
-    _trace(torch_graphs.DecoderGraph(model), torch_graphs.decoder_example(model.config), folder / GRAPH)
+    _trace(torch_graphs.EncoderGraph(model), torch_tracing.encoder_example(model.config), folder / ENCODER_GRAPH)
+    _trace(torch_graphs.DecoderGraph(model), torch_tracing.decoder_example(model.config), folder / GRAPH)
     start = source.config.get("decoder_start_token_id")
     start = source.config.get("pad_token_id", 0) if start is None else start
     return {"eos": end_tokens(source, folder), "start": start}
 
 
-def _load(source: Checkpoint, loader: str) -> Any:
+def _load(source: Checkpoint, kind: str) -> Any:
     try:
-        import torch
+        import torch  # noqa: F401
         import transformers
     except ImportError as error:
         raise MissingExtra(
             f'Exporting needs torch and transformers ({error.name}): pip install "xqg-vdb[export]".'
         ) from error
     transformers.logging.set_verbosity_error()
-    try:
-        model = getattr(transformers, loader).from_pretrained(
-            str(source.path), dtype=torch.float32, attn_implementation="eager", use_safetensors=True,
-            local_files_only=True, trust_remote_code=False,
-        )  # fmt: skip
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise ModelError(f"transformers cannot load {source.source}: {str(error)[:300]}") from error
-    return model.eval()
+    return load_weights(kind, source, attention="eager").eval()
 
 
 def _trace(module: Any, face: Any, target: Path) -> None:
     import onnx
 
-    from xqg_vdb.generation import torch_graphs
+    from xqg_vdb.generation import torch_tracing
 
     # graphs over 2 GB are written as one file per weight: gather them
     with tempfile.TemporaryDirectory(dir=target.parent.parent) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TracerWarning, and that this exporter is the older one
         traced = Path(name) / "traced.onnx"
         example, inputs, outputs, axes = face
-        torch_graphs.trace(module, example, inputs, outputs, axes, str(traced))
+        torch_tracing.trace(module, example, inputs, outputs, axes, str(traced))
         save_graph(onnx.load(str(traced)), target)
 
 

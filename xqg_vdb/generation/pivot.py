@@ -7,12 +7,12 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from xqg_vdb.batching import windows
 from xqg_vdb.generation.causal import ROWS, CausalGenerator, CausalModel, greedily
 from xqg_vdb.generation.decoding import samples_of
+from xqg_vdb.generation.job import InBatches
 from xqg_vdb.generation.prompts import english_questions, translation
 from xqg_vdb.generation.sampling import Decoding
 from xqg_vdb.types import GeneratedQueries, Passage
@@ -22,7 +22,7 @@ PAIRS = 16  # example translations in the prompt
 LONGEST_QUESTION = 64  # tokens of an English question that are translated
 
 
-class PivotGenerator:
+class PivotGenerator(InBatches):
     """A `QueryGenerator` for `langs`, in two steps. Chance is in the first step only: translations are greedy."""
 
     def __init__(self, model: CausalModel, *, langs: Sequence[str], decoding: Decoding) -> None:
@@ -47,11 +47,6 @@ class PivotGenerator:
     def batch_size(self, langs: Sequence[str], n: int) -> int:
         """Passages that are taken together: so many that each language has enough questions to translate at once."""
         return max(1, ROWS // samples_of(self.decoding, n))
-
-    def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
-        """One record per passage, in input order."""
-        for batch in windows(passages, self.batch_size(langs, n)):
-            yield from self.generate_batch(batch, langs=langs, n=n)
 
     def generate_batch(
         self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0

@@ -81,30 +81,25 @@ class CausalPrompt:
 
 def english_questions() -> CausalPrompt:
     """A few-shot prompt for base models that asks in English; the first half of `pivot`."""
-    parts = [
-        "\n".join([f"Passage: {text}", *(f"Question: {question}" for question in questions)])
-        for text, questions in EXAMPLES
-    ]
-    return CausalPrompt(
-        name="english",
-        prefix="\n\n".join(parts) + "\n\n",
-        passage="Passage: {title}{text}\n",
-        ending_part="Question:",
-        examples=tuple(question for _, questions in EXAMPLES for question in questions),
-    )
+    return _by_examples("english", shown="Question:", ending="Question:")
 
 
 def few_shot() -> CausalPrompt:
     """A few-shot prompt for base models that asks in each language directly; the examples' questions are in English."""
+    return _by_examples("few-shot", shown="Question in English:", ending="Question in {language}:")
+
+
+def _by_examples(name: str, *, shown: str, ending: str) -> CausalPrompt:
+    """shown: stands before an example's question; ending: before the one to be written."""
     parts = [
-        "\n".join([f"Passage: {text}", *(f"Question in English: {question}" for question in questions)])
+        "\n".join([f"Passage: {text}", *(f"{shown} {question}" for question in questions)])
         for text, questions in EXAMPLES
     ]
     return CausalPrompt(
-        name="few-shot",
+        name=name,
         prefix="\n\n".join(parts) + "\n\n",
         passage="Passage: {title}{text}\n",
-        ending_part="Question in {language}:",
+        ending_part=ending,
         examples=tuple(question for _, questions in EXAMPLES for question in questions),
     )
 

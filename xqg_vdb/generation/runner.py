@@ -12,105 +12,23 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from xqg_vdb.batching import windows
 from xqg_vdb.corpus import read_corpus
-from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.generation.filters import QueryFilter, Verdicts, count_reasons, without_rejected
-from xqg_vdb.generation.merging import Shard, merge_shards, provenance_path
+from xqg_vdb.errors import MismatchError
+from xqg_vdb.generation.filters import Verdicts, count_reasons, without_rejected
+from xqg_vdb.generation.job import BatchGenerator, Job, Progress, Summary
+from xqg_vdb.generation.merging import merge_shards, provenance_path
 from xqg_vdb.generation.provenance import environment
 from xqg_vdb.generation.record_log import RecordLog, rows
-from xqg_vdb.languages import normalize
 from xqg_vdb.records import Rejects
 from xqg_vdb.types import GeneratedQueries, Passage
 
-
-class BatchGenerator(Protocol):
-    """What the runner needs of a generator. Equal calls give equal records, whatever was called before."""
-
-    def batch_size(self, langs: Sequence[str], n: int) -> int:
-        """Passages per batch; a function of its arguments and the settings alone."""
-        ...
-
-    def generate_batch(
-        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
-    ) -> list[GeneratedQueries]:
-        """One record per passage, in order."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Everything that the queries depend on: model fingerprint, prompt, settings, seed. A JSON-able dict."""
-        ...
-
-    def examples(self) -> tuple[str, ...]:
-        """Questions in the prompt that must not come back."""
-        ...
-
-    def counters(self) -> dict[str, float]:
-        """Counts and seconds so far: passages cut, seconds per phase, tokens, failed requests."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is. passages and queries since the start of the run; total counts passages of the shard."""
-
-    passages: int
-    total: int
-    queries: int
-    seconds: float
-    resumed: int
-
-    @property
-    def rate(self) -> float:
-        """Queries per second of this session."""
-        return self.queries / self.seconds if self.seconds else 0.0
-
-    @property
-    def eta_seconds(self) -> float:
-        """Seconds to go at the present speed."""
-        done = self.passages - self.resumed
-        return (self.total - self.passages) * self.seconds / done if done else float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The result of a run. path is OUT, or the finished shard's log.
-
-    Rejected counts queries by reason when filtered.
-    """
-
-    path: Path
-    passages: int
-    queries: int
-    seconds: float
-    rejected: Mapping[str, int]
-    resumed: int = 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to generate: languages (normalised and checked), queries per language, which shard, filtered or not."""
-
-    langs: tuple[str, ...]
-    n: int
-    shard: Shard = field(default_factory=Shard)
-    query_filter: QueryFilter | None = None
-
-    def __post_init__(self) -> None:
-        if not self.langs:
-            raise DataError("No language was given: name at least one, such as -l sw.")
-        codes = [normalize(lang) for lang in self.langs]
-        if len(set(codes)) < len(codes):
-            raise DataError(f"A language is named twice in {', '.join(self.langs)}.")
-        if self.n < 1:
-            raise DataError(f"n must be 1 or more, got {self.n}.")
-        object.__setattr__(self, "langs", tuple(codes))
+__all__ = ["BatchGenerator", "Job", "Progress", "Summary", "generate_file"]
 
 
 def generate_file(

@@ -8,18 +8,18 @@ front.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError
 from xqg_vdb.generation.causal import ROWS, describe_folder, stop_tokens, write_tokens
 from xqg_vdb.generation.decoding import Stems, samples_of, width_of
 from xqg_vdb.generation.engine import Bools, Clock, Forest, Ints, Stepper, open_session, ort_value
+from xqg_vdb.generation.job import InBatches
 from xqg_vdb.generation.prompt_tokens import seq2seq_tokens
 from xqg_vdb.generation.prompts import SEQ2SEQ_TEMPLATE
 from xqg_vdb.generation.sampling import Decoding, row_key
@@ -29,7 +29,7 @@ from xqg_vdb.types import GeneratedQueries, Passage
 ENCODER_GRAPH = "encoder.onnx"
 
 
-class Seq2SeqGenerator:
+class Seq2SeqGenerator(InBatches):
     """A `QueryGenerator` on a folder of kind `seq2seq-generator`. max_passage_tokens: the paper's is 256."""
 
     def __init__(
@@ -70,11 +70,6 @@ class Seq2SeqGenerator:
     def batch_size(self, langs: Sequence[str], n: int) -> int:
         """Passages that are decoded together."""
         return max(1, ROWS // max(1, len(langs) * samples_of(self.decoding, n)))
-
-    def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
-        """One record per passage, in input order; greedy gives one query per language whatever n is."""
-        for batch in windows(passages, self.batch_size(langs, n)):
-            yield from self.generate_batch(batch, langs=langs, n=n)
 
     def generate_batch(
         self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,13 @@ from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.export import Overrides
 from xqg_vdb.files import write_atomic
 from xqg_vdb.model_folder import EncoderSpec
-from xqg_vdb.training.base import Base, copy_tokenizer
+from xqg_vdb.torch_weights import load_weights
+from xqg_vdb.training.base import Base
 from xqg_vdb.training.encoder_batches import PairCollator
-from xqg_vdb.training.model_card import write_card
-from xqg_vdb.training.pairs import TrainingPair, content_key, describe_pairs, measure_leakage
-from xqg_vdb.training.running import (
-    Outcome,
-    Report,
-    finish,
-    hold,
-    need_training_packages,
-    new_finished,
-    open_run,
-    run_training,
-    training_arguments,
-)
+from xqg_vdb.training.pairs import TrainingPair, content_key
+from xqg_vdb.training.running import Outcome, Report, need_training_packages, run_training, training_arguments
 from xqg_vdb.training.schedule import Schedule
+from xqg_vdb.training.whole_run import Save, carry_out, identity_of, spread
 
 COSINE_TEMPERATURE = 0.02
 
@@ -96,27 +88,14 @@ def train_encoder(
         raise ModelError(
             "The encoder trains on one device, where all negatives of a batch are; run it without torchrun."
         )
-    identity = {
-        "kind": "encoder",
-        "base": base.name,
-        "pairs": describe_pairs(pairs),
-        "dev": describe_pairs(dev),
-        "leakage": measure_leakage(pairs, dev).summary,
-        "settings": {**asdict(settings), "schedule": settings.schedule.to_json()},
-    }
-    run = open_run(out, identity)
-    with hold(run):
-        checkpoint = base.fetch(run / "base")
+
+    def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Save]:
         spec = settings.overrides.apply(conventions(checkpoint)[0])
         model, tokenizer = _load(checkpoint, seed=settings.schedule.seed)
-        outcome = _run(model, tokenizer, spec, run, pairs, _spread(dev, settings.dev_limit), settings, report)
-        finished = new_finished(run)
-        model.save_pretrained(str(finished), safe_serialization=True)
-        copy_tokenizer(checkpoint, finished)
-        write_conventions(finished, spec)
-        write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
-        finish(run, finished)
-    return outcome
+        outcome = _run(model, tokenizer, spec, run, pairs, spread(dev, settings.dev_limit), settings, report)
+        return outcome, partial(_save, model, spec)
+
+    return carry_out(base, out, identity=identity_of("encoder", base, pairs, dev, settings), train=train)
 
 
 def _run(
@@ -181,29 +160,25 @@ def _mined(
     return mined
 
 
-def _spread(dev: Sequence[TrainingPair], limit: int) -> list[TrainingPair]:
-    return list(dev[:: max(1, len(dev) // limit)][:limit])
-
-
 def _load(checkpoint: Checkpoint, *, seed: int) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModel, AutoTokenizer, set_seed
+    from transformers import AutoTokenizer, set_seed
 
     set_seed(seed)  # for weights that the checkpoint lacks, such as BERT's own pooler, which nothing here uses
-
     if checkpoint.dense is not None:
         raise ModelError(f"{checkpoint.source} has a projection after pooling, which cannot be trained here.")
+    model = load_weights("AutoModel", checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(checkpoint.path), use_fast=True, local_files_only=True, trust_remote_code=False
         )
-        model = AutoModel.from_pretrained(
-            str(checkpoint.path), dtype=torch.float32, use_safetensors=True, local_files_only=True,
-            trust_remote_code=False,
-        )  # fmt: skip
     except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(f"transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
     return model, tokenizer
+
+
+def _save(model: Any, spec: EncoderSpec, finished: Path) -> None:
+    model.save_pretrained(str(finished), safe_serialization=True)
+    write_conventions(finished, spec)
 
 
 def write_conventions(folder: Path, spec: EncoderSpec) -> None:

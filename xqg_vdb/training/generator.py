@@ -7,7 +7,7 @@ encoder-decoders the paper's prompt. In: `TrainingPair`s. Out: a folder for `xqg
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,14 @@ from xqg_vdb.errors import DataError, MissingExtra, ModelError
 from xqg_vdb.generation.export import FINETUNED_KEY, SEQ2SEQ, end_tokens, save_tokenizer, start_token
 from xqg_vdb.generation.prompts import finetuned
 from xqg_vdb.model_folder import TOKENIZER
-from xqg_vdb.training.base import Base, copy_tokenizer
-from xqg_vdb.training.model_card import write_card
-from xqg_vdb.training.pairs import TrainingPair, describe_pairs, measure_leakage
+from xqg_vdb.torch_weights import load_weights
+from xqg_vdb.training.base import Base
+from xqg_vdb.training.pairs import TrainingPair, describe_pairs
 from xqg_vdb.training.question_trees import TreeCollator, question_trees
-from xqg_vdb.training.running import (
-    Outcome,
-    Report,
-    finish,
-    hold,
-    need_training_packages,
-    new_finished,
-    open_run,
-    run_training,
-    training_arguments,
-)
+from xqg_vdb.training.running import Outcome, Report, need_training_packages, run_training, training_arguments
 from xqg_vdb.training.schedule import Schedule
 from xqg_vdb.training.seq2seq_batches import Seq2SeqCollator, seq2seq_examples
+from xqg_vdb.training.whole_run import Save, carry_out, identity_of, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,24 +78,13 @@ def train_generator(
     need_training_packages()
     if not pairs:
         raise DataError("There is no training pair: give --pairs with at least one question and its passage.")
-    identity = {
-        "kind": "generator",
-        "base": base.name,
-        "pairs": describe_pairs(pairs),
-        "dev": describe_pairs(dev),
-        "leakage": measure_leakage(pairs, dev).summary,
-        "settings": {**asdict(settings), "schedule": settings.schedule.to_json()},
-    }
-    run = open_run(out, identity)
-    with hold(run):
-        checkpoint = base.fetch(run / "base")
+
+    def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Save]:
         model = _model(checkpoint, settings)
         outcome = _run(model, _shape(checkpoint, run, model, settings), run, pairs, dev, settings, report)
-        finished = new_finished(run)
-        _save(model, checkpoint, finished, settings)
-        write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
-        finish(run, finished)
-    return outcome
+        return outcome, partial(_save, model, checkpoint, settings)
+
+    return carry_out(base, out, identity=identity_of("generator", base, pairs, dev, settings), train=train)
 
 
 def _run(
@@ -118,8 +98,7 @@ def _run(
 ) -> Outcome:
     from xqg_vdb.training.trainers import WatchedTrainer, question_loss
 
-    examples, held_out = shape.make(pairs), shape.make(dev)
-    held_out = held_out[:: max(1, len(held_out) // settings.dev_limit)][: settings.dev_limit]
+    examples, held_out = shape.make(pairs), spread(shape.make(dev), settings.dev_limit)
     report(f"{len(pairs)} questions about {describe_pairs(pairs)['passages']} passages; {_parameters(model)}")
     schedule = settings.schedule
     trainer = WatchedTrainer(
@@ -135,18 +114,11 @@ def _run(
 
 
 def _model(checkpoint: Checkpoint, settings: GeneratorSettings) -> Any:
-    import torch
     import transformers
 
     seq2seq = checkpoint.config["model_type"] in SEQ2SEQ
-    loader = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
-    try:
-        model = loader.from_pretrained(
-            str(checkpoint.path), dtype=torch.float32, attn_implementation="eager" if seq2seq else "sdpa",
-            use_safetensors=True, local_files_only=True, trust_remote_code=False,
-        )  # fmt: skip
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise ModelError(f"transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
+    kind = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
+    model = load_weights(kind, checkpoint, attention="eager" if seq2seq else "sdpa")
     transformers.set_seed(settings.schedule.seed)  # for adapters, which start at random
     model.config.use_cache = False
     if settings.freeze_embeddings:
@@ -197,12 +169,11 @@ def _parameters(model: Any) -> str:
     return f"{trained / 1e6:.1f} of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters are trained"
 
 
-def _save(model: Any, base: Checkpoint, finished: Path, settings: GeneratorSettings) -> None:
-    """Merged weights, the base's tokenizer files, and what the prompt must be."""
+def _save(model: Any, base: Checkpoint, settings: GeneratorSettings, finished: Path) -> None:
+    """Merged weights, and what the prompt must be."""
     if settings.lora:
         model = model.merge_and_unload()
     model.config.use_cache = True
     if base.config["model_type"] not in SEQ2SEQ:
         setattr(model.config, FINETUNED_KEY, {"max_passage_tokens": settings.max_passage_tokens})
     model.save_pretrained(str(finished), safe_serialization=True)
-    copy_tokenizer(base, finished)
