@@ -33,7 +33,7 @@ LAYERS = [
     ["starter"],
     ["checkpoints"],
     ["encoding", "torch_weights"],
-    ["static_ranges"],
+    ["static_ranges", "tokenizer_copy"],
     ["calibration_gain", "parity", "onnx_graphs"],
     ["export"],
     ["collection"],  # all that is known of Qdrant

@@ -37,6 +37,7 @@ from xqg_vdb.model_folder import (
 from xqg_vdb.onnx_graphs import append_dense, cpu_has_vnni, quantize_int8
 from xqg_vdb.parity import Reference, measure_parity, parity_texts, torch_vectors
 from xqg_vdb.questions import question_bank
+from xqg_vdb.tokenizer_copy import copy_tokenizer
 from xqg_vdb.types import Pooling, Vectors
 
 Precision = Literal["fp32", "int8"]
@@ -114,7 +115,7 @@ def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precis
         _optimum_export(source.path, fp32.parent)
     if source.dense is not None:
         append_dense(fp32, source.dense)
-    _copy_tokenizer(source.path, fp32.parent, folder)
+    copy_tokenizer(source.path, fp32.parent, folder)
     if precision == "int8":
         report(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(
@@ -165,17 +166,6 @@ def _optimum_export(checkpoint: Path, out: Path) -> None:
             local_files_only=True,
             device="cpu",
         )
-
-
-def _copy_tokenizer(checkpoint: Path, exported: Path, folder: Path) -> None:
-    # the publisher's own file first: a re-serialised one may differ
-    for candidate in (checkpoint / TOKENIZER, exported / TOKENIZER):
-        if candidate.is_file():
-            shutil.copyfile(candidate, folder / TOKENIZER)
-            return
-    raise ModelError(
-        "The checkpoint has no tokenizer.json and none could be made: save it with a fast tokenizer first."
-    )
 
 
 def _manifest(source: Checkpoint, spec: EncoderSpec, *, precision: Precision, learned_from: str) -> dict[str, Any]:
