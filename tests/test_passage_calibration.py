@@ -9,6 +9,7 @@ import pytest
 
 from xqg_vdb import writing
 from xqg_vdb.calibration import LanguageMeans, unpack_means
+from xqg_vdb.cli.info import _card_rows
 from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.collection.layout import same_build
 from xqg_vdb.collection.migrate import migrate
@@ -315,3 +316,10 @@ def test_tuning_on_one_language_says_that_passages_stay(tmp_path):
     plain = label_free(corpus, [queries], encoder=an_encoder(), folder=tmp_path / "kept")
     material = with_calibrated_passages(plain, corpus, strength=1.0)
     assert material.pool is plain.pool and "in one language" in material.notes[-1]
+
+
+def test_info_tells_what_was_taken_from_the_passages():
+    card = Card(an_encoder().facts, "cosine", Recipe(), calibration=0.8)
+    assert _card_rows(card)["calibration"] == "λ = 0.8"
+    calibrated = replace(card, passage_calibration=0.5, passage_means={"de": "", "en": "", "und": ""})
+    assert _card_rows(calibrated)["calibration"] == "λ = 0.8, passages λ = 0.5, means of 2 languages"
