@@ -9,7 +9,7 @@ from bench_cases import encoder, run, value, write_afriqa, write_queries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xqg_vdb import Recipe, Retriever, load, open_store
+from xqg_vdb import Hybrid, Recipe, Retriever, load, open_store
 from xqg_vdb.bench.cells import run_cell
 from xqg_vdb.bench.claims import judge_claim
 from xqg_vdb.bench.material import prepare
@@ -426,5 +426,33 @@ def test_all_rows_against_a_loop(data):
         best = sorted(scores, key=lambda i: -scores[i])[:10]
         np.testing.assert_allclose([s for _, s in found[query.id]], [scores[i] for i in best], atol=1e-5)
     assert value(report, "all", "R@10") > 0
-    with pytest.raises(DataError, match="memory"):
-        run(suite(data, systems=systems, comparisons=(), sweeps=(), search="exact", depth=11), data, made=made)
+    in_memory = {query: [docid for docid, _ in hits] for query, hits in found.items()}
+    asked = run(suite(data, systems=systems, comparisons=(), sweeps=(), search="exact"), data, made=made)
+    assert {query: [i for i, _ in hits] for query, hits in read_run(_run(data, "all")).items()} == in_memory
+    (cost,) = {tuple(one.cost.items()) for one in asked.results}
+    rows = len(task.passages) + (len(task.passages) - 1) * 4
+    vectors = 4 * made.facts.dim * (rows + len(task.passages))  # and the one fused vector
+    assert dict(cost)["bytes a passage"] == round(vectors / len(task.passages))
+    assert 0 < dict(cost)["p50 ms"] <= dict(cost)["p95 ms"]
+
+
+@pytest.mark.parametrize("with_queries", [False, True])
+def test_hybrid_is_what_load_and_retriever_do(data, with_queries):
+    """The twin once more: words of the passages, or of their queries, too; and nothing of it in memory."""
+    task, made = load_task("afriqa", data), encoder()
+    corpus = data / "corpus.jsonl"
+    records = [{"id": p.id, "title": p.title, "text": p.text, "lang": p.lang} for p in task.passages]
+    corpus.write_text("\n".join(map(json.dumps, records)))
+    with open_store(data / "store") as store:
+        options = {"encoder": made, "queries": data / "queries.jsonl", "store": store}
+        collection = load(corpus, "c", hybrid=Hybrid(queries=with_queries), **options)
+        answers = Retriever(made, collection, hybrid=True).run(task.queries, k=10, exact=True)
+    systems = (System("words", queries="queries", hybrid=True, hybrid_queries=with_queries),)
+    report = run(suite(data, systems=systems, comparisons=(), sweeps=(), search="exact"), data, made=made)
+    ours = read_run(_run(data, "words"))
+    assert {q: [i for i, _ in found[:10]] for q, found in ours.items()} == {
+        a.query.id: [h.id for h in a.hits] for a in answers
+    }
+    assert report.systems["words"]["hybrid"].endswith("queries") == with_queries
+    with pytest.raises(DataError, match="hybrid needs search"):
+        run(suite(data, systems=systems, comparisons=(), sweeps=(), search="memory"), data, made=made)

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.types import Hit, Passage, Query, Recipe
+from xqg_vdb.types import Hit, Hybrid, Passage, Query, Recipe
 
 if TYPE_CHECKING:
     from xqg_vdb.async_retrieval import AsyncRetriever
@@ -45,8 +45,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "AsyncRetriever", "Collection", "Encoder", "Expander", "Hit", "Passage", "Query", "Recipe", "Reranker", "Retriever",
-    "__version__", "export_encoder", "load", "open_store",
+    "AsyncRetriever", "Collection", "Encoder", "Expander", "Hit", "Hybrid", "Passage", "Query", "Recipe", "Reranker",
+    "Retriever",    "__version__", "export_encoder", "load", "open_store",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 from xqg_vdb.retrieval import Answer, Retriever, passage_languages
-from xqg_vdb.types import Hit, Query, Vectors
+from xqg_vdb.types import Hit, Query, Questions
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class AsyncSearch(Protocol):
     async def search(
         self,
         name: str,
-        vectors: Vectors,
+        vectors: Questions,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -37,7 +37,7 @@ class AsyncSearch(Protocol):
         exact: bool,
         ef: int | None,
     ) -> list[list[Hit]]:
-        """The k best per row of `vectors` (q, dim), ordered by score, then id."""
+        """The k best per question, ordered by score, then id."""
         ...
 
     async def aclose(self) -> None:
@@ -97,22 +97,18 @@ class AsyncRetriever:
         wanted = passage_languages(langs)
         retriever, name = self.retriever, self.retriever.collection.name
         asked = await self._in_thread(partial(retriever.encode, queries))
-        found: list[list[Hit]] = [[] for _ in queries]
-        for using, rows in asked.by_vector():
-            hits = await self._server.search(
-                name,
-                asked.vectors[rows],
-                k=retriever.depth(k),
-                langs=wanted,
-                using=using,
-                exact=exact,
-                ef=asked.breadth,
+        look_ups = retriever.look_ups(asked, k=k)
+        found = await asyncio.gather(
+            *(
+                self._server.search(
+                    name, one.questions, k=one.k, langs=wanted, using=one.using, exact=exact, ef=one.breadth
+                )
+                for one in look_ups
             )
-            for row, own in zip(rows, hits, strict=True):
-                found[row] = own
+        )
         if retriever.reranker is None:
-            return retriever.answers(queries, asked, found, k=k)
-        return await self._in_thread(partial(retriever.answers, queries, asked, found, k=k))
+            return retriever.answers(queries, asked, look_ups, found, k=k)
+        return await self._in_thread(partial(retriever.answers, queries, asked, look_ups, found, k=k))
 
     async def aclose(self) -> None:
         """Close this event loop's connections and stop the threads; the retriever that was given stays open."""

@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from math import isfinite
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
-from xqg_vdb.building import Kept, keep_vectors, read_rows
+from xqg_vdb.building import Kept, Row, keep_vectors, read_rows
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, language_means, pack_means, resolve_languages
 from xqg_vdb.collection import Collection, open_store
-from xqg_vdb.collection.layout import check_name
+from xqg_vdb.collection.layout import TEXT_DENSE_MAXSIM, check_name
 from xqg_vdb.corpus import read_corpus
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder, open_lines
@@ -32,9 +33,10 @@ from xqg_vdb.model_folder import cache_folder
 from xqg_vdb.passage_calibration import ENOUGH_PASSAGES, main_languages
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
+from xqg_vdb.query_rows import keep_query_rows
 from xqg_vdb.questions import read_questions
 from xqg_vdb.records import Rejects
-from xqg_vdb.types import Card, Distance, MoreVectors, Recipe, VectorStore
+from xqg_vdb.types import Card, Distance, Hybrid, MoreVectors, Recipe, VectorStore
 from xqg_vdb.vectors import Build
 from xqg_vdb.writing import measure_passages, vector_names, write_collection
 
@@ -78,6 +80,7 @@ def load(
     reuse: Sequence[str | PathLike[str]] = (),
     distance: Distance | None = None,
     more_vectors: Sequence[MoreVectors] = (),
+    hybrid: Hybrid | None = None,
     default_lang: str | None = None,
     rejects: Rejects | None = None,
     progress: Progress = silent,
@@ -89,7 +92,7 @@ def load(
             corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe,
             passage_calibration=passage_calibration, questions=questions,
             build=build, reuse=reuse, distance=distance, more_vectors=more_vectors, default_lang=default_lang,
-            rejects=rejects, progress=progress,
+            hybrid=hybrid, rejects=rejects, progress=progress,
         )  # fmt: skip
     except BaseException:
         if store is None:
@@ -112,6 +115,7 @@ def load_with_report(
     reuse: Sequence[str | PathLike[str]] = (),
     distance: Distance | None = None,
     more_vectors: Sequence[MoreVectors] = (),
+    hybrid: Hybrid | None = None,
     default_lang: str | None = None,
     rejects: Rejects | None = None,
     progress: Progress = silent,
@@ -127,7 +131,9 @@ def load_with_report(
     passage_calibration: λ of the passages' side, for corpora of several languages (`passage_calibration.py`): each
     passage's vector less λ times its language's mean passage vector, before queries are folded in. 0 leaves them.
     more_vectors: beside the fused vector also the `plain` one, and one per query `languages`, which questions in that
-    language are searched by; each costs as much memory as the first.
+    language are searched by; each costs as much memory as the first. Or `maxsim`: a multivector with a row per query,
+    each mixed with the passage, of which the best counts; its queries are encoded a second time, one by one.
+    hybrid: make sparse vectors as well, which `Retriever(hybrid=True)` searches beside the dense ones.
     rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
     the other inputs' in files beside it.
     A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
@@ -138,6 +144,11 @@ def load_with_report(
     corpus, recipe, rejects = Path(corpus), recipe or Recipe(), rejects or Rejects()
     distance = distance or ("cosine" if encoder.facts.normalize else "dot")
     query_files = check_inputs(corpus, name, queries=queries, questions=questions)
+    vector_names(more_vectors, [])
+    if hybrid is not None and hybrid.lang is not None:
+        from xqg_vdb.collection.bm25 import check_language  # brings the embedded engine
+
+        check_language(hybrid.lang)
     store.names()  # a server that is away says so before hours of encoding
     others = {what: _rejects_of(what, like=rejects) for what in ("queries", "questions")}
     with ExitStack() as stack:
@@ -159,10 +170,17 @@ def load_with_report(
             again = Rejects(rejects.max_rejects)
             rows = read_rows(corpus, queries=None, default_lang=default_lang, rejects=again)
             card = _with_passage_means(card, passage_calibration, measure_passages(rows, kept.build, progress=progress))
+        each, again = None, Rejects(rejects.max_rejects)
+        if hybrid is not None:
+            rows = read_rows(corpus, queries=table, default_lang=default_lang, rejects=again)
+            card = _with_words(card, hybrid, rows, kept.build)
+        if TEXT_DENSE_MAXSIM in card.vectors:
+            rows = read_rows(corpus, queries=table, detect=False, rejects=again)
+            each = keep_query_rows(rows, encoder=encoder, path=folder / "each-query", progress=progress)
         with store.writer(name, card=card) as writer:
             again = Rejects(rejects.max_rejects)  # counted while encoding
             rows = read_rows(corpus, queries=table, default_lang=default_lang, rejects=again)
-            written = write_collection(rows, kept.build, writer, card=card, means=means, progress=progress)
+            written = write_collection(rows, kept.build, writer, card=card, means=means, each=each, progress=progress)
             total = kept.build.rows
             progress("indexing", 0, total)
             finished = _finished(card, count=total, digest=written.digest)
@@ -294,6 +312,14 @@ def card_of(
     return card, table
 
 
+def _with_words(card: Card, hybrid: Hybrid, rows: Iterator[Row], kept: Build) -> Card:
+    """The card with the settings of its sparse vectors, which the first passages of the corpus decide."""
+    from xqg_vdb.collection.bm25 import SAMPLE, settings_of  # brings the embedded engine
+
+    langs = card.recipe.langs or tuple(kept.sums)
+    return replace(card, bm25=settings_of(list(islice(rows, SAMPLE)), hybrid, query_langs=langs))
+
+
 def _folded_languages(build: Build, recipe: Recipe) -> list[str]:
     """The languages whose queries are folded in; what the recipe refuses is refused before anything is written."""
     langs = recipe_languages({lang: (build.sums[lang], build.counts[lang]) for lang in build.sums}, recipe)
@@ -348,7 +374,9 @@ def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> tup
             " more in each of two languages",
         )
     if card.passage_calibration and not card.calibration:
-        return ("the passages are calibrated and this collection's questions are not, which may lose more than it gains",)
+        return (
+            "the passages are calibrated and this collection's questions are not, which may lose more than it gains",
+        )
     if len(several) > 1 and not asked_for:
         return (
             f"the passages are in {len(several)} languages; where questions in one should find answers in another, load"

@@ -6,7 +6,7 @@ works.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,10 +14,19 @@ import numpy as np
 
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.collection import Collection
-from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, check_langs, language_vector
+from xqg_vdb.collection.layout import (
+    TEXT_DENSE,
+    TEXT_DENSE_MAXSIM,
+    TEXT_DENSE_PLAIN,
+    TEXT_SPARSE,
+    check_hybrid,
+    check_langs,
+    language_vector,
+)
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.languages import normalize
-from xqg_vdb.types import Card, Hit, Query, Vectors
+from xqg_vdb.rank_fusion import DEPTH, fuse_ranks
+from xqg_vdb.types import Card, Hit, Query, Questions, Vectors
 
 CALIBRATED_EF = 256
 """Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the engine's default
@@ -57,18 +66,25 @@ class EncodedQueries:
 
     vectors: float32 (n, dim). langs: per question the language that it was calibrated for; "" when it was not and none
     was given. breadth: the `ef` to search with, None for the engine's own. using: per question the vector to search by.
+    texts: per question what its words are taken from.
     """
 
     vectors: Vectors
     langs: tuple[str, ...]
     breadth: int | None
-    using: tuple[str, ...] = ()
+    using: tuple[str, ...]
+    texts: tuple[str, ...]
 
-    def by_vector(self) -> Iterator[tuple[str, list[int]]]:
-        """Each vector name with the rows of the questions that search by it; one group for most collections."""
-        names = self.using or (TEXT_DENSE,) * len(self.vectors)
-        for name in sorted(set(names)):
-            yield name, [row for row, own in enumerate(names) if own == name]
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """One call of a collection's search: the `questions` in `rows`, by the vector `using`, the `k` best of each."""
+
+    using: str
+    rows: list[int]
+    questions: Questions
+    k: int
+    breadth: int | None
 
 
 class QueryEncoder:
@@ -115,13 +131,16 @@ class QueryEncoder:
                 normalize=self.encoder.facts.normalize,
             )
         langs = tuple(lang or "" for lang in asked)
-        return EncodedQueries(vectors, langs, CALIBRATED_EF if calibrated else None, tuple(map(self._vector_of, langs)))
+        using = tuple(map(self._vector_of, langs))
+        return EncodedQueries(vectors, langs, CALIBRATED_EF if calibrated else None, using, tuple(texts))
 
     def _has_language_vectors(self) -> bool:
-        return bool(self._names - {TEXT_DENSE, TEXT_DENSE_PLAIN})
+        return bool(self._names - {TEXT_DENSE, TEXT_DENSE_PLAIN, TEXT_DENSE_MAXSIM})
 
     def _vector_of(self, lang: str) -> str:
-        """The vector of the question's language where the collection has one; the general one serves the rest."""
+        """The multivector, or that of the question's language, where there is one; the general one serves the rest."""
+        if TEXT_DENSE_MAXSIM in self._names:
+            return TEXT_DENSE_MAXSIM
         own = language_vector(lang)
         return own if own in self._names else TEXT_DENSE
 
@@ -130,8 +149,10 @@ class Retriever:
     """Searches one collection with the encoder that made it; threads may share it.
 
     calibration: λ, None for what the collection's card recommends, 0 to switch it off.
+    hybrid: search the words as well (BM25) and fuse the two rankings (`rank_fusion`); scores are then the fused ones.
     expander: what to search with in place of a question. reranker: orders the hits anew.
-    Raises MismatchError when the collection was made by another encoder, with both fingerprints.
+    Raises MismatchError when the collection was made by another encoder, with both fingerprints, and for `hybrid` when
+    it was not loaded for that.
     """
 
     def __init__(
@@ -140,6 +161,7 @@ class Retriever:
         collection: Collection,
         *,
         calibration: float | None = None,
+        hybrid: bool = False,
         expander: QuestionExpander | None = None,
         reranker: HitReranker | None = None,
     ) -> None:
@@ -148,6 +170,12 @@ class Retriever:
         self.query_encoder = QueryEncoder(encoder, collection=collection, calibration=calibration)
         self.expander = expander
         self.reranker = reranker
+        self._words = None
+        if hybrid:
+            settings = check_hybrid(collection.card, name=collection.name)
+            from xqg_vdb.collection.bm25 import WordWriter  # brings the embedded engine
+
+            self._words = WordWriter(settings)
 
     def search(
         self,
@@ -175,13 +203,12 @@ class Retriever:
             return []
         wanted = passage_languages(langs)
         asked = self.encode(queries)
-        found: dict[int, list[Hit]] = {}
-        for using, rows in asked.by_vector():
-            hits = self.collection.search(
-                asked.vectors[rows], k=self.depth(k), langs=wanted, using=using, exact=exact, ef=asked.breadth
-            )
-            found.update(zip(rows, hits, strict=True))
-        return self.answers(queries, asked, [found[row] for row in range(len(queries))], k=k)
+        look_ups = self.look_ups(asked, k=k)
+        found = [
+            self.collection.search(one.questions, k=one.k, langs=wanted, using=one.using, exact=exact, ef=one.breadth)
+            for one in look_ups
+        ]
+        return self.answers(queries, asked, look_ups, found, k=k)
 
     def encode(self, queries: Sequence[Query]) -> EncodedQueries:
         """The first step of `run`: one row per question, the mean over its wordings when there is an expander."""
@@ -199,16 +226,51 @@ class Retriever:
             tuple(flat.langs[start] for start in starts),
             flat.breadth,
             tuple(flat.using[start] for start in starts),
+            tuple("\n".join(one.text for one in several) for several in wordings),
         )
 
-    def depth(self, k: int) -> int:
-        """How many hits to search for when k are wanted."""
-        return k if self.reranker is None or k < 1 else max(k, self.reranker.depth)
+    def look_ups(self, asked: EncodedQueries, *, k: int) -> list[LookUp]:
+        """What to ask the collection: one call per vector that questions search by, and one for the words of all."""
+        wanted = self._depth(k)
+        depth = wanted if self._words is None or k < 1 else max(wanted, DEPTH)
+        calls = []
+        for using in sorted(set(asked.using)):
+            rows = [row for row, own in enumerate(asked.using) if own == using]
+            calls.append(LookUp(using, rows, asked.vectors[rows], depth, asked.breadth))
+        if self._words is not None:
+            words = [self._words.question(text) for text in asked.texts]
+            rows = [row for row, own in enumerate(words) if len(own.indices)]
+            if rows:
+                calls.append(LookUp(TEXT_SPARSE, rows, [words[row] for row in rows], depth, None))
+        return calls
 
     def answers(
+        self,
+        queries: Sequence[Query],
+        asked: EncodedQueries,
+        look_ups: Sequence[LookUp],
+        found: Sequence[Sequence[Sequence[Hit]]],
+        *,
+        k: int,
+    ) -> list[Answer]:
+        """The last step of `run`: each question's hits, fused when it is hybrid, reranked when asked for, cut to k."""
+        rankings: list[list[Sequence[Hit]]] = [[] for _ in queries]
+        for one, hits in zip(look_ups, found, strict=True):
+            for row, own in zip(one.rows, hits, strict=True):
+                rankings[row].append(own)
+        if self._words is None:
+            merged = [several[0] for several in rankings]
+        else:
+            merged = [fuse_ranks(several, k=self._depth(k)) for several in rankings]
+        return self._ranked(queries, asked, merged, k=k)
+
+    def _depth(self, k: int) -> int:
+        """How many hits are wanted of the search when k are wanted in the end."""
+        return k if self.reranker is None or k < 1 else max(k, self.reranker.depth)
+
+    def _ranked(
         self, queries: Sequence[Query], asked: EncodedQueries, found: Sequence[Sequence[Hit]], *, k: int
     ) -> list[Answer]:
-        """The last step of `run`: the hits of each question, ordered anew when there is a reranker, cut to k."""
         ranked = found if self.reranker is None else list(map(self.reranker.rerank, queries, found))
         return [
             Answer(query, lang, tuple(hits[:k])) for query, lang, hits in zip(queries, asked.langs, ranked, strict=True)

@@ -18,7 +18,7 @@ Vectors = NDArray[np.float32]
 Pool = Literal["shrunk", "mean", "sum"]
 Pooling = Literal["mean", "cls"]
 Distance = Literal["cosine", "dot"]
-MoreVectors = Literal["plain", "languages"]
+MoreVectors = Literal["plain", "languages", "maxsim"]
 
 UNKNOWN_LANGUAGE = "und"
 """BCP 47 code of a language that nobody gave and detection was not sure of."""
@@ -121,6 +121,45 @@ class EncoderFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Hybrid:
+    """What a load makes the sparse side of a collection from.
+
+    lang: whose stemmer and stop words BM25 uses, `none` for neither; None: the passages', where nine in ten share one.
+    queries: append the generated queries to the passage's text (doc2query).
+    """
+
+    lang: str | None = None
+    queries: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bm25Settings:
+    """How the sparse vectors of a collection were made; its questions are cut into tokens in the same way.
+
+    lang: whose stemmer and stop words, `none` for neither. avg_len: tokens of an average document. k, b: BM25's own.
+    query_langs: languages whose generated queries were appended to the passages.
+    """
+
+    lang: str = "none"
+    avg_len: float = 256.0
+    k: float = 1.2
+    b: float = 0.75
+    query_langs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseVector:
+    """A text as weighted tokens: indices (t,) uint32, strictly rising, and values (t,) float32; t may be 0."""
+
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+
+
+Questions = Vectors | Sequence[SparseVector]
+"""Questions as rows (q, dim) for a dense vector, or as token weights for the sparse one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
     """The record that travels with vectors: who made them and how; kept in the collection and copied into reports.
 
@@ -130,7 +169,10 @@ class Card:
     query_means: mean generated-query vector per language (base64 of little-endian float16 rows), which refine the
         encoder's own calibration for this collection; empty when there were no queries.
     calibration: the λ that `search` subtracts by default, as the encoder's folder recommended at load time.
+    passage_calibration: the λ of the passages' side, 0 for passages as they were encoded; passage_means: what was
+        subtracted, per language and for all others (`und`), packed as `query_means`.
     vectors: names of the dense vectors that every point has, each `encoder.dim` wide; the collection is made from them.
+    bm25: how the sparse vector beside them was made; None when there is none.
     storage: how the collection is laid out, where that was asked for (`CollectionOptions.layout`).
     """
 
@@ -138,9 +180,12 @@ class Card:
     distance: Distance
     recipe: Recipe
     vectors: tuple[str, ...] = ("text-dense",)
+    bm25: Bm25Settings | None = None
     calibration: float = 0.0
     query_langs: tuple[str, ...] = ()
     query_means: Mapping[str, str] = field(default_factory=dict)
+    passage_calibration: float = 0.0
+    passage_means: Mapping[str, str] = field(default_factory=dict)
     count: int = 0
     digest: str = ""
     rows_digest: str = ""
@@ -157,8 +202,10 @@ class Card:
             "encoder": self.encoder.to_json(),
             "recipe": self.recipe.to_json(),
             "vectors": list(self.vectors),
+            "bm25": None if self.bm25 is None else {**asdict(self.bm25), "query_langs": list(self.bm25.query_langs)},
             "query_langs": list(self.query_langs),
             "query_means": dict(self.query_means),
+            "passage_means": dict(self.passage_means),
             "storage": dict(self.storage),
         }
 
@@ -169,9 +216,9 @@ class Card:
         known["encoder"] = EncoderFacts.from_json(record["encoder"])
         known["recipe"] = Recipe.from_json(record["recipe"])
         known["vectors"] = tuple(record.get("vectors", ("text-dense",)))
-    passage_calibration: the λ of the passages' side, 0 for passages as they were encoded; passage_means: what was
-        subtracted, per language and for all others (`und`), packed as `query_means`.
         known["query_langs"] = tuple(record.get("query_langs", ()))
+        if (bm25 := record.get("bm25")) is not None:
+            known["bm25"] = Bm25Settings(**{**bm25, "query_langs": tuple(bm25["query_langs"])})
         return cls(**known)
 
 
@@ -184,8 +231,6 @@ class Hit:
     text: str
     title: str = ""
     lang: str = UNKNOWN_LANGUAGE
-    passage_calibration: float = 0.0
-    passage_means: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -194,21 +239,24 @@ class PointBatch:
     """Rows to write: passages and, per vector name, a float32 matrix (len(passages), dim) in the same order.
 
     query_langs: per passage the languages of its generated queries, for the payload.
+    multivectors: per name and passage a matrix (any number above 0, dim). sparse: per passage its token weights.
     """
 
     passages: Sequence[Passage]
     vectors: Mapping[str, Vectors]
     query_langs: Sequence[Sequence[str]]
+    multivectors: Mapping[str, Sequence[Vectors]] = field(default_factory=dict)
+    sparse: Sequence[SparseVector] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPoint:
-    """One point as it lies in a collection."""
+    """One point as it lies in a collection. vectors: by name, (dim,) or, for a multivector, (rows, dim)."""
 
-            "passage_means": dict(self.passage_means),
     id: str
     payload: Mapping[str, Any]
     vectors: Mapping[str, Vectors]
+    sparse: SparseVector | None = None
 
 
 @runtime_checkable
@@ -288,7 +336,7 @@ class VectorStore(Protocol):
     def search(
         self,
         name: str,
-        vectors: Vectors,
+        vectors: Questions,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -296,7 +344,10 @@ class VectorStore(Protocol):
         exact: bool,
         ef: int | None,
     ) -> list[list[Hit]]:
-        """The k best per row of `vectors` (q, dim), ordered by score, then id; only passages in `langs` when given."""
+        """The k best per question, ordered by score, then id; only passages in `langs` when given.
+
+        vectors: rows (q, dim), or token weights when `using` is the sparse vector.
+        """
         ...
 
     def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:

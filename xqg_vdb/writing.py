@@ -8,16 +8,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from xqg_vdb.batching import windows
 from xqg_vdb.building import Row, changed_input
 from xqg_vdb.calibration import LanguageMeans
-from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, Digest, language_vector
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM, TEXT_DENSE_PLAIN, Digest, language_vector
+from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import fuse, unit_rows
 from xqg_vdb.passage_calibration import passage_means, rows_of_card
 from xqg_vdb.progress import Progress
+from xqg_vdb.query_rows import QueryRows
 from xqg_vdb.types import Card, CollectionWriter, MoreVectors, PointBatch, Recipe, Vectors
 from xqg_vdb.vectors import Build, row_digest
+
+if TYPE_CHECKING:
+    from xqg_vdb.collection.bm25 import WordWriter
 
 WRITE_WINDOW = 512
 COMMIT_EVERY = 8192
@@ -27,10 +33,16 @@ _PLAIN = Recipe(alpha=0.0)
 
 
 def vector_names(more: Sequence[MoreVectors], langs: Sequence[str]) -> tuple[str, ...]:
-    """The dense vectors of every point of a collection that folds in the queries of `langs`."""
+    """The dense vectors of every point of a collection that folds in the queries of `langs`.
+
+    Raises DataError for two that would both choose how a question is searched.
+    """
+    if "languages" in more and "maxsim" in more:
+        raise DataError("A collection has a vector per language or a row per query, not both: leave one out.")
     plain = (TEXT_DENSE_PLAIN,) if "plain" in more else ()
     own = tuple(language_vector(lang) for lang in langs) if "languages" in more else ()
-    return (TEXT_DENSE, *plain, *own)
+    many = (TEXT_DENSE_MAXSIM,) if "maxsim" in more and langs else ()
+    return (TEXT_DENSE, *plain, *own, *many)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +72,21 @@ def measure_passages(rows: Iterable[Row], kept: Build, *, progress: Progress) ->
 
 
 def write_collection(
-    rows: Iterable[Row], kept: Build, writer: CollectionWriter, *, card: Card, means: LanguageMeans, progress: Progress
+    rows: Iterable[Row],
+    kept: Build,
+    writer: CollectionWriter,
+    *,
+    card: Card,
+    means: LanguageMeans,
+    each: Build | None = None,
+    progress: Progress,
 ) -> Written:
     """Fuse and write every row that the writer does not have yet.
 
+    each: every query's own vector (`query_rows`), needed where the card names the multivector.
     Raises MismatchError when `rows` are not those that the vectors were made from.
     """
+    source = _Source(kept, card, means, None if each is None else QueryRows.of(kept, each))
     digest, languages, done = Digest(), Counter[str](), 0
     first = writer.committed
     progress("writing", first, kept.rows)
@@ -76,7 +97,7 @@ def write_collection(
             languages[passage.lang] += 1
         stop = done + len(window)
         if stop > first:
-            writer.upsert(_batch(window, kept, slice(done, stop), card=card, means=means))
+            writer.upsert(source.batch(window, slice(done, stop)))
             if stop // COMMIT_EVERY > done // COMMIT_EVERY:
                 writer.commit(stop)
             progress("writing", stop, kept.rows)
@@ -87,19 +108,42 @@ def write_collection(
     return Written(digest.hexdigest(), languages)
 
 
-def _batch(window: Sequence[Row], kept: Build, rows: slice, *, card: Card, means: LanguageMeans) -> PointBatch:
-    langs = [passage.lang for passage, _ in window]
-    return PointBatch(
-        passages=[passage for passage, _ in window],
-        vectors=fused_vectors(kept, rows, langs=langs, card=card, means=means),
-        query_langs=[sorted(set(queries.queries) & set(card.query_langs)) if queries else [] for _, queries in window],
-    )
+class _Source:
+    """What the batches of one load are made from."""
+
+    def __init__(self, kept: Build, card: Card, means: LanguageMeans, each: QueryRows | None) -> None:
+        self._kept, self._card, self._means, self._each = kept, card, means, each
+        self._words: WordWriter | None = None
+        if card.bm25 is not None:
+            from xqg_vdb.collection.bm25 import WordWriter  # brings the embedded engine
+
+            self._words = WordWriter(card.bm25)
+
+    def batch(self, window: Sequence[Row], rows: slice) -> PointBatch:
+        """The points of these rows of the build."""
+        kept, card = self._kept, self._card
+        langs = [passage.lang for passage, _ in window]
+        many: dict[str, list[Vectors]] = {}
+        if self._each is not None:
+            own = rows_of_card(kept.passages[rows], langs=langs, card=card)
+            many[TEXT_DENSE_MAXSIM] = self._each.matrices(kept, rows, own, card=card, means=self._means.means)
+        folded = set(card.query_langs)
+        return PointBatch(
+            passages=[passage for passage, _ in window],
+            vectors=fused_vectors(kept, rows, langs=langs, card=card, means=self._means),
+            query_langs=[sorted(set(queries.queries) & folded) if queries else [] for _, queries in window],
+            multivectors=many,
+            sparse=None if self._words is None else [self._words.document(*row) for row in window],
+        )
 
 
 def fused_vectors(
     kept: Build, rows: slice, *, langs: Sequence[str], card: Card, means: LanguageMeans
 ) -> dict[str, Vectors]:
-    """Every vector that the card names, for these rows of the build, each (rows, dim) float32; langs: the passages'."""
+    """Every vector that the card names but the multivector, for these rows of the build, each (rows, dim) float32.
+
+    langs: the passages' own.
+    """
     passages = rows_of_card(kept.passages[rows], langs=langs, card=card)
     sums = {lang: (kept.sums[lang][rows], kept.counts[lang][rows]) for lang in card.query_langs}
     normalize = card.distance == "cosine"

@@ -11,13 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
-from xqg_vdb.batching import windows
+from xqg_vdb.bench.asking import Cost, answers
 from xqg_vdb.bench.judging import judge_run, needed_depth
 from xqg_vdb.bench.placing import Part, Placed
 from xqg_vdb.bench.suite import Search
@@ -27,14 +29,12 @@ from xqg_vdb.datasets.task import POOL
 from xqg_vdb.errors import CorruptError
 from xqg_vdb.files import write_atomic
 from xqg_vdb.metrics import Run
-from xqg_vdb.retrieval import CALIBRATED_EF
 from xqg_vdb.score_matrix import as_run, best_columns, id_order, row_blocks, search_rows
 from xqg_vdb.trec import write_run
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Passage, PointBatch, Vectors, VectorStore
 
 SHARE_DEPTH = 20
 _WINDOW = 1024
-_QUESTIONS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Cell:
 
     values: metric -> question id -> value. seconds: by phase. tokenizer: of the answer recall, if there was any.
     shares: question language -> passage language -> share of the first 20, where the passages have several languages.
+    cost: bytes of vectors a passage, and milliseconds a look-up; empty when everything was ranked in memory.
     """
 
     values: Mapping[str, Mapping[str, float]]
     seconds: Mapping[str, float]
     tokenizer: str = ""
     shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
 
 
 def cell_key(facts: Mapping[str, Any]) -> str:
@@ -70,7 +72,7 @@ def run_cell(
 ) -> tuple[Cell, Run]:
     """Write, ask and judge. store: where the collections go, one a pool, each removed after use; None for `memory`."""
     depth = max(depth, needed_depth(metrics))
-    seconds = {"write": 0.0, "search": 0.0}
+    seconds, cost = {"write": 0.0, "search": 0.0}, Cost()
     run: dict[str, list[tuple[str, float]]] = {}
     for rows, asked in _pools(task, passages):
         inside = placed if not task.pooled else _inside(placed, rows, asked)
@@ -81,12 +83,13 @@ def run_cell(
             run.update(rank_in_memory(inside, ids, passage_ids=[passage.id for passage in part], k=depth))
             seconds["search"] += time.perf_counter() - started
         else:
-            run.update(_ask(store, part, inside, ids, encoder=encoder, depth=depth, search=search, seconds=seconds))
+            asking = partial(_ask, store, part, inside, ids, encoder=encoder, depth=depth, search=search)
+            run.update(asking(seconds=seconds, cost=cost))
     started = time.perf_counter()
     values, tokenizer = judge_run(task, passages, placed, run, metrics=metrics)
     seconds["judge"] = time.perf_counter() - started
     rounded = {name: round(value, 3) for name, value in seconds.items()}
-    return Cell(values, rounded, tokenizer, language_shares(task, passages, run)), run
+    return Cell(values, rounded, tokenizer, language_shares(task, passages, run), cost.facts(len(passages))), run
 
 
 def language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run) -> dict[str, dict[str, float]]:
@@ -116,7 +119,7 @@ def load_cell(path: Path) -> Cell | None:
         return None
     try:
         record = orjson.loads(gzip.decompress(path.read_bytes()))
-        return Cell(record["values"], record["seconds"], record["tokenizer"], record["shares"])
+        return Cell(**{"cost": {}, **record})
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{path} is damaged ({error}): remove it, and the cell is computed again.") from error
 
@@ -151,7 +154,8 @@ def _inside(placed: Placed, rows: Sequence[int], asked: Sequence[int]) -> Placed
         )
         for p in placed.parts
     ]
-    return replace(placed, parts=tuple(parts), questions=placed.questions[asked])
+    words = placed.words and placed.words.inside(rows, asked)
+    return replace(placed, parts=tuple(parts), questions=placed.questions[asked], words=words)
 
 
 def _pools(task: RetrievalTask, passages: Sequence[Passage]) -> Iterator[tuple[list[int], list[int]]]:
@@ -174,21 +178,18 @@ def _ask(
     depth: int,
     search: Search,
     seconds: dict[str, float],
+    cost: Cost,
 ) -> dict[str, list[tuple[str, float]]]:
     name = "xqg-bench"
     started = time.perf_counter()
     write_passages(store, name, passages, placed, encoder=encoder)
     written = time.perf_counter()
-    breadth = max(depth, CALIBRATED_EF) if search == "graph" else None
     run: dict[str, list[tuple[str, float]]] = {}
-    for part in placed.parts:
-        for block in windows(part.asked.tolist(), _QUESTIONS_AT_ONCE):
-            found = store.search(
-                name, placed.questions[block], k=depth, langs=None, using=part.name, exact=search == "exact", ef=breadth
-            )
-            run.update({ids[row]: [(h.id, h.score) for h in hits] for row, hits in zip(block, found, strict=True)})
+    for block, found in answers(store, name, placed, k=depth, search=search):
+        run.update({ids[row]: [(h.id, h.score) for h in hits] for row, hits in zip(block, found, strict=True)})
     seconds["write"] += written - started
     seconds["search"] += time.perf_counter() - written
+    cost.measure(store, name, placed, search=search)
     store.delete(name)
     return run
 
@@ -207,16 +208,26 @@ def write_passages(
         distance="cosine" if encoder.normalize else "dot",
         recipe=placed.recipe,
         vectors=tuple(part.name for part in placed.parts),
+        bm25=None if placed.words is None else placed.words.settings,
         query_langs=placed.query_langs,
         rows_digest=_rows_digest(placed.passages),
     )
     with store.writer(name, card=card) as writer:
         for start in range(0, len(passages), _WINDOW):
             window = slice(start, start + _WINDOW)
-            vectors = {p.name: np.ascontiguousarray(p.vectors[window], dtype=np.float32) for p in placed.parts}
-            writer.upsert(PointBatch(passages[window], vectors, [()] * len(passages[window])))
+            writer.upsert(_batch(passages, placed, window))
         writer.commit(len(passages))
         writer.publish(replace(card, count=len(passages), digest=digest.hexdigest()))
+
+
+def _batch(passages: Sequence[Passage], placed: Placed, rows: slice) -> PointBatch:
+    own = {p.name: np.ascontiguousarray(p.vectors[rows], dtype=np.float32) for p in placed.parts if p.owner is None}
+    batch = PointBatch(passages[rows], own, [()] * len(passages[rows]))
+    for part in placed.parts:
+        if part.owner is not None:
+            ends = np.searchsorted(part.owner, np.arange(rows.start, rows.start + len(batch.passages) + 1)).tolist()
+            batch = replace(batch, multivectors={part.name: [part.vectors[a:b] for a, b in pairwise(ends)]})
+    return batch if placed.words is None else replace(batch, sparse=placed.words.passages[rows])
 
 
 def _rows_digest(rows: Vectors) -> str:

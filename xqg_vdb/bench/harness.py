@@ -125,7 +125,7 @@ def _results(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Result]
         for metric, values in cell.values.items():
             yield summarize(
                 values, groups=groups_of(metric, values, task), task=task, dataset=dataset, system=system,
-                metric=metric, seconds=cell.seconds, resamples=resamples,
+                metric=metric, seconds=cell.seconds, cost=cell.cost, resamples=resamples,
             )  # fmt: skip
 
 
@@ -206,7 +206,9 @@ def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
     facts = {"encoder": system.encoder, "λ": strength, "means": system.means, "languages": system.languages}
     folded = {"queries": system.queries, "content": system.content, "n": system.n, "recipe": recipe}
     centred = {"passage λ": system.passage_calibration} if system.passage_calibration else {}
-    return {**facts, **(folded if system.queries else {}), **centred}
+    kind = {"vectors": system.vectors} if system.vectors != "one" else {}
+    words = {"hybrid": "words of passages and queries" if system.hybrid_queries else "words of passages"}
+    return {**facts, **(folded if system.queries else {}), **centred, **kind, **(words if system.hybrid else {})}
 
 
 def _file_name(name: str) -> str:

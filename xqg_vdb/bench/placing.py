@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from xqg_vdb.bench.material import Material
 from xqg_vdb.bench.suite import System
+from xqg_vdb.bench.words import Words
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, language_means, resolve_languages
-from xqg_vdb.collection.layout import TEXT_DENSE, language_vector
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM, language_vector
 from xqg_vdb.errors import DataError
-from xqg_vdb.fusion import Sums, fuse, unit_rows
+from xqg_vdb.fusion import Sums, fuse, mixed_rows, unit_rows
 from xqg_vdb.passage_calibration import calibrate_passages, passage_means
 from xqg_vdb.query_vectors import QueryVectors
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Recipe, Vectors
@@ -44,6 +45,7 @@ class Placed:
     """Passages and questions (q, dim) float32, ready to write and to ask; every question is in one part's `asked`.
 
     The first part holds the general vector. strength: the λ that was used; query_langs: the languages folded in.
+    words: the sparse side of a hybrid system.
     """
 
     parts: tuple[Part, ...]
@@ -51,6 +53,7 @@ class Placed:
     recipe: Recipe
     strength: float
     query_langs: tuple[str, ...]
+    words: Words | None = None
 
     @property
     def passages(self) -> Vectors:
@@ -83,12 +86,11 @@ def place(
         material.question_vectors, langs=langs, table=table, strength=strength, normalize=normalize
     )  # fmt: skip
     everything = np.arange(len(questions))
+    fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize)
+    parts = [Part(TEXT_DENSE, fused, everything)]
     if system.vectors == "all" and queries is not None and sums:
         rows = all_rows(passages, queries, system=system, means=table.means, normalize=normalize)
-        parts = [Part(TEXT_DENSE, rows[0], everything, rows[1])]
-    else:
-        fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize)
-        parts = [Part(TEXT_DENSE, fused, everything)]
+        parts = [Part(TEXT_DENSE, fused, everything[:0]), Part(TEXT_DENSE_MAXSIM, rows[0], everything, rows[1])]
     if system.vectors == "per-language" and sums:
         asked_in = np.array(langs)
         parts[0] = replace(parts[0], asked=np.flatnonzero(~np.isin(asked_in, sorted(sums))))
@@ -109,10 +111,10 @@ def all_rows(
     chosen = np.isin(queries.lang, recipe.langs or queries.langs)
     if system.n is not None:
         chosen &= queries.index < system.n
-    rows = np.array(queries.vectors[chosen], dtype=np.float32)
-    if recipe.center and recipe.pool == "shrunk":
-        rows -= np.stack([means[lang] for lang in queries.lang[chosen].tolist()])
-    mixed = (1.0 - recipe.alpha) * passages[queries.owner[chosen]] + recipe.alpha * rows
+    mixed = mixed_rows(
+        passages[queries.owner[chosen]], queries.vectors[chosen], langs=queries.lang[chosen].tolist(), recipe=recipe,
+        means=means,
+    )  # fmt: skip
     owner = np.concatenate([np.arange(len(passages)), queries.owner[chosen]])
     order = np.argsort(owner, kind="stable")
     vectors = np.concatenate([passages, mixed])[order].astype(np.float32)

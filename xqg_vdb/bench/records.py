@@ -31,6 +31,7 @@ class Result:
     """One system on one dataset by one metric.
 
     headline: by the publisher's average (over questions or over groups). groups: usually language -> value.
+    cost: bytes of vectors a passage and milliseconds a look-up, where real collections were asked.
     """
 
     dataset: str
@@ -39,6 +40,7 @@ class Result:
     headline: Value
     groups: Mapping[str, Value]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ class System:
     languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
     passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
     vectors: `one` fused vector; `per-language`, fused with one language's queries each, and the question's language
-        chooses; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim; memory only).
+        chooses; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim).
+    hybrid: search the words as well and fuse the rankings. hybrid_queries: index the generated queries' words, too.
     """
 
     name: str
@@ -60,6 +61,8 @@ class System:
     languages: Languages = "given"
     passage_calibration: float = 0.0
     vectors: HowMany = "one"
+    hybrid: bool = False
+    hybrid_queries: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ def summarize(
     system: str,
     metric: str,
     seconds: Mapping[str, float],
+    cost: Mapping[str, float],
     resamples: int = RESAMPLES,
 ) -> Result:
     """One system's mean by the publisher's average, and each group's, with bootstrap intervals."""
@@ -37,6 +38,7 @@ def summarize(
             for name, own in members.items()
         },
         seconds=seconds,
+        cost=cost,
     )
 
 

@@ -7,7 +7,7 @@ out/cells/    values and run of every finished cell, by all that they depend on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from xqg_vdb.bench.cells import Cell, cell_key, load_cell, run_cell, save_cell
 from xqg_vdb.bench.material import Material, prepare
 from xqg_vdb.bench.placing import Placed, means_of_questions, place
 from xqg_vdb.bench.suite import Suite, System
+from xqg_vdb.bench.words import words_of
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
 from xqg_vdb.datasets import RetrievalTask, load_task
 from xqg_vdb.errors import DataError
@@ -96,10 +97,16 @@ class Workbench:
 
     def placed(self, system: System, dataset: str) -> Placed:
         """The system's vectors on that dataset."""
-        return place(
-            system, self.material(system.encoder, dataset), encoder=self.encoder(system.encoder),
-            queries=self.query_vectors(system, dataset), asked=self.question_means(system),
+        material = self.material(system.encoder, dataset)
+        placed = place(
+            system, material, encoder=self.encoder(system.encoder), queries=self.query_vectors(system, dataset),
+            asked=self.question_means(system),
         )  # fmt: skip
+        if not system.hybrid:
+            return placed
+        file = self.suite.query_file(system, dataset) if system.hybrid_queries else None
+        words = words_of(self.task(dataset), material.passages, queries=file, langs=system.recipe.langs)
+        return replace(placed, words=words)
 
     def cell(self, system: System, dataset: str, *, store: VectorStore | None) -> tuple[Cell, Path]:
         """The finished cell and its TREC run, from disk where they are there."""
@@ -108,8 +115,10 @@ class Workbench:
         path, run = folder / f"{name}.json.gz", folder / f"{name}.trec.gz"
         cell = load_cell(path)
         if cell is None:
-            if system.vectors == "all" and (store is not None or self.task(dataset).pooled):
-                raise DataError(f"system {system.name!r}: vectors = 'all' needs one pool and search = 'memory'.")
+            if system.vectors == "all" and self.task(dataset).pooled:
+                raise DataError(f"system {system.name!r}: vectors = 'all' needs one pool; {dataset} has several.")
+            if system.hybrid and store is None:
+                raise DataError(f"system {system.name!r}: hybrid needs search = 'exact' or 'graph'.")
             cell, found = run_cell(
                 self.task(dataset), self.material(system.encoder, dataset).passages, self.placed(system, dataset),
                 encoder=self.encoder(system.encoder).facts, metrics=self.metrics(dataset), depth=self.suite.depth,

@@ -60,6 +60,11 @@ def _card_rows(card: Card) -> dict[str, str]:
         "recipe": f"alpha {recipe.alpha}, pool {recipe.pool}" if card.query_langs else "plain passages",
         "calibration": f"λ = {card.calibration}{_passage_side(card)}",
     }
+    if len(card.vectors) > 1:
+        rows["vectors"] = ", ".join(card.vectors)
+    if (words := card.bm25) is not None:
+        appended = f", with queries in {', '.join(words.query_langs)}" if words.query_langs else ""
+        rows["hybrid"] = f"BM25 over the words, language {words.lang}, {words.avg_len} tokens a passage{appended}"
     if card.storage:
         rows["options"] = ", ".join(f"{name} {value}" for name, value in card.storage.items())
     return rows

@@ -13,10 +13,11 @@ import click
 
 from xqg_vdb.cli.layout_options import chosen_layout, layout_options
 from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, print_json, say, store_options
+from xqg_vdb.cli.recipe_options import chosen_recipe, recipe_options
+from xqg_vdb.cli.vector_options import chosen_hybrid, chosen_vectors, vector_options
 
 if TYPE_CHECKING:
     from xqg_vdb.loading import LoadReport
-    from xqg_vdb.types import MoreVectors
 
 
 @click.command()
@@ -26,17 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
 )
-@click.option("--alpha", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Weight of the queries.")
-@click.option(
-    "--pool",
-    type=click.Choice(["shrunk", "mean", "sum"]),
-    default="shrunk",
-    show_default=True,
-    help="How queries are pooled; sum is the paper's.",
-)
-@click.option("--shrink", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Strength of pool shrunk.")
-@click.option("--no-center", is_flag=True, help="Fold in the queries' language too, not only their content.")
-@click.option("-l", "--lang", "langs", multiple=True, help="Fold in these query languages only; repeatable.")
+@recipe_options
 @click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, to calibrate on.")
 @click.option(
     "--calibration", type=click.FloatRange(min=0), help="λ of this collection's searches  [default: the encoder's]"
@@ -58,8 +49,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A --build folder of an earlier load: encode only what changed since; repeatable.",
 )
-@click.option("--per-language", is_flag=True, help="Also a vector per query language, for questions in it.")
-@click.option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain.")
+@vector_options
 @click.option("--distance", type=click.Choice(["cosine", "dot"]), help="Default: what suits the encoder.")
 @click.option("--default-lang", help="Language of passages that name none  [default: detected]")
 @click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
@@ -73,19 +63,12 @@ def load(
     model: str,
     threads: int | None,
     query_files: tuple[Path, ...],
-    alpha: float,
-    pool: Literal["shrunk", "mean", "sum"],
-    shrink: float,
-    no_center: bool,
-    langs: tuple[str, ...],
     questions: Path | None,
     calibration: float | None,
     no_calibration: bool,
     passage_calibration: float,
     build: Path | None,
     reuse: tuple[Path, ...],
-    per_language: bool,
-    keep_plain: bool,
     distance: Literal["cosine", "dot"] | None,
     default_lang: str | None,
     max_rejects: int,
@@ -104,27 +87,19 @@ def load(
       xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/
     """  # noqa: D301 - \b is click's
     from xqg_vdb.encoding import Encoder
-    from xqg_vdb.languages import normalize
     from xqg_vdb.loading import check_inputs, load_with_report
     from xqg_vdb.models import ensure_encoder
     from xqg_vdb.progress import bars
     from xqg_vdb.records import Rejects
-    from xqg_vdb.types import Recipe
 
-    try:
-        chosen = tuple(sorted({normalize(code) for code in langs})) or None
-        recipe = Recipe(alpha=alpha, pool=pool, shrink=shrink, center=not no_center, langs=chosen)
-    except ValueError as error:  # nan is within every range
-        raise click.UsageError(str(error)) from error
+    recipe = chosen_recipe()
     for option, value in (("--calibration", calibration), ("--passage-calibration", passage_calibration)):
         if value is not None and not isfinite(value):
             raise click.UsageError(f"{option} must be a finite number, got {value}")
     if calibration is not None and no_calibration:
         raise click.UsageError("give --calibration or --no-calibration, not both")
     rejects = Rejects(max_rejects, rejects_file)
-    more: list[MoreVectors] = []
-    more += ["plain"] if keep_plain else []
-    more += ["languages"] if per_language else []
+    more, hybrid = chosen_vectors(), chosen_hybrid()
     files = check_inputs(corpus, collection, queries=query_files, questions=questions)
     with ExitStack() as stack:
         store = stack.enter_context(closing(chosen_store(path, url, options=chosen_layout())))
@@ -134,8 +109,8 @@ def load(
         report = load_with_report(
             corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe,
             passage_calibration=passage_calibration, questions=questions,
-            build=build, reuse=reuse, distance=distance, more_vectors=more, default_lang=default_lang,
-            rejects=rejects, progress=progress,
+            build=build, reuse=reuse, distance=distance, more_vectors=more, hybrid=hybrid,
+            default_lang=default_lang, rejects=rejects, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))

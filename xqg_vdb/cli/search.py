@@ -26,6 +26,7 @@ _SNIPPET = 160
 @click.option("--query-lang", help="Language of the question  [default: detected]")
 @click.option("--queries", type=click.Path(path_type=Path), help="Ask every question of this file instead.")
 @click.option("--no-calibration", is_flag=True, help="Do not calibrate for the question's language.")
+@click.option("--hybrid", is_flag=True, help="Search the words too (BM25) and fuse both rankings (RRF).")
 @click.option("--exact", is_flag=True, help="Compare with every passage instead of walking the graph.")
 @click.option("--encoder", "model", metavar="MODEL", help="Folder, hub id or starter  [default: the one that made it]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
@@ -41,6 +42,7 @@ def search(
     query_lang: str | None,
     queries: Path | None,
     no_calibration: bool,
+    hybrid: bool,
     exact: bool,
     model: str | None,
     threads: int | None,
@@ -90,7 +92,9 @@ def search(
         )
         with Encoder(folder, threads=threads) as encoder:
             strength = 0.0 if no_calibration else None
-            retriever = Retriever(encoder, found, calibration=strength, expander=expander, reranker=reranker)
+            retriever = Retriever(
+                encoder, found, calibration=strength, hybrid=hybrid, expander=expander, reranker=reranker
+            )
             answers = retriever.run(asked, k=k, langs=langs or None, exact=exact)
     if expander is not None:
         expander.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from ..types import Card, Hit, StoredPoint, Vectors, VectorStore
+from ..types import Card, Hit, Questions, StoredPoint, VectorStore
 from .admin import Store
 from .options import CollectionOptions
 
@@ -81,7 +81,7 @@ class Collection:
 
     def search(
         self,
-        vectors: Vectors,
+        vectors: Questions,
         *,
         k: int = 10,
         langs: Sequence[str] | None = None,
@@ -89,7 +89,7 @@ class Collection:
         exact: bool = False,
         ef: int | None = None,
     ) -> list[list[Hit]]:
-        """The k best per row of `vectors` (q, dim), by score, then id; only passages in `langs` when given."""
+        """The k best per question, by score, then id; only passages in `langs` when given."""
         return self.store.search(self.name, vectors, k=k, langs=langs, using=using, exact=exact, ef=ef)
 
     def count(self, *, langs: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import AsyncQdrantClient, models
 
-from ..types import Hit, Vectors
+from ..types import Hit, Questions
 from . import layout
 from .retry import NotFound, Server
 from .server import batched_requests, found_in, search_requests
@@ -42,7 +42,7 @@ class AsyncServerSearch:
     async def search(
         self,
         name: str,
-        vectors: Vectors,
+        vectors: Questions,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -50,14 +50,14 @@ class AsyncServerSearch:
         exact: bool,
         ef: int | None,
     ) -> list[list[Hit]]:
-        """The k best per row of `vectors` (q, dim), by score, then id; only passages in `langs` when given."""
+        """The k best per question, by score, then id; only passages in `langs` when given."""
         rows = layout.check_queries(vectors, k=k)
         layout.check_langs(langs)
         params = models.SearchParams(hnsw_ef=ef, exact=exact)
         requests = partial(search_requests, langs=langs, using=using, params=params)
         found = await self._ask(name, requests(rows, limit=k + 1))
 
-        def ask(questions: Vectors, limit: int) -> list[list[layout.Found]]:
+        def ask(questions: Questions, limit: int) -> list[list[layout.Found]]:
             if limit == k + 1:
                 return found
             return self._store.ask(name, requests(questions, limit=limit))  # rare: equal scores at the kth place

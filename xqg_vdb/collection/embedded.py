@@ -13,10 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import CorruptError, DataError, LockedError
-from ..types import Card, CollectionWriter, Hit, StoredPoint, Vectors
+from ..types import Card, CollectionWriter, Hit, Questions, StoredPoint
 from . import engine, layout
 from .disk import disk_errors, empty_bin, remove_folder
 from .embedded_admin import EmbeddedAdmin
@@ -106,7 +104,7 @@ class EmbeddedStore:
     def search(
         self,
         name: str,
-        vectors: Vectors,
+        vectors: Questions,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -114,16 +112,17 @@ class EmbeddedStore:
         exact: bool,
         ef: int | None,
     ) -> list[list[Hit]]:
-        """The k best per row of `vectors` (q, dim), by score, then id; only passages in `langs` when given.
+        """The k best per question, by score, then id; only passages in `langs` when given.
 
+        vectors: rows (q, dim), or token weights when `using` is the sparse vector.
         ef: how many candidates graph search keeps; None is the engine's 100.
         """
         rows = layout.check_queries(vectors, k=k)
         layout.check_langs(langs)
         with self.reading(name) as reader, engine.errors(reader.version.shard):
-            layout.check_using(reader.card, using, name=name, dim=rows.shape[1])
+            layout.check_using(reader.card, using, name=name, asked=rows)
 
-            def ask(questions: Vectors, limit: int) -> list[list[layout.Found]]:
+            def ask(questions: Questions, limit: int) -> list[list[layout.Found]]:
                 return engine.query(reader.shard, questions, limit=limit, langs=langs, using=using, exact=exact, ef=ef)
 
             return layout.best(rows, ask, k=k)
@@ -138,8 +137,7 @@ class EmbeddedStore:
         """Every point of the version that is published when the first one is asked for."""
         with self.reading(name) as reader, engine.errors(reader.version.shard):
             for payload, vectors in engine.scroll(reader.shard, with_vectors=with_vectors):
-                arrays = {key: np.asarray(value, dtype=np.float32) for key, value in vectors.items()}
-                yield StoredPoint(id=str(payload.get("id", "")), payload=payload, vectors=arrays)
+                yield layout.stored_point(payload, vectors)
 
     def delete(self, name: str) -> None:
         """Remove the collection with all its versions. Raises DataError when it is unknown, LockedError when in use."""

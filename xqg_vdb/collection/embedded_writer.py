@@ -75,7 +75,7 @@ class EmbeddedWriter:
             return
         self._require_space(sum(rows.sizes))
         with engine.errors(self._version.shard):
-            operation = engine.upsert_operation(rows, batch.vectors)
+            operation = engine.upsert_operation(rows, batch)
         try:
             with engine.errors(self._version.shard):
                 shard.update(operation)

@@ -15,9 +15,9 @@ import numpy as np
 import qdrant_edge as edge
 
 from ..errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError
-from ..types import Card, Vectors
+from ..types import Card, PointBatch, Questions, SparseVector, Vectors
 from .gate import Rows
-from .layout import LANG_KEY, TEXT_SPARSE, Found
+from .layout import LANG_KEY, TEXT_DENSE_MAXSIM, TEXT_SPARSE, Found
 from .options import OVERSAMPLING, CollectionOptions, Quantization
 
 Shard = edge.EdgeShard
@@ -43,16 +43,10 @@ _QUANTIZATIONS: dict[Quantization, Callable[[], QuantizationConfig]] = {
 
 def create(path: Path, card: Card, options: CollectionOptions) -> Shard:
     """A new shard in an empty folder, its language index made before the first point. WAL on: it is the lock, too."""
-    dense = edge.EdgeVectorParams(
-        size=card.encoder.dim,
-        distance=_DISTANCES[card.distance],
-        hnsw_config=_graph(options),
-        quantization_config=None if options.quantization is None else _QUANTIZATIONS[options.quantization](),
-        memory=_memory(options.on_disk_vectors),
-    )
+    weighed = edge.Modifier.Idf if card.bm25 is not None else None
     config = edge.EdgeConfig(
-        vectors={name: dense for name in card.vectors},
-        sparse_vectors={TEXT_SPARSE: edge.EdgeSparseVectorParams()},
+        vectors={name: _vector_params(name, card, options) for name in card.vectors},
+        sparse_vectors={TEXT_SPARSE: edge.EdgeSparseVectorParams(modifier=weighed)},
         payload_memory=_memory(options.on_disk_payload),
         wal_enabled=True,
     )
@@ -84,17 +78,19 @@ def load_checked(path: Path, card: Card) -> Shard:
     return shard
 
 
-def upsert_operation(rows: Rows, vectors: Mapping[str, Vectors]) -> edge.UpdateOperation:
+def upsert_operation(rows: Rows, batch: PointBatch) -> edge.UpdateOperation:
     """The operation that writes checked rows; building it touches no shard.
 
     A vector goes in as a memoryview of its row: the engine reads its items one by one, and those of a memoryview are
     plain floats, twice as fast as `tolist` and thrice as fast as an array's boxed scalars (17, 37 and 47 µs at 384).
     """
-    names = list(vectors)
-    columns = [[memoryview(row) for row in np.ascontiguousarray(vectors[name])] for name in names]
+    columns: dict[str, list[Any]] = {name: _rows(matrix) for name, matrix in batch.vectors.items()}
+    columns |= {name: [_rows(own) for own in matrices] for name, matrices in batch.multivectors.items()}
+    if batch.sparse is not None:
+        columns[TEXT_SPARSE] = [_sparse(own) for own in batch.sparse]
     points = [
-        edge.Point(docid, cast(Any, dict(zip(names, row, strict=True))), payload)
-        for docid, payload, row in zip(rows.ids, rows.payloads, zip(*columns, strict=True), strict=True)
+        edge.Point(docid, cast(Any, dict(zip(columns, row, strict=True))), payload)
+        for docid, payload, row in zip(rows.ids, rows.payloads, zip(*columns.values(), strict=True), strict=True)
     ]
     return edge.UpdateOperation.upsert_points(points)
 
@@ -112,7 +108,7 @@ def languages(shard: Shard) -> dict[str, int]:
 
 def query(
     shard: Shard,
-    vectors: Vectors,
+    vectors: Questions,
     *,
     limit: int,
     langs: Sequence[str] | None,
@@ -120,14 +116,14 @@ def query(
     exact: bool,
     ef: int | None,
 ) -> list[list[Found]]:
-    """Per row of `vectors` (q, dim) the `limit` nearest, best first; equal scores in no order."""
+    """Per question the `limit` nearest, best first; equal scores in no order."""
     compared_again = edge.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=OVERSAMPLING)
     params = edge.SearchParams(hnsw_ef=ef, exact=exact, quantization=compared_again)
     language = _language_filter(langs)
     requests = [
         edge.QueryRequest(
             limit=limit,
-            query=edge.Query.Nearest(cast(Any, memoryview(row)), using=using),
+            query=edge.Query.Nearest(_asked(row), using=using),
             params=params,
             filter=language,
             with_payload=True,
@@ -151,6 +147,30 @@ def scroll(shard: Shard, *, with_vectors: bool) -> Iterator[tuple[Mapping[str, A
             yield record.payload or {}, cast(Mapping[str, Any], record.vector or {})
         if offset is None:
             return
+
+
+def _vector_params(name: str, card: Card, options: CollectionOptions) -> edge.EdgeVectorParams:
+    many = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if name == TEXT_DENSE_MAXSIM else None
+    return edge.EdgeVectorParams(
+        size=card.encoder.dim,
+        distance=_DISTANCES[card.distance],
+        multivector_config=many,
+        hnsw_config=_graph(options),
+        quantization_config=None if options.quantization is None else _QUANTIZATIONS[options.quantization](),
+        memory=_memory(options.on_disk_vectors),
+    )
+
+
+def _asked(one: Any) -> Any:
+    return _sparse(one) if isinstance(one, SparseVector) else memoryview(one)
+
+
+def _rows(matrix: Vectors) -> list[memoryview]:
+    return [memoryview(row) for row in np.ascontiguousarray(matrix)]
+
+
+def _sparse(one: SparseVector) -> edge.SparseVector:
+    return edge.SparseVector(one.indices.tolist(), one.values.tolist())
 
 
 def _graph(options: CollectionOptions) -> edge.HnswIndexConfig | None:

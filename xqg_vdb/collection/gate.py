@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from ..errors import DataError, MismatchError
-from ..types import Card, Passage, PointBatch, Vectors
+from ..types import Card, Passage, PointBatch, SparseVector, Vectors
 from .layout import RESERVED_META, payload_of, point_id
 
 MAX_DEPTH = 32
@@ -36,6 +36,9 @@ class Rows:
     sizes: list[int]
 
 
+Sizes = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
 class _Reason(Exception):
     """Why one passage cannot be stored; becomes a DataError that names the passage."""
 
@@ -52,11 +55,12 @@ def checked(batch: PointBatch, *, card: Card) -> Rows:
             f"The batch has {len(passages)} passages but {len(batch.query_langs)} entries of query languages."
         )
     vector_bytes = _check_vectors(batch, card)
+    more_bytes = _check_multivectors(batch, card) + _check_sparse(batch, card)
     payloads, sizes = [], []
-    for passage, langs in zip(passages, batch.query_langs, strict=True):
+    for passage, langs, more in zip(passages, batch.query_langs, more_bytes.tolist(), strict=True):
         try:
             payload = _payload(passage, langs)
-            size = _size(payload) + vector_bytes
+            size = _size(payload) + vector_bytes + more
         except _Reason as reason:
             raise DataError(f"Passage {passage.id!r} cannot be stored: {reason}.") from None
         payloads.append(payload)
@@ -67,8 +71,9 @@ def checked(batch: PointBatch, *, card: Card) -> Rows:
 
 def _check_vectors(batch: PointBatch, card: Card) -> int:
     """Bytes of one point's vectors, after all of them were looked at."""
-    if set(batch.vectors) != set(card.vectors):
-        raise MismatchError(f"The batch has vectors {sorted(batch.vectors)}, the collection {sorted(card.vectors)}.")
+    given = sorted([*batch.vectors, *batch.multivectors])
+    if given != sorted(card.vectors):
+        raise MismatchError(f"The batch has vectors {given}, the collection {sorted(card.vectors)}.")
     shape = (len(batch.passages), card.encoder.dim)
     for name, matrix in batch.vectors.items():
         if not isinstance(matrix, np.ndarray) or matrix.dtype != np.float32 or matrix.shape != shape:
@@ -78,7 +83,52 @@ def _check_vectors(batch: PointBatch, card: Card) -> int:
         if bad.size:
             docid, reason = batch.passages[bad[0]].id, _what_is_wrong(matrix[bad[0]])
             raise DataError(f"Passage {docid!r} cannot be stored: its vector {name!r} {reason}.")
-    return 4 * card.encoder.dim * len(card.vectors)
+    return 4 * card.encoder.dim * len(batch.vectors)
+
+
+def _check_multivectors(batch: PointBatch, card: Card) -> Sizes:
+    """Bytes of each point's multivectors, after all of them were looked at."""
+    total = np.zeros(len(batch.passages), dtype=np.int64)
+    for name, matrices in batch.multivectors.items():
+        if len(matrices) != len(batch.passages):
+            raise MismatchError(f"The batch has {len(batch.passages)} passages but {len(matrices)} matrices {name!r}.")
+        for i, matrix in enumerate(matrices):
+            if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[1] != card.encoder.dim or not len(matrix):
+                raise MismatchError(
+                    f"The multivectors {name!r} must be float32 (1 or more, {card.encoder.dim}), found {matrix.dtype}"
+                    f" {matrix.shape}."
+                )
+            bad = _unusable_rows(matrix)
+            if bad.size:
+                docid, reason = batch.passages[i].id, _what_is_wrong(matrix[bad[0]])
+                raise DataError(f"Passage {docid!r} cannot be stored: row {bad[0]} of its vector {name!r} {reason}.")
+            total[i] += matrix.nbytes
+    return total
+
+
+def _check_sparse(batch: PointBatch, card: Card) -> Sizes:
+    """Bytes of each point's sparse vector, after all of them were looked at.
+
+    The embedded engine panics, and loses the shard, when indices and values differ in number.
+    """
+    if (batch.sparse is None) != (card.bm25 is None) or len(batch.sparse or batch.passages) != len(batch.passages):
+        raise MismatchError("A batch has one sparse vector a passage when the collection has them, and else none.")
+    total = np.zeros(len(batch.passages), dtype=np.int64)
+    for i, one in enumerate(batch.sparse or ()):
+        if not _is_sparse(one):
+            raise DataError(
+                f"Passage {batch.passages[i].id!r} cannot be stored: its sparse vector must have strictly rising uint32"
+                " indices and as many finite float32 values."
+            )
+        total[i] = one.indices.nbytes + one.values.nbytes
+    return total
+
+
+def _is_sparse(one: SparseVector) -> bool:
+    indices, values = one.indices, one.values
+    if indices.dtype != np.uint32 or values.dtype != np.float32 or indices.ndim != 1 or indices.shape != values.shape:
+        return False
+    return bool((indices[1:] > indices[:-1]).all() and np.isfinite(values).all())
 
 
 def _unusable_rows(matrix: Vectors) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:

@@ -12,18 +12,20 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..errors import DataError, MismatchError
-from ..types import UNKNOWN_LANGUAGE, Card, Hit, Passage, Vectors
+from ..types import UNKNOWN_LANGUAGE, Bm25Settings, Card, Hit, Passage, Questions, SparseVector, StoredPoint, Vectors
 
 TEXT_DENSE = "text-dense"
 TEXT_DENSE_PLAIN = "text-dense-plain"
 """The passage's own vector, without queries: for side-by-side and for undo."""
+TEXT_DENSE_MAXSIM = "text-dense-maxsim"
+"""A multivector: the passage's own row and one for each of its queries; the row that fits a question best counts."""
 TEXT_SPARSE = "text-sparse"
-"""Always empty: Haystack insists on a sparse vector of this name whenever vectors are named."""
+"""BM25 weights; empty without hybrid search, because Haystack insists on a sparse vector of this name."""
 LANG_KEY = "meta.lang"
 RESERVED_META = frozenset({"lang", "title", "query_langs"})
 """Keys of payload["meta"] that are ours; all others belong to the user."""
@@ -81,6 +83,21 @@ def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
     )
 
 
+def stored_point(payload: Mapping[str, Any], vectors: Mapping[str, Any]) -> StoredPoint:
+    """A point as either engine gives it: lists of numbers, and a record with `indices` and `values`."""
+    words = vectors.get(TEXT_SPARSE)
+    sparse = None if words is None else sparse_vector(words.indices, words.values)
+    arrays = {name: np.asarray(value, dtype=np.float32) for name, value in vectors.items() if name != TEXT_SPARSE}
+    return StoredPoint(id=str(payload.get("id", "")), payload=payload, vectors=arrays, sparse=sparse)
+
+
+def sparse_vector(indices: Sequence[int], values: Sequence[float]) -> SparseVector:
+    """The token weights in rising order of their indices."""
+    places = np.asarray(indices, dtype=np.uint32)
+    order = np.argsort(places)
+    return SparseVector(places[order], np.asarray(values, dtype=np.float32)[order])
+
+
 class Digest:
     """Order-free digest over (id, text): the sum modulo 2**128 of a blake2b-128 per passage; any scroll order will do.
 
@@ -118,34 +135,44 @@ def _resume_key(card: Card) -> tuple[object, ...]:
         card.distance,
         card.recipe,
         dict(card.query_means),
+        card.passage_calibration,
+        dict(card.passage_means),
         card.vectors,
+        card.bm25,
         card.rows_digest,
         dict(card.storage),
     )
 
 
-def check_queries(vectors: Vectors, *, k: int) -> Vectors:
-    """Question rows as contiguous float32 (q, dim). Raises DataError for another shape, NaN, infinity or k below 1."""
-    rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    if rows.ndim != 2:
-        raise DataError(f"Question vectors must be a matrix (questions, dim), found shape {np.shape(vectors)}.")
-    if not np.isfinite(rows).all():
-        raise DataError("A question's vector holds NaN or infinity; check the encoder and its calibration.")
+def check_queries(vectors: Questions, *, k: int) -> Questions:
+    """Question rows as contiguous float32 (q, dim), token weights as they are.
+
+    Raises DataError for another shape, NaN, infinity or k below 1.
+    """
     if k < 1:
         raise DataError(f"k must be 1 or more, found {k}.")
+    if isinstance(vectors, Sequence) and vectors and all(isinstance(one, SparseVector) for one in vectors):
+        return vectors
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if rows.ndim != 2:
+        raise DataError(f"Question vectors must be a matrix (questions, dim), found shape {np.shape(rows)}.")
+    if not np.isfinite(rows).all():
+        raise DataError("A question's vector holds NaN or infinity; check the encoder and its calibration.")
     return rows
 
 
-        card.passage_calibration,
-        dict(card.passage_means),
 def check_langs(langs: Sequence[str] | None) -> None:
     """Raise DataError for a bare string or an empty list: both would filter everything away."""
     if isinstance(langs, str) or (langs is not None and not langs):
         raise DataError(f"langs must be a list with at least one language code, or None for all; found {langs!r}.")
 
 
-def check_using(card: Card, using: str, *, name: str, dim: int) -> None:
-    """Raise MismatchError unless `name` has vectors `using` of width `dim`."""
+def check_using(card: Card, using: str, *, name: str, asked: Questions) -> None:
+    """Raise MismatchError unless `name` has vectors `using` that the questions can be compared with."""
+    if using == TEXT_SPARSE:
+        check_hybrid(card, name=name)
+        return
+    dim = cast(Vectors, asked).shape[1]
     if using not in card.vectors:
         raise MismatchError(f"Collection {name!r} has no vector {using!r}; it has {', '.join(card.vectors)}.")
     if dim != card.encoder.dim:
@@ -155,7 +182,14 @@ def check_using(card: Card, using: str, *, name: str, dim: int) -> None:
         )
 
 
-def best(rows: Vectors, ask: Callable[[Vectors, int], Sequence[Sequence[Found]]], *, k: int) -> list[list[Hit]]:
+def check_hybrid(card: Card, *, name: str) -> Bm25Settings:
+    """How the collection's sparse vectors were made. Raises MismatchError when it has none."""
+    if card.bm25 is None:
+        raise MismatchError(f"Collection {name!r} has no sparse vectors: load it with --hybrid (hybrid=Hybrid()).")
+    return card.bm25
+
+
+def best(rows: Questions, ask: Callable[[Any, int], Sequence[Sequence[Found]]], *, k: int) -> list[list[Hit]]:
     """The k best per row of `rows`, by score, then id; `ask(rows, limit)` finds that many per row, falling by score.
 
     Engines order equal scores by chance, so one more than k is asked for. When it ties with the kth, which of them

@@ -14,14 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client.local.qdrant_local import QdrantLocal
 from qdrant_client.qdrant_remote import QdrantRemote
 
 from ..batching import windows
 from ..errors import DataError, ServerError
-from ..types import Card, CollectionWriter, Hit, StoredPoint, Vectors
+from ..types import Card, CollectionWriter, Hit, Questions, SparseVector, StoredPoint
 from . import layout
 from .options import CollectionOptions
 from .retry import NotFound, Server
@@ -153,7 +152,7 @@ class ServerStore:
     def search(
         self,
         name: str,
-        vectors: Vectors,
+        vectors: Questions,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -161,8 +160,9 @@ class ServerStore:
         exact: bool,
         ef: int | None,
     ) -> list[list[Hit]]:
-        """The k best per row of `vectors` (q, dim), by score, then id; only passages in `langs` when given.
+        """The k best per question, by score, then id; only passages in `langs` when given.
 
+        vectors: rows (q, dim), or token weights when `using` is the sparse vector.
         ef: how many candidates graph search keeps; None is the server's default.
         """
         rows = layout.check_queries(vectors, k=k)
@@ -170,7 +170,7 @@ class ServerStore:
         # the local mode is always exact and warns when it is asked to be
         params = None if self._is_local else search_params(exact=exact, ef=ef)
 
-        def ask(questions: Vectors, limit: int) -> list[list[layout.Found]]:
+        def ask(questions: Questions, limit: int) -> list[list[layout.Found]]:
             return self.ask(name, search_requests(questions, limit=limit, langs=langs, using=using, params=params))
 
         return layout.best(rows, ask, k=k)
@@ -236,14 +236,24 @@ class ServerStore:
 
 
 def search_requests(
-    questions: Vectors, *, limit: int, langs: Sequence[str] | None, using: str, params: models.SearchParams | None
+    questions: Questions, *, limit: int, langs: Sequence[str] | None, using: str, params: models.SearchParams | None
 ) -> list[models.QueryRequest]:
-    """One request per row of `questions` (q, dim) for its `limit` nearest, with payloads."""
+    """One request per question for its `limit` nearest, with payloads."""
     wanted = _language_filter(langs)
     return [
-        models.QueryRequest(query=row, using=using, filter=wanted, params=params, limit=limit, with_payload=True)
-        for row in questions.tolist()
+        models.QueryRequest(
+            query=_asked(one, using), using=using, filter=wanted, params=params, limit=limit, with_payload=True
+        )
+        for one in questions
     ]
+
+
+def _asked(one: Any, using: str) -> list[float] | list[list[float]] | models.SparseVector:
+    if isinstance(one, SparseVector):
+        return models.SparseVector(indices=one.indices.tolist(), values=one.values.tolist())
+    row: list[float] = one.tolist()
+    # a server takes a row for a matrix of one; the local mode does not
+    return [row] if using == layout.TEXT_DENSE_MAXSIM else row
 
 
 def batched_requests(requests: Sequence[models.QueryRequest]) -> list[list[models.QueryRequest]]:
@@ -257,10 +267,7 @@ def found_in(answer: models.QueryResponse) -> list[layout.Found]:
 
 
 def _stored(record: models.Record) -> StoredPoint:
-    vectors = cast(Mapping[str, Any], record.vector or {})
-    payload = record.payload or {}
-    arrays = {key: np.asarray(value, dtype=np.float32) for key, value in vectors.items()}
-    return StoredPoint(id=str(payload.get("id", "")), payload=payload, vectors=arrays)
+    return layout.stored_point(record.payload or {}, cast(Mapping[str, Any], record.vector or {}))
 
 
 def _language_filter(langs: Sequence[str] | None) -> models.Filter | None:

@@ -11,7 +11,7 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from ..types import Card
-from .layout import LANG_KEY, TEXT_SPARSE
+from .layout import LANG_KEY, TEXT_DENSE_MAXSIM, TEXT_SPARSE
 from .options import OVERSAMPLING, CollectionOptions, Quantization
 
 BULK_KEY = "xqg_bulk"
@@ -47,13 +47,11 @@ def create(
 ) -> None:
     """The empty collection, its language index, and no vector index yet in bulk mode; repeating it is harmless."""
     if not client.collection_exists(version):
-        dense = models.VectorParams(
-            size=card.encoder.dim, distance=_DISTANCES[card.distance], on_disk=options.on_disk_vectors
-        )
+        weighed = models.Modifier.IDF if card.bm25 is not None else None
         client.create_collection(
             version,
-            vectors_config={name: dense for name in card.vectors},
-            sparse_vectors_config={TEXT_SPARSE: models.SparseVectorParams()},
+            vectors_config={name: _vector_params(name, card, options) for name in card.vectors},
+            sparse_vectors_config={TEXT_SPARSE: models.SparseVectorParams(modifier=weighed)},
             shard_number=options.shards,
             replication_factor=options.replication_factor,
             write_consistency_factor=options.write_consistency,
@@ -74,6 +72,16 @@ def search_params(*, exact: bool, ef: int | None) -> models.SearchParams:
     """How to search; what is said of quantised vectors changes nothing where there are none."""
     again = models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=OVERSAMPLING)
     return models.SearchParams(hnsw_ef=ef, exact=exact, quantization=again)
+
+
+def _vector_params(name: str, card: Card, options: CollectionOptions) -> models.VectorParams:
+    many = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+    return models.VectorParams(
+        size=card.encoder.dim,
+        distance=_DISTANCES[card.distance],
+        multivector_config=many if name == TEXT_DENSE_MAXSIM else None,
+        on_disk=options.on_disk_vectors,
+    )
 
 
 def _defer_index(client: QdrantClient, version: str) -> None:

@@ -8,18 +8,19 @@ come from.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from qdrant_client import models
 
 from ..errors import CorruptError, DataError, LockedError, MismatchError, XqgError
-from ..types import Card, PointBatch, Vectors
+from ..types import Card, PointBatch
 from .gate import Rows, checked
-from .layout import same_build
+from .layout import TEXT_SPARSE, same_build
 from .options import CollectionOptions
 from .retry import NotDone, Refused, TooLarge
 from .server_index import build_index
@@ -82,7 +83,7 @@ class ServerWriter:
         rows = checked(batch, card=self._card)
         self._lease.renew(self._version)
         for start, stop in _requests(rows.sizes):
-            self._begin(partial(self._send, rows, batch.vectors, start, stop))
+            self._begin(partial(self._send, rows, batch, start, stop))
 
     def commit(self, rows: int) -> None:
         """Record that the first `rows` rows of the input are in, once all requests of them were answered."""
@@ -157,14 +158,14 @@ class ServerWriter:
             self.close()
             raise
 
-    def _send(self, rows: Rows, vectors: Mapping[str, Vectors], start: int, stop: int) -> None:
+    def _send(self, rows: Rows, points: PointBatch, start: int, stop: int) -> None:
         """Write the rows from `start` to `stop`.
 
         Halves them when the server finds them too large, and when it refuses them, until the bad point is found.
         """
         batch = models.Batch.model_construct(  # the gate has validated; doing it again would cost as much as the rest
             ids=[str(one) for one in rows.ids[start:stop]],
-            vectors={name: matrix[start:stop].tolist() for name, matrix in vectors.items()},
+            vectors=_columns(points, slice(start, stop)),
             payloads=rows.payloads[start:stop],
         )
         try:
@@ -176,8 +177,8 @@ class ServerWriter:
                 docid = rows.payloads[start]["id"]
                 raise DataError(f"Passage {docid!r} cannot be stored: {error}") from error
             middle = (start + stop) // 2
-            self._send(rows, vectors, start, middle)
-            self._send(rows, vectors, middle, stop)
+            self._send(rows, points, start, middle)
+            self._send(rows, points, middle, stop)
 
     def _upsert(self, batch: models.Batch) -> None:
         result = self._client.upsert(self._version, batch, wait=True)
@@ -252,6 +253,17 @@ def _busy(names: Names, name: str, by: str) -> LockedError:
         f"Collection {name!r} on {names.server.where} is being loaded by {by}, from another corpus or with other"
         " options; wait until that load has ended."
     )
+
+
+def _columns(batch: PointBatch, rows: slice) -> dict[str, list[Any]]:
+    """The vectors of some rows by name, as the client sends them."""
+    columns: dict[str, list[Any]] = {name: matrix[rows].tolist() for name, matrix in batch.vectors.items()}
+    columns |= {name: [own.tolist() for own in matrices[rows]] for name, matrices in batch.multivectors.items()}
+    if batch.sparse is not None:
+        columns[TEXT_SPARSE] = [
+            models.SparseVector(indices=own.indices.tolist(), values=own.values.tolist()) for own in batch.sparse[rows]
+        ]
+    return columns
 
 
 def _requests(sizes: list[int]) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,176 @@
+"""A row per generated query: what the multivector holds, MaxSim against a loop, and a kept pass that goes on."""
+
+import asyncio
+import json
+import random
+
+import numpy as np
+import pytest
+from bench_cases import encoder, sentence
+from cli_cases import run_cli, write_inputs, write_starter
+from fake_qdrant import FakeQdrant
+
+import xqg_vdb.query_rows as query_rows
+from xqg_vdb import AsyncRetriever, Query, Recipe, Retriever, load
+from xqg_vdb.building import read_rows
+from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.collection.migrate import migrate
+from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.queries import QueryFile
+from xqg_vdb.verifying import verify
+
+MAXSIM = "text-dense-maxsim"
+N = 30
+RECIPE = Recipe(alpha=0.4, langs=("ha", "sw"))
+
+
+def write(folder):
+    """Passages with 0 to 3 queries in two languages that are folded in, and one in a third that is not."""
+    rng = random.Random(3)
+    rows = [{"id": f"p{i:02d}", "text": sentence(rng, 9), "lang": "en"} for i in range(N)]
+    queries = {}
+    for i, row in enumerate(rows):
+        counts = {"ha": i % 3, "sw": (i + 1) % 2, "zu": 1}
+        queries[row["id"]] = {lang: [sentence(rng, 4) for _ in range(n)] for lang, n in counts.items() if n}
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lines = ({"id": docid, "generated_queries": own} for docid, own in queries.items())
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return rows, queries
+
+
+@pytest.fixture(scope="module", params=["embedded", "memory", "http"])
+def loaded(request, tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("maxsim"), encoder()
+    rows, queries = write(folder)
+    with FakeQdrant() as fake:
+        if request.param == "embedded":
+            store = EmbeddedStore(folder / "store", free_space_floor=0)
+        else:
+            store = ServerStore.connect(":memory:" if request.param == "memory" else fake.url)
+        with store:
+            options = {"encoder": made, "store": store, "queries": folder / "queries.jsonl", "recipe": RECIPE}
+            yield made, load(folder / "corpus.jsonl", "c", more_vectors=["maxsim"], **options), rows, queries
+
+
+def expected_rows(made, collection, rows, queries):
+    """One matrix a passage, query by query."""
+    means = Retriever(made, collection).query_encoder.language_means.means
+    matrices = {}
+    for row in rows:
+        (own,) = made.encode_passages([row["text"]])
+        mixed = [
+            0.6 * own + 0.4 * (made.encode_queries([text])[0] - means[lang])
+            for lang in ("ha", "sw")
+            for text in queries[row["id"]].get(lang, [])
+        ]
+        matrices[row["id"]] = np.stack([vector / np.linalg.norm(vector) for vector in [own, *mixed]])
+    return matrices
+
+
+def test_a_row_for_the_passage_and_for_each_of_its_queries(loaded):
+    made, collection, rows, queries = loaded
+    assert collection.card.vectors == ("text-dense", MAXSIM)
+    expected = expected_rows(made, collection, rows, queries)
+    assert {len(matrix) for matrix in expected.values()} == {1, 2, 3, 4}
+    for point in collection.scroll(with_vectors=True):
+        # the card keeps the means in 16 bits
+        np.testing.assert_allclose(point.vectors[MAXSIM], expected[point.id], atol=2e-3)
+        assert point.vectors["text-dense"].shape == (made.facts.dim,)
+
+
+def test_the_best_row_counts(loaded):
+    made, collection, rows, _ = loaded
+    stored = {point.id: point.vectors[MAXSIM] for point in collection.scroll(with_vectors=True)}
+    retriever = Retriever(made, collection)
+    asked = [Query(str(i), row["text"][:14], ("ha", "und", "de")[i % 3]) for i, row in enumerate(rows[:9])]
+    vectors = retriever.encode(asked)
+    assert set(vectors.using) == {MAXSIM}
+    for question, answer in zip(vectors.vectors, retriever.run(asked, k=N, exact=True), strict=True):
+        scores = {docid: max(float(row @ question) for row in matrix) for docid, matrix in stored.items()}
+        assert {hit.id: hit.score for hit in answer.hits} == pytest.approx(scores, abs=1e-5)
+        found = [scores[hit.id] for hit in answer.hits]
+        assert found == sorted(found, reverse=True) or np.diff(found).max() < 1e-5
+
+    async def search():
+        async with AsyncRetriever(retriever) as searcher:
+            return await searcher.run(asked, k=5, exact=True)
+
+    ids = [[hit.id for hit in answer.hits] for answer in asyncio.run(search())]
+    assert ids == [[hit.id for hit in answer.hits] for answer in retriever.run(asked, k=5, exact=True)]
+
+
+def test_copied_and_verified(loaded, tmp_path):
+    collection = loaded[1]
+    with EmbeddedStore(tmp_path / "copy", free_space_floor=0) as copy:
+        migrate(collection.store, "c", copy)
+        assert verify(copy, "c").problems == verify(collection.store, "c").problems == ()
+        own = {point.id: point.vectors[MAXSIM] for point in collection.scroll(with_vectors=True)}
+        for point in copy.scroll("c", with_vectors=True):
+            np.testing.assert_allclose(point.vectors[MAXSIM], own[point.id], atol=1e-6)
+
+
+def test_a_stopped_pass_goes_on(tmp_path, monkeypatch):
+    """Killed after two windows of four: the others are encoded then, each query once, to the same rows."""
+    monkeypatch.setattr(query_rows, "WINDOW", 8)
+    write(tmp_path)
+    made, seen = encoder(), []
+
+    class Watched:
+        facts, stop = made.facts, 2
+
+        def encode_queries(self, texts):
+            if len(seen) == self.stop:
+                raise KeyboardInterrupt
+            seen.append(list(texts))
+            return made.encode_queries(texts)
+
+    def keep(watched, folder):
+        with QueryFile([tmp_path / "queries.jsonl"]) as table:
+            rows = read_rows(tmp_path / "corpus.jsonl", queries=table, detect=False)
+            return query_rows.keep_query_rows(rows, encoder=watched, path=folder)
+
+    watched = Watched()
+    with pytest.raises(KeyboardInterrupt):
+        keep(watched, tmp_path / "each")
+    watched.stop = 100
+    kept = keep(watched, tmp_path / "each")
+    texts = [text for own in seen for text in own]
+    assert len(seen) == 4 and len(texts) == kept.rows
+    np.testing.assert_array_equal(kept.passages, made.encode_queries(texts))
+    keep(watched, tmp_path / "each")
+    assert len(seen) == 4
+    lines = (tmp_path / "queries.jsonl").read_text().splitlines()
+    (tmp_path / "queries.jsonl").write_text("\n".join([*lines[:-1], lines[-1].replace("w", "v")]))
+    with pytest.raises(MismatchError, match="changed"):
+        keep(watched, tmp_path / "each")
+
+
+def test_another_alpha_encodes_nothing(tmp_path):
+    write(tmp_path)
+    made = encoder()
+    with EmbeddedStore(tmp_path / "store", free_space_floor=0) as store:
+        options = {"store": store, "queries": tmp_path / "queries.jsonl", "build": tmp_path / "build"}
+        load(tmp_path / "corpus.jsonl", "c", encoder=made, more_vectors=["maxsim"], **options)
+        made.encode_queries = made.encode_passages = None  # would raise when called
+        again = load(
+            tmp_path / "corpus.jsonl", "c", encoder=made, more_vectors=["maxsim"], recipe=Recipe(alpha=0.1), **options
+        )
+        assert again.card.recipe.alpha == 0.1
+        with pytest.raises(DataError, match="not both"):
+            load(tmp_path / "corpus.jsonl", "c", encoder=made, more_vectors=["maxsim", "languages"], **options)
+
+
+def test_the_command(tmp_path):
+    write_starter(tmp_path / "cache")
+    write_inputs(tmp_path, 12)
+    load_it = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--maxsim"]
+    refused = run_cli(tmp_path, *load_it, "--per-language")
+    assert refused.returncode == 2 and "not both" in refused.stderr
+    done = run_cli(tmp_path, *load_it, "--hybrid")
+    assert done.returncode == 0, done.stderr
+    assert f"text-dense, {MAXSIM}" in run_cli(tmp_path, "info", "c").stdout
+    text = json.loads((tmp_path / "corpus.jsonl").read_text().splitlines()[4])["text"]
+    for more in ([], ["--hybrid"], ["--exact"]):
+        found = run_cli(tmp_path, "search", "c", text, "--json", *more)
+        assert json.loads(found.stdout)[0]["hits"][0]["id"] == "p4", found.stderr

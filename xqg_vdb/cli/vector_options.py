@@ -1,0 +1,54 @@
+"""The options of `load` that say which vectors a point has beside the fused one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from xqg_vdb.cli.options import F, remembered, remembered_option
+
+if TYPE_CHECKING:
+    from xqg_vdb.types import Hybrid, MoreVectors
+
+
+def vector_options(command: F) -> F:
+    """A vector per language, a row per query, plain vectors, words; read by `chosen_vectors` and `chosen_hybrid`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def chosen_vectors() -> list[MoreVectors]:
+    """The dense vectors that the command that runs was asked for. UsageError for two that exclude each other."""
+    if remembered("per_language") and remembered("maxsim"):
+        raise click.UsageError("give --per-language or --maxsim, not both")
+    more: list[MoreVectors] = []
+    more += ["plain"] if remembered("keep_plain") else []
+    more += ["languages"] if remembered("per_language") else []
+    more += ["maxsim"] if remembered("maxsim") else []
+    return more
+
+
+def chosen_hybrid() -> Hybrid | None:
+    """What the sparse vectors are to be made from; None for none."""
+    from xqg_vdb.types import Hybrid
+
+    lang, queries = remembered("hybrid_lang"), bool(remembered("hybrid_queries"))
+    if remembered("hybrid"):
+        return Hybrid(lang=lang, queries=queries)
+    if lang is not None or queries:
+        raise click.UsageError("--hybrid-lang and --hybrid-queries say how: give --hybrid with them")
+    return None
+
+
+_OPTIONS = [
+    remembered_option("--per-language", is_flag=True, help="Also a vector per query language, for questions in it."),
+    remembered_option("--maxsim", is_flag=True, help="Also a row per generated query, of which the best counts."),
+    remembered_option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain."),
+    remembered_option("--hybrid", is_flag=True, help="Also vectors of the words (BM25), for search --hybrid."),
+    remembered_option("--hybrid-queries", is_flag=True, help="Words of the generated queries, too (doc2query)."),
+    remembered_option(
+        "--hybrid-lang", metavar="LANG", help="Whose stemmer and stop words, or none  [default: the passages']"
+    ),
+]
