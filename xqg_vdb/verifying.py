@@ -139,9 +139,7 @@ def _lang_of(point: StoredPoint) -> str:
     return str((point.payload.get("meta") or {}).get("lang", UNKNOWN_LANGUAGE))
 
 
-def _fused(
-    rows: np.ndarray[tuple[int], np.dtype[np.int64]], langs: Sequence[str], kept: Build, card: Card
-) -> Vectors:
+def _fused(rows: np.ndarray[tuple[int], np.dtype[np.int64]], langs: Sequence[str], kept: Build, card: Card) -> Vectors:
     places = np.argsort(rows)  # memory-mapped files are read front to back
     order = rows[places]
     passages = rows_of_card(kept.passages[order], langs=[langs[i] for i in places.tolist()], card=card)
