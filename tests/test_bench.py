@@ -411,8 +411,10 @@ def test_all_rows_against_a_loop(data):
     flat = {lang: [t for q in own.values() for t in q[lang]] for lang in ("ha", "zu")}
     means = {}
     for lang, texts in flat.items():
-        total = made.encode_queries(texts).sum(axis=0) + bank.means[lang] * bank.counts[lang]
-        means[lang] = total / (len(texts) + bank.counts[lang])
+        n = bank.counts[lang]
+        weight = min(n, len(texts))
+        own_mean = made.encode_queries(texts).mean(axis=0)
+        means[lang] = (n * bank.means[lang] + weight * own_mean) / (n + weight)
     found = read_run(_run(data, "all"))
     for row, query in enumerate(task.queries[:6]):
         asked = material.question_vectors[row] - made.calibration * means[query.lang]

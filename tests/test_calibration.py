@@ -61,6 +61,15 @@ def test_refining_is_the_mean_over_all_questions():
     assert both.counts == {"sw": 100, "yo": 70}
 
 
+def test_generated_queries_never_outweigh_what_is_there():
+    bank, many = RNG.standard_normal((30, 4)), RNG.standard_normal((700, 4))
+    found = table(sw=bank, ar=bank).refined(table(sw=many, ar=many[:10], yo=many), capped=True)
+    np.testing.assert_allclose(found.means["sw"], (bank.mean(axis=0) + many.mean(axis=0)) / 2, atol=1e-6)
+    np.testing.assert_allclose(found.means["ar"], np.concatenate([bank, many[:10]]).mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found.means["yo"], many.mean(axis=0), atol=1e-6)
+    assert found.counts == {"sw": 60, "ar": 40, "yo": 700}
+
+
 def test_means_survive_the_file_and_the_card(tmp_path):
     means = table(sw=RNG.standard_normal((3, 8)), ar=RNG.standard_normal((2, 8)))
     (tmp_path / "calibration.npz").write_bytes(save_means(means))

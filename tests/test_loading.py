@@ -75,7 +75,7 @@ def a_store(kind, path):
 def bank():
     rng = np.random.default_rng(7)
     means = {lang: (0.2 * rng.standard_normal(DIM)).astype(np.float32) for lang in ("sw", "ar")}
-    return LanguageMeans(means, {"sw": 30, "ar": 40}, "bank")
+    return LanguageMeans(means, {"sw": 3, "ar": 40}, "bank")
 
 
 def an_encoder(**options):
@@ -123,8 +123,9 @@ def twin(corpus, queries, recipe, *, distance="cosine", asked=None):
     mean = {lang: m.astype(np.float64) for lang, m in bank().means.items()}
     for lang in langs:
         vectors = [encode["q"](q) for texts in known.values() for q in texts.get(lang, [])]
-        n = bank().counts.get(lang, 0)
-        mean[lang] = (n * mean.get(lang, np.zeros(DIM)) + np.sum(vectors, axis=0)) / (n + len(vectors))
+        n, own = bank().counts.get(lang, 0), len(vectors)
+        weight = min(own, n) if n else own  # generated queries never outweigh the bank
+        mean[lang] = (n * mean.get(lang, np.zeros(DIM)) + weight * np.mean(vectors, axis=0)) / (n + weight)
     mean.update(asked or {})
     fused = {}
     for passage in corpus:
@@ -397,7 +398,7 @@ def test_generated_queries_refine_the_calibration(files):
         texts = [q for record in QUERIES for q in record["generated_queries"].get(lang, [])]
         total, n = encoder.encode_queries(texts).sum(axis=0), len(texts)
         if lang == "sw":
-            total, n = total + 30 * bank().means["sw"], n + 30
+            total, n = total / n * 3 + 3 * bank().means["sw"], 6
         stored = unpack_means(card.query_means, dim=DIM).means[lang]
         np.testing.assert_allclose(stored, total / n, atol=1e-3)  # float16
 
@@ -409,7 +410,7 @@ def test_users_questions_win_over_bank_and_generated(files, tmp_path, n):
     asked = [{"id": i, "text": text, "lang": "sw"} for i, text in enumerate(texts)]
     questions = write(tmp_path / "asked.jsonl", [*asked, {"id": "y", "text": "ibeere kan", "lang": "yo"}])
     own = an_encoder().encode_queries(texts).astype(np.float64)
-    sw = own.mean(axis=0) if n == 30 else (30 * bank().means["sw"] + own.sum(axis=0)) / 33
+    sw = own.mean(axis=0) if n == 30 else (3 * bank().means["sw"] + own.sum(axis=0)) / 6
     yo = an_encoder().encode_queries(["ibeere kan"])[0]
     with ServerStore.connect(":memory:") as store:
         card = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, questions=questions).card

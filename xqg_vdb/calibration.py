@@ -42,11 +42,17 @@ class LanguageMeans:
         mean: Vectors = np.mean(list(self.means.values()), axis=0, dtype=np.float32)
         return mean
 
-    def refined(self, other: LanguageMeans) -> LanguageMeans:
-        """Add `other`'s questions to the table: per language the mean over both sets, weighted by their counts."""
+    def refined(self, other: LanguageMeans, *, capped: bool = False) -> LanguageMeans:
+        """Add `other`'s questions to the table: per language the mean over both sets, weighted by their counts.
+
+        capped: what is here keeps at least half the weight. For generated queries: they are many, and their errors all
+        go one way, so that their number says nothing about their worth (docs/benchmarks.md, "Whose mean").
+        """
         means, counts = dict(self.means), dict(self.counts)
         for lang, theirs in other.means.items():
             n_mine, n_theirs = counts.get(lang, 0), other.counts[lang]
+            if capped and n_mine:
+                n_theirs = min(n_mine, n_theirs)
             mine = means.get(lang, np.zeros_like(theirs))
             means[lang] = ((n_mine * mine + n_theirs * theirs) / max(n_mine + n_theirs, 1)).astype(np.float32)
             counts[lang] = n_mine + n_theirs

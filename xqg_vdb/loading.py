@@ -293,7 +293,7 @@ def card_of(
     """
     build = kept.build
     langs = _folded_languages(build, recipe) if recipe.alpha > 0.0 else []
-    refined = encoder.language_means.refined(generated_means(build, langs))
+    refined = encoder.language_means.refined(generated_means(build, langs), capped=True)
     # what users really ask beats what a model generated, which beats the bank
     table = LanguageMeans({**refined.means, **asked.means}, {**refined.counts, **asked.counts})
     own = [lang for lang in table.means if lang in langs or lang in asked.means]

@@ -136,7 +136,7 @@ def means_of(
             raise DataError(f"system {system.name!r}: means = 'generated' needs queries.")
         return bank
     generated = LanguageMeans(*queries.means(), "generated queries")
-    return generated if system.means == "generated" else bank.refined(generated)
+    return generated if system.means == "generated" else bank.refined(generated, capped=True)
 
 
 def means_of_questions(vectors: Vectors, langs: Sequence[str | None]) -> LanguageMeans:

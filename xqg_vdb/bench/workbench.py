@@ -139,7 +139,7 @@ class Workbench:
         if system.passage_calibration:
             settings["passage prior"] = PRIOR  # cells of the time before it were other vectors
         return {
-            "schema": 1,
+            "schema": 2,
             "data": self.data_digest(dataset),
             "encoder": encoder.facts.fingerprint,
             "recommended λ": encoder.calibration,

@@ -57,7 +57,7 @@ class Material:
             if counts[lang]
         }
         generated = LanguageMeans(means, {lang: counts[lang] for lang in means}, "generated queries")
-        return self.encoder.language_means.refined(generated)
+        return self.encoder.language_means.refined(generated, capped=True)
 
 
 def labelled(
