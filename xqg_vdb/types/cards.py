@@ -1,60 +1,15 @@
-"""The words that every module shares: frozen records and the protocols between the parts.
-
-Start reading here. Nothing in this file computes; nothing in it knows Qdrant, ONNX or a file format.
-"""
+"""How vectors were made: a recipe, an encoder's facts, the words' settings, and the card that holds them all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Protocol, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
-
-Vectors = NDArray[np.float32]
-"""float32 matrix, one row per text."""
+from typing import Any, Literal
 
 Pool = Literal["shrunk", "mean", "sum"]
 Pooling = Literal["mean", "cls"]
 Distance = Literal["cosine", "dot"]
 MoreVectors = Literal["plain", "languages", "maxsim"]
-
-UNKNOWN_LANGUAGE = "und"
-"""BCP 47 code of a language that nobody gave and detection was not sure of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """One retrievable text. `lang` is a BCP 47 code, `und` when unknown; `meta` holds the user's other fields."""
-
-    id: str
-    text: str
-    title: str = ""
-    lang: str = UNKNOWN_LANGUAGE
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def title_and_text(self) -> str:
-        """What is encoded: title, a space, text (the convention of DPR, Tevatron and xQG)."""
-        return f"{self.title} {self.text}" if self.title else self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One question asked of a collection; `lang` is None when it is to be detected."""
-
-    id: str
-    text: str
-    lang: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedQueries:
-    """The machine-generated queries of one passage: language code -> questions."""
-
-    id: str
-    queries: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +102,6 @@ class Bm25Settings:
     query_langs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SparseVector:
-    """A text as weighted tokens: indices (t,) uint32, strictly rising, and values (t,) float32; t may be 0."""
-
-    indices: NDArray[np.uint32]
-    values: NDArray[np.float32]
-
-
-Questions = Vectors | Sequence[SparseVector]
-"""Questions as rows (q, dim) for a dense vector, or as token weights for the sparse one."""
-
-
 @dataclass(frozen=True, slots=True)
 class Card:
     """The record that travels with vectors: who made them and how; kept in the collection and copied into reports.
@@ -220,148 +163,3 @@ class Card:
         if (bm25 := record.get("bm25")) is not None:
             known["bm25"] = Bm25Settings(**{**bm25, "query_langs": tuple(bm25["query_langs"])})
         return cls(**known)
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One found passage; higher scores are better; ties are ordered by id."""
-
-    id: str
-    score: float
-    text: str
-    title: str = ""
-    lang: str = UNKNOWN_LANGUAGE
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class PointBatch:
-    """Rows to write: passages and, per vector name, a float32 matrix (len(passages), dim) in the same order.
-
-    query_langs: per passage the languages of its generated queries, for the payload.
-    multivectors: per name and passage a matrix (any number above 0, dim). sparse: per passage its token weights.
-    """
-
-    passages: Sequence[Passage]
-    vectors: Mapping[str, Vectors]
-    query_langs: Sequence[Sequence[str]]
-    multivectors: Mapping[str, Sequence[Vectors]] = field(default_factory=dict)
-    sparse: Sequence[SparseVector] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPoint:
-    """One point as it lies in a collection. vectors: by name, (dim,) or, for a multivector, (rows, dim)."""
-
-    id: str
-    payload: Mapping[str, Any]
-    vectors: Mapping[str, Vectors]
-    sparse: SparseVector | None = None
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """Turns texts into float32 rows in input order; queries and passages have different conventions."""
-
-    @property
-    def facts(self) -> EncoderFacts:
-        """The conventions and the fingerprint."""
-        ...
-
-    def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
-        """Rows (n, dim) for questions, language-calibrated when `langs` is given."""
-        ...
-
-    def encode_passages(self, texts: Iterable[str]) -> Vectors:
-        """Rows (n, dim) for passages."""
-        ...
-
-
-@runtime_checkable
-class QueryGenerator(Protocol):
-    """Writes questions in given languages about passages."""
-
-    def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
-        """One record per passage, in input order."""
-        ...
-
-
-class CollectionWriter(Protocol):
-    """An unpublished version of a collection that is being filled; a context manager that closes without publishing."""
-
-    @property
-    def committed(self) -> int:
-        """Rows that survive a power cut: what the last `commit` named, 0 for a new version."""
-        ...
-
-    def upsert(self, batch: PointBatch) -> None:
-        """Validate, then write; nothing of a bad batch is written. Raises DataError, DiskError, ServerError."""
-        ...
-
-    def commit(self, rows: int) -> None:
-        """Make everything durable, then record that the first `rows` rows of the input are in."""
-        ...
-
-    def publish(self, card: Card, *, indexed: Callable[[int], None] | None = None) -> None:
-        """Check the count, build the index, write the card and switch readers to this version.
-
-        indexed: told how many vectors are indexed so far, where the engine says so.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release the handle and the lock; what was committed stays for the next run."""
-        ...
-
-    def __enter__(self) -> CollectionWriter: ...
-
-    def __exit__(self, *exc: object) -> None: ...
-
-
-class VectorStore(Protocol):
-    """Where collections live: a folder (qdrant-edge) or a Qdrant server. `name` is the user's; versions are inside."""
-
-    def names(self) -> list[str]:
-        """The published collections, sorted."""
-        ...
-
-    def card(self, name: str) -> Card:
-        """The card of the published version. DataError when there is no such collection or it is not ours."""
-        ...
-
-    def writer(self, name: str, *, card: Card) -> CollectionWriter:
-        """A new version, or the unfinished one of an equal card (same encoder, distance, recipe, means)."""
-        ...
-
-    def search(
-        self,
-        name: str,
-        vectors: Questions,
-        *,
-        k: int,
-        langs: Sequence[str] | None,
-        using: str,
-        exact: bool,
-        ef: int | None,
-    ) -> list[list[Hit]]:
-        """The k best per question, ordered by score, then id; only passages in `langs` when given.
-
-        vectors: rows (q, dim), or token weights when `using` is the sparse vector.
-        """
-        ...
-
-    def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
-        """Exact number of points."""
-        ...
-
-    def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
-        """Every point, in the engine's order."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Remove the collection with all its versions."""
-        ...
-
-    def close(self) -> None:
-        """Release handles and locks."""
-        ...
