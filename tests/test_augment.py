@@ -70,8 +70,9 @@ def slow_fused(plain, queries, keys, encoder, *, alpha=0.3, shrink=5.0):
     used = {lang: [q for key in keys if key in by_key for q in by_key[key][lang]] for lang in langs}
     bank, means = encoder.language_means, {}
     for lang in langs:
-        total = encoder.encode_queries(used[lang]).astype(np.float64).sum(axis=0) + 4 * bank.means[lang]
-        means[lang] = total / (len(used[lang]) + 4)
+        own = encoder.encode_queries(used[lang]).astype(np.float64).mean(axis=0)
+        weight = min(len(used[lang]), 4)  # the bank, of 4 questions, keeps at least half
+        means[lang] = (weight * own + 4 * bank.means[lang]) / (weight + 4)
     rows = []
     for key, row in zip(keys, plain.astype(np.float64), strict=True):
         pooled, n = np.zeros(DIM), 0
