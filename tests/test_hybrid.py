@@ -5,6 +5,7 @@ import json
 import math
 import random
 import subprocess
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -203,6 +204,23 @@ def test_what_a_word_is():
     assert len(with_queries.indices) == 4 + 3
 
 
+def test_composed_and_decomposed_letters_are_the_same_word():
+    """In passages, their queries, questions and the average length."""
+    text, other = "Hà Nội là thủ đô của Việt Nam", "Đâu là thủ đô?"
+    composed, decomposed = ([unicodedata.normalize(form, one) for one in (text, other)] for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    words = WordWriter(Bm25Settings("none", query_langs=("vi",)))
+    made, settings = [], []
+    for own, asked in (composed, decomposed):
+        row = Passage("1", own, lang="vi"), GeneratedQueries("1", {"vi": (asked,)})
+        made.append([words.document(*row), words.question(asked)])
+        settings.append(settings_of([row], Hybrid(queries=True), query_langs=["vi"]))
+    for one, two in zip(*made, strict=True):
+        np.testing.assert_array_equal(one.indices, two.indices)
+        np.testing.assert_array_equal(one.values, two.values)
+    assert settings[0] == settings[1] and len(made[0][1].indices) == 4
+
+
 def test_a_passage_of_stop_words_is_found_by_its_vector(tmp_path):
     rows = [{"id": str(i), "text": text, "lang": "en"} for i, text in enumerate(["the", "w1 the", "w2"])]
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -262,7 +280,7 @@ def test_a_changed_setting_is_another_build(tmp_path):
 def test_the_commands(tmp_path):
     write_starter(tmp_path / "cache")
     write_inputs(tmp_path, 12)
-    load_it = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl"]
+    load_it = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--no-calibration"]
     refused = run_cli(tmp_path, *load_it, "--hybrid-queries")
     assert refused.returncode == 2 and "--hybrid" in refused.stderr
     done = run_cli(tmp_path, *load_it, "--hybrid", "--hybrid-queries", "--hybrid-lang", "none")

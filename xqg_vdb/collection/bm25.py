@@ -9,6 +9,7 @@ on. Local ones are the same numbers on both stores, need nothing of a server, an
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -40,13 +41,18 @@ class WordWriter:
 
     def question(self, text: str) -> SparseVector:
         """1 per different token; none for a text without tokens."""
-        found = self._model.embed_query(text)
+        found = self._model.embed_query(_composed(text))
         return sparse_vector(found.indices, found.values)
 
 
 def _text(passage: Passage, queries: GeneratedQueries | None, query_langs: Sequence[str]) -> str:
     asked = [] if queries is None else [text for lang in query_langs for text in queries.queries.get(lang, ())]
-    return "\n".join([passage.title_and_text, *asked])
+    return _composed("\n".join([passage.title_and_text, *asked]))
+
+
+def _composed(text: str) -> str:
+    """NFC: a letter with its accent after it would be another token than the same letter in one."""
+    return unicodedata.normalize("NFC", text)
 
 
 def settings_of(
