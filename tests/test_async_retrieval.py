@@ -16,7 +16,7 @@ from integration_cases import loaded_on, questions
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import AsyncRetriever, Collection, Encoder, Query, Retriever, load
-from xqg_vdb.collection import retry
+from xqg_vdb.collection import client_errors
 from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, ServerError
@@ -144,8 +144,8 @@ def test_threads_are_checked(retriever):
 @pytest.fixture
 def fake_and_searcher(tmp_path, monkeypatch):
     """A searcher on a fake server; waits are short."""
-    monkeypatch.setattr(retry, "FIRST_WAIT", 0.02)
-    monkeypatch.setattr(retry, "SHORTEST_ASKED", 0.01)
+    monkeypatch.setattr(client_errors, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(client_errors, "SHORTEST_ASKED", 0.01)
     write_inputs(tmp_path, 30)
     model = write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
     with Encoder(model) as encoder, FakeQdrant() as fake:

@@ -14,7 +14,7 @@ from collection_cases import a_batch, a_card, finished, load, passages, vectors
 from fake_qdrant import FakeQdrant, Fault
 from qdrant_client import QdrantClient, models
 
-from xqg_vdb.collection import retry
+from xqg_vdb.collection import client_errors
 from xqg_vdb.collection.layout import digest
 from xqg_vdb.collection.retry import Server
 from xqg_vdb.collection.server import ServerStore
@@ -34,7 +34,7 @@ def fake():
 def waits(monkeypatch):
     """Waits are noted instead of slept through; back-off without jitter is 0.5 s, 1 s, 2 s, …"""
     noted = []
-    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(client_errors.random, "uniform", lambda low, high: high)
     monkeypatch.setattr(Server.__init__, "__kwdefaults__", {**Server.__init__.__kwdefaults__, "sleep": noted.append})
     return noted
 
@@ -177,7 +177,7 @@ def test_patience_ends_at_the_deadline(fake):
 
 
 def test_backoff_is_random_and_bounded():
-    waits = [retry._backoff(attempt) for attempt in range(40) for _ in range(20)]
+    waits = [client_errors._backoff(attempt) for attempt in range(40) for _ in range(20)]
     assert len(set(waits)) > 300
     assert 0.1 <= min(waits) < max(waits) <= 30
 

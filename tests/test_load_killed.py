@@ -26,8 +26,11 @@ from xqg_vdb.retrieval import Retriever
 PASSAGES = 3000
 FLUSH_OFTEN = "import xqg_vdb.writing as writing; writing.COMMIT_EVERY = 1024"
 NOT_STARTED, ENCODING, WRITING, INDEXING, PUBLISHED = "start-up", "encoding", "writing", "indexing", "published"
-LONGEST = {NOT_STARTED: 0.6, ENCODING: 0.7, WRITING: 0.6, INDEXING: 0.5, PUBLISHED: 0.05}
+QUERY_ROWS = "query rows"
+LONGEST = {NOT_STARTED: 0.6, QUERY_ROWS: 0.4, ENCODING: 0.7, WRITING: 0.6, INDEXING: 0.5, PUBLISHED: 0.05}
 """Seconds to wait at most, once a stage is reached."""
+WITH_ALL = ("--hybrid", "--hybrid-queries", "--maxsim")
+MORE_ROUND = [QUERY_ROWS, ENCODING, WRITING, INDEXING]
 ROUNDS = [
     [NOT_STARTED, ENCODING, ENCODING, WRITING, INDEXING],
     [ENCODING, NOT_STARTED, WRITING, WRITING, INDEXING],
@@ -51,7 +54,7 @@ def expected(place):
     return contents(place / "unbroken" / "store")
 
 
-def start(place, name):
+def start(place, name, *more):
     folder = place / name
     folder.mkdir(exist_ok=True)
     arguments = [
@@ -63,7 +66,7 @@ def start(place, name):
         "--path",
         folder / "store",
     ]
-    arguments += ["--encoder", place / "model", "--threads", 1, "--passage-calibration", 1, "--json"]
+    arguments += ["--encoder", place / "model", "--threads", 1, "--passage-calibration", 1, "--json", *more]
     with (folder / "said").open("ab") as said:
         return processes.start(
             command(*arguments, before=FLUSH_OFTEN),
@@ -80,17 +83,26 @@ def finish(process):
 
 
 def contents(path):
-    """{id: (payload, vector bytes)} and what the card says, its version and time apart."""
+    """{id: (payload, bytes of each vector)} and what the card says, its version and time apart."""
     with EmbeddedStore(path) as store:
-        points = {p.id: (p.payload, p.vectors["text-dense"].tobytes()) for p in store.scroll("wiki", with_vectors=True)}
+        points = {p.id: (p.payload, bytes_of(p)) for p in store.scroll("wiki", with_vectors=True)}
         card = store.card("wiki").to_json()
     return points, {key: value for key, value in card.items() if key not in ("version", "created")}
+
+
+def bytes_of(point):
+    found = {name: vector.tobytes() for name, vector in point.vectors.items()}
+    if point.sparse is not None:
+        found["text-sparse"] = point.sparse.indices.tobytes() + point.sparse.values.tobytes()
+    return found
 
 
 def reached(folder, stage):
     """Whether a run shows that it got so far."""
     if stage == NOT_STARTED:
         return True
+    if stage == QUERY_ROWS:
+        return any((folder / "cache").glob("builds/*/vectors/each-query/manifest.json"))
     if stage == ENCODING:
         return any((folder / "cache").glob("builds/*/vectors/manifest.json"))
     if stage == WRITING:
@@ -112,19 +124,21 @@ def kill(process, folder, stage, moment):
     return finish(process) == -signal.SIGKILL
 
 
-def killed_and_rerun(place, number):
+def killed_and_rerun(place, name, stages, *more):
     """Kill one load in every stage of a round, let the last run end; (kills, exit code)."""
-    rng, name, kills = random.Random(number), f"round-{number}", 0
-    for stage in ROUNDS[number]:
-        process = start(place, name)
+    rng, kills = random.Random(name), 0
+    for stage in stages:
+        process = start(place, name, *more)
         kills += kill(process, place / name, stage, rng.uniform(0, LONGEST[stage]))
         assert process.returncode in (0, -signal.SIGKILL), (place / name / "said").read_text()
-    return kills, finish(start(place, name))
+    return kills, finish(start(place, name, *more))
 
 
 def test_a_load_killed_at_twenty_random_moments_ends_as_an_unbroken_one(place, expected):
     with ThreadPoolExecutor(2) as pool:
-        ends = list(pool.map(lambda number: killed_and_rerun(place, number), range(len(ROUNDS))))
+        ends = list(
+            pool.map(lambda number: killed_and_rerun(place, f"round-{number}", ROUNDS[number]), range(len(ROUNDS)))
+        )
     said = [(place / f"round-{number}" / "said").read_text() for number in range(len(ROUNDS))]
     assert [code for _, code in ends] == [0] * len(ROUNDS), said
     assert sum(kills for kills, _ in ends) >= 16, f"a busy machine may miss some of the 20, not most: {ends}"
@@ -133,6 +147,19 @@ def test_a_load_killed_at_twenty_random_moments_ends_as_an_unbroken_one(place, e
         assert contents(folder / "store") == expected
         assert "Traceback" not in said[number]
         assert_nothing_left_over(folder)
+
+
+def test_words_and_query_rows_survive_kills_as_well(place):
+    """One round with the sparse vectors and the multivectors, against a run of its own that was let alone."""
+    with ThreadPoolExecutor(2) as pool:
+        unbroken = pool.submit(lambda: finish(start(place, "all-unbroken", *WITH_ALL)))
+        kills, code = killed_and_rerun(place, "all", MORE_ROUND, *WITH_ALL)
+        assert unbroken.result() == code == 0, (place / "all" / "said").read_text()
+    assert kills >= 2, "a busy machine may miss some of the 4"
+    points, card = contents(place / "all-unbroken" / "store")
+    assert set(points["p0"][1]) == {"text-dense", "text-dense-maxsim", "text-sparse"} and card["bm25"]["query_langs"]
+    assert contents(place / "all" / "store") == (points, card)
+    assert_nothing_left_over(place / "all")
 
 
 def assert_nothing_left_over(folder):
@@ -148,7 +175,10 @@ def test_search_works_after_all_that(place, expected):
     points, _ = expected
     with EmbeddedStore(place / "round-0" / "store") as store, Encoder(place / "model", threads=1) as encoder:
         question = encoder.encode_queries(["w1 w2 w3"])[0].astype(np.float64)
-        scores = {key: float(np.frombuffer(vector, np.float32) @ question) for key, (_, vector) in points.items()}
+        scores = {
+            key: float(np.frombuffer(vectors["text-dense"], np.float32) @ question)
+            for key, (_, vectors) in points.items()
+        }
         best = sorted(scores, key=lambda key: (-scores[key], key))[:5]
         hits = Retriever(encoder, Collection("wiki", store), calibration=0.0).search("w1 w2 w3", k=5, exact=True)
         assert [hit.id for hit in hits] == best

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient
 
-from xqg_vdb import building, loading, writing
+from xqg_vdb import building, load_folder, writing
 from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.collection import Collection
 from xqg_vdb.collection.embedded import EmbeddedStore
@@ -670,7 +670,7 @@ def test_collection_is_bound_to_the_given_client(files):
 def test_a_load_killed_while_it_tidies_up_is_no_obstacle(store, files, tmp_path, monkeypatch):
     """Kept vectors are removed in one step as far as the next load can see, whichever file went first."""
     corpus, queries = files
-    remove = loading.shutil.rmtree
+    remove = load_folder.shutil.rmtree
 
     def killed_amid(path, ignore_errors=False):
         for manifest in path.rglob("manifest.json"):
@@ -678,10 +678,10 @@ def test_a_load_killed_while_it_tidies_up_is_no_obstacle(store, files, tmp_path,
             raise KeyboardInterrupt
         remove(path, ignore_errors=ignore_errors)
 
-    monkeypatch.setattr(loading.shutil, "rmtree", killed_amid)
+    monkeypatch.setattr(load_folder.shutil, "rmtree", killed_amid)
     with pytest.raises(KeyboardInterrupt):
         load(corpus, "wiki", encoder=HashEncoder(), store=store, queries=queries)
-    monkeypatch.setattr(loading.shutil, "rmtree", remove)
+    monkeypatch.setattr(load_folder.shutil, "rmtree", remove)
     builds = tmp_path / "cache" / "builds"
     assert list(builds.rglob("passages.npy")), "nothing was left to stumble over"
     assert load(corpus, "wiki", encoder=HashEncoder(), store=store, queries=queries).count() == len(CORPUS)

@@ -11,13 +11,16 @@ from cli_cases import run_cli, write_inputs, write_starter
 from fake_qdrant import FakeQdrant
 
 import xqg_vdb.query_rows as query_rows
-from xqg_vdb import AsyncRetriever, Query, Recipe, Retriever, load
+from xqg_vdb import AsyncRetriever, Hybrid, Passage, Query, Recipe, Retriever, load
 from xqg_vdb.building import read_rows
 from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.collection.migrate import migrate
 from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.queries import QueryFile
+from xqg_vdb.records import Rejects
+from xqg_vdb.types import GeneratedQueries
+from xqg_vdb.vectors import Build
 from xqg_vdb.verifying import verify
 
 MAXSIM = "text-dense-maxsim"
@@ -119,7 +122,7 @@ def test_a_stopped_pass_goes_on(tmp_path, monkeypatch):
     class Watched:
         facts, stop = made.facts, 2
 
-        def encode_queries(self, texts):
+        def encode_queries(self, texts, *, langs=None):
             if len(seen) == self.stop:
                 raise KeyboardInterrupt
             seen.append(list(texts))
@@ -128,7 +131,7 @@ def test_a_stopped_pass_goes_on(tmp_path, monkeypatch):
     def keep(watched, folder):
         with QueryFile([tmp_path / "queries.jsonl"]) as table:
             rows = read_rows(tmp_path / "corpus.jsonl", queries=table, detect=False)
-            return query_rows.keep_query_rows(rows, encoder=watched, path=folder)
+            return query_rows.keep_query_rows(rows, encoder=watched, build=folder)
 
     watched = Watched()
     with pytest.raises(KeyboardInterrupt):
@@ -142,7 +145,7 @@ def test_a_stopped_pass_goes_on(tmp_path, monkeypatch):
     assert len(seen) == 4
     lines = (tmp_path / "queries.jsonl").read_text().splitlines()
     (tmp_path / "queries.jsonl").write_text("\n".join([*lines[:-1], lines[-1].replace("w", "v")]))
-    with pytest.raises(MismatchError, match="changed"):
+    with pytest.raises(MismatchError, match=r"changed since the vectors in \S*/each were made \(first at passage 30\)"):
         keep(watched, tmp_path / "each")
 
 
@@ -161,10 +164,73 @@ def test_another_alpha_encodes_nothing(tmp_path):
             load(tmp_path / "corpus.jsonl", "c", encoder=made, more_vectors=["maxsim", "languages"], **options)
 
 
+def test_each_query_is_encoded_once(tmp_path):
+    """For its row and its sum together; the sums are those of a load without rows."""
+    rows, queries = write(tmp_path)
+    total = sum(len(texts) for own in queries.values() for texts in own.values())
+    sums = []
+    for more in ([], ["maxsim"]):
+        made, build = encoder(), tmp_path / f"build-{len(more)}"
+        before = made.texts_seen
+        with EmbeddedStore(tmp_path / f"store-{len(more)}", free_space_floor=0) as store:
+            options = {"queries": tmp_path / "queries.jsonl", "build": build, "more_vectors": more}
+            load(tmp_path / "corpus.jsonl", "c", encoder=made, store=store, **options)
+        assert made.texts_seen - before == len(rows) + total
+        sums.append(Build.open(build))
+    for lang in ("ha", "sw", "zu"):
+        np.testing.assert_array_equal(sums[0].sums[lang], sums[1].sums[lang])
+        np.testing.assert_array_equal(sums[0].counts[lang], sums[1].counts[lang])
+
+
+def test_what_was_not_kept_is_encoded(tmp_path):
+    made = encoder()
+    texts = ["w1 w2", "w3", "w1 w2"]
+    rows = [(Passage("a", "w9"), GeneratedQueries("a", {"ha": tuple(texts)}))]
+    kept = query_rows.keep_query_rows(rows, encoder=made, build=tmp_path / "build")
+    known = query_rows.KeptQueryEncoder(made, kept)
+    before = made.texts_seen
+    np.testing.assert_array_equal(known.encode_queries(texts), kept.passages)
+    assert made.texts_seen == before
+    asked = ["w7", "w3", "", "w8 w1"]
+    np.testing.assert_array_equal(known.encode_queries(asked), made.encode_queries(asked))
+    assert made.texts_seen == before + 3 + 4
+    empty = query_rows.keep_query_rows([], encoder=made, build=tmp_path / "empty")
+    found = query_rows.KeptQueryEncoder(made, empty).encode_queries(asked)
+    np.testing.assert_array_equal(found, made.encode_queries(asked))
+
+
+def test_without_queries_there_are_no_rows(tmp_path):
+    write(tmp_path)
+    (tmp_path / "other.jsonl").write_text('{"id": "unknown", "generated_queries": {"ha": ["w1"]}}')
+    for number, more in enumerate([{}, {"queries": tmp_path / "other.jsonl"}]):
+        with EmbeddedStore(tmp_path / f"store-{number}", free_space_floor=0) as store:
+            options = {"encoder": encoder(), "store": store, "more_vectors": ["maxsim"], **more}
+            assert load(tmp_path / "corpus.jsonl", "c", **options).card.vectors == ("text-dense",)
+
+
+def test_bad_lines_are_borne_in_every_pass(tmp_path):
+    """Words, rows and the writing read the corpus anew: each bears as many bad lines as the encoding."""
+    write(tmp_path)
+    lines = (tmp_path / "corpus.jsonl").read_text()
+    (tmp_path / "corpus.jsonl").write_text('{"id": "bad"}\n' + lines)
+    options = {"queries": tmp_path / "queries.jsonl", "more_vectors": ["maxsim"], "hybrid": Hybrid()}
+    for bear, name in ((0, "refused"), (1, "borne")):
+        rejects = Rejects(bear, tmp_path / f"{name}.jsonl")
+        with EmbeddedStore(tmp_path / "store", free_space_floor=0) as store:
+            options |= {"encoder": encoder(), "store": store, "rejects": rejects}
+            if not bear:
+                with pytest.raises(DataError, match="max-rejects"):
+                    load(tmp_path / "corpus.jsonl", "c", **options)
+            else:
+                assert load(tmp_path / "corpus.jsonl", "c", **options).count() == N
+                assert rejects.rejected == 1
+        assert json.loads((tmp_path / f"{name}.jsonl").read_text())["line"] == 1
+
+
 def test_the_command(tmp_path):
     write_starter(tmp_path / "cache")
     write_inputs(tmp_path, 12)
-    load_it = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--maxsim"]
+    load_it = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--maxsim", "--no-calibration"]
     refused = run_cli(tmp_path, *load_it, "--per-language")
     assert refused.returncode == 2 and "not both" in refused.stderr
     done = run_cli(tmp_path, *load_it, "--hybrid")

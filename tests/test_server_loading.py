@@ -15,7 +15,7 @@ from collection_cases import a_batch, a_card, finished, load, passages, vectors
 from fake_qdrant import DEFAULT_THRESHOLD, FakeQdrant, Fault
 from qdrant_client import grpc as wire
 
-from xqg_vdb.collection import CollectionOptions, retry, server_index, server_lease
+from xqg_vdb.collection import CollectionOptions, client_errors, server_index, server_lease
 from xqg_vdb.collection.retry import Server
 from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, LockedError, ServerError
@@ -32,7 +32,7 @@ def fake():
 @pytest.fixture
 def waits(monkeypatch):
     noted = []
-    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(client_errors.random, "uniform", lambda low, high: high)
     monkeypatch.setattr(Server.__init__, "__kwdefaults__", {**Server.__init__.__kwdefaults__, "sleep": noted.append})
     return noted
 

@@ -4,8 +4,8 @@ In: the kept vectors of a build (passage rows, per-language *sums* of query rows
 With S_l and c_l the sum and the count of a passage's query vectors in language l, n = Σ_l c_l, μ_l the language's mean
 query vector, k the recipe's `shrink`:
 
-    sum     v = (1-α)·E + α·Σ_l S_l                                 xQG: Zhuang, Shou, Zuccon, SIGIR 2023;
-    fuse_embeds.py mean    v = (1-α)·E + α·Σ_l S_l / n                             E itself where n = 0
+    sum     v = (1-α)·E + α·Σ_l S_l                                 xQG: Zhuang, Shou, Zuccon, SIGIR 2023
+    mean    v = (1-α)·E + α·Σ_l S_l / n                             E itself where n = 0
     shrunk  v = (1-α)·E + α·(Σ_l S_l + k·μ̄) / (n + k)               μ̄ = mean of μ_l over the recipe's languages
     shrunk, centred (default)
             v = (1-α)·E + α·Σ_l (S_l - c_l·μ_l) / (n + k)           adds content only; E's direction where n = 0

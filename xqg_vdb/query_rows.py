@@ -1,7 +1,7 @@
 """Every generated query's own vector, where a build folder has only sums: for collections with a row per query.
 
 In: the rows of a corpus, an encoder. Out: a build folder of query rows, in the order of passage, language, query. It is
-filled by a pass of its own, so that a load without them pays nothing; a load with them encodes its queries twice.
+filled by a pass of its own, so that a load without them pays nothing; the sums are then made from these rows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from xqg_vdb.building import WINDOW, Row, changed_input
 from xqg_vdb.fusion import mixed_rows, unit_rows
 from xqg_vdb.kept_vectors import text_digest
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.types import Card, TextEncoder, Vectors
+from xqg_vdb.types import Card, EncoderFacts, TextEncoder, Vectors
 from xqg_vdb.vectors import Build
+
+_EACH_QUERY = "each-query"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class QueryRows:
             counts += own
         starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
         if starts[-1] != rows.rows:
-            raise changed_input(rows.path, 0)
+            raise changed_input(kept.path, 0)
         return cls(rows.passages, starts)
 
     def matrices(
@@ -65,30 +67,73 @@ class QueryRows:
         return [np.concatenate([own[i : i + 1], mixed[ends[i] : ends[i + 1]]]) for i in range(len(passages))]
 
 
-def keep_query_rows(rows: Iterable[Row], *, encoder: TextEncoder, path: Path, progress: Progress = silent) -> Build:
-    """Encode every query of the rows into the folder `path`, going on where an earlier run stopped.
+class KeptQueryEncoder:
+    """A `TextEncoder` that takes the vectors of the queries that `rows` holds from there, and encodes only others."""
+
+    def __init__(self, encoder: TextEncoder, rows: Build) -> None:
+        self._encoder, self._vectors = encoder, rows.passages
+        self._order = np.argsort(rows.digests, kind="stable")
+        self._digests = rows.digests[self._order]
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """The encoder's own."""
+        return self._encoder.facts
+
+    def encode_passages(self, texts: Iterable[str]) -> Vectors:
+        """Rows (n, dim) float32."""
+        return self._encoder.encode_passages(texts)
+
+    def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
+        """Rows (n, dim) float32; calibrated ones, for which `langs` is given, are always encoded."""
+        texts = list(texts)
+        if langs is not None or not len(self._digests):
+            return self._encoder.encode_queries(texts, langs=langs)
+        digests = np.array([text_digest(text) for text in texts], dtype=np.uint64)
+        at = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
+        found = self._digests[at] == digests
+        vectors = np.empty((len(texts), self.facts.dim), dtype=np.float32)
+        vectors[found] = self._vectors[self._order[at[found]]]
+        if not found.all():
+            vectors[~found] = self._encoder.encode_queries([texts[i] for i in np.flatnonzero(~found).tolist()])
+        return vectors
+
+
+def keep_query_rows(rows: Iterable[Row], *, encoder: TextEncoder, build: Path, progress: Progress = silent) -> Build:
+    """Encode every query of the rows into the build folder's `each-query`, going on where an earlier run stopped.
 
     Raises MismatchError when it was made from other queries or by another encoder, LockedError, DiskError,
-    CorruptError.
+    CorruptError, DataError when `build` holds something else.
     """
-    with Build.create_or_resume(path, dim=encoder.facts.dim, fingerprint=encoder.facts.fingerprint) as writer:
+    facts = encoder.facts
+    with Build.create_or_resume(build, dim=facts.dim, fingerprint=facts.fingerprint):
+        path = build / _EACH_QUERY  # inside a folder that is known for a build now
+    with Build.create_or_resume(path, dim=facts.dim, fingerprint=facts.fingerprint) as writer:
         known, done, passages = writer.digest_prefix(), 0, 0
         for window in windows(rows, WINDOW):
             texts = query_texts(window)
             digests = np.array([text_digest(text) for text in texts], dtype=np.uint64)
             if done < len(known):
                 if not np.array_equal(known[done : done + len(texts)], digests):
-                    raise changed_input(path, passages)
+                    raise changed_input(build, passages + _first_changed(window, known[done:], digests))
             elif texts:
                 writer.append([str(done + i) for i in range(len(texts))], digests, encoder.encode_queries(texts))
                 writer.commit()
             done, passages = done + len(texts), passages + len(window)
             progress("encoding queries", passages, None)
         if done < len(known):
-            raise changed_input(path, passages)
+            raise changed_input(build, passages)
         if not writer.complete:
             writer.commit(complete=True)
     return Build.open(path)
+
+
+def _first_changed(window: Sequence[Row], known: NDArray[np.uint64], digests: NDArray[np.uint64]) -> int:
+    """Which passage of the window has the first query that is not as it was kept."""
+    shared = min(len(known), len(digests))
+    query = next(iter(np.flatnonzero(known[:shared] != digests[:shared]).tolist()), shared)
+    ends = np.cumsum([len(query_texts([row])) for row in window])
+    return int(np.searchsorted(ends, query, side="right"))
 
 
 def query_texts(window: Sequence[Row]) -> list[str]:

@@ -12,25 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
+from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.collection import Collection
-from xqg_vdb.collection.layout import (
-    TEXT_DENSE,
-    TEXT_DENSE_MAXSIM,
-    TEXT_DENSE_PLAIN,
-    TEXT_SPARSE,
-    check_hybrid,
-    check_langs,
-    language_vector,
-)
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.collection.layout import TEXT_SPARSE, check_hybrid, check_langs
 from xqg_vdb.languages import normalize
+from xqg_vdb.query_encoding import EncodedQueries, QueryEncoder, refuse_blank
 from xqg_vdb.rank_fusion import DEPTH, fuse_ranks
-from xqg_vdb.types import Card, Hit, Query, Questions, Vectors
-
-CALIBRATED_EF = 256
-"""Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the engine's default
-breadth overlooks more neighbours than it does for plain ones."""
+from xqg_vdb.types import Hit, Query, Questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +49,6 @@ class HitReranker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedQueries:
-    """Questions ready for a search.
-
-    vectors: float32 (n, dim). langs: per question the language that it was calibrated for; "" when it was not and none
-    was given. breadth: the `ef` to search with, None for the engine's own. using: per question the vector to search by.
-    texts: per question what its words are taken from.
-    """
-
-    vectors: Vectors
-    langs: tuple[str, ...]
-    breadth: int | None
-    using: tuple[str, ...]
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class LookUp:
     """One call of a collection's search: the `questions` in `rows`, by the vector `using`, the `k` best of each."""
 
@@ -85,64 +57,6 @@ class LookUp:
     questions: Questions
     k: int
     breadth: int | None
-
-
-class QueryEncoder:
-    """Questions into calibrated vectors, for one collection or for any that the encoder made.
-
-    collection: whose calibration to use: its card's λ and the language means that it measured itself; without one,
-    the encoder's own. calibration: λ in place of either, 0 to switch it off.
-    Raises MismatchError when the collection was made by another encoder, with both fingerprints.
-    """
-
-    def __init__(
-        self, encoder: CalibratedEncoder, *, collection: Collection | None = None, calibration: float | None = None
-    ) -> None:
-        self.encoder = encoder
-        self.language_means = encoder.language_means
-        self._names: frozenset[str] = frozenset()
-        recommended = encoder.calibration
-        if collection is not None:
-            card = collection.card
-            check_same_encoder(encoder, card, name=collection.name)
-            self.language_means = collection_means(encoder, card)
-            recommended = card.calibration
-            self._names = frozenset(card.vectors)
-        self.strength = recommended if calibration is None else calibration
-
-    def encode(self, queries: Sequence[Query]) -> EncodedQueries:
-        """The rows for the questions, in input order, each calibrated for its language; detected when not given.
-
-        Raises DataError for a blank question and for what is no language code.
-        """
-        _refuse_blank(queries)
-        asked = [None if query.lang is None else normalize(query.lang) for query in queries]
-        texts = [query.text for query in queries]
-        vectors = self.encoder.encode_queries(texts)
-        calibrated = self.strength != 0.0 and bool(self.language_means.means)
-        if calibrated or self._has_language_vectors():
-            asked = list(resolve_languages(texts, asked))
-        if calibrated:
-            vectors = calibrate(
-                vectors,
-                langs=asked,
-                table=self.language_means,
-                strength=self.strength,
-                normalize=self.encoder.facts.normalize,
-            )
-        langs = tuple(lang or "" for lang in asked)
-        using = tuple(map(self._vector_of, langs))
-        return EncodedQueries(vectors, langs, CALIBRATED_EF if calibrated else None, using, tuple(texts))
-
-    def _has_language_vectors(self) -> bool:
-        return bool(self._names - {TEXT_DENSE, TEXT_DENSE_PLAIN, TEXT_DENSE_MAXSIM})
-
-    def _vector_of(self, lang: str) -> str:
-        """The multivector, or that of the question's language, where there is one; the general one serves the rest."""
-        if TEXT_DENSE_MAXSIM in self._names:
-            return TEXT_DENSE_MAXSIM
-        own = language_vector(lang)
-        return own if own in self._names else TEXT_DENSE
 
 
 class Retriever:
@@ -214,7 +128,7 @@ class Retriever:
         """The first step of `run`: one row per question, the mean over its wordings when there is an expander."""
         if self.expander is None:
             return self.query_encoder.encode(queries)
-        _refuse_blank(queries)
+        refuse_blank(queries)
         wordings = self.expander.expand(queries)
         flat = self.query_encoder.encode([one for several in wordings for one in several])
         starts = np.cumsum([0, *(len(several) for several in wordings[:-1])])
@@ -284,27 +198,3 @@ def passage_languages(langs: Sequence[str] | None) -> list[str] | None:
     """
     check_langs(langs)
     return None if langs is None else [normalize(code) for code in langs]
-
-
-def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> None:
-    """Raise MismatchError unless the collection's vectors and this encoder's are comparable."""
-    mine, theirs = encoder.facts, card.encoder
-    if mine.fingerprint != theirs.fingerprint:
-        raise MismatchError(
-            f"Collection {name!r} was made by {theirs.source} ({theirs.precision}, fingerprint {theirs.fingerprint}),"
-            f" not by {mine.source} ({mine.precision}, fingerprint {mine.fingerprint}): search with that encoder, or"
-            " load again."
-        )
-
-
-def collection_means(encoder: CalibratedEncoder, card: Card) -> LanguageMeans:
-    """The encoder's language means, with those that the collection measured on its own queries in their place."""
-    own = unpack_means(card.query_means, dim=card.encoder.dim)
-    bank = encoder.language_means
-    return LanguageMeans({**bank.means, **own.means}, {**bank.counts, **own.counts}, bank.source)
-
-
-def _refuse_blank(queries: Sequence[Query]) -> None:
-    blank = next((query.id for query in queries if not query.text.strip()), None)
-    if blank is not None:
-        raise DataError(f"Question {blank!r} is blank: there is nothing to search for.")

@@ -23,8 +23,8 @@ from xqg_vdb.augmenting.plan import Plan, Wishes, planned
 from xqg_vdb.augmenting.writing import Fused, write_copy, write_in_place
 from xqg_vdb.building import Kept
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
+from xqg_vdb.card_making import card_of
 from xqg_vdb.errors import MismatchError
-from xqg_vdb.loading import card_of
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.records import Rejects

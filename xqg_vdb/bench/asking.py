@@ -11,8 +11,8 @@ from xqg_vdb.batching import windows
 from xqg_vdb.bench.placing import Placed
 from xqg_vdb.bench.suite import Search
 from xqg_vdb.collection.layout import TEXT_SPARSE
+from xqg_vdb.query_encoding import CALIBRATED_EF
 from xqg_vdb.rank_fusion import DEPTH, fuse_ranks
-from xqg_vdb.retrieval import CALIBRATED_EF
 from xqg_vdb.types import Hit, VectorStore
 
 TIMED = 200

@@ -87,7 +87,8 @@ def load(
       xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/
     """  # noqa: D301 - \b is click's
     from xqg_vdb.encoding import Encoder
-    from xqg_vdb.loading import check_inputs, load_with_report
+    from xqg_vdb.load_inputs import check_inputs
+    from xqg_vdb.loading import load_with_report
     from xqg_vdb.models import ensure_encoder
     from xqg_vdb.progress import bars
     from xqg_vdb.records import Rejects

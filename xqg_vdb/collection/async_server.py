@@ -18,8 +18,8 @@ from qdrant_client import AsyncQdrantClient, models
 from ..types import Hit, Questions
 from . import layout
 from .retry import NotFound, Server
-from .server import batched_requests, found_in, search_requests
 from .server_names import READ_DEADLINE
+from .server_requests import batched_requests, found_in, search_requests
 
 if TYPE_CHECKING:
     from .server import ServerStore

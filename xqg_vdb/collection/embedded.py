@@ -10,37 +10,18 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CorruptError, DataError, LockedError
+from ..errors import DataError, LockedError
 from ..types import Card, CollectionWriter, Hit, Questions, StoredPoint
 from . import engine, layout
 from .disk import disk_errors, empty_bin, remove_folder
 from .embedded_admin import EmbeddedAdmin
+from .embedded_reader import Reader, open_reader
 from .embedded_writer import FREE_SPACE_FLOOR, open_writer
 from .locks import FileLock
 from .options import CollectionOptions
-from .versions import Folder, Stamp, Version, stamp_of
-
-
-@dataclass(slots=True)
-class Reader:
-    """The open shard of a published version, and how many calls are using it right now."""
-
-    version: Version
-    pointer: str
-    stamp: Stamp
-    card: Card
-    shard: engine.Shard
-    lock: FileLock
-    users: int = 0
-    retired: bool = False
-
-    def close(self) -> None:
-        """Release the shard and its lock."""
-        self.shard.close()
-        self.lock.release()
+from .versions import Folder, stamp_of
 
 
 class EmbeddedStore:
@@ -206,44 +187,21 @@ class EmbeddedStore:
         if reader is not None and stamp is not None and folder.current() == reader.version:
             reader.stamp = stamp  # the pointer was rewritten, but it points here still
             return reader
-        if folder.stamp() is None:
-            raise self.missing(folder)
         try:
-            fresh = self._readers[name] = self._open(folder)
+            fresh = open_reader(folder)
         except LockedError:
             if reader is None:
                 raise
             return reader  # whoever published the new version still has it open: serve the old one until they let go
+        if fresh is None:
+            raise self.missing(folder)
+        self._readers[name] = fresh
         if reader is not None:
             reader.retired = True
             self._close_unused(reader)
             with suppress(OSError):
                 folder.sweep()
         return fresh
-
-    def _open(self, folder: Folder) -> Reader:
-        """Lock, load and check the published version; tries again when it is replaced meanwhile."""
-        busy = f"Collection {folder.path.name!r} in {self.path} is in use by"
-        with disk_errors(folder.path):
-            while True:
-                stamp, version = folder.stamp(), folder.current()
-                if stamp is None or version is None:
-                    raise self.missing(folder)
-                try:
-                    lock = FileLock.take(version.lock, busy=busy)
-                    break
-                except (LockedError, FileNotFoundError) as error:
-                    if folder.stamp() != stamp:
-                        continue
-                    if isinstance(error, FileNotFoundError):
-                        raise CorruptError(f"{version.path} is missing; load the collection again.") from error
-                    raise LockedError(f"{error}; close that one, or use a Qdrant server (--url) for several.") from None
-        try:
-            card = version.card()
-            return Reader(version, str(folder.pointer), stamp, card, engine.load_checked(version.shard, card), lock)
-        except BaseException:
-            lock.release()
-            raise
 
     def let_go(self, name: str) -> None:
         """Close the reader of a collection as soon as the calls that use it have ended."""

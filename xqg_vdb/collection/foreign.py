@@ -14,8 +14,9 @@ from qdrant_client import QdrantClient, models
 
 from ..errors import DataError, MismatchError
 from ..types import Card, Distance, Vectors
+from .client_errors import NotDone
 from .layout import missing_collection
-from .retry import NotDone, NotFound, Refused, Server, TooLarge
+from .retry import NotFound, Refused, Server, TooLarge
 from .server_names import CARD_KEY, Names
 
 AUGMENT_KEY = "xqg_augment"

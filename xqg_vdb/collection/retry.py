@@ -8,46 +8,25 @@ refuses to know what is called, and no key ever reaches a message.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import logging
-import random
 import re
-import ssl
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TypeVar
 
-import grpc
-import httpx
-from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-
 from ..errors import DataError, MismatchError, ServerError, XqgError
+from .client_errors import status_of, wait_after, words_of
 
 T = TypeVar("T")
 
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-PASSING_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
-_STATUS_OF_CODE = {
-    "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "OUT_OF_RANGE": 413,
-}  # fmt: skip
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-SHORTEST_ASKED, LONGEST_ASKED = 0.1, 120.0
-"""Bounds on what `Retry-After` may ask for, in seconds."""
 _LOG_EVERY = 10.0
-_BAD_RETRY_AFTER = re.compile(r"Retry-After header value is not a valid integer: (.*)")
 _FITS_NOT = re.compile(
     r"dimension error|not existing vector name|not aligned|is not found in the collection", re.IGNORECASE
 )
 _NO_COLLECTION = re.compile(r"^Collection \S+ not found", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
-
-
-class NotDone(Exception):
-    """The server answered, but has not finished what was asked for (`wait_timeout`): ask again."""
 
 
 class NotFound(ServerError):
@@ -120,7 +99,7 @@ class Server:
 
     def _pause(self, error: Exception, attempt: int, *, end: float) -> float:
         """Seconds to wait before trying again; raises when that cannot help, or not in time."""
-        wait = _wait_after(error, attempt)
+        wait = wait_after(error, attempt)
         if wait is None:
             raise self._translated(error) from error
         if self._clock() + wait >= end:
@@ -145,7 +124,7 @@ class Server:
 
     def _translated(self, error: Exception) -> XqgError:
         said = self._said(error)
-        status = _status(error)
+        status = status_of(error)
         if status in (401, 403):
             return ServerError(f"{self.where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY.")
         if status == 413:
@@ -163,89 +142,5 @@ class Server:
         return ServerError(f"{self.where} refused the request for good ({said}).")
 
     def _said(self, error: Exception) -> str:
-        text = _words(error)
+        text = words_of(error)
         return text.replace(self._secret, "***") if self._secret else text
-
-
-def _wait_after(error: Exception, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None when repeating cannot help."""
-    if isinstance(error, ResourceExhaustedResponse):
-        return _asked(float(error.retry_after_s))
-    if isinstance(error, QdrantException):  # how the client fails on a Retry-After that is a date
-        found = _BAD_RETRY_AFTER.search(str(error))
-        return _retry_after(found[1], attempt) if found else None
-    if isinstance(error, UnexpectedResponse):
-        header = error.headers.get("Retry-After")
-        return _retry_after(header, attempt) if error.status_code in TRANSIENT else None
-    if isinstance(error, ResponseHandlingException):
-        return _backoff(attempt) if _is_passing(error.source) else None
-    if isinstance(error, grpc.RpcError):
-        return _backoff(attempt) if _code(error) in PASSING_CODES and _status(error) is None else None
-    return _backoff(attempt) if isinstance(error, NotDone) else None
-
-
-def _code(error: grpc.RpcError) -> str:
-    """Such as UNAVAILABLE; what gRPC raises is a call, too, which knows it."""
-    return error.code().name if isinstance(error, grpc.Call) else "UNKNOWN"
-
-
-def _status(error: Exception) -> int | None:
-    """The HTTP status of a refusal, or the one that a gRPC code stands for; None for everything else."""
-    if isinstance(error, UnexpectedResponse):
-        return error.status_code
-    if not isinstance(error, grpc.RpcError):
-        return None
-    if "message larger than max" in _words(error):  # by the server's limit or ours
-        return 413
-    return _STATUS_OF_CODE.get(_code(error))
-
-
-def _is_passing(source: Exception) -> bool:
-    """Whether a broken conversation may go better next time; a certificate that is not trusted will not."""
-    if isinstance(source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
-        return False
-    untrusted = isinstance(source.__cause__, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(source)
-    return isinstance(source, httpx.TransportError) and not untrusted
-
-
-def _backoff(attempt: int) -> float:
-    """Exponential, with full jitter, so that many clients do not come back at once."""
-    ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 16))
-    return max(SHORTEST_ASKED, random.uniform(0, ceiling))  # noqa: S311 - not a secret
-
-
-def _retry_after(header: str | None, attempt: int) -> float:
-    """The wait that a header asks for (seconds or a date), else the usual one."""
-    if not header:
-        return _backoff(attempt)
-    try:
-        return _asked(float(header))
-    except ValueError:
-        pass
-    try:
-        moment = email.utils.parsedate_to_datetime(header.strip())
-    except ValueError:
-        return _backoff(attempt)
-    return _asked((moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
-def _asked(seconds: float) -> float:
-    return min(max(seconds, SHORTEST_ASKED), LONGEST_ASKED)
-
-
-def _words(error: Exception) -> str:
-    """What went wrong, on one line."""
-    if isinstance(error, UnexpectedResponse):
-        return f"{error.status_code} {error.reason_phrase} {_server_words(error)}".strip()
-    if isinstance(error, ResponseHandlingException):
-        return f"{type(error.source).__name__}: {error.source}".partition("\n")[0][:200]
-    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
-        return f"{_code(error)}: {error.details()}".partition("\n")[0][:200]
-    return str(error).partition("\n")[0][:200] or type(error).__name__
-
-
-def _server_words(error: UnexpectedResponse) -> str:
-    try:
-        return str(error.structured()["status"]["error"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return error.content[:100].decode("utf-8", "replace").partition("\n")[0]

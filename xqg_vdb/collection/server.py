@@ -6,29 +6,27 @@ holds the card and the loader's cursor. Loading is in `server_writer`; this file
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from urllib.parse import urlsplit
 
 from qdrant_client import QdrantClient, models
 from qdrant_client.local.qdrant_local import QdrantLocal
 from qdrant_client.qdrant_remote import QdrantRemote
 
-from ..batching import windows
-from ..errors import DataError, ServerError
-from ..types import Card, CollectionWriter, Hit, Questions, SparseVector, StoredPoint
+from ..errors import DataError
+from ..types import Card, CollectionWriter, Hit, Questions, StoredPoint
 from . import layout
 from .options import CollectionOptions
 from .retry import NotFound, Server
+from .server_address import checked_address
 from .server_admin import ServerAdmin
 from .server_layout import search_params
 from .server_names import CARD_KEY, READ_DEADLINE, Names
+from .server_opening import open_writer
+from .server_requests import batched_requests, found_in, language_filter, search_requests
 from .server_snapshots import RestAddress
-from .server_writer import open_writer
 
 if TYPE_CHECKING:
     from .async_server import AsyncServerSearch
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SCROLL_PAGE = 512
-_QUERY_BATCH = 64
 
 
 class ServerStore:
@@ -87,7 +84,7 @@ class ServerStore:
         if url == ":memory:":
             store = cls(QdrantClient(":memory:"), where=url, deadline=deadline, options=options)
         else:
-            where = _checked_address(url, api_key=api_key, insecure=insecure)
+            where = checked_address(url, api_key=api_key, insecure=insecure)
             with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
                 warnings.simplefilter("ignore", UserWarning)
                 client = QdrantClient(
@@ -178,7 +175,7 @@ class ServerStore:
     def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
         layout.check_langs(langs)
-        wanted = _language_filter(langs)
+        wanted = language_filter(langs)
         return self._read(name, lambda: self._client.count(name, count_filter=wanted, exact=True)).count
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
@@ -235,65 +232,5 @@ class ServerStore:
         return layout.missing_collection(name, self.names(), where=self._server.where)
 
 
-def search_requests(
-    questions: Questions, *, limit: int, langs: Sequence[str] | None, using: str, params: models.SearchParams | None
-) -> list[models.QueryRequest]:
-    """One request per question for its `limit` nearest, with payloads."""
-    wanted = _language_filter(langs)
-    return [
-        models.QueryRequest(
-            query=_asked(one, using), using=using, filter=wanted, params=params, limit=limit, with_payload=True
-        )
-        for one in questions
-    ]
-
-
-def _asked(one: Any, using: str) -> list[float] | list[list[float]] | models.SparseVector:
-    if isinstance(one, SparseVector):
-        return models.SparseVector(indices=one.indices.tolist(), values=one.values.tolist())
-    row: list[float] = one.tolist()
-    # a server takes a row for a matrix of one; the local mode does not
-    return [row] if using == layout.TEXT_DENSE_MAXSIM else row
-
-
-def batched_requests(requests: Sequence[models.QueryRequest]) -> list[list[models.QueryRequest]]:
-    """The requests, as many at a time as one call carries."""
-    return list(windows(requests, _QUERY_BATCH))
-
-
-def found_in(answer: models.QueryResponse) -> list[layout.Found]:
-    """The scores and payloads of one answer."""
-    return [(point.score, point.payload or {}) for point in answer.points]
-
-
 def _stored(record: models.Record) -> StoredPoint:
     return layout.stored_point(record.payload or {}, cast(Mapping[str, Any], record.vector or {}))
-
-
-def _language_filter(langs: Sequence[str] | None) -> models.Filter | None:
-    if langs is None:
-        return None
-    return models.Filter(must=[models.FieldCondition(key=layout.LANG_KEY, match=models.MatchAny(any=list(langs)))])
-
-
-def _checked_address(url: str, *, api_key: str | None, insecure: bool) -> str:
-    """Host and port for messages."""
-    parts = urlsplit(url if re.match(r"https?://", url) else f"//{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise DataError("The address of a Qdrant server looks like http://localhost:6333 or https://host:6333.")
-    if parts.username or parts.password:
-        raise DataError(f"The address of {parts.hostname} holds a password; take it out and set XQG_VDB_API_KEY.")
-    where = f"{parts.hostname}:{parts.port or 6333}"
-    if api_key and parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
-        raise ServerError(
-            f"The API key would travel unencrypted to {where}; use https, or XQG_VDB_INSECURE=1 (insecure=True) if you"
-            " must."
-        )
-    return where
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -12,7 +12,8 @@ from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.collection import Collection
 from xqg_vdb.collection.layout import LANG_KEY
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.retrieval import QueryEncoder, Retriever, passage_languages
+from xqg_vdb.query_encoding import QueryEncoder
+from xqg_vdb.retrieval import Retriever, passage_languages
 from xqg_vdb.types import Hit, Query
 
 try:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from xqg_vdb.bench.records import Report
+from xqg_vdb.report.provenance import provenance_tables
 from xqg_vdb.report.tables import (
     Table,
     claims_table,
@@ -19,7 +20,6 @@ from xqg_vdb.report.tables import (
     headline_table,
     heat_table,
     measured,
-    provenance_tables,
     sweep_table,
 )
 from xqg_vdb.report.wording import clean

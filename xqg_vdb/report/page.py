@@ -18,6 +18,7 @@ from xqg_vdb.errors import MissingExtra
 from xqg_vdb.report.bars import bar_panels, colour
 from xqg_vdb.report.curves import best_point, curve_figure, left_out_figure
 from xqg_vdb.report.heat import heat_figure
+from xqg_vdb.report.provenance import provenance_tables
 from xqg_vdb.report.shapes import Figure
 from xqg_vdb.report.tables import (
     PARAMETERS,
@@ -30,7 +31,6 @@ from xqg_vdb.report.tables import (
     headline_table,
     heat_table,
     measured,
-    provenance_tables,
     results_of,
     setting,
     sweep_table,

@@ -7,20 +7,17 @@ cannot disagree. This file knows no markup, and no name in it is escaped or clea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from xqg_vdb.bench.records import Compared, Difference, HeatMap, Report, Result, Sweep
 from xqg_vdb.report.wording import (
     NOTHING,
     effect,
-    facts,
     interval,
     listed,
     number,
     p_value,
-    seconds,
     share,
     signed,
     stars,
@@ -213,55 +210,6 @@ def claims_table(report: Report) -> Table:
     """One row a claim with its verdict and evidence."""
     rows = [[one.claim, one.verdict, one.evidence] for one in report.claims]
     return Table("Claims", ["claim", "verdict", "evidence"], rows, words=(1, 2))
-
-
-def seconds_table(report: Report) -> Table:
-    """Seconds a phase took, one row a dataset and system (metrics of one run share them)."""
-    timed: dict[tuple[str, str], Mapping[str, float]] = {}
-    for one in report.results:
-        if one.seconds:
-            timed.setdefault((one.dataset, one.system), one.seconds)
-    phases = list(dict.fromkeys(name for phase in timed.values() for name in phase))
-    rows = [
-        [f"{dataset}: {system}", *(seconds(taken[name]) if name in taken else NOTHING for name in phases)]
-        for (dataset, system), taken in timed.items()
-    ]
-    return Table("Seconds per phase", ["dataset: system", *phases], rows)
-
-
-def cost_table(report: Report) -> Table:
-    """Bytes of vectors a passage and milliseconds a look-up, one row a dataset and system."""
-    costs: dict[tuple[str, str], Mapping[str, float]] = {}
-    for one in report.results:
-        if one.cost:
-            costs.setdefault((one.dataset, one.system), one.cost)
-    columns = list(dict.fromkeys(name for cost in costs.values() for name in cost))
-    rows = [
-        [f"{dataset}: {system}", *(_cost(cost[name]) if name in cost else NOTHING for name in columns)]
-        for (dataset, system), cost in costs.items()
-    ]
-    note = (
-        "Bytes of vectors as they are written, without index and texts. Milliseconds: single look-ups of 10 passages,"
-        " without encoding the question."
-    )
-    return Table("Storage and time of a look-up", ["dataset: system", *columns], rows, note)
-
-
-def _cost(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-
-
-def provenance_tables(report: Report) -> list[Table]:
-    """What makes the numbers again (environment, datasets, encoders, query files, systems), and what they cost."""
-    tables = [Table("Environment", ["what", "value"], facts(report.environment), words=(1,))]
-    named: list[tuple[str, Mapping[str, Mapping[str, Any]]]] = [
-        ("Datasets", report.datasets), ("Encoders", report.encoders), ("Query files", report.query_files),
-        ("Systems", report.systems),
-    ]  # fmt: skip
-    for title, entries in named:
-        rows = [[name, *pair] for name, entry in entries.items() for pair in facts(entry) or [(NOTHING, NOTHING)]]
-        tables.append(Table(title, [title.lower().removesuffix("s"), "what", "value"], rows, words=(1, 2)))
-    return [table for table in [*tables, cost_table(report), seconds_table(report)] if table.rows]
 
 
 def transposed(table: Table) -> Table:

@@ -1,0 +1,84 @@
+"""What a load is asked for: checked before a model is opened, then read as often as its steps need it.
+
+In: paths and options as users give them. Out: errors that come at once, or rows. This file encodes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from os import PathLike
+from pathlib import Path
+
+from xqg_vdb.building import Row, read_rows
+from xqg_vdb.collection.layout import check_name
+from xqg_vdb.corpus import read_corpus
+from xqg_vdb.errors import DataError
+from xqg_vdb.files import disk_errors, open_lines
+from xqg_vdb.queries import QueryFile
+from xqg_vdb.records import Rejects
+from xqg_vdb.types import Hybrid, MoreVectors
+from xqg_vdb.writing import vector_names
+
+
+@dataclass(frozen=True, slots=True)
+class LoadInput:
+    """A corpus with its generated queries. rejects: counts the corpus's bad lines in the pass that encodes it."""
+
+    corpus: Path
+    queries: QueryFile | None
+    default_lang: str | None
+    rejects: Rejects
+
+    def rows(self, *, queries: bool = True, detect: bool = True, rejects: Rejects | None = None) -> Iterator[Row]:
+        """All rows once more. rejects: by default counts of this pass's own, which bear as many bad lines."""
+        return read_rows(
+            self.corpus,
+            queries=self.queries if queries else None,
+            default_lang=self.default_lang,
+            detect=detect,
+            rejects=rejects or Rejects(self.rejects.max_rejects),
+        )
+
+
+def check_inputs(
+    corpus: str | PathLike[str],
+    name: str,
+    *,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    questions: str | PathLike[str] | None = None,
+) -> list[Path]:
+    """Refuse wrong names at once, before a model is opened or exported; the query files as a list.
+
+    Raises DataError for a name that cannot be a collection's, and for files that are missing or of an unknown kind.
+    """
+    check_name(name)
+    corpus = Path(corpus)
+    with disk_errors(corpus):
+        is_pipe = corpus.is_fifo()
+    if is_pipe:
+        raise DataError(f"{corpus} is a pipe, and a load reads the corpus twice: write it to a file first.")
+    read_corpus(corpus)
+    given = [queries] if isinstance(queries, str | PathLike) else queries or []
+    files = [Path(file) for file in given]
+    for file in [*files, *([] if questions is None else [Path(questions)])]:
+        open_lines(file)
+    return files
+
+
+def check_options(*, passage_calibration: float, more_vectors: Sequence[MoreVectors], hybrid: Hybrid | None) -> None:
+    """Raise DataError for what no corpus could be loaded with."""
+    if not (isfinite(passage_calibration) and passage_calibration >= 0.0):
+        raise DataError(f"passage_calibration must be a number from 0 up, got {passage_calibration}.")
+    vector_names(more_vectors, [])
+    if hybrid is not None and hybrid.lang is not None:
+        from xqg_vdb.collection.bm25 import check_language  # brings the embedded engine
+
+        check_language(hybrid.lang)
+
+
+def rejects_of(what: str, *, like: Rejects) -> Rejects:
+    """Rejects for another input: as many are borne, and they are kept in a file beside the first."""
+    path = None if like.path is None else like.path.with_name(f"{like.path.stem}.{what}{like.path.suffix}")
+    return Rejects(like.max_rejects, path)
