@@ -208,6 +208,24 @@ def test_without_queries_there_are_no_rows(tmp_path):
             assert load(tmp_path / "corpus.jsonl", "c", **options).card.vectors == ("text-dense",)
 
 
+def test_damaged_rows_in_the_cache_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
+    write(tmp_path)
+
+    def stop(stage, done, total):
+        if stage == "writing":
+            raise KeyboardInterrupt
+
+    with EmbeddedStore(tmp_path / "store", free_space_floor=0) as store:
+        options = {"store": store, "queries": tmp_path / "queries.jsonl", "more_vectors": ["maxsim"]}
+        with pytest.raises(KeyboardInterrupt):
+            load(tmp_path / "corpus.jsonl", "c", encoder=encoder(), progress=stop, **options)
+        (manifest,) = (tmp_path / "cache").rglob("each-query/manifest.json")
+        manifest.write_bytes(b"{")
+        assert load(tmp_path / "corpus.jsonl", "c", encoder=encoder(), **options).count() == N
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
+
+
 def test_bad_lines_are_borne_in_every_pass(tmp_path):
     """Words, rows and the writing read the corpus anew: each bears as many bad lines as the encoding."""
     write(tmp_path)
