@@ -6,6 +6,10 @@
 # Every step resumes or is skipped when its result is there: stopped, run it again. With the recorded queries of
 # benchmarks/queries/ the generator is not needed; QUERIES=1 trains it and writes them again (an hour or two more).
 set -euo pipefail
+if [ $# -ne 2 ] || [ ! -d "$1/afriqa" ]; then
+  echo "usage: benchmarks/afriqa_paper.sh DATA WORK; DATA must hold the folder afriqa/" >&2
+  exit 2
+fi
 here=$(cd "$(dirname "$0")" && pwd)
 data=$(realpath "$1")
 mkdir -p "$2/models"

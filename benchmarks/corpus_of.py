@@ -11,6 +11,7 @@ import click
 import orjson
 
 from xqg_vdb.datasets import load_task
+from xqg_vdb.errors import DataError
 
 
 @click.command()
@@ -18,7 +19,11 @@ from xqg_vdb.datasets import load_task
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="XQG_DATA_DIR", required=True)
 def main(dataset: str, data_dir: Path) -> None:
     """Passages of DATASET as JSON lines: id, title, text, lang."""
-    for passage in load_task(dataset, data_dir).passages:
+    try:
+        task = load_task(dataset, data_dir)
+    except DataError as error:
+        raise click.ClickException(str(error)) from error
+    for passage in task.passages:
         line = {"id": passage.id, "title": passage.title, "text": passage.text, "lang": passage.lang}
         click.echo(orjson.dumps(line).decode())
 

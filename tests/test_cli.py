@@ -131,7 +131,8 @@ def test_a_hub_model_without_a_network(call, cwd):
     code, out, err = call("load", "corpus.jsonl", "wiki", "--encoder", "nobody/nothing")
     last = err.splitlines()[-1]
     assert (code, out) == (3, "")
-    assert re.fullmatch(r"Error: Cannot download 'nobody/nothing' \(\w+\); without a network use a local .*", last)
+    said = r"Error: There is no folder 'nobody/nothing', and it cannot be downloaded \(\w+\); without a network use .*"
+    assert re.fullmatch(said, last)
     assert not any((cwd / "cache").rglob("model.json"))
 
 

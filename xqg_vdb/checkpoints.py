@@ -138,8 +138,8 @@ def _download(name: str) -> tuple[Path, str]:
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"Cannot download {name!r} ({type(error).__name__}); without a network use a local checkpoint folder, "
-            f"or {STARTER_ENCODER!r}, which comes from the package index."
+            f"There is no folder {name!r}, and it cannot be downloaded ({type(error).__name__}); without a "
+            f"network use a local checkpoint folder, or {STARTER_ENCODER!r}, which comes from the package index."
         ) from error
 
 
