@@ -299,6 +299,19 @@ def test_a_snapshot_of_a_collection_that_is_read_is_whole(taken):
     assert made.name.startswith("wiki-v0001-")
 
 
+def test_what_a_killed_engine_left_half_written_is_not_in_a_snapshot(taken, tmp_path):
+    store, _ = taken
+    shard = store.path / "wiki" / "v0001" / "shard"
+    for folder in (shard, next((shard / "segments").iterdir())):
+        (folder / ".atomicwriteHYoFPA").mkdir()
+        (folder / ".atomicwriteHYoFPA" / "tmpfile.tmp").write_text("{")
+    made = store.admin.create_snapshot("wiki")
+    store.admin.download_snapshot("wiki", made.name, tmp_path / "copy")
+    assert store.admin.restore_snapshot("wiki", tmp_path / "copy") == "v0002"
+    assert verify(store, "wiki").problems == ()
+    assert not list((store.path / "wiki" / "v0002").rglob(".atomicwrite*"))
+
+
 # copies
 
 

@@ -32,6 +32,7 @@ _BLOCK = 1 << 16
 _FLOOR = 256 * MIB
 _FAST = 1  # the engine's files are mostly zeros, which any level shrinks
 _PLAIN_NAME = re.compile(r"(card\.json|cursor\.json|shard(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+|shard/wal/\.wal)")
+_HALF_WRITTEN = ".atomicwrite"  # the engine writes into a folder of such a name, then renames the file out of it
 _MOST_MEMBERS = 100_000
 _LONGEST_LIST = 64 * MIB
 
@@ -131,7 +132,8 @@ def _files(version: Version) -> Iterator[Path]:
     if cursor.exists():
         yield cursor
     for path in sorted(version.shard.rglob("*")):
-        if path.is_file() and not path.name.startswith(".atomicwrite"):
+        half_written = any(part.startswith(_HALF_WRITTEN) for part in path.relative_to(version.shard).parts)
+        if path.is_file() and not half_written:
             yield path
 
 
