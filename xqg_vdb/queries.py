@@ -12,6 +12,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -50,19 +51,27 @@ class QueryFile:
 
     def get(self, id: str) -> GeneratedQueries | None:
         """Find the queries of one passage; None when no file has any. Raises DataError when a file has changed."""
-        wanted = _hash64(id)
         merged: dict[str, tuple[str, ...]] = {}
         found = False
+        for record in self.records(id):
+            found = True
+            for lang, questions in _without_blank(record).queries.items():
+                merged[lang] = merged.get(lang, ()) + questions
+        return GeneratedQueries(id, merged) if found else None
+
+    def records(self, id: str) -> Iterator[GeneratedQueries]:
+        """Yield the records of one passage as they were written, blank questions and empty languages too.
+
+        Raises DataError when a file has changed.
+        """
+        wanted = _hash64(id)
         row = int(np.searchsorted(self._hashes, np.uint64(wanted)))
         while row < len(self._hashes) and int(self._hashes[row]) == wanted:
             record = self._read(row, wanted)
             if record.id == id:  # else another id with the same 64 bits
-                found = True
                 self._used[row] = True
-                for lang, questions in record.queries.items():
-                    merged[lang] = merged.get(lang, ()) + questions
+                yield record
             row += 1
-        return GeneratedQueries(id, merged) if found else None
 
     def unused(self, count: int) -> list[str]:
         """Return up to `count` ids that `get` was never asked for, in file order: no passage has them."""
@@ -115,12 +124,12 @@ class QueryFile:
             file: IO[bytes] = tempfile.TemporaryFile() if copied else open(path, "rb")  # noqa: SIM115 - see close
             self._files.append(self._open.enter_context(file))
             for source in read_sources(path, rejects):
-                parsed = rejects.attempt(source, _generated, source.raw)
-                if parsed is not None:
-                    record, blank = parsed
+                record = rejects.attempt(source, _parsed, source.raw)
+                if record is not None:
                     rejects.accepted += 1
-                    self.blank += blank
-                    yield record, _append_line(file, source.raw) if copied else cast(int, source.offset)
+                    kept = _without_blank(record)
+                    self.blank += _count(record) - _count(kept)
+                    yield kept, _append_line(file, source.raw) if copied else cast(int, source.offset)
 
     def _read(self, row: int, wanted: int) -> GeneratedQueries:
         number = int(self._numbers[row])
@@ -128,7 +137,7 @@ class QueryFile:
             self._files[number].seek(int(self._offsets[row]))
             line = self._files[number].readline()
         try:
-            record, _ = _generated(line)
+            record = _parsed(line)
         except BadRecord as bad:
             raise DataError(
                 f"{self.paths[number]} changed while it was in use ({bad}); run the command again."
@@ -152,22 +161,39 @@ def _append_line(copy: IO[bytes], raw: bytes) -> int:
     return offset
 
 
-def _generated(raw: bytes) -> tuple[GeneratedQueries, int]:
-    """Parse one line; the record, and the number of blank questions dropped from it."""
+def _parsed(raw: bytes) -> GeneratedQueries:
     record = parse_object(raw)
     queries = record.get("generated_queries")
     if not isinstance(queries, dict):
         raise BadRecord('no generated_queries (expected {"id": …, "generated_queries": {"sw": ["…"]}})')
     merged: dict[str, tuple[str, ...]] = {}
-    total = 0
     for lang, questions in queries.items():
         if not isinstance(questions, list) or not all(isinstance(question, str) for question in questions):
             raise BadRecord(f"generated_queries[{lang[:20]!r}] must be a list of texts")
         code = language_of(lang)
-        total += len(questions)
-        merged[code] = merged.get(code, ()) + tuple(question for question in questions if has_content(question))
-    kept = {lang: questions for lang, questions in merged.items() if questions}
-    return GeneratedQueries(record_id(record), kept), total - sum(map(len, kept.values()))
+        merged[code] = merged.get(code, ()) + tuple(questions)
+    digest = record.get("passage_digest", "")
+    if not isinstance(digest, str):
+        raise BadRecord("passage_digest must be text")
+    return GeneratedQueries(record_id(record), merged, digest)
+
+
+def _without_blank(record: GeneratedQueries) -> GeneratedQueries:
+    kept = {lang: tuple(filter(has_content, questions)) for lang, questions in record.queries.items()}
+    return replace(record, queries={lang: questions for lang, questions in kept.items() if questions})
+
+
+def _count(record: GeneratedQueries) -> int:
+    return sum(map(len, record.queries.values()))
+
+
+def read_queries(path: str | Path) -> Iterator[GeneratedQueries]:
+    """Read the records of one file in order, as they were written; DataError at the first that is none."""
+    rejects = Rejects()
+    for source in read_sources(Path(path), rejects):
+        record = rejects.attempt(source, _parsed, source.raw)
+        if record is not None:
+            yield record
 
 
 def write_queries(path: str | Path, records: Iterable[GeneratedQueries]) -> int:
@@ -182,7 +208,9 @@ def write_queries(path: str | Path, records: Iterable[GeneratedQueries]) -> int:
             # no name and no time in the header: equal records make equal bytes
             file = cast(BinaryIO, stack.enter_context(gzip.GzipFile("", "wb", 6, fileobj=file, mtime=0)))
         for record in records:
-            line = {"id": record.id, "generated_queries": {lang: list(qs) for lang, qs in record.queries.items()}}
+            line: dict[str, object] = {"id": record.id, "generated_queries": dict(record.queries)}
+            if record.passage_digest:
+                line["passage_digest"] = record.passage_digest
             file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             count += 1
     return count

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True, help="Longest query.")
 @click.option("--seed", type=int, default=313, show_default=True)
 @click.option("--shard", metavar="i/n", default="1/1", help="Every n-th passage only; join with `xqg-vdb merge`.")
+@click.option(
+    "--reuse", type=click.Path(path_type=Path), help="OUT of an earlier run: write only what is new or changed since."
+)
 @click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
 @click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True, help="Bad records to skip.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
@@ -60,6 +63,7 @@ def generate(
     max_tokens: int,
     seed: int,
     shard: str,
+    reuse: Path | None,
     filtered: bool,
     max_errors: int,
     threads: int | None,
@@ -67,12 +71,15 @@ def generate(
 ) -> None:
     """Write questions in other languages for every passage of CORPUS to OUT, a JSON-lines file.
 
-    A run that was stopped goes on where it was when the same command is run again.
+    A run that was stopped goes on where it was when the same command is run again. When the corpus has changed, --reuse
+    takes the queries of unchanged passages from the last OUT, of the same settings; more languages are written besides.
 
     \b
     Example:
       xqg-vdb export starter:generator --accept-license
       xqg-vdb generate corpus.jsonl queries.jsonl --generator starter:generator -l de -l sw -n 3 --filter
+      xqg-vdb generate december.jsonl december.queries.jsonl --reuse queries.jsonl \\
+        --generator starter:generator -l de -l sw -n 3 --filter
     """  # noqa: D301 - \b is click's
     if bool(model) == bool(endpoint):
         raise click.UsageError("give --generator or --endpoint, one of them")
@@ -100,7 +107,9 @@ def generate(
         good = QueryFilter(Rules(), examples=generator.examples()) if filtered else None
         job, rejects = Job(langs, n, Shard.parse(shard), good), Rejects(max_errors)
         show = stack.enter_context(_Bar())
-        summary = generate_file(corpus, out, generator=generator, job=job, rejects=rejects, progress=show)
+        summary = generate_file(
+            corpus, out, generator=generator, job=job, reuse=reuse, rejects=rejects, progress=show
+        )  # fmt: skip
     _print(summary, as_json=as_json)
 
 
@@ -156,6 +165,8 @@ def _print(summary: Summary, *, as_json: bool) -> None:
     click.echo(f"{summary.path}  {summary.passages} passages, {summary.queries} queries in {summary.seconds:.0f} s")
     for reason, count in summary.rejected.items():
         click.echo(f"  {reason:<24}{count}")
+    for name, count in summary.reused.items():
+        click.echo(f"  {count} passages as in {name}")
     if summary.resumed:
         say(f"{summary.resumed} passages were there already")
 
@@ -168,4 +179,5 @@ def _record(summary: Summary) -> dict[str, object]:
         "seconds": round(summary.seconds, 3),
         "rejected": dict(summary.rejected),
         "resumed": summary.resumed,
+        "reused": dict(summary.reused),
     }

@@ -168,9 +168,11 @@ class CausalGenerator(InBatches):
 
 
 def describe_folder(folder: ModelFolder) -> dict[str, Any]:
-    """Which model lies in a folder."""
-    known = ("kind", "source", "revision", "precision")
-    return {"fingerprint": folder.fingerprint, **{key: folder.manifest.get(key) for key in known}}
+    """Which model lies in a folder; of a checkpoint that was a folder of this machine, only the folder's own name."""
+    found = {key: folder.manifest.get(key) for key in ("kind", "source", "revision", "precision")}
+    if found["source"] and found["revision"] == "local":
+        found["source"] = Path(str(found["source"])).name
+    return {"fingerprint": folder.fingerprint, **found}
 
 
 def write_tokens(

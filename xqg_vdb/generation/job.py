@@ -54,7 +54,10 @@ class InBatches:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. passages and queries since the start of the run; total counts passages of the shard."""
+    """How far a run is. passages and queries since the start of the run; total counts passages of the shard.
+
+    Passages of which nothing is left to write, because an earlier output has it all, are in none of these numbers.
+    """
 
     passages: int
     total: int
@@ -78,7 +81,7 @@ class Progress:
 class Summary:
     """The result of a run. path is OUT, or the finished shard's log.
 
-    Rejected counts queries by reason when filtered.
+    Rejected counts queries by reason when filtered; reused, passages by the earlier output that their queries are from.
     """
 
     path: Path
@@ -87,6 +90,7 @@ class Summary:
     seconds: float
     rejected: Mapping[str, int]
     resumed: int = 0
+    reused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

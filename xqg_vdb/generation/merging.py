@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +17,9 @@ from xqg_vdb.files import write_atomic
 from xqg_vdb.generation.record_log import Committed, rows, scan
 from xqg_vdb.queries import write_queries
 from xqg_vdb.types import GeneratedQueries, Passage
+
+SCHEMA = 2
+"""Of logs, records and provenance. 1: records had no digest of their passage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ def merge_shards(out: Path, *, keep_logs: bool = False) -> dict[str, Any]:
     provenance = _provenance(shards)
     write_atomic(provenance_path(out), orjson.dumps(provenance, option=orjson.OPT_INDENT_2) + b"\n")
     found_rows = _interleaved([rows(path, committed) for path, committed in shards.items()])
-    write_queries(out, (GeneratedQueries(row["id"], row["queries"]) for row in found_rows))  # last: then it is complete
+    # last: then it is complete
+    write_queries(out, (GeneratedQueries(row["id"], row["queries"], row["digest"]) for row in found_rows))
     for path in () if keep_logs else paths:
         path.unlink()
     return provenance
@@ -120,15 +125,17 @@ def _provenance(shards: dict[Path, Committed]) -> dict[str, Any]:
     ends = [committed.end or {} for committed in shards.values()]
     first = next(iter(shards.values()))
     settings = {key: value for key, value in first.header.items() if key != "shard"}
-    rejected: dict[str, int] = {}
+    rejected: Counter[str] = Counter()
+    reused: Counter[str] = Counter()
     for end in ends:
-        for reason, count in end["rejected"].items():
-            rejected[reason] = rejected.get(reason, 0) + count
+        rejected.update(end["rejected"])
+        reused.update(end["reused"])
     return {
         **settings,
         "passages": sum(end["rows"] for end in ends),
         "queries": sum(end["queries"] for end in ends),
-        "rejected": rejected,
+        "rejected": dict(rejected),
+        "reused": dict(reused),
         "seconds": round(sum(end["seconds"] for end in ends), 3),
         "shards": len(shards),
         "counters": [end["counters"] for end in ends],

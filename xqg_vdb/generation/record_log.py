@@ -123,7 +123,10 @@ class RecordLog:
                 sync_folder(path.parent)
                 found = Committed(dict(header), 0, (), None, 0, 0)
             elif found.header != header:
-                raise MismatchError(_difference(path, found.header, header))
+                changed = "; ".join(differences(found.header, header))
+                raise MismatchError(
+                    f"{path} was begun with other settings ({changed}): use the same ones, or another OUT."
+                )
             elif found.cut:
                 self._truncate(found.size)
         except BaseException:
@@ -176,12 +179,10 @@ def _lock(file: IO[bytes], path: Path) -> None:
         ) from None
 
 
-def _difference(path: Path, found: Record, wanted: Record) -> str:
+def differences(found: Record, wanted: Record) -> list[str]:
+    """What differs between two records, one phrase per (nested) key: `decoding.seed was 1, is 2`."""
     old, new = _flat(found), _flat(wanted)
-    changed = [
-        f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)
-    ]
-    return f"{path} was begun with other settings ({'; '.join(changed)}): use the same ones, or another OUT."
+    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
 
 
 def _flat(record: Any, prefix: str = "") -> dict[str, Any]:

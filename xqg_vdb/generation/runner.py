@@ -1,30 +1,33 @@
 """Corpus to query file: in batches, resumable after any kill, sharded over machines, filtered on request.
 
 While it runs, a checksummed log lies beside OUT (`OUT.shard-1-of-1`); a finished run is merged into OUT in the
-published schema `{"id", "generated_queries"}` with `OUT.provenance.json` beside it. This file knows no model:
-generators come ready.
+published schema `{"id", "generated_queries"}`, and a digest of the passage, with `OUT.provenance.json` beside it. This
+file knows no model: generators come ready.
 """
 
 from __future__ import annotations
 
 import glob
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from xqg_vdb.batching import windows
 from xqg_vdb.corpus import read_corpus
-from xqg_vdb.errors import MismatchError
+from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.generation.filters import Verdicts, count_reasons, without_rejected
 from xqg_vdb.generation.job import BatchGenerator, Job, Progress, Summary
-from xqg_vdb.generation.merging import merge_shards, provenance_path
+from xqg_vdb.generation.merging import SCHEMA, merge_shards, provenance_path
 from xqg_vdb.generation.provenance import environment
 from xqg_vdb.generation.record_log import RecordLog, rows
+from xqg_vdb.generation.reusing import EarlierQueries, Plan, in_batches, passage_digest, planned
+from xqg_vdb.queries import read_queries
 from xqg_vdb.records import Rejects
 from xqg_vdb.types import GeneratedQueries, Passage
 
@@ -37,37 +40,49 @@ def generate_file(
     *,
     generator: BatchGenerator,
     job: Job,
+    reuse: Path | None = None,
     rejects: Rejects | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Generate queries for every passage of `corpus` (of the shard), and merge them into `out` when there is one shard.
 
-    Run again after a kill, it goes on where it was: at most one batch is made twice. Raises MismatchError when `out` or
-    its log were made with other settings or another corpus, DataError for bad input, DiskError, LockedError,
-    CorruptError.
+    reuse: an output of an earlier run with the same settings; what it has about unchanged passages is taken from it.
+    Run again after a kill, it goes on where it was: at most one batch is made twice. Raises MismatchError when `out`,
+    its log or `reuse` were made with other settings, or the first two from another corpus; DataError for bad input,
+    DiskError, LockedError, CorruptError.
     """
+    if reuse is not None and reuse.resolve() == out.resolve():
+        raise DataError(f"{out} cannot be reused and written at once: give another OUT.")
     header = _header(generator, job)
     if out.exists():
-        return _finished_before(out, header)
-    total = sum(1 for _ in job.shard.of(read_corpus(corpus, rejects=_fresh(rejects), detect=False)))
-    path = job.shard.path(out)
-    with RecordLog(path, header) as log:
-        summary = _fill(log, _passages(corpus, job, rejects), generator, job, total, progress)
-    if job.shard.count > 1:
-        return summary
-    merge_shards(out)
-    return Summary(out, summary.passages, summary.queries, summary.seconds, summary.rejected, summary.resumed)
+        return _finished_before(out, header, read_corpus(corpus, rejects=_fresh(rejects), detect=False))
+    with ExitStack() as stack:
+        earlier = None if reuse is None else stack.enter_context(EarlierQueries(reuse, header=header))
+        total = sum(1 for plan in planned(_passages(corpus, job, _fresh(rejects)), job.langs, earlier) if plan.missing)
+        with RecordLog(job.shard.path(out), header) as log:
+            summary = _fill(log, _passages(corpus, job, rejects), generator, job, earlier, total, progress)
+    if job.shard.count == 1:
+        merge_shards(out)
+        summary = replace(summary, path=out)
+    return summary
 
 
-def _finished_before(out: Path, header: Mapping[str, Any]) -> Summary:
-    """The summary of an OUT that an earlier run finished with the same settings.
+def _finished_before(out: Path, header: Mapping[str, Any], passages: Iterable[Passage]) -> Summary:
+    """The summary of an OUT that an earlier run finished with the same settings and corpus.
 
     Raises MismatchError for any other OUT.
     """
     path = provenance_path(out)
     record = orjson.loads(path.read_bytes()) if path.is_file() else {}
-    if any(record.get(key) != value for key, value in header.items() if key != "shard"):
+    if any(record.get(key) != value for key, value in header.items() if key not in ("shard", "schema")):
         raise MismatchError(f"{out} is there already and was made otherwise: remove it, or give another OUT.")
+    for written, passage in zip_longest(read_queries(out), passages):
+        same = written is not None and passage is not None and written.id == passage.id
+        if not same or written.passage_digest not in ("", passage_digest(passage)):
+            raise MismatchError(
+                f"{out} is there already and was made from another corpus: give another OUT, with --reuse {out} to "
+                "write only what is new."
+            )
     for left in out.parent.glob(f"{glob.escape(out.name)}.shard-*-of-*"):
         left.unlink()  # a kill came between the merge and its clean-up
     return Summary(out, record["passages"], record["queries"], 0.0, record["rejected"], record["passages"])
@@ -76,7 +91,7 @@ def _finished_before(out: Path, header: Mapping[str, Any]) -> Summary:
 def _header(generator: BatchGenerator, job: Job) -> dict[str, Any]:
     rules = job.query_filter.rules.to_json() if job.query_filter else None
     settings = {"generator": generator.describe(), "langs": list(job.langs), "n": job.n, "filter": rules}
-    return {"schema": 1, **settings, "shard": [job.shard.number, job.shard.count]}
+    return {"schema": SCHEMA, **settings, "shard": [job.shard.number, job.shard.count]}
 
 
 def _fresh(rejects: Rejects | None) -> Rejects | None:
@@ -87,40 +102,79 @@ def _passages(corpus: Path, job: Job, rejects: Rejects | None) -> Iterator[Passa
     return job.shard.of(read_corpus(corpus, rejects=rejects, detect=False))
 
 
+@dataclass
+class _Tally:
+    """What the commits of a log add up to; `new` counts what was generated, the rest is from an earlier output."""
+
+    queries: int = 0
+    new_passages: int = 0
+    new_queries: int = 0
+    seconds: float = 0.0
+    rejected: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
+
+    def add(self, info: Mapping[str, Any]) -> None:
+        self.queries += info["queries"]
+        self.new_passages += info["new_passages"]
+        self.new_queries += info["new_queries"]
+        self.seconds += info["seconds"]
+        self.rejected.update(info["rejected"])
+        self.reused.update(info["reused"])
+
+
 def _fill(
-    log: RecordLog, passages: Iterator[Passage], generator: BatchGenerator, job: Job, total: int,
-    progress: Callable[[Progress], None] | None,
+    log: RecordLog, passages: Iterator[Passage], generator: BatchGenerator, job: Job, earlier: EarlierQueries | None,
+    total: int, progress: Callable[[Progress], None] | None,
 ) -> Summary:  # fmt: skip
     done = resumed = _skip_done(log, passages)
-    totals: Counter[str] = Counter()
+    tally = _Tally()
     for info in log.committed.commits:
-        totals.update(info["rejected"])
-    queries = sum(info["queries"] for info in log.committed.commits)
-    before = sum(info["seconds"] for info in log.committed.commits)
-    start, made = time.monotonic(), 0
+        tally.add(info)
+    before, start = replace(tally), time.monotonic()
     if log.committed.end is None:
-        for batch in windows(passages, generator.batch_size(job.langs, job.n)):
+        plans = planned(passages, job.langs, earlier)
+        for batch in in_batches(plans, lambda langs: generator.batch_size(langs, job.n)):
             begun = time.monotonic()
-            records, reasons = _good_records(generator, batch, job)
-            count = sum(len(texts) for record in records for texts in record.queries.values())
-            done, queries, made = done + len(batch), queries + count, made + count
-            info = {"queries": count, "rejected": reasons, "seconds": round(time.monotonic() - begun, 3)}
-            log.commit([_row(p, r) for p, r in zip(batch, records, strict=True)], rows=done, info=info)
-            totals.update(reasons)
+            rows, counts = _written(generator, batch, job)
+            reused = {} if earlier is None else {earlier.name: sum(bool(plan.known) for plan in batch)}
+            info = {**counts, "reused": reused, "seconds": round(time.monotonic() - begun, 3)}
+            done += len(batch)
+            log.commit(rows, rows=done, info=info)
+            tally.add(info)
             if progress:
-                progress(Progress(done, total, made, time.monotonic() - start, resumed))
-        seconds = round(before + time.monotonic() - start, 3)
-        log.finish({"rows": done, "queries": queries, "rejected": dict(totals), "seconds": seconds,
-                    "counters": generator.counters(), **environment()})  # fmt: skip
-    return Summary(log.path, done, queries, before + time.monotonic() - start, dict(totals), resumed)
+                made, seconds = tally.new_queries - before.new_queries, time.monotonic() - start
+                progress(Progress(tally.new_passages, total, made, seconds, before.new_passages))
+        seconds = round(before.seconds + time.monotonic() - start, 3)
+        log.finish({"rows": done, "queries": tally.queries, "rejected": dict(tally.rejected),
+                    "reused": dict(tally.reused), "seconds": seconds, "counters": generator.counters(),
+                    **environment()})  # fmt: skip
+    seconds = before.seconds + time.monotonic() - start
+    return Summary(log.path, done, tally.queries, seconds, dict(tally.rejected), resumed, dict(tally.reused))
 
 
-def _row(passage: Passage, record: GeneratedQueries) -> dict[str, Any]:
-    return {"id": record.id, "text": _text_crc(passage), "queries": {k: list(v) for k, v in record.queries.items()}}
-
-
-def _text_crc(passage: Passage) -> int:
-    return zlib.crc32(passage.title_and_text.encode("utf-8", "surrogatepass"))
+def _written(generator: BatchGenerator, batch: Sequence[Plan], job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A batch's rows with all queries, and its counts; passages that lack the same languages are written together."""
+    queries = [dict(plan.known) for plan in batch]
+    reasons: Counter[str] = Counter()
+    new = 0
+    for langs in dict.fromkeys(plan.missing for plan in batch if plan.missing):
+        places = [i for i, plan in enumerate(batch) if plan.missing == langs]
+        records, rejected = _good_records(generator, [batch[i].passage for i in places], langs, job)
+        reasons.update(rejected)
+        for i, record in zip(places, records, strict=True):
+            queries[i].update(record.queries)
+            new += sum(map(len, record.queries.values()))
+    rows = [
+        {
+            "id": plan.passage.id,
+            "digest": passage_digest(plan.passage),
+            "queries": {lang: found[lang] for lang in job.langs},
+        }
+        for plan, found in zip(batch, queries, strict=True)
+    ]
+    count = sum(len(texts) for found in queries for texts in found.values())
+    made = sum(bool(plan.missing) for plan in batch)
+    return rows, {"queries": count, "new_passages": made, "new_queries": new, "rejected": dict(reasons)}
 
 
 def _skip_done(log: RecordLog, passages: Iterator[Passage]) -> int:
@@ -130,7 +184,7 @@ def _skip_done(log: RecordLog, passages: Iterator[Passage]) -> int:
     """
     for row in rows(log.path, log.committed) if log.committed.rows else ():
         passage = next(passages, None)
-        if passage is None or (passage.id, _text_crc(passage)) != (row["id"], row["text"]):
+        if passage is None or (passage.id, passage_digest(passage)) != (row["id"], row["digest"]):
             found = "the end of the corpus" if passage is None else f"passage {passage.id!r}"
             raise MismatchError(
                 f"{log.path} was begun with another corpus: where it has passage {row['id']!r}, there is {found} now, "
@@ -140,28 +194,30 @@ def _skip_done(log: RecordLog, passages: Iterator[Passage]) -> int:
 
 
 def _good_records(
-    generator: BatchGenerator, batch: Sequence[Passage], job: Job
+    generator: BatchGenerator, batch: Sequence[Passage], langs: tuple[str, ...], job: Job
 ) -> tuple[list[GeneratedQueries], dict[str, int]]:
     """A batch's records and counts by reason; what a filter rejects is drawn once more, then left out."""
-    records = generator.generate_batch(batch, langs=job.langs, n=job.n)
+    records = generator.generate_batch(batch, langs=langs, n=job.n)
     if job.query_filter is None:
         return records, {}
     verdicts = job.query_filter.judge(records)
-    langs = tuple(lang for lang in job.langs if any(any(verdict[lang]) for verdict in verdicts))
+    langs = tuple(lang for lang in langs if any(any(verdict[lang]) for verdict in verdicts))
     again = [i for i, verdict in enumerate(verdicts) if any(map(any, verdict.values()))]
     kept = [without_rejected(record, verdict) for record, verdict in zip(records, verdicts, strict=True)]
     if again:
         second = generator.generate_batch([batch[i] for i in again], langs=langs, n=job.n, attempt=1)
         judged = job.query_filter.judge(second)
         for i, record, verdict in zip(again, second, judged, strict=True):
-            kept[i] = _filled_up(kept[i], without_rejected(record, verdict), job.n)
+            kept[i] = _filled_up(kept[i], without_rejected(record, verdict), verdicts[i], job.n)
     return kept, _counts(records, verdicts, kept)
 
 
-def _filled_up(kept: GeneratedQueries, spare: GeneratedQueries, n: int) -> GeneratedQueries:
-    """`kept` with what it lacks taken from `spare`."""
+def _filled_up(kept: GeneratedQueries, spare: GeneratedQueries, verdict: Verdicts, n: int) -> GeneratedQueries:
+    """`kept` with what it lost taken from `spare`: only where it lost something, whatever others in the batch lost."""
     filled = {
-        lang: (*texts, *[text for text in spare.queries.get(lang, ()) if text not in texts])[:n]
+        lang: (*texts, *[text for text in spare.queries[lang] if text not in texts])[:n]
+        if any(verdict[lang])
+        else texts
         for lang, texts in kept.queries.items()
     }
     return GeneratedQueries(kept.id, filled)

@@ -1,26 +1,27 @@
-"""How likely is this question, given this passage? Teacher forcing on the generators' graphs; nothing is generated.
+"""How likely are these questions, given this passage? Teacher forcing on the generators' graphs; nothing is generated.
 
-In: passages as text, an instruction, a question. Out: the mean log-probability of the question's tokens per passage,
-(1/|q|) Σ_t log p(q_t | q_<t, passage), the score of UPR (Sachan et al. 2022, equation 3; its code ranks by the sum,
-which gives the same order, as |q| is the same for all passages of a question). The graphs gather the tokens'
-log-probabilities themselves, so no (tokens, vocabulary) matrix leaves them.
+In: a passage as text, and questions, each with the instruction that leads to it. Out: the mean log-probability of each
+question's tokens, (1/|q|) Σ_t log p(q_t | q_<t, passage), the score of UPR (Sachan et al. 2022, equation 3; its code
+ranks by the sum, which gives the same order, as |q| is the same for all passages of a question). The graphs gather the
+tokens' log-probabilities themselves, so no (tokens, vocabulary) matrix leaves them.
 
-Passages are cut by tokens where they are too long, and the instruction behind them stays: the published code cuts the
-prompt's end, and with it the instruction.
+The passage stands first, so it is read once for all of its questions (`branches`). A passage that is too long is cut by
+tokens, and the instruction behind it stays: the published code cuts the prompt's end, and with it the instruction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xqg_vdb.batching import token_budget_batches
 from xqg_vdb.errors import ModelError
+from xqg_vdb.generation.branches import Branch, common_length, mean_log_probabilities
 from xqg_vdb.generation.causal import CausalModel
 from xqg_vdb.generation.engine import Stepper
 from xqg_vdb.generation.opening import generator_folder
@@ -31,24 +32,41 @@ from xqg_vdb.model_folder import ModelFolder, open_model_folder
 
 MAX_PROMPT_TOKENS = 512  # passage and instruction; the paper's
 MAX_QUESTION_TOKENS = 128  # the paper's; what is longer is cut there
-BATCH_TOKENS = 2048  # rows × longest prompt
-BATCH_LOGITS = 2**25  # scored tokens × vocabulary inside the graph: 128 MiB of float32
 
 Scores = NDArray[np.float64]
 
 
+class Asked(NamedTuple):
+    """A question, and the instruction between the passage and it."""
+
+    instruction: str
+    question: str
+
+
 class Scorer(Protocol):
-    """A model that says how likely a question is."""
+    """A model that says how likely a question is. truncated: how often, so far, a passage was cut for a question."""
 
     truncated: int
 
     def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
-        """Mean log-probability (n,) of the question's tokens after each of `passages` (n,) and the instruction."""
+        """Mean log-probability (n,) of the question's tokens after each of `passages` (n,) and the instruction.
+
+        Raises ModelError when the instruction leaves no room for a passage.
+        """
+        ...
+
+
+@runtime_checkable
+class SharingScorer(Scorer, Protocol):
+    """A scorer that reads a passage once for many questions."""
+
+    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
+        """Mean log-probability (n,) of the tokens of each question in `asked` (n,); otherwise as `score`."""
         ...
 
 
 class CausalScorer:
-    """Decoder-only models: prompt and question in one pass, only the question's places reach the output layer."""
+    """Decoder-only models: what all prompts of a passage begin with is read once for all questions."""
 
     def __init__(self, model: CausalModel, *, chat: Sequence[str] | None = None) -> None:
         self.model, self.truncated = model, 0
@@ -57,36 +75,32 @@ class CausalScorer:
 
     def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
         """See `Scorer`."""
+        return _each(self, passages, Asked(instruction, question))
+
+    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
+        """See `SharingScorer`."""
+        if not asked:
+            return np.empty(0, np.float64)
+        model = self.model
         # the blank before the question belongs to its first token in most vocabularies
         blank = " " if self.between.endswith(" ") else ""
-        target = self.model.ids(blank + question)[:MAX_QUESTION_TOKENS]
-        after = instruction + self.between.removesuffix(" ")
-        bos = [] if self.model.bos is None else [int(self.model.bos)]
-        room = min(MAX_PROMPT_TOKENS, self.model.max_length - len(target)) - len(bos)
-        prompts = []
-        for passage in passages:
-            ids, cut = fitted_ids(self.model.tokenizer, self.before + passage, after, room=room)
-            prompts.append(bos + ids)
+        bos = [] if model.bos is None else [int(model.bos)]
+        fitted = cache(lambda after, room: fitted_ids(model.tokenizer, self.before + passage, after, room=room))
+        prompts, targets = [], []
+        for instruction, question in asked:
+            target = model.ids(blank + question)[:MAX_QUESTION_TOKENS]
+            room = min(MAX_PROMPT_TOKENS, model.max_length - len(target)) - len(bos)
+            ids, cut = fitted(instruction + self.between.removesuffix(" "), room)
             self.truncated += cut
-        scores = np.empty(len(passages), np.float64)
-        for rows in _batches(list(map(len, prompts)), len(target), self.model.tokenizer.get_vocab_size()):
-            scores[rows] = self._pass([prompts[i] for i in rows], target)
-        return scores
-
-    def _pass(self, prompts: Sequence[Sequence[int]], target: Sequence[int]) -> Scores:
-        lengths = np.array([len(prompt) for prompt in prompts])
-        longest = int(lengths.max()) + len(target) - 1
-        tokens = np.zeros((len(prompts), longest), np.int64)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt) + len(target) - 1] = [*prompt, *target[:-1]]
-        # padding stands behind everything that is scored, where a causal mask hides it
-        mask = np.broadcast_to(np.tril(np.ones((longest, longest), np.bool_)), (len(prompts), longest, longest))
-        positions = np.broadcast_to(np.arange(longest), tokens.shape)
-        take = (np.arange(len(prompts)) * longest + lengths - 1)[:, None] + np.arange(len(target))
-        found = self.model.forest(len(prompts)).log_probabilities(
-            tokens, np.ascontiguousarray(positions), np.ascontiguousarray(mask), take.ravel(), _tiled(target, prompts)
-        )
-        return _means(found, len(target))
+            prompts.append(bos + ids)
+            targets.append(target)
+        # a prompt's last token predicts the question's first, so it belongs to the branch
+        same = min(common_length(prompts), min(map(len, prompts)) - 1)
+        branches = [
+            Branch([*prompt[same:], *target[:-1]], target) for prompt, target in zip(prompts, targets, strict=True)
+        ]
+        vocabulary = model.tokenizer.get_vocab_size()
+        return mean_log_probabilities(model.forest(1), prompts[0][:same], branches, vocabulary=vocabulary)
 
 
 class Seq2SeqScorer:
@@ -97,27 +111,27 @@ class Seq2SeqScorer:
 
     def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
         """See `Scorer`."""
-        tokenizer, end = self.model.tokenizer, self.model.eos[0]
-        ids = tokenizer.encode(f"Question: {question}", add_special_tokens=False).ids
-        target = [*ids[: MAX_QUESTION_TOKENS - 1], end]
-        prompts = []
-        for passage in passages:
-            ids, cut = fitted_ids(tokenizer, passage, instruction, room=MAX_PROMPT_TOKENS - 1)
-            prompts.append([*ids, end])
-            self.truncated += cut
-        scores = np.empty(len(passages), np.float64)
-        for rows in _batches(list(map(len, prompts)), len(target), tokenizer.get_vocab_size()):
-            scores[rows] = self._pass([prompts[i] for i in rows], target)
+        return _each(self, passages, Asked(instruction, question))
+
+    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
+        """See `SharingScorer`."""
+        scores = np.empty(len(asked), np.float64)
+        for instruction in dict.fromkeys(one.instruction for one in asked):
+            rows = [row for row, one in enumerate(asked) if one.instruction == instruction]
+            scores[rows] = self._behind(passage, instruction, [asked[row].question for row in rows])
         return scores
 
-    def _pass(self, prompts: Sequence[Sequence[int]], target: Sequence[int]) -> Scores:
-        rows, length = len(prompts), len(target)
-        tokens = np.tile(np.array([self.model.start, *target[:-1]], np.int64), (rows, 1))
-        positions = np.tile(np.arange(length), (rows, 1))
-        mask = np.tile(np.tril(np.ones((length, length), np.bool_)), (rows, 1, 1))
-        forest = self.model.read(prompts)
-        found = forest.log_probabilities(tokens, positions, mask, np.arange(rows * length), _tiled(target, prompts))
-        return _means(found, length)
+    def _behind(self, passage: str, instruction: str, questions: Sequence[str]) -> Scores:
+        tokenizer, end = self.model.tokenizer, self.model.eos[0]
+        prompt, cut = fitted_ids(tokenizer, passage, instruction, room=MAX_PROMPT_TOKENS - 1)
+        self.truncated += cut * len(questions)
+        branches = []
+        for question in questions:
+            ids = tokenizer.encode(f"Question: {question}", add_special_tokens=False).ids
+            target = [*ids[: MAX_QUESTION_TOKENS - 1], end]
+            branches.append(Branch([self.model.start, *target[:-1]], target))
+        forest = self.model.read([[*prompt, end]])
+        return mean_log_probabilities(forest, (), branches, vocabulary=tokenizer.get_vocab_size())
 
 
 def open_scorer(model: str | Path, *, threads: int = 0) -> CausalScorer | Seq2SeqScorer:
@@ -157,14 +171,6 @@ def fitted_ids(tokenizer: Tokenizer, body: str, after: str, *, room: int) -> tup
     return ids, len(body) < whole
 
 
-def _batches(lengths: Sequence[int], targets: int, vocabulary: int) -> list[NDArray[np.intp]]:
-    rows = max(1, BATCH_LOGITS // (targets * vocabulary))
-    return token_budget_batches([length + targets for length in lengths], budget=BATCH_TOKENS, max_rows=rows)
-
-
-def _tiled(target: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    return np.tile(np.array(target, np.int64), len(prompts))
-
-
-def _means(found: NDArray[np.float32], length: int) -> Scores:
-    return np.asarray(found.reshape(-1, length).mean(axis=1, dtype=np.float64))
+def _each(scorer: SharingScorer, passages: Sequence[str], asked: Asked) -> Scores:
+    # one passage at a time: together they would only be padded, and 32 tokens keep a core as busy as 2,048 do
+    return np.array([scorer.score_questions(passage, [asked])[0] for passage in passages], np.float64)

@@ -37,10 +37,15 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedQueries:
-    """The machine-generated queries of one passage: language code -> questions."""
+    """The machine-generated queries of one passage: language code -> questions.
+
+    passage_digest: 16 hex digits (`vectors.row_digest` without queries) of the passage that they were generated from;
+    empty when unknown.
+    """
 
     id: str
     queries: Mapping[str, tuple[str, ...]]
+    passage_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
