@@ -1,23 +1,26 @@
 """UPR: order what was found by how likely the question is, given each passage (Sachan et al., EMNLP 2022).
 
-In: a question and its hits. Out: the same hits, best first, with new scores. A generator reads
+In: questions and their hits. Out: the same hits, best first, with new scores. A generator reads
 `Passage: {title} {text}. Please write a question based on this passage.` and is asked how likely the question is; no
-training, any generator folder. The price is a pass of that model over every hit.
+training, any generator folder. The price is a pass of that model over every passage, once for all questions that are
+asked together, and over every question behind each of its hits.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.generation.scoring import Scorer, open_scorer
+from xqg_vdb.generation.scoring import Asked, Scorer, SharingScorer, open_scorer
 from xqg_vdb.languages import detect, english_name, normalize
+from xqg_vdb.progress import Progress, silent
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Query
 
 METHODS = ("upr",)
@@ -54,23 +57,47 @@ class Reranker:
         self.questions, self.passages, self.seconds = 0, 0, 0.0
 
     def rerank(self, query: Query, hits: Sequence[Hit]) -> list[Hit]:
-        """The same hits by their new score, then id; the score is the mean log-probability of a question's token.
+        """`rerank_all` for one question."""
+        return self.rerank_all([query], [hits])[0]
 
-        With a weight below 1 it is the weighted sum of the two normalised scores. Scores of different questions are not
-        comparable. Raises DataError for a blank question.
+    def rerank_all(
+        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
+    ) -> list[list[Hit]]:
+        """Per question the same hits by their new score, then id; a score is the mean log-probability of a token.
+
+        A passage is read once for all questions that found it, if the scorer is a `SharingScorer`. With a weight below
+        1 a score is the weighted sum of the two normalised ones. Scores of different questions are not comparable.
+        hits: one sequence per question. progress: told how many of all hits are scored.
+        Raises DataError for a blank question and ValueError when there are not as many questions as sequences of hits.
         """
-        if not query.text.strip():
-            raise DataError(f"Question {query.id!r} is blank: no passage makes it likely.")
-        if not hits:
-            return []
+        for query in queries:
+            if not query.text.strip():
+                raise DataError(f"Question {query.id!r} is blank: no passage makes it likely.")
         start = time.perf_counter()
-        likelihood = self.scorer.score(list(map(passage_text, hits)), self.instruction(query), _one_line(query.text))
+        ranked = [
+            self._ranked(own, likelihood)
+            for own, likelihood in zip(hits, self._likelihoods(queries, hits, progress=progress), strict=True)
+        ]
+        self.questions += sum(1 for own in hits if own)
+        self.passages += sum(map(len, hits))
+        self.seconds += time.perf_counter() - start
+        return ranked
+
+    def _likelihoods(
+        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], *, progress: Progress
+    ) -> list[NDArray[np.float64]]:
+        """Per question a score for each of its hits."""
+        asked = [Asked(self.instruction(query), _one_line(query.text)) for query in queries]
+        told = partial(progress, "ranking again", total=sum(map(len, hits)))
+        if isinstance(self.scorer, SharingScorer):
+            return _by_passage(self.scorer, asked, hits, told=told)
+        return _by_question(self.scorer, asked, hits, told=told)
+
+    def _ranked(self, hits: Sequence[Hit], likelihood: NDArray[np.float64]) -> list[Hit]:
         scores = likelihood
-        if self.weight < 1.0:
+        if self.weight < 1.0 and hits:
             first = np.array([hit.score for hit in hits], np.float64)
             scores = self.weight * standardised(likelihood) + (1.0 - self.weight) * standardised(first)
-        self.questions, self.passages = self.questions + 1, self.passages + len(hits)
-        self.seconds += time.perf_counter() - start
         scored = [replace(hit, score=float(score)) for hit, score in zip(hits, scores, strict=True)]
         return sorted(scored, key=lambda hit: (-hit.score, hit.id))
 
@@ -97,9 +124,9 @@ def open_reranker(
     return Reranker(model, depth=depth, weight=weight, name_language=name_language, threads=threads)
 
 
-def passage_text(hit: Hit) -> str:
+def passage_text(title: str, text: str) -> str:
     """The start of the prompt, which may be cut at its end."""
-    return " ".join(f"Passage: {hit.title} {hit.text}".split())
+    return " ".join(f"Passage: {title} {text}".split())
 
 
 def standardised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -111,3 +138,35 @@ def standardised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _by_passage(
+    scorer: SharingScorer, asked: Sequence[Asked], hits: Sequence[Sequence[Hit]], *, told: Callable[[int], None]
+) -> list[NDArray[np.float64]]:
+    """Passage by passage; beside the hits, nothing but a number for each of them is kept."""
+    places: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for row, own in enumerate(hits):
+        for column, hit in enumerate(own):
+            places.setdefault((hit.title, hit.text), []).append((row, column))
+    scores, done = [np.empty(len(own), np.float64) for own in hits], 0
+    for (title, text), where in places.items():
+        told(done)
+        found = scorer.score_questions(passage_text(title, text), [asked[row] for row, _ in where])
+        for (row, column), score in zip(where, found, strict=True):
+            scores[row][column] = score
+        done += len(where)
+    told(done)
+    return scores
+
+
+def _by_question(
+    scorer: Scorer, asked: Sequence[Asked], hits: Sequence[Sequence[Hit]], *, told: Callable[[int], None]
+) -> list[NDArray[np.float64]]:
+    scores, done = [], 0
+    for (instruction, question), own in zip(asked, hits, strict=True):
+        told(done)
+        passages = [passage_text(hit.title, hit.text) for hit in own]
+        scores.append(scorer.score(passages, instruction, question) if own else np.empty(0, np.float64))
+        done += len(own)
+    told(done)
+    return scores

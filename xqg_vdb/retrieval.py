@@ -16,6 +16,7 @@ from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.collection import Collection
 from xqg_vdb.collection.layout import TEXT_SPARSE, check_hybrid, check_langs
 from xqg_vdb.languages import normalize
+from xqg_vdb.progress import Progress, silent
 from xqg_vdb.query_encoding import EncodedQueries, QueryEncoder, refuse_blank
 from xqg_vdb.rank_fusion import DEPTH, fuse_ranks
 from xqg_vdb.types import Hit, Query, Questions
@@ -39,12 +40,14 @@ class QuestionExpander(Protocol):
 
 
 class HitReranker(Protocol):
-    """Orders the hits of a question anew (`rerank.Reranker`). depth: how many hits it wants."""
+    """Orders the hits of questions anew (`rerank.Reranker`). depth: how many hits it wants of each."""
 
     depth: int
 
-    def rerank(self, query: Query, hits: Sequence[Hit]) -> list[Hit]:
-        """The same hits, best first."""
+    def rerank_all(
+        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
+    ) -> list[list[Hit]]:
+        """Per question the same hits, best first."""
         ...
 
 
@@ -107,10 +110,18 @@ class Retriever:
         return list(self.run([Query("0", text, lang)], k=k, langs=langs, exact=exact)[0].hits)
 
     def run(
-        self, queries: Sequence[Query], *, k: int = 10, langs: Sequence[str] | None = None, exact: bool = False
+        self,
+        queries: Sequence[Query],
+        *,
+        k: int = 10,
+        langs: Sequence[str] | None = None,
+        exact: bool = False,
+        progress: Progress = silent,
     ) -> list[Answer]:
         """The k best passages for each question, in input order.
 
+        progress: told how far the reranker is, the only slow step; ask it about many questions together, because it
+            reads each passage once.
         Raises DataError for a blank question and for what is no language code.
         """
         if not queries:
@@ -122,7 +133,7 @@ class Retriever:
             self.collection.search(one.questions, k=one.k, langs=wanted, using=one.using, exact=exact, ef=one.breadth)
             for one in look_ups
         ]
-        return self.answers(queries, asked, look_ups, found, k=k)
+        return self.answers(queries, asked, look_ups, found, k=k, progress=progress)
 
     def encode(self, queries: Sequence[Query]) -> EncodedQueries:
         """The first step of `run`: one row per question, the mean over its wordings when there is an expander."""
@@ -166,29 +177,27 @@ class Retriever:
         found: Sequence[Sequence[Sequence[Hit]]],
         *,
         k: int,
+        progress: Progress = silent,
     ) -> list[Answer]:
         """The last step of `run`: each question's hits, fused when it is hybrid, reranked when asked for, cut to k."""
         rankings: list[list[Sequence[Hit]]] = [[] for _ in queries]
         for one, hits in zip(look_ups, found, strict=True):
             for row, own in zip(one.rows, hits, strict=True):
                 rankings[row].append(own)
+        merged: Sequence[Sequence[Hit]]
         if self._words is None:
             merged = [several[0] for several in rankings]
         else:
             merged = [fuse_ranks(several, k=self._depth(k)) for several in rankings]
-        return self._ranked(queries, asked, merged, k=k)
+        if self.reranker is not None:
+            merged = self.reranker.rerank_all(queries, merged, progress=progress)
+        return [
+            Answer(query, lang, tuple(hits[:k])) for query, lang, hits in zip(queries, asked.langs, merged, strict=True)
+        ]
 
     def _depth(self, k: int) -> int:
         """How many hits are wanted of the search when k are wanted in the end."""
         return k if self.reranker is None or k < 1 else max(k, self.reranker.depth)
-
-    def _ranked(
-        self, queries: Sequence[Query], asked: EncodedQueries, found: Sequence[Sequence[Hit]], *, k: int
-    ) -> list[Answer]:
-        ranked = found if self.reranker is None else list(map(self.reranker.rerank, queries, found))
-        return [
-            Answer(query, lang, tuple(hits[:k])) for query, lang, hits in zip(queries, asked.langs, ranked, strict=True)
-        ]
 
 
 def passage_languages(langs: Sequence[str] | None) -> list[str] | None:

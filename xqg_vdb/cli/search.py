@@ -30,6 +30,7 @@ _SNIPPET = 160
 @click.option("--exact", is_flag=True, help="Compare with every passage instead of walking the graph.")
 @click.option("--encoder", "model", metavar="MODEL", help="Folder, hub id or starter  [default: the one that made it]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
+@click.option("--no-expand-cache", is_flag=True, help="Neither read nor keep expansions on disk.")
 @expand_options
 @rerank_options
 @store_options
@@ -46,13 +47,14 @@ def search(
     exact: bool,
     model: str | None,
     threads: int | None,
+    no_expand_cache: bool,
     expand: str | None,
     expand_kind: Kind,
     expand_combine: Combine,
     expand_order: Order,
     expand_lang: str | None,
+    expand_max_tokens: int,
     expand_model: str,
-    no_expand_cache: bool,
     rerank: str | None,
     rerank_depth: int,
     rerank_weight: float,
@@ -73,6 +75,7 @@ def search(
     from xqg_vdb.collection import Collection
     from xqg_vdb.encoding import Encoder
     from xqg_vdb.models import encoder_of, ensure_encoder
+    from xqg_vdb.progress import bars
     from xqg_vdb.questions import read_questions
     from xqg_vdb.retrieval import Retriever
     from xqg_vdb.types import Query
@@ -85,17 +88,17 @@ def search(
         )
         expander = chosen_expander(
             expand, kind=expand_kind, combine=expand_combine, order=expand_order, lang=expand_lang,
-            endpoint_model=expand_model, cached=not no_expand_cache, threads=threads,
+            max_tokens=expand_max_tokens, endpoint_model=expand_model, cached=not no_expand_cache, threads=threads,
         )  # fmt: skip
         reranker = chosen_reranker(
             rerank, depth=rerank_depth, weight=rerank_weight, name_language=rerank_language, threads=threads
         )
-        with Encoder(folder, threads=threads) as encoder:
+        with Encoder(folder, threads=threads) as encoder, bars(unit=" passages") as progress:
             strength = 0.0 if no_calibration else None
             retriever = Retriever(
                 encoder, found, calibration=strength, hybrid=hybrid, expander=expander, reranker=reranker
             )
-            answers = retriever.run(asked, k=k, langs=langs or None, exact=exact)
+            answers = retriever.run(asked, k=k, langs=langs or None, exact=exact, progress=progress)
     if expander is not None:
         expander.close()
     seconds = report_methods(expander, reranker)
