@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from xqg_vdb import Encoder
 from xqg_vdb.bench.material import Material, prepare
 from xqg_vdb.bench.placing import calibrated_passages
-from xqg_vdb.bench.suite import System
+from xqg_vdb.bench.systems import System
 from xqg_vdb.datasets import data_folder, load_task
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.kept_vectors import kept_vectors

@@ -16,7 +16,8 @@ from xqg_vdb.bench.material import prepare
 from xqg_vdb.bench.placing import content_of, place
 from xqg_vdb.bench.presets import preset
 from xqg_vdb.bench.records import Report
-from xqg_vdb.bench.suite import ClaimPlan, Comparison, Suite, SweepPlan, System, read_suite
+from xqg_vdb.bench.suite import ClaimPlan, Comparison, Suite, SweepPlan, read_suite
+from xqg_vdb.bench.systems import System
 from xqg_vdb.datasets import load_task
 from xqg_vdb.errors import DataError
 from xqg_vdb.kept_vectors import digest_of, kept_vectors
@@ -353,7 +354,7 @@ def test_language_means_of_another_datasets_questions(data):
 def test_two_sided_calibration_takes_each_languages_mean_away(data):
     from xqg_vdb.bench.material import Material
     from xqg_vdb.bench.placing import calibrated_passages
-    from xqg_vdb.bench.suite import System
+    from xqg_vdb.bench.systems import System
     from xqg_vdb.passage_calibration import PRIOR
     from xqg_vdb.types import Passage
 

@@ -54,10 +54,10 @@ LAYERS = [
     ["bitext"],
     ["datasets"],
     ["tuning"],
-    ["bench"],
-    ["report"],
     ["generation"],
     ["rerank", "expansion"],  # the neighbouring methods
+    ["bench"],
+    ["report"],
     ["training"],
     ["integrations"],  # RAG frameworks
     ["__init__"],  # names for users; loads what they are used for, when they are used

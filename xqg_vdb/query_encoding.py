@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.collection import Collection
 from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM, TEXT_DENSE_PLAIN, language_vector
@@ -92,6 +95,15 @@ class QueryEncoder:
             return TEXT_DENSE_MAXSIM
         own = language_vector(lang)
         return own if own in self._names else TEXT_DENSE
+
+
+def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -> Vectors:
+    """The mean of each question's wordings, (q, dim) float32; vectors (m, dim), starts (q,): where each one's begin."""
+    counts = np.diff(starts, append=len(vectors))
+    rows = np.add.reduceat(vectors, starts) / counts[:, None].astype(np.float32)
+    if normalize:
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    return np.asarray(rows, dtype=np.float32)
 
 
 def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> None:

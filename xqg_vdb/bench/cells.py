@@ -1,62 +1,35 @@
-"""One cell: one system on one dataset, written into a real collection and asked; finished cells are kept and skipped.
+"""One cell: one system on one dataset, written into a real collection and asked.
 
 In: a system's vectors. Out: what was found for every question, the metrics' value for every question, and seconds.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 
 from xqg_vdb.bench.asking import Cost, answers
+from xqg_vdb.bench.cell_files import Cell, with_spent
 from xqg_vdb.bench.judging import judge_run, needed_depth
 from xqg_vdb.bench.placing import Part, Placed
+from xqg_vdb.bench.spent import Again, Ranking
 from xqg_vdb.bench.suite import Search
 from xqg_vdb.collection.layout import Digest
 from xqg_vdb.datasets import RetrievalTask
 from xqg_vdb.datasets.task import POOL
-from xqg_vdb.errors import CorruptError
-from xqg_vdb.files import write_atomic
 from xqg_vdb.metrics import Run
 from xqg_vdb.score_matrix import as_run, best_columns, id_order, row_blocks, search_rows
-from xqg_vdb.trec import write_run
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Passage, PointBatch, Vectors, VectorStore
 
 SHARE_DEPTH = 20
 _WINDOW = 1024
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one system did on one dataset.
-
-    values: metric -> question id -> value. seconds: by phase. tokenizer: of the answer recall, if there was any.
-    shares: question language -> passage language -> share of the first 20, where the passages have several languages.
-    cost: bytes of vectors a passage, and milliseconds a look-up; empty when everything was ranked in memory.
-    """
-
-    values: Mapping[str, Mapping[str, float]]
-    seconds: Mapping[str, float]
-    tokenizer: str = ""
-    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    cost: Mapping[str, float] = field(default_factory=dict)
-
-
-def cell_key(facts: Mapping[str, Any]) -> str:
-    """A name for everything that a cell depends on, 24 hexadecimal digits."""
-    raw = orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
-    return hashlib.blake2b(raw, digest_size=12).hexdigest()
 
 
 def run_cell(
@@ -69,11 +42,15 @@ def run_cell(
     depth: int,
     search: Search,
     store: VectorStore | None,
+    again: Again | None = None,
 ) -> tuple[Cell, Run]:
-    """Write, ask and judge. store: where the collections go, one a pool, each removed after use; None for `memory`."""
+    """Write, ask and judge. store: where the collections go, one a pool, each removed after use; None for `memory`.
+
+    again: ranks what was found again.
+    """
     depth = max(depth, needed_depth(metrics))
     seconds, cost = {"write": 0.0, "search": 0.0}, Cost()
-    run: dict[str, list[tuple[str, float]]] = {}
+    run: Ranking = {}
     for rows, asked in _pools(task, passages):
         inside = placed if not task.pooled else _inside(placed, rows, asked)
         part = [passages[row] for row in rows]
@@ -85,11 +62,15 @@ def run_cell(
         else:
             asking = partial(_ask, store, part, inside, ids, encoder=encoder, depth=depth, search=search)
             run.update(asking(seconds=seconds, cost=cost))
+    spent = None
+    if again is not None:
+        run, spent = again(run)
     started = time.perf_counter()
     values, tokenizer = judge_run(task, passages, placed, run, metrics=metrics)
     seconds["judge"] = time.perf_counter() - started
     rounded = {name: round(value, 3) for name, value in seconds.items()}
-    return Cell(values, rounded, tokenizer, language_shares(task, passages, run), cost.facts(len(passages))), run
+    cell = Cell(values, rounded, tokenizer, language_shares(task, passages, run), cost.facts(len(passages)))
+    return cell if spent is None else with_spent(cell, spent), run
 
 
 def language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run) -> dict[str, dict[str, float]]:
@@ -105,23 +86,6 @@ def language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run) 
         asked: {lang: found[lang] / found.total() for lang in sorted(set(lang_of.values()))}
         for asked, found in sorted(seen.items())
     }
-
-
-def save_cell(path: Path, cell: Cell, *, run: Path, found: Run) -> None:
-    """Keep a cell and its run as a TREC file; the cell comes last, so that where it is, the run is too."""
-    write_run(run, found, tag="xqg-vdb")
-    write_atomic(path, gzip.compress(orjson.dumps(asdict(cell)), mtime=0))
-
-
-def load_cell(path: Path) -> Cell | None:
-    """A kept cell, None when there is none. CorruptError for a damaged file."""
-    if not path.is_file():
-        return None
-    try:
-        record = orjson.loads(gzip.decompress(path.read_bytes()))
-        return Cell(**{"cost": {}, **record})
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{path} is damaged ({error}): remove it, and the cell is computed again.") from error
 
 
 def rank_in_memory(

@@ -8,21 +8,23 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.bench.cells import SHARE_DEPTH, Cell
+from xqg_vdb.bench.cell_files import Cell
+from xqg_vdb.bench.cells import SHARE_DEPTH
 from xqg_vdb.bench.claims import judge_claim
 from xqg_vdb.bench.environment import environment
 from xqg_vdb.bench.judging import check_metrics, groups_of
 from xqg_vdb.bench.material import counts
 from xqg_vdb.bench.records import Compared, HeatMap, Report, Result
-from xqg_vdb.bench.suite import Suite, System
+from xqg_vdb.bench.suite import Suite
 from xqg_vdb.bench.summary import contrast, summarize
 from xqg_vdb.bench.sweeping import run_sweep
+from xqg_vdb.bench.systems import System
 from xqg_vdb.bench.workbench import OpenEncoder, Workbench
 from xqg_vdb.collection import open_store
 from xqg_vdb.files import disk_errors, sha256_of
@@ -53,7 +55,13 @@ def run_suite(
     Raises DataError for what is wrong with suite or data before anything is encoded, and what encoding, writing and
     searching raise.
     """
-    bench = Workbench(suite, data_dir, out, vectors or out / "vectors", open_encoder, progress)
+    bench = Workbench(suite, data_dir, out, vectors or out / "vectors", open_encoder, progress, threads)
+    with closing(bench):
+        return _run(bench, store, threads=threads, command=command, resamples=resamples)
+
+
+def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: str, resamples: int) -> Report:
+    suite = bench.suite
     _check(bench)
     cells = _run_cells(bench, store)
     comparisons = list(_comparisons(bench, cells, resamples))
@@ -61,7 +69,7 @@ def run_suite(
     tokenizer = next((cell.tokenizer for cell in cells.values() if cell.tokenizer), "")
     return Report(
         suite=suite.name,
-        description=suite.description,
+        description=_description(suite),
         command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment={**environment(threads=threads), "tokenizer": tokenizer},
@@ -77,11 +85,20 @@ def run_suite(
         notes=[
             *(f"{name}: {what}: {n}" for name in suite.datasets for what, n in bench.task(name).notes.items()),
             *_own_language(cells),
+            *(f"{dataset}: {system}: {note}" for (dataset, system), cell in cells.items() for note in cell.notes),
         ],
     )
 
 
+def _description(suite: Suite) -> str:
+    if suite.questions is None:
+        return suite.description
+    return f"{suite.description.rstrip()} Only the first {suite.questions} questions of each language.".lstrip()
+
+
 def _check(bench: Workbench) -> None:
+    for system in bench.suite.systems:
+        bench.method_facts(system)  # a missing generator is told before hours of encoding
     for dataset in bench.suite.datasets:
         check_metrics(bench.metrics(dataset), bench.task(dataset))
         for system in bench.suite.systems:
@@ -174,12 +191,13 @@ def _own_language(cells: Cells) -> Iterator[str]:
 
 
 def _dataset_facts(bench: Workbench, name: str) -> dict[str, Any]:
-    task = bench.task(name)
+    task, limit = bench.task(name), bench.suite.questions
     groups = sorted(set(task.groups.values()))
     return {
         "task": task.name,
         "passages": sum(1 for _ in task.passages),
         "questions": len(task.queries),
+        **({} if limit is None else {"limit": f"the first {limit} questions of each language"}),
         "groups": {group: sum(own == group for own in task.groups.values()) for group in groups},
         "average": task.average,
         "metrics": list(bench.metrics(name)),
@@ -208,7 +226,16 @@ def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
     centred = {"passage λ": system.passage_calibration} if system.passage_calibration else {}
     kind = {"vectors": system.vectors} if system.vectors != "one" else {}
     words = {"hybrid": "words of passages and queries" if system.hybrid_queries else "words of passages"}
-    return {**facts, **(folded if system.queries else {}), **centred, **kind, **(words if system.hybrid else {})}
+    vectors = {**facts, **(folded if system.queries else {}), **centred, **kind, **(words if system.hybrid else {})}
+    return {**vectors, **_generator_facts(bench, system)}
+
+
+def _generator_facts(bench: Workbench, system: System) -> dict[str, Any]:
+    """As a report shows them: which generators, and how they are used."""
+    found = bench.method_facts(system)
+    expand = {"expand": system.expand, "expansion": found["expand"]} if system.expand else {}
+    options = {"depth": system.rerank_depth, "weight": system.rerank_weight}
+    return {**expand, **({"rerank": system.rerank, "reranking": options | found["rerank"]} if system.rerank else {})}
 
 
 def _file_name(name: str) -> str:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.bench.material import Material
-from xqg_vdb.bench.suite import System
+from xqg_vdb.bench.systems import System
+from xqg_vdb.bench.wordings import WordingVectors
 from xqg_vdb.bench.words import Words
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, language_means, resolve_languages
 from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM, language_vector
 from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import Sums, fuse, mixed_rows, unit_rows
 from xqg_vdb.passage_calibration import calibrate_passages, passage_means
+from xqg_vdb.query_encoding import mean_rows
 from xqg_vdb.query_vectors import QueryVectors
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Recipe, Vectors
 
@@ -68,9 +71,11 @@ def place(
     encoder: CalibratedEncoder,
     queries: QueryVectors | None,
     asked: LanguageMeans | None = None,
+    wordings: WordingVectors | None = None,
 ) -> Placed:
     """Fuse the passages and calibrate the questions of one system; asked: the means of `means = "DATASET"`.
 
+    wordings: what is searched for in place of the questions, the mean of each one's vectors.
     Raises DataError when the recipe wants a language that the query file lacks.
     """
     table = means_of(system, encoder=encoder, queries=queries, asked=asked)
@@ -81,10 +86,14 @@ def place(
         sums = content_of(system, queries, passages=len(passages), means=table.means)
     recipe = system.recipe if sums else _PLAIN
     strength = encoder.calibration if system.calibration is None else system.calibration
-    langs = question_languages(system, material)
-    questions = calibrate(
-        material.question_vectors, langs=langs, table=table, strength=strength, normalize=normalize
-    )  # fmt: skip
+    moved = partial(calibrate, table=table, strength=strength, normalize=normalize)
+    if wordings is None:
+        langs = question_languages(system, material)
+        questions = moved(material.question_vectors, langs=langs)
+    else:
+        langs = [wordings.langs[start] for start in wordings.starts.tolist()]
+        several = moved(wordings.vectors, langs=wordings.langs)
+        questions = mean_rows(several, wordings.starts, normalize=normalize)
     everything = np.arange(len(questions))
     fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize)
     parts = [Part(TEXT_DENSE, fused, everything)]

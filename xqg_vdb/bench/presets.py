@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from xqg_vdb.bench.suite import ANY_DATASET, Comparison, Search, Suite, SweepPlan, System
+from xqg_vdb.bench.suite import ANY_DATASET, Comparison, Search, Suite, SweepPlan
+from xqg_vdb.bench.systems import System
 from xqg_vdb.types import Recipe
 
 _PASSAGE_STRENGTH = 1.0
@@ -44,6 +48,29 @@ def preset(
         comparisons=tuple(comparisons),
         sweeps=tuple(sweeps),
     )
+
+
+def with_methods(suite: Suite, options: System) -> Suite:
+    """The preset with UPR and query expansion on top of its best system; the suite as it is when neither is asked for.
+
+    options: a system whose `rerank*` and `expand*` say how; with both, a system that does both is added, too.
+    """
+    names = [system.name for system in suite.systems]
+    base = suite.systems[names.index("calibrated + xQG" if "calibrated + xQG" in names else "calibrated")]
+    kinds = {"UPR": ("rerank",), "expansion": ("expand",), "expansion + UPR": ("expand", "rerank")}
+    added = tuple(
+        replace(base, name=f"{base.name} + {kind}", **_settings(options, methods))
+        for kind, methods in kinds.items()
+        if all(getattr(options, method) for method in methods)
+    )
+    if not added:
+        return suite
+    compared = Comparison(base.name, tuple(system.name for system in added))
+    return replace(suite, systems=suite.systems + added, comparisons=(*suite.comparisons, compared))
+
+
+def _settings(options: System, methods: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in System.__dataclass_fields__ if name.startswith(tuple(methods))}
 
 
 def xqg_systems(encoder: str, queries: str) -> list[System]:

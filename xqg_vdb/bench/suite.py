@@ -13,56 +13,24 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from xqg_vdb.bench.systems import Content, HowMany, Languages, System, check_system
 from xqg_vdb.datasets import DATASETS
 from xqg_vdb.errors import DataError
+from xqg_vdb.expansion.prompts import Combine, Kind, Order
 from xqg_vdb.files import disk_errors
 from xqg_vdb.types import Pool, Recipe
 
-Content = Literal["own", "direction", "shuffled"]
-Languages = Literal["given", "detected", "unknown"]
 Search = Literal["exact", "graph", "memory"]
-HowMany = Literal["one", "per-language", "all"]
 Parameter = Literal["alpha", "lambda", "n", "without"]
-Kind = Literal["improves", "grows", "exceptions", "untestable"]
+ClaimKind = Literal["improves", "grows", "exceptions", "untestable"]
 
 ANY_DATASET = "*"
 
 _CHOICES: dict[str, Any] = {
     "Content": Content, "Languages": Languages, "Search": Search, "HowMany": HowMany, "Parameter": Parameter,
-    "Kind": Kind, "Pool": Pool,
+    "ClaimKind": ClaimKind, "Pool": Pool, "Kind": Kind, "Combine": Combine, "Order": Order,
 }  # fmt: skip
 """The annotations of a suite's fields that name the values they allow."""
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """One way to fill a collection and to ask it.
-
-    queries: name of a query set, None for passages as they are. n: queries a language at most (the first n).
-    content: `own`; `direction` (every passage gets its languages' mean instead, no content) and `shuffled` (every
-        passage gets another's queries) are the controls that xQG must beat.
-    calibration: λ, None for what the encoder's folder recommends. means: where μ comes from: `refined` (bank and
-        generated queries, what `load` does), `bank`, `generated`, or a dataset whose questions give it.
-    languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
-    passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
-    vectors: `one` fused vector; `per-language`, fused with one language's queries each, and the question's language
-        chooses; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim).
-    hybrid: search the words as well and fuse the rankings. hybrid_queries: index the generated queries' words, too.
-    """
-
-    name: str
-    encoder: str = "starter"
-    queries: str | None = None
-    content: Content = "own"
-    recipe: Recipe = field(default_factory=Recipe)
-    n: int | None = None
-    calibration: float | None = None
-    means: str = "refined"
-    languages: Languages = "given"
-    passage_calibration: float = 0.0
-    vectors: HowMany = "one"
-    hybrid: bool = False
-    hybrid_queries: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +60,7 @@ class ClaimPlan:
     """
 
     claim: str
-    kind: Kind
+    kind: ClaimKind
     dataset: str = ""
     metric: str = ""
     baseline: str = ""
@@ -106,7 +74,8 @@ class Suite:
     """What to run. metrics: None for each dataset's own. depth: passages kept a question, at least what metrics need.
 
     queries: query set -> dataset (or `*`) -> file. search: `exact` and `graph` ask a real collection, `memory` ranks by
-    matrix product (the same ranking as exact, without a store). command: what made it, for the report.
+    matrix product (the same ranking as exact, without a store). questions: only the first so many of each question
+    language, in the dataset's order; None for all.
     """
 
     name: str
@@ -115,6 +84,7 @@ class Suite:
     description: str = ""
     queries: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
+    questions: int | None = None
     depth: int = 100
     search: Search = "exact"
     comparisons: tuple[Comparison, ...] = ()
@@ -130,6 +100,10 @@ class Suite:
         for comparison in self.comparisons:
             _known([comparison.baseline, *comparison.systems], names, "system")
         _known([sweep.system for sweep in self.sweeps], names, "system")
+        for system in self.systems:
+            check_system(system)
+        if self.questions is not None and self.questions < 1:
+            raise DataError(f"questions must be at least 1, got {self.questions}; leave it out to ask all.")
         _known([system.queries for system in self.systems if system.queries], list(self.queries), "query set")
         for claim in self.claims:
             if claim.kind != "untestable":
@@ -178,6 +152,7 @@ class _Head:
     datasets: tuple[str, ...]
     description: str = ""
     metrics: tuple[str, ...] | None = None
+    questions: int | None = None
     depth: int = 100
     search: Search = "exact"
     heatmaps: bool = False

@@ -13,7 +13,8 @@ import numpy as np
 
 from xqg_vdb.bench.placing import calibrated_passages, content_of, means_of, question_languages
 from xqg_vdb.bench.records import Point, Sweep
-from xqg_vdb.bench.suite import SweepPlan, System
+from xqg_vdb.bench.suite import SweepPlan
+from xqg_vdb.bench.systems import System
 from xqg_vdb.bench.workbench import Workbench
 from xqg_vdb.datasets import RetrievalTask
 from xqg_vdb.errors import DataError
@@ -36,6 +37,8 @@ def run_sweep(bench: Workbench, plan: SweepPlan, dataset: str) -> Sweep:
         raise DataError(f"system {system.name!r} folds in no queries: there is nothing to sweep {plan.parameter} over.")
     if system.vectors != "one":
         raise DataError(f"system {system.name!r} has several vectors a passage: sweeps are made for one.")
+    if system.expand or system.rerank:
+        raise DataError(f"system {system.name!r} expands or ranks again: sweeps are made without; name its own base.")
     material = bench.material(system.encoder, dataset)
     judged = judge(
         task.qrels, query_ids=[query.id for query in task.queries], passage_ids=[p.id for p in material.passages]

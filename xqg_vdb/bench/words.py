@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xqg_vdb.collection.bm25 import SAMPLE, WordWriter, settings_of
-from xqg_vdb.datasets import RetrievalTask
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.types import Bm25Settings, GeneratedQueries, Hybrid, Passage, SparseVector
 
@@ -26,9 +25,9 @@ class Words:
 
 
 def words_of(
-    task: RetrievalTask, passages: Sequence[Passage], *, queries: Path | None, langs: Sequence[str] | None
+    questions: Sequence[str], passages: Sequence[Passage], *, queries: Path | None, langs: Sequence[str] | None
 ) -> Words:
-    """The words of a task; queries: the file whose queries are indexed with their passages, of `langs` only."""
+    """The words of questions and passages; queries: the file whose queries are indexed with these, of `langs` only."""
     own: list[GeneratedQueries | None] = [None] * len(passages)
     if queries is not None:
         with QueryFile([queries]) as table:
@@ -38,4 +37,4 @@ def words_of(
     settings = settings_of(rows[:SAMPLE], Hybrid(queries=queries is not None), query_langs=langs or found)
     writer = WordWriter(settings)
     documents = [writer.document(*row) for row in rows]
-    return Words(settings, documents, [writer.question(query.text) for query in task.queries])
+    return Words(settings, documents, [writer.question(text) for text in questions])

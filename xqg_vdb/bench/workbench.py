@@ -1,37 +1,46 @@
 """What the systems of a suite share while it runs: open encoders, read datasets, vectors, finished cells.
 
 vectors/   vectors of texts, by encoder and content    (any suite with the same texts reuses them)
+likelihoods-*.log, expansions/, expansion-seconds.log    what generators computed, beside the vectors
 out/cells/    values and run of every finished cell, by all that they depend on
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.bench.cells import Cell, cell_key, load_cell, run_cell, save_cell
+from xqg_vdb.bench.cell_files import Cell, cell_key, load_cell, save_cell, with_spent
+from xqg_vdb.bench.cells import run_cell
+from xqg_vdb.bench.judging import BITEXT
 from xqg_vdb.bench.material import Material, prepare
-from xqg_vdb.bench.placing import Placed, means_of_questions, place
-from xqg_vdb.bench.suite import Suite, System
+from xqg_vdb.bench.methods import Methods
+from xqg_vdb.bench.placing import Placed, means_of_questions, place, question_languages
+from xqg_vdb.bench.suite import Suite
+from xqg_vdb.bench.systems import System
+from xqg_vdb.bench.wordings import WordingVectors, vectors_of
 from xqg_vdb.bench.words import words_of
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
 from xqg_vdb.datasets import RetrievalTask, load_task
+from xqg_vdb.datasets.task import first_questions
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors, sha256_of
-from xqg_vdb.kept_vectors import digest_of
+from xqg_vdb.kept_vectors import digest_of, kept_vectors
+from xqg_vdb.metrics import Run
 from xqg_vdb.passage_calibration import PRIOR
 from xqg_vdb.progress import Progress
 from xqg_vdb.query_vectors import QueryVectors, encode_query_files
-from xqg_vdb.types import VectorStore
+from xqg_vdb.types import Query, VectorStore
 
 OpenEncoder = Callable[[str], CalibratedEncoder]
 
 
 @dataclass
 class Workbench:
-    """One run of a suite; everything is made when it is first asked for, and kept."""
+    """One run of a suite; everything is made when it is first asked for, and kept. threads: of generators."""
 
     suite: Suite
     data_dir: Path | None
@@ -39,11 +48,21 @@ class Workbench:
     vectors: Path
     open_encoder: OpenEncoder
     progress: Progress
+    threads: int
     encoders: dict[str, CalibratedEncoder] = field(default_factory=dict)
     queries: dict[tuple[str, str, str], QueryVectors] = field(default_factory=dict)
     _tasks: dict[str, RetrievalTask] = field(default_factory=dict)
+    _wholes: dict[str, RetrievalTask] = field(default_factory=dict)
     _materials: dict[tuple[str, str], Material] = field(default_factory=dict)
     _asked: dict[tuple[str, str], LanguageMeans] = field(default_factory=dict)
+    _methods: Methods = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._methods = Methods(self.vectors, threads=self.threads, progress=self.progress)
+
+    def close(self) -> None:
+        """Release what generators hold."""
+        self._methods.close()
 
     def encoder(self, model: str) -> CalibratedEncoder:
         """The encoder of that name."""
@@ -52,9 +71,11 @@ class Workbench:
         return self.encoders[model]
 
     def task(self, dataset: str) -> RetrievalTask:
-        """The dataset."""
+        """The dataset, with the suite's questions only."""
         if dataset not in self._tasks:
-            self._tasks[dataset] = load_task(dataset, self.data_dir)
+            task = load_task(dataset, self.data_dir)
+            self._wholes[dataset] = task
+            self._tasks[dataset] = task if self.suite.questions is None else first_questions(task, self.suite.questions)
         return self._tasks[dataset]
 
     def metrics(self, dataset: str) -> tuple[str, ...]:
@@ -63,10 +84,16 @@ class Workbench:
 
     def material(self, model: str, dataset: str) -> Material:
         """The dataset's vectors under an encoder."""
+        whole, task = self.whole_material(model, dataset), self.task(dataset)
+        return whole if len(task.queries) == len(whole.task.queries) else whole.narrowed(task)
+
+    def whole_material(self, model: str, dataset: str) -> Material:
+        """The same with every question of the dataset: they are encoded and kept together, however many are asked."""
         key = model, dataset
         if key not in self._materials:
+            self.task(dataset)
             self._materials[key] = prepare(
-                self.task(dataset), encoder=self.encoder(model), folder=self.vectors, progress=self.progress
+                self._wholes[dataset], encoder=self.encoder(model), folder=self.vectors, progress=self.progress
             )
         return self._materials[key]
 
@@ -90,22 +117,23 @@ class Workbench:
             return None
         key = system.encoder, system.means
         if key not in self._asked:
-            material = self.material(*key)
+            material = self.whole_material(*key)
             langs = [query.lang for query in material.task.queries]
             self._asked[key] = means_of_questions(material.question_vectors, langs)
         return self._asked[key]
 
-    def placed(self, system: System, dataset: str) -> Placed:
-        """The system's vectors on that dataset."""
+    def placed(self, system: System, dataset: str, wordings: WordingVectors | None = None) -> Placed:
+        """The system's vectors on that dataset; wordings: what it searches for in place of the questions."""
         material = self.material(system.encoder, dataset)
         placed = place(
             system, material, encoder=self.encoder(system.encoder), queries=self.query_vectors(system, dataset),
-            asked=self.question_means(system),
+            asked=self.question_means(system), wordings=wordings,
         )  # fmt: skip
         if not system.hybrid:
             return placed
         file = self.suite.query_file(system, dataset) if system.hybrid_queries else None
-        words = words_of(self.task(dataset), material.passages, queries=file, langs=system.recipe.langs)
+        questions = [query.text for query in material.task.queries] if wordings is None else wordings.joined()
+        words = words_of(questions, material.passages, queries=file, langs=system.recipe.langs)
         return replace(placed, words=words)
 
     def cell(self, system: System, dataset: str, *, store: VectorStore | None) -> tuple[Cell, Path]:
@@ -115,27 +143,60 @@ class Workbench:
         path, run = folder / f"{name}.json.gz", folder / f"{name}.trec.gz"
         cell = load_cell(path)
         if cell is None:
-            if system.vectors == "all" and self.task(dataset).pooled:
-                raise DataError(f"system {system.name!r}: vectors = 'all' needs one pool; {dataset} has several.")
-            if system.hybrid and store is None:
-                raise DataError(f"system {system.name!r}: hybrid needs search = 'exact' or 'graph'.")
-            cell, found = run_cell(
-                self.task(dataset), self.material(system.encoder, dataset).passages, self.placed(system, dataset),
-                encoder=self.encoder(system.encoder).facts, metrics=self.metrics(dataset), depth=self.suite.depth,
-                search=self.suite.search, store=store,
-            )  # fmt: skip
+            self._refuse(system, dataset, store)
+            cell, found = self._computed(system, dataset, store)
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             save_cell(path, cell, run=run, found=found)
         return cell, run
+
+    def _refuse(self, system: System, dataset: str, store: VectorStore | None) -> None:
+        """Raise DataError for what a system cannot do there."""
+        if system.vectors == "all" and self.task(dataset).pooled:
+            raise DataError(f"system {system.name!r}: vectors = 'all' needs one pool; {dataset} has several.")
+        if system.hybrid and store is None:
+            raise DataError(f"system {system.name!r}: hybrid needs search = 'exact' or 'graph'.")
+        if system.rerank is not None and BITEXT in self.metrics(dataset):
+            raise DataError(
+                f"system {system.name!r}: {BITEXT} compares vectors, so rerank cannot change it; leave it out."
+            )
+
+    def _computed(self, system: System, dataset: str, store: VectorStore | None) -> tuple[Cell, Run]:
+        material, encoder = self.material(system.encoder, dataset), self.encoder(system.encoder)
+        asked: Sequence[Query] = material.task.queries
+        if system.expand or system.rerank:
+            langs = question_languages(system, material)
+            asked = [replace(query, lang=lang) for query, lang in zip(asked, langs, strict=True)]
+        expanded = self._methods.wordings(system, asked, dataset=dataset)
+        wordings = None
+        if expanded is not None:
+            encode = partial(
+                kept_vectors, encode=encoder.encode_queries, encoder=encoder.facts, kind="queries", folder=self.vectors,
+                progress=self.progress, stage=f"{dataset}: questions of {system.name}",
+            )  # fmt: skip
+            wordings = vectors_of(expanded[0], encode)
+        cell, found = run_cell(
+            material.task, material.passages, self.placed(system, dataset, wordings), encoder=encoder.facts,
+            metrics=self.metrics(dataset), depth=max(self.suite.depth, system.rerank_depth if system.rerank else 0),
+            search=self.suite.search, store=store,
+            again=self._methods.again(system, queries=asked, passages=material.passages),
+        )  # fmt: skip
+        return cell if expanded is None else with_spent(cell, expanded[1]), found
+
+    def method_facts(self, system: System) -> dict[str, Any]:
+        """What the system's generators are; raises ModelError when one is not there."""
+        return self._methods.facts(system)
 
     def facts(self, system: System, dataset: str) -> dict[str, Any]:
         """All that a cell depends on: change any of it and it is another cell."""
         encoder = self.encoder(system.encoder)
         file = self.suite.query_file(system, dataset)
         usual = asdict(System(""))  # a setting that a later version adds changes no old cell
-        settings = {name: value for name, value in asdict(system).items() if value != usual[name]}
-        settings.update(name="", encoder="", queries=file and sha256_of(file))
+        settings = {
+            name: value for name, value in asdict(system).items()
+            if value != usual[name] and not name.startswith("expand")
+        }  # fmt: skip
+        settings.update(name="", encoder="", queries=file and sha256_of(file), **self.method_facts(system))
         if system.passage_calibration:
             settings["passage prior"] = PRIOR  # cells of the time before it were other vectors
         return {

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from xqg_vdb.cli.methods import expand_options, rerank_options
 from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, print_json, say, store_options
 
 if TYPE_CHECKING:
     from xqg_vdb.bench.suite import Suite
+    from xqg_vdb.bench.systems import System
+    from xqg_vdb.expansion.prompts import Combine, Kind, Order
     from xqg_vdb.progress import Progress
 
 
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     type=click.Choice(["exact", "graph", "memory"]),
     help="Exact or graph search of a real collection, or ranking in memory  [default: exact, or the suite's]",
 )
+@click.option("--questions", type=click.IntRange(min=1), help="Only the first so many of each question language.")
+@expand_options
+@rerank_options
 @store_options
 @json_option
 def bench(
@@ -46,6 +52,18 @@ def bench(
     threads: int | None,
     queries: Path | None,
     search: Literal["exact", "graph", "memory"] | None,
+    questions: int | None,
+    expand: str | None,
+    expand_kind: Kind,
+    expand_combine: Combine,
+    expand_order: Order,
+    expand_lang: str | None,
+    expand_max_tokens: int,
+    expand_model: str,
+    rerank: str | None,
+    rerank_depth: int,
+    rerank_weight: float,
+    rerank_language: bool,
     path: str | None,
     url: str | None,
     as_json: bool,
@@ -56,17 +74,28 @@ def bench(
     itself what it runs. Writes report.json, report.md, report.html and TREC runs to --out. What an earlier run finished
     there is not computed again; stop it with Ctrl-C and start it again at any time.
 
+    --rerank and --expand add systems on top of calibrated questions (and xQG). They cost seconds a question, so limit
+    --questions.
+
     \b
     Example:
       xqg-vdb bench afriqa --data-dir data/ --out reports/afriqa
+      xqg-vdb bench afriqa --out reports/upr --rerank upr:starter:generator --rerank-depth 10 --questions 50
     """  # noqa: D301 - \b is click's
     from xqg_vdb.bench.harness import run_suite
+    from xqg_vdb.bench.systems import System
     from xqg_vdb.encoding import Encoder
     from xqg_vdb.models import ensure_encoder
     from xqg_vdb.progress import bars
     from xqg_vdb.report import render_terminal, write_report
 
-    suite = _suite(what, model=model, queries=queries, search=search)
+    methods = System(
+        "from the command line", rerank=rerank, rerank_depth=rerank_depth, rerank_weight=rerank_weight,
+        rerank_language=rerank_language, expand=expand, expand_kind=expand_kind, expand_combine=expand_combine,
+        expand_order=expand_order, expand_lang=expand_lang, expand_max_tokens=expand_max_tokens,
+        expand_model=expand_model,
+    )  # fmt: skip
+    suite = _suite(what, model=model, queries=queries, search=search, questions=questions, methods=methods)
     with ExitStack() as stack:
         store = stack.enter_context(closing(chosen_store(path, url))) if path or url else None
 
@@ -88,17 +117,24 @@ def bench(
     say("reports: " + ", ".join(map(str, written)))
 
 
-def _suite(what: str, *, model: str, queries: Path | None, search: Any) -> Suite:
-    """The suite file, or the preset of a dataset."""
-    from xqg_vdb.bench.presets import preset
+def _suite(
+    what: str, *, model: str, queries: Path | None, search: Any, questions: int | None, methods: System
+) -> Suite:
+    """The suite file, or the preset of a dataset, with what the command line says of either."""
+    from xqg_vdb.bench.presets import preset, with_methods
     from xqg_vdb.bench.suite import read_suite
+    from xqg_vdb.bench.systems import check_system
 
     if not what.endswith(".toml"):
-        return preset(what, encoder=model, queries=queries, search=search or "exact")
-    if queries is not None:
+        check_system(methods)
+        suite = with_methods(preset(what, encoder=model, queries=queries), methods)
+    elif queries is not None:
         raise click.UsageError("a suite names its own query files; --queries goes with a DATASET")
-    suite = read_suite(what)
-    return suite if search is None else replace(suite, search=search)
+    elif methods.rerank or methods.expand:
+        raise click.UsageError("a suite names its own systems; --rerank and --expand go with a DATASET")
+    else:
+        suite = read_suite(what)
+    return replace(suite, search=search or suite.search, questions=questions or suite.questions)
 
 
 def _download(suite: Suite, data_dir: Path | None, *, progress: Progress) -> None:

@@ -48,7 +48,13 @@ def rerank_options(command: F) -> F:
 def expand_options(command: F) -> F:
     """--expand and what belongs to it."""
     for option in (
-        click.option("--no-expand-cache", is_flag=True, help="Neither read nor keep expansions on disk."),
+        click.option(
+            "--expand-max-tokens",
+            type=click.IntRange(1, 1024),
+            default=96,
+            show_default=True,
+            help="Longest answer of the model.",
+        ),
         click.option(
             "--expand-model", metavar="NAME", default="default", show_default=True, help="Model name at an endpoint."
         ),
@@ -103,6 +109,7 @@ def chosen_expander(
     combine: Combine,
     order: Order,
     lang: str | None,
+    max_tokens: int,
     endpoint_model: str,
     cached: bool,
     threads: int | None,
@@ -113,7 +120,7 @@ def chosen_expander(
     from xqg_vdb.expansion import ExpansionCache, Plan, open_expander
 
     try:
-        plan = Plan(kind=kind, combine=combine, order=order, lang=lang)
+        plan = Plan(kind=kind, combine=combine, order=order, lang=lang, max_tokens=max_tokens)
     except ValueError as error:
         raise click.UsageError(f"{error} (--expand-lang)") from error
     cache = ExpansionCache() if cached else None

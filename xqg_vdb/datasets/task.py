@@ -6,6 +6,7 @@ The readers beside this file know formats; this one knows none. It also holds wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Literal
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.metrics import Qrels
-from xqg_vdb.types import Passage, Query
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Query
 
 POOL = "pool"
 """The key of `Passage.meta` that says to which pool a passage of a pooled task belongs."""
@@ -66,6 +67,25 @@ class RetrievalTask:
                 answers=self.answers and {q.id: self.answers[q.id] for q in queries if q.id in self.answers},
                 pooled=False,
             )
+
+
+def first_questions(task: RetrievalTask, n: int) -> RetrievalTask:
+    """The task with the first n questions of each question language, in its own order; all passages stay."""
+    seen: Counter[str] = Counter()
+    kept: list[Query] = []
+    for query in task.queries:
+        lang = query.lang or UNKNOWN_LANGUAGE
+        seen[lang] += 1
+        if seen[lang] <= n:
+            kept.append(query)
+    ids = {query.id for query in kept}
+    return replace(
+        task,
+        queries=tuple(kept),
+        qrels={qid: grades for qid, grades in task.qrels.items() if qid in ids},
+        groups={qid: group for qid, group in task.groups.items() if qid in ids},
+        answers=task.answers and {qid: own for qid, own in task.answers.items() if qid in ids},
+    )
 
 
 class Reread:

@@ -161,6 +161,13 @@ def open_expander(
 
     The strategy takes the place of the plan's. Raises DataError for an unknown one.
     """
+    strategy, model = expansion_spec(spec)
+    chosen = replace(plan, strategy=strategy)
+    return Expander(model, plan=chosen, cache=cache, endpoint_model=endpoint_model, threads=threads)
+
+
+def expansion_spec(spec: str) -> tuple[Strategy, str]:
+    """The strategy and the model of `STRATEGY:MODEL`. Raises DataError for an unknown strategy."""
     strategy, colon, model = spec.partition(":")
     names: dict[str, Strategy] = {
         "zero-shot": "zero-shot", "few-shot": "few-shot", "chain-of-thought": "chain-of-thought",
@@ -171,8 +178,7 @@ def open_expander(
             f"An expansion is given as STRATEGY:MODEL, such as zero-shot:starter:generator, with one of the strategies "
             f"{', '.join(names)}; not {spec[:80]!r}."
         )
-    chosen = replace(plan, strategy=names[strategy])
-    return Expander(model, plan=chosen, cache=cache, endpoint_model=endpoint_model, threads=threads)
+    return names[strategy], model
 
 
 def _languages(queries: Sequence[Query]) -> list[str]:

@@ -39,7 +39,7 @@ def cost_table(report: Report) -> Table:
     ]
     note = (
         "Bytes of vectors as they are written, without index and texts. Milliseconds: single look-ups of 10 passages,"
-        " without encoding the question."
+        " without encoding the question. expand, rerank: one question alone, where it was timed."
     )
     return Table("Storage and time of a look-up", ["dataset: system", *columns], rows, note)
 

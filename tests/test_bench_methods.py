@@ -1,0 +1,418 @@
+"""UPR and query expansion as systems of a benchmark: what `Retriever` does; computed once, whatever stops it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bench_cases import encoder, run, value, write_afriqa, write_queries
+from cli_cases import run_cli, write_starter
+from generation_cases import tiny_checkpoint
+
+from xqg_vdb import Retriever, load, open_store
+from xqg_vdb.bench import likelihoods, methods
+from xqg_vdb.bench.kept_rows import KeptRows
+from xqg_vdb.bench.presets import preset, with_methods
+from xqg_vdb.bench.suite import read_suite
+from xqg_vdb.bench.systems import System, check_system
+from xqg_vdb.datasets import load_task
+from xqg_vdb.datasets.task import first_questions
+from xqg_vdb.errors import DataError, ModelError
+from xqg_vdb.expansion import Expander, Plan
+from xqg_vdb.rerank import Reranker
+from xqg_vdb.trec import read_run
+from xqg_vdb.types import Query
+
+DEPTH = 5
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    from xqg_vdb.generation.export import export_generator
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("generator")
+    checkpoint = tiny_checkpoint("llama", root / "llama")
+    return export_generator(str(checkpoint), root / "fp32", precision="fp32", report=lambda _: None).path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with the miniature data (4 questions in each of two languages) and a query file for it."""
+    write_afriqa(tmp_path, per_lang=4)
+    write_queries(tmp_path / "queries.jsonl", load_task("afriqa", tmp_path))
+    return tmp_path
+
+
+def suite(data, *systems, **more):
+    made = preset("afriqa", queries=data / "queries.jsonl", search="memory", depth=DEPTH)
+    options = {"systems": systems, "comparisons": (), "sweeps": (), "metrics": ("R@1", "MRR@5")} | more
+    return replace(made, **options)
+
+
+def found(data, system):
+    name = "".join(char if char.isalnum() or char in "+-_." else "-" for char in system)
+    return read_run(data / "out" / "runs" / f"afriqa.{name}.trec.gz")
+
+
+def retrieved(data, made, **options):
+    """What the product itself finds, from files to hits."""
+    task, corpus = load_task("afriqa", data), data / "corpus.jsonl"
+    records = [{"id": p.id, "title": p.title, "text": p.text, "lang": p.lang} for p in task.passages]
+    corpus.write_text("\n".join(map(json.dumps, records)))
+    loading = options.pop("loading", {})
+    with open_store(data / "store") as store:
+        collection = load(corpus, "c", encoder=made, queries=data / "queries.jsonl", store=store, **loading)
+        answers = Retriever(made, collection, **options).run(task.queries, k=DEPTH, exact=True)
+    return {answer.query.id: [(hit.id, hit.score) for hit in answer.hits] for answer in answers}
+
+
+def same_runs(ours, theirs, *, tolerance=1e-4):
+    assert ours.keys() == theirs.keys()
+    for qid, hits in theirs.items():
+        assert [docid for docid, _ in ours[qid]] == [docid for docid, _ in hits]
+        np.testing.assert_allclose([s for _, s in ours[qid]], [s for _, s in hits], atol=tolerance)
+
+
+def kept_notes(report):
+    return [note for note in report.notes if "were kept from before" in note]
+
+
+def counted(monkeypatch, stop_after=None):
+    """Counts pairs that scorers are asked for, and fails once `stop_after` passages were read."""
+    calls, pairs = [], []
+    original = likelihoods.open_scorer
+
+    def opened(model, *, threads):
+        scorer = original(model, threads=threads)
+        score = scorer.score_questions
+
+        def counting(passage, asked):
+            if stop_after is not None and len(calls) >= stop_after:
+                raise KeyboardInterrupt
+            calls.append(passage)
+            pairs.extend((passage, one) for one in asked)
+            return score(passage, asked)
+
+        monkeypatch.setattr(scorer, "score_questions", counting)
+        return scorer
+
+    monkeypatch.setattr(likelihoods, "open_scorer", opened)
+    return pairs
+
+
+@pytest.mark.parametrize("search", ["memory", "exact"])
+def test_upr_is_what_retriever_does(data, generator, search):
+    made = encoder()
+    systems = [
+        System("upr", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH),
+        System("mixed", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH, rerank_weight=0.4,
+               rerank_language=True),
+    ]  # fmt: skip
+    report = run(suite(data, *systems, search=search), data, made=made)
+    same_runs(found(data, "upr"), retrieved(data, made, reranker=Reranker(generator, depth=DEPTH)))
+    mixed = Reranker(generator, depth=DEPTH, weight=0.4, name_language=True)
+    same_runs(found(data, "mixed"), retrieved(data, made, reranker=mixed), tolerance=1e-3)
+    facts = report.systems["mixed"]
+    assert facts["reranking"]["weight"] == 0.4 and "{language}" in facts["reranking"]["instruction"]
+    for one in report.results:
+        assert 0 < one.cost["rerank p50 ms"] <= one.cost["rerank p95 ms"]
+        assert one.seconds["rerank"] > 0
+    assert kept_notes(report) == []
+
+
+def test_what_stands_behind_the_reranked_passages_keeps_its_order(data, generator):
+    base = System("base", queries="queries")
+    again = replace(base, name="again", rerank=f"upr:{generator}", rerank_depth=2)
+    run(suite(data, base, again), data)
+    plain = found(data, "base")
+    changed = 0
+    for qid, hits in found(data, "again").items():
+        ids = [docid for docid, _ in hits]
+        assert set(ids[:2]) == {docid for docid, _ in plain[qid][:2]}
+        assert ids[2:] == [docid for docid, _ in plain[qid][2:]]
+        assert [s for _, s in hits] == sorted((s for _, s in hits), reverse=True)
+        changed += ids[:2] != [docid for docid, _ in plain[qid][:2]]
+    assert changed > 0
+
+
+def test_likelihoods_survive_a_stop_and_serve_every_weight(data, generator, monkeypatch):
+    system = System("upr", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH)
+    first = counted(monkeypatch, stop_after=7)
+    with pytest.raises(KeyboardInterrupt):
+        run(suite(data, system), data)
+    assert len(first) >= 7
+    monkeypatch.undo()
+    rest = counted(monkeypatch)
+    report = run(suite(data, system), data)
+    assert len(first) + len(rest) == len(set(first) | set(rest)) == 8 * DEPTH, "each pair once"
+    assert f"{len(first)} of {8 * DEPTH} likelihoods were kept from before" in kept_notes(report)[0]
+    stopped = found(data, "upr")
+    monkeypatch.setattr(likelihoods, "open_scorer", lambda *_, **__: pytest.fail("nothing is left to compute"))
+    others = [replace(system, name=f"w{w}", rerank_weight=w) for w in (0.0, 0.5)]
+    others.append(replace(system, name="shallow", rerank_depth=3))
+    report = run(suite(data, system, *others), data)
+    assert [note.split(":")[1] for note in kept_notes(report)] == [" upr", " w0.0", " w0.5", " shallow"]
+    assert all("rerank p50 ms" in one.cost for one in report.results)
+    base = replace(system, name="base", rerank=None, rerank_depth=100)
+    run(suite(data, base), data)
+    assert {q: [i for i, _ in f] for q, f in found(data, "w0.0").items()} == {
+        q: [i for i, _ in f] for q, f in found(data, "base").items()
+    }
+    unbroken = data / "unbroken"
+    unbroken.mkdir()
+    monkeypatch.undo()
+    write_afriqa(unbroken, per_lang=4)
+    write_queries(unbroken / "queries.jsonl", load_task("afriqa", unbroken))
+    run(suite(unbroken, system), unbroken)
+    same_runs(stopped, found(unbroken, "upr"))
+
+
+def test_passages_are_read_once_for_questions_that_share_them(data, generator, monkeypatch):
+    """Beyond those that are timed alone; these have no time of their own, and no cell claims one for them."""
+    monkeypatch.setattr("xqg_vdb.bench.spent.TIMED", 1)
+    calls = []
+    original = likelihoods.KeptScorer._compute
+    monkeypatch.setattr(
+        likelihoods.KeptScorer, "_compute",
+        lambda self, passage, new: (calls.append((passage, len(new))), original(self, passage, new))[1],
+    )  # fmt: skip
+    system = System("upr", rerank=f"upr:{generator}", rerank_depth=DEPTH)
+    run(suite(data, system), data)
+    assert sum(n for _, n in calls) == 8 * DEPTH
+    assert len(calls) == DEPTH + len({passage for passage, _ in calls[DEPTH:]}), "one question alone, then by passage"
+    assert len(calls) < 8 * DEPTH
+
+
+@pytest.mark.parametrize("combine", ["concat", "mean", "only"])
+def test_expansion_is_what_retriever_does(data, generator, combine):
+    made, plan = encoder(), Plan("few-shot", combine=combine, max_tokens=6, lang="en")
+    system = System(
+        "expanded", queries="queries", expand=f"few-shot:{generator}", expand_combine=combine, expand_max_tokens=6,
+        expand_lang="eng",
+    )  # fmt: skip
+    report = run(suite(data, system), data, made=made)
+    same_runs(found(data, "expanded"), retrieved(data, made, expander=Expander(generator, plan=plan)))
+    assert report.systems["expanded"]["expansion"]["combine"] == combine
+    (cost,) = {tuple(one.cost.items()) for one in report.results}
+    assert 0 < dict(cost)["expand p50 ms"] <= dict(cost)["expand p95 ms"]
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "per-language"])
+def test_expansion_with_words_and_with_a_vector_per_language(data, generator, kind):
+    from xqg_vdb import Hybrid
+
+    made, plan = encoder(), Plan("zero-shot", combine="mean", max_tokens=6)
+    system = System(
+        "expanded", queries="queries", expand=f"zero-shot:{generator}", expand_combine="mean", expand_max_tokens=6
+    )
+    if kind == "hybrid":
+        system, loading, options = replace(system, hybrid=True), {"hybrid": Hybrid()}, {"hybrid": True}
+    else:
+        system, loading, options = replace(system, vectors="per-language"), {"more_vectors": ["languages"]}, {}
+    run(suite(data, system, search="exact", depth=20), data, made=made)
+    expander = Expander(generator, plan=plan)
+    theirs = retrieved(data, made, expander=expander, loading=loading, **options)
+    ours = {qid: hits[:DEPTH] for qid, hits in found(data, "expanded").items()}
+    assert {q: [i for i, _ in f] for q, f in ours.items()} == {q: [i for i, _ in f] for q, f in theirs.items()}
+
+
+def test_expansions_are_written_once(data, generator, monkeypatch):
+    """Another way to combine them, or another first stage, writes none; their times are those of before."""
+    written = []
+    original = Expander._write
+    monkeypatch.setattr(Expander, "_write", lambda self, asked: (written.extend(asked), original(self, asked))[1])
+    system = System("joined", queries="queries", expand=f"few-shot:{generator}", expand_max_tokens=6)
+    report = run(suite(data, system), data)
+    assert len(written) == 8
+    fallbacks = [note for note in report.notes if "searched as they are" in note]
+    failed = int(fallbacks[0].split(": ")[2].split()[0]) if fallbacks else 0
+    assert failed < 8, "the model wrote nothing at all"
+    written.clear()
+    more = replace(system, name="mean", expand_combine="mean"), replace(system, name="plain", queries=None)
+    report = run(suite(data, system, *more), data)
+    assert len(written) == 2 * failed  # a failure is not kept
+    assert [note.split(":")[1] for note in kept_notes(report)] == [" mean", " plain"]
+    assert all("expand p50 ms" in one.cost for one in report.results)
+
+
+def test_finished_cells_open_no_model_and_another_model_makes_another_cell(data, generator, monkeypatch, tmp_path):
+    import shutil
+
+    from xqg_vdb.model_folder import open_model_folder, write_manifest
+
+    systems = [
+        System("upr", rerank=f"upr:{generator}", rerank_depth=2),
+        System("both", rerank=f"upr:{generator}", rerank_depth=2, expand=f"zero-shot:{generator}", expand_max_tokens=4),
+    ]
+    first = run(suite(data, *systems), data)
+    cells = set((data / "out" / "cells").iterdir())
+    moved = shutil.copytree(generator, tmp_path / "moved")
+    systems = [
+        replace(one, rerank=f"upr:{moved}", expand=one.expand and f"zero-shot:{moved}") for one in systems
+    ]  # fmt: skip
+    for module in (likelihoods, methods):
+        for name in {"open_scorer", "open_writer"} & set(vars(module)):
+            monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("finished cells need no model"))
+    second = run(suite(data, *systems), data)
+    assert [one.headline for one in first.results] == [one.headline for one in second.results]
+    assert set((data / "out" / "cells").iterdir()) == cells
+    monkeypatch.undo()
+    tokenizer = json.loads((moved / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = tokenizer["added_tokens"][:3]
+    (moved / "tokenizer.json").write_text(json.dumps(tokenizer))
+    manifest = open_model_folder(generator).manifest
+    write_manifest(moved, {key: value for key, value in manifest.items() if key not in ("files", "schema")})
+    run(suite(data, *systems), data)
+    assert len(set((data / "out" / "cells").iterdir())) == 2 * len(cells)
+
+
+def test_the_first_questions_of_each_language(data):
+    made, plain = encoder(), System("plain", calibration=0.0)
+    whole = run(suite(data, plain), data, made=made)
+    seen, task = made.texts_seen, load_task("afriqa", data)
+    few = run(suite(data, plain, questions=2), data, made=made)
+    assert made.texts_seen == seen, "the vectors of the whole list serve"
+    kept = [query.id for lang in ("ha", "zu") for query in task.queries if query.lang == lang][:2]
+    kept += [query.id for query in task.queries if query.lang == "zu"][:2]
+    every = found(data, "plain")
+    assert set(every) == set(kept)
+    assert few.datasets["afriqa"]["questions"] == 4 and few.datasets["afriqa"]["passages"] == 8
+    assert few.datasets["afriqa"]["limit"] == "the first 2 questions of each language"
+    assert few.description.endswith("Only the first 2 questions of each language.")
+    assert all(group.n == 2 for one in few.results for group in one.groups.values())
+    assert {one.headline.n for one in whole.results} == {8} and "limit" not in whole.datasets["afriqa"]
+    again = run(suite(data, plain, questions=100), data, made=made)
+    assert value(again, "plain", "MRR@5") == value(whole, "plain", "MRR@5")
+    assert len(list((data / "out" / "cells").iterdir())) == 4, "a limit that leaves nothing out is no other cell"
+
+
+def test_a_narrowed_task_has_nothing_of_other_questions(data):
+    task = replace(load_task("afriqa", data), queries=(*load_task("afriqa", data).queries, Query("x", "no language")))
+    few = first_questions(task, 1)
+    assert [query.lang for query in few.queries] == ["ha", "zu", None]
+    ids = {query.id for query in few.queries}
+    assert set(few.qrels) == set(few.groups) == set(few.answers) == ids - {"x"}
+    assert list(few.passages) == list(task.passages)
+
+
+SUITE = """
+name = "s"
+datasets = ["afriqa"]
+questions = 3
+[[systems]]
+name = "both"
+rerank = "upr:MODEL"
+rerank_depth = 10
+rerank_weight = 0.25
+expand = "few-shot:MODEL"
+expand_kind = "translation"
+expand_lang = "en"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("questions = 3", "questions = 0"), "questions must be at least 1, got 0"),
+        (('"upr:MODEL"', '"bm25:MODEL"'), "rerank is given as upr:MODEL"),
+        (('"upr:MODEL"', '"upr:"'), "rerank is given as upr:MODEL"),
+        (('rerank = "upr:MODEL"', ""), "rerank_depth says nothing without rerank"),
+        (("rerank_depth = 10", "rerank_depth = 0"), "rerank_depth must be at least 1, got 0"),
+        (("rerank_weight = 0.25", "rerank_weight = 1.5"), "rerank_weight must lie between 0 and 1, got 1.5"),
+        (("rerank_weight = 0.25", "rerank_weight = nan"), "rerank_weight must lie between 0 and 1, got nan"),
+        (("few-shot:MODEL", "guess:MODEL"), "with one of the strategies zero-shot"),
+        (('"translation"', '"poem"'), "'poem' is no value"),
+        (('expand_lang = "en"', ""), "a translation needs a language"),
+        (('expand_lang = "en"', 'expand_lang = "xxx"'), "'xxx' is not a language code"),
+        (('expand_lang = "en"', 'expand_lang = "en"\nexpand_max_tokens = 9999'), "max_tokens must lie"),
+        (('expand = "few-shot:MODEL"', ""), "expand_kind says nothing without expand"),
+    ],
+)
+def test_methods_are_checked_when_the_suite_is_read(tmp_path, change, says):
+    path = tmp_path / "suite.toml"
+    path.write_text(SUITE)
+    assert read_suite(path).systems[0].rerank_weight == 0.25
+    path.write_text(SUITE.replace(*change))
+    with pytest.raises(DataError, match=r"suite\.toml") as error:
+        read_suite(path)
+    assert says in str(error.value)
+
+
+def test_what_does_not_go_together_is_told_before_encoding(data, tmp_path):
+    from tiny_model import write_tiny_encoder
+
+    made = encoder()
+    no_generator = write_tiny_encoder(tmp_path / "e")
+    for spec in (f"upr:{no_generator}", f"upr:{tmp_path / 'absent'}"):
+        with pytest.raises(ModelError):
+            run(suite(data, System("s", rerank=spec)), data, made=made)
+    with pytest.raises(ModelError):
+        run(suite(data, System("s", expand=f"few-shot:{no_generator}")), data, made=made)
+    assert made.texts_seen == 0
+    check_system(System("s"))
+
+
+def test_a_preset_gets_the_methods_on_top_of_its_best_system():
+    options = System("o", rerank="upr:m", rerank_depth=7, expand="few-shot:m", expand_kind="keywords")
+    made = with_methods(preset("afriqa"), options)
+    assert [system.name for system in made.systems[2:]] == [
+        "calibrated + UPR", "calibrated + expansion", "calibrated + expansion + UPR",
+    ]  # fmt: skip
+    upr, expansion, both = made.systems[2:]
+    assert (upr.rerank, upr.rerank_depth, upr.expand, upr.means) == ("upr:m", 7, None, "bank")
+    assert (expansion.expand_kind, expansion.rerank, expansion.rerank_depth) == ("keywords", None, 100)
+    assert both.rerank == "upr:m" and both.expand == "few-shot:m"
+    assert made.comparisons[-1].baseline == "calibrated"
+    assert with_methods(preset("afriqa"), System("o")) == preset("afriqa")
+    folded = with_methods(preset("afriqa", queries="q.jsonl"), replace(options, expand=None, expand_kind="keywords"))
+    assert folded.systems[-1].name == "calibrated + xQG + UPR" and folded.systems[-1].queries == "queries"
+
+
+def test_kept_rows_go_on_and_tell_other_headers(tmp_path):
+    from contextlib import closing
+
+    from xqg_vdb.errors import LockedError, MismatchError
+
+    path = tmp_path / "sub" / "rows.log"
+    with closing(KeptRows(path, header={"model": "a"})) as kept:
+        assert kept.get("x") is None
+        kept.add([{"key": "x", "score": 1.5}, {"key": "y", "score": -2.0}])
+        with pytest.raises(LockedError):
+            KeptRows(path, header={"model": "a"})
+    path.write_bytes(path.read_bytes() + b"half a li")
+    with closing(KeptRows(path, header={"model": "a"})) as kept:
+        assert kept.get("x") == {"key": "x", "score": 1.5}
+        kept.add([{"key": "z", "score": 0.0}])
+    with closing(KeptRows(path, header={"model": "a"})) as kept:
+        assert [kept.get(key)["score"] for key in "xyz"] == [1.5, -2.0, 0.0]
+    with pytest.raises(MismatchError):
+        KeptRows(path, header={"model": "b"})
+
+
+def test_on_the_command_line(data, generator):
+    write_starter(data / "cache")
+    (data / "suite.toml").write_text(SUITE)
+    arguments = ["bench", "afriqa", "--data-dir", ".", "--search", "memory", "--out"]
+    spec = ["--rerank", f"upr:{generator}", "--rerank-depth", 3, "--questions", 2]
+    spec += ["--expand", f"few-shot:{generator}", "--expand-max-tokens", 4]
+    done = run_cli(data, *arguments, "reports", *spec, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert {one["system"] for one in report["results"]} == {
+        "plain", "calibrated", "calibrated + UPR", "calibrated + expansion", "calibrated + expansion + UPR",
+    }  # fmt: skip
+    assert {one["headline"]["n"] for one in report["results"]} == {4}
+    page = (data / "reports" / "report.md").read_text()
+    assert "rerank p50 ms" in page and "first 2 questions of each language" in page
+    for wrong, code, says in (
+        (["suite.toml", "--rerank", "upr:m"], 2, "a suite names its own systems"),
+        (["afriqa", "--rerank", "bm25:m"], 3, "rerank is given as upr:MODEL"),
+        (["afriqa", "--rerank-depth", 5], 3, "rerank_depth says nothing without rerank"),
+        (["afriqa", "--data-dir", ".", "--rerank", "upr:absent"], 3, "no model 'absent'"),
+    ):
+        done = run_cli(data, "bench", *wrong, "--out", "reports")
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert says in done.stderr and "Traceback" not in done.stderr

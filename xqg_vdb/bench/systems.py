@@ -1,0 +1,111 @@
+"""One system of a suite: how a collection is filled and asked; what its generators are, checked before anything runs.
+
+In: the keys of a `[[systems]]` table. Out: `System`, and what its two specs (`upr:MODEL`, `STRATEGY:MODEL`) say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.expansion import Plan
+from xqg_vdb.expansion.expander import expansion_spec
+from xqg_vdb.expansion.prompts import Combine, Kind, Order
+from xqg_vdb.rerank import METHODS
+from xqg_vdb.types import Recipe
+
+Content = Literal["own", "direction", "shuffled"]
+Languages = Literal["given", "detected", "unknown"]
+HowMany = Literal["one", "per-language", "all"]
+
+_EXAMPLES = {"rerank": "upr:starter:generator", "expand": "zero-shot:starter:generator"}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One way to fill a collection and to ask it.
+
+    queries: name of a query set, None for passages as they are. n: queries a language at most (the first n).
+    content: `own`; `direction` (every passage gets its languages' mean instead, no content) and `shuffled` (every
+        passage gets another's queries) are the controls that xQG must beat.
+    calibration: λ, None for what the encoder's folder recommends. means: where μ comes from: `refined` (bank and
+        generated queries, what `load` does), `bank`, `generated`, or a dataset whose questions give it.
+    languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
+    passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
+    vectors: `one` fused vector; `per-language`, fused with one language's queries each, and the question's language
+        chooses; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim).
+    hybrid: search the words as well and fuse the rankings. hybrid_queries: index the generated queries' words, too.
+    expand: `STRATEGY:MODEL` searches with what a generator adds to the question; expand_*: as `expansion.Plan`, and
+        expand_model: the model's name at an endpoint.
+    rerank: `upr:MODEL` ranks the first `rerank_depth` passages again, what is behind them keeps its order;
+        rerank_weight, rerank_language: `weight` and `name_language` of `rerank.Reranker`.
+    """
+
+    name: str
+    encoder: str = "starter"
+    queries: str | None = None
+    content: Content = "own"
+    recipe: Recipe = field(default_factory=Recipe)
+    n: int | None = None
+    calibration: float | None = None
+    means: str = "refined"
+    languages: Languages = "given"
+    passage_calibration: float = 0.0
+    vectors: HowMany = "one"
+    hybrid: bool = False
+    hybrid_queries: bool = False
+    expand: str | None = None
+    expand_kind: Kind = "pseudo-document"
+    expand_combine: Combine = "concat"
+    expand_order: Order = "direct"
+    expand_lang: str | None = None
+    expand_max_tokens: int = 96
+    expand_model: str = "default"
+    rerank: str | None = None
+    rerank_depth: int = 100
+    rerank_weight: float = 1.0
+    rerank_language: bool = False
+
+
+def check_system(system: System) -> None:
+    """Raise DataError, naming the system, for specs and options of its generators that cannot be meant."""
+    try:
+        for method, example in _EXAMPLES.items():
+            fields = System.__dataclass_fields__
+            changed = [
+                name for name, one in fields.items()
+                if name.startswith(f"{method}_") and getattr(system, name) != one.default
+            ]  # fmt: skip
+            if changed and getattr(system, method) is None:
+                raise DataError(f"{changed[0]} says nothing without {method}; add {method} = {example!r}")
+        expansion_of(system)
+        scorer_of(system)
+        if system.rerank_depth < 1:
+            raise DataError(f"rerank_depth must be at least 1, got {system.rerank_depth}")
+        if not 0.0 <= system.rerank_weight <= 1.0:
+            raise DataError(f"rerank_weight must lie between 0 and 1, got {system.rerank_weight}")
+    except (DataError, ValueError) as error:
+        raise DataError(f"system {system.name!r}: {str(error).rstrip('.')}.") from error
+
+
+def expansion_of(system: System) -> tuple[Plan, str] | None:
+    """The plan and the model of `expand`, None without; raises DataError or ValueError for what is no plan."""
+    if system.expand is None:
+        return None
+    strategy, model = expansion_spec(system.expand)
+    plan = Plan(
+        strategy, system.expand_kind, system.expand_combine, system.expand_order, system.expand_lang,
+        system.expand_max_tokens,
+    )  # fmt: skip
+    return plan, model
+
+
+def scorer_of(system: System) -> str | None:
+    """The model of `rerank`, None without; raises DataError for another method than UPR."""
+    if system.rerank is None:
+        return None
+    method, _, model = system.rerank.partition(":")
+    if method not in METHODS or not model:
+        raise DataError(f"rerank is given as upr:MODEL, such as upr:starter:generator, not {system.rerank[:80]!r}")
+    return model
