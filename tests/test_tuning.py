@@ -93,6 +93,16 @@ def test_useless_queries_are_not_folded_in_without_labels(tmp_path):
     assert found.chosen.recipe.alpha == 0.0 and found.label_free
 
 
+def test_without_labels_alpha_never_rises_above_the_default(tmp_path):
+    """Pseudo-questions that share words with their siblings alone prefer a large α: the generator flatters itself."""
+    data = read_free(write_world(tmp_path), encoder())
+    dev, _ = _halves(data, R1)
+    assert dev.best(data.pool.sums(None), Recipe(), 0.5).recipe.alpha > Recipe().alpha
+    found = choose(data, metric=R1)
+    assert found.chosen.recipe.alpha <= Recipe().alpha
+    assert dict(found.alphas)[found.chosen.recipe.alpha] == pytest.approx(found.chosen.value)
+
+
 def test_ties_keep_the_default(tmp_path):
     """Questions that find their passage anyhow: nothing can be better than the default."""
     write_world(tmp_path)

@@ -4,7 +4,7 @@ In: `Material`. Out: `Tuned`. Questions are split by the passage that they ask f
 never lie on both sides. One coordinate at a time: for each pooling α, λ and α again; then languages that hurt are left
 out; then, told but not used, how many queries a language are needed. What does not gain more than one standard error
 (over passages) is a tie, and ties go to the default recipe. Pseudo-questions flatter α (`holding.py`): without labels,
-ties go to the smallest α instead.
+ties go to the smallest α instead, and α never rises above the default.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def choose(material: Material, *, metric: Metric, progress: Progress = silent) -
     best, top = trials[0], max(trials, key=lambda one: round(one.value / SAME))  # the first of equals
     best, without = _languages_that_help(dev, sums, top if dev.beats(sums, top, best) else best)
     if material.label_free:
-        best = dev.lowered(sums, best)
+        best = dev.lowered(sums, _capped(dev, sums, best))
     elif not dev.beats(sums, best, default):
         best = default
     alphas = dev.values(sums, best.recipe, [Setting(a, best.strength) for a in ALPHAS])
@@ -132,6 +132,14 @@ def _languages_that_help(dev: Half, sums: Sums, best: Choice) -> tuple[Choice, d
         recipe = replace(best.recipe, langs=tuple(one for one in langs if one != worst))
         best = Choice(recipe, best.strength, dev.value(sums, recipe, best.strength))
     return best, first
+
+
+def _capped(dev: Half, sums: Sums, best: Choice) -> Choice:
+    """The choice with the default α where it has a larger one."""
+    if best.recipe.alpha <= _DEFAULT.alpha:
+        return best
+    recipe = replace(best.recipe, alpha=_DEFAULT.alpha)
+    return Choice(recipe, best.strength, dev.value(sums, recipe, best.strength))
 
 
 def _halves(material: Material, metric: Metric) -> tuple[Half, Half]:
