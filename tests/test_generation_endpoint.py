@@ -5,6 +5,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from cli_cases import run_cli, write_lines
 
 from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.generation.endpoint import Endpoint, EndpointGenerator
@@ -204,3 +205,22 @@ def test_the_command_line_from_corpus_to_file(server, tmp_path):
     assert all(len(texts) == 2 for line in lines for texts in line["generated_queries"].values())
     wrong = CliRunner().invoke(generate, [str(corpus), str(out), "-l", "de"])
     assert wrong.exit_code == 2 and "give --generator or --endpoint, one of them" in wrong.output
+
+
+def test_the_command_asks_only_about_what_has_changed(server, tmp_path):
+    lines = [{"id": f"p{i}", "text": f"Text {i}."} for i in range(5)]
+    write_lines(tmp_path / "october.jsonl", lines)
+    write_lines(tmp_path / "november.jsonl", [*lines[3::-1], {"id": "p5", "text": "Text 5."}])
+    settings = ["--endpoint", server.url, "-l", "de", "-n", "2", "--json"]
+    assert run_cli(tmp_path, "generate", "october.jsonl", "october.q", *settings).returncode == 0
+    server.requests.clear()
+    done = run_cli(tmp_path, "generate", "november.jsonl", "november.q", "--reuse", "october.q", *settings)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reused"] == {"october.q": 4} and len(server.requests) == 2
+    old, new = [
+        {line["id"]: line for line in map(json.loads, (tmp_path / f"{month}.q").read_text().splitlines())}
+        for month in ("october", "november")
+    ]
+    assert list(new) == ["p3", "p2", "p1", "p0", "p5"] and all(new[i] == old[i] for i in new if i != "p5")
+    done = run_cli(tmp_path, "generate", "november.jsonl", "x.q", "--reuse", "october.q", *settings, "--seed", "2")
+    assert done.returncode == 4 and "(generator.seed was 313, is 2)" in done.stderr
