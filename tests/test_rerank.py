@@ -2,14 +2,16 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from generation_cases import tiny_checkpoint
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.generation import scoring
-from xqg_vdb.generation.scoring import fitted_ids, open_scorer
+from xqg_vdb.generation import branches, scoring
+from xqg_vdb.generation.engine import Stepper
+from xqg_vdb.generation.scoring import Asked, fitted_ids, open_scorer
 from xqg_vdb.rerank import INSTRUCTION, Reranker, open_reranker, passage_text, standardised
 from xqg_vdb.types import Hit, Query
 
@@ -30,6 +32,13 @@ class CountingScorer:
     def score(self, passages, instruction, question):
         self.seen.append((list(passages), instruction, question))
         return np.array([-1.0 / (1 + len(set(passage) & set(question))) for passage in passages])
+
+
+class SharingCounter(CountingScorer):
+    """The same, a passage at a time."""
+
+    def score_questions(self, passage, asked):
+        return np.array([self.score([passage], *one)[0] for one in asked])
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +95,127 @@ def test_scores_equal_teacher_forcing_long_passages_included(folders, kind):
 
 
 @pytest.mark.parametrize("kind", ["mt5", "gemma"])
-def test_scores_do_not_depend_on_order_batch_or_company(folders, kind, monkeypatch):
+def test_the_scores_of_one_question_do_not_depend_on_order_or_on_the_other_hits(folders, kind):
     reranker = Reranker(folders[kind][1], threads=1)
     hits = [*HITS, LONG]
     whole = reranker.rerank(QUESTION, hits)
     for seed in range(3):
         assert reranker.rerank(QUESTION, random.Random(seed).sample(hits, len(hits))) == whole
     alone = [reranker.rerank(QUESTION, [hit])[0] for hit in hits]
-    together = {hit.id: hit.score for hit in whole}
-    assert all(abs(hit.score - together[hit.id]) < 1e-4 for hit in alone)
-    for name, value in (("BATCH_TOKENS", 1), ("BATCH_LOGITS", 1)):
-        monkeypatch.setattr(scoring, name, value)
-        small = reranker.rerank(QUESTION, hits)
-        assert [hit.id for hit in small] == [hit.id for hit in whole]
-        assert all(abs(hit.score - together[hit.id]) < 1e-4 for hit in small)
+    assert sorted(alone, key=lambda hit: hit.id) == sorted(whole, key=lambda hit: hit.id)
+
+
+def varied_questions(number):
+    """Questions of 1 to 150 characters (tokens of the tiny tokenizer), with their languages."""
+    words = ["How", "long", "is", "the", "Nile", "and", "where", "does", "it", "end", "or", "begin", "today"]
+    draw = random.Random(3)
+    texts = [" ".join(draw.choices(words, k=1 + i % 7)) + "?" for i in range(number - 1)]
+    texts.append(" ".join(draw.choices(words, k=40)))  # beyond MAX_QUESTION_TOKENS
+    return [Query(f"q{i}", text, ["en", "de", "sw"][i % 3]) for i, text in enumerate(texts)]
+
+
+def shared_hits(number):
+    """Hits per question: most passages are found by several questions, one by all but one, and one by a single one."""
+    draw = random.Random(5)
+    hits = [[*draw.sample(HITS, 4), LONG] for _ in range(number)]
+    hits[1], hits[2] = [], [Hit("own", 0.5, "a passage of its own"), *HITS]
+    return hits
+
+
+@pytest.mark.parametrize("name_language", [False, True], ids=["one instruction", "several"])
+@pytest.mark.parametrize("kind", ["mt5", "gemma", "llama"])
+def test_many_questions_get_the_scores_of_each_alone(folders, kind, name_language, monkeypatch):
+    queries, hits = varied_questions(9), shared_hits(9)
+    one_by_one, together = (Reranker(folders[kind][1], threads=1, name_language=name_language) for _ in range(2))
+    expected = [one_by_one.rerank(query, own) for query, own in zip(queries, hits, strict=True)]
+    counts = one_by_one.counters() | {"seconds": 0}
+    assert counts == {"questions": 8, "passages": 7 * 5 + 11, "passages_cut": 7, "seconds": 0}
+    # one pass for all questions of a passage; a few a pass behind the cache; one a pass, by either bound
+    for name, value in (("CHUNK_TOKENS", 2**20), ("CHUNK_LOGITS", 100 * 100), ("CHUNK_TOKENS", 1), ("CHUNK_LOGITS", 1)):
+        monkeypatch.setattr(branches, name, value)
+        together = Reranker(together.scorer, name_language=name_language)
+        together.scorer.truncated = 0
+        found = together.rerank_all(queries, hits)
+        for own, wanted in zip(found, expected, strict=True):
+            score = {hit.id: hit.score for hit in wanted}
+            assert {hit.id for hit in own} == set(score)
+            assert all(abs(hit.score - score[hit.id]) < 1e-4 for hit in own)
+            assert own == sorted(own, key=lambda hit: (-hit.score, hit.id))
+        assert together.counters() | {"seconds": 0} == counts
+
+
+@pytest.mark.parametrize("kind", ["mt5", "gemma", "llama"])
+def test_many_questions_equal_teacher_forcing(folders, kind):
+    checkpoint, path = folders[kind]
+    scorer = open_scorer(path, threads=1)
+    tokenizer, questions = scorer.model.tokenizer, ["How?", "Where does the Nile end?", "How long is it?", "How?"]
+    instructions = [INSTRUCTION, INSTRUCTION, INSTRUCTION.replace("question", "question in German"), INSTRUCTION]
+    for text in (passage_text("t", "the Nile"), passage_text("Long", LONG.text)):
+        found = scorer.score_questions(text, list(map(Asked, instructions, questions)))
+        for score, instruction, question in zip(found, instructions, questions, strict=True):
+            after = instruction + ("" if kind == "mt5" else "\nQuestion:")
+            prompt = text[: (511 if kind == "mt5" else 512) - len(after)] + instruction
+            assert score == pytest.approx(slow_score(kind, checkpoint, tokenizer, prompt, question), abs=1e-4)
+    assert scorer.truncated == 4
+
+
+def test_a_question_may_take_room_from_its_passage(folders):
+    """In a short model the passage is cut at another place for each length of question."""
+    scorer = open_scorer(folders["gemma"][1], threads=1)
+    scorer.model.max_length = 300
+    asked = [Asked(INSTRUCTION, question) for question in ("How?", "How long is the Nile?", "Where?" * 20)]
+    text = passage_text("Long", LONG.text)
+    together = scorer.score_questions(text, asked)
+    alone = [scorer.score_questions(text, [one])[0] for one in asked]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert len(set(np.round(alone, 3))) == 3
+
+
+def test_a_passage_is_read_once_for_all_its_questions(folders, monkeypatch):
+    scorer = open_scorer(folders["llama"][1], threads=1)
+    fed, run = [], Stepper._outputs
+    monkeypatch.setattr(
+        Stepper, "_outputs", lambda self, forest, feeds, names: fed.append(feeds) or run(self, forest, feeds, names)
+    )
+    text, questions = passage_text("t", "the Nile " * 20), [f"How long is river {i}?" for i in range(60)]
+    scorer.score_questions(text, [Asked(INSTRUCTION, question) for question in questions])
+    prompt, question = len(text + INSTRUCTION + "\nQuestion:"), len(" How long is river 10?")
+    assert sum(feeds["tokens"].size for feeds in fed) < prompt + 60 * question
+    assert len(fed) > 2 and all(feeds["tokens"].size <= branches.CHUNK_TOKENS for feeds in fed)
+
+
+def test_nothing_asked_nothing_answered(folders):
+    for kind in ("mt5", "llama"):
+        scorer = open_scorer(folders[kind][1], threads=1)
+        assert scorer.score_questions("Passage: a", []).shape == scorer.score([], INSTRUCTION, "How?").shape == (0,)
+    reranker = Reranker(scorer)
+    assert reranker.rerank_all([], []) == [] and reranker.rerank_all([QUESTION] * 2, [[], []]) == [[], []]
+    assert reranker.counters()["questions"] == 0
+    with pytest.raises(ValueError, match="1 questions, but hits for 0"):
+        reranker.rerank_all([QUESTION], [])
+
+
+def test_where_texts_part():
+    draw = random.Random(1)
+    for _ in range(200):
+        texts = [draw.choices([1, 2], k=draw.randrange(6)) for _ in range(draw.randrange(1, 5))]
+        slow = next(
+            i for i in range(7) if len({tuple(text[: i + 1]) for text in texts}) > 1 or i >= min(map(len, texts))
+        )
+        assert branches.common_length(texts) == slow
+
+
+def keep_call(calls, stage, done, total):
+    calls.append((stage, done, total))
+
+
+def test_progress_counts_hits_and_the_order_of_questions_is_kept():
+    for scorer in (CountingScorer(), SharingCounter()):
+        told = []
+        queries, hits = varied_questions(5), shared_hits(5)
+        found = Reranker(scorer).rerank_all(queries, hits, progress=partial(keep_call, told))
+        assert found == [Reranker(CountingScorer()).rerank(*pair) for pair in zip(queries, hits, strict=True)]
+        assert told[0] == ("ranking again", 0, 26) and told[-1] == ("ranking again", 26, 26)
 
 
 def test_the_instruction_survives_a_passage_of_any_length(folders):
@@ -168,7 +284,7 @@ def test_the_prompt_is_the_published_one_and_may_name_the_language():
     )
     assert "in German" in named.instruction(Query("q", "Wie lang ist der Nil in Kilometern?"))
     assert named.instruction(Query("q", "1234")) == INSTRUCTION
-    assert passage_text(Hit("a", 0.0, "", title="Nile")) == "Passage: Nile"
+    assert passage_text("Nile", "") == "Passage: Nile"
 
 
 def test_interpolation_runs_from_the_first_stage_to_upr():
@@ -176,7 +292,7 @@ def test_interpolation_runs_from_the_first_stage_to_upr():
     hits = [Hit("a", 9.0, "zzz"), Hit("b", 5.0, "How long is the Nile"), Hit("c", 1.0, "How")]
     order = {w: [hit.id for hit in Reranker(scorer, weight=w).rerank(QUESTION, hits)] for w in (0.0, 0.5, 1.0)}
     assert order[0.0] == ["a", "b", "c"] and order[1.0] == ["b", "c", "a"] and order[0.5][0] == "b"
-    likelihood = scorer.score([passage_text(hit) for hit in hits], "", "How long is the Nile?")
+    likelihood = scorer.score([passage_text(hit.title, hit.text) for hit in hits], "", "How long is the Nile?")
     expected = 0.3 * standardised(likelihood) + 0.7 * standardised(np.array([9.0, 5.0, 1.0]))
     found = {hit.id: hit.score for hit in Reranker(scorer, weight=0.3).rerank(QUESTION, hits)}
     assert [found["a"], found["b"], found["c"]] == pytest.approx(expected.tolist())

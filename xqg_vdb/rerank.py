@@ -70,6 +70,8 @@ class Reranker:
         hits: one sequence per question. progress: told how many of all hits are scored.
         Raises DataError for a blank question and ValueError when there are not as many questions as sequences of hits.
         """
+        if len(queries) != len(hits):
+            raise ValueError(f"{len(queries)} questions, but hits for {len(hits)}")
         for query in queries:
             if not query.text.strip():
                 raise DataError(f"Question {query.id!r} is blank: no passage makes it likely.")
