@@ -2,18 +2,20 @@
 
     python benchmarks/upr.py --work /tmp/upr-bench --model GENERATOR --task xquad --langs de ar zh --questions 20
 
-The first stage is the calibrated starter encoder; its best --depth passages are scored by the generator. Interpolation
-needs no second pass, so its rows are computed from the same scores, which are kept below --work: a run that
---minutes ended goes on when it is repeated. Latency is per question, with --threads threads.
+The first stage is the calibrated starter encoder; its best --depth passages are scored by the generator, --together
+questions at a time, so that a passage is read once for all of those. Interpolation needs no second pass, so its rows
+are computed from the same scores, which are kept below --work, passage by passage: a run that was stopped, by --minutes
+or otherwise, goes on when it is repeated. What a single question takes is measured on the first --single ones.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -21,10 +23,12 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
 from small_task import collection_of, first_questions, in_turn, measured, narrowed, options, print_table, say  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
+from xqg_vdb.batching import windows  # noqa: E402
 from xqg_vdb.encoding import Encoder  # noqa: E402
+from xqg_vdb.generation.scoring import Asked, Scores, open_scorer  # noqa: E402
 from xqg_vdb.models import ensure_encoder  # noqa: E402
+from xqg_vdb.progress import bars  # noqa: E402
 from xqg_vdb.rerank import Reranker, standardised  # noqa: E402
 from xqg_vdb.retrieval import Retriever  # noqa: E402
 from xqg_vdb.types import Hit, Query  # noqa: E402
@@ -41,34 +45,84 @@ def mixed(first: list[Hit], scored: list[Hit], weight: float) -> list[Hit]:
     return [hit for _, hit in sorted(zip(new, first, strict=True), key=lambda pair: (-pair[0], pair[1].id))]
 
 
-class Scores:
-    """Log-likelihoods in a file below --work, so that a run that was stopped goes on where it was."""
+class TimeUp(Exception):
+    """--minutes are over."""
 
-    def __init__(self, path: Path, reranker: Reranker, prompt: str) -> None:
-        self.path, self.reranker, self.prompt = path, reranker, prompt
-        self.model = reranker.scorer.model.describe()["fingerprint"]
+
+class KeptScorer:
+    """A scorer that keeps every passage's scores, and its share of the seconds, in a file below --work."""
+
+    def __init__(self, model: str, path: Path, *, threads: int, end: float) -> None:
+        self.scorer, self.path, self.end = open_scorer(model, threads=threads), path, end
+        self.model = self.scorer.model.describe()["fingerprint"]
+        self.truncated = 0
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        self.kept = {tuple(record["key"]): record for record in map(json.loads, lines)}
+        self.kept = {key: tuple(row) for line in lines for key, row in json.loads(line).items()}
+        self.seconds = 0.0
 
-    def of(self, query: Query, hits: list[Hit]) -> tuple[list[Hit], float]:
-        """The hits with their new scores, and the seconds that took when it was done."""
-        key = (self.model, self.prompt, query.id, *(hit.id for hit in hits))
-        if key not in self.kept:
+    def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
+        """See `Scorer`."""
+        return np.array([self.score_questions(passage, [Asked(instruction, question)])[0] for passage in passages])
+
+    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
+        """See `SharingScorer`; adds to `seconds` what the scores took when they were computed. Raises TimeUp."""
+        keys = {one: hashlib.sha256(json.dumps([self.model, passage, one]).encode()).hexdigest() for one in asked}
+        missing = [one for one, key in keys.items() if key not in self.kept]
+        if missing:
+            if time.monotonic() > self.end:
+                raise TimeUp
             start = time.perf_counter()
-            found = self.reranker.rerank(query, hits)
-            seconds = time.perf_counter() - start
-            self.kept[key] = {"key": key, "seconds": seconds, "scores": {hit.id: hit.score for hit in found}}
+            scores = self.scorer.score_questions(passage, missing).tolist()
+            share = (time.perf_counter() - start) / len(missing)
+            new = {keys[one]: (score, share) for one, score in zip(missing, scores, strict=True)}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.kept[key]) + "\n")
-        record = self.kept[key]
-        return [replace(hit, score=record["scores"][hit.id]) for hit in hits], record["seconds"]
+                file.write(json.dumps(new) + "\n")
+            self.kept.update(new)
+        rows = [self.kept[keys[one]] for one in asked]
+        self.seconds += sum(seconds for _, seconds in rows)
+        return np.array([score for score, _ in rows])
+
+
+def rank_in_windows(
+    queries: Sequence[Query], first: dict[str, list[Hit]], rerankers: dict[str, Reranker], *, together: int
+) -> tuple[dict[str, dict[str, list[Hit]]], dict[str, float]]:
+    """Prompt -> question id -> hits by their new score, of the windows that were finished; seconds a question."""
+    scored, seconds = {name: {} for name in rerankers}, dict.fromkeys(rerankers, 0.0)
+    with bars(unit=" passages") as progress:
+        for number, window in enumerate(windows(queries, together), 1):
+            say(f"Questions {(number - 1) * together + 1} to {(number - 1) * together + len(window)} of {len(queries)}")
+            hits, found = [first[query.id] for query in window], {}
+            for name, reranker in rerankers.items():
+                reranker.scorer.seconds = 0.0
+                try:
+                    found[name] = reranker.rerank_all(window, hits, progress=progress), reranker.scorer.seconds
+                except TimeUp:
+                    return scored, {name: total / max(1, len(scored[name])) for name, total in seconds.items()}
+            for name, (ranked, took) in found.items():  # all prompts have this window
+                scored[name] |= {query.id: own for query, own in zip(window, ranked, strict=True)}
+                seconds[name] += took
+    return scored, {name: total / max(1, len(scored[name])) for name, total in seconds.items()}
+
+
+def one_by_one(queries: Sequence[Query], first: dict[str, list[Hit]], reranker: Reranker) -> dict[str, float]:
+    """Seconds of a question that is asked alone, nothing kept."""
+    alone = Reranker(reranker.scorer.scorer, name_language=reranker.name_language)
+    seconds = []
+    for query in queries:
+        start = time.perf_counter()
+        alone.rerank(query, first[query.id])
+        seconds.append(time.perf_counter() - start)
+    mean, median, p95 = np.mean(seconds), np.median(seconds), np.quantile(seconds, 0.95)
+    return {"mean": float(mean), "p50": float(median), "p95": float(p95)}
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--depth", type=int, default=20, help="passages that are scored per question")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), choices=list(PROMPTS))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="then report on the questions done so far")
+    parser.add_argument("--together", type=int, default=200, help="questions that share the reading of their passages")
+    parser.add_argument("--single", type=int, default=5, help="questions that are timed alone; 0 for none")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="then report on the windows done so far")
     given = parser.parse_args()
     end = time.monotonic() + 60 * given.minutes
     task = first_questions(given)
@@ -76,30 +130,35 @@ def main() -> None:
     retriever = Retriever(encoder, collection_of(task, encoder, given.work))
     start = time.perf_counter()
     answers = retriever.run(task.queries, k=given.depth, exact=True)
-    latency = {"search": (time.perf_counter() - start) / len(answers)}
+    print(f"search: {(time.perf_counter() - start) / len(answers):.3f} seconds a question")
     first = {answer.query.id: list(answer.hits) for answer in answers}
-    rerankers = {
-        name: Reranker(given.model, name_language=PROMPTS[name], threads=given.threads) for name in given.prompts
-    }
-    scores = {name: Scores(given.work / "upr-scores.jsonl", reranker, name) for name, reranker in rerankers.items()}
-    scored, seconds = {name: {} for name in scores}, {name: [] for name in scores}
-    for query in tqdm(in_turn(task), file=sys.stderr):
-        if time.monotonic() > end:
-            break
-        for name, table in scores.items():
-            scored[name][query.id], took = table.of(query, first[query.id])
-            seconds[name].append(took)
+    scorer = KeptScorer(given.model, given.work / "upr-likelihoods.jsonl", threads=given.threads, end=end)
+    rerankers = {name: Reranker(scorer, name_language=PROMPTS[name]) for name in given.prompts}
+    queries = in_turn(task)
+    scored, together = rank_in_windows(queries, first, rerankers, together=given.together)
     done = narrowed(task, scored[given.prompts[0]])
-    rows = {"first stage": measured(done, first)}
-    for name in scores:
-        latency[name] = {"p50": float(np.median(seconds[name])), "p95": float(np.quantile(seconds[name], 0.95))}
+    if not done.queries:
+        sys.exit(f"No window of {given.together} questions is finished yet; repeat the command to go on.")
+    rows, latency = {"first stage": measured(done, first)}, {}
+    for name, reranker in rerankers.items():
+        latency[name] = {"together": together[name]}
         for weight in WEIGHTS:
             found = {query.id: mixed(first[query.id], scored[name][query.id], weight) for query in done.queries}
             rows[name if weight == 1 else f"{name}, weight {weight}"] = measured(done, found)
+        if given.single:
+            latency[name] |= one_by_one(queries[: given.single], first, reranker)
     print_table(rows, given.langs)
+    passages = len({hit.id for query in done.queries for hit in first[query.id]})
     print(
-        f"\n{len(done.queries)} questions, depth {given.depth}, {given.threads} threads; seconds a question: {latency}"
+        f"\n{len(done.queries)} questions, depth {given.depth}, {passages} passages, {given.threads} threads; "
+        "seconds a question:"
     )
+    for name, cells in latency.items():
+        alone = (
+            f"; the first {given.single} alone: mean {cells['mean']:.2f}, median {cells['p50']:.2f}, "
+            f"95th percentile {cells['p95']:.2f}, {cells['mean'] / cells['together']:.1f} times as much"
+        )
+        print(f"{name}: {cells['together']:.2f}, {given.together} together" + (alone if given.single else ""))
     if given.json:
         given.json.write_text(json.dumps({"rows": rows, "latency": latency}, indent=2) + "\n")
 
