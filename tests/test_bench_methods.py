@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from xqg_vdb import Retriever, load, open_store
 from xqg_vdb.bench import likelihoods, methods
 from xqg_vdb.bench.kept_rows import KeptRows
 from xqg_vdb.bench.presets import preset, with_methods
+from xqg_vdb.bench.spent import timed_rows
 from xqg_vdb.bench.suite import read_suite
 from xqg_vdb.bench.systems import System, check_system
 from xqg_vdb.datasets import load_task
@@ -416,3 +418,18 @@ def test_on_the_command_line(data, generator):
         done = run_cli(data, "bench", *wrong, "--out", "reports")
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
         assert says in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "benchmarks" / "suites").glob("*.toml")), ids=str)
+def test_the_shipped_suites_can_be_read_and_have_their_query_files(path):
+    read = read_suite(path)
+    for system in read.systems:
+        for dataset in read.datasets:
+            file = read.query_file(system, dataset)
+            assert file is None or file.is_file()
+
+
+def test_timed_questions_are_spread_over_the_list():
+    assert timed_rows(0) == [] and timed_rows(3) == [0, 1, 2]
+    assert timed_rows(21) == list(range(20)) and timed_rows(400) == list(range(0, 400, 20))
+    assert max(timed_rows(33)) == 31

@@ -17,7 +17,7 @@ from xqg_vdb.collection import Collection
 from xqg_vdb.collection.layout import TEXT_SPARSE, check_hybrid, check_langs
 from xqg_vdb.languages import normalize
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.query_encoding import EncodedQueries, QueryEncoder, refuse_blank
+from xqg_vdb.query_encoding import EncodedQueries, QueryEncoder, mean_rows, refuse_blank
 from xqg_vdb.rank_fusion import DEPTH, fuse_ranks
 from xqg_vdb.types import Hit, Query, Questions
 
@@ -143,11 +143,8 @@ class Retriever:
         wordings = self.expander.expand(queries)
         flat = self.query_encoder.encode([one for several in wordings for one in several])
         starts = np.cumsum([0, *(len(several) for several in wordings[:-1])])
-        rows = np.add.reduceat(flat.vectors, starts) / np.array([[len(several)] for several in wordings], np.float32)
-        if self.encoder.facts.normalize:
-            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
         return EncodedQueries(
-            np.asarray(rows, dtype=np.float32),
+            mean_rows(flat.vectors, starts, normalize=self.encoder.facts.normalize),
             tuple(flat.langs[start] for start in starts),
             flat.breadth,
             tuple(flat.using[start] for start in starts),

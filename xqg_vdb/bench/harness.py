@@ -93,7 +93,11 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
 def _description(suite: Suite) -> str:
     if suite.questions is None:
         return suite.description
-    return f"{suite.description.rstrip()} Only the first {suite.questions} questions of each language.".lstrip()
+    return f"{suite.description.rstrip()} Only {_limit(suite.questions)}.".lstrip()
+
+
+def _limit(questions: int) -> str:
+    return f"the first {questions} question{'s' * (questions > 1)} of each language"
 
 
 def _check(bench: Workbench) -> None:
@@ -197,7 +201,7 @@ def _dataset_facts(bench: Workbench, name: str) -> dict[str, Any]:
         "task": task.name,
         "passages": sum(1 for _ in task.passages),
         "questions": len(task.queries),
-        **({} if limit is None else {"limit": f"the first {limit} questions of each language"}),
+        **({} if limit is None else {"limit": _limit(limit)}),
         "groups": {group: sum(own == group for own in task.groups.values()) for group in groups},
         "average": task.average,
         "metrics": list(bench.metrics(name)),

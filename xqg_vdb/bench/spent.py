@@ -41,5 +41,6 @@ Again = Callable[[Ranking], tuple[Ranking, Spent]]
 
 
 def timed_rows(n: int) -> list[int]:
-    """Which of n questions are asked about alone: up to 20, all along the list."""
-    return list(range(0, n, max(n // TIMED, 1)))[:TIMED]
+    """Which of n questions are asked about alone: up to 20, evenly along the list, which is sorted by language."""
+    count = min(n, TIMED)
+    return [i * n // count for i in range(count)]
