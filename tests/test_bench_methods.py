@@ -319,8 +319,8 @@ expand_lang = "en"
     ("change", "says"),
     [
         (("questions = 3", "questions = 0"), "questions must be at least 1, got 0"),
-        (('"upr:MODEL"', '"bm25:MODEL"'), "rerank is given as upr:MODEL"),
-        (('"upr:MODEL"', '"upr:"'), "rerank is given as upr:MODEL"),
+        (('"upr:MODEL"', '"bm25:MODEL"'), "given as upr:MODEL"),
+        (('"upr:MODEL"', '"upr:"'), "given as upr:MODEL"),
         (('rerank = "upr:MODEL"', ""), "rerank_depth says nothing without rerank"),
         (("rerank_depth = 10", "rerank_depth = 0"), "rerank_depth must be at least 1, got 0"),
         (("rerank_weight = 0.25", "rerank_weight = 1.5"), "rerank_weight must lie between 0 and 1, got 1.5"),
@@ -411,7 +411,8 @@ def test_on_the_command_line(data, generator):
     assert "rerank p50 ms" in page and "first 2 questions of each language" in page
     for wrong, code, says in (
         (["suite.toml", "--rerank", "upr:m"], 2, "a suite names its own systems"),
-        (["afriqa", "--rerank", "bm25:m"], 3, "rerank is given as upr:MODEL"),
+        (["suite.toml", "--expand-lang", "en"], 2, "a suite names its own systems"),
+        (["afriqa", "--rerank", "bm25:m"], 3, "given as upr:MODEL"),
         (["afriqa", "--rerank-depth", 5], 3, "rerank_depth says nothing without rerank"),
         (["afriqa", "--data-dir", ".", "--rerank", "upr:absent"], 3, "no model 'absent'"),
     ):

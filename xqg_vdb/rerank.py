@@ -120,10 +120,16 @@ def open_reranker(
     spec: str, *, depth: int = 100, weight: float = 1.0, name_language: bool = False, threads: int = 0
 ) -> Reranker:
     """The reranker of `METHOD:MODEL`, such as `upr:starter:generator`. Raises DataError for another method."""
+    model = reranker_spec(spec)
+    return Reranker(model, depth=depth, weight=weight, name_language=name_language, threads=threads)
+
+
+def reranker_spec(spec: str) -> str:
+    """The model of `METHOD:MODEL`. Raises DataError for another method."""
     method, colon, model = spec.partition(":")
     if method not in METHODS or not colon or not model:
         raise DataError(f"A reranker is given as upr:MODEL, such as upr:starter:generator, not {spec[:80]!r}.")
-    return Reranker(model, depth=depth, weight=weight, name_language=name_language, threads=threads)
+    return model
 
 
 def passage_text(title: str, text: str) -> str:

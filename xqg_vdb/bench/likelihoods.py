@@ -78,7 +78,11 @@ def rank_again(
     text = {passage.id: passage for passage in passages}
     best = [sorted(run[query.id], key=lambda pair: (-pair[1], pair[0])) for query in queries]
     hits = [[_hit(text[docid], score) for docid, score in own[: reranker.depth]] for own in best]
-    seconds = [_seconds_alone(reranker, scorer, queries[row], hits[row]) for row in timed_rows(len(queries))]
+    alone = timed_rows(len(queries))
+    seconds: list[float | None] = []
+    for row in alone:
+        progress("ranking again, one question at a time", len(seconds), len(alone))
+        seconds.append(_seconds_alone(reranker, scorer, queries[row], hits[row]))
     # those that were asked alone are asked again, which costs nothing now
     ranked = reranker.rerank_all(queries, hits, progress=progress)
     found: Ranking = {}

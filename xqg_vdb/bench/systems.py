@@ -12,7 +12,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.expansion import Plan
 from xqg_vdb.expansion.expander import expansion_spec
 from xqg_vdb.expansion.prompts import Combine, Kind, Order
-from xqg_vdb.rerank import METHODS
+from xqg_vdb.rerank import reranker_spec
 from xqg_vdb.types import Recipe
 
 Content = Literal["own", "direction", "shuffled"]
@@ -103,9 +103,4 @@ def expansion_of(system: System) -> tuple[Plan, str] | None:
 
 def scorer_of(system: System) -> str | None:
     """The model of `rerank`, None without; raises DataError for another method than UPR."""
-    if system.rerank is None:
-        return None
-    method, _, model = system.rerank.partition(":")
-    if method not in METHODS or not model:
-        raise DataError(f"rerank is given as upr:MODEL, such as upr:starter:generator, not {system.rerank[:80]!r}")
-    return model
+    return None if system.rerank is None else reranker_spec(system.rerank)

@@ -123,14 +123,14 @@ def _suite(
     """The suite file, or the preset of a dataset, with what the command line says of either."""
     from xqg_vdb.bench.presets import preset, with_methods
     from xqg_vdb.bench.suite import read_suite
-    from xqg_vdb.bench.systems import check_system
+    from xqg_vdb.bench.systems import System, check_system
 
     if not what.endswith(".toml"):
         check_system(methods)
         suite = with_methods(preset(what, encoder=model, queries=queries), methods)
     elif queries is not None:
         raise click.UsageError("a suite names its own query files; --queries goes with a DATASET")
-    elif methods.rerank or methods.expand:
+    elif methods != System(methods.name):
         raise click.UsageError("a suite names its own systems; --rerank and --expand go with a DATASET")
     else:
         suite = read_suite(what)
