@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from generation_cases import tiny_checkpoint
 
 from xqg_vdb.corpus import read_corpus
 from xqg_vdb.errors import MismatchError, ModelError
-from xqg_vdb.generation.causal import CausalGenerator, CausalModel
+from xqg_vdb.generation.causal import CausalGenerator, CausalModel, describe_folder
 from xqg_vdb.generation.prompts import CausalPrompt, few_shot
 from xqg_vdb.generation.quantise import pack, unpack
 from xqg_vdb.generation.sampling import Decoding
@@ -104,6 +105,14 @@ def test_samples_do_not_depend_on_order_batch_or_company(folders, kind):
     again = ours.generate_batch(PASSAGES[3:4], langs=["sw"], n=2, attempt=1)[0]
     assert again.queries["sw"] != fewer.queries["sw"]
     assert len({text for record in whole.values() for several in record.queries.values() for text in several}) > 72
+
+
+def test_what_is_recorded_of_a_local_checkpoint_is_its_own_name(folders):
+    checkpoint, folder = folders["llama"]
+    found = causal(folder, Decoding()).describe()
+    assert (found["source"], found["revision"]) == ("llama", "local") and str(checkpoint.parent) not in repr(found)
+    from_hub = replace(folder, manifest={**folder.manifest, "source": "google/gemma-3-270m", "revision": "3f1c"})
+    assert describe_folder(from_hub)["source"] == "google/gemma-3-270m"
 
 
 def test_a_long_passage_is_cut_and_the_instruction_stays(folders):

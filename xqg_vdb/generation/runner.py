@@ -85,7 +85,8 @@ def _finished_before(out: Path, header: Mapping[str, Any], passages: Iterable[Pa
             )
     for left in out.parent.glob(f"{glob.escape(out.name)}.shard-*-of-*"):
         left.unlink()  # a kill came between the merge and its clean-up
-    return Summary(out, record["passages"], record["queries"], 0.0, record["rejected"], record["passages"])
+    passages_there, reused = record["passages"], record.get("reused", {})
+    return Summary(out, passages_there, record["queries"], 0.0, record["rejected"], passages_there, reused)
 
 
 def _header(generator: BatchGenerator, job: Job) -> dict[str, Any]:
@@ -130,24 +131,23 @@ def _fill(
     tally = _Tally()
     for info in log.committed.commits:
         tally.add(info)
-    before, start = replace(tally), time.monotonic()
+    before, start = replace(tally), time.monotonic()  # only its numbers are looked at; the counters go on
     if log.committed.end is None:
         plans = planned(passages, job.langs, earlier)
         for batch in in_batches(plans, lambda langs: generator.batch_size(langs, job.n)):
             begun = time.monotonic()
-            rows, counts = _written(generator, batch, job)
+            lines, counts = _written(generator, batch, job)
             reused = {} if earlier is None else {earlier.name: sum(bool(plan.known) for plan in batch)}
             info = {**counts, "reused": reused, "seconds": round(time.monotonic() - begun, 3)}
             done += len(batch)
-            log.commit(rows, rows=done, info=info)
+            log.commit(lines, rows=done, info=info)
             tally.add(info)
             if progress:
-                made, seconds = tally.new_queries - before.new_queries, time.monotonic() - start
-                progress(Progress(tally.new_passages, total, made, seconds, before.new_passages))
-        seconds = round(before.seconds + time.monotonic() - start, 3)
+                made, now = tally.new_queries - before.new_queries, time.monotonic()
+                progress(Progress(tally.new_passages, total, made, now - start, before.new_passages))
         log.finish({"rows": done, "queries": tally.queries, "rejected": dict(tally.rejected),
-                    "reused": dict(tally.reused), "seconds": seconds, "counters": generator.counters(),
-                    **environment()})  # fmt: skip
+                    "reused": dict(tally.reused), "seconds": round(before.seconds + time.monotonic() - start, 3),
+                    "counters": generator.counters(), **environment()})  # fmt: skip
     seconds = before.seconds + time.monotonic() - start
     return Summary(log.path, done, tally.queries, seconds, dict(tally.rejected), resumed, dict(tally.reused))
 
