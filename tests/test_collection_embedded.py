@@ -18,6 +18,7 @@ import pytest
 from collection_cases import a_batch, a_card, finished, load, passages, vectors
 
 from xqg_vdb.collection import engine, index_build
+from xqg_vdb.collection.disk import bytes_on_disk
 from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.collection.layout import digest
 from xqg_vdb.collection.locks import FileLock
@@ -366,6 +367,31 @@ def test_a_failed_engine_call_breaks_the_writer_and_the_next_one_replays(store):
 
 
 # the disk
+
+
+def test_files_that_come_and_go_do_not_disturb_the_counting(tmp_path):
+    """As the engine writes: into a folder of its own, and the file is then moved out of it."""
+    (tmp_path / "kept").write_bytes(b"x" * 10_000)
+    ended = threading.Event()
+
+    def churn():
+        while not ended.is_set():
+            folder = tmp_path / ".atomicwrite"
+            folder.mkdir()
+            (folder / "tmpfile.tmp").write_bytes(b"x")
+            (folder / "tmpfile.tmp").rename(tmp_path / "moved")
+            folder.rmdir()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        least, until = 1 << 60, time.monotonic() + 1
+        while time.monotonic() < until:
+            least = min(least, bytes_on_disk(tmp_path))
+    finally:
+        ended.set()
+        thread.join()
+    assert least >= 10_000
 
 
 def test_a_full_disk_is_noticed_before_the_engine_dies_of_it(tmp_path):

@@ -81,8 +81,13 @@ def require_space(path: Path, *, needed: int) -> None:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Bytes that a folder really takes; the engine's files are sparse."""
-    return sum(512 * file.stat().st_blocks for file in path.rglob("*") if file.is_file())
+    """Bytes that a folder really takes; the engine's files are sparse, and may come and go while they are counted."""
+    blocks = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):
+                blocks += os.lstat(os.path.join(folder, name)).st_blocks
+    return 512 * blocks
 
 
 @contextmanager
