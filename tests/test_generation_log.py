@@ -233,7 +233,7 @@ def test_50_kills_leave_no_trace(tmp_path):
         start = time.monotonic()
         assert runs.run(whole) == 0
         typical = time.monotonic() - start
-        while kills < 50:
+        while kills < 50 or (midway < 10 and kills < 200):  # a busy machine starts too slowly for some of the moments
             code = runs.run(out, kill_after=rng.uniform(0.0, typical / 2))
             kills += code == -signal.SIGKILL
             log = Shard().path(out)
