@@ -130,7 +130,7 @@ def test_a_second_process_is_refused_at_once_by_pid_and_let_in_after_a_kill(stor
         begin = time.monotonic()
         with pytest.raises(LockedError, match=f"process {holder.pid} on ") as caught:
             store.count("wiki") if how == "read" else store.writer("wiki", card=a_card())
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 10  # the lock is not waited for; a busy machine still needs its time
         assert ("is being loaded by" if how == "write" else "is in use by") in str(caught.value)
         if how == "write":
             assert store.count("wiki") == 5  # a load does not disturb readers
@@ -475,7 +475,7 @@ def test_the_index_builder_says_how_its_child_ended(tmp_path):
 
 def test_the_index_builder_does_not_outlive_its_parent(tmp_path):
     command = [sys.executable, index_build._CHILD, tmp_path, "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "the loading process has ended" in done.stderr
 

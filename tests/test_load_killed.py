@@ -194,7 +194,7 @@ def test_ctrl_c_says_one_sentence_and_the_next_run_goes_on(place, expected, stag
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert finish(process) == 130
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     said = (place / name / "said").read_text()
     assert said.strip() == "Interrupted; what was committed is kept: run the same command again to go on."
     assert finish(start(place, name)) == 0
