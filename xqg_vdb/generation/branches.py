@@ -47,7 +47,8 @@ def mean_log_probabilities(
 
 def common_length(texts: Sequence[Sequence[int]]) -> int:
     """How many tokens all of `texts` (one or more) begin with."""
-    first, last = min(texts), max(texts)  # whatever these two agree in, those between them in order have too
+    # whatever the first and the last in order agree in, those between them have too
+    first, last = min(texts, key=list), max(texts, key=list)
     same = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return next(same, min(len(first), len(last)))
 
