@@ -61,7 +61,10 @@ class CausalModel:
 
     def read(self, prefix: str) -> Forest:
         """The forest of one tree that every prompt starts with."""
-        ids = ([] if self.bos is None else [int(self.bos)]) + self.ids(prefix)
+        return self.read_ids(([] if self.bos is None else [int(self.bos)]) + self.ids(prefix))
+
+    def read_ids(self, ids: Sequence[int]) -> Forest:
+        """The same, of tokens."""
         forest = self.forest(1)
         if ids:
             self._append(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError, ServerError
+from xqg_vdb.generation.branches import common_length
 from xqg_vdb.generation.causal import CausalModel, describe_folder, join_stems, stop_tokens, write_tokens
 from xqg_vdb.generation.endpoint import Endpoint, EndpointGenerator
 from xqg_vdb.generation.engine import Clock, join
@@ -70,8 +71,11 @@ class CausalWriter:
         texts = [""] * len(prompts)
         if not fitting:
             return texts
-        settings, empty = Decoding(mode="greedy", max_tokens=max_tokens), self.model.forest(1)
-        trees = [self.model.branch(empty, inputs[i][:-1], [inputs[i][-1:]], settings=settings) for i in fitting]
+        settings = Decoding(mode="greedy", max_tokens=max_tokens)
+        # examples and instructions that all begin with are read once; every prompt keeps a token of its own
+        same = min(common_length([inputs[i] for i in fitting]), min(len(inputs[i]) for i in fitting) - 1)
+        prefix = self.model.read_ids(inputs[fitting[0]][:same])
+        trees = [self.model.branch(prefix, inputs[i][same:-1], [inputs[i][-1:]], settings=settings) for i in fitting]
         forest = join([forest for forest, _ in trees])
         stems = join_stems([stems for _, stems in trees], forest.slots)
         if stop not in self._stops:
