@@ -60,19 +60,15 @@ class KeptScorer:
         self.kept = {key: tuple(row) for line in lines for key, row in json.loads(line).items()}
         self.seconds = 0.0
 
-    def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
-        """See `Scorer`."""
-        return np.array([self.score_questions(passage, [Asked(instruction, question)])[0] for passage in passages])
-
-    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
-        """See `SharingScorer`; adds to `seconds` what the scores took when they were computed. Raises TimeUp."""
+    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
+        """See `Scorer`; adds to `seconds` what the scores took when they were computed. Raises TimeUp."""
         keys = {one: hashlib.sha256(json.dumps([self.model, passage, one]).encode()).hexdigest() for one in asked}
         missing = [one for one, key in keys.items() if key not in self.kept]
         if missing:
             if time.monotonic() > self.end:
                 raise TimeUp
             start = time.perf_counter()
-            scores = self.scorer.score_questions(passage, missing).tolist()
+            scores = self.scorer.score(passage, missing).tolist()
             share = (time.perf_counter() - start) / len(missing)
             new = {keys[one]: (score, share) for one, score in zip(missing, scores, strict=True)}
             with self.path.open("a", encoding="utf-8") as file:

@@ -89,7 +89,7 @@ def counted(monkeypatch, stop_after=None):
 
     def opened(model, *, threads):
         scorer = original(model, threads=threads)
-        score = scorer.score_questions
+        score = scorer.score
 
         def counting(passage, asked):
             if stop_after is not None and len(calls) >= stop_after:
@@ -98,7 +98,7 @@ def counted(monkeypatch, stop_after=None):
             pairs.extend((passage, one) for one in asked)
             return score(passage, asked)
 
-        monkeypatch.setattr(scorer, "score_questions", counting)
+        monkeypatch.setattr(scorer, "score", counting)
         return scorer
 
     monkeypatch.setattr(likelihoods, "open_scorer", opened)

@@ -29,16 +29,9 @@ class CountingScorer:
     def __init__(self):
         self.truncated, self.seen = 0, []
 
-    def score(self, passages, instruction, question):
-        self.seen.append((list(passages), instruction, question))
-        return np.array([-1.0 / (1 + len(set(passage) & set(question))) for passage in passages])
-
-
-class SharingCounter(CountingScorer):
-    """The same, a passage at a time."""
-
-    def score_questions(self, passage, asked):
-        return np.array([self.score([passage], *one)[0] for one in asked])
+    def score(self, passage, asked):
+        self.seen.append((passage, list(asked)))
+        return np.array([-1.0 / (1 + len(set(passage) & set(one.question))) for one in asked])
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +144,7 @@ def test_many_questions_equal_teacher_forcing(folders, kind):
     tokenizer, questions = scorer.model.tokenizer, ["How?", "Where does the Nile end?", "How long is it?", "How?"]
     instructions = [INSTRUCTION, INSTRUCTION, INSTRUCTION.replace("question", "question in German"), INSTRUCTION]
     for text in (passage_text("t", "the Nile"), passage_text("Long", LONG.text)):
-        found = scorer.score_questions(text, list(map(Asked, instructions, questions)))
+        found = scorer.score(text, list(map(Asked, instructions, questions)))
         for score, instruction, question in zip(found, instructions, questions, strict=True):
             after = instruction + ("" if kind == "mt5" else "\nQuestion:")
             prompt = text[: (511 if kind == "mt5" else 512) - len(after)] + instruction
@@ -165,8 +158,8 @@ def test_a_question_may_take_room_from_its_passage(folders):
     scorer.model.max_length = 300
     asked = [Asked(INSTRUCTION, question) for question in ("How?", "How long is the Nile?", "Where?" * 20)]
     text = passage_text("Long", LONG.text)
-    together = scorer.score_questions(text, asked)
-    alone = [scorer.score_questions(text, [one])[0] for one in asked]
+    together = scorer.score(text, asked)
+    alone = [scorer.score(text, [one])[0] for one in asked]
     assert together == pytest.approx(alone, abs=1e-4)
     assert len(set(np.round(alone, 3))) == 3
 
@@ -178,7 +171,7 @@ def test_a_passage_is_read_once_for_all_its_questions(folders, monkeypatch):
         Stepper, "_outputs", lambda self, forest, feeds, names: fed.append(feeds) or run(self, forest, feeds, names)
     )
     text, questions = passage_text("t", "the Nile " * 20), [f"How long is river {i}?" for i in range(60)]
-    scorer.score_questions(text, [Asked(INSTRUCTION, question) for question in questions])
+    scorer.score(text, [Asked(INSTRUCTION, question) for question in questions])
     prompt, question = len(text + INSTRUCTION + "\nQuestion:"), len(" How long is river 10?")
     assert sum(feeds["tokens"].size for feeds in fed) < prompt + 60 * question
     assert len(fed) > 2 and all(feeds["tokens"].size <= branches.CHUNK_TOKENS for feeds in fed)
@@ -187,7 +180,7 @@ def test_a_passage_is_read_once_for_all_its_questions(folders, monkeypatch):
 def test_nothing_asked_nothing_answered(folders):
     for kind in ("mt5", "llama"):
         scorer = open_scorer(folders[kind][1], threads=1)
-        assert scorer.score_questions("Passage: a", []).shape == scorer.score([], INSTRUCTION, "How?").shape == (0,)
+        assert scorer.score("Passage: a", []).shape == (0,)
     reranker = Reranker(scorer)
     assert reranker.rerank_all([], []) == [] and reranker.rerank_all([QUESTION] * 2, [[], []]) == [[], []]
     assert reranker.counters()["questions"] == 0
@@ -210,12 +203,11 @@ def keep_call(calls, stage, done, total):
 
 
 def test_progress_counts_hits_and_the_order_of_questions_is_kept():
-    for scorer in (CountingScorer(), SharingCounter()):
-        told = []
-        queries, hits = varied_questions(5), shared_hits(5)
-        found = Reranker(scorer).rerank_all(queries, hits, progress=partial(keep_call, told))
-        assert found == [Reranker(CountingScorer()).rerank(*pair) for pair in zip(queries, hits, strict=True)]
-        assert told[0] == ("ranking again", 0, 26) and told[-1] == ("ranking again", 26, 26)
+    told = []
+    queries, hits = varied_questions(5), shared_hits(5)
+    found = Reranker(CountingScorer()).rerank_all(queries, hits, progress=partial(keep_call, told))
+    assert found == [Reranker(CountingScorer()).rerank(*pair) for pair in zip(queries, hits, strict=True)]
+    assert told[0] == ("ranking again", 0, 26) and told[-1] == ("ranking again", 26, 26)
 
 
 def test_the_instruction_survives_a_passage_of_any_length(folders):
@@ -232,7 +224,7 @@ def test_a_chat_model_is_asked_through_its_template(folders):
     checkpoint, path = folders["llama"]
     scorer = open_scorer(path, threads=1)
     chat = scoring.CausalScorer(scorer.model, chat=["<u>", "</u><a>"])
-    found = chat.score(["Passage: a b"], INSTRUCTION, "How?")[0]
+    found = chat.score("Passage: a b", [Asked(INSTRUCTION, "How?")])[0]
     ids = scorer.model.ids
     prompt, target = ids("<u>Passage: a b" + INSTRUCTION + "</u><a>"), ids("How?")
     import torch
@@ -275,8 +267,8 @@ def test_a_folder_from_before_is_refused_with_what_to_do(folders, tmp_path):
 def test_the_prompt_is_the_published_one_and_may_name_the_language():
     scorer = CountingScorer()
     Reranker(scorer).rerank(QUESTION, [Hit("a", 0.0, "the\n text", title="Nile"), Hit("b", 0.0, "text")])
-    passages, instruction, question = scorer.seen[0]
-    assert passages == ["Passage: Nile the text", "Passage: text"]
+    assert [passage for passage, _ in scorer.seen] == ["Passage: Nile the text", "Passage: text"]
+    ((instruction, question),) = scorer.seen[0][1]
     assert instruction == ". Please write a question based on this passage." and question == "How long is the Nile?"
     named = Reranker(scorer, name_language=True)
     assert named.instruction(replace(QUESTION, lang="swa")) == (
@@ -292,7 +284,8 @@ def test_interpolation_runs_from_the_first_stage_to_upr():
     hits = [Hit("a", 9.0, "zzz"), Hit("b", 5.0, "How long is the Nile"), Hit("c", 1.0, "How")]
     order = {w: [hit.id for hit in Reranker(scorer, weight=w).rerank(QUESTION, hits)] for w in (0.0, 0.5, 1.0)}
     assert order[0.0] == ["a", "b", "c"] and order[1.0] == ["b", "c", "a"] and order[0.5][0] == "b"
-    likelihood = scorer.score([passage_text(hit.title, hit.text) for hit in hits], "", "How long is the Nile?")
+    asked = [Asked("", "How long is the Nile?")]
+    likelihood = np.concatenate([scorer.score(passage_text(hit.title, hit.text), asked) for hit in hits])
     expected = 0.3 * standardised(likelihood) + 0.7 * standardised(np.array([9.0, 5.0, 1.0]))
     found = {hit.id: hit.score for hit in Reranker(scorer, weight=0.3).rerank(QUESTION, hits)}
     assert [found["a"], found["b"], found["c"]] == pytest.approx(expected.tolist())

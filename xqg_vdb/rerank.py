@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.generation.scoring import Asked, Scorer, SharingScorer, open_scorer
+from xqg_vdb.generation.scoring import Asked, Scorer, open_scorer
 from xqg_vdb.languages import detect, english_name, normalize
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Query
@@ -65,8 +65,8 @@ class Reranker:
     ) -> list[list[Hit]]:
         """Per question the same hits by their new score, then id; a score is the mean log-probability of a token.
 
-        A passage is read once for all questions that found it, if the scorer is a `SharingScorer`. With a weight below
-        1 a score is the weighted sum of the two normalised ones. Scores of different questions are not comparable.
+        A passage is read once for all questions that found it. With a weight below 1 a score is the weighted sum of the
+        two normalised ones. Scores of different questions are not comparable.
         hits: one sequence per question. progress: told how many of all hits are scored.
         Raises DataError for a blank question and ValueError when there are not as many questions as sequences of hits.
         """
@@ -91,9 +91,7 @@ class Reranker:
         """Per question a score for each of its hits."""
         asked = [Asked(self.instruction(query), _one_line(query.text)) for query in queries]
         told = partial(progress, "ranking again", total=sum(map(len, hits)))
-        if isinstance(self.scorer, SharingScorer):
-            return _by_passage(self.scorer, asked, hits, told=told)
-        return _by_question(self.scorer, asked, hits, told=told)
+        return _by_passage(self.scorer, asked, hits, told=told)
 
     def _ranked(self, hits: Sequence[Hit], likelihood: NDArray[np.float64]) -> list[Hit]:
         scores = likelihood
@@ -149,7 +147,7 @@ def _one_line(text: str) -> str:
 
 
 def _by_passage(
-    scorer: SharingScorer, asked: Sequence[Asked], hits: Sequence[Sequence[Hit]], *, told: Callable[[int], None]
+    scorer: Scorer, asked: Sequence[Asked], hits: Sequence[Sequence[Hit]], *, told: Callable[[int], None]
 ) -> list[NDArray[np.float64]]:
     """Passage by passage; beside the hits, nothing but a number for each of them is kept."""
     places: dict[tuple[str, str], list[tuple[int, int]]] = {}
@@ -159,22 +157,9 @@ def _by_passage(
     scores, done = [np.empty(len(own), np.float64) for own in hits], 0
     for (title, text), where in places.items():
         told(done)
-        found = scorer.score_questions(passage_text(title, text), [asked[row] for row, _ in where])
+        found = scorer.score(passage_text(title, text), [asked[row] for row, _ in where])
         for (row, column), score in zip(where, found, strict=True):
             scores[row][column] = score
         done += len(where)
-    told(done)
-    return scores
-
-
-def _by_question(
-    scorer: Scorer, asked: Sequence[Asked], hits: Sequence[Sequence[Hit]], *, told: Callable[[int], None]
-) -> list[NDArray[np.float64]]:
-    scores, done = [], 0
-    for (instruction, question), own in zip(asked, hits, strict=True):
-        told(done)
-        passages = [passage_text(hit.title, hit.text) for hit in own]
-        scores.append(scorer.score(passages, instruction, question) if own else np.empty(0, np.float64))
-        done += len(own)
     told(done)
     return scores

@@ -15,14 +15,14 @@ import orjson
 
 from xqg_vdb.bench.kept_rows import KeptRows
 from xqg_vdb.bench.spent import Ranking, Spent, timed_rows
-from xqg_vdb.generation.scoring import Asked, Scores, SharingScorer, open_scorer
+from xqg_vdb.generation.scoring import Asked, Scorer, Scores, open_scorer
 from xqg_vdb.progress import Progress
 from xqg_vdb.rerank import Reranker
 from xqg_vdb.types import Hit, Passage, Query
 
 
 class KeptScorer:
-    """A `SharingScorer` that asks its model, opened when first needed, only for what `kept` does not hold.
+    """A `Scorer` that asks its model, opened when first needed, only for what `kept` does not hold.
 
     kept: the log of that model: log-likelihoods, with the seconds of those that were computed for a question `alone`.
     took: those seconds per passage that was asked about, None for passages read for many questions. fresh: how many
@@ -31,17 +31,12 @@ class KeptScorer:
 
     def __init__(self, model: str, *, kept: KeptRows, threads: int) -> None:
         self._model, self._kept, self._threads = model, kept, threads
-        self._scorer: SharingScorer | None = None
+        self._scorer: Scorer | None = None
         self.truncated, self.fresh, self.alone = 0, 0, False
         self.took: list[float | None] = []
 
-    def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
-        """See `Scorer`."""
-        found = [self.score_questions(passage, [Asked(instruction, question)]) for passage in passages]
-        return np.concatenate(found) if found else np.empty(0, np.float64)
-
-    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
-        """See `SharingScorer`; what is computed is on the disk when this returns."""
+    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
+        """See `Scorer`; what is computed is on the disk when this returns."""
         keys = [_key(passage, one) for one in asked]
         new = {key: one for key, one in zip(keys, asked, strict=True) if self._kept.get(key) is None}
         if new:
@@ -54,7 +49,7 @@ class KeptScorer:
         if self._scorer is None:
             self._scorer = open_scorer(self._model, threads=self._threads)
         started = time.perf_counter()
-        scores = self._scorer.score_questions(passage, list(new.values())).tolist()
+        scores = self._scorer.score(passage, list(new.values())).tolist()
         seconds = {"seconds": time.perf_counter() - started} if self.alone else {}
         self.truncated, self.fresh = self._scorer.truncated, self.fresh + len(new)
         self._kept.add([{"key": key, "score": score, **seconds} for key, score in zip(new, scores, strict=True)])

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,20 +48,11 @@ class Scorer(Protocol):
 
     truncated: int
 
-    def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
-        """Mean log-probability (n,) of the question's tokens after each of `passages` (n,) and the instruction.
+    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
+        """Mean log-probability (n,) of the tokens of each question in `asked` (n,), after passage and instruction.
 
-        Raises ModelError when the instruction leaves no room for a passage.
+        The passage is read once for all of them. Raises ModelError when an instruction leaves no room for a passage.
         """
-        ...
-
-
-@runtime_checkable
-class SharingScorer(Scorer, Protocol):
-    """A scorer that reads a passage once for many questions."""
-
-    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
-        """Mean log-probability (n,) of the tokens of each question in `asked` (n,); otherwise as `score`."""
         ...
 
 
@@ -73,12 +64,8 @@ class CausalScorer:
         # a base model is led on by "Question:"; a chat model answers, and its answer is the question
         self.before, self.between = (chat[0], chat[1]) if chat else ("", "\nQuestion: ")
 
-    def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
+    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
         """See `Scorer`."""
-        return _each(self, passages, Asked(instruction, question))
-
-    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
-        """See `SharingScorer`."""
         if not asked:
             return np.empty(0, np.float64)
         model = self.model
@@ -109,12 +96,8 @@ class Seq2SeqScorer:
     def __init__(self, model: Seq2SeqGenerator) -> None:
         self.model, self.truncated = model, 0
 
-    def score(self, passages: Sequence[str], instruction: str, question: str) -> Scores:
+    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
         """See `Scorer`."""
-        return _each(self, passages, Asked(instruction, question))
-
-    def score_questions(self, passage: str, asked: Sequence[Asked]) -> Scores:
-        """See `SharingScorer`."""
         scores = np.empty(len(asked), np.float64)
         for instruction in dict.fromkeys(one.instruction for one in asked):
             rows = [row for row, one in enumerate(asked) if one.instruction == instruction]
@@ -169,8 +152,3 @@ def fitted_ids(tokenizer: Tokenizer, body: str, after: str, *, room: int) -> tup
         body = body[: min(encoded.offsets[kept - 1][1], len(body) - 1)]  # shorter each time, whatever the offsets say
         ids = list(tokenizer.encode(body + after, add_special_tokens=False).ids)
     return ids, len(body) < whole
-
-
-def _each(scorer: SharingScorer, passages: Sequence[str], asked: Asked) -> Scores:
-    # one passage at a time: together they would only be padded, and 32 tokens keep a core as busy as 2,048 do
-    return np.array([scorer.score_questions(passage, [asked])[0] for passage in passages], np.float64)
