@@ -100,11 +100,11 @@ def rows_of(store, name="wiki"):
     return {point.id: (dict(point.payload), point.vectors["text-dense"]) for point in points}
 
 
-def same(one, other):
+def same(one, other, *, atol=0.0):
     assert one.keys() == other.keys()
     for key, (payload, vector) in one.items():
         assert payload == other[key][0]
-        np.testing.assert_array_equal(vector, other[key][1])
+        np.testing.assert_allclose(vector, other[key][1], rtol=0.0, atol=atol)
 
 
 def unit(vector):
@@ -637,7 +637,8 @@ def check_interrupted(kind, given_inputs, stops):
                 except Stop:
                     assert store.names() == [] or store.count("wiki") == len(corpus)
             load(files[0], "wiki", encoder=an_encoder(), queries=table, store=store)
-            same(expected, rows_of(store))
+            # the client's local mode divides by a float64 norm where a point exists, by a float32 one where it is new
+            same(expected, rows_of(store), atol=1e-7 if kind == "server" else 0.0)
             ours = store.card("wiki")
             assert replace(ours, created="", version="") == replace(card, created="", version="")
         assert list(Path(folder, "cache", "builds").iterdir()) == []
