@@ -43,7 +43,6 @@ class FakeQdrant:
 
     created: the body of every PUT that made a collection. thresholds: the indexing threshold of each.
     building: what the next looks at a collection whose threshold is not 0 say, as (status, indexed vectors).
-    adds_vectors: whether it can add a vector to a collection, as Qdrant can since 1.18.
     refused: ids of passages whose points it refuses. at_once: the most upserts that were under way together.
     """
 
@@ -54,7 +53,6 @@ class FakeQdrant:
         self.building: list[tuple[str, int]] = []
         self.refused: set[str] = set()
         self.snapshots: dict[str, dict[str, bytes]] = {}
-        self.adds_vectors = True
         self.upsert_takes = 0.0
         self.under_way = self.at_once = 0
         self.faults: list[Fault] = []
@@ -213,16 +211,6 @@ def _upsert(fake, record, name):
     return _json(fake.client.upsert(name, models.Batch(**record["batch"])))
 
 
-def _update_vectors(fake, record, name):
-    return _json(fake.client.update_vectors(name, [models.PointVectors(**point) for point in record["points"]]))
-
-
-def _create_vector(fake, record, name, vector):
-    if not fake.adds_vectors:  # no such route before 1.18
-        raise ValueError(f"Collection {name} not found")
-    return _json(fake.client.create_vector_name(name, vector, models.DenseVectorNameConfig(**record)))
-
-
 def _retrieve(fake, record, name):
     chosen = {"with_payload": record.get("with_payload", True), "with_vectors": record.get("with_vector") or False}
     return [_json(point) for point in fake.client.retrieve(name, record["ids"], **chosen)]
@@ -305,9 +293,6 @@ ROUTES: list[tuple[str, Callable]] = [
     ("DELETE /collections/([^/]+)", _delete),
     ("PUT /collections/([^/]+)/index", lambda f, r, n: {"operation_id": 0, "status": "completed"}),
     ("PUT /collections/([^/]+)/points", _upsert),
-    ("PUT /collections/([^/]+)/points/vectors", _update_vectors),
-    ("PUT /collections/([^/]+)/vectors/([^/]+)", _create_vector),
-    ("DELETE /collections/([^/]+)/vectors/([^/]+)", lambda f, r, n, v: _json(f.client.delete_vector_name(n, v))),
     ("POST /collections/([^/]+)/points", _retrieve),
     ("POST /collections/([^/]+)/points/query", _query_one),
     ("POST /collections/([^/]+)/points/query/batch", _query),

@@ -35,8 +35,6 @@ from xqg_vdb.types import Recipe
 pytest.importorskip("langchain_qdrant")
 pytest.importorskip("llama_index.vector_stores.qdrant")
 
-ULP = float(np.finfo(np.float32).eps)
-
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
@@ -125,7 +123,7 @@ def test_langchain_finds_in_the_copy_what_an_exact_search_finds(fake, store, que
         assert [one.page_content for one in opened.similarity_search(question, k=5)] == best
 
 
-def test_a_llama_index_collection_in_place_with_a_backup(fake, client, store, queries, tmp_path):
+def test_a_llama_index_collection_is_searched_by_its_own_library(fake, client, store, queries):
     from llama_index.core import VectorStoreIndex
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
@@ -133,59 +131,34 @@ def test_a_llama_index_collection_in_place_with_a_backup(fake, client, store, qu
 
     encoder = an_encoder()
     write_llama_index(fake.url, "nodes", encoder, client=client)
-    before, plain = everything(client, "nodes"), stored(client, "nodes")
-    wishes = Wishes(in_place=True, backup=tmp_path / "backup")
-    report = augment("nodes", store=store, encoder=encoder, queries=queries, wishes=wishes)
+    report = augment("nodes", store=store, encoder=encoder, queries=queries)
     assert (report.layout, report.cosine) == ("llama-index", pytest.approx(1.0, abs=1e-5))  # metadata was encoded, too
-    np.testing.assert_allclose(
-        stored(client, "nodes"), slow_fused(plain, queries, ids(), an_encoder()), atol=1e-6
-    )  # fmt: skip
-    embedding = XqgEmbedding(encoder, collection=Collection("nodes", store), calibration=0.0)
-    index = VectorStoreIndex.from_vector_store(QdrantVectorStore("nodes", client=client), embed_model=embedding)
-    rows = stored(client, "nodes")
+    rows = stored(client, "nodes-xqg")
+    np.testing.assert_allclose(rows, slow_fused(stored(client, "nodes"), queries, ids(), an_encoder()), atol=1e-6)
+    embedding = XqgEmbedding(encoder, collection=Collection("nodes-xqg", store), calibration=0.0)
+    index = VectorStoreIndex.from_vector_store(QdrantVectorStore("nodes-xqg", client=client), embed_model=embedding)
     for question in texts(5):
         best = [ids()[i] for i in np.argsort(-(rows @ encoder.encode_queries([question])[0]))[:5]]
         assert [one.node.node_id for one in index.as_retriever(similarity_top_k=5).retrieve(question)] == best
-    undo("nodes", store=store)
-    np.testing.assert_allclose(stored(client, "nodes"), plain, rtol=0, atol=ULP)  # local mode normalises once more
-    assert everything(client, "nodes")[0] == before[0]
-    with pytest.raises(DataError, match="has no card"):
-        store.card("nodes")
 
 
-def test_a_named_vector_in_place_keeps_the_original_beside_it(fake, client, store, queries):
+def test_a_named_vector_of_length_1_keeps_that_length(fake, client, store, queries):
     encoder = an_encoder()
     write_langchain(fake.url, "docs", encoder, vector_name="dense", distance=models.Distance.DOT)
-    before, plain = everything(client, "docs"), stored(client, "docs", "dense")
-    report = augment("docs", store=store, encoder=encoder, queries=queries, wishes=Wishes(in_place=True))
-    assert report.kept == "vector 'dense-plain'"
-    np.testing.assert_array_equal(stored(client, "docs", "dense-plain"), plain)
-    fused = stored(client, "docs", "dense")
-    np.testing.assert_allclose(fused, slow_fused(plain, queries, ids(), an_encoder()), atol=1e-6)
-    again = Recipe(alpha=0.1)  # another recipe starts from the originals, not from what was fused
-    augment("docs", store=store, encoder=encoder, queries=queries, recipe=again, wishes=Wishes(in_place=True))
-    expected = slow_fused(plain, queries, ids(), an_encoder(), alpha=0.1)
-    np.testing.assert_allclose(stored(client, "docs", "dense"), expected, atol=1e-6)
-    undo("docs", store=store)
-    np.testing.assert_array_equal(stored(client, "docs", "dense"), plain)  # bit for bit: Dot scales nothing
-    assert everything(client, "docs") == before
-    with pytest.raises(DataError, match="nothing to undo"):
-        undo("docs", store=store)
+    assert augment("docs", store=store, encoder=encoder, queries=queries).vector == "dense"
+    expected = slow_fused(stored(client, "docs", "dense"), queries, ids(), an_encoder())
+    np.testing.assert_allclose(stored(client, "docs-xqg", "dense"), expected, atol=1e-6)
 
 
-def test_a_new_vector_in_place_leaves_the_searched_one(client, store, tmp_path):
+def test_queries_are_found_by_a_key_of_the_payload(client, store, tmp_path):
     plain_collection(client, "own")
-    before = everything(client, "own")
     queries = write_queries(tmp_path / "q.jsonl", [f"d{i}" for i in range(POINTS)])
-    wishes = Wishes(in_place=True, add="xqg", id_key="at.doc")
-    report = augment("own", store=store, encoder=an_encoder(), queries=queries, wishes=wishes)
-    assert (report.layout, report.vector, report.counts.without_queries) == ("text", "xqg", 7)
-    points = client.scroll("own", limit=1000, with_vectors=True)[0]
-    keys = [one.payload["at"]["doc"] for one in points]
-    rows = {name: np.array([one.vector[name] for one in points], dtype=np.float32) for name in ("dense", "xqg")}
-    np.testing.assert_allclose(rows["xqg"], slow_fused(rows["dense"], queries, keys, an_encoder()), atol=1e-6)
-    undo("own", store=store)
-    assert everything(client, "own") == before
+    report = augment("own", store=store, encoder=an_encoder(), queries=queries, wishes=Wishes(id_key="at.doc"))
+    assert (report.layout, report.vector, report.counts.without_queries) == ("text", "dense", 7)
+    points = {name: client.scroll(name, limit=1000, with_vectors=True)[0] for name in ("own", "own-xqg")}
+    keys = [one.payload["at"]["doc"] for one in points["own"]]
+    plain, fused = (np.array([one.vector["dense"] for one in found], dtype=np.float32) for found in points.values())
+    np.testing.assert_allclose(fused, slow_fused(plain, queries, keys, an_encoder()), atol=1e-6)
 
 
 def test_an_alias_is_switched_and_switched_back(fake, client, store, queries):
@@ -211,6 +184,8 @@ def test_undo_of_a_copy_by_either_name(fake, client, store, queries):
         undo(name, store=store)
         assert [one.name for one in client.get_collections().collections] == ["docs"]
         assert client.get_aliases().aliases == []
+    with pytest.raises(DataError, match="nothing to undo"):
+        undo("docs", store=store)
 
 
 def test_another_encoder_is_refused(fake, client, store, queries):
@@ -261,38 +236,6 @@ def test_missing_texts_and_vectors_are_counted_and_copied(client, store, tmp_pat
     assert not copied[900]
 
 
-def test_an_unnamed_vector_in_place_needs_a_backup(fake, store, queries):
-    write_langchain(fake.url, "docs", an_encoder())
-    with pytest.raises(MismatchError, match=r"has no name.*--backup DIR"):
-        augment("docs", store=store, encoder=an_encoder(), queries=queries, wishes=Wishes(in_place=True))
-
-
-def test_an_old_server_says_what_else_can_be_done(fake, client, store, queries):
-    fake.adds_vectors = False
-    write_langchain(fake.url, "docs", an_encoder(), vector_name="dense")
-    before, encoder = everything(client, "docs"), an_encoder()
-    with pytest.raises(MismatchError, match=r"since version 1\.18.*--backup DIR.*leave out --in-place"):
-        augment("docs", store=store, encoder=encoder, queries=queries, wishes=Wishes(in_place=True))
-    assert encoder.texts_seen == 32  # before the queries are encoded
-    assert everything(client, "docs") == before
-    assert store.foreign("docs").record == {}
-
-
-def test_a_lost_backup_is_never_made_again_from_fused_vectors(fake, client, store, queries, tmp_path):
-    write_llama_index(fake.url, "nodes", an_encoder(), client=client)
-    plain, wishes = stored(client, "nodes"), Wishes(in_place=True, backup=tmp_path / "backup")
-    augment("nodes", store=store, encoder=an_encoder(), queries=queries, wishes=wishes)
-    (tmp_path / "backup").rename(tmp_path / "moved")
-    with pytest.raises(DataError, match="original vectors are not in"):
-        augment("nodes", store=store, encoder=an_encoder(), queries=queries, wishes=wishes)
-    with pytest.raises(DataError, match="original vectors are not in"):
-        undo("nodes", store=store)
-    with pytest.raises(MismatchError, match=r"augmented already.*undo that first"):
-        augment("nodes", store=store, encoder=an_encoder(), queries=queries, wishes=Wishes(in_place=True, add="new"))
-    undo("nodes", store=store, backup=tmp_path / "moved")
-    np.testing.assert_allclose(stored(client, "nodes"), plain, rtol=0, atol=ULP)
-
-
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_copy_that_was_stopped_goes_on(fake, client, store, queries, monkeypatch, at):
     """The server refuses for good at the at-th page: nobody sees the copy, and the next run finishes it."""
@@ -328,26 +271,3 @@ def test_an_unfinished_copy_is_undone(fake, client, store, queries):
     assert len(client.get_collections().collections) == 2
     undo("docs", store=store)
     assert [one.name for one in client.get_collections().collections] == ["docs"]
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_in_place_stopped_goes_on_and_is_undone(fake, client, store, queries, monkeypatch, tmp_path, named):
-    monkeypatch.setattr("xqg_vdb.collection.foreign.PAGE", 30)
-    write_langchain(fake.url, "docs", an_encoder(), **({"vector_name": "dense"} if named else {}))
-    vector = "dense" if named else ""
-    plain = stored(client, "docs", vector)
-    wishes = Wishes(in_place=True, backup=None if named else tmp_path / "backup")
-    for finish in (True, False):
-        fake.faults.append(Fault(400, body=b"{}", only="PUT .*/points/vectors", applied=True))  # the first page is in
-        with pytest.raises(ServerError):
-            augment("docs", store=store, encoder=an_encoder(), queries=queries, wishes=wishes)
-        mixed = stored(client, "docs", vector)
-        assert np.abs(mixed[:30] - plain[:30]).max() > 0.05
-        np.testing.assert_array_equal(mixed[30:], plain[30:])
-        if finish:
-            augment("docs", store=store, encoder=an_encoder(), queries=queries, wishes=wishes)
-            expected = slow_fused(plain, queries, ids(), an_encoder())
-            np.testing.assert_allclose(stored(client, "docs", vector), expected, atol=1e-6)
-        undo("docs", store=store)
-        np.testing.assert_allclose(stored(client, "docs", vector), plain, rtol=0, atol=2 * ULP)
-        plain = stored(client, "docs", vector)

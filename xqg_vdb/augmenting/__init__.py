@@ -1,7 +1,5 @@
-"""Fold generated queries into a Qdrant collection that somebody else made, without encoding its passages again."""
+"""Fold generated queries into a copy of a Qdrant collection that somebody else made; no passage is encoded again."""
 
-from xqg_vdb.augmenting.plan import Wishes
-from xqg_vdb.augmenting.running import AugmentReport, augment
-from xqg_vdb.augmenting.undoing import undo
+from xqg_vdb.augmenting.running import AugmentReport, Wishes, augment, undo
 
 __all__ = ["AugmentReport", "Wishes", "augment", "undo"]

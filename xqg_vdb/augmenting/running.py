@@ -1,58 +1,78 @@
-"""Augment a collection that somebody else made: check the encoder, keep, fuse, write.
+"""Augment a collection that somebody else made: look at it, check the encoder, keep, fuse, publish a copy; undo that.
 
-In: a server's collection, generated queries, the encoder that made its vectors. Out: the same points with fused
-vectors, in a copy behind an alias or in place. This file refuses to know how points travel.
+In: a server's collection, generated queries, the encoder that made its vectors. Out: a copy with fused vectors, behind
+an alias. The collection itself is only read. How points travel is in `writing`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
-from xqg_vdb.augmenting.check import check_encoder
-from xqg_vdb.augmenting.keeping import PointCounts, build_of, keep_points
-from xqg_vdb.augmenting.plan import Plan, Wishes, planned
-from xqg_vdb.augmenting.writing import Fused, write_copy, write_in_place
+from xqg_vdb.augmenting.writing import PointCounts, keep_points, write_copy
 from xqg_vdb.building import Kept
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
-from xqg_vdb.card_making import card_of
-from xqg_vdb.errors import MismatchError
+from xqg_vdb.card_making import card_of, finished
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.files import sha256_of
+from xqg_vdb.model_folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.records import Rejects
-from xqg_vdb.types import Card, Recipe
+from xqg_vdb.types import Card, Distance, EncoderFacts, Recipe, TextEncoder, Vectors
+from xqg_vdb.vectors import Build
 
 if TYPE_CHECKING:
-    from xqg_vdb.collection.foreign import ForeignCollection
+    from xqg_vdb.collection.foreign import ForeignCollection, ForeignPoint
+    from xqg_vdb.collection.foreign_payloads import PayloadLayout
     from xqg_vdb.collection.server import ServerStore
+
+LEAST_COSINE = 0.99
+"""Equal models of equal precision are above it, batches of an int8 model included; other models are far below."""
+_NEAR = 0.9
+_LENGTHS = (0.9, 1.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a collection is to be augmented.
+
+    to: name of the copy, by default the collection's with `-xqg`.
+    vector, text_key, id_key: where the searched vector, the text and the queries' id are; recognised when None.
+    """
+
+    to: str | None = None
+    vector: str | None = None
+    text_key: str | None = None
+    id_key: str | None = None
 
 
 @dataclass(frozen=True)
 class AugmentReport:
     """What was done.
 
-    collection: the name to search. layout: how payloads are written. vector: the one with the fused rows, "" for the
-    unnamed one. cosine: median of the encoder check; None where a run that passed it was continued.
-    queries: how many were folded in, by language. kept: where the originals are. later_points: came while it ran, and
-    were left alone.
+    collection: the name to search. source: the collection that was copied. layout: how payloads are written.
+    vector: the one with the fused rows, "" for the unnamed one. cosine: median of the encoder check.
+    queries: how many were folded in, by language.
     """
 
     collection: str
+    source: str
     layout: str
     vector: str
-    cosine: float | None
+    cosine: float
     counts: PointCounts
     queries: dict[str, int]
-    kept: str
-    later_points: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -68,148 +88,221 @@ def augment(
     rejects: Rejects | None = None,
     progress: Progress = silent,
 ) -> AugmentReport:
-    """Fold generated queries into the collection `name`; `wishes` says where to, by default a copy of it.
+    """Copy the collection `name` with generated queries folded into its vectors; `wishes` says under which name.
 
     sample: passages that are encoded again to check that `encoder` made the vectors; no other passage is encoded.
     A run that was stopped goes on when the same call is made again. Raises MismatchError for another encoder, for
-    distances without fusion and for layouts that cannot be changed so; DataError, ServerError, DiskError, LockedError.
+    distances without fusion and for layouts that cannot be copied; DataError, ServerError, DiskError, LockedError.
     """
     recipe, wishes = recipe or Recipe(), wishes or Wishes()
     given = [queries] if isinstance(queries, str | PathLike) else queries
     files = [Path(file) for file in given]
-    source, wishes = _source(store, name, wishes)
+    source = store.foreign(name)
+    if source.record:  # a copy of ours is made again from what it was copied from
+        source, wishes = source.at(source.record["source"]), replace(wishes, to=wishes.to or name)
+    started = time.perf_counter()
     with QueryFile(files, rejects=rejects) as table:
-        plan = planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
-        started = time.perf_counter()
+        plan = _planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
         cosine = _checked(source, plan, encoder, sample=sample)
-        _prepare(source, plan)
         build, counts = keep_points(
-            source, plan.place, table, encoder=encoder, folder=plan.folder, progress=progress
-        )  # fmt: skip
-    kept = time.perf_counter()
+            source, plan.vector, plan.layout, table, encoder=encoder, folder=plan.folder, progress=progress
+        )
+    encoded = time.perf_counter()
     card, means = card_of(
         Kept(build, plan.run), encoder, recipe=recipe, distance=plan.distance, asked=LanguageMeans(), more=()
     )
-    fused, later = Fused(build, card=card, means=means), 0
-    if plan.mode == "copy":
-        _copy(source, plan, fused, card, progress)
-    else:
-        later = _in_place(source, plan, fused, card, progress)
+    _publish(source, plan, build, card, means, progress)
     folded = {lang: int(build.counts[lang].sum()) for lang in card.query_langs}
-    if wishes.backup is None:
-        shutil.rmtree(plan.folder, ignore_errors=True)
+    shutil.rmtree(plan.folder, ignore_errors=True)
     return AugmentReport(
         collection=plan.name,
-        layout=plan.place.layout.name,
-        vector=plan.into,
+        source=source.physical,
+        layout=plan.layout.name,
+        vector=plan.vector,
         cosine=cosine,
         counts=counts,
         queries=folded,
-        kept=_where_kept(source, plan),
-        later_points=later,
-        seconds={"encode": round(kept - started, 2), "write": round(time.perf_counter() - kept, 2)},
+        seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
     )
 
 
-def _source(store: ServerStore, name: str, wishes: Wishes) -> tuple[ForeignCollection, Wishes]:
-    """The collection to read. One that is a copy of ours is made again from what it was copied from."""
+def undo(name: str, *, store: ServerStore, to: str | None = None) -> str:
+    """Delete the copy `name`, or the one of the collection `name` under the name `to`; says what was done.
+
+    An alias that was switched to the copy points again where it pointed before. Raises DataError when there is no copy.
+    """
+    from xqg_vdb.collection.foreign_copy import remove_copy, remove_unfinished
+
     found = store.foreign(name)
     record = found.record
-    if record.get("mode") != "copy":
-        return found, wishes
-    if wishes.in_place:
-        raise MismatchError(f"{name!r} is a copy with fused vectors; augment {record['source']!r} in place instead.")
-    return found.at(record["source"]), replace(wishes, to=wishes.to or name)
+    if record:
+        remove_copy(found.names, name, found.physical, previous=record["previous"])
+        return f"{name}: the copy {found.physical} is gone; {record['source']} is as it was"
+    target = to or f"{name}-xqg"
+    removed = remove_unfinished(found, target)
+    published = found.names.target(target)
+    copied = {} if published is None else found.at(published).record
+    if published is not None and copied.get("source") == found.physical:
+        remove_copy(found.names, target, published, previous=copied["previous"])
+        removed.append(published)
+    if not removed:
+        raise DataError(f"{name!r} is not augmented, and {target!r} is no copy of it: there is nothing to undo.")
+    return f"{target}: {', '.join(removed)} is gone; {name} is as it was"
 
 
-def _checked(source: ForeignCollection, plan: Plan, encoder: CalibratedEncoder, *, sample: int) -> float | None:
-    """The encoder check, on the originals; they are out of sight once a backup's run began to overwrite them."""
-    record = source.record
-    if record.get("backup"):
-        build_of(Path(record["backup"]))  # without it, fused vectors would be taken for originals
-        if record["backup"] != str(plan.folder.absolute()):
-            raise MismatchError(
-                f"{source.name!r} was augmented with other queries, another encoder or another backup folder"
-                f" ({record['backup']}): undo that first: xqg-vdb augment {source.name} --undo"
-            )
-        return None
-    layout = plan.place.layout
-    points: list[tuple[tuple[str, ...], list[float]]] = []
-    for point in plan.sample:
-        texts, vector = layout.wordings(point.payload), plan.place.vector_of(point)
-        if texts and vector is not None and len(points) < sample:
-            points.append((texts, vector))
-    stored = np.asarray([vector for _, vector in points], dtype=np.float32).reshape(len(points), -1)
-    return check_encoder(encoder, [texts for texts, _ in points], stored, distance=plan.distance, name=source.name)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is done. name: of the copy. sample: the first points.
+
+    folder: of the first pass. run: hash of all that the outcome depends on.
+    """
+
+    name: str
+    vector: str
+    layout: PayloadLayout
+    distance: Distance
+    folder: Path
+    run: str
+    sample: list[ForeignPoint]
 
 
-def _prepare(source: ForeignCollection, plan: Plan) -> None:
-    """Refuse what cannot be written before hours of encoding; new vectors of the collection are added now."""
+def _planned(
+    source: ForeignCollection, wishes: Wishes, *, facts: EncoderFacts, recipe: Recipe, queries: Sequence[Path]
+) -> _Plan:
+    """The plan. What is unknown, unfit, or could not be published later is refused here, before hours of encoding."""
+    from xqg_vdb.collection.foreign import chosen_vector, distance_of
     from xqg_vdb.collection.foreign_copy import previous_target
+    from xqg_vdb.collection.foreign_payloads import recognised
+    from xqg_vdb.collection.layout import check_name
 
-    if plan.mode == "copy":
-        source.names.refuse_plain(plan.name)
-        previous_target(source, plan.name)
-        return
-    added = plan.keep_in if plan.mode == "overwrite" else plan.into
-    if added is None:
-        return
-    is_new = not source.record
-    if is_new:  # first, so that a vector of this name is known to be ours whatever happens next
-        source.write_metadata(record=plan.record(source, previous=None))
-    try:
-        source.add_vector(added, like=source.dense_vectors()[plan.place.vector])
-    except MismatchError:
-        if is_new:
-            source.clear_record()
-        raise
+    card = source.card
+    if card is not None and card.query_langs:
+        raise MismatchError(
+            f"The vectors of {source.name!r} have generated queries in them, by `xqg-vdb load`: load again with the new"
+            " queries (with --build nothing is encoded twice)."
+        )
+    vectors = source.dense_vectors()
+    vector = chosen_vector(vectors, wishes.vector, name=source.name)
+    if vectors[vector].size != facts.dim:
+        raise MismatchError(
+            f"Vector {vector!r} of {source.name!r} has {vectors[vector].size} dimensions, those of {facts.source}"
+            f" {facts.dim}: give the encoder that made it (--encoder)."
+        )
+    name = check_name(wishes.to or f"{source.name}-xqg")
+    source.names.refuse_plain(name)
+    previous_target(source, name)
+    sample = next(source.pages(vectors=[vector]))
+    if not sample:
+        raise DataError(f"Collection {source.name!r} holds no points.")
+    layout = recognised([one.payload for one in sample], text_key=wishes.text_key, id_key=wishes.id_key)
+    inputs = _hash(source.server.where, source.physical, vector, layout.id_key, facts.fingerprint,
+                   *[sha256_of(file) for file in queries])  # fmt: skip
+    folder = cache_folder() / "augment" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', source.physical)}-{inputs}"
+    distance = distance_of(vectors[vector])
+    return _Plan(name, vector, layout, distance, folder, _hash(inputs, recipe.to_json()), sample)
 
 
-def _copy(source: ForeignCollection, plan: Plan, fused: Fused, card: Card, progress: Progress) -> None:
+def _hash(*parts: object) -> str:
+    return hashlib.blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
+
+
+def _publish(
+    source: ForeignCollection, plan: _Plan, build: Build, card: Card, means: LanguageMeans, progress: Progress
+) -> None:
+    """Make the copy, or go on with it; the alias shows it when it is complete, and the copy before it goes away."""
     from xqg_vdb.collection.foreign_copy import open_copy, previous_target
 
     previous, replaced = previous_target(source, plan.name)
-    record = plan.record(source, previous=previous)
+    record: dict[str, Any] = {
+        "source": source.physical, "previous": previous, "run": plan.run, "finished": False
+    }  # fmt: skip
     copy = open_copy(source, plan.name, record=record)
-    write_copy(source, copy, fused, vector=plan.into, progress=progress)
-    total = source.count()
+    write_copy(source, copy, build, card=card, means=means, vector=plan.vector, progress=progress)
+    total, before = source.count(), source.card
     progress("indexing", 0, total)
-    final = _finished(source, card, plan, version=copy.physical.rpartition("__")[2])
+    # the digest is over ids and texts, which are the same
+    card = finished(card, count=total, digest="" if before is None else before.digest)
     copy.publish(
-        plan.name, expected=total, card=final, record={**record, "finished": True},
+        plan.name,
+        card=replace(card, vectors=(plan.vector,), version=copy.physical.rpartition("__")[2]),
+        record={**record, "finished": True},
         indexed=lambda done: progress("indexing", min(done, total), total),
-    )  # fmt: skip
+    )
     if replaced is not None:
         source.names.remove(replaced)
 
 
-def _in_place(source: ForeignCollection, plan: Plan, fused: Fused, card: Card, progress: Progress) -> int:
-    record = source.record
-    if not record or record.get("run") != plan.run or record.get("finished"):
-        # before the first vector is overwritten: from now on the originals are where this says
-        source.write_metadata(record=plan.record(source, previous=None))
-    later = write_in_place(source, fused, into=plan.into, keep_in=plan.keep_in, progress=progress)
-    finished = {**source.record, "finished": True}
-    finished.pop("after", None)
-    source.write_metadata(record=finished, card=_finished(source, card, plan, version=""))
-    return later
+def _checked(source: ForeignCollection, plan: _Plan, encoder: TextEncoder, *, sample: int) -> float:
+    """The encoder check on the first points that have a text and the vector."""
+    points = [(plan.layout.wordings(point.payload), point.vectors.get(plan.vector)) for point in plan.sample]
+    chosen = [(texts, vector) for texts, vector in points if texts and vector is not None][:sample]
+    stored = np.asarray([vector for _, vector in chosen], dtype=np.float32).reshape(len(chosen), -1)
+    return check_encoder(encoder, [texts for texts, _ in chosen], stored, distance=plan.distance, name=source.name)
 
 
-def _finished(source: ForeignCollection, card: Card, plan: Plan, *, version: str) -> Card:
-    before = source.card
-    return replace(
-        card,
-        vectors=(plan.into,),
-        count=source.count(),
-        digest=before.digest if before is not None else "",  # over ids and texts, which are the same
-        version=version,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+def check_encoder(
+    encoder: TextEncoder, wordings: Sequence[Sequence[str]], stored: Vectors, *, distance: Distance, name: str
+) -> float:
+    """The median cosine of stored rows (n, dim) to the rows that `encoder` makes of the same texts.
+
+    wordings: per row what may have been encoded, the likeliest first; the kind of wording that fits best counts.
+    Raises MismatchError, with what was found and what is wanted, for another encoder; DataError without texts.
+    """
+    if not wordings:
+        raise DataError(f"None of the first points of {name!r} has a text: name its key with --text-key.")
+    facts = encoder.facts
+    if stored.shape[1] != facts.dim:
+        raise MismatchError(
+            f"The vectors of {name!r} have {stored.shape[1]} dimensions, those of {facts.source} {facts.dim}: give the"
+            " encoder that made them (--encoder)."
+        )
+    if distance == "cosine" and not facts.normalize:
+        raise MismatchError(
+            f"{name!r} keeps its vectors at length 1, and {facts.source} makes others: how long the passages' vectors"
+            " were is lost, so that queries cannot be weighed against them. Load the texts with `xqg-vdb load`."
+        )
+    kinds = range(max(map(len, wordings)))
+    texts = [[own[min(kind, len(own) - 1)] for own in wordings] for kind in kinds]
+    rows = [encoder.encode_passages(one) for one in texts]
+    found = [_median_cosine(stored, own) for own in rows]
+    best = int(np.argmax(found))
+    if found[best] < LEAST_COSINE:
+        as_queries = max(_median_cosine(stored, encoder.encode_queries(one)) for one in texts)
+        raise MismatchError(_refusal(encoder, found[best], as_queries, name=name))
+    if distance == "dot":
+        _check_lengths(stored, rows[best], name=name, source=facts.source)
+    return found[best]
+
+
+def _median_cosine(stored: Vectors, made: Vectors) -> float:
+    lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(made, axis=1)
+    return float(np.median(np.sum(stored * made, axis=1) / np.maximum(lengths, 1e-12)))
+
+
+def _refusal(encoder: TextEncoder, passages: float, queries: float, *, name: str) -> str:
+    facts = encoder.facts
+    said = (
+        f"{facts.source} ({facts.precision}) did not make the vectors of {name!r}: encoded again, a sample of its texts"
+        f" has a median cosine of {passages:.3f} to what is stored, at least {LEAST_COSINE} is wanted."
     )
+    if queries >= LEAST_COSINE:
+        return (
+            f"{said} Encoded as queries it has {queries:.3f}: the passages were given the prefix"
+            f" {facts.query_prefix!r}. Export the encoder with that as --passage-prefix."
+        )
+    if passages >= _NEAR:
+        other = "fp32" if facts.precision == "int8" else "int8"
+        return (
+            f"{said} That is near: another precision (`xqg-vdb export --precision {other}`), another prefix before the"
+            f" passages (this encoder's is {facts.passage_prefix!r}), or a title or metadata before the text."
+        )
+    return f"{said} Give the encoder that made them (--encoder), or the key of the text that was encoded (--text-key)."
 
 
-def _where_kept(source: ForeignCollection, plan: Plan) -> str:
-    if plan.mode == "copy":
-        return f"collection {source.physical}"
-    if plan.mode == "add":
-        return f"vector {plan.place.vector!r}"
-    return f"vector {plan.keep_in!r}" if plan.keep_in is not None else f"folder {plan.folder}"
+def _check_lengths(stored: Vectors, made: Vectors, *, name: str, source: str) -> None:
+    ratio = float(np.median(np.linalg.norm(stored, axis=1) / np.maximum(np.linalg.norm(made, axis=1), 1e-12)))
+    if not _LENGTHS[0] <= ratio <= _LENGTHS[1]:
+        raise MismatchError(
+            f"The vectors of {name!r} are {ratio:.2f} times as long as those that {source} makes: they were scaled, or"
+            " normalised, by other means. Load the texts with `xqg-vdb load`."
+        )

@@ -1,123 +1,199 @@
-"""The second pass: fused vectors into the collection itself, or into a copy of it; and the originals back.
+"""The points of somebody's collection: their vectors and their queries' sums into a build; then fused, into a copy.
 
-In: a complete build and a card. Out: written points. Every step gives the same when it is done again, because it starts
-from the originals in the build. This file encodes nothing.
+In: a collection and a query file. Out: a complete `Build` whose passages are the collection's own vectors, then points.
+Either pass goes on where it was stopped. Passages are not encoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import orjson
 
+from xqg_vdb.batching import windows
+from xqg_vdb.building import WINDOW, query_sums
 from xqg_vdb.calibration import LanguageMeans
+from xqg_vdb.errors import CorruptError, DataError, MismatchError
+from xqg_vdb.files import disk_errors, write_atomic
 from xqg_vdb.fusion import fuse
 from xqg_vdb.progress import Progress
-from xqg_vdb.types import Card, Vectors
-from xqg_vdb.vectors import Build
+from xqg_vdb.queries import QueryFile
+from xqg_vdb.types import Card, GeneratedQueries, Passage, TextEncoder, Vectors
+from xqg_vdb.vectors import Build, BuildWriter, row_digest
 
 if TYPE_CHECKING:
-    from xqg_vdb.collection.foreign import ForeignCollection, ForeignPoint, PointId
+    from xqg_vdb.collection.foreign import ForeignCollection
     from xqg_vdb.collection.foreign_copy import ForeignCopy
+    from xqg_vdb.collection.foreign_payloads import PayloadLayout
 
+_COUNTS = "counts.json"
+_VECTORS = "vectors"
 _COMMIT_PAGES = 16
+Row = tuple[Passage, GeneratedQueries | None, Vectors]
 
 
-class Fused:
-    """Fused vectors by point id, computed page by page. `rows`: the build's row of each point."""
+@dataclass
+class PointCounts:
+    """What was seen of a collection: points; those without a text, without the vector, without queries.
 
-    def __init__(self, build: Build, *, card: Card, means: LanguageMeans) -> None:
-        self.build, self._card, self._means = build, card, means
-        self.rows = rows_by_id(build)
-
-    def of(self, rows: Sequence[int]) -> Vectors:
-        """Vectors (n, dim) float32 of these rows of the build."""
-        at = np.asarray(rows, dtype=np.int64)
-        sums = {lang: (self.build.sums[lang][at], self.build.counts[lang][at]) for lang in self._card.query_langs}
-        # of a `dot` collection with vectors of length 1, the fused ones have that length, too
-        normalize = self._card.distance == "cosine" or self._card.encoder.normalize
-        return fuse(
-            self.build.passages[at], sums, recipe=self._card.recipe, means=self._means.means, normalize=normalize
-        )
-
-    def langs_of(self, row: int) -> list[str]:
-        """The languages of the queries that are folded into a row."""
-        return [lang for lang in self._card.query_langs if self.build.counts[lang][row]]
-
-
-def rows_by_id(build: Build) -> dict[str, int]:
-    """The row of each point."""
-    return {point: row for row, point in enumerate(build.ids)}
-
-
-def write_in_place(
-    source: ForeignCollection, fused: Fused, *, into: str, keep_in: str | None, progress: Progress
-) -> int:
-    """Write fused vectors into the vector `into` of the points themselves, the originals into `keep_in` when given.
-
-    Both in one step per point. What is noted in the collection's record lets the next run go on. Returns how many
-    points came after the first pass: they are left alone.
+    unused_queries: query records that belong to no point.
     """
-    record, unknown = source.record, 0
-    after = record.get("after")
-    for number, page in zip(count(1), source.pages(vectors=[], payloads=False, after=after), strict=False):
-        known = [(point.id, fused.rows[str(point.id)]) for point in page if str(point.id) in fused.rows]
-        unknown += len(page) - len(known)
-        if known:
-            rows = [row for _, row in known]
-            columns = {into: fused.of(rows)}
-            if keep_in is not None:
-                columns[keep_in] = np.asarray(fused.build.passages[rows])
-            source.write_vectors([point for point, _ in known], columns)
-            progress("writing", rows[-1] + 1, fused.build.rows)
-        if page and number % _COMMIT_PAGES == 0:
-            source.write_metadata(record={**record, "after": page[-1].id})
-    return unknown
+
+    points: int = 0
+    without_text: int = 0
+    without_vector: int = 0
+    without_queries: int = 0
+    unused_queries: int = 0
+    first_ids: list[str] = field(default_factory=list)
 
 
-def write_copy(source: ForeignCollection, copy: ForeignCopy, fused: Fused, *, vector: str, progress: Progress) -> None:
+def keep_points(
+    source: ForeignCollection,
+    vector: str,
+    layout: PayloadLayout,
+    table: QueryFile,
+    *,
+    encoder: TextEncoder,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Build, PointCounts]:
+    """The build in `folder`, made or continued. A finished one is taken as it is.
+
+    One that was stopped, and whose points or queries changed since, is begun anew. Raises DataError when no query
+    belongs to a point, DiskError, LockedError, ServerError.
+    """
+    if (folder / _COUNTS).exists():
+        with disk_errors(folder):
+            counts = PointCounts(**orjson.loads((folder / _COUNTS).read_bytes()))
+        return Build.open(folder / _VECTORS), counts
+
+    fill = partial(_fill, source, vector, layout, table, encoder=encoder, folder=folder / _VECTORS, progress=progress)
+    try:
+        counts = fill()
+    except (MismatchError, CorruptError):
+        shutil.rmtree(folder, ignore_errors=True)
+        counts = fill()
+    build = Build.open(folder / _VECTORS)
+    if not any(column.any() for column in build.counts.values()):
+        raise DataError(_no_queries(counts, table))
+    with disk_errors(folder):
+        write_atomic(folder / _COUNTS, orjson.dumps(asdict(counts)))
+    return build, counts
+
+
+def write_copy(
+    source: ForeignCollection,
+    copy: ForeignCopy,
+    build: Build,
+    *,
+    card: Card,
+    means: LanguageMeans,
+    vector: str,
+    progress: Progress,
+) -> None:
     """Copy every point with payload and all vectors, `vector` of those in the build being the fused one."""
-    pages = source.pages(vectors=None, payloads=True, after=copy.after)
+    rows = {point: row for row, point in enumerate(build.ids)}
+    pages = source.pages(vectors=None, after=copy.after)
     for number, page in zip(count(1), pages, strict=False):
-        known = [i for i, point in enumerate(page) if str(point.id) in fused.rows]
-        rows = [fused.rows[str(page[i].id)] for i in known]
-        points = list(page)
-        for i, row, values in zip(known, rows, fused.of(rows).tolist() if rows else [], strict=True):
-            payload = _with_langs(page[i].payload, fused.langs_of(row))
-            points[i] = replace(page[i], vectors={**page[i].vectors, vector: values}, payload=payload)
+        points, known = list(page), [i for i, point in enumerate(page) if str(point.id) in rows]
+        at = [rows[str(page[i].id)] for i in known]
+        for i, row, fused in zip(known, at, _fused(build, at, card, means).tolist() if at else [], strict=True):
+            langs = [lang for lang in card.query_langs if build.counts[lang][row]]
+            payload = _with_langs(page[i].payload, langs)
+            points[i] = replace(page[i], vectors={**page[i].vectors, vector: fused}, payload=payload)
         copy.upsert(points)
-        if rows:
-            progress("copying", rows[-1] + 1, fused.build.rows)
+        if at:
+            progress("copying", at[-1] + 1, build.rows)
         if page and number % _COMMIT_PAGES == 0:
             copy.commit(page[-1].id)
 
 
-def put_back(
-    source: ForeignCollection, *, vector: str, kept: str | None, build: Build | None, progress: Progress
-) -> int:
-    """Give `vector` its original values again, from the vector `kept` or from a build; returns of how many points."""
-    rows, done, total = {} if build is None else rows_by_id(build), 0, source.count()
-    for page in source.pages(vectors=[kept] if kept else [], payloads=False):
-        ids, originals = _originals(page, kept=kept, build=build, rows=rows)
-        if ids:
-            source.write_vectors(ids, {vector: np.asarray(originals, dtype=np.float32)})
-        done += len(ids)
-        progress("putting back", done, total)
-    return done
+def _fill(
+    source: ForeignCollection,
+    vector: str,
+    layout: PayloadLayout,
+    table: QueryFile,
+    *,
+    encoder: TextEncoder,
+    folder: Path,
+    progress: Progress,
+) -> PointCounts:
+    counts, total, done = PointCounts(), source.count(), 0
+    facts = encoder.facts
+    with Build.create_or_resume(folder, dim=facts.dim, fingerprint=facts.fingerprint) as writer:
+        for window in windows(_rows(source, vector, layout, table, counts), WINDOW):
+            if done + len(window) <= writer.rows:
+                _check(window, writer, done)
+            else:
+                _append(window, writer, encoder)
+                writer.commit()
+            done += len(window)
+            progress("encoding queries", min(counts.points, total), total)
+        if done < writer.rows:
+            raise MismatchError(f"{source.name!r} lost points since {folder} was begun.")
+        writer.commit(complete=True)
+    counts.unused_queries = table.unused_count
+    return counts
 
 
-def _originals(
-    page: Sequence[ForeignPoint], *, kept: str | None, build: Build | None, rows: Mapping[str, int]
-) -> tuple[list[PointId], NDArray[Any]]:
-    if kept is not None:
-        having = [point for point in page if point.vectors.get(kept) is not None]
-        return [point.id for point in having], np.array([point.vectors[kept] for point in having])
-    known = [point.id for point in page if str(point.id) in rows]
-    return known, np.zeros(0) if build is None else build.passages[[rows[str(one)] for one in known]]
+def _rows(
+    source: ForeignCollection, vector: str, layout: PayloadLayout, table: QueryFile, counts: PointCounts
+) -> Iterator[Row]:
+    """Every point that has the vector, with its queries."""
+    for page in source.pages(vectors=[vector]):
+        for point in page:
+            texts, values = layout.wordings(point.payload), point.vectors.get(vector)
+            key = layout.key(point.id, point.payload)
+            queries = None if key is None else table.get(key)
+            counts.points += 1
+            counts.without_text += not texts
+            counts.without_vector += values is None
+            counts.without_queries += queries is None
+            if key is not None and len(counts.first_ids) < 3:
+                counts.first_ids.append(key)
+            if values is not None:
+                yield Passage(str(point.id), texts[0] if texts else ""), queries, np.asarray(values, dtype=np.float32)
+
+
+def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder) -> None:
+    writer.append(
+        [passage.id for passage, _, _ in window],
+        _digests(window),
+        np.stack([vector for _, _, vector in window]),
+        query_sums([queries for _, queries, _ in window], encoder),
+    )
+
+
+def _check(window: Sequence[Row], writer: BuildWriter, start: int) -> None:
+    if (writer.digest_prefix()[start : start + len(window)] != _digests(window)).any():
+        raise MismatchError("The points or their queries changed since the vectors were kept.")
+
+
+def _digests(window: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.array([row_digest(passage, queries) for passage, queries, _ in window], dtype=np.uint64)
+
+
+def _no_queries(counts: PointCounts, table: QueryFile) -> str:
+    return (
+        f"No generated query belongs to any of the {counts.points:,} points: their ids are such as"
+        f" {', '.join(counts.first_ids)}, the query file's such as {', '.join(table.unused(3))}. Say where the points"
+        " keep those with --id-key."
+    )
+
+
+def _fused(build: Build, rows: Sequence[int], card: Card, means: LanguageMeans) -> Vectors:
+    at = np.asarray(rows, dtype=np.int64)
+    sums = {lang: (build.sums[lang][at], build.counts[lang][at]) for lang in card.query_langs}
+    # of a `dot` collection with vectors of length 1, the fused ones have that length, too
+    normalize = card.distance == "cosine" or card.encoder.normalize
+    return fuse(build.passages[at], sums, recipe=card.recipe, means=means.means, normalize=normalize)
 
 
 def _with_langs(payload: dict[str, Any], langs: Sequence[str]) -> dict[str, Any]:

@@ -25,12 +25,7 @@ if TYPE_CHECKING:
     "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
 )
 @click.option("--to", metavar="NAME", help="Name of the new collection  [default: COLLECTION-xqg]")
-@click.option("--in-place", is_flag=True, help="Change the points of COLLECTION itself instead.")
-@click.option("--as", "add", metavar="VECTOR", help="In place: write a new vector of this name, overwrite none.")
-@click.option(
-    "--backup", type=click.Path(path_type=Path, file_okay=False), help="In place: keep the originals in this folder."
-)
-@click.option("--undo", is_flag=True, help="Take back what this command did.")
+@click.option("--undo", is_flag=True, help="Delete the copy; an alias points where it pointed before.")
 @click.option("--vector", metavar="VECTOR", help='The searched vector, "" for the unnamed  [default: recognised]')
 @click.option("--text-key", metavar="KEY", help="Where payloads have the text  [default: recognised]")
 @click.option("--id-key", metavar="KEY", help="Where payloads have the queries' id  [default: recognised, or point id]")
@@ -47,9 +42,6 @@ def augment(
     threads: int | None,
     query_files: tuple[Path, ...],
     to: str | None,
-    in_place: bool,
-    add: str | None,
-    backup: Path | None,
     undo: bool,
     vector: str | None,
     text_key: str | None,
@@ -63,7 +55,7 @@ def augment(
     """Fold generated queries into COLLECTION of a Qdrant server, whoever made it (LangChain, LlamaIndex, Haystack ...).
 
     Its passages are not encoded again, except a sample that shows whether the encoder is the one that made the
-    vectors. By default a copy is made, and its name appears when it is complete. Stopped at any point, the same
+    vectors. A copy is made, and its name appears when it is complete. Stopped at any point, the same
     command goes on.
 
     \b
@@ -82,22 +74,18 @@ def augment(
     if undo == bool(query_files):
         raise click.UsageError("give --queries, or --undo")
     recipe = chosen_recipe()
-    try:
-        wishes = None if undo else Wishes(to, in_place, add, backup, vector, text_key, id_key)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     with ExitStack() as stack:
         store = stack.enter_context(closing(_server(path, url)))
-        progress = stack.enter_context(bars(unit=" points"))
         if undo:
-            said = take_back(collection, store=store, to=to, backup=backup, progress=progress)
+            said = take_back(collection, store=store, to=to)
             print_json({"undone": said}) if as_json else click.echo(said)
             return
         store.foreign(collection)  # a wrong name says so before a model is exported
         encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads))
         report = run(
-            collection, store=store, encoder=encoder, queries=query_files, recipe=recipe, wishes=wishes,
-            sample=sample, rejects=Rejects(max_rejects), progress=progress,
+            collection, store=store, encoder=encoder, queries=query_files, recipe=recipe,
+            wishes=Wishes(to, vector, text_key, id_key), sample=sample, rejects=Rejects(max_rejects),
+            progress=stack.enter_context(bars(unit=" points")),
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))
@@ -119,14 +107,12 @@ def _show(report: AugmentReport) -> None:
     counts = report.counts
     folded = ", ".join(f"{n} {lang}" for lang, n in report.queries.items()) or "none"
     click.echo(f"{report.collection}: {counts.points} points ({report.layout}); queries folded in: {folded}")
-    if report.cosine is not None:
-        click.echo(f"the encoder made these vectors: median cosine {report.cosine:.4f} on a sample")
-    click.echo(f"fused vector: {report.vector or 'the unnamed one'}; the originals: {report.kept}")
+    click.echo(f"the encoder made these vectors: median cosine {report.cosine:.4f} on a sample")
+    click.echo(f"fused vector: {report.vector or 'the unnamed one'}; the originals: collection {report.source}")
     missing = {
         "without a text": counts.without_text,
         "without the vector": counts.without_vector,
         "without queries": counts.without_queries,
-        "came meanwhile, left alone": report.later_points,
     }
     if any(missing.values()):
         click.echo("points: " + ", ".join(f"{n} {what}" for what, n in missing.items() if n))

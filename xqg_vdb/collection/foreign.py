@@ -1,7 +1,7 @@
-"""A collection on a server that somebody else made: reading it page by page, and writing vectors back.
+"""A collection on a server that somebody else made: reading it page by page.
 
-In: its name. Out: points as they lie there, in the order of their ids. This file refuses to know what vectors mean;
-where texts are is in `foreign_payloads`, copies are in `foreign_copy`.
+In: its name. Out: points as they lie there, in the order of their ids. This file writes nothing; where texts are is in
+`foreign_payloads`, copies are in `foreign_copy`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from ..errors import DataError, MismatchError
-from ..types import Card, Distance, Vectors
-from .client_errors import NotDone
+from ..types import Card, Distance
 from .layout import missing_collection
-from .retry import NotFound, Refused, Server, TooLarge
-from .server_names import CARD_KEY, Names
+from .retry import NotFound, Server
+from .server_names import Names
 
 AUGMENT_KEY = "xqg_augment"
-"""Metadata of an augmented collection: what was done to it, so that it can be continued and undone."""
+"""Metadata of a copy that `augment` makes: of what, and by which run, so that it can be continued and undone."""
 PAGE = 256
 
 PointId = int | str
@@ -69,25 +68,14 @@ class ForeignCollection:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `augment` noted about it; empty when it never did anything."""
+        """What `augment` noted about a copy that it made of another collection; empty for all others."""
         found = self.metadata.get(AUGMENT_KEY)
-        return dict(found) if isinstance(found, dict) else {}
+        return dict(found) if isinstance(found, dict) and found.get("source") != self.physical else {}
 
     @property
     def card(self) -> Card | None:
         """Its card, when it has one."""
         return self.names.card(self.physical)
-
-    def write_metadata(self, *, record: Mapping[str, Any] | None = None, card: Card | None = None) -> None:
-        """Replace our record, and the card when given; empty ones stand for none."""
-        entries: dict[str, Any] = {} if record is None else {AUGMENT_KEY: dict(record)}
-        if card is not None:
-            entries[CARD_KEY] = card.to_json()
-        self.names.write_metadata(self.physical, entries)
-
-    def clear_record(self) -> None:
-        """Take our record out, and put the card back that was there before."""
-        self.names.write_metadata(self.physical, {AUGMENT_KEY: {}, CARD_KEY: self.record.get("card") or {}})
 
     def info(self) -> models.CollectionInfo:
         """What the server says about it. Raises DataError when it is gone."""
@@ -107,62 +95,19 @@ class ForeignCollection:
         """Exact number of points."""
         return self.server.call(lambda: self.client.count(self.physical, exact=True)).count
 
-    def pages(
-        self, *, vectors: Sequence[str] | None, payloads: bool, after: PointId | None = None
-    ) -> Iterator[list[ForeignPoint]]:
+    def pages(self, *, vectors: Sequence[str] | None, after: PointId | None = None) -> Iterator[list[ForeignPoint]]:
         """All points from the one with the id `after` on; of their vectors those named, all with None."""
         wanted: bool | list[str] = True if vectors is None or "" in vectors else list(vectors)
         offset: Any = after
         while True:
             records, offset = self.server.call(
                 lambda offset=offset: self.client.scroll(  # type: ignore[misc]
-                    self.physical, limit=PAGE, offset=offset, with_payload=payloads, with_vectors=wanted or False
+                    self.physical, limit=PAGE, offset=offset, with_payload=True, with_vectors=wanted or False
                 )
             )
             yield [_point(record) for record in records]
             if offset is None:
                 return
-
-    def write_vectors(self, ids: Sequence[PointId], rows: Mapping[str, Vectors]) -> None:
-        """Replace these vectors (n, dim) of the points `ids`, those of one point in one step; others stay."""
-        columns = {name: matrix.tolist() for name, matrix in rows.items()}
-        points = [
-            models.PointVectors(id=one, vector=struct({name: column[i] for name, column in columns.items()}))
-            for i, one in enumerate(ids)
-        ]
-        self._send(points)
-
-    def _send(self, points: Sequence[models.PointVectors]) -> None:
-        if not points:
-            return
-        try:
-            self.server.call(lambda: completed(self.client.update_vectors(self.physical, points, wait=True)))
-        except TooLarge:
-            if len(points) == 1:
-                raise
-            middle = len(points) // 2
-            self._send(points[:middle])
-            self._send(points[middle:])
-
-    def add_vector(self, name: str, *, like: models.VectorParams) -> None:
-        """Add an empty named vector; one that is there already is fine.
-
-        Raises MismatchError where the server cannot: Qdrant can since 1.18.
-        """
-        dense = models.DenseVectorConfig(size=like.size, distance=like.distance, datatype=_storage(like))
-        config = models.DenseVectorNameConfig(dense=dense)
-        try:
-            self.server.call(lambda: self.client.create_vector_name(self.physical, name, config, wait=True))
-        except (DataError, MismatchError, NotFound, Refused) as error:
-            raise MismatchError(
-                f"{self.server.where} cannot add a vector {name!r} to {self.name!r} ({error}) Qdrant can since version"
-                " 1.18; keep the original vectors in a folder instead (--backup DIR), or leave out --in-place: then"
-                " a new collection is made."
-            ) from error
-
-    def drop_vector(self, name: str) -> None:
-        """Remove a named vector from all points."""
-        self.server.call(lambda: self.client.delete_vector_name(self.physical, name, wait=True))
 
 
 def chosen_vector(vectors: Mapping[str, models.VectorParams], wanted: str | None, *, name: str) -> str:
@@ -204,18 +149,3 @@ def _point(record: models.Record) -> ForeignPoint:
 
 def _plain_id(found: Any) -> PointId:
     return found if isinstance(found, int) else str(found)
-
-
-def struct(vectors: Mapping[str, Any]) -> Any:
-    """As the client takes them: the unnamed vector alone is a bare list."""
-    return vectors[""] if set(vectors) == {""} else dict(vectors)
-
-
-def completed(result: models.UpdateResult) -> None:
-    """Raise NotDone, so that the call is repeated, unless the server has carried it out."""
-    if result.status != models.UpdateStatus.COMPLETED:
-        raise NotDone(f"a change of vectors was answered with {result.status.value}")
-
-
-def _storage(like: models.VectorParams) -> models.VectorStorageDatatype | None:
-    return None if like.datatype is None else models.VectorStorageDatatype(like.datatype.value)

@@ -13,7 +13,8 @@ from qdrant_client import models
 
 from ..errors import CorruptError, MismatchError
 from ..types import Card
-from .foreign import AUGMENT_KEY, ForeignCollection, ForeignPoint, PointId, completed, struct
+from .client_errors import NotDone
+from .foreign import AUGMENT_KEY, ForeignCollection, ForeignPoint, PointId
 from .retry import TooLarge
 from .server_index import build_index
 from .server_names import CARD_KEY, CURSOR_KEY, Names, version_number
@@ -28,7 +29,7 @@ class ForeignCopy:
 
     def upsert(self, points: Sequence[ForeignPoint]) -> None:
         """Write whole points; writing them again is harmless."""
-        structs = [models.PointStruct(id=one.id, payload=one.payload, vector=struct(one.vectors)) for one in points]
+        structs = [models.PointStruct(id=one.id, payload=one.payload, vector=_struct(one.vectors)) for one in points]
         self._send(structs)
 
     def _send(self, points: Sequence[models.PointStruct]) -> None:
@@ -36,7 +37,7 @@ class ForeignCopy:
             return
         client = self._names.client
         try:
-            self._names.server.call(lambda: completed(client.upsert(self.physical, points, wait=True)))
+            self._names.server.call(lambda: _completed(client.upsert(self.physical, points, wait=True)))
         except TooLarge:
             if len(points) == 1:
                 raise
@@ -48,18 +49,16 @@ class ForeignCopy:
         """Note that all points up to this one are in."""
         self._names.write_metadata(self.physical, {CURSOR_KEY: {"after": after}})
 
-    def publish(
-        self, name: str, *, expected: int, card: Card, record: Mapping[str, Any], indexed: Callable[[int], None]
-    ) -> None:
+    def publish(self, name: str, *, card: Card, record: Mapping[str, Any], indexed: Callable[[int], None]) -> None:
         """Check the count, wait for the index, write card and record, and point the alias `name` here, in this order.
 
         Raises CorruptError when points are missing: the source changed meanwhile.
         """
         found = self._names.server.call(lambda: self._names.client.count(self.physical, exact=True)).count
-        if found != expected:
+        if found != card.count:
             self._names.remove(self.physical)
             raise CorruptError(
-                f"The source has {expected:,} points now, its copy {found:,}: it was changed meanwhile. Run the same"
+                f"The source has {card.count:,} points now, its copy {found:,}: it was changed meanwhile. Run the same"
                 " command again while nobody writes."
             )
         if not self._is_local:
@@ -95,7 +94,10 @@ def _create_like(source: ForeignCollection, physical: str, metadata: Mapping[str
     info, client = source.info(), source.client
     params = info.config.params
     if params.sharding_method == models.ShardingMethod.CUSTOM:
-        raise MismatchError(f"{source.name!r} has shards with keys of its own, which are not copied; use --in-place.")
+        raise MismatchError(
+            f"{source.name!r} has shards with keys of its own, which are not copied: load"
+            " its texts into a new collection with `xqg-vdb load`."
+        )
     graph = info.config.hnsw_config.model_dump(include=set(models.HnswConfigDiff.model_fields), exclude_none=True)
     if not client.collection_exists(physical):
         client.create_collection(
@@ -124,13 +126,13 @@ def previous_target(source: ForeignCollection, name: str) -> tuple[str | None, s
     target = source.names.target(name)
     if target in (None, source.physical):
         return target, None
-    found = source.names.metadata(target).get(AUGMENT_KEY) or {}
-    if found.get("mode") != "copy" or found.get("source") != source.physical:
+    found = source.at(str(target)).record
+    if found.get("source") != source.physical:
         raise MismatchError(
             f"{name!r} on {source.server.where} points to {target!r}, which is no copy of {source.name!r}: choose"
             " another name (--to)."
         )
-    return found.get("previous"), target
+    return found["previous"], target
 
 
 def remove_copy(names: Names, name: str, physical: str, *, previous: str | None) -> None:
@@ -153,3 +155,14 @@ def remove_unfinished(source: ForeignCollection, name: str) -> list[str]:
             source.names.remove(version)
             removed.append(version)
     return removed
+
+
+def _struct(vectors: Mapping[str, Any]) -> Any:
+    """As the client takes them: the unnamed vector alone is a bare list."""
+    return vectors[""] if set(vectors) == {""} else dict(vectors)
+
+
+def _completed(result: models.UpdateResult) -> None:
+    """Raise NotDone, so that the call is repeated, unless the server has carried it out."""
+    if result.status != models.UpdateStatus.COMPLETED:
+        raise NotDone(f"points were answered with {result.status.value}")
