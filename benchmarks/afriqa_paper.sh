@@ -46,3 +46,4 @@ if [ "${QUERIES:-0}" = 1 ]; then
 fi
 
 xqg-vdb bench "$here/suites/afriqa-paper.toml" --data-dir "$data" --out report
+python "$here/claims.py" "$here/claims/afriqa-paper.toml" report/report.json

@@ -3,7 +3,6 @@
 import random
 
 from xqg_vdb.bench.records import (
-    Claim,
     Compared,
     Difference,
     HeatMap,
@@ -64,13 +63,6 @@ def realistic() -> Report:
         comparisons=comparisons,
         sweeps=sweeps(dice),
         heatmaps=heatmaps(dice),
-        claims=[
-            Claim("Does xQG raise R@2kt of the encoder without cross-lingual training?", "holds",
-                  "0.612 to 0.644, +0.032 [+0.020 to +0.044], p < 0.001 on 1,579 questions."),
-            Claim("Do more generated queries always help?", "does not hold",
-                  "The gain stops at 5 queries a language: 0.644 with 5, 0.643 with 10."),
-            Claim("Is mBERT the better backbone?", "cannot be tested here", "No checkpoint of either is at hand."),
-        ],
         notes=["The generated queries were written by a 270M model; three languages are hardly known to it."],
     )  # fmt: skip
 
@@ -138,7 +130,7 @@ def heatmaps(dice) -> list[HeatMap]:
 
 def empty() -> Report:
     """A report of a suite that found nothing."""
-    return Report("nothing", "", "", "", {}, {}, {}, {}, {}, [], [], [], [], [], [])
+    return Report("nothing", "", "", "", {}, {}, {}, {}, {})
 
 
 def named(name: str) -> Report:
@@ -157,6 +149,5 @@ def named(name: str) -> Report:
             Sweep(name, name, name, "without", [Point(name, 0.25, {name: 0.25})]),
         ],
         heatmaps=[HeatMap(name, name, name, [name, other], [name], [[0.0], [1.0]])],
-        claims=[Claim(name, "does not hold", name)],
         notes=[name],
     )  # fmt: skip

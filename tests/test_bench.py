@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from xqg_vdb import Hybrid, Recipe, Retriever, load, open_store
 from xqg_vdb.bench.cells import run_cell
-from xqg_vdb.bench.claims import judge_claim
 from xqg_vdb.bench.material import prepare
 from xqg_vdb.bench.placing import content_of, place
 from xqg_vdb.bench.presets import preset
 from xqg_vdb.bench.records import Report
-from xqg_vdb.bench.suite import ClaimPlan, Comparison, Suite, SweepPlan, read_suite
+from xqg_vdb.bench.suite import Comparison, Suite, SweepPlan, read_suite
 from xqg_vdb.bench.systems import System
 from xqg_vdb.datasets import load_task
 from xqg_vdb.errors import DataError
@@ -234,36 +233,6 @@ def test_answer_metrics_name_their_tokenizer(data):
     assert report.environment["tokenizer"].startswith("nltk")
 
 
-@pytest.mark.parametrize(
-    ("plan", "verdict"),
-    [
-        (ClaimPlan("a", "improves", "afriqa", "R@1", "shuffled queries", "xQG", p=1.1), "holds"),
-        (ClaimPlan("b", "improves", "afriqa", "R@1", "xQG", "shuffled queries"), "does not hold"),
-        (ClaimPlan("c", "exceptions", "afriqa", "R@1", "shuffled queries", "xQG"), "holds"),
-        (ClaimPlan("d", "untestable", reason="no data"), "cannot be tested here"),
-        (ClaimPlan("e", "grows", "afriqa", "R@1", system="plain"), "cannot be tested here"),
-    ],
-)
-def test_claims(data, plan, verdict):
-    report = run(suite(data, claims=(plan,)), data)
-    assert [claim.verdict for claim in report.claims] == [verdict]
-    assert report.claims[0].evidence
-
-
-def test_a_curve_that_falls_does_not_grow():
-    from xqg_vdb.bench.records import Point, Sweep
-
-    plan = ClaimPlan("more helps", "grows", "d", "R@1", system="s")
-
-    def verdict(*values):
-        curve = Sweep("d", "R@1", "s", "n", [Point(i, v) for i, v in enumerate(values)])
-        return judge_claim(plan, comparisons=[], sweeps=[curve]).verdict
-
-    assert verdict(0.1, 0.2, 0.3) == "holds"
-    assert verdict(0.1, 0.3, 0.2) == verdict(0.3, 0.3) == "does not hold"
-    assert verdict(0.3) == "cannot be tested here"
-
-
 GOOD = """
 name = "s"
 datasets = ["afriqa"]
@@ -376,8 +345,6 @@ def test_two_sided_calibration_takes_each_languages_mean_away(data):
 def test_comparisons_need_known_systems():
     with pytest.raises(DataError, match="no system"):
         Suite("s", ("afriqa",), (System("a"),), comparisons=(Comparison("a", ("b",)),))
-    with pytest.raises(DataError, match="no dataset of this suite"):
-        Suite("s", ("afriqa",), (System("a"),), claims=(ClaimPlan("c", "improves", "xquad", "R@1", "a", "a"),))
 
 
 def test_per_language_vectors_are_what_load_and_retriever_do(data):

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from report_cases import AFRIQA, XQUAD, empty, named, realistic
 
 from xqg_vdb.bench.records import (
-    Claim,
     Compared,
     Difference,
     HeatMap,
@@ -139,7 +138,6 @@ REPORTS = st.builds(
     NAMED_FACTS, NAMED_FACTS, some(st.builds(Result, NAMES, NAMES, NAMES, VALUES, GROUPS, SECONDS)),
     some(st.builds(Compared, NAMES, NAMES, NAMES, NAMES, DIFFERENCES, st.dictionaries(NAMES, DIFFERENCES, max_size=3))),
     some(SWEEPS), some(heat()),
-    some(st.builds(Claim, NAMES, st.sampled_from(["holds", "does not hold", "cannot be tested here"]), NAMES)),
     some(NAMES),
 )  # fmt: skip
 
@@ -183,7 +181,6 @@ def test_numbers_that_json_does_not_know_are_refused_before_anything_is_written(
         (lambda text: text.replace('"p_t"', '"p_z"', 1), "TypeError"),
         (lambda text: text.replace('"value": 0', '"value": "<b>", "x": 0', 1), "TypeError"),
         (lambda text: text.replace('"system": "plain"', '"system": 5', 1), "report.results[].system is 5"),
-        (lambda text: text.replace('"verdict": "holds"', '"verdict": "yes"'), "report.claims[].verdict is 'yes'"),
         (lambda text: text.replace('"n": 190', '"n": true', 1), "TypeError: report.results[].groups.bem.n is True"),
         (lambda text: text.replace('"n": 190', '"n": NaN', 1), "TypeError: report.results[].groups.bem.n is nan"),
         (lambda text: text.replace('"zh"\n', '"zh", "zu"\n'), "has not one value a row and column"),
@@ -351,7 +348,7 @@ def test_the_baseline_is_that_of_most_comparisons(report):
     assert headline_table(none, "afriqa", "R@10").columns == ["system", "R@10", "95 % interval", "n"]
 
 
-def test_sweeps_heat_maps_claims_and_provenance_are_in_all_tables(report, html):
+def test_sweeps_heat_maps_and_provenance_are_in_all_tables(report, html):
     for tables in (Seen(html).tables, markdown_tables(render_markdown(report))):
         alpha = rows_of(tables, ["alpha", "R@10", *AFRIQA])
         sweep = report.sweeps[0]
@@ -367,10 +364,6 @@ def test_sweeps_heat_maps_claims_and_provenance_are_in_all_tables(report, html):
         assert ["commit", report.environment["commit"]] in rows_of(tables, ["what", "value"])
         first = report.results[0]
         assert rows_of(tables, ["dataset: system", *first.seconds])[0][0] == "afriqa: plain"
-    for claim in report.claims:
-        for text in ("".join(Seen(html).text), render_markdown(report)):
-            assert claim.claim in text
-            assert claim.verdict in text
 
 
 @pytest.mark.parametrize("columns", [100, 72, 60])
@@ -386,8 +379,6 @@ def test_the_terminal_report_fits_and_says_the_same(report, columns):
         for system in report.systems:
             values = [c[2 + list(report.systems).index(system)] for c in expected_groups(report, "afriqa", "R@10")]
             assert re.search(rf"^{re.escape(system)} +{' +'.join(map(re.escape, values))} *$", text, re.MULTILINE)
-    for claim in report.claims:
-        assert f"[{claim.verdict}] {claim.claim[:20]}" in text
 
 
 # ---- words
@@ -563,5 +554,5 @@ def test_a_scale_without_extent_has_a_middle():
 def test_all_fields_of_the_report_are_shown():
     """A field added to the record must be shown somewhere, or this list must say why not."""
     shown = {"suite", "description", "command", "created", "environment", "datasets", "encoders", "query_files"}
-    shown |= {"systems", "results", "comparisons", "sweeps", "heatmaps", "claims", "notes"}
+    shown |= {"systems", "results", "comparisons", "sweeps", "heatmaps", "notes"}
     assert {field.name for field in fields(Report)} == shown

@@ -86,7 +86,7 @@ _CONTRAST = """
     const words = box.nextElementSibling;
     return ratio(rgb(getComputedStyle(words).fill), page.map((v, i) => part * fill[i] + (1 - part) * v));
   });
-  const texts = ['p', '.note', 'a', '.verdict', 'th', 'td', 'figcaption'].flatMap(css =>
+  const texts = ['p', '.note', 'a', 'th', 'td', 'figcaption'].flatMap(css =>
     [...document.querySelectorAll(css)].map(one => ratio(rgb(getComputedStyle(one).color), page)));
   return [Math.min(...cells), Math.min(...texts)];
 })()

@@ -1,4 +1,4 @@
-"""Run a suite: every system on every dataset, in real collections; then compare, sweep, judge, and make the report.
+"""Run a suite: every system on every dataset, in real collections; then compare, sweep, and make the report.
 
 Stop it at any time: the next run takes up vectors at their last commit and skips finished cells (`workbench.py`).
 """
@@ -16,7 +16,6 @@ from typing import Any
 
 from xqg_vdb.bench.cell_files import Cell
 from xqg_vdb.bench.cells import SHARE_DEPTH
-from xqg_vdb.bench.claims import judge_claim
 from xqg_vdb.bench.environment import environment
 from xqg_vdb.bench.judging import check_metrics, groups_of
 from xqg_vdb.bench.material import counts
@@ -64,8 +63,6 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
     suite = bench.suite
     _check(bench)
     cells = _run_cells(bench, store)
-    comparisons = list(_comparisons(bench, cells, resamples))
-    sweeps = [run_sweep(bench, plan, dataset) for plan in suite.sweeps for dataset in suite.datasets]
     tokenizer = next((cell.tokenizer for cell in cells.values() if cell.tokenizer), "")
     return Report(
         suite=suite.name,
@@ -78,10 +75,9 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
         query_files=_query_facts(bench),
         systems={system.name: _system_facts(bench, system) for system in suite.systems},
         results=list(_results(bench, cells, resamples)),
-        comparisons=comparisons,
-        sweeps=sweeps,
+        comparisons=list(_comparisons(bench, cells, resamples)),
+        sweeps=[run_sweep(bench, plan, dataset) for plan in suite.sweeps for dataset in suite.datasets],
         heatmaps=list(_heat_maps(cells)),
-        claims=[judge_claim(plan, comparisons=comparisons, sweeps=sweeps) for plan in suite.claims],
         notes=[
             *(f"{name}: {what}: {n}" for name in suite.datasets for what, n in bench.task(name).notes.items()),
             *_own_language(cells),
@@ -151,7 +147,7 @@ def _results(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Result]
 
 
 def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Compared]:
-    """Every comparison of the suite by every metric, and those that its claims rest on, each once."""
+    """Every comparison of the suite by every metric, each once."""
     suite = bench.suite
     wanted = {
         (dataset, metric, one.baseline, system): None
@@ -160,13 +156,6 @@ def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Com
         for dataset in suite.datasets
         for metric in bench.metrics(dataset)
     }
-    wanted.update(
-        {
-            (c.dataset, c.metric, c.baseline, c.system): None
-            for c in suite.claims
-            if c.kind in ("improves", "exceptions")
-        }
-    )
     for dataset, metric, baseline, system in wanted:
         before, after = cells[dataset, baseline].values, cells[dataset, system].values
         if metric in before and metric in after:

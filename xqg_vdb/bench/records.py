@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 Ends = tuple[float, float] | None
 """Low and high end of an interval; None when one question or none leaves nothing to resample."""
-
-Verdict = Literal["holds", "does not hold", "cannot be tested here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +105,6 @@ class HeatMap:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A claim of a paper as a question, and what this suite answers."""
-
-    claim: str
-    verdict: Verdict
-    evidence: str
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that one run of a suite found.
 
@@ -136,7 +125,6 @@ class Report:
     comparisons: Sequence[Compared] = ()
     sweeps: Sequence[Sweep] = ()
     heatmaps: Sequence[HeatMap] = ()
-    claims: Sequence[Claim] = ()
     notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -151,7 +139,6 @@ class Report:
         known["comparisons"] = [_compared(one) for one in record["comparisons"]]
         known["sweeps"] = [Sweep(**{**one, "points": [Point(**p) for p in one["points"]]}) for one in record["sweeps"]]
         known["heatmaps"] = [HeatMap(**one) for one in record["heatmaps"]]
-        known["claims"] = [Claim(**one) for one in record["claims"]]
         return cls(**known)
 
 

@@ -22,13 +22,12 @@ from xqg_vdb.types import Pool, Recipe
 
 Search = Literal["exact", "graph", "memory"]
 Parameter = Literal["alpha", "lambda", "n", "without"]
-ClaimKind = Literal["improves", "grows", "exceptions", "untestable"]
 
 ANY_DATASET = "*"
 
 _CHOICES: dict[str, Any] = {
     "Content": Content, "Languages": Languages, "Search": Search, "HowMany": HowMany, "Parameter": Parameter,
-    "ClaimKind": ClaimKind, "Pool": Pool, "Kind": Kind, "Combine": Combine, "Order": Order,
+    "Pool": Pool, "Kind": Kind, "Combine": Combine, "Order": Order,
 }  # fmt: skip
 """The annotations of a suite's fields that name the values they allow."""
 
@@ -52,24 +51,6 @@ class SweepPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimPlan:
-    """A published claim and how the suite answers it; see `claims.py`.
-
-    improves: `system` beats `baseline`, macro, with permutation p < `p`. grows: `system`'s sweep over n rises.
-    exceptions: in which groups `system` falls below `baseline`. untestable: `reason` says why.
-    """
-
-    claim: str
-    kind: ClaimKind
-    dataset: str = ""
-    metric: str = ""
-    baseline: str = ""
-    system: str = ""
-    p: float = 0.05
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Suite:
     """What to run. metrics: None for each dataset's own. depth: passages kept a question, at least what metrics need.
 
@@ -89,7 +70,6 @@ class Suite:
     search: Search = "exact"
     comparisons: tuple[Comparison, ...] = ()
     sweeps: tuple[SweepPlan, ...] = ()
-    claims: tuple[ClaimPlan, ...] = ()
     heatmaps: bool = False
 
     def __post_init__(self) -> None:
@@ -105,10 +85,6 @@ class Suite:
         if self.questions is not None and self.questions < 1:
             raise DataError(f"questions must be at least 1, got {self.questions}; leave it out to ask all.")
         _known([system.queries for system in self.systems if system.queries], list(self.queries), "query set")
-        for claim in self.claims:
-            if claim.kind != "untestable":
-                _known([name for name in (claim.baseline, claim.system) if name], names, "system")
-                _known([claim.dataset], self.datasets, "dataset of this suite")
 
     def query_file(self, system: System, dataset: str) -> Path | None:
         """The generated queries that `system` folds in on `dataset`. DataError when the suite names none for it."""
@@ -135,7 +111,7 @@ def read_suite(path: str | Path) -> Suite:
     systems = [_system({"encoder": encoder, **_table(one, where)}, where) for one in table.pop("systems", [])]
     lists: dict[str, Any] = {
         name: tuple(_record(kind, one, f"{where}, {name}") for one in table.pop(name, []))
-        for name, kind in (("comparisons", Comparison), ("sweeps", SweepPlan), ("claims", ClaimPlan))
+        for name, kind in (("comparisons", Comparison), ("sweeps", SweepPlan))
     }
     rest = _record(_Head, table, where)
     try:

@@ -12,7 +12,6 @@ from xqg_vdb.bench.records import Report
 from xqg_vdb.report.provenance import provenance_tables
 from xqg_vdb.report.tables import (
     Table,
-    claims_table,
     comparison_table,
     comparisons_of,
     difference_table,
@@ -33,7 +32,6 @@ def render_markdown(report: Report) -> str:
     """Return every table of the report; the long ones are folded."""
     parts = [f"# {_text(report.suite)}", *_paragraphs(report.description), _code(report.command)]
     parts.append(f"Made on {_text(report.created)}.")
-    parts += _section("Claims", claims_table(report))
     for dataset, metrics in measured(report):
         parts.append(f"## {_text(dataset)}")
         for metric in metrics:

@@ -23,7 +23,6 @@ from xqg_vdb.report.shapes import Figure
 from xqg_vdb.report.tables import (
     PARAMETERS,
     Table,
-    claims_table,
     comparison_table,
     comparisons_of,
     difference_table,
@@ -79,7 +78,6 @@ def render_page(report: Report) -> str:
         datasets=datasets,
         sweeps=[drawing for group in _together(report.sweeps) for drawing in _drawings(group, report, keys=keys)],
         heatmaps=[_heat(one) for one in report.heatmaps if one.rows and one.columns],
-        claims=claims_table(report),
         provenance=provenance_tables(report),
         style=files(__package__).joinpath("templates/report.css").read_text("utf-8"),
         number=count(1).__next__,

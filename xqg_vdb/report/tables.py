@@ -206,12 +206,6 @@ def heat_table(heatmap: HeatMap) -> Table:
     return Table(title, ["query \\ passage", *heatmap.columns], rows)
 
 
-def claims_table(report: Report) -> Table:
-    """One row a claim with its verdict and evidence."""
-    rows = [[one.claim, one.verdict, one.evidence] for one in report.claims]
-    return Table("Claims", ["claim", "verdict", "evidence"], rows, words=(1, 2))
-
-
 def transposed(table: Table) -> Table:
     """Swap rows and columns."""
     columns = [table.columns[0], *(row[0] for row in table.rows)]

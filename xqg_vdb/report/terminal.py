@@ -29,7 +29,7 @@ _GAP = "  "
 
 
 def render_terminal(report: Report, *, width: int = 100) -> str:
-    """Return the headline, language, comparison and sweep tables and the claims, in lines of `width` columns.
+    """Return the headline, language, comparison and sweep tables, in lines of `width` columns.
 
     Tables that are wider come in blocks of columns. Lines are never shorter than 40 columns. Heat maps and provenance
     are left to the other reports.
@@ -43,7 +43,6 @@ def render_terminal(report: Report, *, width: int = 100) -> str:
             parts += ["", *_table(_other_comparisons(report, dataset, metric), columns)]
     for sweep in report.sweeps:
         parts += ["", *_table(transposed(sweep_table(sweep)), columns)]
-    parts += _claims(report, columns)
     for note in report.notes:
         parts += ["", *_wrapped(f"Note: {note}", columns)]
     return "\n".join(line.rstrip() for line in parts) + "\n"
@@ -56,15 +55,6 @@ def _other_comparisons(report: Report, dataset: str, metric: str) -> Table:
     shown = baseline_of(report, dataset, metric)
     rows = [row[:-2] for row, one in zip(table.rows, compared, strict=True) if one.baseline != shown]
     return Table(table.title, table.columns[:-2], rows)
-
-
-def _claims(report: Report, columns: int) -> Iterator[str]:
-    if not report.claims:
-        return
-    yield from ("", "Claims")
-    for one in report.claims:
-        yield from _wrapped(f"[{one.verdict}] {one.claim}", columns)
-        yield from _wrapped(one.evidence, columns, indent="    ")
 
 
 def _table(table: Table, columns: int) -> Iterator[str]:

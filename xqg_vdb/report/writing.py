@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from xqg_vdb.bench.records import Report
 from xqg_vdb.errors import DataError
@@ -89,11 +89,9 @@ def _check_any(value: Any, kinds: Sequence[Any], where: str) -> None:
 
 
 def _check_parts(value: Any, kind: Any, where: str) -> None:
-    """Mappings, sequences, pairs and literals, with what is in them."""
+    """Mappings, sequences and pairs, with what is in them."""
     origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        right = value in inner
-    elif origin is tuple:
+    if origin is tuple:
         right = isinstance(value, tuple) and len(value) == len(inner)
     else:
         right = isinstance(value, origin) and not isinstance(value, str)
@@ -102,7 +100,7 @@ def _check_parts(value: Any, kind: Any, where: str) -> None:
     if origin is Mapping:
         for name, one in value.items():
             _check(one, inner[1], f"{where}.{name}")
-    elif origin is not Literal:
+    else:
         for one in value:
             _check(one, inner[0], f"{where}[]")
 
