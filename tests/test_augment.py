@@ -4,6 +4,7 @@ The server is `fake_qdrant` (answers of qdrant-client's in-memory mode); NOT run
 """
 
 import json
+import uuid
 
 import numpy as np
 import pytest
@@ -261,6 +262,27 @@ def test_a_copy_that_was_stopped_goes_on(fake, client, store, queries, monkeypat
     assert calls == ["docs-xqg__v0001"] * len(calls)
     expected = slow_fused(stored(client, "docs"), queries, ids(), an_encoder())
     np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["another text", "a new point", "one point less"])
+def test_a_copy_whose_source_changed_is_begun_anew(fake, client, store, queries, change):
+    """Stopped when all was encoded: no point of the next copy is made with the language means of the first."""
+    write_langchain(fake.url, "docs", an_encoder())
+    fake.faults.append(Fault(400, body=b"{}", only="PUT /collections/docs-xqg__v0001/points"))
+    with pytest.raises(ServerError):
+        augment("docs", store=store, encoder=an_encoder(), queries=queries)
+    if change == "one point less":
+        fake.client.delete("docs", [ids()[1]])
+    else:
+        own = ids()[1] if change == "another text" else str(uuid.UUID(int=2))
+        vector = an_encoder().encode_passages(["word5 word6"])[0].tolist()
+        client.upsert("docs", [models.PointStruct(id=own, vector=vector, payload={"page_content": "word5 word6"})])
+    report = augment("docs", store=store, encoder=an_encoder(), queries=queries)
+    assert report.counts.points == client.count("docs-xqg").count == client.count("docs").count
+    keys = [one for one in ids() if change != "one point less" or one != ids()[1]]
+    expected = slow_fused(stored(client, "docs"), queries, keys, an_encoder())
+    np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=1e-6)
+    assert {one.name for one in client.get_collections().collections} == {"docs", "docs-xqg__v0002"}
 
 
 def test_an_unfinished_copy_is_undone(fake, client, store, queries):

@@ -154,7 +154,7 @@ def undo(name: str, *, store: ServerStore, to: str | None = None) -> str:
 class _Plan:
     """What is done. name: of the copy. sample: the first points.
 
-    folder: of the first pass. run: hash of all that the outcome depends on.
+    folder: of the first pass. run: hash of all that the outcome depends on, but the points.
     """
 
     name: str
@@ -214,7 +214,7 @@ def _publish(
 
     previous, replaced = previous_target(source, plan.name)
     record: dict[str, Any] = {
-        "source": source.physical, "previous": previous, "run": plan.run, "finished": False
+        "source": source.physical, "previous": previous, "run": card.rows_digest, "finished": False
     }  # fmt: skip
     copy = open_copy(source, plan.name, record=record)
     write_copy(source, copy, build, card=card, means=means, vector=plan.vector, progress=progress)

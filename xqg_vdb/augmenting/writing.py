@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 
 from xqg_vdb.batching import windows
 from xqg_vdb.building import WINDOW, query_sums
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
-from xqg_vdb.files import disk_errors, write_atomic
 from xqg_vdb.fusion import fuse
 from xqg_vdb.progress import Progress
 from xqg_vdb.queries import QueryFile
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from xqg_vdb.collection.foreign_copy import ForeignCopy
     from xqg_vdb.collection.foreign_payloads import PayloadLayout
 
-_COUNTS = "counts.json"
-_VECTORS = "vectors"
 _COMMIT_PAGES = 16
 Row = tuple[Passage, GeneratedQueries | None, Vectors]
 
@@ -64,27 +60,20 @@ def keep_points(
     folder: Path,
     progress: Progress,
 ) -> tuple[Build, PointCounts]:
-    """The build in `folder`, made or continued. A finished one is taken as it is.
+    """The build in `folder`, made, continued, or seen to be that of these points.
 
-    One that was stopped, and whose points or queries changed since, is begun anew. Raises DataError when no query
-    belongs to a point, DiskError, LockedError, ServerError.
+    One whose points or queries changed since is begun anew. Raises DataError when no query belongs to a point,
+    DiskError, LockedError, ServerError.
     """
-    if (folder / _COUNTS).exists():
-        with disk_errors(folder):
-            counts = PointCounts(**orjson.loads((folder / _COUNTS).read_bytes()))
-        return Build.open(folder / _VECTORS), counts
-
-    fill = partial(_fill, source, vector, layout, table, encoder=encoder, folder=folder / _VECTORS, progress=progress)
+    fill = partial(_fill, source, vector, layout, table, encoder=encoder, folder=folder, progress=progress)
     try:
         counts = fill()
     except (MismatchError, CorruptError):
         shutil.rmtree(folder, ignore_errors=True)
         counts = fill()
-    build = Build.open(folder / _VECTORS)
+    build = Build.open(folder)
     if not any(column.any() for column in build.counts.values()):
         raise DataError(_no_queries(counts, table))
-    with disk_errors(folder):
-        write_atomic(folder / _COUNTS, orjson.dumps(asdict(counts)))
     return build, counts
 
 
@@ -131,14 +120,17 @@ def _fill(
         for window in windows(_rows(source, vector, layout, table, counts), WINDOW):
             if done + len(window) <= writer.rows:
                 _check(window, writer, done)
+            elif writer.complete:
+                raise MismatchError(f"{source.name!r} got points since {folder} was made.")
             else:
                 _append(window, writer, encoder)
-                writer.commit()
+                writer.commit(complete=len(window) < WINDOW)  # in one step: no build goes on amid a window
             done += len(window)
             progress("encoding queries", min(counts.points, total), total)
         if done < writer.rows:
             raise MismatchError(f"{source.name!r} lost points since {folder} was begun.")
-        writer.commit(complete=True)
+        if not writer.complete:
+            writer.commit(complete=True)
     counts.unused_queries = table.unused_count
     return counts
 

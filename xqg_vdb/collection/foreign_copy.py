@@ -29,21 +29,18 @@ class ForeignCopy:
 
     def upsert(self, points: Sequence[ForeignPoint]) -> None:
         """Write whole points; writing them again is harmless."""
-        structs = [models.PointStruct(id=one.id, payload=one.payload, vector=_struct(one.vectors)) for one in points]
-        self._send(structs)
-
-    def _send(self, points: Sequence[models.PointStruct]) -> None:
         if not points:
             return
         client = self._names.client
+        structs = [models.PointStruct(id=one.id, payload=one.payload, vector=_struct(one.vectors)) for one in points]
         try:
-            self._names.server.call(lambda: _completed(client.upsert(self.physical, points, wait=True)))
+            self._names.server.call(lambda: _completed(client.upsert(self.physical, structs, wait=True)))
         except TooLarge:
             if len(points) == 1:
                 raise
             middle = len(points) // 2
-            self._send(points[:middle])
-            self._send(points[middle:])
+            self.upsert(points[:middle])
+            self.upsert(points[middle:])
 
     def commit(self, after: PointId) -> None:
         """Note that all points up to this one are in."""
