@@ -183,11 +183,6 @@ def _planned(
         )
     vectors = source.dense_vectors()
     vector = chosen_vector(vectors, wishes.vector, name=source.name)
-    if vectors[vector].size != facts.dim:
-        raise MismatchError(
-            f"Vector {vector!r} of {source.name!r} has {vectors[vector].size} dimensions, those of {facts.source}"
-            f" {facts.dim}: give the encoder that made it (--encoder)."
-        )
     name = check_name(wishes.to or f"{source.name}-xqg")
     source.names.refuse_plain(name)
     previous_target(source, name)
