@@ -31,13 +31,6 @@ PASSAGES = [
     for i in range(16)
 ]
 PROMPT = CausalPrompt("test", "Example: q\n", "Passage: {title}{text}\n", "Ask in {language}:", stop=())
-MODES = {
-    "greedy": (Decoding(mode="greedy", max_tokens=12), {"do_sample": False}),
-    "beam": (
-        Decoding(mode="beam", beams=3, max_tokens=12),
-        {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +56,9 @@ def texts(records):
 
 
 @pytest.mark.parametrize("kind", ["mt5", "gemma", "llama"])
-@pytest.mark.parametrize("mode", ["greedy", "beam"])
-def test_equals_transformers_generate_at_batch_1_and_16(folders, kind, mode):
+def test_equals_transformers_generate_at_batch_1_and_16(folders, kind):
     checkpoint, folder = folders[kind]
-    decoding, options = MODES[mode]
+    decoding = Decoding(mode="greedy", max_tokens=12)
     if kind == "mt5":
         reference = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint)
         ours = Seq2SeqGenerator(folder, decoding=decoding, threads=1)
@@ -79,13 +71,11 @@ def test_equals_transformers_generate_at_batch_1_and_16(folders, kind, mode):
         parts = [(PROMPT.prefix, *PROMPT.passage_parts(p), PROMPT.ending(lang)) for p in PASSAGES for lang in LANGS]
         prompts = [[i for part in several for i in ours.model.ids(part)] for several in parts]
     expected = []
-    for ids in prompts[:: 1 if mode == "greedy" else 3]:
-        rows = reference.generate(torch.tensor([ids]), max_new_tokens=12, pad_token_id=0, **options).tolist()
+    for ids in prompts:
+        rows = reference.generate(torch.tensor([ids]), max_new_tokens=12, pad_token_id=0, do_sample=False).tolist()
         expected += [" ".join(tokenizer.decode(row[len(ids) * skip :]).split()) for row in rows]
     one = [text for passage in PASSAGES for text in texts(ours.generate_batch([passage], langs=LANGS, n=2))]
     assert texts(ours.generate_batch(PASSAGES, langs=LANGS, n=2)) == one
-    if mode == "beam":  # two texts a prompt, of which every third was asked
-        one = [text for i in range(0, len(one), 6) for text in one[i : i + 2]]
     assert one == expected
 
 

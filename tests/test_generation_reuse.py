@@ -215,6 +215,23 @@ def test_where_a_checkpoint_lay_does_not_matter(tmp_path):
     assert second.calls == []
 
 
+def test_a_number_of_beams_that_an_old_file_records_does_not_matter(tmp_path):
+    class Sampling(Writer):
+        def __init__(self, **decoding):
+            super().__init__()
+            self.decoding = decoding
+
+        def describe(self):
+            return {**super().describe(), "decoding": self.decoding}
+
+    corpus, second = write(tmp_path / "a.jsonl", passages(3)), Sampling(top_k=10)
+    run(corpus, tmp_path / "a.q", generator=Sampling(top_k=10, beams=4))
+    run(corpus, tmp_path / "b.q", generator=second, reuse=tmp_path / "a.q")
+    assert not second.calls
+    with pytest.raises(MismatchError, match=r"generator.decoding.top_k was 10, is 5\)"):
+        run(corpus, tmp_path / "c.q", generator=Sampling(top_k=5), reuse=tmp_path / "a.q")
+
+
 def test_outputs_that_cannot_be_reused(tmp_path):
     corpus = write(tmp_path / "a.jsonl", passages(3))
     old, new = tmp_path / "a.q", tmp_path / "b.q"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prompt", type=click.Choice(["chat", "pivot", "few-shot", "finetuned"]), help="[default: what suits the model]"
 )
-@click.option("--decode", type=click.Choice(["sample", "greedy", "beam"]), default="sample", show_default=True)
+@click.option("--decode", type=click.Choice(["sample", "greedy"]), default="sample", show_default=True)
 @click.option("--top-k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 10, min_open=True), default=1.0, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True, help="Longest query.")
@@ -57,7 +57,7 @@ def generate(
     langs: tuple[str, ...],
     n: int,
     prompt: Literal["chat", "pivot", "few-shot", "finetuned"] | None,
-    decode: Literal["sample", "greedy", "beam"],
+    decode: Literal["sample", "greedy"],
     top_k: int,
     temperature: float,
     max_tokens: int,

@@ -8,7 +8,7 @@ endings. Long passages are cut by tokens in the middle part, so the instruction 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import ModelError
-from xqg_vdb.generation import beams
 from xqg_vdb.generation.decoding import Stems, decode, samples_of, width_of
 from xqg_vdb.generation.engine import Best, Bools, Clock, Forest, Ints, Stepper, join, join_best, open_session
 from xqg_vdb.generation.job import InBatches
@@ -95,15 +94,14 @@ class CausalModel:
         """`samples` texts per stem, tree by tree; `keys` has one entry per text."""
         forest = join([forest for forest, _ in trees])
         stems = join_stems([stems for _, stems in trees], forest.slots)
-        tokens = write_tokens(forest, stems, keys, settings, samples=samples, stops=self.stops, clock=self.clock)
+        tokens = decode(forest, stems, keys, settings, samples=samples, stops=self.stops, clock=self.clock)
         return list(self.tokenizer.decode_batch(tokens, skip_special_tokens=True))
 
     def _append(
         self, forest: Forest, ids: Sequence[int], places: Ints, mask: Bools, take: Sequence[int], settings: Decoding
     ) -> Best:
-        where, norm = np.array(take, np.int64), settings.mode == "beam"
-        tokens = np.array([ids], np.int64)
-        return forest.step(tokens, places[None], mask[None], where, k=width_of(settings), norm=norm)
+        where, tokens = np.array(take, np.int64), np.array([ids], np.int64)
+        return forest.step(tokens, places[None], mask[None], where, k=width_of(settings))
 
 
 class CausalGenerator(InBatches):
@@ -176,22 +174,6 @@ def describe_folder(folder: ModelFolder) -> dict[str, Any]:
     if found["source"] and found["revision"] == "local":
         found["source"] = Path(str(found["source"])).name
     return {"fingerprint": folder.fingerprint, **found}
-
-
-def write_tokens(
-    forest: Forest,
-    stems: Stems,
-    keys: Sequence[int],
-    settings: Decoding,
-    *,
-    samples: int,
-    stops: Set[int],
-    clock: Clock,
-) -> list[list[int]]:
-    """Token ids of `samples` texts per stem, by whatever `settings.mode` says; one key per text."""
-    if settings.mode == "beam":
-        return beams.search(forest, stems, settings, samples=samples, stops=stops, clock=clock)
-    return decode(forest, stems, np.array(keys, np.uint64), settings, samples=samples, stops=stops, clock=clock)
 
 
 def greedily(settings: Decoding) -> Decoding:

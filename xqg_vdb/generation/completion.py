@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError, ServerError
 from xqg_vdb.generation.branches import common_length
-from xqg_vdb.generation.causal import CausalModel, describe_folder, join_stems, stop_tokens, write_tokens
+from xqg_vdb.generation.causal import CausalModel, describe_folder, join_stems, stop_tokens
+from xqg_vdb.generation.decoding import decode
 from xqg_vdb.generation.endpoint import Endpoint, EndpointGenerator
 from xqg_vdb.generation.engine import Clock, join
 from xqg_vdb.generation.opening import generator_folder
@@ -80,7 +81,7 @@ class CausalWriter:
         stems = join_stems([stems for _, stems in trees], forest.slots)
         if stop not in self._stops:
             self._stops[stop] = self.model.stops | stop_tokens(self.model.tokenizer, (), stop)
-        tokens = write_tokens(
+        tokens = decode(
             forest, stems, [0] * len(fitting), settings, samples=1, stops=self._stops[stop], clock=self.model.clock
         )
         for i, text in zip(fitting, self.model.tokenizer.decode_batch(tokens, skip_special_tokens=True), strict=True):
@@ -106,7 +107,7 @@ class Seq2SeqWriter:
         settings = Decoding(mode="greedy", max_tokens=max_tokens)
         for batch in windows(prompts, BATCH):
             forest = self.model.read([self._ids(prompt) for prompt in batch])
-            tokens = write_tokens(
+            tokens = decode(
                 forest, self.model.begin(forest), [0] * len(batch), settings,
                 samples=1, stops=self.model.stops, clock=Clock(),
             )  # fmt: skip

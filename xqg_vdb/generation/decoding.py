@@ -1,4 +1,4 @@
-"""The decoding loop: from trees with stems to token lists; greedy and seeded top-k sampling (`beams` has beam search).
+"""The decoding loop: from trees with stems to token lists; greedy and seeded top-k sampling.
 
 A *stem* is a place from which rows start: the end of a prompt in one language. All samples of a language leave from the
 same stem, and see its slots without copying them. Finished rows leave the batch at once, finished trees too. In: a
@@ -8,7 +8,7 @@ forest, stems, keys. Out: token ids per row. This file knows no text, no prompt 
 from __future__ import annotations
 
 import time
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,29 +31,37 @@ class Stems:
 
 
 def samples_of(settings: Decoding, n: int) -> int:
-    """Texts per stem: greedy has one answer, a beam search as many as it has beams at most."""
-    return {"greedy": 1, "beam": min(n, settings.beams), "sample": n}[settings.mode]
+    """Texts per stem: greedy has one answer."""
+    return 1 if settings.mode == "greedy" else n
 
 
 def width_of(settings: Decoding) -> int:
     """How many of the best tokens every step must know."""
-    return {"greedy": 1, "beam": 2 * settings.beams, "sample": settings.top_k}[settings.mode]
+    return 1 if settings.mode == "greedy" else settings.top_k
 
 
 def decode(
-    forest: Forest, stems: Stems, keys: Keys, settings: Decoding, *, samples: int, stops: Set[int], clock: Clock
+    forest: Forest,
+    stems: Stems,
+    keys: Sequence[int],
+    settings: Decoding,
+    *,
+    samples: int,
+    stops: Set[int],
+    clock: Clock,
 ) -> list[list[int]]:
     """Token ids of `samples` texts per stem, stem by stem, each ending with its stop token when there was one.
 
-    keys: one sampling key per text, unused when greedy. Not for `settings.mode` "beam": that is `beams.search`.
+    keys: one sampling key per text, unused when greedy.
     """
     rows = np.repeat(np.arange(len(stems.tree)), samples)
     written: list[list[int]] = [[] for _ in rows]
+    numbers = np.array(keys, np.uint64)
     live = np.arange(len(rows))
     tree, visible, best = stems.tree[rows], stems.visible[rows], stems.best.rows(rows)
     for step in range(settings.max_tokens):
         now = time.perf_counter()
-        chosen = _choose(best, keys[live], step, settings)
+        chosen = _choose(best, numbers[live], step, settings)
         for row, token in zip(live.tolist(), chosen.tolist(), strict=True):
             written[row].append(token)
         going = ~np.isin(chosen, list(stops))
@@ -69,9 +77,7 @@ def decode(
     return written
 
 
-def grow(
-    forest: Forest, tree: Ints, visible: Bools, tokens: Ints, positions: Ints, *, k: int, norm: bool = False
-) -> tuple[Best, Bools]:
+def grow(forest: Forest, tree: Ints, visible: Bools, tokens: Ints, positions: Ints, *, k: int) -> tuple[Best, Bools]:
     """Append one token to each row (all arrays have one entry per row); returns the best next ones and the new sight.
 
     Rows of a tree lie side by side in its new slots; trees with fewer rows than the widest are padded with unseen
@@ -86,7 +92,7 @@ def grow(
     ids, places = np.zeros((trees, width), np.int64), np.zeros((trees, width), np.int64)
     mask = np.zeros((trees, width, slots + width), np.bool_)
     ids[tree, column], places[tree, column], mask[tree, column] = tokens, positions, seen
-    return forest.step(ids, places, mask, tree * width + column, k=k, norm=norm), seen
+    return forest.step(ids, places, mask, tree * width + column, k=k), seen
 
 
 def without_finished(forest: Forest, tree: Ints) -> tuple[Forest, Ints]:

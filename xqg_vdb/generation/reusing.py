@@ -118,12 +118,16 @@ def _shared_languages(path: Path, record: Mapping[str, Any], header: Mapping[str
 def _exact_settings(record: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree, of the keys that a header has.
 
-    Languages do not influence each other; where a checkpoint once lay says nothing, the fingerprint everything.
+    Languages do not influence each other; where a checkpoint once lay says nothing, the fingerprint everything. Files
+    of 0.1.0 also recorded a number of beams, which sampling never used.
     """
     kept = {key: record.get(key) for key in header if key not in ("shard", "langs")}
     generator = kept.get("generator")
     if isinstance(generator, Mapping):
-        kept["generator"] = {key: value for key, value in generator.items() if key not in ("source", "revision")}
+        exact = {key: value for key, value in generator.items() if key not in ("source", "revision")}
+        if isinstance(decoding := exact.get("decoding"), Mapping):
+            exact["decoding"] = {key: value for key, value in decoding.items() if key != "beams"}
+        kept["generator"] = exact
     return kept
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Mode = Literal["sample", "greedy", "beam"]
+Mode = Literal["sample", "greedy"]
 Keys = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -21,7 +21,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How queries are drawn. `greedy` gives one query whatever n is; `beam` the n best of `beams` hypotheses.
+    """How queries are drawn. `greedy` gives one query whatever n is.
 
     top_k, temperature: for `sample`; 10 and 1.0 are the paper's.
     max_tokens: longest query in tokens; what is longer is cut there.
@@ -31,20 +31,17 @@ class Decoding:
     top_k: int = 10
     temperature: float = 1.0
     max_tokens: int = 48
-    beams: int = 4
     seed: int = 313
 
     def __post_init__(self) -> None:
-        if self.mode not in ("sample", "greedy", "beam"):
-            raise ValueError(f"mode must be sample, greedy or beam, got {self.mode!r}")
+        if self.mode not in ("sample", "greedy"):
+            raise ValueError(f"mode must be sample or greedy, got {self.mode!r}")
         if not 1 <= self.top_k <= 1000:
             raise ValueError(f"top_k must lie between 1 and 1000, got {self.top_k}")
         if not 0.0 < self.temperature <= 10.0:
             raise ValueError(f"temperature must be above 0 and at most 10, got {self.temperature}")
         if not 1 <= self.max_tokens <= 1024:
             raise ValueError(f"max_tokens must lie between 1 and 1024, got {self.max_tokens}")
-        if not 1 <= self.beams <= 32:
-            raise ValueError(f"beams must lie between 1 and 32, got {self.beams}")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""

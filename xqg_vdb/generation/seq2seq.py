@@ -16,8 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import ModelError
-from xqg_vdb.generation.causal import ROWS, describe_folder, stop_tokens, write_tokens
-from xqg_vdb.generation.decoding import Stems, samples_of, width_of
+from xqg_vdb.generation.causal import ROWS, describe_folder, stop_tokens
+from xqg_vdb.generation.decoding import Stems, decode, samples_of, width_of
 from xqg_vdb.generation.engine import Bools, Clock, Forest, Ints, Stepper, open_session, ort_value
 from xqg_vdb.generation.job import InBatches
 from xqg_vdb.generation.prompt_tokens import seq2seq_tokens
@@ -84,7 +84,7 @@ class Seq2SeqGenerator(InBatches):
             for lang in langs
             for i in range(samples)
         ]
-        tokens = write_tokens(forest, stems, keys, self.decoding, samples=samples, stops=self.stops, clock=self.clock)
+        tokens = decode(forest, stems, keys, self.decoding, samples=samples, stops=self.stops, clock=self.clock)
         texts = [" ".join(text.split()) for text in self.tokenizer.decode_batch(tokens, skip_special_tokens=True)]
         table = iter([tuple(texts[i : i + samples]) for i in range(0, len(texts), samples)])
         return [GeneratedQueries(passage.id, {lang: next(table) for lang in langs}) for passage in batch]
@@ -124,9 +124,8 @@ class Seq2SeqGenerator(InBatches):
         trees = len(forest.positions)
         first: Ints = np.zeros((trees, 1), np.int64)
         mask = np.ones((trees, 1, 1), np.bool_)
-        norm = self.decoding.mode == "beam"
         now = time.perf_counter()
-        best = forest.step(first + self.start, first, mask, np.arange(trees), k=width_of(self.decoding), norm=norm)
+        best = forest.step(first + self.start, first, mask, np.arange(trees), k=width_of(self.decoding))
         self.clock.add("decode", now)
         return Stems(best, np.arange(trees), mask[:, 0], np.ones(trees, np.int64))
 

@@ -2,7 +2,7 @@
 
 Both decoders have the same face, made for decoding many rows over one shared context (a "tree"): the new tokens of all
 rows lie side by side in one sequence, and a mask says which earlier slots of the cache each of them may see. So a
-passage's keys and values exist once, whatever the number of languages and samples, and beams never copy a cache. That
+passage's keys and values exist once, whatever the number of languages and samples. That
 is also why optimum's decoder graphs do not serve here: their mask is causal by construction and their output layer runs
 on every position.
 
