@@ -1,4 +1,4 @@
-"""Which generated queries are good enough: rules about one query, and two checks that need an encoder.
+"""Which generated queries are good enough: rules about one query.
 
 In: generated queries. Out: the reason why each one is rejected, or None. Nothing here generates; `runner` retries.
 """
@@ -12,15 +12,12 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
 
-import numpy as np
-
 from xqg_vdb.languages import detect, normalize
 from xqg_vdb.questions import question_bank
-from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage, TextEncoder, Vectors
+from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries
 
 Reason = Literal[
     "empty", "too long", "repetitive", "copied example", "no question", "wrong language", "repeated",
-    "round trip", "unlike its passage",
 ]  # fmt: skip
 Verdicts = Mapping[str, tuple[Reason | None, ...]]
 
@@ -138,49 +135,3 @@ def without_rejected(record: GeneratedQueries, verdicts: Verdicts) -> GeneratedQ
         for lang, texts in record.queries.items()
     }
     return GeneratedQueries(record.id, kept)
-
-
-def judge_by_encoder(
-    records: Sequence[GeneratedQueries],
-    passages: Sequence[Passage],
-    *,
-    encoder: TextEncoder,
-    top_k: int | None = 10,
-    percentile: float | None = None,
-) -> list[Verdicts]:
-    """Two checks against all passages (one record per passage, same order); exact, so meant for some 100,000 passages.
-
-    top_k: a query must find its own passage among so many (round-trip consistency, as in PAQ and Promptagator).
-    percentile: of all similarities of a language's queries to their own passages, drop those below it (doc2query--,
-        Gospodinov et al. 2023: a query that its passage does not answer). None switches a check off.
-    """
-    own_rows = encoder.encode_passages(p.title_and_text for p in passages)
-    verdicts: list[dict[str, list[Reason | None]]] = [
-        {lang: [None] * len(texts) for lang, texts in record.queries.items()} for record in records
-    ]
-    for lang in sorted({lang for record in records for lang in record.queries}):
-        places = [(i, j) for i, record in enumerate(records) for j in range(len(record.queries.get(lang, ())))]
-        if not places:
-            continue
-        texts = [records[i].queries[lang][j] for i, j in places]
-        rows = encoder.encode_queries(texts, langs=[lang] * len(texts))
-        own, ranks = _own_scores(rows, own_rows, np.array([i for i, _ in places]))
-        floor = -np.inf if percentile is None else float(np.percentile(own, percentile))
-        for (i, j), score, rank in zip(places, own.tolist(), ranks.tolist(), strict=True):
-            if top_k is not None and rank >= top_k:
-                verdicts[i][lang][j] = "round trip"
-            elif score < floor:
-                verdicts[i][lang][j] = "unlike its passage"
-    return [{lang: tuple(reasons) for lang, reasons in verdict.items()} for verdict in verdicts]
-
-
-def _own_scores(queries: Vectors, passages: Vectors, owner: np.ndarray[Any, Any]) -> tuple[Any, Any]:
-    """Each query's score with its own passage (n,), and how many passages score higher (n,)."""
-    own = np.empty(len(queries), np.float32)
-    ranks = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), 1024):
-        part = slice(start, start + 1024)
-        scores = queries[part] @ passages.T
-        own[part] = scores[np.arange(len(scores)), owner[part]]
-        ranks[part] = (scores > own[part][:, None]).sum(axis=1)
-    return own, ranks
