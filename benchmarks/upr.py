@@ -1,4 +1,4 @@
-"""UPR on the first questions of a task: recall with and without, for each prompt and weight, and what it costs.
+"""UPR on the first questions of a task: recall with and without, for each weight, and what it costs.
 
     python benchmarks/upr.py --work /tmp/upr-bench --model GENERATOR --task xquad --langs de ar zh --questions 20
 
@@ -26,7 +26,7 @@ from small_task import collection_of, first_questions, in_turn, measured, narrow
 
 from xqg_vdb.batching import windows  # noqa: E402
 from xqg_vdb.encoding import Encoder  # noqa: E402
-from xqg_vdb.generation.scoring import Asked, Scores, open_scorer  # noqa: E402
+from xqg_vdb.generation.scoring import INSTRUCTION, Scores, open_scorer  # noqa: E402
 from xqg_vdb.models import ensure_encoder  # noqa: E402
 from xqg_vdb.progress import bars  # noqa: E402
 from xqg_vdb.rerank import Reranker, standardised  # noqa: E402
@@ -34,7 +34,6 @@ from xqg_vdb.retrieval import Retriever  # noqa: E402
 from xqg_vdb.types import Hit, Query  # noqa: E402
 
 WEIGHTS = (1.0, 0.5, 0.25)
-PROMPTS = {"UPR": False, "UPR, language named": True}
 
 
 def mixed(first: list[Hit], scored: list[Hit], weight: float) -> list[Hit]:
@@ -60,49 +59,50 @@ class KeptScorer:
         self.kept = {key: tuple(row) for line in lines for key, row in json.loads(line).items()}
         self.seconds = 0.0
 
-    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
+    def score(self, passage: str, questions: Sequence[str]) -> Scores:
         """See `Scorer`; adds to `seconds` what the scores took when they were computed. Raises TimeUp."""
-        keys = {one: hashlib.sha256(json.dumps([self.model, passage, one]).encode()).hexdigest() for one in asked}
-        missing = [one for one, key in keys.items() if key not in self.kept]
+        keys = {text: self._key(passage, text) for text in questions}
+        missing = [text for text, key in keys.items() if key not in self.kept]
         if missing:
             if time.monotonic() > self.end:
                 raise TimeUp
             start = time.perf_counter()
             scores = self.scorer.score(passage, missing).tolist()
             share = (time.perf_counter() - start) / len(missing)
-            new = {keys[one]: (score, share) for one, score in zip(missing, scores, strict=True)}
+            new = {keys[text]: (score, share) for text, score in zip(missing, scores, strict=True)}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(new) + "\n")
             self.kept.update(new)
-        rows = [self.kept[keys[one]] for one in asked]
+        rows = [self.kept[keys[text]] for text in questions]
         self.seconds += sum(seconds for _, seconds in rows)
         return np.array([score for score, _ in rows])
 
+    def _key(self, passage: str, question: str) -> str:
+        return hashlib.sha256(json.dumps([self.model, passage, [INSTRUCTION, question]]).encode()).hexdigest()
+
 
 def rank_in_windows(
-    queries: Sequence[Query], first: dict[str, list[Hit]], rerankers: dict[str, Reranker], *, together: int
-) -> tuple[dict[str, dict[str, list[Hit]]], dict[str, float]]:
-    """Prompt -> question id -> hits by their new score, of the windows that were finished; seconds a question."""
-    scored, seconds = {name: {} for name in rerankers}, dict.fromkeys(rerankers, 0.0)
+    queries: Sequence[Query], first: dict[str, list[Hit]], reranker: Reranker, *, together: int
+) -> tuple[dict[str, list[Hit]], float]:
+    """Question id -> hits by their new score, of the windows that were finished; seconds a question."""
+    scored: dict[str, list[Hit]] = {}
+    seconds = 0.0
     with bars(unit=" passages") as progress:
         for number, window in enumerate(windows(queries, together), 1):
             say(f"Questions {(number - 1) * together + 1} to {(number - 1) * together + len(window)} of {len(queries)}")
-            hits, found = [first[query.id] for query in window], {}
-            for name, reranker in rerankers.items():
-                reranker.scorer.seconds = 0.0
-                try:
-                    found[name] = reranker.rerank_all(window, hits, progress=progress), reranker.scorer.seconds
-                except TimeUp:
-                    return scored, {name: total / max(1, len(scored[name])) for name, total in seconds.items()}
-            for name, (ranked, took) in found.items():  # all prompts have this window
-                scored[name] |= {query.id: own for query, own in zip(window, ranked, strict=True)}
-                seconds[name] += took
-    return scored, {name: total / max(1, len(scored[name])) for name, total in seconds.items()}
+            reranker.scorer.seconds = 0.0
+            try:
+                ranked = reranker.rerank_all(window, [first[query.id] for query in window], progress=progress)
+            except TimeUp:
+                break
+            scored |= {query.id: own for query, own in zip(window, ranked, strict=True)}
+            seconds += reranker.scorer.seconds
+    return scored, seconds / max(1, len(scored))
 
 
 def one_by_one(queries: Sequence[Query], first: dict[str, list[Hit]], reranker: Reranker) -> dict[str, float]:
     """Seconds of a question that is asked alone, nothing kept."""
-    alone = Reranker(reranker.scorer.scorer, name_language=reranker.name_language)
+    alone = Reranker(reranker.scorer.scorer)
     seconds = []
     for query in queries:
         start = time.perf_counter()
@@ -115,7 +115,6 @@ def one_by_one(queries: Sequence[Query], first: dict[str, list[Hit]], reranker: 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--depth", type=int, default=20, help="passages that are scored per question")
-    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), choices=list(PROMPTS))
     parser.add_argument("--together", type=int, default=200, help="questions that share the reading of their passages")
     parser.add_argument("--single", type=int, default=5, help="questions that are timed alone; 0 for none")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then report on the windows done so far")
@@ -129,32 +128,31 @@ def main() -> None:
     print(f"search: {(time.perf_counter() - start) / len(answers):.3f} seconds a question")
     first = {answer.query.id: list(answer.hits) for answer in answers}
     scorer = KeptScorer(given.model, given.work / "upr-likelihoods.jsonl", threads=given.threads, end=end)
-    rerankers = {name: Reranker(scorer, name_language=PROMPTS[name]) for name in given.prompts}
+    reranker = Reranker(scorer, weight=1.0)  # the likelihoods themselves; `mixed` weighs them
     queries = in_turn(task)
-    scored, together = rank_in_windows(queries, first, rerankers, together=given.together)
-    done = narrowed(task, scored[given.prompts[0]])
+    scored, together = rank_in_windows(queries, first, reranker, together=given.together)
+    done = narrowed(task, scored)
     if not done.queries:
         sys.exit(f"No window of {given.together} questions is finished yet; repeat the command to go on.")
-    rows, latency = {"first stage": measured(done, first)}, {}
-    for name, reranker in rerankers.items():
-        latency[name] = {"together": together[name]}
-        for weight in WEIGHTS:
-            found = {query.id: mixed(first[query.id], scored[name][query.id], weight) for query in done.queries}
-            rows[name if weight == 1 else f"{name}, weight {weight}"] = measured(done, found)
-        if given.single:
-            latency[name] |= one_by_one(queries[: given.single], first, reranker)
+    rows, latency = {"first stage": measured(done, first)}, {"together": together}
+    for weight in WEIGHTS:
+        found = {query.id: mixed(first[query.id], scored[query.id], weight) for query in done.queries}
+        rows["UPR" if weight == 1 else f"UPR, weight {weight}"] = measured(done, found)
+    if given.single:
+        latency |= one_by_one(queries[: given.single], first, reranker)
     print_table(rows, given.langs)
     passages = len({hit.id for query in done.queries for hit in first[query.id]})
     print(
         f"\n{len(done.queries)} questions, depth {given.depth}, {passages} passages, {given.threads} threads; "
         "seconds a question:"
     )
-    for name, cells in latency.items():
+    alone = ""
+    if given.single:
         alone = (
-            f"; the first {given.single} alone: mean {cells['mean']:.2f}, median {cells['p50']:.2f}, "
-            f"95th percentile {cells['p95']:.2f}, {cells['mean'] / cells['together']:.1f} times as much"
+            f"; the first {given.single} alone: mean {latency['mean']:.2f}, median {latency['p50']:.2f}, "
+            f"95th percentile {latency['p95']:.2f}, {latency['mean'] / together:.1f} times as much"
         )
-        print(f"{name}: {cells['together']:.2f}, {given.together} together" + (alone if given.single else ""))
+    print(f"{together:.2f}, {given.together} together{alone}")
     if given.json:
         given.json.write_text(json.dumps({"rows": rows, "latency": latency}, indent=2) + "\n")
 

@@ -1,7 +1,6 @@
 """UPR against teacher forcing with transformers on small random models; its prompt, its cutting, its order."""
 
 import random
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,8 +10,8 @@ from generation_cases import tiny_checkpoint
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.generation import branches, scoring
 from xqg_vdb.generation.engine import Stepper
-from xqg_vdb.generation.scoring import Asked, fitted_ids, open_scorer
-from xqg_vdb.rerank import INSTRUCTION, Reranker, open_reranker, passage_text, standardised
+from xqg_vdb.generation.scoring import INSTRUCTION, fitted_ids, open_scorer
+from xqg_vdb.rerank import Reranker, open_reranker, passage_text, standardised
 from xqg_vdb.types import Hit, Query
 
 QUESTION = Query("q", "How long is  the Nile?", "en")
@@ -29,9 +28,9 @@ class CountingScorer:
     def __init__(self):
         self.truncated, self.seen = 0, []
 
-    def score(self, passage, asked):
-        self.seen.append((passage, list(asked)))
-        return np.array([-1.0 / (1 + len(set(passage) & set(one.question))) for one in asked])
+    def score(self, passage, questions):
+        self.seen.append((passage, list(questions)))
+        return np.array([-1.0 / (1 + len(set(passage) & set(question))) for question in questions])
 
 
 @pytest.fixture(scope="module")
@@ -115,18 +114,17 @@ def shared_hits(number):
     return hits
 
 
-@pytest.mark.parametrize("name_language", [False, True], ids=["one instruction", "several"])
 @pytest.mark.parametrize("kind", ["mt5", "gemma", "llama"])
-def test_many_questions_get_the_scores_of_each_alone(folders, kind, name_language, monkeypatch):
+def test_many_questions_get_the_scores_of_each_alone(folders, kind, monkeypatch):
     queries, hits = varied_questions(9), shared_hits(9)
-    one_by_one, together = (Reranker(folders[kind][1], threads=1, name_language=name_language) for _ in range(2))
+    one_by_one, together = (Reranker(folders[kind][1], threads=1) for _ in range(2))
     expected = [one_by_one.rerank(query, own) for query, own in zip(queries, hits, strict=True)]
     counts = one_by_one.counters() | {"seconds": 0}
     assert counts == {"questions": 8, "passages": 7 * 5 + 11, "passages_cut": 7, "seconds": 0}
     # one pass for all questions of a passage; a few a pass behind the cache; one a pass, by either bound
     for name, value in (("CHUNK_TOKENS", 2**20), ("CHUNK_LOGITS", 100 * 100), ("CHUNK_TOKENS", 1), ("CHUNK_LOGITS", 1)):
         monkeypatch.setattr(branches, name, value)
-        together = Reranker(together.scorer, name_language=name_language)
+        together = Reranker(together.scorer)
         together.scorer.truncated = 0
         found = together.rerank_all(queries, hits)
         for own, wanted in zip(found, expected, strict=True):
@@ -142,12 +140,10 @@ def test_many_questions_equal_teacher_forcing(folders, kind):
     checkpoint, path = folders[kind]
     scorer = open_scorer(path, threads=1)
     tokenizer, questions = scorer.model.tokenizer, ["How?", "Where does the Nile end?", "How long is it?", "How?"]
-    instructions = [INSTRUCTION, INSTRUCTION, INSTRUCTION.replace("question", "question in German"), INSTRUCTION]
     for text in (passage_text("t", "the Nile"), passage_text("Long", LONG.text)):
-        found = scorer.score(text, list(map(Asked, instructions, questions)))
-        for score, instruction, question in zip(found, instructions, questions, strict=True):
-            after = instruction + ("" if kind == "mt5" else "\nQuestion:")
-            prompt = text[: (511 if kind == "mt5" else 512) - len(after)] + instruction
+        after = INSTRUCTION + ("" if kind == "mt5" else "\nQuestion:")
+        prompt = text[: (511 if kind == "mt5" else 512) - len(after)] + INSTRUCTION
+        for score, question in zip(scorer.score(text, questions), questions, strict=True):
             assert score == pytest.approx(slow_score(kind, checkpoint, tokenizer, prompt, question), abs=1e-4)
     assert scorer.truncated == 4
 
@@ -156,7 +152,7 @@ def test_a_question_may_take_room_from_its_passage(folders):
     """In a short model the passage is cut at another place for each length of question."""
     scorer = open_scorer(folders["gemma"][1], threads=1)
     scorer.model.max_length = 300
-    asked = [Asked(INSTRUCTION, question) for question in ("How?", "How long is the Nile?", "Where?" * 20)]
+    asked = ["How?", "How long is the Nile?", "Where?" * 20]
     text = passage_text("Long", LONG.text)
     together = scorer.score(text, asked)
     alone = [scorer.score(text, [one])[0] for one in asked]
@@ -171,7 +167,7 @@ def test_a_passage_is_read_once_for_all_its_questions(folders, monkeypatch):
         Stepper, "_outputs", lambda self, forest, feeds, names: fed.append(feeds) or run(self, forest, feeds, names)
     )
     text, questions = passage_text("t", "the Nile " * 20), [f"How long is river {i}?" for i in range(60)]
-    scorer.score(text, [Asked(INSTRUCTION, question) for question in questions])
+    scorer.score(text, questions)
     prompt, question = len(text + INSTRUCTION + "\nQuestion:"), len(" How long is river 10?")
     assert sum(feeds["tokens"].size for feeds in fed) < prompt + 60 * question
     assert len(fed) > 2 and all(feeds["tokens"].size <= branches.CHUNK_TOKENS for feeds in fed)
@@ -224,7 +220,7 @@ def test_a_chat_model_is_asked_through_its_template(folders):
     checkpoint, path = folders["llama"]
     scorer = open_scorer(path, threads=1)
     chat = scoring.CausalScorer(scorer.model, chat=["<u>", "</u><a>"])
-    found = chat.score("Passage: a b", [Asked(INSTRUCTION, "How?")])[0]
+    found = chat.score("Passage: a b", ["How?"])[0]
     ids = scorer.model.ids
     prompt, target = ids("<u>Passage: a b" + INSTRUCTION + "</u><a>"), ids("How?")
     import torch
@@ -264,18 +260,12 @@ def test_a_folder_from_before_is_refused_with_what_to_do(folders, tmp_path):
         Reranker(copy)
 
 
-def test_the_prompt_is_the_published_one_and_may_name_the_language():
+def test_the_prompt_is_the_published_one():
     scorer = CountingScorer()
     Reranker(scorer).rerank(QUESTION, [Hit("a", 0.0, "the\n text", title="Nile"), Hit("b", 0.0, "text")])
     assert [passage for passage, _ in scorer.seen] == ["Passage: Nile the text", "Passage: text"]
-    ((instruction, question),) = scorer.seen[0][1]
-    assert instruction == ". Please write a question based on this passage." and question == "How long is the Nile?"
-    named = Reranker(scorer, name_language=True)
-    assert named.instruction(replace(QUESTION, lang="swa")) == (
-        ". Please write a question in Swahili based on this passage."
-    )
-    assert "in German" in named.instruction(Query("q", "Wie lang ist der Nil in Kilometern?"))
-    assert named.instruction(Query("q", "1234")) == INSTRUCTION
+    assert scorer.seen[0][1] == ["How long is the Nile?"]
+    assert INSTRUCTION == ". Please write a question based on this passage."
     assert passage_text("Nile", "") == "Passage: Nile"
 
 
@@ -284,7 +274,7 @@ def test_interpolation_runs_from_the_first_stage_to_upr():
     hits = [Hit("a", 9.0, "zzz"), Hit("b", 5.0, "How long is the Nile"), Hit("c", 1.0, "How")]
     order = {w: [hit.id for hit in Reranker(scorer, weight=w).rerank(QUESTION, hits)] for w in (0.0, 0.5, 1.0)}
     assert order[0.0] == ["a", "b", "c"] and order[1.0] == ["b", "c", "a"] and order[0.5][0] == "b"
-    asked = [Asked("", "How long is the Nile?")]
+    asked = ["How long is the Nile?"]
     likelihood = np.concatenate([scorer.score(passage_text(hit.title, hit.text), asked) for hit in hits])
     expected = 0.3 * standardised(likelihood) + 0.7 * standardised(np.array([9.0, 5.0, 1.0]))
     found = {hit.id: hit.score for hit in Reranker(scorer, weight=0.3).rerank(QUESTION, hits)}
@@ -303,11 +293,11 @@ def test_wrong_uses_are_refused(tmp_path):
     assert Reranker(CountingScorer()).rerank(QUESTION, []) == []
     for spec in ("bm25:x", "upr", "upr:", ""):
         with pytest.raises(DataError, match="given as upr:MODEL"):
-            open_reranker(spec)
+            open_reranker(spec, depth=1, weight=1.0, threads=1)
     from tiny_model import write_tiny_encoder
 
     with pytest.raises(ModelError, match="holds an encoder; UPR needs a generator"):
-        open_reranker(f"upr:{write_tiny_encoder(tmp_path / 'e')}")
+        Reranker(write_tiny_encoder(tmp_path / "e"))
 
 
 def test_search_ranks_again_and_says_what_it_took(folders, tmp_path):

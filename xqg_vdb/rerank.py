@@ -18,14 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.generation.scoring import Asked, Scorer, open_scorer
-from xqg_vdb.languages import detect, english_name, normalize
+from xqg_vdb.generation.scoring import Scorer, open_scorer
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Query
+from xqg_vdb.types import Hit, Query
 
 METHODS = ("upr",)
-INSTRUCTION = ". Please write a question based on this passage."
-INSTRUCTION_IN = ". Please write a question in {language} based on this passage."
 
 
 class Reranker:
@@ -34,7 +31,6 @@ class Reranker:
     model: a generator's folder or name, or a ready `Scorer`. depth: hits that `Retriever` asks the first stage for.
     weight: 1 ranks by the generator alone, as UPR does; between 0 and 1 by
         weight·z(log-likelihood) + (1 - weight)·z(first score), z to mean 0 and deviation 1 over the hits of a question.
-    name_language: name the question's language in the instruction; not UPR's text, but its questions are all English.
     threads: CPU threads, 0 for all cores.
     Raises ModelError for what is no generator or was exported before generators could score.
     """
@@ -45,14 +41,13 @@ class Reranker:
         *,
         depth: int = 100,
         weight: float = 1.0,
-        name_language: bool = False,
         threads: int = 0,
     ) -> None:
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         if not 0.0 <= weight <= 1.0:
             raise ValueError(f"weight must lie between 0 and 1, got {weight}")
-        self.depth, self.weight, self.name_language = depth, weight, name_language
+        self.depth, self.weight = depth, weight
         self.scorer: Scorer = open_scorer(model, threads=threads) if isinstance(model, str | Path) else model
         self.questions, self.passages, self.seconds = 0, 0, 0.0
 
@@ -89,9 +84,9 @@ class Reranker:
         self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], *, progress: Progress
     ) -> list[NDArray[np.float64]]:
         """Per question a score for each of its hits."""
-        asked = [Asked(self.instruction(query), _one_line(query.text)) for query in queries]
+        questions = [_one_line(query.text) for query in queries]
         told = partial(progress, "ranking again", total=sum(map(len, hits)))
-        return _by_passage(self.scorer, asked, hits, told=told)
+        return _by_passage(self.scorer, questions, hits, told=told)
 
     def _ranked(self, hits: Sequence[Hit], likelihood: NDArray[np.float64]) -> list[Hit]:
         scores = likelihood
@@ -101,25 +96,15 @@ class Reranker:
         scored = [replace(hit, score=float(score)) for hit, score in zip(hits, scores, strict=True)]
         return sorted(scored, key=lambda hit: (-hit.score, hit.id))
 
-    def instruction(self, query: Query) -> str:
-        """What follows the passage."""
-        if not self.name_language:
-            return INSTRUCTION
-        lang = detect([query.text])[0] if query.lang is None else normalize(query.lang)
-        return INSTRUCTION if lang == UNKNOWN_LANGUAGE else INSTRUCTION_IN.replace("{language}", english_name(lang))
-
     def counters(self) -> dict[str, float]:
         """Questions, passages, passages cut because they were too long, and seconds so far."""
         counts = {"questions": self.questions, "passages": self.passages, "passages_cut": self.scorer.truncated}
         return {**counts, "seconds": round(self.seconds, 3)}
 
 
-def open_reranker(
-    spec: str, *, depth: int = 100, weight: float = 1.0, name_language: bool = False, threads: int = 0
-) -> Reranker:
+def open_reranker(spec: str, *, depth: int, weight: float, threads: int) -> Reranker:
     """The reranker of `METHOD:MODEL`, such as `upr:starter:generator`. Raises DataError for another method."""
-    model = reranker_spec(spec)
-    return Reranker(model, depth=depth, weight=weight, name_language=name_language, threads=threads)
+    return Reranker(reranker_spec(spec), depth=depth, weight=weight, threads=threads)
 
 
 def reranker_spec(spec: str) -> str:
@@ -147,7 +132,7 @@ def _one_line(text: str) -> str:
 
 
 def _by_passage(
-    scorer: Scorer, asked: Sequence[Asked], hits: Sequence[Sequence[Hit]], *, told: Callable[[int], None]
+    scorer: Scorer, questions: Sequence[str], hits: Sequence[Sequence[Hit]], *, told: Callable[[int], None]
 ) -> list[NDArray[np.float64]]:
     """Passage by passage; beside the hits, nothing but a number for each of them is kept."""
     places: dict[tuple[str, str], list[tuple[int, int]]] = {}
@@ -157,7 +142,7 @@ def _by_passage(
     scores, done = [np.empty(len(own), np.float64) for own in hits], 0
     for (title, text), where in places.items():
         told(done)
-        found = scorer.score(passage_text(title, text), [asked[row] for row, _ in where])
+        found = scorer.score(passage_text(title, text), [questions[row] for row, _ in where])
         for (row, column), score in zip(where, found, strict=True):
             scores[row][column] = score
         done += len(where)

@@ -15,7 +15,7 @@ import orjson
 
 from xqg_vdb.bench.kept_rows import KeptRows
 from xqg_vdb.bench.spent import Ranking, Spent, timed_rows
-from xqg_vdb.generation.scoring import Asked, Scorer, Scores, open_scorer
+from xqg_vdb.generation.scoring import INSTRUCTION, Scorer, Scores, open_scorer
 from xqg_vdb.progress import Progress
 from xqg_vdb.rerank import Reranker
 from xqg_vdb.types import Hit, Passage, Query
@@ -35,17 +35,17 @@ class KeptScorer:
         self.truncated, self.fresh, self.alone = 0, 0, False
         self.took: list[float | None] = []
 
-    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
+    def score(self, passage: str, questions: Sequence[str]) -> Scores:
         """See `Scorer`; what is computed is on the disk when this returns."""
-        keys = [_key(passage, one) for one in asked]
-        new = {key: one for key, one in zip(keys, asked, strict=True) if self._kept.get(key) is None}
+        keys = [_key(passage, question) for question in questions]
+        new = {key: text for key, text in zip(keys, questions, strict=True) if self._kept.get(key) is None}
         if new:
             self._compute(passage, new)
         rows = [self._kept.get(key) or {} for key in keys]
         self.took += [row.get("seconds") for row in rows]
         return np.array([row["score"] for row in rows], np.float64)
 
-    def _compute(self, passage: str, new: dict[str, Asked]) -> None:
+    def _compute(self, passage: str, new: dict[str, str]) -> None:
         if self._scorer is None:
             self._scorer = open_scorer(self._model, threads=self._threads)
         started = time.perf_counter()
@@ -86,11 +86,7 @@ def rank_again(
         behind = [(docid, lowest - place) for place, (docid, _) in enumerate(own[reranker.depth :], 1)]
         found[query.id] = [*((hit.id, hit.score) for hit in first), *behind]
     known = [one for one in seconds if one is not None]
-    pairs = {
-        (hit.title, hit.text, reranker.instruction(query), query.text)
-        for query, own in zip(queries, hits, strict=True)
-        for hit in own
-    }
+    pairs = {(hit.title, hit.text, query.text) for query, own in zip(queries, hits, strict=True) for hit in own}
     return found, Spent("rerank", time.perf_counter() - started, known, _notes(len(pairs), scorer.fresh))
 
 
@@ -116,5 +112,5 @@ def _hit(passage: Passage, score: float) -> Hit:
     return Hit(passage.id, score, passage.text, title=passage.title, lang=passage.lang)
 
 
-def _key(passage: str, asked: Asked) -> str:
-    return hashlib.blake2b(orjson.dumps([passage, *asked]), digest_size=16).hexdigest()
+def _key(passage: str, question: str) -> str:
+    return hashlib.blake2b(orjson.dumps([passage, INSTRUCTION, question]), digest_size=16).hexdigest()

@@ -20,9 +20,10 @@ from xqg_vdb.errors import ModelError
 from xqg_vdb.expansion import Expander, ExpansionCache
 from xqg_vdb.generation.completion import Writer, open_writer
 from xqg_vdb.generation.opening import generator_folder
+from xqg_vdb.generation.scoring import INSTRUCTION
 from xqg_vdb.model_folder import ModelFolder, open_model_folder
 from xqg_vdb.progress import Progress
-from xqg_vdb.rerank import INSTRUCTION, INSTRUCTION_IN, Reranker
+from xqg_vdb.rerank import Reranker
 from xqg_vdb.types import Passage, Query
 
 
@@ -46,8 +47,7 @@ class Methods:
             plan, model = expansion
             found["expand"] = {**plan.to_json(), "combine": plan.combine, "writer": self._writer_facts(system, model)}
         if (scorer := scorer_of(system)) is not None:
-            instruction = INSTRUCTION_IN if system.rerank_language else INSTRUCTION
-            found["rerank"] = {"model": self._model_folder(scorer).fingerprint, "instruction": instruction}
+            found["rerank"] = {"model": self._model_folder(scorer).fingerprint, "instruction": INSTRUCTION}
         return found
 
     def wordings(self, system: System, queries: Sequence[Query], *, dataset: str) -> tuple[Wordings, Spent] | None:
@@ -67,9 +67,7 @@ class Methods:
         if model is None:
             return None
         scorer = self._scorer(model)
-        reranker = Reranker(
-            scorer, depth=system.rerank_depth, weight=system.rerank_weight, name_language=system.rerank_language
-        )
+        reranker = Reranker(scorer, depth=system.rerank_depth, weight=system.rerank_weight)
         return partial(
             rank_again, reranker=reranker, scorer=scorer, queries=queries, passages=passages, progress=self.progress
         )

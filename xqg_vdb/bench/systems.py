@@ -39,7 +39,7 @@ class System:
     expand: `STRATEGY:MODEL` searches with what a generator adds to the question; expand_*: as `expansion.Plan`, and
         expand_model: the model's name at an endpoint.
     rerank: `upr:MODEL` ranks the first `rerank_depth` passages again, what is behind them keeps its order;
-        rerank_weight, rerank_language: `weight` and `name_language` of `rerank.Reranker`.
+        rerank_weight: `weight` of `rerank.Reranker`.
     """
 
     name: str
@@ -65,7 +65,6 @@ class System:
     rerank: str | None = None
     rerank_depth: int = 100
     rerank_weight: float = 1.0
-    rerank_language: bool = False
 
 
 def check_system(system: System) -> None:

@@ -63,7 +63,6 @@ def bench(
     rerank: str | None,
     rerank_depth: int,
     rerank_weight: float,
-    rerank_language: bool,
     path: str | None,
     url: str | None,
     as_json: bool,
@@ -91,7 +90,7 @@ def bench(
 
     methods = System(
         "from the command line", rerank=rerank, rerank_depth=rerank_depth, rerank_weight=rerank_weight,
-        rerank_language=rerank_language, expand=expand, expand_kind=expand_kind, expand_combine=expand_combine,
+        expand=expand, expand_kind=expand_kind, expand_combine=expand_combine,
         expand_order=expand_order, expand_lang=expand_lang, expand_max_tokens=expand_max_tokens,
         expand_model=expand_model,
     )  # fmt: skip

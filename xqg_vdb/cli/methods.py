@@ -24,7 +24,6 @@ _ORDERS = ["direct", "expand-translate", "translate-expand"]
 def rerank_options(command: F) -> F:
     """--rerank and what belongs to it."""
     for option in (
-        click.option("--rerank-language", is_flag=True, help="Name the question's language in UPR's instruction."),
         click.option(
             "--rerank-weight",
             type=click.FloatRange(0, 1),
@@ -91,15 +90,13 @@ def expand_options(command: F) -> F:
     return command
 
 
-def chosen_reranker(
-    spec: str | None, *, depth: int, weight: float, name_language: bool, threads: int | None
-) -> Reranker | None:
+def chosen_reranker(spec: str | None, *, depth: int, weight: float, threads: int | None) -> Reranker | None:
     """The reranker of --rerank, None without."""
     if spec is None:
         return None
     from xqg_vdb.rerank import open_reranker
 
-    return open_reranker(spec, depth=depth, weight=weight, name_language=name_language, threads=threads or 0)
+    return open_reranker(spec, depth=depth, weight=weight, threads=threads or 0)
 
 
 def chosen_expander(

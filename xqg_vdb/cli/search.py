@@ -58,7 +58,6 @@ def search(
     rerank: str | None,
     rerank_depth: int,
     rerank_weight: float,
-    rerank_language: bool,
     path: str | None,
     url: str | None,
     as_json: bool,
@@ -90,9 +89,7 @@ def search(
             expand, kind=expand_kind, combine=expand_combine, order=expand_order, lang=expand_lang,
             max_tokens=expand_max_tokens, endpoint_model=expand_model, cached=not no_expand_cache, threads=threads,
         )  # fmt: skip
-        reranker = chosen_reranker(
-            rerank, depth=rerank_depth, weight=rerank_weight, name_language=rerank_language, threads=threads
-        )
+        reranker = chosen_reranker(rerank, depth=rerank_depth, weight=rerank_weight, threads=threads)
         with Encoder(folder, threads=threads) as encoder, bars(unit=" passages") as progress:
             strength = 0.0 if no_calibration else None
             retriever = Retriever(

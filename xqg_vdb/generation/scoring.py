@@ -1,6 +1,6 @@
 """How likely are these questions, given this passage? Teacher forcing on the generators' graphs; nothing is generated.
 
-In: a passage as text, and questions, each with the instruction that leads to it. Out: the mean log-probability of each
+In: a passage as text, and questions. Out: the mean log-probability of each
 question's tokens, (1/|q|) Σ_t log p(q_t | q_<t, passage), the score of UPR (Sachan et al. 2022, equation 3; its code
 ranks by the sum, which gives the same order, as |q| is the same for all passages of a question). The graphs gather the
 tokens' log-probabilities themselves, so no (tokens, vocabulary) matrix leaves them.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +30,11 @@ from xqg_vdb.generation.sampling import Decoding
 from xqg_vdb.generation.seq2seq import Seq2SeqGenerator
 from xqg_vdb.model_folder import ModelFolder, open_model_folder
 
+INSTRUCTION = ". Please write a question based on this passage."  # between a passage and a question; the paper's
 MAX_PROMPT_TOKENS = 512  # passage and instruction; the paper's
 MAX_QUESTION_TOKENS = 128  # the paper's; what is longer is cut there
 
 Scores = NDArray[np.float64]
-
-
-class Asked(NamedTuple):
-    """A question, and the instruction between the passage and it."""
-
-    instruction: str
-    question: str
 
 
 class Scorer(Protocol):
@@ -48,10 +42,10 @@ class Scorer(Protocol):
 
     truncated: int
 
-    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
-        """Mean log-probability (n,) of the tokens of each question in `asked` (n,), after passage and instruction.
+    def score(self, passage: str, questions: Sequence[str]) -> Scores:
+        """Mean log-probability (n,) of the tokens of each of `questions` (n,), after passage and instruction.
 
-        The passage is read once for all of them. Raises ModelError when an instruction leaves no room for a passage.
+        The passage is read once for all of them. Raises ModelError when the instruction leaves no room for a passage.
         """
         ...
 
@@ -64,20 +58,21 @@ class CausalScorer:
         # a base model is led on by "Question:"; a chat model answers, and its answer is the question
         self.before, self.between = (chat[0], chat[1]) if chat else ("", "\nQuestion: ")
 
-    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
+    def score(self, passage: str, questions: Sequence[str]) -> Scores:
         """See `Scorer`."""
-        if not asked:
+        if not questions:
             return np.empty(0, np.float64)
         model = self.model
         # the blank before the question belongs to its first token in most vocabularies
         blank = " " if self.between.endswith(" ") else ""
         bos = [] if model.bos is None else [int(model.bos)]
-        fitted = cache(lambda after, room: fitted_ids(model.tokenizer, self.before + passage, after, room=room))
+        after = INSTRUCTION + self.between.removesuffix(" ")
+        fitted = cache(lambda room: fitted_ids(model.tokenizer, self.before + passage, after, room=room))
         prompts, targets = [], []
-        for instruction, question in asked:
+        for question in questions:
             target = model.ids(blank + question)[:MAX_QUESTION_TOKENS]
             room = min(MAX_PROMPT_TOKENS, model.max_length - len(target)) - len(bos)
-            ids, cut = fitted(instruction + self.between.removesuffix(" "), room)
+            ids, cut = fitted(room)
             self.truncated += cut
             prompts.append(bos + ids)
             targets.append(target)
@@ -96,17 +91,12 @@ class Seq2SeqScorer:
     def __init__(self, model: Seq2SeqGenerator) -> None:
         self.model, self.truncated = model, 0
 
-    def score(self, passage: str, asked: Sequence[Asked]) -> Scores:
+    def score(self, passage: str, questions: Sequence[str]) -> Scores:
         """See `Scorer`."""
-        scores = np.empty(len(asked), np.float64)
-        for instruction in dict.fromkeys(one.instruction for one in asked):
-            rows = [row for row, one in enumerate(asked) if one.instruction == instruction]
-            scores[rows] = self._behind(passage, instruction, [asked[row].question for row in rows])
-        return scores
-
-    def _behind(self, passage: str, instruction: str, questions: Sequence[str]) -> Scores:
+        if not questions:
+            return np.empty(0, np.float64)
         tokenizer, end = self.model.tokenizer, self.model.eos[0]
-        prompt, cut = fitted_ids(tokenizer, passage, instruction, room=MAX_PROMPT_TOKENS - 1)
+        prompt, cut = fitted_ids(tokenizer, passage, INSTRUCTION, room=MAX_PROMPT_TOKENS - 1)
         self.truncated += cut * len(questions)
         branches = []
         for question in questions:
