@@ -102,7 +102,7 @@ def rank_in_windows(
 
 def one_by_one(queries: Sequence[Query], first: dict[str, list[Hit]], reranker: Reranker) -> dict[str, float]:
     """Seconds of a question that is asked alone, nothing kept."""
-    alone = Reranker(reranker.scorer.scorer)
+    alone = Reranker(reranker.scorer.scorer, weight=reranker.weight)
     seconds = []
     for query in queries:
         start = time.perf_counter()

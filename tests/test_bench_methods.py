@@ -109,11 +109,11 @@ def counted(monkeypatch, stop_after=None):
 def test_upr_is_what_retriever_does(data, generator, search):
     made = encoder()
     systems = [
-        System("upr", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH),
+        System("upr", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH, rerank_weight=1.0),
         System("mixed", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH, rerank_weight=0.4),
     ]
     report = run(suite(data, *systems, search=search), data, made=made)
-    same_runs(found(data, "upr"), retrieved(data, made, reranker=Reranker(generator, depth=DEPTH)))
+    same_runs(found(data, "upr"), retrieved(data, made, reranker=Reranker(generator, depth=DEPTH, weight=1.0)))
     mixed = Reranker(generator, depth=DEPTH, weight=0.4)
     same_runs(found(data, "mixed"), retrieved(data, made, reranker=mixed), tolerance=1e-3)
     facts = report.systems["mixed"]
@@ -126,7 +126,7 @@ def test_upr_is_what_retriever_does(data, generator, search):
 
 def test_what_stands_behind_the_reranked_passages_keeps_its_order(data, generator):
     base = System("base", queries="queries")
-    again = replace(base, name="again", rerank=f"upr:{generator}", rerank_depth=2)
+    again = replace(base, name="again", rerank=f"upr:{generator}", rerank_depth=2, rerank_weight=1.0)
     run(suite(data, base, again), data)
     plain = found(data, "base")
     changed = 0

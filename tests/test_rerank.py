@@ -73,7 +73,7 @@ def slow_score(kind, checkpoint, tokenizer, prompt, question):
 @pytest.mark.parametrize("kind", ["mt5", "gemma", "llama"])
 def test_scores_equal_teacher_forcing_long_passages_included(folders, kind):
     checkpoint, path = folders[kind]
-    reranker = Reranker(path, threads=1)
+    reranker = Reranker(path, threads=1, weight=1.0)
     tokenizer = (reranker.scorer.model).tokenizer
     found = {hit.id: hit.score for hit in reranker.rerank(QUESTION, [*HITS, LONG])}
     room = 511 if kind == "mt5" else 512  # the end token of the encoder
@@ -88,7 +88,7 @@ def test_scores_equal_teacher_forcing_long_passages_included(folders, kind):
 
 @pytest.mark.parametrize("kind", ["mt5", "gemma"])
 def test_the_scores_of_one_question_do_not_depend_on_order_or_on_the_other_hits(folders, kind):
-    reranker = Reranker(folders[kind][1], threads=1)
+    reranker = Reranker(folders[kind][1], threads=1, weight=1.0)
     hits = [*HITS, LONG]
     whole = reranker.rerank(QUESTION, hits)
     for seed in range(3):
@@ -117,14 +117,14 @@ def shared_hits(number):
 @pytest.mark.parametrize("kind", ["mt5", "gemma", "llama"])
 def test_many_questions_get_the_scores_of_each_alone(folders, kind, monkeypatch):
     queries, hits = varied_questions(9), shared_hits(9)
-    one_by_one, together = (Reranker(folders[kind][1], threads=1) for _ in range(2))
+    one_by_one, together = (Reranker(folders[kind][1], threads=1, weight=1.0) for _ in range(2))
     expected = [one_by_one.rerank(query, own) for query, own in zip(queries, hits, strict=True)]
     counts = one_by_one.counters() | {"seconds": 0}
     assert counts == {"questions": 8, "passages": 7 * 5 + 11, "passages_cut": 7, "seconds": 0}
     # one pass for all questions of a passage; a few a pass behind the cache; one a pass, by either bound
     for name, value in (("CHUNK_TOKENS", 2**20), ("CHUNK_LOGITS", 100 * 100), ("CHUNK_TOKENS", 1), ("CHUNK_LOGITS", 1)):
         monkeypatch.setattr(branches, name, value)
-        together = Reranker(together.scorer)
+        together = Reranker(together.scorer, weight=1.0)
         together.scorer.truncated = 0
         found = together.rerank_all(queries, hits)
         for own, wanted in zip(found, expected, strict=True):
@@ -276,9 +276,10 @@ def test_interpolation_runs_from_the_first_stage_to_upr():
     assert order[0.0] == ["a", "b", "c"] and order[1.0] == ["b", "c", "a"] and order[0.5][0] == "b"
     asked = ["How long is the Nile?"]
     likelihood = np.concatenate([scorer.score(passage_text(hit.title, hit.text), asked) for hit in hits])
-    expected = 0.3 * standardised(likelihood) + 0.7 * standardised(np.array([9.0, 5.0, 1.0]))
-    found = {hit.id: hit.score for hit in Reranker(scorer, weight=0.3).rerank(QUESTION, hits)}
-    assert [found["a"], found["b"], found["c"]] == pytest.approx(expected.tolist())
+    for weight, options in ((0.3, {"weight": 0.3}), (0.25, {})):  # a quarter unless told otherwise
+        expected = weight * standardised(likelihood) + (1 - weight) * standardised(np.array([9.0, 5.0, 1.0]))
+        found = {hit.id: hit.score for hit in Reranker(scorer, **options).rerank(QUESTION, hits)}
+        assert [found["a"], found["b"], found["c"]] == pytest.approx(expected.tolist())
     assert standardised(np.array([2.0, 2.0])).tolist() == [0.0, 0.0]
     same = Reranker(scorer).rerank(QUESTION, [Hit("b", 0.0, "x"), Hit("a", 0.0, "x")])
     assert [hit.id for hit in same] == ["a", "b"]
@@ -317,6 +318,7 @@ def test_search_ranks_again_and_says_what_it_took(folders, tmp_path):
         Query("0", "w1 w2 w3", "sw"), [Hit(hit["id"], hit["score"], hit["text"], title=hit["title"]) for hit in plain]
     )
     assert [hit["id"] for hit in record["hits"]] == [hit.id for hit in expected[:3]]
+    assert [hit["score"] for hit in record["hits"]] == pytest.approx([hit.score for hit in expected[:3]], abs=1e-2)
     assert record["seconds"]["rerank"] > 0
     assert "Ranked 6 passages again" in done.stderr and "(0 passages cut)" in done.stderr
     wrong = run_cli(tmp_path, *ask, "--rerank", "bm25")

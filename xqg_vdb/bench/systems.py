@@ -12,7 +12,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.expansion import Plan
 from xqg_vdb.expansion.expander import expansion_spec
 from xqg_vdb.expansion.prompts import Combine, Kind, Order
-from xqg_vdb.rerank import reranker_spec
+from xqg_vdb.rerank import WEIGHT, reranker_spec
 from xqg_vdb.types import Recipe
 
 Content = Literal["own", "direction", "shuffled"]
@@ -64,7 +64,7 @@ class System:
     expand_model: str = "default"
     rerank: str | None = None
     rerank_depth: int = 100
-    rerank_weight: float = 1.0
+    rerank_weight: float = WEIGHT
 
 
 def check_system(system: System) -> None:

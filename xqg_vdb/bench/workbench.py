@@ -191,11 +191,14 @@ class Workbench:
         """All that a cell depends on: change any of it and it is another cell."""
         encoder = self.encoder(system.encoder)
         file = self.suite.query_file(system, dataset)
-        usual = asdict(System(""))  # a setting that a later version adds changes no old cell
+        # a setting that a later version adds changes no old cell; the weight's default was 1 in the first ones
+        usual = asdict(System("")) | {"rerank_weight": 1.0}
+        unused = ("expand",) if system.rerank else ("expand", "rerank")
         settings = {
-            name: value for name, value in asdict(system).items()
-            if value != usual[name] and not name.startswith("expand")
-        }  # fmt: skip
+            name: value
+            for name, value in asdict(system).items()
+            if value != usual[name] and not name.startswith(unused)
+        }
         settings.update(name="", encoder="", queries=file and sha256_of(file), **self.method_facts(system))
         if system.passage_calibration:
             settings["passage prior"] = PRIOR  # cells of the time before it were other vectors

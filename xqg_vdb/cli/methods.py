@@ -27,7 +27,7 @@ def rerank_options(command: F) -> F:
         click.option(
             "--rerank-weight",
             type=click.FloatRange(0, 1),
-            default=1.0,
+            default=0.25,
             show_default=True,
             help="Weight of UPR against the first score; 1 is UPR alone.",
         ),
