@@ -1,23 +1,28 @@
-"""How strongly to fold generated queries in: choose on held-out ones, then load with what was chosen.
+"""How strongly to fold generated queries in: choose on questions with known passages, then load with that.
 
     python examples/choosing_alpha.py
 
-The shipped sample, without labels: one query per passage is held out and asked of the rest. With your own questions and
-relevance judgements use `labelled` instead of `label_free`; docs/tuning.md says how far to trust each.
+The shipped sample's questions name their passages, from which `qrels.txt` is written; bring your own for your corpus.
 """
 
+import json
 from pathlib import Path
 
 from xqg_vdb import Encoder, load
 from xqg_vdb.metrics import Metric
 from xqg_vdb.questions import sample_corpus
-from xqg_vdb.tuning.material import label_free
+from xqg_vdb.trec import write_qrels
+from xqg_vdb.tuning.material import labelled
 from xqg_vdb.tuning.search import choose
 
-sample = sample_corpus()
+sample, qrels = sample_corpus(), Path("qrels.txt")
+asked = map(json.loads, sample.questions.read_text(encoding="utf-8").splitlines())
+write_qrels(qrels, {question["id"]: {question["passage"]: 1} for question in asked})
 with Encoder("starter") as encoder:
-    material = label_free(sample.corpus, [sample.queries], encoder=encoder, folder=Path("tuning"))
-    found = choose(material, metric=Metric("MRR", 10))
+    data = labelled(
+        sample.corpus, [sample.queries], questions=sample.questions, qrels=qrels, encoder=encoder, folder=Path("tuning")
+    )
+    found = choose(data, metric=Metric("MRR", 10))
     for alpha, value in found.alphas:
         print(f"α = {alpha:4.2f}  MRR@10 {value:.3f}")
     print("chosen:", found.chosen.recipe, "λ =", found.chosen.strength)

@@ -19,8 +19,7 @@ from xqg_vdb.loading import load, load_with_report
 from xqg_vdb.passage_calibration import PRIOR, calibrate_passages, main_languages, passage_means, rows_of_card
 from xqg_vdb.retrieval import Retriever
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.tuning.material import label_free
-from xqg_vdb.tuning.passage_side import with_calibrated_passages
+from xqg_vdb.tuning.material import labelled, with_calibrated_passages
 from xqg_vdb.types import Card, Recipe
 from xqg_vdb.verifying import verify
 
@@ -291,32 +290,37 @@ def test_rows_of_an_older_card_are_left_alone():
     assert unpack_means(card.passage_means, dim=DIM).means == {}
 
 
+def labels(folder, ids):
+    """Two generated queries and one question for each passage: the query file, and what `labelled` needs beside it."""
+    records = [{"id": docid, "generated_queries": {"sw": [f"a {docid}", f"b {docid}"]}} for docid in ids]
+    questions = write(folder / "asked.jsonl", [{"id": docid, "text": f"c {docid}", "lang": "sw"} for docid in ids])
+    (folder / "qrels.txt").write_text("".join(f"{docid} 0 {docid} 1\n" for docid in ids))
+    files = {"questions": questions, "qrels": folder / "qrels.txt", "folder": folder / "kept"}
+    return write(folder / "all.jsonl", records), files
+
+
 @pytest.mark.parametrize("built", [True, False])
 def test_tuning_sees_the_passages_that_a_load_will_write(tmp_path, files, built):
-    folder, build = tmp_path / "kept", tmp_path / "build" if built else None
-    queries = write(
-        tmp_path / "all.jsonl",
-        [{"id": p["id"], "generated_queries": {"sw": [f"a {p['id']}", f"b {p['id']}"]}} for p in a_corpus(SIZES)],
-    )
+    build = tmp_path / "build" if built else None
+    queries, asked = labels(tmp_path, [p["id"] for p in a_corpus(SIZES)])
     with ServerStore.connect(":memory:") as store:
         options = {"queries": queries, "passage_calibration": 0.5, "build": tmp_path / "build"}
         load(files[0], "wiki", encoder=an_encoder(), store=store, recipe=Recipe(alpha=0.0), **options)
         written = of(store)
-    plain = label_free(files[0], [queries], encoder=an_encoder(), folder=folder, build=build)
+    plain = labelled(files[0], [queries], encoder=an_encoder(), build=build, **asked)
     assert with_calibrated_passages(plain, files[0], strength=0.0) is plain
-    material = with_calibrated_passages(plain, files[0], strength=0.5, build=build)
-    assert material.notes == plain.notes and len(material.pool.ids) == len(written)
-    for docid, row in zip(material.pool.ids, material.pool.passages, strict=True):
+    data = with_calibrated_passages(plain, files[0], strength=0.5, build=build)
+    assert data.notes == plain.notes and len(data.pool.ids) == len(written)
+    for docid, row in zip(data.pool.ids, data.pool.passages, strict=True):
         np.testing.assert_allclose(row, written[docid], atol=2e-4)  # the card has float16 means
 
 
 def test_tuning_on_one_language_says_that_passages_stay(tmp_path):
     corpus = write(tmp_path / "c.jsonl", a_corpus({"en": 60}))
-    records = [{"id": f"en{i}", "generated_queries": {"sw": [f"a {i}", f"b {i}"]}} for i in range(60)]
-    queries = write(tmp_path / "q.jsonl", records)
-    plain = label_free(corpus, [queries], encoder=an_encoder(), folder=tmp_path / "kept")
-    material = with_calibrated_passages(plain, corpus, strength=1.0)
-    assert material.pool is plain.pool and "in one language" in material.notes[-1]
+    queries, asked = labels(tmp_path, [f"en{i}" for i in range(60)])
+    plain = labelled(corpus, [queries], encoder=an_encoder(), **asked)
+    data = with_calibrated_passages(plain, corpus, strength=1.0)
+    assert data.pool is plain.pool and "in one language" in data.notes[-1]
 
 
 def test_info_tells_what_was_taken_from_the_passages():

@@ -1,4 +1,4 @@
-"""Tuning and audit: known answers, held-out queries against a loop, the commands as their users meet them."""
+"""Tuning and audit: known answers, and the commands as their users meet them."""
 
 import json
 import random
@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from cli_cases import run_cli, sentence, write_lines
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Recipe, Retriever, load, open_store
@@ -17,12 +15,10 @@ from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.cli import cli
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.metrics import parse_metrics
-from xqg_vdb.query_vectors import QueryVectors
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.tuning.audit import audit
-from xqg_vdb.tuning.holding import hash_order, hold_out
-from xqg_vdb.tuning.material import label_free, labelled
-from xqg_vdb.tuning.search import _halves, choose
+from xqg_vdb.tuning.material import hash_order, labelled
+from xqg_vdb.tuning.search import _split, choose
 from xqg_vdb.types import Query
 from xqg_vdb.vectors import Build
 
@@ -68,11 +64,6 @@ def read_labelled(folder, made, **changed):
     )
 
 
-def read_free(folder, made, **changed):
-    options = {**SETTINGS, "folder": folder / "kept", **changed}
-    return label_free(folder / "corpus.jsonl", [folder / "queries.jsonl"], encoder=made, **options)
-
-
 # choosing
 
 
@@ -86,21 +77,6 @@ def test_useful_queries_raise_alpha_and_the_held_out_half_agrees(tmp_path):
     assert found.chosen.value >= found.default.value
     assert sorted(found.counts) == [1, 2, 3] and found.counts[3] == pytest.approx(found.chosen.value)
     assert found.counts[1] < found.counts[3], "more queries know more of the words"
-
-
-def test_useless_queries_are_not_folded_in_without_labels(tmp_path):
-    found = choose(read_free(write_world(tmp_path, useful=False), encoder()), metric=R1)
-    assert found.chosen.recipe.alpha == 0.0 and found.label_free
-
-
-def test_without_labels_alpha_never_rises_above_the_default(tmp_path):
-    """Pseudo-questions that share words with their siblings alone prefer a large α: the generator flatters itself."""
-    data = read_free(write_world(tmp_path), encoder())
-    dev, _ = _halves(data, R1)
-    assert dev.best(data.pool.sums(None), Recipe(), 0.5).recipe.alpha > Recipe().alpha
-    found = choose(data, metric=R1)
-    assert found.chosen.recipe.alpha <= Recipe().alpha
-    assert dict(found.alphas)[found.chosen.recipe.alpha] == pytest.approx(found.chosen.value)
 
 
 def test_ties_keep_the_default(tmp_path):
@@ -127,62 +103,32 @@ def test_a_value_is_what_a_loaded_collection_scores(tmp_path):
                  for r in map(json.loads, (tmp_path / "questions.jsonl").read_text().splitlines())]  # fmt: skip
         answers = Retriever(made, collection).run(asked, k=1, exact=True)
     right = {a.query.id: a.hits[0].id == a.query.id[1:-2].join(["p", ""]) for a in answers}
-    _, held = _halves(data, R1)
+    _, held = _split(data, R1)
     own = held.by_id(data.pool.sums(None), found.chosen.recipe, found.chosen.strength)
     assert sum(own.values()) == sum(right[qid] for qid in own)
 
 
 def test_both_halves_never_share_a_passage(tmp_path):
-    dev, held = _halves(read_labelled(write_world(tmp_path), encoder()), R1)
+    dev, held = _split(read_labelled(write_world(tmp_path), encoder()), R1)
     assert not {qid[:-2] for qid in dev.ids} & {qid[:-2] for qid in held.ids}
 
 
 def test_nothing_is_encoded_twice(tmp_path):
     made = encoder()
-    read_free(write_world(tmp_path), made)
+    read_labelled(write_world(tmp_path), made)
     seen = made.texts_seen
-    read_free(tmp_path, made)
+    read_labelled(tmp_path, made)
     assert made.texts_seen == seen
 
 
-# holding out
-
-
-@given(seed=st.integers(0, 1000), n=st.integers(1, 8))
-@settings(max_examples=50, deadline=None)
-def test_holding_out_against_a_loop(seed, n):
-    rng = np.random.default_rng(seed)
-    ids = [f"p{i}" for i in range(n)]
-    flat = [(row, lang, i) for row in range(n) for lang in ("ar", "sw") for i in range(rng.integers(0, 4))]
-    flat += [(0, "yo", 0), (0, "yo", 1)]
-    vectors = rng.standard_normal((len(flat), 3)).astype(np.float32)
-    owner, lang, index = (np.array(column) for column in zip(*flat, strict=True))
-    held, rest = hold_out(QueryVectors(vectors, owner, index, lang, 0), ids)
-    expected_held, expected_rest = [], {}
-    for row in range(n):
-        most = max((i + 1 for r, _, i in flat if r == row), default=0)
-        place = hash_order(ids[row]) % most if most > 1 else None
-        for (r, code, i), vector in zip(flat, vectors, strict=True):
-            if r == row and i == place:
-                expected_held.append((r, code, vector.tolist()))
-            elif r == row:
-                expected_rest.setdefault((r, code), []).append(vector.tolist())
-    found = zip(held.owner.tolist(), held.lang.tolist(), held.vectors.tolist(), strict=True)
-    assert sorted(found) == sorted(expected_held)
-    for (row, code), own in expected_rest.items():
-        chosen = (rest.owner == row) & (rest.lang == code)
-        assert rest.vectors[chosen].tolist() == own
-        assert rest.index[chosen].tolist() == list(range(len(own))), "n counts on without what is held out"
-
-
-def test_a_build_gives_the_same_pseudo_questions_and_sums(tmp_path):
+def test_a_build_gives_the_same_questions_and_sums(tmp_path):
     made = encoder()
     write_world(tmp_path)
     load(tmp_path / "corpus.jsonl", "w", encoder=made, queries=tmp_path / "queries.jsonl", build=tmp_path / "b",
          store=open_store(tmp_path / "store")).close()  # fmt: skip
-    without, with_build = read_free(tmp_path, made), read_free(tmp_path, made, build=tmp_path / "b")
+    without, with_build = read_labelled(tmp_path, made), read_labelled(tmp_path, made, build=tmp_path / "b")
     assert with_build.pool.most_queries is None, "sums know nothing of single queries"
-    assert set(without.asked.ids) == set(with_build.asked.ids)
+    assert without.question_ids == with_build.question_ids
     place = [with_build.pool.ids.index(docid) for docid in without.pool.ids]
     for lang, (total, counts) in without.pool.sums(None).items():
         other, other_counts = with_build.pool.sums(None)[lang]
@@ -197,16 +143,12 @@ def test_a_build_that_does_not_fit_is_refused(tmp_path):
     load(tmp_path / "corpus.jsonl", "w", encoder=made, queries=tmp_path / "queries.jsonl", build=tmp_path / "b",
          store=open_store(tmp_path / "store")).close()  # fmt: skip
     with pytest.raises(MismatchError, match=r"was made by the encoder .* tune with that encoder"):
-        read_free(tmp_path, encoder(name="other"), build=tmp_path / "b")
-    write_world(tmp_path, queries=2)
-    with pytest.raises(MismatchError, match="other queries for 'p"):
-        read_free(tmp_path, made, build=tmp_path / "b")
+        read_labelled(tmp_path, encoder(name="other"), build=tmp_path / "b")
+    load(tmp_path / "corpus.jsonl", "bare", encoder=made, build=tmp_path / "bare",
+         store=open_store(tmp_path / "store")).close()  # fmt: skip
+    with pytest.raises(DataError, match=r"holds no generated queries: run `xqg-vdb load"):
+        read_labelled(tmp_path, made, build=tmp_path / "bare")
     assert Build.open(tmp_path / "b").rows == 60
-
-
-def test_one_query_a_language_cannot_be_held_out(tmp_path):
-    with pytest.raises(DataError, match="No passage has two queries in one language"):
-        read_free(write_world(tmp_path, queries=1), encoder())
 
 
 def test_questions_of_another_corpus(tmp_path):
@@ -226,7 +168,6 @@ def test_a_head_start_of_passages_with_queries_is_told(tmp_path):
     notes = read_labelled(tmp_path, encoder()).notes
     assert "100% of the passages asked for have queries, but 0% of the others" in notes[0]
     assert "80 questions without a relevant passage in the corpus are left out" in notes[1]
-    assert len(read_free(tmp_path, encoder()).pool.ids) == 20, "without labels all of the pool has queries"
 
 
 # the audit
@@ -283,7 +224,7 @@ def test_audit_refuses_another_encoder_and_other_queries(tmp_path):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A corpus with two queries a language, and a tiny real encoder."""
+    """A corpus with two queries and a question a language, and a tiny real encoder."""
     folder = tmp_path_factory.mktemp("tune")
     write_tiny_encoder(folder / "tiny", calibration=0.5)
     rng = random.Random(1)
@@ -292,20 +233,24 @@ def desk(tmp_path_factory):
         {"id": f"p{i}", "generated_queries": {c: [sentence(rng, 4) for _ in range(2)] for c in ("sw", "ar")}}
         for i in range(40)
     ))  # fmt: skip
+    asked = [{"id": f"q{i}{c}", "text": sentence(rng, 4), "lang": c} for i in range(40) for c in ("sw", "ar")]
+    write_lines(folder / "questions.jsonl", asked)
+    (folder / "qrels.txt").write_text("".join(f"q{i}{c} 0 p{i} 1\n" for i in range(40) for c in ("sw", "ar")))
     return folder
 
 
 def test_the_line_that_tune_prints_is_accepted_by_load(desk):
-    done = run_cli(desk, "tune", "corpus.jsonl", "--queries", "queries.jsonl", "--encoder", "tiny")
+    asked = ["--queries", "queries.jsonl", "--questions", "questions.jsonl", "--qrels", "qrels.txt"]
+    done = run_cli(desk, "tune", "corpus.jsonl", *asked, "--encoder", "tiny")
     assert done.returncode == 0, done.stderr
-    assert "R@10, macro over 2 languages; 40 passages, 80 pseudo-questions" in done.stdout
-    assert "note: pseudo-questions come from the generator itself" in done.stdout
+    assert "R@10, macro over 2 languages; 40 passages, 80 questions" in done.stdout
+    assert "note: fewer than 30 held-out questions in ar, sw" in done.stdout
     line = shlex.split(done.stdout.splitlines()[-1])
     assert line[:4] == ["xqg-vdb", "load", "corpus.jsonl", "NAME"] and "--calibration" in line
     assert run_cli(desk, *line[1:], "--path", "pasted").returncode == 0
-    again = run_cli(desk, "tune", "corpus.jsonl", "--queries", "queries.jsonl", "--encoder", "tiny", "--json")
+    again = run_cli(desk, "tune", "corpus.jsonl", *asked, "--encoder", "tiny", "--json")
     found = json.loads(again.stdout)
-    assert found["label_free"] is True and shlex.split(found["command"]) == line
+    assert shlex.split(found["command"]) == line
     assert set(found["held_out"]) == {"plain", "calibrated", "default"}
 
 
@@ -316,6 +261,7 @@ def test_audit_command(desk):
     assert (
         done.stdout.startswith("wiki: 40 of 40 passages asked for; recall@3\n")
         and "found by no language:" in done.stdout
+        and "note: an estimate without labels" in done.stdout
     )
     done = run_cli(desk, "audit", "wiki", "queries.jsonl", "--encoder", "tiny", "--path", "s", "--json")
     found = json.loads(done.stdout)
@@ -324,9 +270,11 @@ def test_audit_command(desk):
 
 def test_wrong_use_is_told_before_a_model_is_exported():
     runner = CliRunner()
-    done = runner.invoke(cli, ["tune", "c.jsonl", "--queries", "q.jsonl", "--qrels", "x"])
-    assert done.exit_code == 2 and "belong together" in done.output
+    for given in ([], ["--qrels", "x"], ["--questions", "x"]):
+        done = runner.invoke(cli, ["tune", "c.jsonl", "--queries", "q.jsonl", *given])
+        assert done.exit_code == 2 and "tune needs --questions and --qrels: write down questions" in done.output
+        assert "or keep the default recipe: xqg-vdb load CORPUS NAME --queries FILE" in done.output
     done = runner.invoke(cli, ["load", "c.jsonl", "w", "--calibration", "nan"])
     assert done.exit_code == 2 and "finite" in done.output
-    done = runner.invoke(cli, ["tune", "c.jsonl", "--queries", "nowhere.jsonl"])
+    done = runner.invoke(cli, ["tune", "c.jsonl", "--queries", "nowhere.jsonl", "--questions", "q", "--qrels", "r"])
     assert isinstance(done.exception, DataError) and "nowhere.jsonl" in str(done.exception)

@@ -40,7 +40,7 @@ def audit(
     """Tell which languages COLLECTION fails, worst first, without labels.
 
     Do generated QUERIES find their own passages? One query per passage and language is asked, plain and calibrated. A
-    collection that has these queries folded in is judged too kindly; `xqg-vdb tune`, which holds queries out, is not.
+    collection that has these queries folded in is judged too kindly.
 
     \b
     Example:
@@ -82,6 +82,7 @@ def _show(found: Audited) -> None:
     click.echo(f"\nfound by no language: {len(found.lost)} passages" + (f" ({few})" if found.lost else ""))
     if any(one.folded for one in found.languages):
         click.echo("note: queries of the languages marked yes are folded in; these were made to find their passages.")
+    click.echo("note: an estimate without labels ranks languages and says nothing about α; `xqg-vdb tune` does.")
     if found.strangers:
         ids = ", ".join(found.first_strangers)
         click.echo(f"note: {found.strangers} query records are of no passage of the collection ({ids})")

@@ -13,9 +13,15 @@ import click
 from xqg_vdb.cli.options import encoder_options, json_option, print_json, say
 
 if TYPE_CHECKING:
-    from xqg_vdb.tuning.halves import Choice
-    from xqg_vdb.tuning.search import Tuned
+    from xqg_vdb.tuning.search import Choice, Tuned
     from xqg_vdb.types import Recipe
+
+
+_NO_LABELS = (
+    "tune needs --questions and --qrels: write down questions of your users (a hundred or more; lines of "
+    '{"id": …, "text": …, "lang": …}) and which passage answers each (lines of `QUESTION 0 PASSAGE 1`), or keep the '
+    "default recipe: xqg-vdb load CORPUS NAME --queries FILE"
+)
 
 
 @click.command()
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     help="Generated queries; repeatable.",
 )
 @encoder_options
-@click.option("--questions", type=click.Path(path_type=Path), help="Questions with known passages, with --qrels.")
+@click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, a hundred or more.")
 @click.option("--qrels", type=click.Path(path_type=Path), help="Which passages answer --questions (TREC or BEIR).")
 @click.option("--build", type=click.Path(path_type=Path), help="Take vectors from this folder of `load --build`.")
 @click.option(
@@ -57,45 +63,37 @@ def tune(
 ) -> None:
     """Choose the recipe for CORPUS: α, λ, pooling, shrinkage and languages.
 
-    Half of the questions choose, the other half report, once. Without --questions and --qrels, generated queries are
-    held out and asked instead. What was encoded is kept: the same command again takes seconds.
+    Needs --questions, and in --qrels which passages answer them. Half of the questions choose, the other half report,
+    once. What was encoded is kept: the same command again takes seconds.
 
     \b
     Example:
-      xqg-vdb tune corpus.jsonl --queries queries.jsonl --build vectors/
+      xqg-vdb tune corpus.jsonl --queries queries.jsonl --questions questions.jsonl --qrels qrels.txt
     """  # noqa: D301 - \b is click's
-    if (questions is None) != (qrels is None):
-        raise click.UsageError("--questions and --qrels belong together: give both or neither")
+    if questions is None or qrels is None:
+        raise click.UsageError(_NO_LABELS)
     from xqg_vdb.encoding import Encoder
     from xqg_vdb.files import open_lines
     from xqg_vdb.metrics import parse_metrics
     from xqg_vdb.model_folder import cache_folder
     from xqg_vdb.models import ensure_encoder
     from xqg_vdb.progress import bars
-    from xqg_vdb.tuning.material import label_free, labelled
-    from xqg_vdb.tuning.passage_side import with_calibrated_passages
+    from xqg_vdb.tuning.material import labelled, with_calibrated_passages
     from xqg_vdb.tuning.search import choose
 
     (metric,) = parse_metrics([metric_name])
-    for file in (*query_files, *(one for one in (questions, qrels) if one is not None)):
+    for file in (*query_files, questions, qrels):
         open_lines(file)  # what is missing is said before a model is exported
     folder = cache_folder() / "tuning" if build is None else build.with_name(f"{build.name}.tuning")
     with ExitStack() as stack:
         encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads))
         progress = stack.enter_context(bars(unit=""))
-        if questions is not None and qrels is not None:
-            material = labelled(
-                corpus, query_files, questions=questions, qrels=qrels, encoder=encoder, build=build, folder=folder,
-                sample=sample, progress=progress,
-            )  # fmt: skip
-        else:
-            material = label_free(
-                corpus, query_files, encoder=encoder, build=build, folder=folder, sample=sample, progress=progress
-            )
-        material = with_calibrated_passages(
-            material, corpus, strength=passage_calibration, build=build, progress=progress
-        )
-        found = choose(material, metric=metric, progress=progress)
+        data = labelled(
+            corpus, query_files, questions=questions, qrels=qrels, encoder=encoder, build=build, folder=folder,
+            sample=sample, progress=progress,
+        )  # fmt: skip
+        data = with_calibrated_passages(data, corpus, strength=passage_calibration, build=build, progress=progress)
+        found = choose(data, metric=metric, progress=progress)
     command = _load_line(found, corpus, query_files, model, build, passage_calibration)
     if as_json:
         print_json({**asdict(found), "command": command, "counts": {str(n): v for n, v in found.counts.items()}})
@@ -105,12 +103,11 @@ def tune(
 
 
 def _show(found: Tuned) -> None:
-    kind = "pseudo-questions (held-out generated queries)" if found.label_free else "questions"
     n, held = sum(found.questions.values()), sum(found.held_out_questions.values())
     click.echo(
-        f"{found.metric}, macro over {len(found.questions)} languages; {found.passages} passages, {n + held} {kind}"
+        f"{found.metric}, macro over {len(found.questions)} languages; {found.passages} passages, {n + held} questions"
     )
-    click.echo(f"\nbest α and λ of each pooling, on {n} dev {kind.split(' ')[0]}")
+    click.echo(f"\nbest α and λ of each pooling, on {n} dev questions")
     for trial in found.trials:
         click.echo(f"  {_words(trial):48s} {trial.value:.3f}")
     click.echo("α of the chosen      " + "  ".join(f"{alpha:g}: {value:.3f}" for alpha, value in found.alphas[::2]))
@@ -119,7 +116,7 @@ def _show(found: Tuned) -> None:
         click.echo("queries a language   " + "  ".join(f"{n}: {value:.3f}" for n, value in found.counts.items()))
     if found.without:
         click.echo("without              " + "  ".join(f"{lang}: {value:.3f}" for lang, value in found.without.items()))
-    click.echo(f"\nchosen: {_words(found.chosen)}; on {held} held-out {kind.split(' ')[0]}")
+    click.echo(f"\nchosen: {_words(found.chosen)}; on {held} held-out questions")
     for name, compared in found.held_out.items():
         one = compared.macro
         click.echo(

@@ -25,7 +25,7 @@ from xqg_vdb.kept_vectors import kept_vectors
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.query_encoding import CALIBRATED_EF, check_same_encoder, collection_means
-from xqg_vdb.tuning.holding import hash_order
+from xqg_vdb.tuning.material import hash_order
 from xqg_vdb.types import GeneratedQueries, Query, Vectors
 
 _ASKED_TOGETHER = 256

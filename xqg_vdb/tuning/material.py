@@ -1,51 +1,73 @@
-"""What is tuned on: a pool of passages, their generated queries as sums, and questions whose passages are known.
+"""What is tuned on: passages with the sums of their generated queries, and questions whose passages are known.
 
-The questions are the user's, with qrels; or, without a single label, generated queries that are held out and asked
-again (`hold_out`). In: files, an encoder, perhaps a build folder. Out: vectors and names. This file chooses nothing.
+In: files, an encoder, perhaps a build folder. Out: vectors and names. This file chooses nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from xqg_vdb.building import Row, read_rows
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, resolve_languages
-from xqg_vdb.errors import DataError
+from xqg_vdb.corpus import read_corpus
+from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.fusion import Sums
 from xqg_vdb.kept_vectors import kept_vectors
 from xqg_vdb.metrics import Qrels
+from xqg_vdb.passage_calibration import calibrate_passages, main_languages, passage_means
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.queries import QueryFile
 from xqg_vdb.query_vectors import encode_query_files
 from xqg_vdb.questions import read_questions
 from xqg_vdb.trec import read_qrels
-from xqg_vdb.tuning.holding import held_texts, hold_out
-from xqg_vdb.tuning.pool import SAMPLE, Pool, opened_build, pool_of_build, pool_of_files, with_queries
-from xqg_vdb.types import Query, Vectors
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Vectors
+from xqg_vdb.vectors import Build
+from xqg_vdb.writing import measure_passages
+
+SAMPLE = 2000
+"""Passages to tune on: enough for intervals of a percent, few enough to encode in minutes."""
+
+_SEED = b"xqg tuning 1"
+
+
+def hash_order(text: str) -> int:
+    """Give a text a fixed pseudo-random number of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=_SEED).digest(), "big")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Questions (q, dim) float32, not calibrated, with ids, languages and qrels, row for row."""
+class Pool:
+    """Passages in memory: ids and rows (p, dim) float32, row for row.
+
+    sums: the query sums with the first n queries of each passage and language, or with all of them (None).
+    most_queries: the most that a passage has in one language; None when only sums are known, and n cannot be tuned.
+    """
 
     ids: Sequence[str]
-    vectors: Vectors
-    langs: Sequence[str]
-    qrels: Qrels
+    passages: Vectors
+    sums: Callable[[int | None], Sums]
+    most_queries: int | None
 
 
 @dataclass(frozen=True)
-class Material:
-    """Everything that tuning needs. notes: what a reader of the result should know about the data."""
+class TuneData:
+    """Everything that tuning needs.
+
+    question_ids, questions (q, dim) float32, not calibrated, and langs: row for row.
+    notes: what a reader of the result should know about the data.
+    """
 
     pool: Pool
-    asked: Asked
+    question_ids: Sequence[str]
+    questions: Vectors
+    langs: Sequence[str]
+    qrels: Qrels
     encoder: CalibratedEncoder
-    label_free: bool
     notes: tuple[str, ...] = ()
 
     def means(self, sums: Sums) -> LanguageMeans:
@@ -71,20 +93,19 @@ def labelled(
     folder: Path,
     sample: int = SAMPLE,
     progress: Progress = silent,
-) -> Material:
+) -> TuneData:
     """Read questions with their qrels, and a pool of all judged passages and others, `sample` at least.
 
     build: takes passages and sums from there. Raises DataError when no question is judged or no judged passage is in
     the corpus, MismatchError when the build was made by another encoder.
     """
-    judged = read_qrels(qrels)
+    every, judged = read_questions(questions), read_qrels(qrels)
     wanted = {docid for grades in judged.values() for docid, grade in grades.items() if grade > 0}
     if build is None:
-        pool = pool_of_files(corpus, queries, wanted, encoder=encoder, folder=folder, sample=sample, progress=progress)
+        pool = _pool_of_files(corpus, queries, wanted, encoder=encoder, folder=folder, sample=sample, progress=progress)
     else:
-        pool = pool_of_build(opened_build(build, encoder), wanted, sample=sample)
+        pool = _pool_of_build(build, wanted, encoder=encoder, sample=sample)
     present = wanted & set(pool.ids)
-    every = read_questions(questions)
     asked = [q for q in every if any(g > 0 and docid in present for docid, g in judged.get(q.id, {}).items())]
     if not asked:
         raise DataError(
@@ -98,41 +119,90 @@ def labelled(
         [q.text for q in asked], encode=encoder.encode_queries, encoder=encoder.facts, kind="queries", folder=folder,
         progress=progress, stage="questions",
     )  # fmt: skip
-    found = Asked([q.id for q in asked], vectors, langs, {q.id: judged[q.id] for q in asked})
-    return Material(pool, found, encoder, False, tuple(notes))
+    qrels_asked = {q.id: judged[q.id] for q in asked}
+    return TuneData(pool, [q.id for q in asked], vectors, langs, qrels_asked, encoder, tuple(notes))
 
 
-def label_free(
+def with_calibrated_passages(
+    data: TuneData, corpus: Path, *, strength: float, build: Path | None = None, progress: Progress = silent
+) -> TuneData:
+    """`data` with the passages that `load --passage-calibration` would write; as it was for a corpus in one language.
+
+    The means are those of the whole build where there is one, else those of the pool that is tuned on.
+    Raises DataError for a bad corpus, MismatchError when it is not the build's.
+    """
+    if not strength:
+        return data
+    pool = data.pool
+    lang_of = dict.fromkeys(pool.ids, UNKNOWN_LANGUAGE)
+
+    def rows() -> Iterator[Row]:
+        for passage, queries in read_rows(corpus, queries=None):
+            if passage.id in lang_of:
+                lang_of[passage.id] = passage.lang
+            yield passage, queries
+
+    if build is not None:
+        table = measure_passages(rows(), Build.open(build), progress=progress)
+    else:
+        for _ in rows():
+            pass
+        table = passage_means([(pool.passages, list(lang_of.values()))])
+    if len(main_languages(table.counts)) < 2:
+        return replace(data, notes=(*data.notes, "the corpus is in one language: passages stay as they are"))
+    passages = calibrate_passages(
+        pool.passages, langs=list(lang_of.values()), table=table, strength=strength,
+        normalize=data.encoder.facts.normalize,
+    )  # fmt: skip
+    return replace(data, pool=replace(pool, passages=passages))
+
+
+def _pool_of_build(folder: Path, wanted: set[str], *, encoder: CalibratedEncoder, sample: int) -> Pool:
+    """Rows of a build: what is wanted and others, those with queries first, `sample` at least if there are as many."""
+    build = Build.open(folder)
+    if build.fingerprint != encoder.facts.fingerprint:
+        raise MismatchError(
+            f"{folder} was made by the encoder {build.fingerprint}, not by {encoder.facts.source} "
+            f"({encoder.facts.fingerprint}): tune with that encoder, or with another --build."
+        )
+    if not build.complete or not build.sums:
+        what = "is not complete" if not build.complete else "holds no generated queries"
+        raise DataError(f"{folder} {what}: run `xqg-vdb load CORPUS NAME --queries FILE --build {folder}` first.")
+    has = np.add.reduce([counts for counts in build.counts.values()]) > 0
+    chosen = heapq.nsmallest(
+        max(sample, len(wanted)),
+        range(build.rows),
+        key=lambda row: (build.ids[row] not in wanted, not has[row], hash_order(build.ids[row])),
+    )
+    rows = np.sort(np.array(chosen, dtype=np.int64))
+    sums = {lang: (np.asarray(build.sums[lang][rows]), np.asarray(build.counts[lang][rows])) for lang in build.sums}
+    return Pool([build.ids[row] for row in rows.tolist()], np.asarray(build.passages[rows]), lambda _: sums, None)
+
+
+def _pool_of_files(
     corpus: Path,
     queries: Sequence[Path],
+    wanted: set[str],
     *,
     encoder: CalibratedEncoder,
-    build: Path | None = None,
     folder: Path,
-    sample: int = SAMPLE,
-    progress: Progress = silent,
-) -> Material:
-    """Hold out generated queries of up to `sample` passages as pseudo-questions; see `holding.py` for which.
-
-    Raises DataError when no passage has two queries in a language, MismatchError for a build of another encoder or of
-    other queries.
-    """
-    if build is None:
-        pool = pool_of_files(corpus, queries, set(), encoder=encoder, folder=folder, sample=sample, progress=progress)
-        flat = encode_query_files(queries, pool.ids, encoder=encoder, folder=folder, progress=progress)
-        held, rest = hold_out(flat, pool.ids)
-        asked = [Query(f"{pool.ids[row]}/{lang}", "", lang) for row, lang in zip(held.owner, held.lang, strict=True)]
-        return _pseudo(with_queries(pool, rest), held.vectors, held.owner, asked, encoder)
-    opened = opened_build(build, encoder)
-    pool = pool_of_build(opened, set(), sample=sample)
-    with QueryFile(queries) as table:
-        owner, texts = held_texts(table, pool.ids, counts={lang: n for lang, (_, n) in pool.sums(None).items()})
-    vectors = kept_vectors(
-        [q.text for q in texts], encode=encoder.encode_queries, encoder=encoder.facts, kind="queries", folder=folder,
-        progress=progress, stage="held-out queries",
+    sample: int,
+    progress: Progress,
+) -> Pool:
+    """Encode a sample of the corpus: what is wanted and others."""
+    chosen = heapq.nsmallest(
+        max(sample, len(wanted)),
+        read_corpus(corpus, detect=False),
+        key=lambda p: (p.id not in wanted, hash_order(p.id)),
+    )
+    chosen.sort(key=lambda p: p.id)
+    ids = [p.id for p in chosen]
+    rows = kept_vectors(
+        [p.title_and_text for p in chosen], encode=encoder.encode_passages, encoder=encoder.facts, kind="passages",
+        folder=folder, progress=progress, stage="passages",
     )  # fmt: skip
-    rest_of = _less(pool.sums(None), vectors, owner, [q.lang or "" for q in texts])
-    return _pseudo(Pool(pool.ids, pool.passages, lambda _: rest_of, None), vectors, owner, texts, encoder)
+    flat = encode_query_files(queries, ids, encoder=encoder, folder=folder, progress=progress)
+    return Pool(ids, rows, lambda n: flat.sums(passages=len(ids), n=n), int(flat.index.max()) + 1)
 
 
 def _bare_passages(pool: Pool, asked: set[str]) -> list[str]:
@@ -145,26 +215,3 @@ def _bare_passages(pool: Pool, asked: set[str]) -> list[str]:
         f"{has[judged].mean():.0%} of the passages asked for have queries, but {has[~judged].mean():.0%} of the others:"
         " recipes that give passages with queries a head start (pool mean, not centred) are flattered"
     ]
-
-
-def _pseudo(
-    pool: Pool, vectors: Vectors, owner: NDArray[np.int64], asked: Sequence[Query], encoder: CalibratedEncoder
-) -> Material:
-    qrels = {q.id: {pool.ids[row]: 1} for q, row in zip(asked, owner.tolist(), strict=True)}
-    questions = Asked([q.id for q in asked], vectors, [q.lang or "und" for q in asked], qrels)
-    note = "pseudo-questions come from the generator itself: values are not those of real questions"
-    return Material(pool, questions, encoder, True, (note,))
-
-
-def _less(
-    sums: Sums, vectors: Vectors, owner: NDArray[np.int64], langs: Sequence[str]
-) -> Mapping[str, tuple[Vectors, NDArray[np.int32]]]:
-    """`sums` without these query vectors."""
-    of = np.array(langs)
-    rest = {}
-    for lang, (total, counts) in sums.items():
-        own = of == lang
-        less = total.copy()
-        np.subtract.at(less, owner[own], vectors[own])
-        rest[lang] = (less, (counts - np.bincount(owner[own], minlength=len(counts))).astype(np.int32))
-    return rest
