@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.calibration import LanguageMeans, calibrate
@@ -20,7 +20,10 @@ QUARTERS = [0.0, 0.25, 0.5, 1.0]  # exact in binary, as are the vectors below: e
 
 
 def some_data(seed, *, whole, n=9, q=7, dim=4, langs=("ar", "sw", "yo")):
-    """Rows, sums, means, qrels and ids; `whole` vectors are small whole numbers, full of ties."""
+    """Rows, sums, means, qrels and ids; `whole` vectors are small whole numbers, full of ties.
+
+    Others have none: whether the float32 scores of two copies are equal depends on the machine's matrix product.
+    """
     rng = np.random.default_rng(seed)
 
     def rows(*shape):
@@ -28,11 +31,13 @@ def some_data(seed, *, whole, n=9, q=7, dim=4, langs=("ar", "sw", "yo")):
         return values.astype(np.float32)
 
     passages = rows(n, dim)
-    passages[-2:] = passages[:2]  # duplicates tie under cosine too
+    if whole:
+        passages[-2:] = passages[:2]
     sums = {lang: (rows(n, dim), rng.integers(0, 3, n).astype(np.int32)) for lang in langs[:2]}
     for total, counts in sums.values():
         total[counts == 0] = 0
-        total[-2:], counts[-2:] = total[:2], counts[:2]
+        if whole:
+            total[-2:], counts[-2:] = total[:2], counts[:2]
     table = LanguageMeans({lang: rows(dim) for lang in langs[:2]}, dict.fromkeys(langs[:2], 1))
     of = [langs[i % len(langs)] for i in range(q)]  # the third language is not in the table: the mean of the others
     passage_ids = [f"p{i}" for i in rng.permutation(n)]
@@ -44,25 +49,26 @@ def some_data(seed, *, whole, n=9, q=7, dim=4, langs=("ar", "sw", "yo")):
     return rows(q, dim), passages, sums, table, of, query_ids, passage_ids, {query_ids[0]: {}, **qrels}
 
 
-def slow(data, recipe, setting, *, normalize):
+def slow(data, recipe, setting, *, normalize, ties):
     """Metric -> question -> value, by fusing and ranking everything in double precision."""
     questions, passages, sums, table, langs, query_ids, passage_ids, qrels = data
     recipe = replace(recipe, alpha=setting.alpha)
     fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize).astype(np.float64)
     moved = calibrate(questions, langs=langs, table=table, strength=setting.strength, normalize=False)
     scores = np.array([[float(row @ q) for row in fused] for q in moved.astype(np.float64)])
-    scores = np.round(scores, 5) + 0.0  # float32 rounding must not decide; no random pair is as near as that by chance
+    if not ties:
+        assume(np.diff(np.sort(scores)).min() > 1e-5)  # float32 rounding must not decide
     run = {qid: list(zip(passage_ids, line.tolist(), strict=True)) for qid, line in zip(query_ids, scores, strict=True)}
     return per_query(run, qrels, metrics=METRICS)
 
 
-def compare(data, recipe, grid, *, normalize):
+def compare(data, recipe, grid, *, normalize, ties=False):
     questions, passages, sums, table, langs, query_ids, passage_ids, qrels = data
     tables = recipe_tables(questions, passages, sums, recipe=recipe, table=table, langs=langs, normalize=normalize)
     judged = judge(qrels, query_ids=query_ids, passage_ids=passage_ids)
     found = tables.sweep(grid, judged=judged, metrics=METRICS, tie_order=id_order(passage_ids))
     for row, setting in enumerate(grid):
-        for metric, values in slow(data, recipe, setting, normalize=normalize).items():
+        for metric, values in slow(data, recipe, setting, normalize=normalize, ties=ties).items():
             np.testing.assert_allclose(
                 found[metric][row], [values[qid] for qid in query_ids], atol=1e-9, err_msg=f"{setting} {metric}"
             )
@@ -82,13 +88,13 @@ recipes = st.builds(
 def test_equal_scores_of_dot_products_are_ranked_alike(seed, alpha, strength):
     data = some_data(seed, whole=True)
     data[2]["ar"][1][:] = 2  # halves: the mean stays exact
-    compare(data, Recipe(pool="mean", langs=("ar",)), [Setting(alpha, strength)], normalize=False)
+    compare(data, Recipe(pool="mean", langs=("ar",)), [Setting(alpha, strength)], normalize=False, ties=True)
 
 
 @given(seed=st.integers(0, 10_000), recipe=recipes, normalize=st.booleans(), pairs=st.sampled_from([0, 4, 1000]))
 @settings(max_examples=120, deadline=None)
 def test_tables_give_what_fusing_and_searching_gives(seed, recipe, normalize, pairs):
-    """Both ways to rank, many blocks, rows without queries, duplicates, languages without a mean of their own."""
+    """Both ways to rank, many blocks, rows without queries, languages without a mean of their own."""
     data = some_data(seed, whole=False)
     rng = np.random.default_rng(seed)
     grid = [Setting(0.0, 0.0), Setting(float(rng.random()), float(rng.random())), Setting(0.3, 0.0), Setting(1.0, 1.0)]
@@ -100,8 +106,10 @@ def test_tables_give_what_fusing_and_searching_gives(seed, recipe, normalize, pa
         compare(data, recipe, grid, normalize=normalize)
 
 
-def test_sum_of_equal_counts():
-    data = some_data(3, whole=False)
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_sum_of_equal_counts(seed):
+    data = some_data(seed, whole=False)
     for _, counts in data[2].values():
         counts[:] = 3
     compare(data, Recipe(pool="sum"), [Setting(0.01, 0.5), Setting(0.2, 0.0)], normalize=True)
