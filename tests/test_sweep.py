@@ -115,18 +115,6 @@ def test_sum_of_equal_counts(seed):
     compare(data, Recipe(pool="sum"), [Setting(0.01, 0.5), Setting(0.2, 0.0)], normalize=True)
 
 
-def test_best_is_the_ranking_itself():
-    questions, passages, sums, table, langs, _, ids, _ = some_data(5, whole=False)
-    tables = recipe_tables(questions, passages, sums, recipe=Recipe(), table=table, langs=langs, normalize=True)
-    fused = fuse(passages, sums, recipe=Recipe(alpha=0.4), means=table.means, normalize=True)
-    moved = calibrate(questions, langs=langs, table=table, strength=0.7, normalize=True)
-    order = id_order(ids)
-    for row, line in enumerate(tables.best(Setting(0.4, 0.7), k=4, tie_order=order)):
-        scores = np.round(fused.astype(np.float64) @ moved[row], 5)
-        expected = sorted(range(len(ids)), key=lambda i, s=scores: (-s[i], ids[i]))[:4]
-        assert line.tolist() == expected
-
-
 def test_alpha_means_nothing_without_queries():
     questions, passages, _, _, _, query_ids, ids, qrels = some_data(6, whole=False)
     tables = ScoreTables(questions, passages, normalize=True)

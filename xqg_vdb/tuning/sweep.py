@@ -98,13 +98,6 @@ class ScoreTables:
                     values[metric][row, block] = per_row(rows, part, metric=metric)
         return values
 
-    def best(self, setting: Setting, *, k: int, tie_order: NDArray[np.int64] | None = None) -> Rows:
-        """Rank for one setting: the k best passage rows per question, best first, (q, min(k, n))."""
-        found = np.empty((len(self._questions), min(k, len(self._passages))), dtype=np.int64)
-        for block, tables in self._blocks():
-            found[block] = best_columns(self._scores(tables, block, setting), k=k, tie_order=tie_order)
-        return found
-
     def _blocks(self) -> Iterator[tuple[slice, tuple[Vectors, Vectors | None]]]:
         """Yield q·E and q·g for as many questions at a time as `BLOCK_SCORES` allows."""
         step = max(1, BLOCK_SCORES // max(1, len(self._passages)))
