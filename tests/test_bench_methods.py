@@ -11,7 +11,7 @@ from cli_cases import run_cli, write_starter
 from generation_cases import tiny_checkpoint
 
 from xqg_vdb import Retriever, load, open_store
-from xqg_vdb.bench import likelihoods, methods
+from xqg_vdb.bench import likelihoods, methods, wordings
 from xqg_vdb.bench.kept_rows import KeptRows
 from xqg_vdb.bench.presets import preset, with_methods
 from xqg_vdb.bench.spent import timed_rows
@@ -20,7 +20,7 @@ from xqg_vdb.bench.systems import System, check_system
 from xqg_vdb.datasets import load_task
 from xqg_vdb.datasets.task import first_questions
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.expansion import Expander, Plan
+from xqg_vdb.expansion import Expander
 from xqg_vdb.rerank import Reranker
 from xqg_vdb.trec import read_run
 from xqg_vdb.types import Query
@@ -187,16 +187,15 @@ def test_passages_are_read_once_for_questions_that_share_them(data, generator, m
     assert len(calls) < 8 * DEPTH
 
 
-@pytest.mark.parametrize("combine", ["concat", "mean", "only"])
-def test_expansion_is_what_retriever_does(data, generator, combine):
-    made, plan = encoder(), Plan("few-shot", combine=combine, max_tokens=6, lang="en")
-    system = System(
-        "expanded", queries="queries", expand=f"few-shot:{generator}", expand_combine=combine, expand_max_tokens=6,
-        expand_lang="eng",
-    )  # fmt: skip
+@pytest.mark.parametrize("method", ["translation", "pseudo-document"])
+def test_expansion_is_what_retriever_does(data, generator, method):
+    made = encoder()
+    system = System("expanded", queries="queries", expand=f"{method}:{generator}", expand_lang="eng")
     report = run(suite(data, system), data, made=made)
-    same_runs(found(data, "expanded"), retrieved(data, made, expander=Expander(generator, plan=plan)))
-    assert report.systems["expanded"]["expansion"]["combine"] == combine
+    theirs = retrieved(data, made, expander=Expander(generator, method=method, lang="en"))
+    same_runs(found(data, "expanded"), theirs)
+    facts = report.systems["expanded"]["expansion"]
+    assert (facts["method"], facts["lang"]) == (method, "en")
     (cost,) = {tuple(one.cost.items()) for one in report.results}
     assert 0 < dict(cost)["expand p50 ms"] <= dict(cost)["expand p95 ms"]
 
@@ -205,38 +204,67 @@ def test_expansion_is_what_retriever_does(data, generator, combine):
 def test_expansion_with_words_and_with_a_vector_per_language(data, generator, kind):
     from xqg_vdb import Hybrid
 
-    made, plan = encoder(), Plan("zero-shot", combine="mean", max_tokens=6)
-    system = System(
-        "expanded", queries="queries", expand=f"zero-shot:{generator}", expand_combine="mean", expand_max_tokens=6
-    )
+    made = encoder()
+    system = System("expanded", queries="queries", expand=f"translation:{generator}", expand_lang="en")
     if kind == "hybrid":
         system, loading, options = replace(system, hybrid=True), {"hybrid": Hybrid()}, {"hybrid": True}
     else:
         system, loading, options = replace(system, vectors="per-language"), {"more_vectors": ["languages"]}, {}
     run(suite(data, system, search="exact", depth=20), data, made=made)
-    expander = Expander(generator, plan=plan)
+    expander = Expander(generator, method="translation", lang="en")
     theirs = retrieved(data, made, expander=expander, loading=loading, **options)
     ours = {qid: hits[:DEPTH] for qid, hits in found(data, "expanded").items()}
     assert {q: [i for i, _ in f] for q, f in ours.items()} == {q: [i for i, _ in f] for q, f in theirs.items()}
 
 
 def test_expansions_are_written_once(data, generator, monkeypatch):
-    """Another way to combine them, or another first stage, writes none; their times are those of before."""
-    written = []
-    original = Expander._write
-    monkeypatch.setattr(Expander, "_write", lambda self, asked: (written.extend(asked), original(self, asked))[1])
-    system = System("joined", queries="queries", expand=f"few-shot:{generator}", expand_max_tokens=6)
+    """A stopped run goes on; another first stage writes nothing, and times are those of before."""
+    monkeypatch.setattr("xqg_vdb.bench.spent.TIMED", 2)
+    written, original = [], methods.open_writer
+
+    def opened(model, **options):
+        writer = original(model, **options)
+        write = writer.write
+
+        def counting(prompts):
+            if len(written) == 2:  # those that are timed alone
+                raise KeyboardInterrupt
+            texts = write(prompts)
+            written.extend(prompts)
+            return [text or "nothing" for text in texts]  # so that all are kept
+
+        monkeypatch.setattr(writer, "write", counting)
+        return writer
+
+    monkeypatch.setattr(methods, "open_writer", opened)
+    system = System("joined", queries="queries", expand=f"pseudo-document:{generator}")
+    with pytest.raises(KeyboardInterrupt):
+        run(suite(data, system), data)
+    assert len(written) == 2
+    written.append("")
     report = run(suite(data, system), data)
-    assert len(written) == 8
-    fallbacks = [note for note in report.notes if "searched as they are" in note]
-    failed = int(fallbacks[0].split(": ")[2].split()[0]) if fallbacks else 0
-    assert failed < 8, "the model wrote nothing at all"
-    written.clear()
-    more = replace(system, name="mean", expand_combine="mean"), replace(system, name="plain", queries=None)
-    report = run(suite(data, system, *more), data)
-    assert len(written) == 2 * failed  # a failure is not kept
-    assert [note.split(":")[1] for note in kept_notes(report)] == [" mean", " plain"]
+    assert len(written) == 9
+    assert "2 of 8 expansions were kept from before" in kept_notes(report)[0]
+    written[:] = [""] * 2
+    report = run(suite(data, system, replace(system, name="plain", queries=None)), data)
+    assert len(written) == 2
+    assert [note.split(":")[1] for note in kept_notes(report)][-1] == " plain"
     assert all("expand p50 ms" in one.cost for one in report.results)
+
+
+def test_an_answer_that_failed_is_not_kept(tmp_path):
+    class Away:
+        failure = "away"
+
+        def write(self, prompts):
+            return ["" if prompt == "b" else prompt.upper() for prompt in prompts]
+
+    kept = KeptRows(tmp_path / "rows.log", header={"expansions of": "x"})
+    writer = wordings.KeptWriter(Away(), kept=kept)
+    for reused in (0, 1):
+        assert writer.write(["a", "b"]) == ["A", ""]
+        assert writer.reused == reused and writer.failure == "away"
+    kept.close()
 
 
 def test_finished_cells_open_no_model_and_another_model_makes_another_cell(data, generator, monkeypatch, tmp_path):
@@ -246,13 +274,13 @@ def test_finished_cells_open_no_model_and_another_model_makes_another_cell(data,
 
     systems = [
         System("upr", rerank=f"upr:{generator}", rerank_depth=2),
-        System("both", rerank=f"upr:{generator}", rerank_depth=2, expand=f"zero-shot:{generator}", expand_max_tokens=4),
+        System("both", rerank=f"upr:{generator}", rerank_depth=2, expand=f"pseudo-document:{generator}"),
     ]
     first = run(suite(data, *systems), data)
     cells = set((data / "out" / "cells").iterdir())
     moved = shutil.copytree(generator, tmp_path / "moved")
     systems = [
-        replace(one, rerank=f"upr:{moved}", expand=one.expand and f"zero-shot:{moved}") for one in systems
+        replace(one, rerank=f"upr:{moved}", expand=one.expand and f"pseudo-document:{moved}") for one in systems
     ]  # fmt: skip
     for module in (likelihoods, methods):
         for name in {"open_scorer", "open_writer"} & set(vars(module)):
@@ -308,8 +336,7 @@ name = "both"
 rerank = "upr:MODEL"
 rerank_depth = 10
 rerank_weight = 0.25
-expand = "few-shot:MODEL"
-expand_kind = "translation"
+expand = "translation:MODEL"
 expand_lang = "en"
 """
 
@@ -324,12 +351,10 @@ expand_lang = "en"
         (("rerank_depth = 10", "rerank_depth = 0"), "rerank_depth must be at least 1, got 0"),
         (("rerank_weight = 0.25", "rerank_weight = 1.5"), "rerank_weight must lie between 0 and 1, got 1.5"),
         (("rerank_weight = 0.25", "rerank_weight = nan"), "rerank_weight must lie between 0 and 1, got nan"),
-        (("few-shot:MODEL", "guess:MODEL"), "with one of the strategies zero-shot"),
-        (('"translation"', '"poem"'), "'poem' is no value"),
-        (('expand_lang = "en"', ""), "a translation needs a language"),
+        (("translation:MODEL", "guess:MODEL"), "given as translation:MODEL or pseudo-document:MODEL"),
+        (('expand_lang = "en"', ""), "A translation needs a language"),
         (('expand_lang = "en"', 'expand_lang = "xxx"'), "'xxx' is not a language code"),
-        (('expand_lang = "en"', 'expand_lang = "en"\nexpand_max_tokens = 9999'), "max_tokens must lie"),
-        (('expand = "few-shot:MODEL"', ""), "expand_kind says nothing without expand"),
+        (('expand = "translation:MODEL"', ""), "expand_lang says nothing without expand"),
     ],
 )
 def test_methods_are_checked_when_the_suite_is_read(tmp_path, change, says):
@@ -351,24 +376,24 @@ def test_what_does_not_go_together_is_told_before_encoding(data, tmp_path):
         with pytest.raises(ModelError):
             run(suite(data, System("s", rerank=spec)), data, made=made)
     with pytest.raises(ModelError):
-        run(suite(data, System("s", expand=f"few-shot:{no_generator}")), data, made=made)
+        run(suite(data, System("s", expand=f"pseudo-document:{no_generator}")), data, made=made)
     assert made.texts_seen == 0
     check_system(System("s"))
 
 
 def test_a_preset_gets_the_methods_on_top_of_its_best_system():
-    options = System("o", rerank="upr:m", rerank_depth=7, expand="few-shot:m", expand_kind="keywords")
+    options = System("o", rerank="upr:m", rerank_depth=7, expand="pseudo-document:m", expand_lang="en")
     made = with_methods(preset("afriqa"), options)
     assert [system.name for system in made.systems[2:]] == [
         "calibrated + UPR", "calibrated + expansion", "calibrated + expansion + UPR",
     ]  # fmt: skip
     upr, expansion, both = made.systems[2:]
     assert (upr.rerank, upr.rerank_depth, upr.expand, upr.means) == ("upr:m", 7, None, "bank")
-    assert (expansion.expand_kind, expansion.rerank, expansion.rerank_depth) == ("keywords", None, 100)
-    assert both.rerank == "upr:m" and both.expand == "few-shot:m"
+    assert (expansion.expand_lang, expansion.rerank, expansion.rerank_depth) == ("en", None, 100)
+    assert both.rerank == "upr:m" and both.expand == "pseudo-document:m"
     assert made.comparisons[-1].baseline == "calibrated"
     assert with_methods(preset("afriqa"), System("o")) == preset("afriqa")
-    folded = with_methods(preset("afriqa", queries="q.jsonl"), replace(options, expand=None, expand_kind="keywords"))
+    folded = with_methods(preset("afriqa", queries="q.jsonl"), replace(options, expand=None, expand_lang=None))
     assert folded.systems[-1].name == "calibrated + xQG + UPR" and folded.systems[-1].queries == "queries"
 
 
@@ -398,7 +423,7 @@ def test_on_the_command_line(data, generator):
     (data / "suite.toml").write_text(SUITE)
     arguments = ["bench", "afriqa", "--data-dir", ".", "--search", "memory", "--out"]
     spec = ["--rerank", f"upr:{generator}", "--rerank-depth", 3, "--questions", 2]
-    spec += ["--expand", f"few-shot:{generator}", "--expand-max-tokens", 4]
+    spec += ["--expand", f"pseudo-document:{generator}"]
     done = run_cli(data, *arguments, "reports", *spec, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -1,24 +1,26 @@
 """The generators of a suite: opened when first asked, shared by its systems, and what they computed kept on disk.
 
 likelihoods-FINGERPRINT.log   log-likelihoods of questions after passages (UPR)
-expansions/, expansion-seconds.log   what was written for questions, and how long that took
+expansions-DIGEST.log         what a model wrote for questions
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from xqg_vdb.bench.kept_rows import KeptRows
 from xqg_vdb.bench.likelihoods import KeptScorer, rank_again
 from xqg_vdb.bench.spent import Again, Spent
 from xqg_vdb.bench.systems import System, expansion_of, scorer_of
-from xqg_vdb.bench.wordings import Wordings, expand_all
+from xqg_vdb.bench.wordings import KeptWriter, Wordings, expand_all
 from xqg_vdb.errors import ModelError
-from xqg_vdb.expansion import Expander, ExpansionCache
-from xqg_vdb.generation.completion import Writer, open_writer
+from xqg_vdb.expansion.expander import MAX_TOKENS, PROMPTS, Expander, open_writer
 from xqg_vdb.generation.opening import generator_folder
 from xqg_vdb.generation.scoring import INSTRUCTION
 from xqg_vdb.model_folder import ModelFolder, open_model_folder
@@ -34,7 +36,7 @@ class Methods:
         self.folder, self.threads, self.progress = folder, threads, progress
         self._folders: dict[str, ModelFolder] = {}
         self._scorers: dict[str, KeptScorer] = {}
-        self._writers: dict[tuple[str, str, int], Writer] = {}
+        self._writers: dict[tuple[str, str], KeptWriter] = {}
         self._logs: dict[str, KeptRows] = {}
 
     def facts(self, system: System) -> dict[str, Any]:
@@ -44,8 +46,11 @@ class Methods:
         """
         found: dict[str, Any] = {}
         if (expansion := expansion_of(system)) is not None:
-            plan, model = expansion
-            found["expand"] = {**plan.to_json(), "combine": plan.combine, "writer": self._writer_facts(system, model)}
+            method, model, lang = expansion
+            made_by = self._writer_facts(system, model)
+            found["expand"] = {
+                "method": method, "lang": lang, "prompts": PROMPTS, "max_tokens": MAX_TOKENS, "writer": made_by,
+            }  # fmt: skip
         if (scorer := scorer_of(system)) is not None:
             found["rerank"] = {"model": self._model_folder(scorer).fingerprint, "instruction": INSTRUCTION}
         return found
@@ -55,11 +60,10 @@ class Methods:
         expansion = expansion_of(system)
         if expansion is None:
             return None
-        plan, model = expansion
-        expander = Expander(self._writer(model, system), plan=plan, cache=ExpansionCache(self.folder / "expansions"))
-        times = self._log("expansion-seconds", {"seconds of": "expansions"})
-        stage = f"{dataset}: expansions of {system.name}"
-        return expand_all(expander, queries, times=times, progress=self.progress, stage=stage)
+        method, model, lang = expansion
+        writer = self._writer(model, system)
+        expander, stage = Expander(writer, method=method, lang=lang), f"{dataset}: expansions of {system.name}"
+        return expand_all(expander, writer, queries, progress=self.progress, stage=stage)
 
     def again(self, system: System, *, queries: Sequence[Query], passages: Sequence[Passage]) -> Again | None:
         """The system's reranker, ready for a run of these questions; None without one. See `likelihoods.rank_again`."""
@@ -77,9 +81,7 @@ class Methods:
         for log in self._logs.values():
             log.close()
         for writer in self._writers.values():
-            close = getattr(writer, "close", None)
-            if close is not None:
-                close()
+            writer.close()
 
     def _log(self, name: str, header: dict[str, Any]) -> KeptRows:
         if name not in self._logs:
@@ -101,12 +103,14 @@ class Methods:
             self._scorers[model] = KeptScorer(model, kept=kept, threads=self.threads)
         return self._scorers[model]
 
-    def _writer(self, model: str, system: System) -> Writer:
-        key = model, system.expand_model, system.expand_max_tokens
+    def _writer(self, model: str, system: System) -> KeptWriter:
+        key = model, system.expand_model
         if key not in self._writers:
-            self._writers[key] = open_writer(
-                model, max_tokens=system.expand_max_tokens, endpoint_model=system.expand_model, threads=self.threads
-            )
+            writer = open_writer(model, endpoint_model=system.expand_model, threads=self.threads)
+            facts = {**writer.describe(), "max_tokens": MAX_TOKENS}
+            digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+            kept = self._log(f"expansions-{digest}", {"expansions of": digest})
+            self._writers[key] = KeptWriter(writer, kept=kept)
         return self._writers[key]
 
     def _writer_facts(self, system: System, model: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 from xqg_vdb.bench.systems import Content, HowMany, Languages, System, check_system
 from xqg_vdb.datasets import DATASETS
 from xqg_vdb.errors import DataError
-from xqg_vdb.expansion.prompts import Combine, Kind, Order
 from xqg_vdb.files import disk_errors
 from xqg_vdb.types import Pool, Recipe
 
@@ -27,7 +26,7 @@ ANY_DATASET = "*"
 
 _CHOICES: dict[str, Any] = {
     "Content": Content, "Languages": Languages, "Search": Search, "HowMany": HowMany, "Parameter": Parameter,
-    "Pool": Pool, "Kind": Kind, "Combine": Combine, "Order": Order,
+    "Pool": Pool,
 }  # fmt: skip
 """The annotations of a suite's fields that name the values they allow."""
 

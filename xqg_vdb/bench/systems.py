@@ -1,6 +1,6 @@
 """One system of a suite: how a collection is filled and asked; what its generators are, checked before anything runs.
 
-In: the keys of a `[[systems]]` table. Out: `System`, and what its two specs (`upr:MODEL`, `STRATEGY:MODEL`) say.
+In: the keys of a `[[systems]]` table. Out: `System`, and what its two specs (`upr:MODEL`, `METHOD:MODEL`) say.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.expansion import Plan
-from xqg_vdb.expansion.expander import expansion_spec
-from xqg_vdb.expansion.prompts import Combine, Kind, Order
+from xqg_vdb.expansion.expander import Method, expansion_spec, target_language
 from xqg_vdb.rerank import WEIGHT, reranker_spec
 from xqg_vdb.types import Recipe
 
@@ -19,7 +17,7 @@ Content = Literal["own", "direction", "shuffled"]
 Languages = Literal["given", "detected", "unknown"]
 HowMany = Literal["one", "per-language", "all"]
 
-_EXAMPLES = {"rerank": "upr:starter:generator", "expand": "zero-shot:starter:generator"}
+_EXAMPLES = {"rerank": "upr:starter:generator", "expand": "pseudo-document:starter:generator"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +34,8 @@ class System:
     vectors: `one` fused vector; `per-language`, fused with one language's queries each, and the question's language
         chooses; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim).
     hybrid: search the words as well and fuse the rankings. hybrid_queries: index the generated queries' words, too.
-    expand: `STRATEGY:MODEL` searches with what a generator adds to the question; expand_*: as `expansion.Plan`, and
-        expand_model: the model's name at an endpoint.
+    expand: `METHOD:MODEL` searches with what a generator adds to the question, in `expand_lang` (see
+        `expansion.Expander`); expand_model: the model's name at an endpoint.
     rerank: `upr:MODEL` ranks the first `rerank_depth` passages again, what is behind them keeps its order;
         rerank_weight: `weight` of `rerank.Reranker`.
     """
@@ -56,11 +54,7 @@ class System:
     hybrid: bool = False
     hybrid_queries: bool = False
     expand: str | None = None
-    expand_kind: Kind = "pseudo-document"
-    expand_combine: Combine = "concat"
-    expand_order: Order = "direct"
     expand_lang: str | None = None
-    expand_max_tokens: int = 96
     expand_model: str = "default"
     rerank: str | None = None
     rerank_depth: int = 100
@@ -84,20 +78,16 @@ def check_system(system: System) -> None:
             raise DataError(f"rerank_depth must be at least 1, got {system.rerank_depth}")
         if not 0.0 <= system.rerank_weight <= 1.0:
             raise DataError(f"rerank_weight must lie between 0 and 1, got {system.rerank_weight}")
-    except (DataError, ValueError) as error:
+    except DataError as error:
         raise DataError(f"system {system.name!r}: {str(error).rstrip('.')}.") from error
 
 
-def expansion_of(system: System) -> tuple[Plan, str] | None:
-    """The plan and the model of `expand`, None without; raises DataError or ValueError for what is no plan."""
+def expansion_of(system: System) -> tuple[Method, str, str | None] | None:
+    """Method, model and language of `expand`, None without; raises DataError for what cannot be meant."""
     if system.expand is None:
         return None
-    strategy, model = expansion_spec(system.expand)
-    plan = Plan(
-        strategy, system.expand_kind, system.expand_combine, system.expand_order, system.expand_lang,
-        system.expand_max_tokens,
-    )  # fmt: skip
-    return plan, model
+    method, model = expansion_spec(system.expand)
+    return method, model, target_language(method, system.expand_lang)
 
 
 def scorer_of(system: System) -> str | None:

@@ -1,7 +1,7 @@
 """What the systems of a suite share while it runs: open encoders, read datasets, vectors, finished cells.
 
 vectors/   vectors of texts, by encoder and content    (any suite with the same texts reuses them)
-likelihoods-*.log, expansions/, expansion-seconds.log    what generators computed, beside the vectors
+likelihoods-*.log, expansions-*.log    what generators computed, beside the vectors
 out/cells/    values and run of every finished cell, by all that they depend on
 """
 

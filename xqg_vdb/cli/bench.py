@@ -18,7 +18,6 @@ from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, prin
 if TYPE_CHECKING:
     from xqg_vdb.bench.suite import Suite
     from xqg_vdb.bench.systems import System
-    from xqg_vdb.expansion.prompts import Combine, Kind, Order
     from xqg_vdb.progress import Progress
 
 
@@ -54,11 +53,7 @@ def bench(
     search: Literal["exact", "graph", "memory"] | None,
     questions: int | None,
     expand: str | None,
-    expand_kind: Kind,
-    expand_combine: Combine,
-    expand_order: Order,
     expand_lang: str | None,
-    expand_max_tokens: int,
     expand_model: str,
     rerank: str | None,
     rerank_depth: int,
@@ -90,9 +85,7 @@ def bench(
 
     methods = System(
         "from the command line", rerank=rerank, rerank_depth=rerank_depth, rerank_weight=rerank_weight,
-        expand=expand, expand_kind=expand_kind, expand_combine=expand_combine,
-        expand_order=expand_order, expand_lang=expand_lang, expand_max_tokens=expand_max_tokens,
-        expand_model=expand_model,
+        expand=expand, expand_lang=expand_lang, expand_model=expand_model,
     )  # fmt: skip
     suite = _suite(what, model=model, queries=queries, search=search, questions=questions, methods=methods)
     with ExitStack() as stack:

@@ -12,7 +12,6 @@ from xqg_vdb.cli.methods import chosen_expander, chosen_reranker, expand_options
 from xqg_vdb.cli.options import chosen_store, json_option, print_json, say, store_options
 
 if TYPE_CHECKING:
-    from xqg_vdb.expansion.prompts import Combine, Kind, Order
     from xqg_vdb.retrieval import Answer
 
 _SNIPPET = 160
@@ -30,7 +29,6 @@ _SNIPPET = 160
 @click.option("--exact", is_flag=True, help="Compare with every passage instead of walking the graph.")
 @click.option("--encoder", "model", metavar="MODEL", help="Folder, hub id or starter  [default: the one that made it]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
-@click.option("--no-expand-cache", is_flag=True, help="Neither read nor keep expansions on disk.")
 @expand_options
 @rerank_options
 @store_options
@@ -47,13 +45,8 @@ def search(
     exact: bool,
     model: str | None,
     threads: int | None,
-    no_expand_cache: bool,
     expand: str | None,
-    expand_kind: Kind,
-    expand_combine: Combine,
-    expand_order: Order,
     expand_lang: str | None,
-    expand_max_tokens: int,
     expand_model: str,
     rerank: str | None,
     rerank_depth: int,
@@ -85,10 +78,7 @@ def search(
         folder = (
             ensure_encoder(model, report=say) if model else encoder_of(found.card, collection=collection, report=say)
         )
-        expander = chosen_expander(
-            expand, kind=expand_kind, combine=expand_combine, order=expand_order, lang=expand_lang,
-            max_tokens=expand_max_tokens, endpoint_model=expand_model, cached=not no_expand_cache, threads=threads,
-        )  # fmt: skip
+        expander = chosen_expander(expand, lang=expand_lang, endpoint_model=expand_model, threads=threads)
         reranker = chosen_reranker(rerank, depth=rerank_depth, weight=rerank_weight, threads=threads)
         with Encoder(folder, threads=threads) as encoder, bars(unit=" passages") as progress:
             strength = 0.0 if no_calibration else None

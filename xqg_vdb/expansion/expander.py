@@ -1,204 +1,300 @@
-"""Questions in, what to search for out; the model is asked at most once for a question, in batches.
+"""Generative query expansion: a model translates a question, or writes a passage that might answer it.
 
-A search never fails for its expansion: where the model wrote nothing of use, or is away, the plain question is searched
-and counted under `fallbacks`.
+The search is then for question and expansion together (Macmillan-Scott, Goworek and Özyiğit 2025, arXiv 2511.19325,
+compare ways to do so for cross-lingual retrieval). A search never fails for its expansion: where the model wrote
+nothing of use, or is away, the plain question is searched and counted under `fallbacks`. Decoding is greedy.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
+from xqg_vdb.batching import windows
 from xqg_vdb.calibration import resolve_languages
-from xqg_vdb.errors import DataError
-from xqg_vdb.expansion.cache import ExpansionCache, cache_key
-from xqg_vdb.expansion.cleaning import clean
-from xqg_vdb.expansion.prompts import Plan, Strategy, expansion_prompt, one_line, translation_prompt
-from xqg_vdb.generation.completion import Writer, open_writer
-from xqg_vdb.languages import normalize
-from xqg_vdb.types import Query
+from xqg_vdb.errors import DataError, ModelError, ServerError
+from xqg_vdb.generation.branches import common_length
+from xqg_vdb.generation.causal import CausalModel, join_stems, stop_tokens
+from xqg_vdb.generation.decoding import decode
+from xqg_vdb.generation.endpoint import Endpoint, EndpointGenerator
+from xqg_vdb.generation.engine import join
+from xqg_vdb.generation.opening import generator_folder
+from xqg_vdb.generation.prompts import CausalPrompt
+from xqg_vdb.generation.sampling import Decoding
+from xqg_vdb.languages import english_name, normalize
+from xqg_vdb.model_folder import open_model_folder
+from xqg_vdb.questions import question_bank
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Query
+
+Method = Literal["translation", "pseudo-document"]
+
+PROMPTS = 1  # version of the wordings below; what was written by another one is not used again
+MAX_TOKENS = 48  # of an answer; what docs/expansion.md measures
+BATCH = 8  # prompts that are answered together
+PAIRS = 8  # translated questions that lead a translation on
+LONGEST_QUESTION = 2000  # characters
+PATIENCE = 10.0  # seconds that a question waits for an endpoint that is away, before it is searched as it is
 
 
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """The expansion of one question, empty when it stays as it is; `lang`: its language, None when that is unsure."""
+class Writer(Protocol):
+    """Something that answers prompts. failure: why the last request to an endpoint failed, empty when none did."""
 
-    text: str
-    lang: str | None
+    failure: str
+
+    def describe(self) -> dict[str, Any]:
+        """Which model answers, and all settings on which its answers depend."""
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """One text per prompt; empty when there is none. Never raises for a prompt."""
+
+    def close(self) -> None:
+        """Release connections."""
 
 
 class Expander:
-    """Expands questions with one model; `Retriever(..., expander=Expander("starter:generator"))` uses it.
+    """Expands questions with one model; `Retriever(..., expander=Expander("starter:generator", lang="en"))` uses it.
 
-    model: a generator's folder or name, an endpoint's URL (up to and with `/v1`), or a ready `Writer`.
-    plan: strategy, kind of text, order, language and how the two are combined.
-    cache: where expansions are kept; None keeps none. endpoint_model: the model's name at an endpoint.
-    threads: CPU threads of a local model, 0 for all cores. One thread of the program at a time.
-    Raises ModelError for what is no generator, DataError for a bad URL.
+    model: a decoder-only generator's folder or name, an endpoint's URL (up to and with `/v1`), or a ready `Writer`.
+    method: `translation` searches for the mean of the question's vector and its translation's, each calibrated for its
+        own language; `pseudo-document` for question and written passage as one text.
+    lang: language of the expansion, as a rule that of the passages; None, for a pseudo-document, the question's own.
+    endpoint_model: the model's name at an endpoint. threads: CPU threads of a local model, 0 for all cores.
+    Raises ModelError for what is no such generator, DataError for a bad URL or language.
     """
 
     def __init__(
-        self,
-        model: str | Path | Writer,
-        *,
-        plan: Plan | None = None,
-        cache: ExpansionCache | None = None,
-        endpoint_model: str = "default",
-        threads: int = 0,
-    ) -> None:
-        self.plan = plan or Plan()
-        self.cache = cache
-        self.writer: Writer = (
-            open_writer(model, max_tokens=self.plan.max_tokens, endpoint_model=endpoint_model, threads=threads)
-            if isinstance(model, str | Path)
-            else model
-        )
+        self, model: str | Path | Writer, *, method: Method = "pseudo-document", lang: str | None = None,
+        endpoint_model: str = "default", threads: int = 0,
+    ) -> None:  # fmt: skip
+        self.method, self.lang = method, target_language(method, lang)
+        if isinstance(model, str | Path):
+            model = open_writer(model, endpoint_model=endpoint_model, threads=threads)
+        self.writer: Writer = model
         self._counts: Counter[str] = Counter()
         self._seconds = 0.0
 
     def expand(self, queries: Sequence[Query]) -> list[tuple[Query, ...]]:
-        """Per question what to search for instead: one text, or two whose vectors are averaged (`mean`)."""
-        # the language is settled here: detected from question and expansion together it might be another one
-        asked = [replace(query, lang=lang) for query, lang in zip(queries, _languages(queries), strict=True)]
-        pairs = zip(asked, self.expansions(asked), strict=True)
-        return [_combined(query, expansion, self.plan) for query, expansion in pairs]
+        """Per question what to search for instead: one text, or two whose vectors are averaged."""
+        asked = _with_languages(queries)  # detected from question and expansion together it might be another one
+        return [self._combined(query, text) for query, text in zip(asked, self.expansions(asked), strict=True)]
 
-    def expansions(self, queries: Sequence[Query]) -> list[Expansion]:
-        """The expansion of each question, in order; from the cache where it has one."""
+    def expansions(self, queries: Sequence[Query]) -> list[str]:
+        """The expansion of each question, in order; empty where there is none. Equal questions are asked once."""
         start = time.perf_counter()
-        asked = [(one_line(query.text), lang) for query, lang in zip(queries, _languages(queries), strict=True)]
-        needed = [one for one in dict.fromkeys(asked) if not self._is_there(one[1])]
-        found = self._cached(needed)
-        missing = [one for one in needed if one not in found]
-        written = dict(zip(missing, self._write(missing), strict=True)) if missing else {}
-        for (question, lang), text in written.items():
-            if text and self.cache is not None:
-                self.cache.put(self._key(question, lang), question=question, expansion=text)
-        texts = {**found, **written}
-        fallbacks = sum(one in texts and not texts[one] for one in asked)
-        self._counts.update(questions=len(asked), cached=sum(one in found for one in asked), fallbacks=fallbacks)
+        asked = [(_one_line(query.text), str(query.lang)) for query in _with_languages(queries)]
+        needed = [one for one in dict.fromkeys(asked) if self.method != "translation" or one[1] != self.lang]
+        answers = self.writer.write([self._prompt(*one) for one in needed])
+        texts = {one: _useful(answer, one[0]) for one, answer in zip(needed, answers, strict=True)}
+        self._counts.update(questions=len(asked), fallbacks=sum(texts.get(one) == "" for one in asked))
         self._seconds += time.perf_counter() - start
-        return [Expansion(texts.get(one, ""), self.plan.lang or one[1]) for one in asked]
+        return [texts.get(one, "") for one in asked]
 
     def counters(self) -> dict[str, float]:
-        """Questions, how many came from the cache, how many had to be searched plainly, and seconds so far."""
-        names = ("questions", "cached", "fallbacks")
-        return {**{name: self._counts[name] for name in names}, "seconds": round(self._seconds, 3)}
-
-    @property
-    def failure(self) -> str:
-        """Why the last request to an endpoint failed; empty when none did."""
-        return str(getattr(self.writer, "failure", ""))
+        """Questions, how many had to be searched plainly, and seconds so far."""
+        return {"questions": 0, "fallbacks": 0, **self._counts, "seconds": round(self._seconds, 3)}
 
     def close(self) -> None:
         """Close the connections of an endpoint."""
-        close = getattr(self.writer, "close", None)
-        if close is not None:
-            close()
+        self.writer.close()
 
-    def _is_there(self, lang: str) -> bool:
-        """A question that is to be translated only, into its own language."""
-        return self.plan.kind == "translation" and lang == self.plan.lang
+    def _prompt(self, question: str, lang: str) -> str:
+        if self.method == "translation":
+            return translation_prompt(question, source=lang, target=str(self.lang))
+        target = self.lang or lang
+        language = "" if target == UNKNOWN_LANGUAGE else f" in {english_name(target)}"
+        return f"Write a short passage{language} that answers the question.\nQuestion: {question}\nPassage:"
 
-    def _key(self, question: str, lang: str) -> str:
-        return cache_key(question, lang=lang, plan=self.plan.to_json(), writer=self.writer.describe())
-
-    def _cached(self, asked: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        if self.cache is None:
-            return {}
-        kept = {one: self.cache.get(self._key(*one)) for one in asked}
-        return {one: text for one, text in kept.items() if text is not None}
-
-    def _write(self, asked: Sequence[tuple[str, str]]) -> list[str]:
-        """The expansion of each (question, language), empty where any step of it failed."""
-        questions, langs = [question for question, _ in asked], [lang for _, lang in asked]
-        target = self.plan.lang
-        if target is None or (self.plan.kind != "translation" and self.plan.order == "direct"):
-            return self._ask(questions, [target or lang for lang in langs])
-        if self.plan.kind == "translation":
-            return self._translate(questions, langs)
-        if self.plan.order == "translate-expand":
-            translated = self._translate(questions, langs)
-            return _joined(translated, self._ask(translated, [target] * len(langs)))
-        return self._translate(_joined(questions, self._ask(questions, langs)), langs)
-
-    def _ask(self, questions: Sequence[str], langs: Sequence[str]) -> list[str]:
-        plan = self.plan
-        prompts = [expansion_prompt(plan, text, lang=lang) for text, lang in zip(questions, langs, strict=True)]
-        answers = self._answers(prompts, questions, stop=plan.stops(base=self.writer.base))
-        cleaned = [clean(answer, kind=plan.kind, strategy=plan.strategy) for answer in answers]
-        return ["" if _same(new, old) else new for new, old in zip(cleaned, questions, strict=True)]
-
-    def _translate(self, texts: Sequence[str], langs: Sequence[str]) -> list[str]:
-        """Each text in the plan's language; what is in it already stays."""
-        target = str(self.plan.lang)
-        zero = self.plan.kind == "translation" and self.plan.strategy == "zero-shot"
-        options = {"pairs": 0} if zero else {}
-        away = [i for i, lang in enumerate(langs) if lang != target]
-        prompts = [translation_prompt(texts[i], source=langs[i], target=target, **options) for i in away]
-        answers = self._answers(prompts, [texts[i] for i in away], stop=("\n",) if self.writer.base else ())
-        translated = list(texts)
-        for i, answer in zip(away, answers, strict=True):
-            new = clean(answer, kind="translation", strategy="zero-shot")
-            translated[i] = "" if _same(new, texts[i]) else new
-        return translated
-
-    def _answers(self, prompts: Sequence[str], about: Sequence[str], *, stop: Sequence[str]) -> list[str]:
-        """The model's answers; nothing is asked about an empty text, which an earlier step left."""
-        asked = [i for i, text in enumerate(about) if text]
-        answers = self.writer.write([prompts[i] for i in asked], max_tokens=self.plan.max_tokens, stop=stop)
-        found = dict(zip(asked, answers, strict=True))
-        return [found.get(i, "") for i in range(len(prompts))]
+    def _combined(self, query: Query, text: str) -> tuple[Query, ...]:
+        if not text:
+            return (query,)
+        if self.method == "translation":
+            return (query, Query(query.id, text, self.lang))
+        return (replace(query, text=f"{query.text} {text}"),)
 
 
-def open_expander(
-    spec: str, *, plan: Plan, cache: ExpansionCache | None, endpoint_model: str = "default", threads: int = 0
-) -> Expander:
-    """The expander of `STRATEGY:MODEL`, such as `zero-shot:starter:generator` or `few-shot:http://localhost:8000/v1`.
-
-    The strategy takes the place of the plan's. Raises DataError for an unknown one.
-    """
-    strategy, model = expansion_spec(spec)
-    chosen = replace(plan, strategy=strategy)
-    return Expander(model, plan=chosen, cache=cache, endpoint_model=endpoint_model, threads=threads)
-
-
-def expansion_spec(spec: str) -> tuple[Strategy, str]:
-    """The strategy and the model of `STRATEGY:MODEL`. Raises DataError for an unknown strategy."""
-    strategy, colon, model = spec.partition(":")
-    names: dict[str, Strategy] = {
-        "zero-shot": "zero-shot", "few-shot": "few-shot", "chain-of-thought": "chain-of-thought",
-        "rephrase-and-respond": "rephrase-and-respond",
-    }  # fmt: skip
-    if strategy not in names or not colon or not model:
+def expansion_spec(spec: str) -> tuple[Method, str]:
+    """The method and the model of `METHOD:MODEL`. Raises DataError for another method."""
+    name, colon, model = spec.partition(":")
+    methods: dict[str, Method] = {"translation": "translation", "pseudo-document": "pseudo-document"}
+    if name not in methods or not colon or not model:
         raise DataError(
-            f"An expansion is given as STRATEGY:MODEL, such as zero-shot:starter:generator, with one of the strategies "
-            f"{', '.join(names)}; not {spec[:80]!r}."
+            "An expansion is given as translation:MODEL or pseudo-document:MODEL, such as "
+            f"pseudo-document:starter:generator or translation:http://localhost:8000/v1, not {spec[:80]!r}."
         )
-    return names[strategy], model
+    return methods[name], model
 
 
-def _languages(queries: Sequence[Query]) -> list[str]:
+def target_language(method: Method, lang: str | None) -> str | None:
+    """The checked language of an expansion. Raises DataError when it is unknown, or a translation has none."""
+    if lang is None and method == "translation":
+        raise DataError("A translation needs a language to translate into: give --expand-lang (or expand_lang, lang).")
+    return lang and normalize(lang)
+
+
+def translation_prompt(question: str, *, source: str, target: str) -> str:
+    """The prompt that asks for a translation, led on by translated pairs where the question bank has both languages."""
+    bank, name = question_bank(), english_name(target)
+    other = "Text" if source == UNKNOWN_LANGUAGE else english_name(source)
+    known = list(zip(bank.get(source, ()), bank.get(target, ()), strict=False))[:PAIRS]
+    shown = "".join(f"{other}: {a}\n{name}: {b}\n" for a, b in known)
+    return f"Translate into {name}. Answer with the translation only.\n{shown}{other}: {question}\n{name}:"
+
+
+def _with_languages(queries: Sequence[Query]) -> list[Query]:
     known = [None if query.lang is None else normalize(query.lang) for query in queries]
-    return resolve_languages([query.text for query in queries], known)
+    langs = resolve_languages([query.text for query in queries], known)
+    return [replace(query, lang=lang) for query, lang in zip(queries, langs, strict=True)]
 
 
-def _combined(query: Query, expansion: Expansion, plan: Plan) -> tuple[Query, ...]:
-    if not expansion.text:
-        return (query,)
-    if plan.combine == "concat":
-        return (replace(query, text=f"{query.text} {expansion.text}"),)
-    other = Query(query.id, expansion.text, expansion.lang)
-    return (other,) if plan.combine == "only" else (query, other)
+def _one_line(text: str) -> str:
+    # line breaks in a question could pass for parts of the prompt
+    return " ".join(text.split())[:LONGEST_QUESTION]
 
 
-def _joined(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """`first second` per pair, empty where either is."""
-    return [f"{a} {b}" if a and b else "" for a, b in zip(first, second, strict=True)]
+# "To answer this question, I will …" is about no passage; the patterns are English, as models talk about a task in it
+_META = re.compile(
+    r"(?:in order )?to (?:answer|address|respond to|translate)\b.{0,80}?\b(?:i|we|you|let)\b"
+    r"|(?:first|next|then|now|finally|okay|ok|so|well)?,?\s*(?:i|we)(?:'ll|'d| will| would| need| should| am going"
+    r"| have to| must)\b.{0,40}?\b(?:answer|write|respond|translate|provide|generate|think|list|break"
+    r"|start|explain|identify|consider|look|find|create|give|determine|use)\b"
+    r"|let(?:'s| me| us)\s+(?:think|break|first|start|begin|answer|see|consider|write|translate)\b"
+    r"|(?:sure|certainly|of course|absolutely|okay|ok|great question)\b[,!.:]*\s*(?:here\b.*)?$"
+    r"|(?:sure|certainly|of course|okay)?[,!.]?\s*here(?: is|'s| are)\b.{0,60}?"
+    r"\b(?:passage|paragraph|text|document|answer|response|translation|question)\b[^.]*[:.]?"
+    r"|as an ai\b"
+    r"|(?:the|this|your) question (?:is asking|asks|wants|is about|can be|could be|seeks)\b"
+    r"|i(?:'m sorry| am sorry| hope| don't know| do not know| cannot| can't)\b",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?<=[.!?。！？؟।])\s+|(?<=:)\s*\n+|\n+|(?<=[。！？])")
+_LABEL = re.compile(  # at the start of a line or a sentence; elsewhere the word belongs to the text
+    r"(?:^|(?<=[.!?:]\s)|(?<=\n))(?:Passage|Translation|Answer|Response)(?: in [A-Z]\w+)?\s*:\s*", re.IGNORECASE
+)
+_NEXT_ITEM = re.compile(r"\bQuestion\s*:")
+_MARKUP = re.compile(r"[*#`_]{1,3}(?=\S)|(?<=\S)[*#`]{1,3}")
+_LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+", re.MULTILINE)
+_QUOTES = "\"“”«» '"
 
 
-def _same(new: str, old: str) -> bool:
-    return new.casefold().strip(" .?!") == old.casefold().strip(" .?!")
+def clean(text: str) -> str:
+    """The useful part of an answer on one line, without talk about the task, labels and loops; may be empty."""
+    text = _NEXT_ITEM.split(_LIST_MARK.sub("", _MARKUP.sub("", text)))[0]
+    sentences = filter(None, _SENTENCE.split(_LABEL.sub("\n", text)))
+    return " ".join(_without_repeats(map(_without_meta, sentences))).strip(_QUOTES)
+
+
+def _useful(answer: str, question: str) -> str:
+    text = clean(answer)
+    return "" if text.casefold().strip(" .?!") == question.casefold().strip(" .?!") else text  # an echo says nothing
+
+
+def _without_meta(sentence: str) -> str:
+    while sentence and _META.match(sentence.strip(_QUOTES)):
+        sentence = sentence.partition(":")[2].strip()  # of "Here is a passage: …" what follows
+    return sentence
+
+
+def _without_repeats(sentences: Iterable[str]) -> list[str]:
+    # each sentence once, and none whose words repeat each other more than they say anything
+    kept: dict[str, str] = {}
+    for sentence in sentences:
+        words = sentence.casefold().split()
+        if words and not (len(words) > 12 and len(set(words)) < len(words) / 3):
+            kept.setdefault(" ".join(words), " ".join(sentence.split()))
+    return list(kept.values())
+
+
+class LocalWriter:
+    """A decoder-only folder."""
+
+    failure = ""
+
+    def __init__(self, model: CausalModel) -> None:
+        chat: Sequence[str] = (model.folder.manifest.get("generator") or {}).get("chat") or ()
+        self.model, self.base = model, not chat
+        self.before, self.after = chat or ("", "")
+        self._stops = model.stops | (stop_tokens(model.tokenizer, (), ("\n",)) if self.base else frozenset())
+
+    def describe(self) -> dict[str, Any]:
+        """See `Writer`."""
+        return {**self.model.describe(), "chat": not self.base}
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """See `Writer`; a prompt too long for the model gives an empty text."""
+        texts = [text for batch in windows(prompts, BATCH) for text in self._batch(batch)]
+        # a base model may begin with the line break that ends an answer: then it is led on from the next line
+        silent = [i for i, text in enumerate(texts) if self.base and not text and not prompts[i].endswith("\n")]
+        again = self.write([prompts[i] + "\n" for i in silent]) if silent else []
+        for i, text in zip(silent, again, strict=True):
+            texts[i] = text
+        return texts
+
+    def close(self) -> None:
+        """See `Writer`."""
+
+    def _batch(self, prompts: Sequence[str]) -> list[str]:
+        model, settings = self.model, Decoding(mode="greedy", max_tokens=MAX_TOKENS)
+        bos = [] if model.bos is None else [int(model.bos)]
+        inputs = [bos + model.ids(self.before + prompt + self.after) for prompt in prompts]
+        fitting = [i for i, ids in enumerate(inputs) if len(ids) + MAX_TOKENS <= model.max_length]
+        texts = [""] * len(prompts)
+        if not fitting:
+            return texts
+        # what all begin with is read once; every prompt keeps a token of its own
+        same = min(common_length([inputs[i] for i in fitting]), min(len(inputs[i]) for i in fitting) - 1)
+        prefix = model.read_ids(inputs[fitting[0]][:same])
+        trees = [model.branch(prefix, inputs[i][same:-1], [inputs[i][-1:]], settings=settings) for i in fitting]
+        forest = join([forest for forest, _ in trees])
+        stems = join_stems([stems for _, stems in trees], forest.slots)
+        tokens = decode(forest, stems, [0] * len(fitting), settings, samples=1, stops=self._stops, clock=model.clock)
+        for i, text in zip(fitting, model.tokenizer.decode_batch(tokens, skip_special_tokens=True), strict=True):
+            texts[i] = text.lstrip().split("\n")[0].strip() if self.base else text.strip()
+        return texts
+
+
+class EndpointWriter:
+    """A chat model behind an OpenAI-compatible endpoint, at temperature 0."""
+
+    def __init__(self, url: str, *, model: str) -> None:
+        where = Endpoint(
+            url, model, concurrency=BATCH, temperature=0.0, max_tokens=MAX_TOKENS, timeout=60.0, patience=PATIENCE
+        )
+        self.generator = EndpointGenerator(where, prompt=CausalPrompt("free", "", "{text}", "", stop=()))
+        self.failure = ""
+
+    def describe(self) -> dict[str, Any]:
+        """See `Writer`."""
+        return self.generator.describe()
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """See `Writer`. An endpoint that is away gives empty texts."""
+        texts: list[str] = []
+        for batch in windows(prompts, BATCH):
+            try:
+                texts += self.generator.complete(batch)
+            except ServerError as error:
+                self.failure = str(error)
+                texts += [""] * len(batch)
+        return texts
+
+    def close(self) -> None:
+        """See `Writer`."""
+        self.generator.close()
+
+
+def open_writer(
+    model: str | Path, *, endpoint_model: str = "default", threads: int = 0
+) -> LocalWriter | EndpointWriter:
+    """The writer of a generator's folder or name, or of an endpoint's URL. Raises ModelError, DataError."""
+    if str(model).startswith(("http://", "https://")):
+        return EndpointWriter(str(model), model=endpoint_model)
+    folder = open_model_folder(generator_folder(model))
+    if folder.kind != "causal-generator":
+        needed = "expansion needs a decoder-only generator, such as starter:generator, or an endpoint's URL"
+        raise ModelError(f"{folder.path} holds a model of the kind {folder.kind}; {needed}.")
+    return LocalWriter(CausalModel(folder, stop=(), threads=threads))
