@@ -406,23 +406,22 @@ def test_all_rows_against_a_loop(data):
     assert 0 < dict(cost)["p50 ms"] <= dict(cost)["p95 ms"]
 
 
-@pytest.mark.parametrize("with_queries", [False, True])
-def test_hybrid_is_what_load_and_retriever_do(data, with_queries):
-    """The twin once more: words of the passages, or of their queries, too; and nothing of it in memory."""
+def test_hybrid_is_what_load_and_retriever_do(data):
+    """The twin once more, with the words of the passages; and nothing of it in memory."""
     task, made = load_task("afriqa", data), encoder()
     corpus = data / "corpus.jsonl"
     records = [{"id": p.id, "title": p.title, "text": p.text, "lang": p.lang} for p in task.passages]
     corpus.write_text("\n".join(map(json.dumps, records)))
     with open_store(data / "store") as store:
         options = {"encoder": made, "queries": data / "queries.jsonl", "store": store}
-        collection = load(corpus, "c", hybrid=Hybrid(queries=with_queries), **options)
+        collection = load(corpus, "c", hybrid=Hybrid(), **options)
         answers = Retriever(made, collection, hybrid=True).run(task.queries, k=10, exact=True)
-    systems = (System("words", queries="queries", hybrid=True, hybrid_queries=with_queries),)
+    systems = (System("words", queries="queries", hybrid=True),)
     report = run(suite(data, systems=systems, comparisons=(), sweeps=(), search="exact"), data, made=made)
     ours = read_run(_run(data, "words"))
     assert {q: [i for i, _ in found[:10]] for q, found in ours.items()} == {
         a.query.id: [h.id for h in a.hits] for a in answers
     }
-    assert report.systems["words"]["hybrid"].endswith("queries") == with_queries
+    assert report.systems["words"]["hybrid"] == "words of passages"
     with pytest.raises(DataError, match="hybrid needs search"):
         run(suite(data, systems=systems, comparisons=(), sweeps=(), search="memory"), data, made=made)

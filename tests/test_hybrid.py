@@ -26,7 +26,7 @@ from xqg_vdb.collection.migrate import migrate
 from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.rank_fusion import fuse_ranks
-from xqg_vdb.types import Bm25Settings, Card, GeneratedQueries
+from xqg_vdb.types import Bm25Settings, Card
 from xqg_vdb.verifying import verify
 
 N = 60
@@ -41,14 +41,14 @@ def corpus(folder, *, lang="en"):
     ]
     for name, records in (("corpus", rows), ("queries", queries)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
-    return rows, queries
+    return rows
 
 
 @pytest.fixture(scope="module", params=["embedded", "memory", "http"])
 def loaded(request, tmp_path_factory):
-    """(encoder, collection, passages, queries): hybrid with the queries' words, on each store."""
+    """(encoder, collection, passages): hybrid, on each store."""
     folder, made = tmp_path_factory.mktemp("hybrid"), encoder()
-    rows, queries = corpus(folder)
+    rows = corpus(folder)
     with FakeQdrant() as fake:
         if request.param == "embedded":
             store = EmbeddedStore(folder / "store", free_space_floor=0)
@@ -56,7 +56,7 @@ def loaded(request, tmp_path_factory):
             store = ServerStore.connect(":memory:" if request.param == "memory" else fake.url)
         with store:
             options = {"encoder": made, "store": store, "queries": folder / "queries.jsonl"}
-            yield made, load(folder / "corpus.jsonl", "c", hybrid=Hybrid(queries=True), **options), rows, queries
+            yield made, load(folder / "corpus.jsonl", "c", hybrid=Hybrid(), **options), rows
 
 
 def bm25(rows, question, *, k=1.2, b=0.75, avg_len):
@@ -75,17 +75,16 @@ def bm25(rows, question, *, k=1.2, b=0.75, avg_len):
     return scores
 
 
-def words_of(rows, queries):
-    """Every passage's words, its generated queries' included; these inputs have no stop words and no endings."""
-    asked = {one["id"]: chain(*one["generated_queries"].values()) for one in queries}
-    return {row["id"]: f"{row['title']} {row['text']} {' '.join(asked[row['id']])}".split() for row in rows}
+def words_of(rows):
+    """Every passage's words, and none of its generated queries'; these inputs have no stop words and no endings."""
+    return {row["id"]: f"{row['title']} {row['text']}".split() for row in rows}
 
 
 def test_words_are_ranked_by_the_formula(loaded):
-    _, collection, rows, queries = loaded
-    documents, settings = words_of(rows, queries), collection.card.bm25
+    _, collection, rows = loaded
+    documents, settings = words_of(rows), collection.card.bm25
     average = sum(map(len, documents.values())) / N
-    assert settings == Bm25Settings(lang="en", avg_len=round(average, 1), query_langs=("ha", "zu"))
+    assert settings == Bm25Settings(lang="en", avg_len=round(average, 1))
     question = "w1 w2 w2 haword nothing"
     expected = bm25(documents, question.split(), avg_len=settings.avg_len)
     asked = WordWriter(settings).question(question)
@@ -118,9 +117,9 @@ def test_ranks_are_fused_by_the_formula():
 
 
 def test_hybrid_search_is_the_fusion_of_both(loaded):
-    made, collection, rows, queries = loaded
+    made, collection, rows = loaded
     retriever, plain = Retriever(made, collection, hybrid=True), Retriever(made, collection)
-    documents = words_of(rows, queries)
+    documents = words_of(rows)
     asked = [Query(str(i), f"{row['text']} w{i}", ("ha", "zu", "und")[i % 3]) for i, row in enumerate(rows[:8])]
     answers = retriever.run([*asked, Query("x", "unheard", "ha")], k=10, exact=True)
     for query, answer in zip(asked, answers, strict=False):
@@ -134,7 +133,7 @@ def test_hybrid_search_is_the_fusion_of_both(loaded):
 
 
 def test_coroutines_find_the_same(loaded):
-    made, collection, rows, _ = loaded
+    made, collection, rows = loaded
     retriever = Retriever(made, collection, hybrid=True)
 
     async def search():
@@ -174,7 +173,6 @@ def test_a_collection_without_words(tmp_path):
 
 
 ENGLISH = Passage("1", "The dogs were running in the parks", lang="en")
-SWAHILI = Passage("2", "Mbwa walikuwa wakikimbia bustanini", lang="sw")
 
 
 @pytest.mark.parametrize(
@@ -182,39 +180,36 @@ SWAHILI = Passage("2", "Mbwa walikuwa wakikimbia bustanini", lang="sw")
     [(["en"] * 9 + ["sw"], "en"), (["en"] * 8 + ["sw"] * 2, "none"), (["sw"] * 9, "none"), (["und"] * 3, "none")],
 )
 def test_the_language_is_the_one_that_passages_share(langs, lang):
-    sample = [(replace(ENGLISH, lang=one), None) for one in langs]
-    assert settings_of(sample, Hybrid(), query_langs=["ha"]).lang == lang
-    assert settings_of(sample, Hybrid(lang="none"), query_langs=["ha"]) == Bm25Settings("none", avg_len=7.0)
-    assert settings_of([], Hybrid(), query_langs=[]).avg_len == 1.0
+    sample = [replace(ENGLISH, lang=one) for one in langs]
+    assert settings_of(sample, Hybrid()).lang == lang
+    assert settings_of(sample, Hybrid(lang="none")) == Bm25Settings("none", avg_len=7.0)
+    assert settings_of([], Hybrid()).avg_len == 1.0
 
 
 def test_what_a_word_is():
     """Stems and stop words of the language alone; scripts without spaces are cut into words; blanks have none."""
     english, none = WordWriter(Bm25Settings("en")), WordWriter(Bm25Settings("none"))
-    assert len(english.document(ENGLISH, None).indices) == 3  # dog, run, park
-    assert len(none.document(ENGLISH, None).indices) == 6  # the twice
-    assert set(english.question("Dogs' park").indices) < set(english.document(ENGLISH, None).indices)
-    assert not set(none.question("dog park").indices) & set(none.document(ENGLISH, None).indices)
+    assert len(english.document(ENGLISH).indices) == 3  # dog, run, park
+    assert len(none.document(ENGLISH).indices) == 6  # the twice
+    assert set(english.question("Dogs' park").indices) < set(english.document(ENGLISH).indices)
+    assert not set(none.question("dog park").indices) & set(none.document(ENGLISH).indices)
     assert len(none.question("東京は日本の首都です").indices) > 3
     for text in ("", "?!", " "):
         assert len(none.question(text).indices) == 0
     assert len(english.question("the").indices) == 0
-    asked = GeneratedQueries("2", {"ha": ("karnuka suna gudu",), "zu": ("izinja",)})
-    with_queries = WordWriter(Bm25Settings("none", query_langs=("ha",))).document(SWAHILI, asked)
-    assert len(with_queries.indices) == 4 + 3
 
 
 def test_composed_and_decomposed_letters_are_the_same_word():
-    """In passages, their queries, questions and the average length."""
+    """In passages, questions and the average length."""
     text, other = "Hà Nội là thủ đô của Việt Nam", "Đâu là thủ đô?"
     composed, decomposed = ([unicodedata.normalize(form, one) for one in (text, other)] for form in ("NFC", "NFD"))
     assert composed != decomposed
-    words = WordWriter(Bm25Settings("none", query_langs=("vi",)))
+    words = WordWriter(Bm25Settings("none"))
     made, settings = [], []
     for own, asked in (composed, decomposed):
-        row = Passage("1", own, lang="vi"), GeneratedQueries("1", {"vi": (asked,)})
-        made.append([words.document(*row), words.question(asked)])
-        settings.append(settings_of([row], Hybrid(queries=True), query_langs=["vi"]))
+        passage = Passage("1", own, lang="vi")
+        made.append([words.document(passage), words.question(asked)])
+        settings.append(settings_of([passage], Hybrid()))
     for one, two in zip(*made, strict=True):
         np.testing.assert_array_equal(one.indices, two.indices)
         np.testing.assert_array_equal(one.values, two.values)
@@ -259,34 +254,37 @@ def test_words_where_the_card_promises_them_and_nowhere_else():
 
 
 def test_the_card_as_text():
-    card = replace(a_card(), bm25=Bm25Settings("de", 12.5, query_langs=("ha",)))
-    assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
+    """An old card that says whose queries' words were indexed, too, is read: the questions are cut the same."""
+    card = replace(a_card(), bm25=Bm25Settings("de", 12.5))
+    record = json.loads(json.dumps(card.to_json()))
+    assert Card.from_json(record) == card
+    assert Card.from_json({**record, "bm25": {**record["bm25"], "query_langs": ["ha"]}}) == card
     old = {key: value for key, value in a_card().to_json().items() if key != "bm25"}
     assert Card.from_json(old) == a_card()
 
 
 def test_a_changed_setting_is_another_build(tmp_path):
-    """Loaded again with the words of the queries: nothing of the earlier version is taken for it."""
+    """Loaded again without stop words, and without words: nothing of the earlier version is taken for it."""
     corpus(tmp_path)
     options = {"encoder": encoder(), "queries": tmp_path / "queries.jsonl", "build": tmp_path / "build"}
     with open_store(tmp_path / "store") as store:
-        for hybrid in (Hybrid(), Hybrid(queries=True), None):
+        for hybrid in (Hybrid(), Hybrid(lang="none"), None):
             collection = load(tmp_path / "corpus.jsonl", "c", store=store, hybrid=hybrid, **options)
             lengths = [len(p.sparse.indices) if p.sparse else 0 for p in collection.scroll(with_vectors=True)]
             assert (sum(lengths) > 0) == (hybrid is not None)
-            assert collection.card.bm25 is None or (collection.card.bm25.query_langs != ()) == hybrid.queries
+            assert collection.card.bm25 is None or collection.card.bm25.lang == (hybrid.lang or "en")
 
 
 def test_the_commands(tmp_path):
     write_starter(tmp_path / "cache")
     write_inputs(tmp_path, 12)
     load_it = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--no-calibration"]
-    refused = run_cli(tmp_path, *load_it, "--hybrid-queries")
+    refused = run_cli(tmp_path, *load_it, "--hybrid-lang", "none")
     assert refused.returncode == 2 and "--hybrid" in refused.stderr
-    done = run_cli(tmp_path, *load_it, "--hybrid", "--hybrid-queries", "--hybrid-lang", "none")
+    done = run_cli(tmp_path, *load_it, "--hybrid", "--hybrid-lang", "none")
     assert done.returncode == 0, done.stderr
     told = run_cli(tmp_path, "info", "c").stdout
-    assert "BM25 over the words, language none" in told and "queries in ar, sw" in told
+    assert "BM25 over the words, language none" in told
     text = json.loads((tmp_path / "corpus.jsonl").read_text().splitlines()[4])["text"]
     found = json.loads(run_cli(tmp_path, "search", "c", text, "--hybrid", "--json").stdout)
     assert found[0]["hits"][0]["id"] == "p4"

@@ -29,7 +29,7 @@ NOT_STARTED, ENCODING, WRITING, INDEXING, PUBLISHED = "start-up", "encoding", "w
 QUERY_ROWS = "query rows"
 LONGEST = {NOT_STARTED: 0.6, QUERY_ROWS: 0.4, ENCODING: 0.7, WRITING: 0.6, INDEXING: 0.5, PUBLISHED: 0.05}
 """Seconds to wait at most, once a stage is reached."""
-WITH_ALL = ("--hybrid", "--hybrid-queries", "--maxsim")
+WITH_ALL = ("--hybrid", "--maxsim")
 MORE_ROUND = [QUERY_ROWS, ENCODING, WRITING, INDEXING]
 ROUNDS = [
     [NOT_STARTED, ENCODING, ENCODING, WRITING, INDEXING],
@@ -157,7 +157,7 @@ def test_words_and_query_rows_survive_kills_as_well(place):
         assert unbroken.result() == code == 0, (place / "all" / "said").read_text()
     assert kills >= 2, "a busy machine may miss some of the 4"
     points, card = contents(place / "all-unbroken" / "store")
-    assert set(points["p0"][1]) == {"text-dense", "text-dense-maxsim", "text-sparse"} and card["bm25"]["query_langs"]
+    assert set(points["p0"][1]) == {"text-dense", "text-dense-maxsim", "text-sparse"} and card["bm25"]
     assert contents(place / "all" / "store") == (points, card)
     assert_nothing_left_over(place / "all")
 

@@ -109,12 +109,11 @@ def with_passage_means(card: Card, strength: float, table: LanguageMeans) -> Car
     return replace(card, passage_calibration=strength, passage_means=pack_means(table))
 
 
-def with_words(card: Card, hybrid: Hybrid, rows: Iterator[Row], kept: Build) -> Card:
+def with_words(card: Card, hybrid: Hybrid, rows: Iterator[Row]) -> Card:
     """The card with the settings of its sparse vectors, which the first passages of the corpus decide."""
     from xqg_vdb.collection.bm25 import SAMPLE, settings_of  # brings the embedded engine
 
-    langs = card.recipe.langs or tuple(kept.sums)
-    return replace(card, bm25=settings_of(list(islice(rows, SAMPLE)), hybrid, query_langs=langs))
+    return replace(card, bm25=settings_of([passage for passage, _ in islice(rows, SAMPLE)], hybrid))
 
 
 def finished(card: Card, *, count: int, digest: str) -> Card:

@@ -151,7 +151,7 @@ def load_with_report(
             measured = measure_passages(source.rows(queries=False), kept.build, progress=progress)
             card = with_passage_means(card, passage_calibration, measured)
         if hybrid is not None:
-            card = with_words(card, hybrid, source.rows(), kept.build)
+            card = with_words(card, hybrid, source.rows(queries=False))
         each = each if TEXT_DENSE_MAXSIM in card.vectors else None  # not where no query is folded in
         with store.writer(name, card=card) as writer:
             written = write_collection(

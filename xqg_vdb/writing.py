@@ -133,7 +133,7 @@ class _Source:
             vectors=fused_vectors(kept, rows, langs=langs, card=card, means=self._means),
             query_langs=[sorted(set(queries.queries) & folded) if queries else [] for _, queries in window],
             multivectors=many,
-            sparse=None if self._words is None else [self._words.document(*row) for row in window],
+            sparse=None if self._words is None else [self._words.document(passage) for passage, _ in window],
         )
 
 

@@ -218,8 +218,8 @@ def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
     folded = {"queries": system.queries, "content": system.content, "n": system.n, "recipe": recipe}
     centred = {"passage λ": system.passage_calibration} if system.passage_calibration else {}
     kind = {"vectors": system.vectors} if system.vectors != "one" else {}
-    words = {"hybrid": "words of passages and queries" if system.hybrid_queries else "words of passages"}
-    vectors = {**facts, **(folded if system.queries else {}), **centred, **kind, **(words if system.hybrid else {})}
+    words = {"hybrid": "words of passages"} if system.hybrid else {}
+    vectors = {**facts, **(folded if system.queries else {}), **centred, **kind, **words}
     return {**vectors, **_generator_facts(bench, system)}
 
 

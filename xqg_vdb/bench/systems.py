@@ -33,7 +33,7 @@ class System:
     passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
     vectors: `one` fused vector; `per-language`, fused with one language's queries each, and the question's language
         chooses; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim).
-    hybrid: search the words as well and fuse the rankings. hybrid_queries: index the generated queries' words, too.
+    hybrid: search the words as well and fuse the rankings.
     expand: `METHOD:MODEL` searches with what a generator adds to the question, in `expand_lang` (see
         `expansion.Expander`); expand_model: the model's name at an endpoint.
     rerank: `upr:MODEL` ranks the first `rerank_depth` passages again, what is behind them keeps its order;
@@ -52,7 +52,6 @@ class System:
     passage_calibration: float = 0.0
     vectors: HowMany = "one"
     hybrid: bool = False
-    hybrid_queries: bool = False
     expand: str | None = None
     expand_lang: str | None = None
     expand_model: str = "default"

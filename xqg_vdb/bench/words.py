@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from xqg_vdb.collection.bm25 import SAMPLE, WordWriter, settings_of
-from xqg_vdb.queries import QueryFile
-from xqg_vdb.types import Bm25Settings, GeneratedQueries, Hybrid, Passage, SparseVector
+from xqg_vdb.types import Bm25Settings, Hybrid, Passage, SparseVector
 
 
 @dataclass(frozen=True)
@@ -24,17 +22,9 @@ class Words:
         return Words(self.settings, [self.passages[row] for row in rows], [self.questions[row] for row in asked])
 
 
-def words_of(
-    questions: Sequence[str], passages: Sequence[Passage], *, queries: Path | None, langs: Sequence[str] | None
-) -> Words:
-    """The words of questions and passages; queries: the file whose queries are indexed with these, of `langs` only."""
-    own: list[GeneratedQueries | None] = [None] * len(passages)
-    if queries is not None:
-        with QueryFile([queries]) as table:
-            own = [table.get(passage.id) for passage in passages]
-    found = sorted({lang for one in own if one is not None for lang in one.queries})
-    rows = list(zip(passages, own, strict=True))
-    settings = settings_of(rows[:SAMPLE], Hybrid(queries=queries is not None), query_langs=langs or found)
+def words_of(questions: Sequence[str], passages: Sequence[Passage]) -> Words:
+    """The words of questions and passages."""
+    settings = settings_of(passages[:SAMPLE], Hybrid())
     writer = WordWriter(settings)
-    documents = [writer.document(*row) for row in rows]
+    documents = [writer.document(passage) for passage in passages]
     return Words(settings, documents, [writer.question(text) for text in questions])

@@ -131,9 +131,8 @@ class Workbench:
         )  # fmt: skip
         if not system.hybrid:
             return placed
-        file = self.suite.query_file(system, dataset) if system.hybrid_queries else None
         questions = [query.text for query in material.task.queries] if wordings is None else wordings.joined()
-        words = words_of(questions, material.passages, queries=file, langs=system.recipe.langs)
+        words = words_of(questions, material.passages)
         return replace(placed, words=words)
 
     def cell(self, system: System, dataset: str, *, store: VectorStore | None) -> tuple[Cell, Path]:

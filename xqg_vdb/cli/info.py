@@ -63,8 +63,7 @@ def _card_rows(card: Card) -> dict[str, str]:
     if len(card.vectors) > 1:
         rows["vectors"] = ", ".join(card.vectors)
     if (words := card.bm25) is not None:
-        appended = f", with queries in {', '.join(words.query_langs)}" if words.query_langs else ""
-        rows["hybrid"] = f"BM25 over the words, language {words.lang}, {words.avg_len} tokens a passage{appended}"
+        rows["hybrid"] = f"BM25 over the words, language {words.lang}, {words.avg_len} tokens a passage"
     if card.storage:
         rows["options"] = ", ".join(f"{name} {value}" for name, value in card.storage.items())
     return rows

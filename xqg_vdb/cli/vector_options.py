@@ -34,11 +34,11 @@ def chosen_hybrid() -> Hybrid | None:
     """What the sparse vectors are to be made from; None for none."""
     from xqg_vdb.types import Hybrid
 
-    lang, queries = remembered("hybrid_lang"), bool(remembered("hybrid_queries"))
+    lang = remembered("hybrid_lang")
     if remembered("hybrid"):
-        return Hybrid(lang=lang, queries=queries)
-    if lang is not None or queries:
-        raise click.UsageError("--hybrid-lang and --hybrid-queries say how: give --hybrid with them")
+        return Hybrid(lang=lang)
+    if lang is not None:
+        raise click.UsageError("--hybrid-lang says how: give --hybrid with it")
     return None
 
 
@@ -47,7 +47,6 @@ _OPTIONS = [
     remembered_option("--maxsim", is_flag=True, help="Also a row per generated query, of which the best counts."),
     remembered_option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain."),
     remembered_option("--hybrid", is_flag=True, help="Also vectors of the words (BM25), for search --hybrid."),
-    remembered_option("--hybrid-queries", is_flag=True, help="Words of the generated queries, too (doc2query)."),
     remembered_option(
         "--hybrid-lang", metavar="LANG", help="Whose stemmer and stop words, or none  [default: the passages']"
     ),

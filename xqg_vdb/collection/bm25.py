@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import qdrant_edge as edge
 
 from ..errors import DataError
-from ..types import UNKNOWN_LANGUAGE, Bm25Settings, GeneratedQueries, Hybrid, Passage, SparseVector
+from ..types import UNKNOWN_LANGUAGE, Bm25Settings, Hybrid, Passage, SparseVector
 from .layout import sparse_vector
 
 NO_LANGUAGE = "none"
@@ -31,12 +31,11 @@ class WordWriter:
     """Passages and questions into token weights, as a collection's settings say; threads may share one."""
 
     def __init__(self, settings: Bm25Settings) -> None:
-        self._query_langs = settings.query_langs
         self._model = _model(settings.lang, k=settings.k, b=settings.b, avg_len=settings.avg_len)
 
-    def document(self, passage: Passage, queries: GeneratedQueries | None) -> SparseVector:
-        """tf·(k + 1) / (tf + k·(1 - b + b·len/avg_len)) per token of title, text and, for doc2query, the queries."""
-        found = self._model.embed_document(_text(passage, queries, self._query_langs))
+    def document(self, passage: Passage) -> SparseVector:
+        """tf·(k + 1) / (tf + k·(1 - b + b·len/avg_len)) per token of title and text."""
+        found = self._model.embed_document(_composed(passage.title_and_text))
         return sparse_vector(found.indices, found.values)
 
     def question(self, text: str) -> SparseVector:
@@ -45,31 +44,23 @@ class WordWriter:
         return sparse_vector(found.indices, found.values)
 
 
-def _text(passage: Passage, queries: GeneratedQueries | None, query_langs: Sequence[str]) -> str:
-    asked = [] if queries is None else [text for lang in query_langs for text in queries.queries.get(lang, ())]
-    return _composed("\n".join([passage.title_and_text, *asked]))
-
-
 def _composed(text: str) -> str:
     """NFC: a letter with its accent after it would be another token than the same letter in one."""
     return unicodedata.normalize("NFC", text)
 
 
-def settings_of(
-    sample: Sequence[tuple[Passage, GeneratedQueries | None]], hybrid: Hybrid, *, query_langs: Sequence[str]
-) -> Bm25Settings:
-    """The settings for a corpus that begins with `sample`; query_langs: the languages that doc2query would append.
+def settings_of(sample: Sequence[Passage], hybrid: Hybrid) -> Bm25Settings:
+    """The settings for a corpus that begins with `sample`.
 
     Raises DataError when a language is asked for that has neither stemmer nor stop words.
     """
     if hybrid.lang is not None:
         check_language(hybrid.lang)
-    lang = hybrid.lang or _language_of([passage.lang for passage, _ in sample])
-    langs = tuple(sorted(query_langs)) if hybrid.queries else ()
+    lang = hybrid.lang or _language_of([passage.lang for passage in sample])
     counting = _model(lang, k=_COUNTING_K, b=0.0, avg_len=1.0)
-    lengths = [sum(counting.embed_document(_text(*row, langs)).values) for row in sample]
+    lengths = [sum(counting.embed_document(_composed(passage.title_and_text)).values) for passage in sample]
     average = sum(lengths) / len(lengths) if lengths else 0.0
-    return Bm25Settings(lang=lang, avg_len=max(round(average, 1), 1.0), query_langs=langs)
+    return Bm25Settings(lang=lang, avg_len=max(round(average, 1), 1.0))
 
 
 def check_language(lang: str) -> None:

@@ -80,11 +80,9 @@ class Hybrid:
     """What a load makes the sparse side of a collection from.
 
     lang: whose stemmer and stop words BM25 uses, `none` for neither; None: the passages', where nine in ten share one.
-    queries: append the generated queries to the passage's text (doc2query).
     """
 
     lang: str | None = None
-    queries: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +90,12 @@ class Bm25Settings:
     """How the sparse vectors of a collection were made; its questions are cut into tokens in the same way.
 
     lang: whose stemmer and stop words, `none` for neither. avg_len: tokens of an average document. k, b: BM25's own.
-    query_langs: languages whose generated queries were appended to the passages.
     """
 
     lang: str = "none"
     avg_len: float = 256.0
     k: float = 1.2
     b: float = 0.75
-    query_langs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +141,7 @@ class Card:
             "encoder": self.encoder.to_json(),
             "recipe": self.recipe.to_json(),
             "vectors": list(self.vectors),
-            "bm25": None if self.bm25 is None else {**asdict(self.bm25), "query_langs": list(self.bm25.query_langs)},
+            "bm25": None if self.bm25 is None else asdict(self.bm25),
             "query_langs": list(self.query_langs),
             "query_means": dict(self.query_means),
             "passage_means": dict(self.passage_means),
@@ -161,5 +157,5 @@ class Card:
         known["vectors"] = tuple(record.get("vectors", ("text-dense",)))
         known["query_langs"] = tuple(record.get("query_langs", ()))
         if (bm25 := record.get("bm25")) is not None:
-            known["bm25"] = Bm25Settings(**{**bm25, "query_langs": tuple(bm25["query_langs"])})
+            known["bm25"] = Bm25Settings(**{f.name: bm25[f.name] for f in fields(Bm25Settings)})
         return cls(**known)
