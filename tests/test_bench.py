@@ -347,26 +347,6 @@ def test_comparisons_need_known_systems():
         Suite("s", ("afriqa",), (System("a"),), comparisons=(Comparison("a", ("b",)),))
 
 
-def test_per_language_vectors_are_what_load_and_retriever_do(data):
-    """The twin again, with a vector per query language; a real collection of the harness agrees as well."""
-    task, made = load_task("afriqa", data), encoder()
-    corpus = data / "corpus.jsonl"
-    records = [{"id": p.id, "title": p.title, "text": p.text, "lang": "en"} for p in task.passages]
-    corpus.write_text("\n".join(map(json.dumps, records)))
-    with open_store(data / "store") as store:
-        options = {"encoder": made, "queries": data / "queries.jsonl", "store": store}
-        collection = load(corpus, "c", more_vectors=["languages"], **options)
-        answers = Retriever(made, collection).run(task.queries, k=10, exact=True)
-    systems = (System("own vectors", queries="queries", vectors="per-language"), System("one", queries="queries"))
-    for search in ("memory", "exact"):
-        run(suite(data, systems=systems, comparisons=(), sweeps=(), search=search), data, made=made)
-        ours = read_run(_run(data, "own vectors"))
-        assert {q: [i for i, _ in found] for q, found in ours.items()} == {
-            a.query.id: [h.id for h in a.hits] for a in answers
-        }
-    assert ours != read_run(_run(data, "one"))
-
-
 def test_all_rows_against_a_loop(data):
     """MaxSim over a passage's own row and its queries' rows, one dot product at a time."""
     task, made = load_task("afriqa", data), encoder()

@@ -10,7 +10,7 @@ from bench_cases import encoder, run, value, write_afriqa, write_queries
 from cli_cases import run_cli, write_starter
 from generation_cases import tiny_checkpoint
 
-from xqg_vdb import Retriever, load, open_store
+from xqg_vdb import Hybrid, Retriever, load, open_store
 from xqg_vdb.bench import likelihoods, methods, wordings
 from xqg_vdb.bench.kept_rows import KeptRows
 from xqg_vdb.bench.presets import preset, with_methods
@@ -200,19 +200,12 @@ def test_expansion_is_what_retriever_does(data, generator, method):
     assert 0 < dict(cost)["expand p50 ms"] <= dict(cost)["expand p95 ms"]
 
 
-@pytest.mark.parametrize("kind", ["hybrid", "per-language"])
-def test_expansion_with_words_and_with_a_vector_per_language(data, generator, kind):
-    from xqg_vdb import Hybrid
-
+def test_expansion_with_words(data, generator):
     made = encoder()
-    system = System("expanded", queries="queries", expand=f"translation:{generator}", expand_lang="en")
-    if kind == "hybrid":
-        system, loading, options = replace(system, hybrid=True), {"hybrid": Hybrid()}, {"hybrid": True}
-    else:
-        system, loading, options = replace(system, vectors="per-language"), {"more_vectors": ["languages"]}, {}
+    system = System("expanded", queries="queries", expand=f"translation:{generator}", expand_lang="en", hybrid=True)
     run(suite(data, system, search="exact", depth=20), data, made=made)
     expander = Expander(generator, method="translation", lang="en")
-    theirs = retrieved(data, made, expander=expander, loading=loading, **options)
+    theirs = retrieved(data, made, expander=expander, loading={"hybrid": Hybrid()}, hybrid=True)
     ours = {qid: hits[:DEPTH] for qid, hits in found(data, "expanded").items()}
     assert {q: [i for i, _ in f] for q, f in ours.items()} == {q: [i for i, _ in f] for q, f in theirs.items()}
 

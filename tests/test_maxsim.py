@@ -88,7 +88,7 @@ def test_the_best_row_counts(loaded):
     retriever = Retriever(made, collection)
     asked = [Query(str(i), row["text"][:14], ("ha", "und", "de")[i % 3]) for i, row in enumerate(rows[:9])]
     vectors = retriever.encode(asked)
-    assert set(vectors.using) == {MAXSIM}
+    assert vectors.using == MAXSIM
     for question, answer in zip(vectors.vectors, retriever.run(asked, k=N, exact=True), strict=True):
         scores = {docid: max(float(row @ question) for row in matrix) for docid, matrix in stored.items()}
         assert {hit.id: hit.score for hit in answer.hits} == pytest.approx(scores, abs=1e-5)
@@ -160,8 +160,6 @@ def test_another_alpha_encodes_nothing(tmp_path):
             tmp_path / "corpus.jsonl", "c", encoder=made, more_vectors=["maxsim"], recipe=Recipe(alpha=0.1), **options
         )
         assert again.card.recipe.alpha == 0.1
-        with pytest.raises(DataError, match="not both"):
-            load(tmp_path / "corpus.jsonl", "c", encoder=made, more_vectors=["maxsim", "languages"], **options)
 
 
 def test_each_query_is_encoded_once(tmp_path):
@@ -249,8 +247,6 @@ def test_the_command(tmp_path):
     write_starter(tmp_path / "cache")
     write_inputs(tmp_path, 12)
     load_it = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--maxsim", "--no-calibration"]
-    refused = run_cli(tmp_path, *load_it, "--per-language")
-    assert refused.returncode == 2 and "not both" in refused.stderr
     done = run_cli(tmp_path, *load_it, "--hybrid")
     assert done.returncode == 0, done.stderr
     assert f"text-dense, {MAXSIM}" in run_cli(tmp_path, "info", "c").stdout

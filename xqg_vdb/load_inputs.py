@@ -18,8 +18,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors, open_lines
 from xqg_vdb.queries import QueryFile
 from xqg_vdb.records import Rejects
-from xqg_vdb.types import Hybrid, MoreVectors
-from xqg_vdb.writing import vector_names
+from xqg_vdb.types import Hybrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,10 @@ def check_inputs(
     return files
 
 
-def check_options(*, passage_calibration: float, more_vectors: Sequence[MoreVectors], hybrid: Hybrid | None) -> None:
+def check_options(*, passage_calibration: float, hybrid: Hybrid | None) -> None:
     """Raise DataError for what no corpus could be loaded with."""
     if not (isfinite(passage_calibration) and passage_calibration >= 0.0):
         raise DataError(f"passage_calibration must be a number from 0 up, got {passage_calibration}.")
-    vector_names(more_vectors, [])
     if hybrid is not None and hybrid.lang is not None:
         from xqg_vdb.collection.bm25 import check_language  # brings the embedded engine
 

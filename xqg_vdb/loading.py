@@ -119,16 +119,15 @@ def load_with_report(
     distance: by default `cosine`, or `dot` for encoders that do not normalise.
     passage_calibration: λ of the passages' side, for corpora of several languages (`passage_calibration.py`): each
     passage's vector less λ times its language's mean passage vector, before queries are folded in. 0 leaves them.
-    more_vectors: beside the fused vector also the `plain` one, and one per query `languages`, which questions in that
-    language are searched by; each costs as much memory as the first. Or `maxsim`: a multivector with a row per query,
-    each mixed with the passage, of which the best counts.
+    more_vectors: beside the fused vector also the `plain` one, which costs as much memory as the first, and `maxsim`: a
+    multivector with a row per query, each mixed with the passage, of which the best counts.
     hybrid: make sparse vectors as well, which `Retriever(hybrid=True)` searches beside the dense ones.
     rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
     the other inputs' in files beside it.
     A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
     DiskError, ServerError, CorruptError.
     """
-    check_options(passage_calibration=passage_calibration, more_vectors=more_vectors, hybrid=hybrid)
+    check_options(passage_calibration=passage_calibration, hybrid=hybrid)
     corpus, recipe, rejects = Path(corpus), recipe or Recipe(), rejects or Rejects()
     distance = distance or ("cosine" if encoder.facts.normalize else "dot")
     query_files = check_inputs(corpus, name, queries=queries, questions=questions)

@@ -147,18 +147,15 @@ class Retriever:
             mean_rows(flat.vectors, starts, normalize=self.encoder.facts.normalize),
             tuple(flat.langs[start] for start in starts),
             flat.breadth,
-            tuple(flat.using[start] for start in starts),
+            flat.using,
             tuple("\n".join(one.text for one in several) for several in wordings),
         )
 
     def look_ups(self, asked: EncodedQueries, *, k: int) -> list[LookUp]:
-        """What to ask the collection: one call per vector that questions search by, and one for the words of all."""
+        """What to ask the collection: their vectors, and the words of those that have any."""
         wanted = self._depth(k)
         depth = wanted if self._words is None or k < 1 else max(wanted, DEPTH)
-        calls = []
-        for using in sorted(set(asked.using)):
-            rows = [row for row, own in enumerate(asked.using) if own == using]
-            calls.append(LookUp(using, rows, asked.vectors[rows], depth, asked.breadth))
+        calls = [LookUp(asked.using, list(range(len(asked.vectors))), asked.vectors, depth, asked.breadth)]
         if self._words is not None:
             words = [self._words.question(text) for text in asked.texts]
             rows = [row for row, own in enumerate(words) if len(own.indices)]

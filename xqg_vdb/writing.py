@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from xqg_vdb.batching import windows
 from xqg_vdb.building import Row, changed_input
 from xqg_vdb.calibration import LanguageMeans
-from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM, TEXT_DENSE_PLAIN, Digest, language_vector
-from xqg_vdb.errors import DataError
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM, TEXT_DENSE_PLAIN, Digest
 from xqg_vdb.fusion import fuse, unit_rows
 from xqg_vdb.passage_calibration import passage_means, rows_of_card
 from xqg_vdb.progress import Progress
@@ -33,16 +32,10 @@ _PLAIN = Recipe(alpha=0.0)
 
 
 def vector_names(more: Sequence[MoreVectors], langs: Sequence[str]) -> tuple[str, ...]:
-    """The dense vectors of every point of a collection that folds in the queries of `langs`.
-
-    Raises DataError for two that would both choose how a question is searched.
-    """
-    if "languages" in more and "maxsim" in more:
-        raise DataError("A collection has a vector per language or a row per query, not both: leave one out.")
+    """The dense vectors of every point of a collection that folds in the queries of `langs`."""
     plain = (TEXT_DENSE_PLAIN,) if "plain" in more else ()
-    own = tuple(language_vector(lang) for lang in langs) if "languages" in more else ()
     many = (TEXT_DENSE_MAXSIM,) if "maxsim" in more and langs else ()
-    return (TEXT_DENSE, *plain, *own, *many)
+    return (TEXT_DENSE, *plain, *many)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +140,11 @@ def fused_vectors(
     passages = rows_of_card(kept.passages[rows], langs=langs, card=card)
     sums = {lang: (kept.sums[lang][rows], kept.counts[lang][rows]) for lang in card.query_langs}
     normalize = card.distance == "cosine"
-
-    def of(langs: Sequence[str]) -> Vectors:
-        recipe = replace(card.recipe, langs=tuple(langs)) if langs else _PLAIN
-        return fuse(passages, sums, recipe=recipe, means=means.means, normalize=normalize)
-
-    vectors = {TEXT_DENSE: of(card.query_langs)}
+    recipe = replace(card.recipe, langs=card.query_langs) if card.query_langs else _PLAIN
+    vectors = {TEXT_DENSE: fuse(passages, sums, recipe=recipe, means=means.means, normalize=normalize)}
     if TEXT_DENSE_PLAIN in card.vectors:
         vectors[TEXT_DENSE_PLAIN] = unit_rows(kept.passages[rows]) if normalize else kept.passages[rows]
-    own = {language_vector(lang): lang for lang in card.query_langs}
-    return vectors | {name: of([lang]) for name, lang in own.items() if name in card.vectors}
+    return vectors
 
 
 def _check_rows(window: Sequence[Row], kept: Build, *, start: int) -> None:

@@ -7,7 +7,7 @@ other language means, and the controls that share everything with xQG but the qu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from xqg_vdb.bench.systems import System
 from xqg_vdb.bench.wordings import WordingVectors
 from xqg_vdb.bench.words import Words
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, language_means, resolve_languages
-from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM, language_vector
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM
 from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import Sums, fuse, mixed_rows, unit_rows
 from xqg_vdb.passage_calibration import calibrate_passages, passage_means
@@ -88,10 +88,8 @@ def place(
     strength = encoder.calibration if system.calibration is None else system.calibration
     moved = partial(calibrate, table=table, strength=strength, normalize=normalize)
     if wordings is None:
-        langs = question_languages(system, material)
-        questions = moved(material.question_vectors, langs=langs)
+        questions = moved(material.question_vectors, langs=question_languages(system, material))
     else:
-        langs = [wordings.langs[start] for start in wordings.starts.tolist()]
         several = moved(wordings.vectors, langs=wordings.langs)
         questions = mean_rows(several, wordings.starts, normalize=normalize)
     everything = np.arange(len(questions))
@@ -100,12 +98,6 @@ def place(
     if system.vectors == "all" and queries is not None and sums:
         rows = all_rows(passages, queries, system=system, means=table.means, normalize=normalize)
         parts = [Part(TEXT_DENSE, fused, everything[:0]), Part(TEXT_DENSE_MAXSIM, rows[0], everything, rows[1])]
-    if system.vectors == "per-language" and sums:
-        asked_in = np.array(langs)
-        parts[0] = replace(parts[0], asked=np.flatnonzero(~np.isin(asked_in, sorted(sums))))
-        for lang in sorted(sums):
-            own = fuse(passages, sums, recipe=replace(recipe, langs=(lang,)), means=table.means, normalize=normalize)
-            parts.append(Part(language_vector(lang), own, np.flatnonzero(asked_in == lang)))
     return Placed(tuple(parts), questions, recipe, strength, tuple(sorted(sums)))
 
 

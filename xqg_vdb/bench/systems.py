@@ -15,7 +15,7 @@ from xqg_vdb.types import Recipe
 
 Content = Literal["own", "direction", "shuffled"]
 Languages = Literal["given", "detected", "unknown"]
-HowMany = Literal["one", "per-language", "all"]
+HowMany = Literal["one", "all"]
 
 _EXAMPLES = {"rerank": "upr:starter:generator", "expand": "pseudo-document:starter:generator"}
 
@@ -31,8 +31,7 @@ class System:
         generated queries, what `load` does), `bank`, `generated`, or a dataset whose questions give it.
     languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
     passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
-    vectors: `one` fused vector; `per-language`, fused with one language's queries each, and the question's language
-        chooses; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim).
+    vectors: `one` fused vector; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim).
     hybrid: search the words as well and fuse the rankings.
     expand: `METHOD:MODEL` searches with what a generator adds to the question, in `expand_lang` (see
         `expansion.Expander`); expand_model: the model's name at an endpoint.

@@ -13,19 +13,16 @@ if TYPE_CHECKING:
 
 
 def vector_options(command: F) -> F:
-    """A vector per language, a row per query, plain vectors, words; read by `chosen_vectors` and `chosen_hybrid`."""
+    """A row per query, plain vectors, words; read by `chosen_vectors` and `chosen_hybrid`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def chosen_vectors() -> list[MoreVectors]:
-    """The dense vectors that the command that runs was asked for. UsageError for two that exclude each other."""
-    if remembered("per_language") and remembered("maxsim"):
-        raise click.UsageError("give --per-language or --maxsim, not both")
+    """The dense vectors that the command that runs was asked for."""
     more: list[MoreVectors] = []
     more += ["plain"] if remembered("keep_plain") else []
-    more += ["languages"] if remembered("per_language") else []
     more += ["maxsim"] if remembered("maxsim") else []
     return more
 
@@ -43,7 +40,6 @@ def chosen_hybrid() -> Hybrid | None:
 
 
 _OPTIONS = [
-    remembered_option("--per-language", is_flag=True, help="Also a vector per query language, for questions in it."),
     remembered_option("--maxsim", is_flag=True, help="Also a row per generated query, of which the best counts."),
     remembered_option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain."),
     remembered_option("--hybrid", is_flag=True, help="Also vectors of the words (BM25), for search --hybrid."),

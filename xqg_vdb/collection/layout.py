@@ -39,11 +39,6 @@ _VERSION_SUFFIX = re.compile(r".*__v\d+")
 _MOST_TIES = 1024
 
 
-def language_vector(lang: str) -> str:
-    """The vector that is fused with the queries of one language alone."""
-    return f"{TEXT_DENSE}-{lang}"
-
-
 def check_name(name: str) -> str:
     """`name` itself when it may name a collection. Raises DataError: names become folders, aliases and URL parts."""
     if not _NAME.fullmatch(name):

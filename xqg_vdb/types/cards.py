@@ -9,7 +9,7 @@ from typing import Any, Literal
 Pool = Literal["shrunk", "mean", "sum"]
 Pooling = Literal["mean", "cls"]
 Distance = Literal["cosine", "dot"]
-MoreVectors = Literal["plain", "languages", "maxsim"]
+MoreVectors = Literal["plain", "maxsim"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,20 @@
-"""A vector per query language, and the plain one: what they hold, and which one a question is searched by."""
+"""The vectors beside the fused one: what they hold, and which one a question is searched by."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from bench_cases import encoder, sentence
 from cli_cases import run_cli, write_inputs, write_starter
 
-from xqg_vdb import Query, Recipe, Retriever, load, open_store
+from xqg_vdb import Passage, Query, Recipe, Retriever, load, open_store
+from xqg_vdb.collection import Collection
+from xqg_vdb.collection.layout import digest
+from xqg_vdb.collection.migrate import migrate
 from xqg_vdb.fusion import fuse
+from xqg_vdb.types import Card, PointBatch
+from xqg_vdb.verifying import verify
 
 PLAIN, GENERAL = "text-dense-plain", "text-dense"
 
@@ -28,12 +34,12 @@ def loaded(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     store = open_store(folder / "store")
     options = {"encoder": made, "store": store, "queries": folder / "queries.jsonl"}
-    collection = load(folder / "corpus.jsonl", "c", more_vectors=("plain", "languages"), **options)
+    collection = load(folder / "corpus.jsonl", "c", more_vectors=("plain",), **options)
     yield made, collection, passages, queries
     store.close()
 
 
-def test_each_vector_is_the_fusion_of_its_language(loaded):
+def test_the_plain_vector_is_the_passage_alone_and_the_general_one_the_fusion(loaded):
     made, collection, passages, queries = loaded
     stored = {point.id: point for point in collection.scroll(with_vectors=True)}
     rows = made.encode_passages([p["text"] for p in passages])
@@ -45,44 +51,42 @@ def test_each_vector_is_the_fusion_of_its_language(loaded):
         for lang in ("ha", "zu")
     }
     means = Retriever(made, collection).query_encoder.language_means.means
-    assert collection.card.vectors == (GENERAL, PLAIN, "text-dense-ha", "text-dense-zu")
-    expected = {
-        PLAIN: rows,
-        GENERAL: fuse(rows, sums, recipe=Recipe(), means=means, normalize=True),
-        "text-dense-ha": fuse(rows, sums, recipe=Recipe(langs=("ha",)), means=means, normalize=True),
-        "text-dense-zu": fuse(rows, sums, recipe=Recipe(langs=("zu",)), means=means, normalize=True),
-    }
+    assert collection.card.vectors == (GENERAL, PLAIN)
+    expected = {PLAIN: rows, GENERAL: fuse(rows, sums, recipe=Recipe(), means=means, normalize=True)}
     for name, matrix in expected.items():
         found = np.stack([stored[p["id"]].vectors[name] for p in passages])
         # the card keeps the means in 16 bits
         np.testing.assert_allclose(found, matrix, atol=2e-3, err_msg=name)
-    assert np.abs(expected["text-dense-ha"] - expected["text-dense-zu"]).max() > 0.05
+    assert np.abs(expected[PLAIN] - expected[GENERAL]).max() > 0.05
 
 
-def test_the_question_chooses_its_vector(loaded):
-    """Given, unknown, without a vector, and several in one call."""
+def test_questions_are_searched_by_the_general_vector(loaded):
+    """Given, unknown, and without queries, several in one call."""
     made, collection, passages, _ = loaded
     retriever = Retriever(made, collection)
-    text = passages[3]["text"][:12]
-    asked = [Query(str(i), text, lang) for i, lang in enumerate(["ha", "zu", "und", "de", "ha"])]
+    asked = [Query(str(i), passages[3]["text"][:12], lang) for i, lang in enumerate(["ha", "und", "de", "ha"])]
     answers = retriever.run(asked, k=40, exact=True)
-    vectors = retriever.encode(asked)
-    assert vectors.using == ("text-dense-ha", "text-dense-zu", GENERAL, GENERAL, "text-dense-ha")
-    for row, (answer, using) in enumerate(zip(answers, vectors.using, strict=True)):
-        own = collection.search(vectors.vectors[row : row + 1], k=40, using=using, exact=True)[0]
-        assert [(hit.id, hit.score) for hit in answer.hits] == [(hit.id, hit.score) for hit in own]
-        assert answer.query.id == str(row)
-    assert [h.id for h in answers[0].hits] == [h.id for h in answers[4].hits]
-    assert [h.score for h in answers[0].hits] != [h.score for h in answers[1].hits]
+    own = collection.search(retriever.encode(asked).vectors, k=40, using=GENERAL, exact=True)
+    assert [list(answer.hits) for answer in answers] == own
+    assert [h.score for h in own[0]] != [h.score for h in own[1]]
 
 
-def test_without_calibration_the_language_still_chooses(loaded):
-    made, collection, _, _ = loaded
-    retriever = Retriever(made, collection, calibration=0.0)
-    assert retriever.encode([Query("0", "w1 w2", "zu")]).using == ("text-dense-zu",)
-    german = "Welche Farbe hat der Himmel, und warum ist das eigentlich so?"
-    asked = retriever.encode([Query("0", german, None)])
-    assert (asked.langs, asked.using) == (("de",), (GENERAL,))
+def test_vectors_that_are_no_longer_made_are_passed_over(tmp_path):
+    """Earlier versions could make a vector per query language: such a collection is searched, copied, verified."""
+    made, rows = encoder(), encoder().encode_passages(["w1 w2", "w3 w4", "w5 w6"])
+    found = [Passage(str(i), f"w{i}") for i in range(3)]
+    old = Card(made.facts, "cosine", Recipe(), vectors=(GENERAL, "text-dense-ha"), query_langs=("ha",))
+    with open_store(tmp_path / "store") as store:
+        with store.writer("c", card=old) as writer:
+            writer.upsert(PointBatch(found, {GENERAL: rows, "text-dense-ha": rows[::-1].copy()}, [["ha"]] * 3))
+            writer.commit(3)
+            writer.publish(replace(old, count=3, digest=digest((p.id, p.text) for p in found)))
+        migrate(store, "c", store, to_name="d")
+        for name in ("c", "d"):
+            retriever = Retriever(made, Collection(name, store), calibration=0.0)
+            assert retriever.search("w3 w4", k=1, lang="ha")[0].id == "1"
+            assert retriever.search("w1 w2", k=1, lang="ha")[0].id == "0"
+            assert verify(store, name).problems == ()
 
 
 def test_undo_by_the_plain_vector(loaded):
@@ -97,13 +101,13 @@ def test_undo_by_the_plain_vector(loaded):
 def test_the_command(tmp_path):
     write_starter(tmp_path / "cache")
     write_inputs(tmp_path, 12)
-    arguments = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--per-language", "--keep-plain"]
+    arguments = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--keep-plain"]
     done = run_cli(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     found = run_cli(tmp_path, "search", "c", "w1 w2 w3", "--lang", "sw", "--json")
     assert found.returncode == 0, found.stderr
     with open_store(tmp_path / "xqg-data") as store:
-        assert store.card("c").vectors == (GENERAL, PLAIN, "text-dense-ar", "text-dense-sw")
+        assert store.card("c").vectors == (GENERAL, PLAIN)
     plain = run_cli(tmp_path, *arguments[:5])
     assert plain.returncode == 0, plain.stderr
     with open_store(tmp_path / "xqg-data") as store:
