@@ -347,45 +347,6 @@ def test_comparisons_need_known_systems():
         Suite("s", ("afriqa",), (System("a"),), comparisons=(Comparison("a", ("b",)),))
 
 
-def test_all_rows_against_a_loop(data):
-    """MaxSim over a passage's own row and its queries' rows, one dot product at a time."""
-    task, made = load_task("afriqa", data), encoder()
-    write_queries(data / "queries.jsonl", task, n=2, skip=[next(iter(task.passages)).id])
-    systems = (System("all", queries="queries", vectors="all", recipe=Recipe(alpha=0.4)),)
-    report = run(suite(data, systems=systems, comparisons=(), sweeps=()), data, made=made)
-    material = prepare(task, encoder=made, folder=data / "v")
-    bank = made.language_means
-    own = {r["id"]: r["generated_queries"] for r in map(json.loads, (data / "queries.jsonl").read_text().splitlines())}
-    flat = {lang: [t for q in own.values() for t in q[lang]] for lang in ("ha", "zu")}
-    means = {}
-    for lang, texts in flat.items():
-        n = bank.counts[lang]
-        weight = min(n, len(texts))
-        own_mean = made.encode_queries(texts).mean(axis=0)
-        means[lang] = (n * bank.means[lang] + weight * own_mean) / (n + weight)
-    found = read_run(_run(data, "all"))
-    for row, query in enumerate(task.queries[:6]):
-        asked = material.question_vectors[row] - made.calibration * means[query.lang]
-        asked = asked / np.linalg.norm(asked)
-        scores = {}
-        for number, passage in enumerate(material.passages):
-            rows = [material.passage_vectors[number]]
-            for lang, texts in own.get(passage.id, {}).items():
-                rows += [0.6 * rows[0] + 0.4 * (v - means[lang]) for v in made.encode_queries(texts)]
-            scores[passage.id] = max(float(asked @ (r / np.linalg.norm(r))) for r in rows)
-        best = sorted(scores, key=lambda i: -scores[i])[:10]
-        np.testing.assert_allclose([s for _, s in found[query.id]], [scores[i] for i in best], atol=1e-5)
-    assert value(report, "all", "R@10") > 0
-    in_memory = {query: [docid for docid, _ in hits] for query, hits in found.items()}
-    asked = run(suite(data, systems=systems, comparisons=(), sweeps=(), search="exact"), data, made=made)
-    assert {query: [i for i, _ in hits] for query, hits in read_run(_run(data, "all")).items()} == in_memory
-    (cost,) = {tuple(one.cost.items()) for one in asked.results}
-    rows = len(task.passages) + (len(task.passages) - 1) * 4
-    vectors = 4 * made.facts.dim * (rows + len(task.passages))  # and the one fused vector
-    assert dict(cost)["bytes a passage"] == round(vectors / len(task.passages))
-    assert 0 < dict(cost)["p50 ms"] <= dict(cost)["p95 ms"]
-
-
 def test_hybrid_is_what_load_and_retriever_do(data):
     """The twin once more, with the words of the passages; and nothing of it in memory."""
     task, made = load_task("afriqa", data), encoder()

@@ -40,7 +40,7 @@ LAYERS = [
     ["progress"],
     ["reusing"],
     ["building", "kept_vectors"],
-    ["query_rows", "rank_fusion", "query_encoding"],
+    ["rank_fusion", "query_encoding"],
     ["writing", "retrieval", "query_vectors", "verifying"],
     ["card_making", "load_inputs", "load_folder"],
     ["loading"],

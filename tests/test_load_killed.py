@@ -26,11 +26,10 @@ from xqg_vdb.retrieval import Retriever
 PASSAGES = 3000
 FLUSH_OFTEN = "import xqg_vdb.writing as writing; writing.COMMIT_EVERY = 1024"
 NOT_STARTED, ENCODING, WRITING, INDEXING, PUBLISHED = "start-up", "encoding", "writing", "indexing", "published"
-QUERY_ROWS = "query rows"
-LONGEST = {NOT_STARTED: 0.6, QUERY_ROWS: 0.4, ENCODING: 0.7, WRITING: 0.6, INDEXING: 0.5, PUBLISHED: 0.05}
+LONGEST = {NOT_STARTED: 0.6, ENCODING: 0.7, WRITING: 0.6, INDEXING: 0.5, PUBLISHED: 0.05}
 """Seconds to wait at most, once a stage is reached."""
-WITH_ALL = ("--hybrid", "--maxsim")
-MORE_ROUND = [QUERY_ROWS, ENCODING, WRITING, INDEXING]
+WITH_ALL = ("--hybrid", "--keep-plain")
+MORE_ROUND = [ENCODING, ENCODING, WRITING, INDEXING]
 ROUNDS = [
     [NOT_STARTED, ENCODING, ENCODING, WRITING, INDEXING],
     [ENCODING, NOT_STARTED, WRITING, WRITING, INDEXING],
@@ -101,8 +100,6 @@ def reached(folder, stage):
     """Whether a run shows that it got so far."""
     if stage == NOT_STARTED:
         return True
-    if stage == QUERY_ROWS:
-        return any((folder / "cache").glob("builds/*/vectors/each-query/manifest.json"))
     if stage == ENCODING:
         return any((folder / "cache").glob("builds/*/vectors/manifest.json"))
     if stage == WRITING:
@@ -149,15 +146,15 @@ def test_a_load_killed_at_twenty_random_moments_ends_as_an_unbroken_one(place, e
         assert_nothing_left_over(folder)
 
 
-def test_words_and_query_rows_survive_kills_as_well(place):
-    """One round with the sparse vectors and the multivectors, against a run of its own that was let alone."""
+def test_words_and_plain_vectors_survive_kills_as_well(place):
+    """One round with the sparse vectors and the plain ones, against a run of its own that was let alone."""
     with ThreadPoolExecutor(2) as pool:
         unbroken = pool.submit(lambda: finish(start(place, "all-unbroken", *WITH_ALL)))
         kills, code = killed_and_rerun(place, "all", MORE_ROUND, *WITH_ALL)
         assert unbroken.result() == code == 0, (place / "all" / "said").read_text()
     assert kills >= 2, "a busy machine may miss some of the 4"
     points, card = contents(place / "all-unbroken" / "store")
-    assert set(points["p0"][1]) == {"text-dense", "text-dense-maxsim", "text-sparse"} and card["bm25"]
+    assert set(points["p0"][1]) == {"text-dense", "text-dense-plain", "text-sparse"} and card["bm25"]
     assert contents(place / "all" / "store") == (points, card)
     assert_nothing_left_over(place / "all")
 

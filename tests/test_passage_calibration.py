@@ -133,7 +133,7 @@ def test_languages_of_few_passages_are_not_what_a_corpus_is_in():
 
 
 def test_a_load_calibrates_the_passages_before_queries_are_folded_in(store, files):
-    options = {"passage_calibration": 0.8, "more_vectors": ["plain"], "recipe": Recipe(alpha=0.4)}
+    options = {"passage_calibration": 0.8, "keep_plain": True, "recipe": Recipe(alpha=0.4)}
     report = load_with_report(files[0], "wiki", encoder=an_encoder(), store=store, queries=files[1], **options)
     corpus = a_corpus(SIZES)
     plain = an_encoder().encode_passages([passage["text"] for passage in corpus])

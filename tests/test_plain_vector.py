@@ -34,7 +34,7 @@ def loaded(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     store = open_store(folder / "store")
     options = {"encoder": made, "store": store, "queries": folder / "queries.jsonl"}
-    collection = load(folder / "corpus.jsonl", "c", more_vectors=("plain",), **options)
+    collection = load(folder / "corpus.jsonl", "c", keep_plain=True, **options)
     yield made, collection, passages, queries
     store.close()
 
@@ -87,6 +87,13 @@ def test_vectors_that_are_no_longer_made_are_passed_over(tmp_path):
             assert retriever.search("w3 w4", k=1, lang="ha")[0].id == "1"
             assert retriever.search("w1 w2", k=1, lang="ha")[0].id == "0"
             assert verify(store, name).problems == ()
+
+
+def test_a_card_that_names_a_multivector_is_read_without_it():
+    """Earlier versions could make one; a name that is not ours (`augment --add`) stays."""
+    card = Card(encoder().facts, "cosine", Recipe(), vectors=(GENERAL, "mine"))
+    record = {**card.to_json(), "vectors": [GENERAL, "text-dense-maxsim", "mine"]}
+    assert Card.from_json(record) == card
 
 
 def test_undo_by_the_plain_vector(loaded):

@@ -17,14 +17,14 @@ import numpy as np
 
 from xqg_vdb.building import Kept, Row
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, language_means, pack_means, resolve_languages
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_PLAIN
 from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import pooled_queries, recipe_languages
 from xqg_vdb.passage_calibration import main_languages
 from xqg_vdb.questions import read_questions
 from xqg_vdb.records import Rejects
-from xqg_vdb.types import Card, Distance, Hybrid, MoreVectors, Recipe
+from xqg_vdb.types import Card, Distance, Hybrid, Recipe
 from xqg_vdb.vectors import Build
-from xqg_vdb.writing import vector_names
 
 _ENOUGH_QUESTIONS = 30
 
@@ -36,7 +36,7 @@ def card_of(
     recipe: Recipe,
     distance: Distance,
     asked: LanguageMeans,
-    more: Sequence[MoreVectors],
+    keep_plain: bool,
 ) -> tuple[Card, LanguageMeans]:
     """The card of the collection to be, and the language means that its fusion subtracts.
 
@@ -58,7 +58,7 @@ def card_of(
         query_langs=tuple(langs),
         query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in own})),
         rows_digest=rows.hexdigest(),
-        vectors=vector_names(more, langs),
+        vectors=(TEXT_DENSE, TEXT_DENSE_PLAIN) if keep_plain else (TEXT_DENSE,),
     )
     return card, table
 

@@ -15,7 +15,7 @@ The sum is linear in α, so scores of any α are `(1-α)·(q·E) + α·(q·g)` w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,19 +70,6 @@ def pooled_queries(sums: Sums, *, recipe: Recipe, means: Mapping[str, Vectors]) 
     prior = np.mean([means[lang] for lang in langs], axis=0, dtype=np.float32)
     takes_part = weight[:, 0] > 0
     return (total + np.float32(recipe.shrink) * prior) / np.maximum(weight, np.float32(1e-9)), takes_part
-
-
-def mixed_rows(
-    passages: Vectors, queries: Vectors, *, langs: Sequence[str], recipe: Recipe, means: Mapping[str, Vectors]
-) -> Vectors:
-    """A row per query, (1-α)·E + α·(q - μ_l), (m, dim) float32, not of length 1; μ_l only where the recipe centres.
-
-    passages: each query's own passage, (m, dim). queries: (m, dim). langs: their languages.
-    A query alone ranks badly (it is short, and of its language); mixed with its passage it does not.
-    """
-    if recipe.center and recipe.pool == "shrunk" and len(queries):
-        queries = queries - np.stack([means[lang] for lang in langs])
-    return np.asarray((1.0 - recipe.alpha) * passages + recipe.alpha * queries, dtype=np.float32)
 
 
 def recipe_languages(sums: Sums, recipe: Recipe) -> list[str]:

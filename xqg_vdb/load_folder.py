@@ -65,8 +65,6 @@ def encode_or_begin_anew(encode: Callable[[], T], folder: Path, rejects: Rejects
 def _can_be_read(folder: Path) -> bool:
     try:
         Build.open(folder)
-        for inside in (path for path in folder.iterdir() if path.is_dir()):  # rows per query
-            Build.open(inside)
     except (CorruptError, DataError):
         return False
     return True

@@ -30,14 +30,13 @@ class LoadInput:
     default_lang: str | None
     rejects: Rejects
 
-    def rows(self, *, queries: bool = True, detect: bool = True, rejects: Rejects | None = None) -> Iterator[Row]:
-        """All rows once more. rejects: by default counts of this pass's own, which bear as many bad lines."""
+    def rows(self, *, queries: bool = True) -> Iterator[Row]:
+        """All rows once more; bad lines are counted anew, and as many are borne."""
         return read_rows(
             self.corpus,
             queries=self.queries if queries else None,
             default_lang=self.default_lang,
-            detect=detect,
-            rejects=rejects or Rejects(self.rejects.max_rejects),
+            rejects=Rejects(self.rejects.max_rejects),
         )
 
 

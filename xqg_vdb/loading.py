@@ -15,20 +15,17 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from xqg_vdb.building import Kept, keep_vectors
+from xqg_vdb.building import keep_vectors
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.card_making import card_of, finished, question_means, with_passage_means, with_words
 from xqg_vdb.collection import Collection, open_store
-from xqg_vdb.collection.layout import TEXT_DENSE_MAXSIM
 from xqg_vdb.load_folder import build_folder, encode_or_begin_anew
 from xqg_vdb.load_inputs import LoadInput, check_inputs, check_options, rejects_of
 from xqg_vdb.passage_calibration import ENOUGH_PASSAGES, main_languages
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
-from xqg_vdb.query_rows import KeptQueryEncoder, keep_query_rows
 from xqg_vdb.records import Rejects
-from xqg_vdb.types import Card, Distance, Hybrid, MoreVectors, Recipe, TextEncoder, VectorStore
-from xqg_vdb.vectors import Build
+from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore
 from xqg_vdb.writing import measure_passages, write_collection
 
 
@@ -68,7 +65,7 @@ def load(
     build: str | PathLike[str] | None = None,
     reuse: Sequence[str | PathLike[str]] = (),
     distance: Distance | None = None,
-    more_vectors: Sequence[MoreVectors] = (),
+    keep_plain: bool = False,
     hybrid: Hybrid | None = None,
     default_lang: str | None = None,
     rejects: Rejects | None = None,
@@ -80,7 +77,7 @@ def load(
         load_with_report(
             corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe,
             passage_calibration=passage_calibration, questions=questions,
-            build=build, reuse=reuse, distance=distance, more_vectors=more_vectors, default_lang=default_lang,
+            build=build, reuse=reuse, distance=distance, keep_plain=keep_plain, default_lang=default_lang,
             hybrid=hybrid, rejects=rejects, progress=progress,
         )  # fmt: skip
     except BaseException:
@@ -103,7 +100,7 @@ def load_with_report(
     build: str | PathLike[str] | None = None,
     reuse: Sequence[str | PathLike[str]] = (),
     distance: Distance | None = None,
-    more_vectors: Sequence[MoreVectors] = (),
+    keep_plain: bool = False,
     hybrid: Hybrid | None = None,
     default_lang: str | None = None,
     rejects: Rejects | None = None,
@@ -119,8 +116,7 @@ def load_with_report(
     distance: by default `cosine`, or `dot` for encoders that do not normalise.
     passage_calibration: λ of the passages' side, for corpora of several languages (`passage_calibration.py`): each
     passage's vector less λ times its language's mean passage vector, before queries are folded in. 0 leaves them.
-    more_vectors: beside the fused vector also the `plain` one, which costs as much memory as the first, and `maxsim`: a
-    multivector with a row per query, each mixed with the passage, of which the best counts.
+    keep_plain: keep the passages' own vectors, without queries, beside the fused ones; they cost as much memory.
     hybrid: make sparse vectors as well, which `Retriever(hybrid=True)` searches beside the dense ones.
     rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
     the other inputs' in files beside it.
@@ -139,23 +135,20 @@ def load_with_report(
         asked = question_means(encoder, questions, rejects=others["questions"])
         folder = stack.enter_context(build_folder(build, name, fingerprint=encoder.facts.fingerprint))
         started = time.perf_counter()
-        wanted = "maxsim" in more_vectors and recipe.alpha > 0.0
         encode = partial(
-            _encode, source, encoder=encoder, folder=folder, reuse=reuse, each_query=wanted, progress=progress
-        )
-        kept, each = encode() if build is not None else encode_or_begin_anew(encode, folder, rejects)
+            keep_vectors, corpus, encoder=encoder, queries=table, path=folder, reuse=[Path(one) for one in reuse],
+            rejects=rejects, default_lang=default_lang, progress=progress,
+        )  # fmt: skip
+        kept = encode() if build is not None else encode_or_begin_anew(encode, folder, rejects)
         encoded = time.perf_counter()
-        card, means = card_of(kept, encoder, recipe=recipe, distance=distance, asked=asked, more=more_vectors)
+        card, means = card_of(kept, encoder, recipe=recipe, distance=distance, asked=asked, keep_plain=keep_plain)
         if passage_calibration:
             measured = measure_passages(source.rows(queries=False), kept.build, progress=progress)
             card = with_passage_means(card, passage_calibration, measured)
         if hybrid is not None:
             card = with_words(card, hybrid, source.rows(queries=False))
-        each = each if TEXT_DENSE_MAXSIM in card.vectors else None  # not where no query is folded in
         with store.writer(name, card=card) as writer:
-            written = write_collection(
-                source.rows(), kept.build, writer, card=card, means=means, each=each, progress=progress
-            )
+            written = write_collection(source.rows(), kept.build, writer, card=card, means=means, progress=progress)
             total = kept.build.rows
             progress("indexing", 0, total)
             final = finished(card, count=total, digest=written.digest)
@@ -174,31 +167,6 @@ def load_with_report(
         languages=dict(sorted(written.languages.items())),
         notes=_notes(written.languages, asked_for=passage_calibration, card=card),
     )
-
-
-def _encode(
-    source: LoadInput,
-    *,
-    encoder: CalibratedEncoder,
-    folder: Path,
-    reuse: Sequence[str | PathLike[str]],
-    each_query: bool,
-    progress: Progress,
-) -> tuple[Kept, Build | None]:
-    """The kept vectors of the input and, where wanted, every query's own; each query is encoded once for both."""
-    each: Build | None = None
-    known: TextEncoder = encoder
-    if each_query:
-        # too many bad lines end this pass already: they are to be found in the file all the same
-        rejects = Rejects(source.rejects.max_rejects, source.rejects.path)
-        rows = source.rows(detect=False, rejects=rejects)
-        each = keep_query_rows(rows, encoder=encoder, build=folder, progress=progress)
-        known = KeptQueryEncoder(encoder, each)
-    kept = keep_vectors(
-        source.corpus, encoder=known, queries=source.queries, path=folder, reuse=[Path(one) for one in reuse],
-        rejects=source.rejects, default_lang=source.default_lang, progress=progress,
-    )  # fmt: skip
-    return kept, each
 
 
 def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Questions into calibrated vectors: each for its language, with the vector of the collection to search by.
+"""Questions into calibrated vectors, each for its language.
 
 In: an encoder, and the collection whose calibration counts. Out: `EncodedQueries`. This file searches nothing.
 """
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.collection import Collection
-from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.languages import normalize
 from xqg_vdb.types import Card, Query, Vectors
@@ -28,14 +27,13 @@ class EncodedQueries:
     """Questions ready for a search.
 
     vectors: float32 (n, dim). langs: per question the language that it was calibrated for; "" when it was not and none
-    was given. breadth: the `ef` to search with, None for the engine's own. using: the vector to search by.
+    was given. breadth: the `ef` to search with, None for the engine's own.
     texts: per question what its words are taken from.
     """
 
     vectors: Vectors
     langs: tuple[str, ...]
     breadth: int | None
-    using: str
     texts: tuple[str, ...]
 
 
@@ -52,14 +50,12 @@ class QueryEncoder:
     ) -> None:
         self.encoder = encoder
         self.language_means = encoder.language_means
-        self._using = TEXT_DENSE
         recommended = encoder.calibration
         if collection is not None:
             card = collection.card
             check_same_encoder(encoder, card, name=collection.name)
             self.language_means = collection_means(encoder, card)
             recommended = card.calibration
-            self._using = TEXT_DENSE_MAXSIM if TEXT_DENSE_MAXSIM in card.vectors else TEXT_DENSE
         self.strength = recommended if calibration is None else calibration
 
     def encode(self, queries: Sequence[Query]) -> EncodedQueries:
@@ -82,7 +78,7 @@ class QueryEncoder:
                 normalize=self.encoder.facts.normalize,
             )
         langs = tuple(lang or "" for lang in asked)
-        return EncodedQueries(vectors, langs, CALIBRATED_EF if calibrated else None, self._using, tuple(texts))
+        return EncodedQueries(vectors, langs, CALIBRATED_EF if calibrated else None, tuple(texts))
 
 
 def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -> Vectors:

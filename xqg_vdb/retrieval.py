@@ -14,7 +14,7 @@ import numpy as np
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.collection import Collection
-from xqg_vdb.collection.layout import TEXT_SPARSE, check_hybrid, check_langs
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_SPARSE, check_hybrid, check_langs
 from xqg_vdb.languages import normalize
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.query_encoding import EncodedQueries, QueryEncoder, mean_rows, refuse_blank
@@ -147,7 +147,6 @@ class Retriever:
             mean_rows(flat.vectors, starts, normalize=self.encoder.facts.normalize),
             tuple(flat.langs[start] for start in starts),
             flat.breadth,
-            flat.using,
             tuple("\n".join(one.text for one in several) for several in wordings),
         )
 
@@ -155,7 +154,7 @@ class Retriever:
         """What to ask the collection: their vectors, and the words of those that have any."""
         wanted = self._depth(k)
         depth = wanted if self._words is None or k < 1 else max(wanted, DEPTH)
-        calls = [LookUp(asked.using, list(range(len(asked.vectors))), asked.vectors, depth, asked.breadth)]
+        calls = [LookUp(TEXT_DENSE, list(range(len(asked.vectors))), asked.vectors, depth, asked.breadth)]
         if self._words is not None:
             words = [self._words.question(text) for text in asked.texts]
             rows = [row for row, own in enumerate(words) if len(own.indices)]

@@ -13,7 +13,7 @@ from os import PathLike
 import numpy as np
 
 from xqg_vdb.calibration import unpack_means
-from xqg_vdb.collection.layout import TEXT_DENSE_MAXSIM, Digest
+from xqg_vdb.collection.layout import Digest
 from xqg_vdb.errors import MismatchError
 from xqg_vdb.fusion import fuse
 from xqg_vdb.passage_calibration import rows_of_card
@@ -91,13 +91,10 @@ def verify(
 def _is_fit(point: StoredPoint, card: Card) -> bool:
     for key in card.vectors:
         vector = point.vectors.get(key)
-        rows = 2 if key == TEXT_DENSE_MAXSIM else 1
-        if vector is None or vector.ndim != rows or vector.shape[-1] != card.encoder.dim:
+        if vector is None or vector.shape != (card.encoder.dim,) or not np.isfinite(vector).all():
             return False
-        lengths = np.linalg.norm(vector, axis=-1)
-        if not np.isfinite(vector).all() or (lengths == 0).any():
-            return False
-        if card.distance == "cosine" and (np.abs(lengths - 1) > _UNIT).any():
+        length = np.linalg.norm(vector)
+        if length == 0 or (card.distance == "cosine" and abs(length - 1) > _UNIT):
             return False
     return card.bm25 is None or point.sparse is None or bool(np.isfinite(point.sparse.values).all())
 

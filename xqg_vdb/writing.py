@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 from xqg_vdb.batching import windows
 from xqg_vdb.building import Row, changed_input
 from xqg_vdb.calibration import LanguageMeans
-from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM, TEXT_DENSE_PLAIN, Digest
+from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, Digest
 from xqg_vdb.fusion import fuse, unit_rows
 from xqg_vdb.passage_calibration import passage_means, rows_of_card
 from xqg_vdb.progress import Progress
-from xqg_vdb.query_rows import QueryRows
-from xqg_vdb.types import Card, CollectionWriter, MoreVectors, PointBatch, Recipe, Vectors
+from xqg_vdb.types import Card, CollectionWriter, PointBatch, Recipe, Vectors
 from xqg_vdb.vectors import Build, row_digest
 
 if TYPE_CHECKING:
@@ -29,13 +28,6 @@ COMMIT_EVERY = 8192
 """Passages between two flushes of the store: one costs about 0.1 s on a disk."""
 
 _PLAIN = Recipe(alpha=0.0)
-
-
-def vector_names(more: Sequence[MoreVectors], langs: Sequence[str]) -> tuple[str, ...]:
-    """The dense vectors of every point of a collection that folds in the queries of `langs`."""
-    plain = (TEXT_DENSE_PLAIN,) if "plain" in more else ()
-    many = (TEXT_DENSE_MAXSIM,) if "maxsim" in more and langs else ()
-    return (TEXT_DENSE, *plain, *many)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +63,13 @@ def write_collection(
     *,
     card: Card,
     means: LanguageMeans,
-    each: Build | None = None,
     progress: Progress,
 ) -> Written:
     """Fuse and write every row that the writer does not have yet.
 
-    each: every query's own vector (`query_rows`), needed where the card names the multivector.
     Raises MismatchError when `rows` are not those that the vectors were made from.
     """
-    source = _Source(kept, card, means, None if each is None else QueryRows.of(kept, each))
+    source = _Source(kept, card, means)
     digest, languages, done = Digest(), Counter[str](), 0
     first = writer.committed
     progress("writing", first, kept.rows)
@@ -104,8 +94,8 @@ def write_collection(
 class _Source:
     """What the batches of one load are made from."""
 
-    def __init__(self, kept: Build, card: Card, means: LanguageMeans, each: QueryRows | None) -> None:
-        self._kept, self._card, self._means, self._each = kept, card, means, each
+    def __init__(self, kept: Build, card: Card, means: LanguageMeans) -> None:
+        self._kept, self._card, self._means = kept, card, means
         self._words: WordWriter | None = None
         if card.bm25 is not None:
             from xqg_vdb.collection.bm25 import WordWriter  # brings the embedded engine
@@ -116,16 +106,11 @@ class _Source:
         """The points of these rows of the build."""
         kept, card = self._kept, self._card
         langs = [passage.lang for passage, _ in window]
-        many: dict[str, list[Vectors]] = {}
-        if self._each is not None:
-            own = rows_of_card(kept.passages[rows], langs=langs, card=card)
-            many[TEXT_DENSE_MAXSIM] = self._each.matrices(kept, rows, own, card=card, means=self._means.means)
         folded = set(card.query_langs)
         return PointBatch(
             passages=[passage for passage, _ in window],
             vectors=fused_vectors(kept, rows, langs=langs, card=card, means=self._means),
             query_langs=[sorted(set(queries.queries) & folded) if queries else [] for _, queries in window],
-            multivectors=many,
             sparse=None if self._words is None else [self._words.document(passage) for passage, _ in window],
         )
 
@@ -133,7 +118,7 @@ class _Source:
 def fused_vectors(
     kept: Build, rows: slice, *, langs: Sequence[str], card: Card, means: LanguageMeans
 ) -> dict[str, Vectors]:
-    """Every vector that the card names but the multivector, for these rows of the build, each (rows, dim) float32.
+    """Every vector that is made now, for these rows of the build, each (rows, dim) float32.
 
     langs: the passages' own.
     """

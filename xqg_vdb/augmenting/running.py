@@ -109,7 +109,7 @@ def augment(
         )
     encoded = time.perf_counter()
     card, means = card_of(
-        Kept(build, plan.run), encoder, recipe=recipe, distance=plan.distance, asked=LanguageMeans(), more=()
+        Kept(build, plan.run), encoder, recipe=recipe, distance=plan.distance, asked=LanguageMeans(), keep_plain=False
     )
     _publish(source, plan, build, card, means, progress)
     folded = {lang: int(build.counts[lang].sum()) for lang in card.query_langs}

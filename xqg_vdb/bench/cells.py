@@ -11,21 +11,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
 from xqg_vdb.bench.asking import Cost, answers
 from xqg_vdb.bench.cell_files import Cell, with_spent
 from xqg_vdb.bench.judging import judge_run, needed_depth
-from xqg_vdb.bench.placing import Part, Placed
+from xqg_vdb.bench.placing import Placed
 from xqg_vdb.bench.spent import Again, Ranking
 from xqg_vdb.bench.suite import Search
-from xqg_vdb.collection.layout import Digest
+from xqg_vdb.collection.layout import TEXT_DENSE, Digest
 from xqg_vdb.datasets import RetrievalTask
 from xqg_vdb.datasets.task import POOL
 from xqg_vdb.metrics import Run
-from xqg_vdb.score_matrix import as_run, best_columns, id_order, row_blocks, search_rows
+from xqg_vdb.score_matrix import as_run, id_order, search_rows
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Passage, PointBatch, Vectors, VectorStore
 
 SHARE_DEPTH = 20
@@ -92,34 +91,14 @@ def rank_in_memory(
     placed: Placed, ids: Sequence[str], *, passage_ids: Sequence[str], k: int
 ) -> dict[str, list[tuple[str, float]]]:
     """What an exact search of the real collection finds, by matrix product; ids: of the questions."""
-    order = id_order(passage_ids)
-    run: dict[str, list[tuple[str, float]]] = {}
-    for part in placed.parts:
-        asked, names = placed.questions[part.asked], [ids[row] for row in part.asked.tolist()]
-        if part.owner is None:
-            found = search_rows(asked, part.vectors, k=k, tie_order=order)
-            run.update(as_run(*found, query_ids=names, passage_ids=passage_ids))
-            continue
-        starts = np.searchsorted(part.owner, np.arange(len(passage_ids)))  # every passage has its own row
-        for block in row_blocks(len(asked), len(part.vectors)):
-            scores = np.maximum.reduceat(asked[block] @ part.vectors.T, starts, axis=1)
-            best = best_columns(scores, k=k, tie_order=order)
-            own = np.take_along_axis(scores, best, axis=1)
-            run.update(as_run(best, own, query_ids=names[block], passage_ids=passage_ids))
-    return run
+    found = search_rows(placed.questions, placed.passages, k=k, tie_order=id_order(passage_ids))
+    return as_run(*found, query_ids=ids, passage_ids=passage_ids)
 
 
 def _inside(placed: Placed, rows: Sequence[int], asked: Sequence[int]) -> Placed:
     """One pool of a pooled task: these passages, these questions."""
-    place = {row: i for i, row in enumerate(asked)}
-    parts = [
-        Part(
-            p.name, p.vectors[rows], np.array([place[row] for row in p.asked.tolist() if row in place], dtype=np.int64)
-        )
-        for p in placed.parts
-    ]
     words = placed.words and placed.words.inside(rows, asked)
-    return replace(placed, parts=tuple(parts), questions=placed.questions[asked], words=words)
+    return replace(placed, passages=placed.passages[rows], questions=placed.questions[asked], words=words)
 
 
 def _pools(task: RetrievalTask, passages: Sequence[Passage]) -> Iterator[tuple[list[int], list[int]]]:
@@ -171,7 +150,6 @@ def write_passages(
         encoder=encoder,
         distance="cosine" if encoder.normalize else "dot",
         recipe=placed.recipe,
-        vectors=tuple(part.name for part in placed.parts),
         bm25=None if placed.words is None else placed.words.settings,
         query_langs=placed.query_langs,
         rows_digest=_rows_digest(placed.passages),
@@ -185,13 +163,9 @@ def write_passages(
 
 
 def _batch(passages: Sequence[Passage], placed: Placed, rows: slice) -> PointBatch:
-    own = {p.name: np.ascontiguousarray(p.vectors[rows], dtype=np.float32) for p in placed.parts if p.owner is None}
-    batch = PointBatch(passages[rows], own, [()] * len(passages[rows]))
-    for part in placed.parts:
-        if part.owner is not None:
-            ends = np.searchsorted(part.owner, np.arange(rows.start, rows.start + len(batch.passages) + 1)).tolist()
-            batch = replace(batch, multivectors={part.name: [part.vectors[a:b] for a, b in pairwise(ends)]})
-    return batch if placed.words is None else replace(batch, sparse=placed.words.passages[rows])
+    vectors = {TEXT_DENSE: np.ascontiguousarray(placed.passages[rows], dtype=np.float32)}
+    words = None if placed.words is None else placed.words.passages[rows]
+    return PointBatch(passages[rows], vectors, [()] * len(passages[rows]), sparse=words)
 
 
 def _rows_digest(rows: Vectors) -> str:

@@ -217,9 +217,8 @@ def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
     facts = {"encoder": system.encoder, "λ": strength, "means": system.means, "languages": system.languages}
     folded = {"queries": system.queries, "content": system.content, "n": system.n, "recipe": recipe}
     centred = {"passage λ": system.passage_calibration} if system.passage_calibration else {}
-    kind = {"vectors": system.vectors} if system.vectors != "one" else {}
     words = {"hybrid": "words of passages"} if system.hybrid else {}
-    vectors = {**facts, **(folded if system.queries else {}), **centred, **kind, **words}
+    vectors = {**facts, **(folded if system.queries else {}), **centred, **words}
     return {**vectors, **_generator_facts(bench, system)}
 
 

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xqg_vdb.bench.material import Material
 from xqg_vdb.bench.systems import System
 from xqg_vdb.bench.wordings import WordingVectors
 from xqg_vdb.bench.words import Words
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, language_means, resolve_languages
-from xqg_vdb.collection.layout import TEXT_DENSE, TEXT_DENSE_MAXSIM
 from xqg_vdb.errors import DataError
-from xqg_vdb.fusion import Sums, fuse, mixed_rows, unit_rows
+from xqg_vdb.fusion import Sums, fuse
 from xqg_vdb.passage_calibration import calibrate_passages, passage_means
 from xqg_vdb.query_encoding import mean_rows
 from xqg_vdb.query_vectors import QueryVectors
@@ -31,37 +29,18 @@ _PLAIN = Recipe(alpha=0.0)
 
 
 @dataclass(frozen=True)
-class Part:
-    """One named vector of the passages, and the rows of the questions that search by it.
-
-    vectors: (n, dim) float32, row i belongs to passage i, or to passage owner[i] where `owner` (ascending) is given.
-    """
-
-    name: str
-    vectors: Vectors
-    asked: NDArray[np.int64]
-    owner: NDArray[np.int64] | None = None
-
-
-@dataclass(frozen=True)
 class Placed:
-    """Passages and questions (q, dim) float32, ready to write and to ask; every question is in one part's `asked`.
+    """Passages (n, dim) and questions (q, dim), float32, ready to write and to ask.
 
-    The first part holds the general vector. strength: the λ that was used; query_langs: the languages folded in.
-    words: the sparse side of a hybrid system.
+    strength: the λ that was used. query_langs: the languages folded in. words: the sparse side of a hybrid system.
     """
 
-    parts: tuple[Part, ...]
+    passages: Vectors
     questions: Vectors
     recipe: Recipe
     strength: float
     query_langs: tuple[str, ...]
     words: Words | None = None
-
-    @property
-    def passages(self) -> Vectors:
-        """The general vector of every passage, (n, dim) float32."""
-        return self.parts[0].vectors
 
 
 def place(
@@ -92,34 +71,8 @@ def place(
     else:
         several = moved(wordings.vectors, langs=wordings.langs)
         questions = mean_rows(several, wordings.starts, normalize=normalize)
-    everything = np.arange(len(questions))
     fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize)
-    parts = [Part(TEXT_DENSE, fused, everything)]
-    if system.vectors == "all" and queries is not None and sums:
-        rows = all_rows(passages, queries, system=system, means=table.means, normalize=normalize)
-        parts = [Part(TEXT_DENSE, fused, everything[:0]), Part(TEXT_DENSE_MAXSIM, rows[0], everything, rows[1])]
-    return Placed(tuple(parts), questions, recipe, strength, tuple(sorted(sums)))
-
-
-def all_rows(
-    passages: Vectors, queries: QueryVectors, *, system: System, means: Mapping[str, Vectors], normalize: bool
-) -> tuple[Vectors, NDArray[np.int64]]:
-    """Each passage's own row and one per query, (1-α)·E(p) + α·(E(q) - μ) (μ only where the recipe centres).
-
-    Returns the rows (m, dim) float32 and whose they are (m,), ascending.
-    """
-    recipe = system.recipe
-    chosen = np.isin(queries.lang, recipe.langs or queries.langs)
-    if system.n is not None:
-        chosen &= queries.index < system.n
-    mixed = mixed_rows(
-        passages[queries.owner[chosen]], queries.vectors[chosen], langs=queries.lang[chosen].tolist(), recipe=recipe,
-        means=means,
-    )  # fmt: skip
-    owner = np.concatenate([np.arange(len(passages)), queries.owner[chosen]])
-    order = np.argsort(owner, kind="stable")
-    vectors = np.concatenate([passages, mixed])[order].astype(np.float32)
-    return unit_rows(vectors) if normalize else vectors, owner[order]
+    return Placed(fused, questions, recipe, strength, tuple(sorted(sums)))
 
 
 def means_of(

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from xqg_vdb.bench.systems import Content, HowMany, Languages, System, check_system
+from xqg_vdb.bench.systems import Content, Languages, System, check_system
 from xqg_vdb.datasets import DATASETS
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors
@@ -25,8 +25,7 @@ Parameter = Literal["alpha", "lambda", "n", "without"]
 ANY_DATASET = "*"
 
 _CHOICES: dict[str, Any] = {
-    "Content": Content, "Languages": Languages, "Search": Search, "HowMany": HowMany, "Parameter": Parameter,
-    "Pool": Pool,
+    "Content": Content, "Languages": Languages, "Search": Search, "Parameter": Parameter, "Pool": Pool,
 }  # fmt: skip
 """The annotations of a suite's fields that name the values they allow."""
 

@@ -35,8 +35,6 @@ def run_sweep(bench: Workbench, plan: SweepPlan, dataset: str) -> Sweep:
         raise DataError(f"sweeps need one pool of passages with judgements; {dataset} is not of that kind.")
     if system.queries is None and plan.parameter != "lambda":
         raise DataError(f"system {system.name!r} folds in no queries: there is nothing to sweep {plan.parameter} over.")
-    if system.vectors != "one":
-        raise DataError(f"system {system.name!r} has several vectors a passage: sweeps are made for one.")
     if system.expand or system.rerank:
         raise DataError(f"system {system.name!r} expands or ranks again: sweeps are made without; name its own base.")
     material = bench.material(system.encoder, dataset)

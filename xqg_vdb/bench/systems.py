@@ -15,7 +15,6 @@ from xqg_vdb.types import Recipe
 
 Content = Literal["own", "direction", "shuffled"]
 Languages = Literal["given", "detected", "unknown"]
-HowMany = Literal["one", "all"]
 
 _EXAMPLES = {"rerank": "upr:starter:generator", "expand": "pseudo-document:starter:generator"}
 
@@ -31,7 +30,6 @@ class System:
         generated queries, what `load` does), `bank`, `generated`, or a dataset whose questions give it.
     languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
     passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
-    vectors: `one` fused vector; `all`: a row per query, each fused with the passage, of which the best counts (MaxSim).
     hybrid: search the words as well and fuse the rankings.
     expand: `METHOD:MODEL` searches with what a generator adds to the question, in `expand_lang` (see
         `expansion.Expander`); expand_model: the model's name at an endpoint.
@@ -49,7 +47,6 @@ class System:
     means: str = "refined"
     languages: Languages = "given"
     passage_calibration: float = 0.0
-    vectors: HowMany = "one"
     hybrid: bool = False
     expand: str | None = None
     expand_lang: str | None = None

@@ -151,8 +151,6 @@ class Workbench:
 
     def _refuse(self, system: System, dataset: str, store: VectorStore | None) -> None:
         """Raise DataError for what a system cannot do there."""
-        if system.vectors == "all" and self.task(dataset).pooled:
-            raise DataError(f"system {system.name!r}: vectors = 'all' needs one pool; {dataset} has several.")
         if system.hybrid and store is None:
             raise DataError(f"system {system.name!r}: hybrid needs search = 'exact' or 'graph'.")
         if system.rerank is not None and BITEXT in self.metrics(dataset):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from xqg_vdb.cli.layout_options import chosen_layout, layout_options
-from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, print_json, say, store_options
+from xqg_vdb.cli.options import chosen_store, encoder_options, json_option, print_json, remembered, say, store_options
 from xqg_vdb.cli.recipe_options import chosen_recipe, recipe_options
-from xqg_vdb.cli.vector_options import chosen_hybrid, chosen_vectors, vector_options
+from xqg_vdb.cli.vector_options import chosen_hybrid, vector_options
 
 if TYPE_CHECKING:
     from xqg_vdb.loading import LoadReport
@@ -100,7 +100,7 @@ def load(
     if calibration is not None and no_calibration:
         raise click.UsageError("give --calibration or --no-calibration, not both")
     rejects = Rejects(max_rejects, rejects_file)
-    more, hybrid = chosen_vectors(), chosen_hybrid()
+    hybrid = chosen_hybrid()
     files = check_inputs(corpus, collection, queries=query_files, questions=questions)
     with ExitStack() as stack:
         store = stack.enter_context(closing(chosen_store(path, url, options=chosen_layout())))
@@ -110,7 +110,7 @@ def load(
         report = load_with_report(
             corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe,
             passage_calibration=passage_calibration, questions=questions,
-            build=build, reuse=reuse, distance=distance, more_vectors=more, hybrid=hybrid,
+            build=build, reuse=reuse, distance=distance, keep_plain=bool(remembered("keep_plain")), hybrid=hybrid,
             default_lang=default_lang, rejects=rejects, progress=progress,
         )  # fmt: skip
     if as_json:

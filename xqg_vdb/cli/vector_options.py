@@ -9,22 +9,14 @@ import click
 from xqg_vdb.cli.options import F, remembered, remembered_option
 
 if TYPE_CHECKING:
-    from xqg_vdb.types import Hybrid, MoreVectors
+    from xqg_vdb.types import Hybrid
 
 
 def vector_options(command: F) -> F:
-    """A row per query, plain vectors, words; read by `chosen_vectors` and `chosen_hybrid`."""
+    """Plain vectors, and words; the latter are read by `chosen_hybrid`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
-
-
-def chosen_vectors() -> list[MoreVectors]:
-    """The dense vectors that the command that runs was asked for."""
-    more: list[MoreVectors] = []
-    more += ["plain"] if remembered("keep_plain") else []
-    more += ["maxsim"] if remembered("maxsim") else []
-    return more
 
 
 def chosen_hybrid() -> Hybrid | None:
@@ -40,7 +32,6 @@ def chosen_hybrid() -> Hybrid | None:
 
 
 _OPTIONS = [
-    remembered_option("--maxsim", is_flag=True, help="Also a row per generated query, of which the best counts."),
     remembered_option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain."),
     remembered_option("--hybrid", is_flag=True, help="Also vectors of the words (BM25), for search --hybrid."),
     remembered_option(

@@ -17,7 +17,7 @@ import qdrant_edge as edge
 from ..errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError
 from ..types import Card, PointBatch, Questions, SparseVector, Vectors
 from .gate import Rows
-from .layout import LANG_KEY, TEXT_DENSE_MAXSIM, TEXT_SPARSE, Found
+from .layout import LANG_KEY, TEXT_SPARSE, Found
 from .options import OVERSAMPLING, CollectionOptions, Quantization
 
 Shard = edge.EdgeShard
@@ -45,7 +45,7 @@ def create(path: Path, card: Card, options: CollectionOptions) -> Shard:
     """A new shard in an empty folder, its language index made before the first point. WAL on: it is the lock, too."""
     weighed = edge.Modifier.Idf if card.bm25 is not None else None
     config = edge.EdgeConfig(
-        vectors={name: _vector_params(name, card, options) for name in card.vectors},
+        vectors={name: _vector_params(card, options) for name in card.vectors},
         sparse_vectors={TEXT_SPARSE: edge.EdgeSparseVectorParams(modifier=weighed)},
         payload_memory=_memory(options.on_disk_payload),
         wal_enabled=True,
@@ -85,7 +85,6 @@ def upsert_operation(rows: Rows, batch: PointBatch) -> edge.UpdateOperation:
     plain floats, twice as fast as `tolist` and thrice as fast as an array's boxed scalars (17, 37 and 47 µs at 384).
     """
     columns: dict[str, list[Any]] = {name: _rows(matrix) for name, matrix in batch.vectors.items()}
-    columns |= {name: [_rows(own) for own in matrices] for name, matrices in batch.multivectors.items()}
     if batch.sparse is not None:
         columns[TEXT_SPARSE] = [_sparse(own) for own in batch.sparse]
     points = [
@@ -149,12 +148,10 @@ def scroll(shard: Shard, *, with_vectors: bool) -> Iterator[tuple[Mapping[str, A
             return
 
 
-def _vector_params(name: str, card: Card, options: CollectionOptions) -> edge.EdgeVectorParams:
-    many = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if name == TEXT_DENSE_MAXSIM else None
+def _vector_params(card: Card, options: CollectionOptions) -> edge.EdgeVectorParams:
     return edge.EdgeVectorParams(
         size=card.encoder.dim,
         distance=_DISTANCES[card.distance],
-        multivector_config=many,
         hnsw_config=_graph(options),
         quantization_config=None if options.quantization is None else _QUANTIZATIONS[options.quantization](),
         memory=_memory(options.on_disk_vectors),

@@ -55,7 +55,7 @@ def checked(batch: PointBatch, *, card: Card) -> Rows:
             f"The batch has {len(passages)} passages but {len(batch.query_langs)} entries of query languages."
         )
     vector_bytes = _check_vectors(batch, card)
-    more_bytes = _check_multivectors(batch, card) + _check_sparse(batch, card)
+    more_bytes = _check_sparse(batch, card)
     payloads, sizes = [], []
     for passage, langs, more in zip(passages, batch.query_langs, more_bytes.tolist(), strict=True):
         try:
@@ -71,7 +71,7 @@ def checked(batch: PointBatch, *, card: Card) -> Rows:
 
 def _check_vectors(batch: PointBatch, card: Card) -> int:
     """Bytes of one point's vectors, after all of them were looked at."""
-    given = sorted([*batch.vectors, *batch.multivectors])
+    given = sorted(batch.vectors)
     if given != sorted(card.vectors):
         raise MismatchError(f"The batch has vectors {given}, the collection {sorted(card.vectors)}.")
     shape = (len(batch.passages), card.encoder.dim)
@@ -84,26 +84,6 @@ def _check_vectors(batch: PointBatch, card: Card) -> int:
             docid, reason = batch.passages[bad[0]].id, _what_is_wrong(matrix[bad[0]])
             raise DataError(f"Passage {docid!r} cannot be stored: its vector {name!r} {reason}.")
     return 4 * card.encoder.dim * len(batch.vectors)
-
-
-def _check_multivectors(batch: PointBatch, card: Card) -> Sizes:
-    """Bytes of each point's multivectors, after all of them were looked at."""
-    total = np.zeros(len(batch.passages), dtype=np.int64)
-    for name, matrices in batch.multivectors.items():
-        if len(matrices) != len(batch.passages):
-            raise MismatchError(f"The batch has {len(batch.passages)} passages but {len(matrices)} matrices {name!r}.")
-        for i, matrix in enumerate(matrices):
-            if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[1] != card.encoder.dim or not len(matrix):
-                raise MismatchError(
-                    f"The multivectors {name!r} must be float32 (1 or more, {card.encoder.dim}), found {matrix.dtype}"
-                    f" {matrix.shape}."
-                )
-            bad = _unusable_rows(matrix)
-            if bad.size:
-                docid, reason = batch.passages[i].id, _what_is_wrong(matrix[bad[0]])
-                raise DataError(f"Passage {docid!r} cannot be stored: row {bad[0]} of its vector {name!r} {reason}.")
-            total[i] += matrix.nbytes
-    return total
 
 
 def _check_sparse(batch: PointBatch, card: Card) -> Sizes:

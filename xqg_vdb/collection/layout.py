@@ -22,8 +22,6 @@ from ..types import UNKNOWN_LANGUAGE, Bm25Settings, Card, Hit, Passage, Question
 TEXT_DENSE = "text-dense"
 TEXT_DENSE_PLAIN = "text-dense-plain"
 """The passage's own vector, without queries: for side-by-side and for undo."""
-TEXT_DENSE_MAXSIM = "text-dense-maxsim"
-"""A multivector: the passage's own row and one for each of its queries; the row that fits a question best counts."""
 TEXT_SPARSE = "text-sparse"
 """BM25 weights; empty without hybrid search, because Haystack insists on a sparse vector of this name."""
 LANG_KEY = "meta.lang"

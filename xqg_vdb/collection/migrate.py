@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import CorruptError, MismatchError
 from ..types import Card, Passage, PointBatch, StoredPoint, VectorStore
-from .layout import TEXT_DENSE_MAXSIM, Digest, payload_of, sparse_vector
+from .layout import Digest, payload_of, sparse_vector
 
 BATCH = 512
 COMMIT_EVERY = 8192
@@ -86,13 +86,10 @@ def _passage(point: StoredPoint, name: str) -> Passage:
 
 
 def _points(batch: Sequence[StoredPoint], passages: list[Passage], card: Card) -> PointBatch:
-    names = [name for name in card.vectors if name != TEXT_DENSE_MAXSIM]
-    many = [name for name in card.vectors if name == TEXT_DENSE_MAXSIM]
     return PointBatch(
         passages,
-        {name: np.stack([point.vectors[name] for point in batch]).astype(np.float32) for name in names},
+        {name: np.stack([point.vectors[name] for point in batch]).astype(np.float32) for name in card.vectors},
         [point.payload["meta"]["query_langs"] for point in batch],
-        multivectors={name: [point.vectors[name] for point in batch] for name in many},
         # of a passage without a single token some engines give back nothing
         sparse=None if card.bm25 is None else [point.sparse or sparse_vector([], []) for point in batch],
     )

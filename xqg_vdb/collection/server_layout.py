@@ -11,7 +11,7 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from ..types import Card
-from .layout import LANG_KEY, TEXT_DENSE_MAXSIM, TEXT_SPARSE
+from .layout import LANG_KEY, TEXT_SPARSE
 from .options import OVERSAMPLING, CollectionOptions, Quantization
 
 BULK_KEY = "xqg_bulk"
@@ -50,7 +50,7 @@ def create(
         weighed = models.Modifier.IDF if card.bm25 is not None else None
         client.create_collection(
             version,
-            vectors_config={name: _vector_params(name, card, options) for name in card.vectors},
+            vectors_config={name: _vector_params(card, options) for name in card.vectors},
             sparse_vectors_config={TEXT_SPARSE: models.SparseVectorParams(modifier=weighed)},
             shard_number=options.shards,
             replication_factor=options.replication_factor,
@@ -74,12 +74,10 @@ def search_params(*, exact: bool, ef: int | None) -> models.SearchParams:
     return models.SearchParams(hnsw_ef=ef, exact=exact, quantization=again)
 
 
-def _vector_params(name: str, card: Card, options: CollectionOptions) -> models.VectorParams:
-    many = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+def _vector_params(card: Card, options: CollectionOptions) -> models.VectorParams:
     return models.VectorParams(
         size=card.encoder.dim,
         distance=_DISTANCES[card.distance],
-        multivector_config=many if name == TEXT_DENSE_MAXSIM else None,
         on_disk=options.on_disk_vectors,
     )
 

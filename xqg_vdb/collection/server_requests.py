@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from qdrant_client import models
@@ -19,20 +20,15 @@ def search_requests(
 ) -> list[models.QueryRequest]:
     """One request per question for its `limit` nearest, with payloads."""
     wanted = language_filter(langs)
-    return [
-        models.QueryRequest(
-            query=_asked(one, using), using=using, filter=wanted, params=params, limit=limit, with_payload=True
-        )
-        for one in questions
-    ]
+    ask = partial(models.QueryRequest, using=using, filter=wanted, params=params, limit=limit, with_payload=True)
+    return [ask(query=_asked(one)) for one in questions]
 
 
-def _asked(one: Any, using: str) -> list[float] | list[list[float]] | models.SparseVector:
+def _asked(one: Any) -> list[float] | models.SparseVector:
     if isinstance(one, SparseVector):
         return models.SparseVector(indices=one.indices.tolist(), values=one.values.tolist())
     row: list[float] = one.tolist()
-    # a server takes a row for a matrix of one; the local mode does not
-    return [row] if using == layout.TEXT_DENSE_MAXSIM else row
+    return row
 
 
 def batched_requests(requests: Sequence[models.QueryRequest]) -> list[list[models.QueryRequest]]:

@@ -199,7 +199,6 @@ class ServerWriter:
 def _columns(batch: PointBatch, rows: slice) -> dict[str, list[Any]]:
     """The vectors of some rows by name, as the client sends them."""
     columns: dict[str, list[Any]] = {name: matrix[rows].tolist() for name, matrix in batch.vectors.items()}
-    columns |= {name: [own.tolist() for own in matrices[rows]] for name, matrices in batch.multivectors.items()}
     if batch.sparse is not None:
         columns[TEXT_SPARSE] = [
             models.SparseVector(indices=own.indices.tolist(), values=own.values.tolist()) for own in batch.sparse[rows]

@@ -4,13 +4,13 @@ Start reading here. Nothing in this folder computes; nothing in it knows Qdrant,
 `xqg_vdb.types` itself.
 """
 
-from .cards import Bm25Settings, Card, Distance, EncoderFacts, Hybrid, MoreVectors, Pool, Pooling, Recipe
+from .cards import Bm25Settings, Card, Distance, EncoderFacts, Hybrid, Pool, Pooling, Recipe
 from .points import PointBatch, Questions, SparseVector, StoredPoint, Vectors
 from .protocols import CollectionWriter, QueryGenerator, TextEncoder, VectorStore
 from .texts import UNKNOWN_LANGUAGE, GeneratedQueries, Hit, Passage, Query
 
 __all__ = [
     "UNKNOWN_LANGUAGE", "Bm25Settings", "Card", "CollectionWriter", "Distance", "EncoderFacts", "GeneratedQueries",
-    "Hit", "Hybrid", "MoreVectors", "Passage", "PointBatch", "Pool", "Pooling", "Query", "QueryGenerator", "Questions",
+    "Hit", "Hybrid", "Passage", "PointBatch", "Pool", "Pooling", "Query", "QueryGenerator", "Questions",
     "Recipe", "SparseVector", "StoredPoint", "TextEncoder", "VectorStore", "Vectors",
 ]  # fmt: skip

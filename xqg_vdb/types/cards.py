@@ -9,7 +9,6 @@ from typing import Any, Literal
 Pool = Literal["shrunk", "mean", "sum"]
 Pooling = Literal["mean", "cls"]
 Distance = Literal["cosine", "dot"]
-MoreVectors = Literal["plain", "maxsim"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,8 @@ class Card:
         known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
         known["encoder"] = EncoderFacts.from_json(record["encoder"])
         known["recipe"] = Recipe.from_json(record["recipe"])
-        known["vectors"] = tuple(record.get("vectors", ("text-dense",)))
+        # a multivector that earlier versions could make; nothing reads it any more
+        known["vectors"] = tuple(name for name in record.get("vectors", ("text-dense",)) if name != "text-dense-maxsim")
         known["query_langs"] = tuple(record.get("query_langs", ()))
         if (bm25 := record.get("bm25")) is not None:
             known["bm25"] = Bm25Settings(**{f.name: bm25[f.name] for f in fields(Bm25Settings)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,19 +32,18 @@ class PointBatch:
     """Rows to write: passages and, per vector name, a float32 matrix (len(passages), dim) in the same order.
 
     query_langs: per passage the languages of its generated queries, for the payload.
-    multivectors: per name and passage a matrix (any number above 0, dim). sparse: per passage its token weights.
+    sparse: per passage its token weights.
     """
 
     passages: Sequence[Passage]
     vectors: Mapping[str, Vectors]
     query_langs: Sequence[Sequence[str]]
-    multivectors: Mapping[str, Sequence[Vectors]] = field(default_factory=dict)
     sparse: Sequence[SparseVector] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPoint:
-    """One point as it lies in a collection. vectors: by name, (dim,) or, for a multivector, (rows, dim)."""
+    """One point as it lies in a collection. vectors: by name, (dim,)."""
 
     id: str
     payload: Mapping[str, Any]
