@@ -39,7 +39,7 @@ def kept_vectors(
         for start in range(writer.rows, len(texts), WINDOW):
             progress(stage, start, len(texts))
             part = texts[start : start + WINDOW]
-            digests = np.array([text_digest(text) for text in part], dtype=np.uint64)
+            digests = np.array([_text_digest(text) for text in part], dtype=np.uint64)
             writer.append([str(start + i) for i in range(len(part))], digests, encode(part))
             writer.commit(complete=start + WINDOW >= len(texts))
         progress(stage, len(texts), len(texts))
@@ -55,6 +55,6 @@ def digest_of(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def text_digest(text: str) -> int:
+def _text_digest(text: str) -> int:
     """Hash a text to 64 bits."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
 
+from xqg_vdb.building import Kept
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder
 from xqg_vdb.model_folder import cache_folder
 from xqg_vdb.records import Rejects
 from xqg_vdb.vectors import Build
-
-T = TypeVar("T")
 
 
 @contextmanager
@@ -50,7 +48,7 @@ def _discard(vectors: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def encode_or_begin_anew(encode: Callable[[], T], folder: Path, rejects: Rejects) -> T:
+def encode_or_begin_anew(encode: Callable[[], Kept], folder: Path, rejects: Rejects) -> Kept:
     """What `encode` returns; what a folder of ours holds of another input, or damaged, is thrown away."""
     try:
         return encode()

@@ -1,43 +1,21 @@
-"""What a load is asked for: checked before a model is opened, then read as often as its steps need it.
+"""What a load is asked for, checked before a model is opened.
 
-In: paths and options as users give them. Out: errors that come at once, or rows. This file encodes nothing.
+In: paths and options as users give them. Out: errors that come at once. This file encodes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import isfinite
 from os import PathLike
 from pathlib import Path
 
-from xqg_vdb.building import Row, read_rows
 from xqg_vdb.collection.layout import check_name
 from xqg_vdb.corpus import read_corpus
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors, open_lines
-from xqg_vdb.queries import QueryFile
 from xqg_vdb.records import Rejects
 from xqg_vdb.types import Hybrid
-
-
-@dataclass(frozen=True, slots=True)
-class LoadInput:
-    """A corpus with its generated queries. rejects: counts the corpus's bad lines in the pass that encodes it."""
-
-    corpus: Path
-    queries: QueryFile | None
-    default_lang: str | None
-    rejects: Rejects
-
-    def rows(self, *, queries: bool = True) -> Iterator[Row]:
-        """All rows once more; bad lines are counted anew, and as many are borne."""
-        return read_rows(
-            self.corpus,
-            queries=self.queries if queries else None,
-            default_lang=self.default_lang,
-            rejects=Rejects(self.rejects.max_rejects),
-        )
 
 
 def check_inputs(

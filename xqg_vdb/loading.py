@@ -8,19 +8,19 @@ the collection, which replaces the published one at the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from xqg_vdb.building import keep_vectors
+from xqg_vdb.building import Row, keep_vectors, read_rows
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.card_making import card_of, finished, question_means, with_passage_means, with_words
 from xqg_vdb.collection import Collection, open_store
 from xqg_vdb.load_folder import build_folder, encode_or_begin_anew
-from xqg_vdb.load_inputs import LoadInput, check_inputs, check_options, rejects_of
+from xqg_vdb.load_inputs import check_inputs, check_options, rejects_of
 from xqg_vdb.passage_calibration import ENOUGH_PASSAGES, main_languages
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.queries import QueryFile
@@ -131,7 +131,12 @@ def load_with_report(
     others = {what: rejects_of(what, like=rejects) for what in ("queries", "questions")}
     with ExitStack() as stack:
         table = stack.enter_context(QueryFile(query_files, rejects=others["queries"])) if query_files else None
-        source = LoadInput(corpus, table, default_lang, rejects)
+
+        def rows(queries: QueryFile | None = None) -> Iterator[Row]:
+            """The corpus once more: its bad lines are borne again, and not counted again."""
+            again = Rejects(rejects.max_rejects)
+            return read_rows(corpus, queries=queries, default_lang=default_lang, rejects=again)
+
         asked = question_means(encoder, questions, rejects=others["questions"])
         folder = stack.enter_context(build_folder(build, name, fingerprint=encoder.facts.fingerprint))
         started = time.perf_counter()
@@ -143,12 +148,12 @@ def load_with_report(
         encoded = time.perf_counter()
         card, means = card_of(kept, encoder, recipe=recipe, distance=distance, asked=asked, keep_plain=keep_plain)
         if passage_calibration:
-            measured = measure_passages(source.rows(queries=False), kept.build, progress=progress)
+            measured = measure_passages(rows(), kept.build, progress=progress)
             card = with_passage_means(card, passage_calibration, measured)
         if hybrid is not None:
-            card = with_words(card, hybrid, source.rows(queries=False))
+            card = with_words(card, hybrid, rows())
         with store.writer(name, card=card) as writer:
-            written = write_collection(source.rows(), kept.build, writer, card=card, means=means, progress=progress)
+            written = write_collection(rows(table), kept.build, writer, card=card, means=means, progress=progress)
             total = kept.build.rows
             progress("indexing", 0, total)
             final = finished(card, count=total, digest=written.digest)
