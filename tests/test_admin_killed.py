@@ -1,6 +1,7 @@
-"""Operators' commands on the embedded store, killed with SIGKILL at random moments: there is always a whole collection.
+"""Operators' commands on the embedded store, killed with SIGKILL: there is always a whole collection.
 
-Each child works without a pause: loads an edition, rolls back, cleans up, takes and restores snapshots, copies.
+Each command is killed at every named point that it passes on its way, and then run again to its end; beside that, a
+process that works without a pause is killed at random moments, wherever that finds it.
 """
 
 from __future__ import annotations
@@ -8,70 +9,98 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
+import subprocess
 import time
-from pathlib import Path
+from contextlib import suppress
 
+import killing
 import numpy as np
-import processes
 import pytest
 from collection_cases import passages, vectors
 
 from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.verifying import verify
 
-HERE = Path(__file__).parent
-KILLS, N = 12, 60
+KILLS, N = 6, 60
 
-WORKER = f"""
-import random, sys
+WORK = f"""
+import random
 from pathlib import Path
 from collection_cases import *
 from xqg_vdb.collection import CollectionOptions
 from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.collection.migrate import migrate
 from xqg_vdb.errors import DataError
-place, seed = Path(sys.argv[1]), int(sys.argv[2])
-rng = random.Random(seed)
-store = EmbeddedStore(place / "store", options=CollectionOptions(keep=3))
-other = EmbeddedStore(place / "other")
-def edition():
-    number = rng.randrange(1, 5)
-    load(store, "wiki", passages({N}, tag=f"{{number}}-"), vectors({N}, seed=number), card=a_card(alpha=number / 10))
-def snapshot():
-    store.admin.create_snapshot("wiki")
-def restore():
-    found = store.admin.snapshots("wiki")
-    if found:
-        store.admin.restore_snapshot("wiki", place / "store" / "wiki" / "snapshots" / found[-1].name)
-def back():
-    store.admin.rollback("wiki", version=rng.choice([one.name for one in store.admin.versions("wiki") if one.finished]))
-steps = dict(edition=edition, snapshot=snapshot, restore=restore, back=back,
-             gc=lambda: store.admin.gc("wiki", keep=rng.choice([1, 2, 3]), unfinished=rng.random() < 0.5),
-             copy=lambda: migrate(store, "wiki", other))
-if "wiki" not in store.names():
-    edition()
-print("ready", flush=True)
-while True:
-    name = rng.choice(list(steps))
-    print(name, flush=True)
-    try:
-        steps[name]()
-    except DataError as error:
-        assert "to go back to" in str(error), error
+
+class Desk:
+    def __init__(self, place):
+        self.place = place
+        self.store = EmbeddedStore(place / "store", options=CollectionOptions(keep=3))
+        self.other = EmbeddedStore(place / "other")
+    def edition(self, number=4):
+        card = a_card(alpha=number / 10)
+        load(self.store, "wiki", passages({N}, tag=f"{{number}}-"), vectors({N}, seed=number), card=card)
+    def unfinished(self):
+        with self.store.writer("wiki", card=a_card(alpha=0.9)) as writer:
+            writer.upsert(a_batch(passages(30), vectors(30)))
+            writer.commit(30)
+    def snapshot(self):
+        self.store.admin.create_snapshot("wiki")
+    def restore(self):
+        found = self.store.admin.snapshots("wiki")
+        if found:
+            self.store.admin.restore_snapshot("wiki", self.place / "store" / "wiki" / "snapshots" / found[-1].name)
+    def rollback(self, version="v0001"):
+        self.store.admin.rollback("wiki", version=version)
+    def gc(self, keep=1, unfinished=True):
+        self.store.admin.gc("wiki", keep=keep, unfinished=unfinished)
+    def copy(self):
+        migrate(self.store, "wiki", self.other)
+
+def work(place, what):
+    desk = Desk(Path(place))
+    if what == "base":
+        desk.edition(1), desk.edition(2), desk.snapshot(), desk.unfinished()
+    elif what.isdigit():
+        without_a_pause(desk, random.Random(int(what)))
+    else:
+        getattr(desk, what)()
+
+def without_a_pause(desk, rng):
+    def back():
+        desk.rollback(rng.choice([one.name for one in desk.store.admin.versions("wiki") if one.finished]))
+    steps = [lambda: desk.edition(rng.randrange(1, 5)), desk.snapshot, desk.restore, back, desk.copy,
+             lambda: desk.gc(rng.choice([1, 2, 3]), rng.random() < 0.5)]
+    while True:
+        try:
+            rng.choice(steps)() if "wiki" in desk.store.names() else steps[0]()
+        except DataError as error:
+            assert "to go back to" in str(error), error
 """
 
-
-def start(place, seed, said):
-    """What it does goes to the file `said`: a pipe's reader would take in more than the line that it waits for."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
-    with said.open("w") as out:
-        return processes.start(
-            [sys.executable, "-c", WORKER, str(place), str(seed)],
-            stdout=out,
-            stderr=out,
-            env={**os.environ, "PYTHONPATH": paths},
-        )
+PUBLISHES = "os.rename */store/wiki/CURRENT 1"
+PASSED = {
+    # each command with points that it must pass; those of compiled functions, and amid a clean-up, are not in a trace
+    "edition": {
+        PUBLISHES, "os.rename */store/wiki/v*/card.json 1", "os.rename */store/wiki/v*/card.json 2",
+        "os.rename */store/wiki/v*/cursor.json 1", "shutil.rmtree */store/wiki/.trash-v*-* 1",
+    },
+    "snapshot": {"os.rename */store/wiki/snapshots/wiki-v*-*T*Z.tar.gz 1"},
+    "restore": {PUBLISHES, "os.rename */store/wiki/v* 1"},
+    "rollback": {PUBLISHES},
+    "gc": {PUBLISHES, "os.rename */store/wiki/.trash-v*-* 1", "os.rename */store/wiki/.trash-v*-* 2"},
+    "copy": {"os.rename */other/wiki/CURRENT 1", "os.rename */other/wiki/v*/cursor.json 1"},
+}  # fmt: skip
+MORE = {
+    "edition": [
+        "call EdgeShard.create 1", "call EdgeShard.update 1", "call EdgeShard.flush 1", "call EdgeShard.flush 2",
+        "call Popen.communicate 1", "call EdgeShard.load 1", "os.remove card.json 1",
+    ],
+    "restore": ["call EdgeShard.load 1"],
+    "rollback": ["call EdgeShard.load 1"],
+    "gc": ["os.remove card.json 1", "os.remove card.json 2"],
+    "copy": ["call EdgeShard.update 1", "call EdgeShard.flush 1", "call Popen.communicate 1"],
+}  # fmt: skip
 
 
 def check(path):
@@ -96,27 +125,62 @@ def check(path):
         return len(finished)
 
 
-@pytest.mark.timeout(600)
-def test_whatever_is_killed_leaves_whole_collections(tmp_path):
-    rng, cut, finished, said = random.Random(7), [], 0, tmp_path / "said"
-    for seed in range(KILLS):
-        process = start(tmp_path, seed, said)
-        while "ready" not in said.read_text() and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0.1, 2.0))
-        process.kill()
-        assert process.wait(60) == -signal.SIGKILL, said.read_text()
-        cut += said.read_text().split()[-1:]
-        finished += check(tmp_path / "store")
-        check(tmp_path / "other")
-    assert finished >= KILLS
-    assert len(set(cut)) >= 3, f"kills hit few kinds of steps: {cut}"
-    with EmbeddedStore(tmp_path / "store") as store, EmbeddedStore(tmp_path / "other") as other:
+def assert_nothing_left_over(place):
+    """A clean-up leaves one version of each, whole, and no half-written file."""
+    with EmbeddedStore(place / "store") as store, EmbeddedStore(place / "other") as other:
         store.admin.gc("wiki", keep=1, unfinished=True)
-        assert len(store.admin.versions("wiki")) == 1
-        store.admin.create_snapshot("wiki")
+        assert len(store.admin.versions("wiki")) == 1 and verify(store, "wiki").problems == ()
         if (other.path / "wiki").is_dir():  # a kill may have come amid the clean-up of the last copy
             other.admin.gc("wiki", keep=1, unfinished=True)
-    left = [path.name for path in tmp_path.rglob("*") if path.name.startswith(".trash") or path.name.endswith(".tmp")]
+    left = [path.name for path in place.rglob("*") if path.name.startswith(".trash") or path.name.endswith(".tmp")]
     # the next write of either replaces what is left of the last one: a hundred bytes
     assert [one for one in left if not one.startswith((".CURRENT", ".cursor"))] == []
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A store with two editions, a third half loaded, and a snapshot."""
+    place = tmp_path_factory.mktemp("base")
+    with killing.Workers(WORK, place / "said") as workers:
+        assert workers.run(place, "base") == 0, workers.said.read_text()
+    return place
+
+
+@pytest.mark.parametrize("what", PASSED)
+def test_a_command_killed_at_every_point_leaves_whole_collections(base, tmp_path, what):
+    said, trace, number = tmp_path / "said", tmp_path / "trace", 0
+
+    def fresh():
+        nonlocal number
+        number += 1
+        subprocess.run(["cp", "-a", base, tmp_path / str(number)], check=True)  # the engine's files stay sparse
+        return tmp_path / str(number)
+
+    with killing.Workers(WORK, said) as workers:
+        whole = fresh()
+        assert workers.run(whole, what, env=killing.traced(trace)) == 0, said.read_text()
+        points = killing.points(trace, whole)
+        assert PASSED[what] <= set(points), points
+        for point in [*points, *MORE.get(what, ())]:
+            place = fresh()
+            assert workers.run(place, what, env=killing.at(point)) == -signal.SIGKILL, (point, said.read_text())
+            assert check(place / "store") >= 1, point
+            check(place / "other")
+            assert workers.run(place, what) == 0, (point, said.read_text())
+            assert_nothing_left_over(place)
+
+
+def test_whatever_is_killed_leaves_whole_collections(tmp_path):
+    rng = random.Random(7)
+    with killing.Workers(WORK, tmp_path / "said") as workers:
+        for seed in range(KILLS):
+            worker = workers.start(tmp_path, seed)
+            time.sleep(rng.uniform(0.1, 1.5))
+            with suppress(ProcessLookupError):  # it ended by an error, which the exit code shows
+                os.kill(worker, signal.SIGKILL)
+            assert workers.wait() == -signal.SIGKILL, workers.said.read_text()
+            check(tmp_path / "store")
+            check(tmp_path / "other")
+        for what in ("edition", "snapshot"):  # which clears what is left of the last one
+            assert workers.run(tmp_path, what) == 0, workers.said.read_text()
+    assert_nothing_left_over(tmp_path)

@@ -1,21 +1,20 @@
 """`xqg-vdb load` killed again and again ends with the collection of an unbroken run, bit for bit.
 
-Real processes, a real (minute) ONNX encoder, the embedded store, SIGKILL. Each kill waits until the run shows on disk
-that it reached a stage, and then a random moment. One thing differs from the command as users run it: the store is
-flushed every 1,024 passages, not every 8,192, so that 3,000 passages meet several flushes.
+Real processes, a real (minute) ONNX encoder, the embedded store, SIGKILL: at every named point that an unbroken run
+passes, and at random moments. One thing differs from the command as users run it: the store is flushed every 512
+passages, not every 8,192, so that 1,500 passages meet several flushes.
 """
 
-import json
+import os
 import random
 import signal
-import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import killing
 import numpy as np
-import processes
 import pytest
-from cli_cases import command, environment, write_inputs
+from cli_cases import environment, write_inputs
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb.collection import Collection
@@ -23,19 +22,26 @@ from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.encoding import Encoder
 from xqg_vdb.retrieval import Retriever
 
-PASSAGES = 3000
-FLUSH_OFTEN = "import xqg_vdb.writing as writing; writing.COMMIT_EVERY = 1024"
-NOT_STARTED, ENCODING, WRITING, INDEXING, PUBLISHED = "start-up", "encoding", "writing", "indexing", "published"
-LONGEST = {NOT_STARTED: 0.6, ENCODING: 0.7, WRITING: 0.6, INDEXING: 0.5, PUBLISHED: 0.05}
-"""Seconds to wait at most, once a stage is reached."""
+PASSAGES = 1500
+WORK = """
+import sys
+import numpy, onnxruntime, tokenizers
+import xqg_vdb.collection.embedded
+import xqg_vdb.loading
+import xqg_vdb.writing as writing
+from xqg_vdb.cli import main
+
+writing.COMMIT_EVERY = 512
+
+def work(*arguments):
+    sys.argv = ["xqg-vdb", *arguments]
+    main()
+"""
 WITH_ALL = ("--hybrid", "--keep-plain")
-MORE_ROUND = [ENCODING, ENCODING, WRITING, INDEXING]
-ROUNDS = [
-    [NOT_STARTED, ENCODING, ENCODING, WRITING, INDEXING],
-    [ENCODING, NOT_STARTED, WRITING, WRITING, INDEXING],
-    [ENCODING, WRITING, INDEXING, INDEXING, PUBLISHED],
-    [NOT_STARTED, WRITING, WRITING, INDEXING, PUBLISHED],
-]
+ENCODED, BUILDING = "os.rename */cache/builds/*", "call Popen.communicate 1"  # the index
+COMMITTED, PUBLISHES = "os.rename */store/wiki/v*/cursor.json", "os.rename */store/wiki/CURRENT 1"
+PASSED = {f"{COMMITTED} 1", f"{COMMITTED} 3", "os.rename */store/wiki/v*/card.json 2", PUBLISHES}
+MORE = ["call Session.run 3", "call EdgeShard.update 2", "call EdgeShard.flush 2", BUILDING]
 
 
 @pytest.fixture(scope="module")
@@ -47,38 +53,53 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(place):
-    """Points and card of an unbroken run."""
-    assert finish(start(place, "unbroken")) == 0
-    return contents(place / "unbroken" / "store")
+def loads(place):
+    """`loads(name, *more)`: run, or start, one load into the folder `name` with more options and environment."""
+    with killing.Workers(WORK, place / "said", environment(place)) as workers:
+        yield Loads(place, workers)
 
 
-def start(place, name, *more):
-    folder = place / name
-    folder.mkdir(exist_ok=True)
-    arguments = [
-        "load",
-        place / "corpus.jsonl",
-        "wiki",
-        "--queries",
-        place / "queries.jsonl",
-        "--path",
-        folder / "store",
-    ]
-    arguments += ["--encoder", place / "model", "--threads", 1, "--passage-calibration", 1, "--json", *more]
-    with (folder / "said").open("ab") as said:
-        return processes.start(
-            command(*arguments, before=FLUSH_OFTEN),
-            env=environment(folder),
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            # a test run started in the background ignores Ctrl-C, and its children would inherit that
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+class Loads:
+    def __init__(self, place, workers):
+        self.place, self.workers = place, workers
+
+    def start(self, name, *more, env=None):
+        folder = self.place / name
+        folder.mkdir(exist_ok=True)
+        self.workers.said = folder / "said"
+        inputs = ["load", self.place / "corpus.jsonl", "wiki", "--queries", self.place / "queries.jsonl"]
+        options = ["--path", folder / "store", "--encoder", self.place / "model", "--threads", 1, "--json"]
+        env = {"XQG_VDB_CACHE": str(folder / "cache"), **(env or {})}
+        return self.workers.start(*inputs, *options, "--passage-calibration", 1, *more, env=env)
+
+    def run(self, name, *more, env=None):
+        self.start(name, *more, env=env)
+        return self.workers.wait()
+
+    def said(self, name):
+        return (self.place / name / "said").read_text()
+
+    def cut(self, name, point, *more):
+        """Kill one load at a point."""
+        assert self.run(name, *more, env=killing.at(point)) == -signal.SIGKILL, (point, self.said(name))
+
+    def end(self, name, *more):
+        """Let the last load end, and look at what it left."""
+        assert self.run(name, *more) == 0, self.said(name)
+        assert "Traceback" not in self.said(name)
+        found = contents(self.place / name / "store")
+        assert_nothing_left_over(self.place / name)
+        return found
 
 
-def finish(process):
-    return process.wait(timeout=60)
+@pytest.fixture(scope="module")
+def unbroken(loads):
+    """Points and card of an unbroken run, and what it passed on its way."""
+    trace = loads.place / "trace"
+    assert loads.run("unbroken", env=killing.traced(trace)) == 0, loads.said("unbroken")
+    points = killing.points(trace, loads.place / "unbroken")
+    assert set(points) >= PASSED and points[0].startswith("os.rename */cache/builds/"), points
+    return contents(loads.place / "unbroken" / "store"), points
 
 
 def contents(path):
@@ -96,69 +117,6 @@ def bytes_of(point):
     return found
 
 
-def reached(folder, stage):
-    """Whether a run shows that it got so far."""
-    if stage == NOT_STARTED:
-        return True
-    if stage == ENCODING:
-        return any((folder / "cache").glob("builds/*/vectors/manifest.json"))
-    if stage == WRITING:
-        return any((folder / "store").glob("wiki/v*/card.json"))
-    if stage == INDEXING:
-        return any(
-            json.loads(path.read_bytes())["rows"] == PASSAGES for path in (folder / "store").glob("wiki/v*/cursor.json")
-        )
-    return (folder / "store" / "wiki" / "CURRENT").exists()
-
-
-def kill(process, folder, stage, moment):
-    """Whether the process was killed; False when it ended before."""
-    until = time.monotonic() + 60
-    while not reached(folder, stage) and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(moment)
-    process.kill()
-    return finish(process) == -signal.SIGKILL
-
-
-def killed_and_rerun(place, name, stages, *more):
-    """Kill one load in every stage of a round, let the last run end; (kills, exit code)."""
-    rng, kills = random.Random(name), 0
-    for stage in stages:
-        process = start(place, name, *more)
-        kills += kill(process, place / name, stage, rng.uniform(0, LONGEST[stage]))
-        assert process.returncode in (0, -signal.SIGKILL), (place / name / "said").read_text()
-    return kills, finish(start(place, name, *more))
-
-
-def test_a_load_killed_at_twenty_random_moments_ends_as_an_unbroken_one(place, expected):
-    with ThreadPoolExecutor(2) as pool:
-        ends = list(
-            pool.map(lambda number: killed_and_rerun(place, f"round-{number}", ROUNDS[number]), range(len(ROUNDS)))
-        )
-    said = [(place / f"round-{number}" / "said").read_text() for number in range(len(ROUNDS))]
-    assert [code for _, code in ends] == [0] * len(ROUNDS), said
-    assert sum(kills for kills, _ in ends) >= 16, f"a busy machine may miss some of the 20, not most: {ends}"
-    for number in range(len(ROUNDS)):
-        folder = place / f"round-{number}"
-        assert contents(folder / "store") == expected
-        assert "Traceback" not in said[number]
-        assert_nothing_left_over(folder)
-
-
-def test_words_and_plain_vectors_survive_kills_as_well(place):
-    """One round with the sparse vectors and the plain ones, against a run of its own that was let alone."""
-    with ThreadPoolExecutor(2) as pool:
-        unbroken = pool.submit(lambda: finish(start(place, "all-unbroken", *WITH_ALL)))
-        kills, code = killed_and_rerun(place, "all", MORE_ROUND, *WITH_ALL)
-        assert unbroken.result() == code == 0, (place / "all" / "said").read_text()
-    assert kills >= 2, "a busy machine may miss some of the 4"
-    points, card = contents(place / "all-unbroken" / "store")
-    assert set(points["p0"][1]) == {"text-dense", "text-dense-plain", "text-sparse"} and card["bm25"]
-    assert contents(place / "all" / "store") == (points, card)
-    assert_nothing_left_over(place / "all")
-
-
 def assert_nothing_left_over(folder):
     assert list((folder / "cache" / "builds").iterdir()) == []
     inside = sorted(path.name for path in (folder / "store" / "wiki").iterdir())
@@ -168,32 +126,64 @@ def assert_nothing_left_over(folder):
     assert not any((folder / "store").rglob("*.tmp*")) and not any((folder / "store").rglob("temp_segments/*"))
 
 
-def test_search_works_after_all_that(place, expected):
-    points, _ = expected
-    with EmbeddedStore(place / "round-0" / "store") as store, Encoder(place / "model", threads=1) as encoder:
+@pytest.mark.parametrize("part", range(3))
+def test_a_load_killed_at_every_point_ends_as_an_unbroken_one(loads, unbroken, part):
+    expected, points = unbroken
+    for number, point in enumerate([*points, *MORE]):
+        if number % 3 == part:
+            loads.cut(f"point-{number}", point)
+            assert loads.end(f"point-{number}") == expected, point
+
+
+def test_a_load_killed_again_and_again_ends_as_an_unbroken_one(loads, unbroken):
+    """Each run comes a little further than the one before it."""
+    for point in (f"{ENCODED} 1", f"{ENCODED} 2", f"{COMMITTED} 1", f"{COMMITTED} 2", BUILDING, PUBLISHES):
+        loads.cut("chain", point)
+    assert loads.end("chain") == unbroken[0]
+
+
+def test_a_load_killed_at_random_moments_ends_as_an_unbroken_one(loads, unbroken):
+    """Wherever that is: what is shown to be hit is above."""
+    rng = random.Random(1)
+    for _ in range(6):
+        worker = loads.start("random")
+        time.sleep(rng.uniform(0, 1))
+        with suppress(ProcessLookupError):  # it was done before
+            os.kill(worker, signal.SIGKILL)
+        assert loads.workers.wait() in (0, -signal.SIGKILL), loads.said("random")
+    assert loads.end("random") == unbroken[0]
+
+
+def test_words_and_query_rows_survive_kills_as_well(loads):
+    """With the sparse vectors and the multivectors, against a run of its own that was let alone."""
+    assert loads.run("all-unbroken", *WITH_ALL) == 0, loads.said("all-unbroken")
+    points, card = contents(loads.place / "all-unbroken" / "store")
+    assert set(points["p0"][1]) == {"text-dense", "text-dense-maxsim", "text-sparse"} and card["bm25"]["query_langs"]
+    for point in ("os.rename */each-query/manifest.json 2", f"{COMMITTED} 1", BUILDING):
+        loads.cut("all", point, *WITH_ALL)
+    assert loads.end("all", *WITH_ALL) == (points, card)
+
+
+def test_search_works_after_all_that(loads):
+    for point in (f"{COMMITTED} 2", PUBLISHES):
+        loads.cut("searched", point)
+    points, _ = loads.end("searched")
+    folder = loads.place
+    with EmbeddedStore(folder / "searched" / "store") as store, Encoder(folder / "model", threads=1) as encoder:
         question = encoder.encode_queries(["w1 w2 w3"])[0].astype(np.float64)
-        scores = {
-            key: float(np.frombuffer(vectors["text-dense"], np.float32) @ question)
-            for key, (_, vectors) in points.items()
-        }
-        best = sorted(scores, key=lambda key: (-scores[key], key))[:5]
         hits = Retriever(encoder, Collection("wiki", store), calibration=0.0).search("w1 w2 w3", k=5, exact=True)
-        assert [hit.id for hit in hits] == best
+    scores = {
+        key: float(np.frombuffer(vectors["text-dense"], np.float32) @ question) for key, (_, vectors) in points.items()
+    }
+    best = sorted(scores.values(), reverse=True)[:5]
+    assert [hit.score for hit in hits] == pytest.approx(best, abs=1e-5)
+    assert [scores[hit.id] for hit in hits] == pytest.approx(best, abs=1e-5)  # near ties may stand in either order
 
 
-@pytest.mark.parametrize("stage", [ENCODING, WRITING, INDEXING])
-def test_ctrl_c_says_one_sentence_and_the_next_run_goes_on(place, expected, stage):
-    name = f"interrupted-{stage}"
-    process = start(place, name)
-    while not reached(place / name, stage):
-        assert process.poll() is None, (place / name / "said").read_text()
-        time.sleep(0.01)
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert finish(process) == 130
-    assert time.monotonic() - began < 30
-    said = (place / name / "said").read_text()
+@pytest.mark.parametrize("point", [f"{ENCODED} 2", f"{COMMITTED} 1", BUILDING])
+def test_ctrl_c_says_one_sentence_and_the_next_run_goes_on(loads, unbroken, point):
+    name = f"interrupted-{point.split('/')[-1]}"
+    assert loads.run(name, env=killing.at(point, signal.SIGINT)) == 130, loads.said(name)
+    said = loads.said(name)
     assert said.strip() == "Interrupted; what was committed is kept: run the same command again to go on."
-    assert finish(start(place, name)) == 0
-    assert contents(place / name / "store") == expected
-    assert_nothing_left_over(place / name)
+    assert loads.end(name) == unbroken[0]
