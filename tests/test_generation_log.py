@@ -3,13 +3,11 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
+import killing
 import orjson
-import processes
 import pytest
 from generation_cases import FakeGenerator, tiny_checkpoint, write_corpus
 from hypothesis import given, settings
@@ -174,83 +172,122 @@ def test_what_stays_bad_is_left_out(tmp_path):
     assert orjson.loads(out.read_bytes().splitlines()[1])["generated_queries"] == {"de": []}
 
 
-RUNS_ON_DEMAND = """
-import ctypes, os, signal, sys
+WORK = """
 from pathlib import Path
+import numpy, onnxruntime, tokenizers
+from xqg_vdb.generation.merging import merge_shards
 from xqg_vdb.generation.opening import Options, open_generator
 from xqg_vdb.generation.runner import Job, generate_file
 from xqg_vdb.generation.sampling import Decoding
-import numpy, onnxruntime, tokenizers
-model, corpus = map(Path, sys.argv[1:])
-for line in sys.stdin:
-    worker = os.fork()  # a fresh process each time, without paying for the imports again
-    if worker == 0:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it goes when this process does
-        langs, options = ["de", "sw"], Options("few-shot", Decoding(max_tokens=6), threads=1)
-        generator = open_generator(model, langs=langs, options=options)
-        generate_file(corpus, Path(line.strip()), generator=generator, job=Job(tuple(langs), 2))
-        os._exit(0)
-    print(worker, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)
+
+def work(out, *inputs):
+    if not inputs:
+        merge_shards(Path(out))
+        return
+    model, corpus = inputs
+    langs, options = ["de", "sw"], Options("few-shot", Decoding(max_tokens=6), threads=1)
+    generator = open_generator(Path(model), langs=langs, options=options)
+    generate_file(Path(corpus), Path(out), generator=generator, job=Job(tuple(langs), 2))
 """
 
 
-class Runs:
-    """Runs of the real runner on a real (small) model in their own processes."""
-
-    def __init__(self, model, corpus):
-        command = [sys.executable, "-c", RUNS_ON_DEMAND, str(model), str(corpus)]
-        self.server = processes.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def run(self, out, kill_after=None):
-        """The exit code: 0, or -9 when it was killed after so many seconds."""
-        self.server.stdin.write(f"{out}\n")
-        self.server.stdin.flush()
-        worker = int(self.server.stdout.readline())
-        if kill_after is not None:
-            time.sleep(kill_after)
-            with suppress(ProcessLookupError):  # it was done before
-                os.kill(worker, signal.SIGKILL)
-        return int(self.server.stdout.readline())
-
-    def close(self):
-        self.server.stdin.close()
-        self.server.wait(20)
-        self.server.stdout.close()
-
-
-def test_50_kills_leave_no_trace(tmp_path):
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A real (small) model and a corpus of 64 passages."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from xqg_vdb.generation.export import export_generator
 
     torch.set_num_threads(1)
-    checkpoint = tiny_checkpoint("llama", tmp_path / "checkpoint")
-    model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", report=lambda _: None).path
-    corpus, whole, out = write_corpus(tmp_path / "c.jsonl", 64), tmp_path / "whole.jsonl", tmp_path / "q.jsonl"
-    runs, rng, kills, midway = Runs(model, corpus), random.Random(1), 0, 0
-    try:
-        start = time.monotonic()
-        assert runs.run(whole) == 0
-        typical = time.monotonic() - start
-        while kills < 50 or (midway < 10 and kills < 200):  # a busy machine starts too slowly for some of the moments
-            code = runs.run(out, kill_after=rng.uniform(0.0, typical / 2))
-            kills += code == -signal.SIGKILL
-            log = Shard().path(out)
-            found = scan(log) if log.exists() else None
-            midway += found is not None and 0 < found.rows < 64
-            if out.exists():
-                assert out.read_bytes() == whole.read_bytes()
-                remove(out)
-        assert runs.run(out) == 0
-    finally:
-        runs.close()
+    place = tmp_path_factory.mktemp("inputs")
+    checkpoint = tiny_checkpoint("llama", place / "checkpoint")
+    model = export_generator(str(checkpoint), place / "model", precision="fp32", report=lambda _: None).path
+    return model, write_corpus(place / "c.jsonl", 64)
+
+
+@pytest.fixture
+def workers(tmp_path):
+    with killing.Workers(WORK, tmp_path / "said") as workers:
+        yield workers
+
+
+def cut(workers, point, *arguments):
+    assert workers.run(*arguments, env=killing.at(point)) == -signal.SIGKILL, (point, workers.said.read_text())
+
+
+def test_a_run_killed_at_every_point_ends_with_the_same_bytes(tmp_path, inputs, workers):
+    whole, trace = tmp_path / "whole" / "q.jsonl", tmp_path / "trace"
+    whole.parent.mkdir()
+    assert workers.run(whole, *inputs, env=killing.traced(trace)) == 0, workers.said.read_text()
+    points = killing.points(trace, whole.parent)
+    assert points == [
+        "os.rename */q.jsonl.provenance.json 1",
+        "os.rename */q.jsonl 1",
+        "os.remove */q.jsonl.shard-*-of-* 1",
+    ]
+    # fsync is how a header and each commit end; the calls that are not the log's come after the last of them
+    for number, point in enumerate([*(f"call fsync {n}" for n in (1, 2, 3)), *points]):
+        out = tmp_path / str(number) / "q.jsonl"
+        out.parent.mkdir()
+        cut(workers, point, out, *inputs)
+        assert workers.run(out, *inputs) == 0, workers.said.read_text()
+        assert_same(out, whole)
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, inputs, workers):
+    """Each run commits once and is cut at its second commit, until one has no second commit to make."""
+    whole, out, seen = tmp_path / "whole.jsonl", tmp_path / "out" / "q.jsonl", []
+    out.parent.mkdir()
+    assert workers.run(whole, *inputs) == 0, workers.said.read_text()
+    second = killing.at(f"call {RecordLog.commit.__qualname__} 2")
+    while (code := workers.run(out, *inputs, env=second)) == -signal.SIGKILL:
+        seen.append(scan(Shard().path(out)).rows)
+    assert code == 0 and seen == sorted(set(seen)) and len(seen) >= 3, (seen, workers.said.read_text())
+    assert_same(out, whole)
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, inputs, workers):
+    rng, whole, out = random.Random(1), tmp_path / "whole.jsonl", tmp_path / "out" / "q.jsonl"
+    out.parent.mkdir()
+    assert workers.run(whole, *inputs) == 0, workers.said.read_text()
+    for _ in range(20):
+        worker = workers.start(out, *inputs)
+        time.sleep(rng.uniform(0.0, 0.4))
+        with suppress(ProcessLookupError):  # it was done before
+            os.kill(worker, signal.SIGKILL)
+        assert workers.wait() in (0, -signal.SIGKILL), workers.said.read_text()
+    assert workers.run(out, *inputs) == 0, workers.said.read_text()
+    assert_same(out, whole)
+
+
+def assert_same(out, whole):
     assert out.read_bytes() == whole.read_bytes()
-    assert not list(tmp_path.glob("*.shard-*"))
-    assert midway >= 10  # the kills did hit runs that had committed something and were not done
+    # what a kill left half written has a name of its own, begins with a dot, and stays
+    shown = {path.name for path in out.parent.iterdir() if not path.name.startswith(".")}
+    assert shown == {out.name, provenance_path(out).name}
 
 
-def remove(out):
-    out.unlink()
-    provenance_path(out).unlink()
-    Shard().path(out).unlink(missing_ok=True)
+def test_a_merge_killed_at_every_point_loses_nothing(tmp_path, workers):
+    corpus, whole, trace = write_corpus(tmp_path / "c.jsonl", 11), tmp_path / "whole.jsonl", tmp_path / "trace"
+    generate_file(corpus, whole, generator=FakeGenerator(), job=Job(("de",), 2))
+
+    def shards(name):
+        out = tmp_path / name / "q.jsonl"
+        out.parent.mkdir()
+        for i in (1, 2, 3):
+            generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(i, 3)))
+        return out
+
+    out = shards("unbroken")
+    assert workers.run(out, env=killing.traced(trace)) == 0, workers.said.read_text()
+    assert_same(out, whole)
+    points = killing.points(trace, out.parent)
+    assert len(points) == 4 and points[-1] == "os.remove */q.jsonl.shard-*-of-* 3", points
+    for number, point in enumerate(points):
+        out = shards(str(number))
+        cut(workers, point, out)
+        if out.exists():  # complete, but for the shards that are still there
+            generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2))
+        else:
+            assert workers.run(out) == 0, workers.said.read_text()
+        assert_same(out, whole)
