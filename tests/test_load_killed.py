@@ -158,7 +158,7 @@ def test_words_and_query_rows_survive_kills_as_well(loads):
     """With the sparse vectors and the multivectors, against a run of its own that was let alone."""
     assert loads.run("all-unbroken", *WITH_ALL) == 0, loads.said("all-unbroken")
     points, card = contents(loads.place / "all-unbroken" / "store")
-    assert set(points["p0"][1]) == {"text-dense", "text-dense-maxsim", "text-sparse"} and card["bm25"]["query_langs"]
+    assert set(points["p0"][1]) == {"text-dense", "text-dense-plain", "text-sparse"} and card["bm25"]
     for point in ("os.rename */each-query/manifest.json 2", f"{COMMITTED} 1", BUILDING):
         loads.cut("all", point, *WITH_ALL)
     assert loads.end("all", *WITH_ALL) == (points, card)
