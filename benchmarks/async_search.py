@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from xqg_vdb import AsyncRetriever, Encoder, Hit, Query, Retriever, load, open_store
-from xqg_vdb.questions import read_questions, sample_corpus
+from xqg_vdb.texts.questions import read_questions, sample_corpus
 
 BATCH = 32
 Found = list[list[Hit]]

@@ -22,16 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb import Encoder
-from xqg_vdb.bench.material import Material, prepare
-from xqg_vdb.bench.placing import calibrated_passages
-from xqg_vdb.bench.systems import System
-from xqg_vdb.datasets import data_folder, load_task
+from xqg_vdb.evaluate.datasets import data_folder, load_task
+from xqg_vdb.evaluate.matrix import best_columns, id_order, judge, per_row, row_blocks
+from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
+from xqg_vdb.evaluate.suite import System
+from xqg_vdb.evaluate.systems import Material, calibrated_passages, prepare
+from xqg_vdb.export.encoder import ensure_encoder
 from xqg_vdb.fusion import unit_rows
-from xqg_vdb.kept_vectors import kept_vectors
-from xqg_vdb.metrics import group_means, mean, parse_metrics
-from xqg_vdb.models import ensure_encoder
-from xqg_vdb.questions import question_bank
-from xqg_vdb.score_matrix import best_columns, id_order, judge, per_row, row_blocks
+from xqg_vdb.index.encode import kept_vectors
+from xqg_vdb.texts.questions import question_bank
 
 NEAREST = 10
 Score = Callable[[slice], NDArray[np.float32]]

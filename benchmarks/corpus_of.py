@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import orjson
 
-from xqg_vdb.datasets import load_task
 from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets import load_task
 
 
 @click.command()

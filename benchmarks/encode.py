@@ -25,12 +25,12 @@ import orjson
 from tokenizers import Tokenizer
 
 from xqg_vdb import Encoder, export_encoder
-from xqg_vdb.checkpoints import STARTER_ENCODER
-from xqg_vdb.datasets import afriqa, data_folder
-from xqg_vdb.export import Precision
-from xqg_vdb.model_folder import STARTER, cached_model
-from xqg_vdb.onnx_graphs import cpu_has_vnni
-from xqg_vdb.starter import build_encoder_checkpoint
+from xqg_vdb.evaluate.datasets import afriqa, data_folder
+from xqg_vdb.export.checkpoints import STARTER_ENCODER
+from xqg_vdb.export.encoder import Precision
+from xqg_vdb.export.quantise import cpu_has_vnni
+from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
+from xqg_vdb.models.folder import STARTER, cached_model
 from xqg_vdb.types import Vectors
 
 Contender = Callable[[list[str]], Vectors]

@@ -18,12 +18,12 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from small_task import by_id, collection_of, first_questions, measured, options, print_table, say  # noqa: E402
 
-from xqg_vdb.bench.kept_rows import KeptRows  # noqa: E402
-from xqg_vdb.bench.wordings import KeptWriter  # noqa: E402
-from xqg_vdb.encoding import Encoder  # noqa: E402
-from xqg_vdb.expansion.expander import PROMPTS, Expander, open_writer  # noqa: E402
-from xqg_vdb.models import ensure_encoder  # noqa: E402
-from xqg_vdb.retrieval import Retriever  # noqa: E402
+from xqg_vdb.evaluate.methods import KeptWriter  # noqa: E402
+from xqg_vdb.export.encoder import ensure_encoder  # noqa: E402
+from xqg_vdb.journal import KeptRows  # noqa: E402
+from xqg_vdb.models.encoder import Encoder  # noqa: E402
+from xqg_vdb.search.expand import PROMPTS, Expander, open_writer  # noqa: E402
+from xqg_vdb.search.retriever import Retriever  # noqa: E402
 
 METHODS = ("translation", "pseudo-document")
 

@@ -25,14 +25,17 @@ THREADS = 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from xqg_vdb.generation.causal import CausalGenerator, CausalModel  # noqa: E402
-from xqg_vdb.generation.export import export_generator  # noqa: E402
-from xqg_vdb.generation.prompts import SEQ2SEQ_TEMPLATE, few_shot  # noqa: E402
-from xqg_vdb.generation.sampling import Decoding  # noqa: E402
-from xqg_vdb.generation.seq2seq import Seq2SeqGenerator  # noqa: E402
-from xqg_vdb.generation.starter_generator import build_generator_checkpoint  # noqa: E402
-from xqg_vdb.languages import english_name  # noqa: E402
-from xqg_vdb.model_folder import open_model_folder  # noqa: E402
+from xqg_vdb.export.generator import export_generator  # noqa: E402
+from xqg_vdb.export.starter_generator import build_generator_checkpoint  # noqa: E402
+from xqg_vdb.generate.local import (  # noqa: E402
+    CausalGenerator,
+    Seq2SeqGenerator,
+)
+from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, few_shot  # noqa: E402
+from xqg_vdb.models.decode import Decoding  # noqa: E402
+from xqg_vdb.models.decoder import CausalModel  # noqa: E402
+from xqg_vdb.models.folder import open_model_folder  # noqa: E402
+from xqg_vdb.texts.languages import english_name  # noqa: E402
 from xqg_vdb.types import Passage  # noqa: E402
 
 LANGS, N = ["de", "sw", "ar", "zh"], 3
@@ -56,7 +59,7 @@ def random_mt5_base(folder: Path) -> Path:
     import torch
     from transformers import MT5Config, MT5ForConditionalGeneration
 
-    from xqg_vdb.starter import build_encoder_checkpoint
+    from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
 
     torch.manual_seed(0)
     config = MT5Config(

@@ -22,15 +22,15 @@ import click
 import numpy as np
 
 from xqg_vdb import Encoder
-from xqg_vdb.bench.material import Material, prepare
-from xqg_vdb.datasets import data_folder, load_task
+from xqg_vdb.evaluate.datasets import data_folder, load_task
+from xqg_vdb.evaluate.matrix import id_order, judge
+from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
+from xqg_vdb.evaluate.significance import compare_groups
+from xqg_vdb.evaluate.sweep import Setting, recipe_tables
+from xqg_vdb.evaluate.systems import Material, prepare
+from xqg_vdb.export.encoder import ensure_encoder
 from xqg_vdb.fusion import Sums
-from xqg_vdb.metrics import group_means, mean, parse_metrics
-from xqg_vdb.models import ensure_encoder
-from xqg_vdb.query_vectors import QueryVectors, encode_query_files
-from xqg_vdb.score_matrix import id_order, judge
-from xqg_vdb.significance import compare_groups
-from xqg_vdb.tuning.sweep import Setting, recipe_tables
+from xqg_vdb.index.encode import QueryVectors, encode_query_files
 from xqg_vdb.types import Recipe
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)

@@ -21,15 +21,16 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb import Encoder, passage_calibration
-from xqg_vdb.bench.material import Material, prepare
+from xqg_vdb import calibration as passage_calibration
 from xqg_vdb.calibration import calibrate
-from xqg_vdb.datasets import data_folder, load_task
-from xqg_vdb.datasets.squad import read_squad
-from xqg_vdb.datasets.task import find_file
-from xqg_vdb.kept_vectors import kept_vectors
-from xqg_vdb.models import ensure_encoder
-from xqg_vdb.score_matrix import row_blocks
+from xqg_vdb.evaluate.datasets import data_folder, load_task
+from xqg_vdb.evaluate.datasets.squad import read_squad
+from xqg_vdb.evaluate.datasets.task import find_file
+from xqg_vdb.evaluate.matrix import row_blocks
+from xqg_vdb.evaluate.systems import Material, prepare
+from xqg_vdb.export.encoder import ensure_encoder
+from xqg_vdb.index.encode import kept_vectors
+from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.types import Vectors
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import orjson
 
-from xqg_vdb.languages import english_name
+from xqg_vdb.texts.languages import english_name
 
 
 @click.command()

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xqg_vdb.collection import CollectionOptions
-from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.types import Card, EncoderFacts, Passage, PointBatch, Recipe
 
 CASES = {

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import orjson
 
-from xqg_vdb.collection import Collection, open_store
-from xqg_vdb.datasets import load_task
-from xqg_vdb.datasets.task import RetrievalTask
-from xqg_vdb.encoding import Encoder
 from xqg_vdb.errors import DataError
-from xqg_vdb.loading import load
-from xqg_vdb.metrics import group_means, mean, parse_metrics, per_query
+from xqg_vdb.evaluate.datasets import load_task
+from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics, per_query
+from xqg_vdb.index.load import load
+from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.store import Collection, open_store
 from xqg_vdb.types import Hit, Query
 
 METRICS = ("R@1", "R@10", "MRR@10")

@@ -43,10 +43,10 @@ from qdrant_client import QdrantClient, models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.index_build import build_index
-from xqg_vdb.collection.layout import payload_of, point_id
-from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.store.embedded.engine import build_index
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.layout import payload_of, point_id
+from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Card, EncoderFacts, Passage, PointBatch, Recipe, Vectors, VectorStore
 
 DIM, BATCH, PER_FLUSH, K, BAR = 384, 500, 5_000, 10, 0.7

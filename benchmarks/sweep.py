@@ -29,10 +29,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from xqg_vdb.calibration import LanguageMeans, calibrate
+from xqg_vdb.evaluate.matrix import as_run, id_order, judge, per_row, search_rows
+from xqg_vdb.evaluate.metrics import Metric, Qrels, parse_metrics, per_query
+from xqg_vdb.evaluate.sweep import Setting, recipe_tables
 from xqg_vdb.fusion import Sums, fuse, unit_rows
-from xqg_vdb.metrics import Metric, Qrels, parse_metrics, per_query
-from xqg_vdb.score_matrix import as_run, id_order, judge, per_row, search_rows
-from xqg_vdb.tuning.sweep import Setting, recipe_tables
 from xqg_vdb.types import Recipe, Vectors
 
 DIM, LAMBDA = 384, 0.8
@@ -68,10 +68,10 @@ def random_task(questions: int, passages: int, relevant: int, langs: int, metric
 
 
 def real_task(name: str, data_dir: Path, vectors: Path, metrics: Sequence[str]) -> Task:
-    from xqg_vdb.bench.material import prepare
-    from xqg_vdb.datasets import load_task
-    from xqg_vdb.encoding import Encoder
-    from xqg_vdb.models import ensure_encoder
+    from xqg_vdb.evaluate.datasets import load_task
+    from xqg_vdb.evaluate.systems import prepare
+    from xqg_vdb.export.encoder import ensure_encoder
+    from xqg_vdb.models.encoder import Encoder
 
     task = load_task(name, data_dir)
     with Encoder(ensure_encoder("starter", report=lambda line: None)) as encoder:

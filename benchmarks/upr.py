@@ -25,12 +25,11 @@ import numpy as np  # noqa: E402
 from small_task import collection_of, first_questions, in_turn, measured, narrowed, options, print_table, say  # noqa: E402
 
 from xqg_vdb.batching import windows  # noqa: E402
-from xqg_vdb.encoding import Encoder  # noqa: E402
-from xqg_vdb.generation.scoring import INSTRUCTION, Scores, open_scorer  # noqa: E402
-from xqg_vdb.models import ensure_encoder  # noqa: E402
+from xqg_vdb.export.encoder import ensure_encoder  # noqa: E402
+from xqg_vdb.models.encoder import Encoder  # noqa: E402
 from xqg_vdb.progress import bars  # noqa: E402
-from xqg_vdb.rerank import Reranker, standardised  # noqa: E402
-from xqg_vdb.retrieval import Retriever  # noqa: E402
+from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scores, open_scorer, standardised  # noqa: E402  # noqa: E402
+from xqg_vdb.search.retriever import Retriever  # noqa: E402
 from xqg_vdb.types import Hit, Query  # noqa: E402
 
 WEIGHTS = (1.0, 0.5, 0.25)

@@ -18,8 +18,9 @@ import click
 import orjson
 
 from xqg_vdb import Encoder, Query, Retriever, load, open_store
-from xqg_vdb.datasets import RetrievalTask, afriqa, data_folder
-from xqg_vdb.models import ensure_encoder
+from xqg_vdb.evaluate.datasets import afriqa, data_folder
+from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.export.encoder import ensure_encoder
 
 K = 10
 

@@ -9,11 +9,10 @@ import json
 from pathlib import Path
 
 from xqg_vdb import Encoder, load
-from xqg_vdb.metrics import Metric
-from xqg_vdb.questions import sample_corpus
-from xqg_vdb.trec import write_qrels
-from xqg_vdb.tuning.material import labelled
-from xqg_vdb.tuning.search import choose
+from xqg_vdb.evaluate.metrics import Metric, write_qrels
+from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.tune.material import labelled
+from xqg_vdb.tune.tune import choose
 
 sample, qrels = sample_corpus(), Path("qrels.txt")
 asked = map(json.loads, sample.questions.read_text(encoding="utf-8").splitlines())

@@ -11,7 +11,7 @@ from cli_cases import write_lines
 from qdrant_client import QdrantClient, models
 
 from xqg_vdb.calibration import LanguageMeans
-from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
 
 DIM = 16

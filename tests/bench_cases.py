@@ -7,8 +7,8 @@ import random
 
 import numpy as np
 
-from xqg_vdb.bench.harness import run_suite
 from xqg_vdb.calibration import LanguageMeans
+from xqg_vdb.evaluate.run import run_suite
 from xqg_vdb.testing import HashEncoder
 
 WORDS = [f"w{i}" for i in range(60)]

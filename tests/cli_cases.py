@@ -16,7 +16,7 @@ from tiny_model import WORDS, write_tiny_encoder
 
 from xqg_vdb.cli import cli
 from xqg_vdb.errors import XqgError
-from xqg_vdb.model_folder import write_manifest
+from xqg_vdb.models.folder import write_manifest
 
 ROOT = Path(__file__).parents[1]
 MAIN = "from xqg_vdb.cli import main; main()"

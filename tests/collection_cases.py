@@ -1,4 +1,4 @@
-"""Small passages, vectors, cards and a loader for the tests of `xqg_vdb.collection`, and the twin of its search."""
+"""Small passages, vectors, cards and a loader for the tests of `xqg_vdb.store`, and the twin of its search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xqg_vdb.collection.layout import digest
+from xqg_vdb.store.layout import digest
 from xqg_vdb.types import Card, EncoderFacts, Passage, PointBatch, Recipe, Vectors, VectorStore
 
 DIM = 16

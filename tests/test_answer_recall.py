@@ -7,9 +7,9 @@ from benchmark_data import FOLDER, needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xqg_vdb.answer_recall import Tokenizer, answer_recall, word_tokenizer
-from xqg_vdb.datasets import xor_tydi
 from xqg_vdb.errors import DataError, MissingExtra
+from xqg_vdb.evaluate.answers import Tokenizer, answer_recall, word_tokenizer
+from xqg_vdb.evaluate.datasets import xor_tydi
 
 BLANKS = Tokenizer("blanks", str.split)
 

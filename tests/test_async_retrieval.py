@@ -16,10 +16,10 @@ from integration_cases import loaded_on, questions
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import AsyncRetriever, Collection, Encoder, Query, Retriever, load
-from xqg_vdb.collection import client_errors
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, ServerError
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.server import client as client_errors
+from xqg_vdb.store.server.store import ServerStore
 
 SEARCH = "POST .*/points/query/batch"
 

@@ -27,10 +27,10 @@ from augment_cases import (
 from fake_qdrant import FakeQdrant, Fault
 from qdrant_client import models
 
-from xqg_vdb.augmenting import Wishes, augment, undo
 from xqg_vdb.calibration import unpack_means
-from xqg_vdb.collection import Collection
 from xqg_vdb.errors import DataError, MismatchError, ServerError
+from xqg_vdb.index.augment import Wishes, augment, undo
+from xqg_vdb.store import Collection
 from xqg_vdb.types import Recipe
 
 pytest.importorskip("langchain_qdrant")
@@ -240,8 +240,8 @@ def test_missing_texts_and_vectors_are_counted_and_copied(client, store, tmp_pat
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_copy_that_was_stopped_goes_on(fake, client, store, queries, monkeypatch, at):
     """The server refuses for good at the at-th page: nobody sees the copy, and the next run finishes it."""
-    monkeypatch.setattr("xqg_vdb.collection.foreign.PAGE", 30)
-    monkeypatch.setattr("xqg_vdb.augmenting.writing._COMMIT_PAGES", 1)
+    monkeypatch.setattr("xqg_vdb.store.server.foreign.PAGE", 30)
+    monkeypatch.setattr("xqg_vdb.index.augment_points._COMMIT_PAGES", 1)
     write_langchain(fake.url, "docs", an_encoder())
     broken = fake.client.upsert
     calls = []

@@ -14,13 +14,13 @@ from qdrant_client import models
 from tiny_model import DIM, write_tiny_encoder
 
 from xqg_vdb import Encoder, open_store
-from xqg_vdb.augmenting.running import check_encoder
-from xqg_vdb.collection.foreign_payloads import PayloadLayout, recognised
 from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.index.augment import check_encoder
+from xqg_vdb.store.server.foreign import PayloadLayout, recognised
 from xqg_vdb.testing import HashEncoder
 
 KILL_IN_COPY = """
-import os, xqg_vdb.collection.foreign as f, xqg_vdb.augmenting.writing as w
+import os, xqg_vdb.store.server.foreign as f, xqg_vdb.index.augment_points as w
 f.PAGE, w._COMMIT_PAGES, calls = 20, 1, []
 def killing(call):
     def counted(*arguments, **options):
@@ -29,7 +29,7 @@ def killing(call):
             os.kill(os.getpid(), 9)
         return call(*arguments, **options)
     return counted
-from xqg_vdb.collection.foreign_copy import ForeignCopy as c
+from xqg_vdb.store.server.foreign import ForeignCopy as c
 c.upsert = killing(c.upsert)
 """
 

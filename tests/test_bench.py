@@ -10,19 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb import Hybrid, Recipe, Retriever, load, open_store
-from xqg_vdb.bench.cells import run_cell
-from xqg_vdb.bench.material import prepare
-from xqg_vdb.bench.placing import content_of, place
-from xqg_vdb.bench.presets import preset
-from xqg_vdb.bench.records import Report
-from xqg_vdb.bench.suite import Comparison, Suite, SweepPlan, read_suite
-from xqg_vdb.bench.systems import System
-from xqg_vdb.datasets import load_task
 from xqg_vdb.errors import DataError
-from xqg_vdb.kept_vectors import digest_of, kept_vectors
-from xqg_vdb.metrics import macro_mean, parse_metrics, per_query
-from xqg_vdb.query_vectors import encode_query_files
-from xqg_vdb.trec import read_run
+from xqg_vdb.evaluate.cells import run_cell
+from xqg_vdb.evaluate.datasets import load_task
+from xqg_vdb.evaluate.metrics import macro_mean, parse_metrics, per_query, read_run
+from xqg_vdb.evaluate.records import Report
+from xqg_vdb.evaluate.suite import Comparison, Suite, SweepPlan, System, preset, read_suite
+from xqg_vdb.evaluate.systems import content_of, place, prepare
+from xqg_vdb.index.encode import digest_of, encode_query_files, kept_vectors
 
 
 @pytest.fixture
@@ -100,7 +95,7 @@ def test_pooled_tasks_search_their_own_pool(tmp_path):
 
 
 def _tatoeba(folder):
-    from xqg_vdb.datasets import tatoeba
+    from xqg_vdb.evaluate.datasets import tatoeba
 
     return tatoeba.load(folder, langs=["af", "ar"])
 
@@ -175,7 +170,7 @@ def test_kept_vectors_go_on_where_they_stopped(tmp_path_factory, texts, stop):
         left[0] -= 1
         return made.encode_queries(part)
 
-    with patch("xqg_vdb.kept_vectors.WINDOW", 7):
+    with patch("xqg_vdb.index.encode.WINDOW", 7):
         options = {"encoder": made.facts, "kind": "queries", "folder": folder}
         try:
             rows = kept_vectors(texts, encode=failing, **options)
@@ -312,7 +307,7 @@ def test_language_means_of_another_datasets_questions(data):
     systems = (System("train", calibration=1.0, means="afriqa"), System("detected", languages="detected"))
     report = run(suite(data, systems=systems, comparisons=(), sweeps=()), data, made=made)
     assert {r.system for r in report.results} == {"train", "detected"}
-    from xqg_vdb.bench.placing import means_of_questions
+    from xqg_vdb.evaluate.systems import means_of_questions
 
     rows = made.encode_queries([q.text for q in task.queries])
     table = means_of_questions(rows, [q.lang for q in task.queries])
@@ -321,10 +316,9 @@ def test_language_means_of_another_datasets_questions(data):
 
 
 def test_two_sided_calibration_takes_each_languages_mean_away(data):
-    from xqg_vdb.bench.material import Material
-    from xqg_vdb.bench.placing import calibrated_passages
-    from xqg_vdb.bench.systems import System
-    from xqg_vdb.passage_calibration import PRIOR
+    from xqg_vdb.calibration import PRIOR
+    from xqg_vdb.evaluate.suite import System
+    from xqg_vdb.evaluate.systems import Material, calibrated_passages
     from xqg_vdb.types import Passage
 
     rng = np.random.default_rng(0)

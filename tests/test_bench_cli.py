@@ -12,7 +12,7 @@ import pytest
 from bench_cases import write_afriqa, write_queries
 from cli_cases import command, environment, run_cli, write_starter
 
-from xqg_vdb.datasets import load_task
+from xqg_vdb.evaluate.datasets import load_task
 
 SUITE = """
 name = "mini"

@@ -11,18 +11,18 @@ from cli_cases import run_cli, write_starter
 from generation_cases import tiny_checkpoint
 
 from xqg_vdb import Hybrid, Retriever, load, open_store
-from xqg_vdb.bench import likelihoods, methods, wordings
-from xqg_vdb.bench.kept_rows import KeptRows
-from xqg_vdb.bench.presets import preset, with_methods
-from xqg_vdb.bench.spent import timed_rows
-from xqg_vdb.bench.suite import read_suite
-from xqg_vdb.bench.systems import System, check_system
-from xqg_vdb.datasets import load_task
-from xqg_vdb.datasets.task import first_questions
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.expansion import Expander
-from xqg_vdb.rerank import Reranker
-from xqg_vdb.trec import read_run
+from xqg_vdb.evaluate import methods
+from xqg_vdb.evaluate import methods as likelihoods
+from xqg_vdb.evaluate import methods as wordings
+from xqg_vdb.evaluate.datasets import load_task
+from xqg_vdb.evaluate.datasets.task import first_questions
+from xqg_vdb.evaluate.methods import timed_rows
+from xqg_vdb.evaluate.metrics import read_run
+from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, with_methods
+from xqg_vdb.journal import KeptRows
+from xqg_vdb.search.expand import Expander
+from xqg_vdb.search.rerank import Reranker
 from xqg_vdb.types import Query
 
 DEPTH = 5
@@ -32,7 +32,7 @@ DEPTH = 5
 def generator(tmp_path_factory):
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
-    from xqg_vdb.generation.export import export_generator
+    from xqg_vdb.export.generator import export_generator
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("generator")
@@ -173,7 +173,7 @@ def test_likelihoods_survive_a_stop_and_serve_every_weight(data, generator, monk
 
 def test_passages_are_read_once_for_questions_that_share_them(data, generator, monkeypatch):
     """Beyond those that are timed alone; these have no time of their own, and no cell claims one for them."""
-    monkeypatch.setattr("xqg_vdb.bench.spent.TIMED", 1)
+    monkeypatch.setattr("xqg_vdb.evaluate.methods.TIMED", 1)
     calls = []
     original = likelihoods.KeptScorer._compute
     monkeypatch.setattr(
@@ -212,7 +212,7 @@ def test_expansion_with_words(data, generator):
 
 def test_expansions_are_written_once(data, generator, monkeypatch):
     """A stopped run goes on; another first stage writes nothing, and times are those of before."""
-    monkeypatch.setattr("xqg_vdb.bench.spent.TIMED", 2)
+    monkeypatch.setattr("xqg_vdb.evaluate.methods.TIMED", 2)
     written, original = [], methods.open_writer
 
     def opened(model, **options):
@@ -263,7 +263,7 @@ def test_an_answer_that_failed_is_not_kept(tmp_path):
 def test_finished_cells_open_no_model_and_another_model_makes_another_cell(data, generator, monkeypatch, tmp_path):
     import shutil
 
-    from xqg_vdb.model_folder import open_model_folder, write_manifest
+    from xqg_vdb.models.folder import open_model_folder, write_manifest
 
     systems = [
         System("upr", rerank=f"upr:{generator}", rerank_depth=2),

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xqg_vdb import bitext
-from xqg_vdb.bitext import bucc_f1, bucc_mine, bucc_optimize, tatoeba_accuracy
 from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate import bitext
+from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize, tatoeba_accuracy
 
 
 def cos(x, y) -> float:
@@ -75,7 +75,7 @@ def test_tiles_change_nothing(monkeypatch):
     ids = dict(source_ids=[f"s{i}" for i in range(60)], target_ids=[f"t{i}" for i in range(45)])
     whole = bucc_mine(x, y, **ids)
     monkeypatch.setattr(bitext, "TILE_COLUMNS", 7)
-    monkeypatch.setattr("xqg_vdb.score_matrix.BLOCK_SCORES", 21)
+    monkeypatch.setattr("xqg_vdb.evaluate.matrix.BLOCK_SCORES", 21)
     tiled = bucc_mine(x, y, **ids)
     assert list(tiled) == list(whole)
     assert list(tiled.values()) == pytest.approx(list(whole.values()), abs=1e-5)
@@ -167,7 +167,7 @@ def test_tatoeba_directions_and_blocks(monkeypatch):
     assert result.xx_to_en_hits.tolist() == [True, True, True]
     assert result.en_to_xx_hits.tolist() == [True, False, True]
     assert (result.xx_to_en, result.en_to_xx) == (1.0, 2 / 3)
-    monkeypatch.setattr("xqg_vdb.score_matrix.BLOCK_SCORES", 3)
+    monkeypatch.setattr("xqg_vdb.evaluate.matrix.BLOCK_SCORES", 3)
     assert tatoeba_accuracy(foreign, english).en_to_xx_hits.tolist() == [True, False, True]
 
 

@@ -10,9 +10,9 @@ from xqg_vdb.calibration import (
     save_means,
     unpack_means,
 )
-from xqg_vdb.calibration_gain import mrr_curve, recommended_strength
 from xqg_vdb.errors import ModelError
-from xqg_vdb.questions import question_bank, read_questions, sample_corpus
+from xqg_vdb.export.encoder import mrr_curve, recommended_strength
+from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
 
 RNG = np.random.default_rng(7)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from report_cases import empty
 
-from xqg_vdb.bench.records import Compared, Difference, Point, Sweep
-from xqg_vdb.bench.suite import read_suite
+from xqg_vdb.evaluate.records import Compared, Difference, Point, Sweep
+from xqg_vdb.evaluate.suite import read_suite
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RECORDED = [("xquad.toml", "claims"), ("afriqa-paper.toml", "afriqa-paper")]

@@ -19,8 +19,9 @@ from cli_cases import command, environment, run_cli, write_inputs, write_lines, 
 from click.testing import CliRunner
 from tiny_model import write_tiny_encoder
 
+from xqg_vdb import files as disk
 from xqg_vdb.cli import cli, main
-from xqg_vdb.collection import disk, embedded
+from xqg_vdb.store.embedded import store as embedded
 
 COMMANDS = sorted(cli.commands)
 COLLECTION_COMMANDS = ["demo", "export", "info", "load", "search"]
@@ -309,7 +310,7 @@ def test_a_full_disk(call, cwd, model, monkeypatch):
 def test_a_disk_that_is_full_for_the_vectors(call, cwd, model, monkeypatch):
     import errno
 
-    from xqg_vdb import vectors
+    from xqg_vdb.index import build as vectors
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -327,7 +328,7 @@ def test_a_disk_that_is_full_for_the_vectors(call, cwd, model, monkeypatch):
 
 HOLD = """
 import sys
-from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.store.embedded.store import EmbeddedStore
 store = EmbeddedStore(sys.argv[1])
 print(store.count("wiki"), flush=True)
 sys.stdin.read()
@@ -350,8 +351,8 @@ def test_a_store_that_another_process_has_open(loaded, model, call):
 
 
 def test_a_collection_that_another_process_loads(cwd, model, call):
-    from xqg_vdb.encoding import Encoder
     from xqg_vdb.files import lock_folder
+    from xqg_vdb.models.encoder import Encoder
 
     corpus_of(cwd, {"id": "1", "text": "w1"})
     holder = "import sys, time; from pathlib import Path; from xqg_vdb.{}; print(1, flush=True); sys.stdin.read()"
@@ -364,7 +365,7 @@ def test_a_collection_that_another_process_loads(cwd, model, call):
         (f"files import lock_folder; held = lock_folder(Path({str(ours)!r}))",
          r"Error: Collection 'wiki' is being loaded already: \S+ is used by process {}; wait until it ends or use"
          r" another folder \(--build\)\.\n"),
-        (f"collection.locks import FileLock; held = FileLock.take(Path({str(load_lock)!r}), busy='')",
+        (f"files import FileLock; held = FileLock.take(Path({str(load_lock)!r}), busy='')",
          r"Error: Collection 'wiki' in store is being loaded by process {} on \S+ since \S+\n"),
     ):  # fmt: skip
         with processes.start(
@@ -380,7 +381,7 @@ def test_a_collection_that_another_process_loads(cwd, model, call):
 
 def test_a_server_that_is_away(call, cwd, model, monkeypatch):
     """Said before anything is encoded."""
-    from xqg_vdb.collection import retry
+    from xqg_vdb.store.server import client as retry
 
     corpus_of(cwd, {"id": "1", "text": "w1"})
     patient = retry.Server.__init__

@@ -11,8 +11,8 @@ from cli_cases import run_cli, run_here, write_inputs
 from fake_qdrant import FakeQdrant
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.server.store import ServerStore
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_timeout_is_kept(tmp_path):
                     return
 
         threading.Thread(target=take, daemon=True).start()
-        before = "import xqg_vdb.collection.server_names as n, xqg_vdb.collection.server as s; n.READ_DEADLINE = 3.0"
+        before = "import xqg_vdb.store.server.names as n, xqg_vdb.store.server.store as s; n.READ_DEADLINE = 3.0"
         done = run_cli(tmp_path, "info", "--url", f"http://127.0.0.1:{port}", "--timeout", "1", before=before)
         assert done.returncode == 5
         assert f"127.0.0.1:{port} is away or overloaded (ReadTimeout" in done.stderr

@@ -20,13 +20,14 @@ from fake_qdrant import FakeQdrant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xqg_vdb.collection import Collection, engine, open_store
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.gate import checked
-from xqg_vdb.collection.layout import Digest, check_name, digest, point_id
-from xqg_vdb.collection.server import ServerStore
-from xqg_vdb.collection.server_writer import ServerWriter
 from xqg_vdb.errors import CorruptError, DataError, MismatchError, XqgError
+from xqg_vdb.store import Collection, open_store
+from xqg_vdb.store.embedded import engine
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.gate import checked
+from xqg_vdb.store.layout import Digest, check_name, digest, point_id
+from xqg_vdb.store.server.store import ServerStore
+from xqg_vdb.store.server.writer import ServerWriter
 from xqg_vdb.types import Passage, PointBatch
 
 SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
@@ -501,7 +502,7 @@ def test_open_store_chooses_by_argument_then_environment(tmp_path, monkeypatch):
 
 
 def test_importing_the_package_loads_neither_engine():
-    code = "import sys, xqg_vdb.collection; print({'qdrant_edge', 'qdrant_client', 'httpx'} & set(sys.modules))"
+    code = "import sys, xqg_vdb.store; print({'qdrant_edge', 'qdrant_client', 'httpx'} & set(sys.modules))"
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

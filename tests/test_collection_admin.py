@@ -19,13 +19,14 @@ import pytest
 from collection_cases import a_batch, a_card, finished, load, passages, vectors
 from fake_qdrant import FakeQdrant
 
-from xqg_vdb.collection import CollectionOptions, engine
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.migrate import migrate
-from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, XqgError
+from xqg_vdb.index.migrate import migrate
+from xqg_vdb.index.verify import verify
+from xqg_vdb.store.embedded import engine
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.layout import CollectionOptions
+from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Card
-from xqg_vdb.verifying import verify
 
 SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
 KINDS = ["embedded", "memory", "http", "server"]
@@ -339,7 +340,7 @@ def test_a_collection_is_copied_with_its_card(store, name, to, tmp_path):
 
 def test_a_stopped_copy_goes_on_and_not_from_where_a_load_stopped(store, name, tmp_path, monkeypatch):
     load_edition(store, name, 1, n=1200)
-    monkeypatch.setattr("xqg_vdb.collection.migrate.COMMIT_EVERY", 512)
+    monkeypatch.setattr("xqg_vdb.index.migrate.COMMIT_EVERY", 512)
 
     class Stop(Exception):
         pass
@@ -417,7 +418,7 @@ def test_what_is_wrong_is_found(tmp_path):
         upsert = engine.edge.UpdateOperation.upsert_points
         bad = np.full(16, np.nan, np.float32)
         payload = {"id": "p00003", "content": "text 1-3", "meta": {"lang": "en", "title": "title 3"}}
-        from xqg_vdb.collection.layout import point_id
+        from xqg_vdb.store.layout import point_id
 
         shard.update(upsert([engine.edge.Point(point_id("p00003"), {"text-dense": memoryview(bad)}, payload)]))
         shard.close()

@@ -17,12 +17,12 @@ import processes
 import pytest
 from collection_cases import a_batch, a_card, finished, load, passages, vectors
 
-from xqg_vdb.collection import engine, index_build
-from xqg_vdb.collection.disk import bytes_on_disk
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.layout import digest
-from xqg_vdb.collection.locks import FileLock
 from xqg_vdb.errors import CorruptError, DiskError, LockedError, XqgError
+from xqg_vdb.files import FileLock, bytes_on_disk
+from xqg_vdb.store.embedded import engine
+from xqg_vdb.store.embedded import engine as index_build
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.layout import digest
 
 HERE = Path(__file__).parent
 N, BATCH, PER_COMMIT = 600, 25, 150
@@ -30,7 +30,7 @@ N, BATCH, PER_COMMIT = 600, 25, 150
 LOADER = f"""
 import sys
 from collection_cases import *
-from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.store.embedded.store import EmbeddedStore
 rows, matrix = passages({N}), vectors({N})
 with EmbeddedStore(sys.argv[1]).writer("wiki", card=a_card()) as writer:
     print("open", writer.committed, flush=True)
@@ -47,7 +47,7 @@ print("done", flush=True)
 HOLDER = """
 import sys
 from collection_cases import *
-from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.store.embedded.store import EmbeddedStore
 store = EmbeddedStore(sys.argv[1])
 held = store.writer("wiki", card=a_card()) if sys.argv[2] == "write" else store.count("wiki")
 print("held", flush=True)
@@ -307,7 +307,7 @@ def test_a_flipped_write_ahead_log_costs_only_what_was_not_committed(tmp_path):
     script = """
 import os, sys
 from collection_cases import *
-from xqg_vdb.collection.embedded import EmbeddedStore
+from xqg_vdb.store.embedded.store import EmbeddedStore
 rows, matrix = passages(600), vectors(600)
 writer = EmbeddedStore(sys.argv[1]).writer("wiki", card=a_card())
 for at in range(0, 600, 100):

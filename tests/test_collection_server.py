@@ -14,11 +14,11 @@ from collection_cases import a_batch, a_card, finished, load, passages, vectors
 from fake_qdrant import FakeQdrant, Fault
 from qdrant_client import QdrantClient, models
 
-from xqg_vdb.collection import client_errors
-from xqg_vdb.collection.layout import digest
-from xqg_vdb.collection.retry import Server
-from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, MismatchError, ServerError
+from xqg_vdb.store.layout import digest
+from xqg_vdb.store.server import client as client_errors
+from xqg_vdb.store.server.client import Server
+from xqg_vdb.store.server.store import ServerStore
 
 KEY = "SECRET-CANARY"
 POINTS = "PUT .*/points$"

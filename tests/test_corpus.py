@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xqg_vdb import corpus, queries
-from xqg_vdb.corpus import read_corpus
 from xqg_vdb.errors import DataError
-from xqg_vdb.queries import QueryFile, write_queries
-from xqg_vdb.questions import question_bank, read_questions, sample_corpus
-from xqg_vdb.records import BadRecord, Rejects, check_value, parse_object
+from xqg_vdb.texts import corpus, queries
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.queries import QueryFile, write_queries
+from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
+from xqg_vdb.texts.records import BadRecord, Rejects, check_value, open_lines, parse_object
 from xqg_vdb.types import GeneratedQueries, Passage, Query
 
 MANY = 1 << 40
@@ -93,7 +93,7 @@ def test_tsv_fields_undo_csv(fields):
     import csv
     import io
 
-    from xqg_vdb.tables import _tsv_fields
+    from xqg_vdb.texts.corpus import _tsv_fields
 
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="").writerow(fields)
@@ -311,7 +311,7 @@ def test_over_the_limit_the_first_few_are_told(tmp_path):
 
 
 def test_long_lines_are_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr("xqg_vdb.records.open_lines", lambda path: corpus_lines(path, max_bytes=100))
+    monkeypatch.setattr("xqg_vdb.texts.records.open_lines", lambda path: corpus_lines(path, max_bytes=100))
     path = _write(tmp_path / "c.jsonl", {"id": "a", "text": "t" * 500}, {"id": "b", "text": "t"})
     rejects = Rejects(1)
     assert [p.id for p in _read(path, rejects)] == ["b"]
@@ -319,8 +319,6 @@ def test_long_lines_are_rejected(tmp_path, monkeypatch):
 
 
 def corpus_lines(path, max_bytes):
-    from xqg_vdb.files import open_lines
-
     return open_lines(path, max_bytes=max_bytes)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from benchmark_data import FOLDER, needs
 
-from xqg_vdb.bitext import bucc_f1, bucc_mine, bucc_optimize
-from xqg_vdb.datasets import (
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
+from xqg_vdb.evaluate.datasets import (
     DATASETS,
     afriqa,
     beir,
@@ -28,9 +29,8 @@ from xqg_vdb.datasets import (
     xor_tydi,
     xquad,
 )
-from xqg_vdb.datasets.squad import read_squad
-from xqg_vdb.errors import DataError
-from xqg_vdb.metrics import parse_metrics
+from xqg_vdb.evaluate.datasets.squad import read_squad
+from xqg_vdb.evaluate.metrics import parse_metrics
 
 
 def write(path, *records) -> None:

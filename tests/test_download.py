@@ -9,9 +9,9 @@ from typing import ClassVar
 import pytest
 from benchmark_data import FOLDER, needs
 
-from xqg_vdb.datasets import download as module
-from xqg_vdb.datasets.download import BenchmarkFile, benchmark_files, download
 from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets import download as module
+from xqg_vdb.evaluate.datasets.download import BenchmarkFile, benchmark_files, download
 
 CONTENT = b"one line\n" * 50
 

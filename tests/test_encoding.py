@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from tiny_model import DIM, WORDS, write_tiny_encoder
 from tokenizers import Tokenizer
 
-from xqg_vdb.encoding import WINDOW, Encoder
 from xqg_vdb.errors import CorruptError, DataError, ModelError
+from xqg_vdb.models.encoder import WINDOW, Encoder
 from xqg_vdb.types import TextEncoder
 
 

@@ -54,7 +54,7 @@ def test_batch_in_shards_writes_what_one_process_does(tmp_path):
     pytest.importorskip("torch", reason="a generator is exported")
     from generation_cases import tiny_checkpoint, write_corpus
 
-    from xqg_vdb.generation.export import export_generator
+    from xqg_vdb.export.generator import export_generator
 
     checkpoint = tiny_checkpoint("mt5", tmp_path / "mt5")
     model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", report=lambda _: None).path

@@ -8,8 +8,8 @@ from generation_cases import tiny_checkpoint
 from test_generation_endpoint import CANARY, Server
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.expansion import Expander, expander
-from xqg_vdb.expansion.expander import clean, expansion_spec, open_writer, translation_prompt
+from xqg_vdb.search import expand as expander
+from xqg_vdb.search.expand import Expander, clean, expansion_spec, open_writer, translation_prompt
 from xqg_vdb.types import Query
 
 NILE = Query("n", "Wie lang ist der Nil?", "de")
@@ -169,7 +169,7 @@ def test_an_endpoint_that_is_away_costs_its_patience_only(monkeypatch):
 def llama(tmp_path_factory):
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
-    from xqg_vdb.generation.export import export_generator
+    from xqg_vdb.export.generator import export_generator
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("writers")
@@ -240,7 +240,7 @@ def test_the_mean_of_two_wordings_is_searched(tmp_path):
     from cli_cases import write_inputs, write_starter
 
     from xqg_vdb import Encoder, Retriever, load
-    from xqg_vdb.collection import open_store
+    from xqg_vdb.store import open_store
 
     write_inputs(tmp_path, 12)
     encoder = Encoder(write_starter(tmp_path / "cache"))

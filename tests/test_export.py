@@ -10,12 +10,11 @@ import orjson
 import pytest
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb.checkpoints import conventions, fetch_checkpoint, strip_code_keys
-from xqg_vdb.encoding import Encoder
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
-from xqg_vdb.export import Overrides, export_encoder
-from xqg_vdb.model_folder import open_model_folder
-from xqg_vdb.parity import measure_parity, torch_vectors
+from xqg_vdb.export.checkpoints import conventions, fetch_checkpoint, strip_code_keys
+from xqg_vdb.export.encoder import Overrides, export_encoder, measure_parity, torch_vectors
+from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.folder import open_model_folder
 
 
 def silent(line):
@@ -84,7 +83,7 @@ def test_ranges_are_the_extremes_of_what_the_samples_give(tmp_path):
     import onnx
     from onnx import numpy_helper
 
-    from xqg_vdb.static_ranges import measure_ranges
+    from xqg_vdb.export.quantise import measure_ranges
 
     graph = write_tiny_encoder(tmp_path / "tiny") / "model.onnx"
     weights = {one.name: numpy_helper.to_array(one) for one in onnx.load(str(graph)).graph.initializer}
@@ -99,7 +98,7 @@ def test_ranges_are_the_extremes_of_what_the_samples_give(tmp_path):
 
 
 def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch):
-    import xqg_vdb.export as module
+    import xqg_vdb.export.encoder as module
 
     def other_weights(source, spec):
         right = torch_vectors(source, spec)
@@ -218,7 +217,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
     assert names == {"config.json", "tokenizer_config.json", "model.safetensors"}
     assert b"evil" not in (clean.path / "config.json").read_bytes().replace(b"Evil", b"")
     script = (
-        "import sys; from pathlib import Path; from xqg_vdb.export import export_encoder\n"
+        "import sys; from pathlib import Path; from xqg_vdb.export.encoder import export_encoder\n"
         f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), report=lambda line: None)"
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -322,7 +321,7 @@ def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
         (folder / name).write_bytes((bert / name).read_bytes())
     script = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        "from pathlib import Path; from xqg_vdb.export import export_encoder\n"
+        "from pathlib import Path; from xqg_vdb.export.encoder import export_encoder\n"
         f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), precision='fp32', report=lambda l: None)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
@@ -332,7 +331,7 @@ def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
 
 
 def test_without_torch_the_message_names_the_extra(tmp_path, monkeypatch):
-    from xqg_vdb.export import _optimum_export
+    from xqg_vdb.export.encoder import _optimum_export
 
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r'pip install "xqg-vdb\[export\]"'):

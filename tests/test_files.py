@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xqg_vdb import files
 from xqg_vdb.errors import DataError, DiskError, LockedError
-from xqg_vdb.files import LongLine, atomic_file, lock_folder, open_lines, sha256_of, write_atomic
+from xqg_vdb.files import atomic_file, lock_folder, sha256_of, write_atomic
+from xqg_vdb.texts.records import LongLine, open_lines
 
 
 def _twin(data):
@@ -105,7 +105,7 @@ def test_flipped_gzip_bytes_never_crash(tmp_path):
 
 @pytest.mark.parametrize("line", [b"", b"x" * 5000 + b"\n"])
 def test_gzip_bombs_are_refused_in_bounded_memory(tmp_path, line, monkeypatch):
-    monkeypatch.setattr(files, "_RATIO_FREE_BYTES", 1 << 20)
+    monkeypatch.setattr("xqg_vdb.texts.records._RATIO_FREE_BYTES", 1 << 20)
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(line * ((40 << 20) // len(line)) if line else bytes(40 << 20), 9))
     tracemalloc.start()

@@ -8,7 +8,7 @@ import pytest
 from cli_cases import run_cli, write_lines
 
 from xqg_vdb.errors import DataError, ServerError
-from xqg_vdb.generation.endpoint import Endpoint, EndpointGenerator
+from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
 from xqg_vdb.types import Passage
 
 CANARY = "SECRET-CANARY-7f3a"

@@ -6,13 +6,12 @@ import pytest
 from cli_cases import run_cli, write_lines
 
 from xqg_vdb.errors import DataError, MissingExtra, ModelError
-from xqg_vdb.generation import starter_generator
-from xqg_vdb.generation.filtering import filter_file
-from xqg_vdb.generation.filters import QueryFilter, Rules, count_reasons, is_question
-from xqg_vdb.generation.prompts import EXAMPLES, chat, english_questions, few_shot, translation
-from xqg_vdb.generation.sampling import Decoding, draw, row_key, uniforms
-from xqg_vdb.generation.starter_generator import build_generator_checkpoint, build_tokenizer
-from xqg_vdb.questions import question_bank
+from xqg_vdb.export import starter_generator
+from xqg_vdb.export.starter_generator import build_generator_checkpoint, build_tokenizer
+from xqg_vdb.generate.filters import QueryFilter, Rules, count_reasons, filter_file, is_question
+from xqg_vdb.generate.prompts import EXAMPLES, chat, english_questions, few_shot, translation
+from xqg_vdb.models.decode import Decoding, draw, row_key, uniforms
+from xqg_vdb.texts.questions import question_bank
 from xqg_vdb.types import GeneratedQueries, Passage
 
 GERMAN = "Wann wurde die erste Universität in Deutschland gegründet?"

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
-from xqg_vdb.generation.filters import QueryFilter, Rules
-from xqg_vdb.generation.merging import Shard, merge_shards, provenance_path
-from xqg_vdb.generation.record_log import RecordLog, decode_line, encode_line, rows, scan
-from xqg_vdb.generation.runner import Job, generate_file
+from xqg_vdb.generate.filters import QueryFilter, Rules
+from xqg_vdb.generate.output import Shard, merge_shards, provenance_path
+from xqg_vdb.generate.run import Job, generate_file
+from xqg_vdb.journal import RecordLog, decode_line, encode_line, rows, scan
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(codec="utf-8")),
@@ -175,10 +175,10 @@ def test_what_stays_bad_is_left_out(tmp_path):
 WORK = """
 from pathlib import Path
 import numpy, onnxruntime, tokenizers
-from xqg_vdb.generation.merging import merge_shards
-from xqg_vdb.generation.opening import Options, open_generator
-from xqg_vdb.generation.runner import Job, generate_file
-from xqg_vdb.generation.sampling import Decoding
+from xqg_vdb.generate.output import merge_shards
+from xqg_vdb.generate.open import Options, open_generator
+from xqg_vdb.generate.run import Job, generate_file
+from xqg_vdb.models.decode import Decoding
 
 def work(out, *inputs):
     if not inputs:
@@ -196,7 +196,7 @@ def inputs(tmp_path_factory):
     """A real (small) model and a corpus of 64 passages."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from xqg_vdb.generation.export import export_generator
+    from xqg_vdb.export.generator import export_generator
 
     torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("inputs")

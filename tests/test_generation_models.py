@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from generation_cases import tiny_checkpoint
 
-from xqg_vdb.corpus import read_corpus
 from xqg_vdb.errors import MismatchError, ModelError
-from xqg_vdb.generation.causal import CausalGenerator, CausalModel, describe_folder
-from xqg_vdb.generation.prompts import CausalPrompt, few_shot
-from xqg_vdb.generation.quantise import pack, unpack
-from xqg_vdb.generation.sampling import Decoding
-from xqg_vdb.generation.seq2seq import Seq2SeqGenerator
-from xqg_vdb.model_folder import open_model_folder
-from xqg_vdb.questions import sample_corpus
+from xqg_vdb.export.quantise import pack, unpack
+from xqg_vdb.generate.local import CausalGenerator, Seq2SeqGenerator
+from xqg_vdb.generate.prompts import CausalPrompt, few_shot
+from xqg_vdb.models.decode import Decoding
+from xqg_vdb.models.decoder import CausalModel, describe_folder
+from xqg_vdb.models.folder import open_model_folder
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.questions import sample_corpus
 from xqg_vdb.types import Passage
 
 torch = pytest.importorskip("torch")
@@ -35,7 +35,7 @@ PROMPT = CausalPrompt("test", "Example: q\n", "Passage: {title}{text}\n", "Ask i
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    from xqg_vdb.generation.export import export_generator
+    from xqg_vdb.export.generator import export_generator
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("generators")
@@ -143,7 +143,7 @@ def test_packing_is_within_half_a_step_and_exact_for_8_bit_blocks():
 
 @pytest.mark.parametrize("kind", ["mt5", "gemma"])
 def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path):
-    from xqg_vdb.generation.export import export_generator
+    from xqg_vdb.export.generator import export_generator
 
     checkpoint, plain = folders[kind]
     folder = export_generator(str(checkpoint), tmp_path / "int8", precision="int8", report=lambda _: None)
@@ -154,7 +154,8 @@ def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path):
 
 
 def test_a_wrecked_quantisation_is_refused(folders, tmp_path, monkeypatch):
-    from xqg_vdb.generation import export, quantise
+    from xqg_vdb.export import generator as export
+    from xqg_vdb.export import quantise
 
     monkeypatch.setattr(quantise, "ZERO", 96)  # as if blocks were read with another zero point
     monkeypatch.setattr(export, "quantise_graph", quantise.quantise_graph)
@@ -171,7 +172,7 @@ def test_generators_refuse_folders_of_another_kind(folders):
 
 
 def test_opening_picks_the_prompt_and_checks_scripts(folders, tmp_path):
-    from xqg_vdb.generation.opening import Options, open_generator
+    from xqg_vdb.generate.open import Options, open_generator
 
     path = folders["llama"][1].path
     with pytest.raises(ModelError, match=r"does not know the script of Hindi \(hi\), Russian \(ru\): leave them out"):

@@ -16,10 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.generation.filtering import filter_file
-from xqg_vdb.generation.filters import QueryFilter, Rules
-from xqg_vdb.generation.merging import Shard, merge_shards, provenance_path
-from xqg_vdb.generation.runner import Job, generate_file
+from xqg_vdb.generate.filters import QueryFilter, Rules, filter_file
+from xqg_vdb.generate.output import Shard, merge_shards, provenance_path
+from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.types import GeneratedQueries
 
 FILTER = QueryFilter(Rules(check_language=False), examples=FakeGenerator().examples())

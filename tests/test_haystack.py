@@ -20,9 +20,9 @@ from integration_cases import questions
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Collection, Encoder, Retriever, load
-from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.errors import DataError, LockedError, MismatchError, ModelError
 from xqg_vdb.integrations.haystack import XqgDocumentEmbedder, XqgRetriever, XqgTextEmbedder, language_filter
+from xqg_vdb.store.embedded.store import EmbeddedStore
 
 TRUSTED = ["xqg_vdb.integrations.haystack"]
 

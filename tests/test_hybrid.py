@@ -18,16 +18,16 @@ from collection_cases import a_batch, a_card, passages, vectors
 from fake_qdrant import FakeQdrant
 
 from xqg_vdb import AsyncRetriever, Hit, Hybrid, Passage, Query, Retriever, load, open_store
-from xqg_vdb.collection.bm25 import WordWriter, settings_of
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.gate import checked
-from xqg_vdb.collection.layout import sparse_vector
-from xqg_vdb.collection.migrate import migrate
-from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.rank_fusion import fuse_ranks
+from xqg_vdb.index.migrate import migrate
+from xqg_vdb.index.verify import verify
+from xqg_vdb.search.retriever import fuse_ranks
+from xqg_vdb.store.bm25 import WordWriter, settings_of
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.gate import checked
+from xqg_vdb.store.layout import sparse_vector
+from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Bm25Settings, Card
-from xqg_vdb.verifying import verify
 
 N = 60
 

@@ -1,7 +1,7 @@
 """The order of the modules, what they load, and what the source never contains.
 
-`LAYERS` is the architecture from the ground up: a module may import what stands before it, nothing beside or above it.
-The modules of a package folder (collection, datasets, generation, cli) form one layer and may import each other.
+`LAYERS` is the architecture from the ground up: what stands in a row may import the rows before it, nothing beside or
+above it. The modules of a folder may import each other, in no circle.
 """
 
 import ast
@@ -18,47 +18,17 @@ import xqg_vdb
 
 ROOT = Path(xqg_vdb.__file__).parent
 LAYERS = [
-    ["types", "errors", "batching"],  # words and numbers that everybody shares; they know nothing of ours
+    ["types", "errors", "batching", "progress"],  # words and numbers that everybody shares; they know nothing of ours
     ["files"],  # bytes
-    ["languages"],
-    ["records"],  # checked JSON objects
-    ["tables"],
-    ["corpus", "queries", "questions"],  # what users bring
-    ["manifest", "row_files"],
-    ["vectors"],  # kept vectors
+    ["texts", "journal"],  # what users bring, and what is kept line by line
     ["fusion", "calibration"],  # the equations
-    ["passage_calibration"],
-    ["testing", "model_folder", "starter_weights"],
-    ["starter_tokenizer"],
-    ["starter"],
-    ["checkpoints"],
-    ["encoding", "torch_weights"],
-    ["static_ranges", "tokenizer_copy"],
-    ["calibration_gain", "parity", "onnx_graphs"],
-    ["export"],
-    ["collection"],  # all that is known of Qdrant
-    ["progress"],
-    ["reusing"],
-    ["building", "kept_vectors"],
-    ["rank_fusion", "query_encoding"],
-    ["writing", "retrieval", "query_vectors", "verifying"],
-    ["card_making", "load_inputs", "load_folder"],
-    ["loading"],
-    ["augmenting"],
-    ["async_retrieval"],
-    ["models"],
-    ["demo"],
-    ["metrics", "resampling"],  # evaluation
-    ["significance"],
-    ["score_matrix", "trec", "answer_recall"],
-    ["bitext"],
-    ["datasets"],
-    ["tuning"],
-    ["generation"],
-    ["rerank", "expansion"],  # the neighbouring methods
-    ["bench"],
-    ["report"],
-    ["training"],
+    ["models", "testing"],  # what computes
+    ["store"],  # all that is known of Qdrant
+    ["index", "generate"],  # the two jobs at index time
+    ["export"],  # checkpoints into models
+    ["search"],
+    ["evaluate"],
+    ["tune", "train"],
     ["integrations"],  # RAG frameworks
     ["__init__"],  # names for users; loads what they are used for, when they are used
     ["cli"],
@@ -120,10 +90,10 @@ def test_the_reader_of_imports_sees_all_forms(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").touch()
     file = tmp_path / "cli" / "a.py"
     lines = ["import xqg_vdb.files, os", "from xqg_vdb import languages, Recipe", "from ..types import Card"]
-    lines += ["from .b import c", "from .. import errors", "def f():", "    from xqg_vdb.encoding import Encoder"]
+    lines += ["from .b import c", "from .. import errors", "def f():", "    from xqg_vdb.models.encoder import Encoder"]
     file.write_text("\n".join(lines))
     assert sorted(imported(file)) == [
-        (1, "files"), (2, "__init__"), (2, "languages"), (3, "types"), (4, "cli"), (5, "errors"), (7, "encoding")
+        (1, "files"), (2, "__init__"), (2, "languages"), (3, "types"), (4, "cli"), (5, "errors"), (7, "models")
     ]  # fmt: skip
 
 
@@ -156,9 +126,10 @@ def test_importing_and_help_are_light(statement):
 
 def test_encoding_loading_and_searching_need_neither_torch_nor_transformers():
     statement = (
-        "import xqg_vdb.encoding, xqg_vdb.retrieval, xqg_vdb.loading, xqg_vdb.models, xqg_vdb.collection.embedded"
+        "import xqg_vdb.models.encoder, xqg_vdb.search.retriever, xqg_vdb.index.load, xqg_vdb.export.encoder,"
+        " xqg_vdb.store.embedded.store"
     )
-    found = loaded(f"{statement}, xqg_vdb.collection.server", [*HEAVY, "optimum", "onnx", "sentence_transformers"])
+    found = loaded(f"{statement}, xqg_vdb.store.server.store", [*HEAVY, "optimum", "onnx", "sentence_transformers"])
     assert set(found) == {"onnxruntime", "qdrant_client", "qdrant_edge"}
 
 
@@ -246,8 +217,8 @@ def test_the_top_level_names_exist_and_are_documented():
 
 def test_no_module_does_anything_when_imported():
     """No line on stdout or stderr, no thread, no environment variable, no handler of a signal or a log."""
-    names = [name for name in modules() if not name.endswith((".torch_graphs", ".torch_tracing", ".optimize"))]
-    names = [n for n in names if n.split(".")[-1] not in ("contrastive", "torch_encoder", "trainers")]  # torch's own
+    names = [name for name in modules() if not name.endswith((".export.graphs", ".optimize"))]
+    names = [n for n in names if n.split(".")[-1] not in ("contrastive", "trainer")]  # torch's own
     names = [name for name in names if ".integrations." not in name]  # the frameworks' own imports do many things
     code = """
 import importlib, logging, os, signal, sys, threading

@@ -15,9 +15,9 @@ from llama_index.core.schema import MetadataMode, TextNode
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Collection, Encoder, Retriever, load
-from xqg_vdb.collection.embedded import EmbeddedStore
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.integrations.llama_index import XqgEmbedding, XqgRetriever, language_filter
+from xqg_vdb.store.embedded.store import EmbeddedStore
 
 
 @pytest.fixture(scope="module")

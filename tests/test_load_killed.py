@@ -17,18 +17,18 @@ import pytest
 from cli_cases import environment, write_inputs
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb.collection import Collection
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.encoding import Encoder
-from xqg_vdb.retrieval import Retriever
+from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.search.retriever import Retriever
+from xqg_vdb.store import Collection
+from xqg_vdb.store.embedded.store import EmbeddedStore
 
 PASSAGES = 1500
 WORK = """
 import sys
 import numpy, onnxruntime, tokenizers
-import xqg_vdb.collection.embedded
-import xqg_vdb.loading
-import xqg_vdb.writing as writing
+import xqg_vdb.store.embedded.store
+import xqg_vdb.index.load
+import xqg_vdb.index.write as writing
 from xqg_vdb.cli import main
 
 writing.COMMIT_EVERY = 512

@@ -13,18 +13,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient
 
-from xqg_vdb import building, load_folder, writing
 from xqg_vdb.calibration import LanguageMeans, unpack_means
-from xqg_vdb.collection import Collection
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, LockedError, MismatchError
 from xqg_vdb.files import lock_folder
-from xqg_vdb.loading import load, load_with_report
-from xqg_vdb.model_folder import cache_folder
-from xqg_vdb.records import Rejects
-from xqg_vdb.retrieval import Retriever
+from xqg_vdb.index import encode as building
+from xqg_vdb.index import load as load_folder
+from xqg_vdb.index import write as writing
+from xqg_vdb.index.load import load, load_with_report
+from xqg_vdb.models.folder import cache_folder
+from xqg_vdb.search.retriever import Retriever
+from xqg_vdb.store import Collection
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
+from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import Recipe
 
 DIM = 16

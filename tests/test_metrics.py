@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.metrics import Metric, group_means, macro_mean, mean, parse_metrics, per_query, ranked
-from xqg_vdb.score_matrix import as_run, best_columns, id_order, judge, per_row, row_blocks, search_rows
+from xqg_vdb.evaluate.matrix import as_run, best_columns, id_order, judge, per_row, row_blocks, search_rows
+from xqg_vdb.evaluate.metrics import Metric, group_means, macro_mean, mean, parse_metrics, per_query, ranked
 
 pytest.importorskip("ir_measures", reason="needs the extra bench")
 
@@ -186,7 +186,7 @@ def test_missing_rows_and_empty_qrels_score_zero():
 
 
 def test_row_blocks_cover_every_row_once(monkeypatch):
-    monkeypatch.setattr("xqg_vdb.score_matrix.BLOCK_SCORES", 10)
+    monkeypatch.setattr("xqg_vdb.evaluate.matrix.BLOCK_SCORES", 10)
     assert [(b.start, b.stop) for b in row_blocks(7, 3)] == [(0, 3), (3, 6), (6, 7)]
     assert [(b.start, b.stop) for b in row_blocks(2, 100)] == [(0, 1), (1, 2)]
     queries, passages = np.eye(7, 4, dtype=np.float32), np.ones((3, 4), dtype=np.float32)

@@ -7,21 +7,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xqg_vdb import writing
-from xqg_vdb.calibration import LanguageMeans, unpack_means
-from xqg_vdb.cli.info import _card_rows
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.layout import same_build
-from xqg_vdb.collection.migrate import migrate
-from xqg_vdb.collection.server import ServerStore
+from xqg_vdb.calibration import (
+    PRIOR,
+    LanguageMeans,
+    calibrate_passages,
+    main_languages,
+    passage_means,
+    rows_of_card,
+    unpack_means,
+)
+from xqg_vdb.cli.search import _card_rows
 from xqg_vdb.errors import DataError
-from xqg_vdb.loading import load, load_with_report
-from xqg_vdb.passage_calibration import PRIOR, calibrate_passages, main_languages, passage_means, rows_of_card
-from xqg_vdb.retrieval import Retriever
+from xqg_vdb.index import write as writing
+from xqg_vdb.index.load import load, load_with_report
+from xqg_vdb.index.migrate import migrate
+from xqg_vdb.index.verify import verify
+from xqg_vdb.search.retriever import Retriever
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.layout import same_build
+from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.tuning.material import labelled, with_calibrated_passages
+from xqg_vdb.tune.material import labelled, with_calibrated_passages
 from xqg_vdb.types import Card, Recipe
-from xqg_vdb.verifying import verify
 
 DIM = 16
 WORDS = {"en": "river", "de": "fluss", "sw": "mto", "und": "qqq"}

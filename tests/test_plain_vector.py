@@ -9,12 +9,12 @@ from bench_cases import encoder, sentence
 from cli_cases import run_cli, write_inputs, write_starter
 
 from xqg_vdb import Passage, Query, Recipe, Retriever, load, open_store
-from xqg_vdb.collection import Collection
-from xqg_vdb.collection.layout import digest
-from xqg_vdb.collection.migrate import migrate
 from xqg_vdb.fusion import fuse
+from xqg_vdb.index.migrate import migrate
+from xqg_vdb.index.verify import verify
+from xqg_vdb.store import Collection
+from xqg_vdb.store.layout import digest
 from xqg_vdb.types import Card, PointBatch
-from xqg_vdb.verifying import verify
 
 PLAIN, GENERAL = "text-dense-plain", "text-dense"
 

@@ -16,24 +16,38 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_cases import AFRIQA, XQUAD, empty, named, realistic
 
-from xqg_vdb.bench.records import (
-    Compared,
-    Difference,
-    HeatMap,
-    Point,
-    Report,
-    Result,
-    Sweep,
-    Value,
-)
 from xqg_vdb.errors import DataError, MissingExtra
-from xqg_vdb.report import page, read_report, render_markdown, render_page, render_terminal, write_report
-from xqg_vdb.report.bars import bar_panels
-from xqg_vdb.report.curves import curve_figure, left_out_figure
-from xqg_vdb.report.heat import heat_figure
-from xqg_vdb.report.shapes import Box, Curve, Dot, Line, Scale, Words, round_ticks, spread
-from xqg_vdb.report.tables import group_table, headline_table
-from xqg_vdb.report.wording import clean, cut, facts, interval, listed, p_value, stars, width
+from xqg_vdb.evaluate.records import Compared, Difference, HeatMap, Point, Report, Result, Sweep, Value
+from xqg_vdb.evaluate.report import page
+from xqg_vdb.evaluate.report.figures import (
+    Box,
+    Curve,
+    Dot,
+    Line,
+    Scale,
+    Words,
+    bar_panels,
+    curve_figure,
+    heat_figure,
+    left_out_figure,
+    round_ticks,
+    spread,
+)
+from xqg_vdb.evaluate.report.files import read_report, write_report
+from xqg_vdb.evaluate.report.page import render_page
+from xqg_vdb.evaluate.report.tables import (
+    clean,
+    cut,
+    facts,
+    group_table,
+    headline_table,
+    interval,
+    listed,
+    p_value,
+    stars,
+    width,
+)
+from xqg_vdb.evaluate.report.text import render_markdown, render_terminal
 
 HOSTILE = [
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "'/><svg onload=alert(1)>", "{{ 7 * 7 }}{% raw %}",
@@ -428,7 +442,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(html):
 
 
 def test_the_style_sheet_is_in_the_page_as_it_is(html):
-    assert files("xqg_vdb.report").joinpath("templates/report.css").read_text("utf-8").strip() in html
+    assert files("xqg_vdb.evaluate.report").joinpath("templates/report.css").read_text("utf-8").strip() in html
 
 
 def test_ids_are_unique_and_links_arrive(html):

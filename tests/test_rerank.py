@@ -8,10 +8,18 @@ import pytest
 from generation_cases import tiny_checkpoint
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.generation import branches, scoring
-from xqg_vdb.generation.engine import Stepper
-from xqg_vdb.generation.scoring import INSTRUCTION, fitted_ids, open_scorer
-from xqg_vdb.rerank import Reranker, open_reranker, passage_text, standardised
+from xqg_vdb.models import forest as branches
+from xqg_vdb.models.forest import Stepper
+from xqg_vdb.search import rerank as scoring
+from xqg_vdb.search.rerank import (
+    INSTRUCTION,
+    Reranker,
+    fitted_ids,
+    open_reranker,
+    open_scorer,
+    passage_text,
+    standardised,
+)
 from xqg_vdb.types import Hit, Query
 
 QUESTION = Query("q", "How long is  the Nile?", "en")
@@ -37,7 +45,7 @@ class CountingScorer:
 def folders(tmp_path_factory):
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
-    from xqg_vdb.generation.export import export_generator
+    from xqg_vdb.export.generator import export_generator
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("scorers")
@@ -237,7 +245,7 @@ def test_a_folder_from_before_is_refused_with_what_to_do(folders, tmp_path):
 
     import onnx
 
-    from xqg_vdb.model_folder import open_model_folder, write_manifest
+    from xqg_vdb.models.folder import open_model_folder, write_manifest
 
     copy = shutil.copytree(folders["llama"][1], tmp_path / "old")
     model = onnx.load(str(copy / "model.onnx"))

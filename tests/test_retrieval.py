@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.calibration import LanguageMeans, unpack_means
-from xqg_vdb.collection import Collection
-from xqg_vdb.collection.embedded import EmbeddedStore
-from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.loading import load
-from xqg_vdb.query_encoding import CALIBRATED_EF, collection_means
-from xqg_vdb.retrieval import Retriever
+from xqg_vdb.index.load import load
+from xqg_vdb.search.retriever import CALIBRATED_EF, Retriever, collection_means
+from xqg_vdb.store import Collection
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.types import Query
 
@@ -123,7 +122,7 @@ def test_the_strength_is_the_cards_unless_given(collection, given_strength, used
 
 def test_without_calibration_nothing_is_detected_or_widened(collection, monkeypatch):
     seen = []
-    monkeypatch.setattr("xqg_vdb.query_encoding.resolve_languages", lambda *given: seen.append(given))
+    monkeypatch.setattr("xqg_vdb.search.retriever.resolve_languages", lambda *given: seen.append(given))
     search = collection.store.search
     monkeypatch.setattr(
         collection.store, "search", lambda *given, **more: seen.append(more["ef"]) or search(*given, **more)

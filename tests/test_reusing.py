@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xqg_vdb import building
-from xqg_vdb.building import keep_vectors
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.queries import QueryFile
+from xqg_vdb.index import encode as building
+from xqg_vdb.index.encode import keep_vectors
 from xqg_vdb.testing import HashEncoder
+from xqg_vdb.texts.queries import QueryFile
 
 LANGS = ["sw", "ha", "yo"]
 words = st.lists(st.sampled_from(["maji", "mto", "nile", "jua", "water"]), min_size=1, max_size=3).map(" ".join)

@@ -15,10 +15,13 @@ from collection_cases import a_batch, a_card, finished, load, passages, vectors
 from fake_qdrant import DEFAULT_THRESHOLD, FakeQdrant, Fault
 from qdrant_client import grpc as wire
 
-from xqg_vdb.collection import CollectionOptions, client_errors, server_index, server_lease
-from xqg_vdb.collection.retry import Server
-from xqg_vdb.collection.server import ServerStore
 from xqg_vdb.errors import DataError, LockedError, ServerError
+from xqg_vdb.store.layout import CollectionOptions
+from xqg_vdb.store.server import client as client_errors
+from xqg_vdb.store.server import names as server_lease
+from xqg_vdb.store.server import writer as server_index
+from xqg_vdb.store.server.client import Server
+from xqg_vdb.store.server.store import ServerStore
 
 POINTS = "PUT .*/points$"
 

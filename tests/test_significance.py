@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import MismatchError
-from xqg_vdb.significance import compare, compare_groups, holm, mean_interval
+from xqg_vdb.evaluate.significance import compare, compare_groups, holm, mean_interval
 
 stats = pytest.importorskip("scipy.stats", reason="needs the extra bench")
 

@@ -17,7 +17,7 @@ def test_the_site_builds(tmp_path):
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "site" / "api" / "index.html").read_text("utf-8")
-    assert "xqg_vdb.retrieval.Retriever" in api and "Raises MismatchError" in api
+    assert "xqg_vdb.search.retriever.Retriever" in api and "Raises MismatchError" in api
 
 
 def test_every_page_is_in_the_menu():

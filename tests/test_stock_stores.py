@@ -10,7 +10,7 @@ import pytest
 from integration_cases import loaded_on, questions
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
-from xqg_vdb.collection.layout import point_id
+from xqg_vdb.store.layout import point_id
 
 pytest.importorskip("langchain_qdrant")
 pytest.importorskip("llama_index.vector_stores.qdrant")

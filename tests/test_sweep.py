@@ -8,11 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.calibration import LanguageMeans, calibrate
+from xqg_vdb.evaluate import sweep
+from xqg_vdb.evaluate.matrix import id_order, judge
+from xqg_vdb.evaluate.metrics import parse_metrics, per_query
+from xqg_vdb.evaluate.sweep import ScoreTables, Setting, recipe_tables
 from xqg_vdb.fusion import fuse
-from xqg_vdb.metrics import parse_metrics, per_query
-from xqg_vdb.score_matrix import id_order, judge
-from xqg_vdb.tuning import sweep
-from xqg_vdb.tuning.sweep import ScoreTables, Setting, recipe_tables
 from xqg_vdb.types import Recipe
 
 METRICS = parse_metrics(["R@1", "R@3", "Success@2", "MRR@5", "nDCG@4", "MAP@3", "mAP@3"])

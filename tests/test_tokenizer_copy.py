@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from xqg_vdb.errors import ModelError
-from xqg_vdb.questions import question_bank
-from xqg_vdb.tokenizer_copy import copy_tokenizer, write_composing
+from xqg_vdb.export.checkpoints import copy_tokenizer, write_composing
+from xqg_vdb.texts.questions import question_bank
 
 BANK = [text for texts in question_bank().values() for text in texts[:3]]
 

@@ -9,16 +9,14 @@ import pytest
 from tiny_model import write_tiny_encoder
 from training_cases import tiny_bert, twenty_pairs
 
-from xqg_vdb.encoding import Encoder
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.export import Overrides, export_encoder
-from xqg_vdb.model_folder import EncoderSpec
-from xqg_vdb.training.base import Base
-from xqg_vdb.training.encoder import XQG_PRESET, EncoderSettings, train_encoder
-from xqg_vdb.training.encoder_batches import PairCollator
-from xqg_vdb.training.mining import mine_negatives
-from xqg_vdb.training.pairs import TrainingPair, content_key
-from xqg_vdb.training.schedule import Schedule
+from xqg_vdb.export.checkpoints import Base
+from xqg_vdb.export.encoder import Overrides, export_encoder
+from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.folder import EncoderSpec
+from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, PairCollator, mine_negatives, train_encoder
+from xqg_vdb.train.pairs import TrainingPair, content_key
+from xqg_vdb.train.run import Schedule
 from xqg_vdb.types import Passage
 
 torch = pytest.importorskip("torch")
@@ -51,7 +49,7 @@ def test_the_loss_is_the_slow_obvious_one(bert, pooling, normalize, temperature)
     """One text at a time, no padding, a Python sum; the pairs share passages, so copies must be left out."""
     from transformers import AutoModel
 
-    from xqg_vdb.training.contrastive import Scoring, contrastive_loss, embed
+    from xqg_vdb.train.contrastive import Scoring, contrastive_loss, embed
 
     model, pairs = AutoModel.from_pretrained(bert).eval(), twenty_pairs()[:6]
     batch, scoring = batch_of(bert, pairs), Scoring(pooling, normalize, temperature)
@@ -80,7 +78,7 @@ def test_the_loss_is_the_slow_obvious_one(bert, pooling, normalize, temperature)
 def test_cached_gradients_are_those_of_the_whole_batch(bert, chunk):
     from transformers import AutoModel
 
-    from xqg_vdb.training.contrastive import Scoring, cached_loss, contrastive_loss, embed
+    from xqg_vdb.train.contrastive import Scoring, cached_loss, contrastive_loss, embed
 
     model = AutoModel.from_pretrained(bert).double().eval()
     batch, scoring = batch_of(bert, twenty_pairs()), Scoring("mean", True, 0.05)
@@ -104,7 +102,7 @@ def test_both_passes_of_the_cache_draw_the_same_dropout(bert_with_dropout):
     """The cached gradient of one chunk is the plain gradient, if and only if dropout repeats itself."""
     from transformers import AutoModel
 
-    from xqg_vdb.training.contrastive import Scoring, cached_loss, contrastive_loss, embed
+    from xqg_vdb.train.contrastive import Scoring, cached_loss, contrastive_loss, embed
 
     model = AutoModel.from_pretrained(bert_with_dropout).train()
     batch, scoring = batch_of(bert_with_dropout, twenty_pairs()), Scoring("cls", False, 1.0)

@@ -8,14 +8,12 @@ from generation_cases import tiny_checkpoint
 from training_cases import twenty_pairs
 
 from xqg_vdb.errors import DataError, LockedError, MismatchError, MissingExtra, ModelError
-from xqg_vdb.generation.export import export_generator
-from xqg_vdb.generation.opening import Options, open_generator
-from xqg_vdb.generation.sampling import Decoding
-from xqg_vdb.training.base import Base
-from xqg_vdb.training.generator import GeneratorSettings, train_generator
-from xqg_vdb.training.question_trees import Branch, Tree, TreeCollator
-from xqg_vdb.training.running import hold, open_run
-from xqg_vdb.training.schedule import Schedule
+from xqg_vdb.export.checkpoints import Base
+from xqg_vdb.export.generator import export_generator
+from xqg_vdb.generate.open import Options, open_generator
+from xqg_vdb.models.decode import Decoding
+from xqg_vdb.train.generator import Branch, GeneratorSettings, Tree, TreeCollator, train_generator
+from xqg_vdb.train.run import Schedule, hold, open_run
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -50,7 +48,7 @@ def test_the_loss_of_a_row_of_trees_is_that_of_its_questions_one_by_one(checkpoi
     """The slow, obvious way: each question after its passage, alone, in one causal sequence; windows included."""
     from transformers import AutoModelForCausalLM
 
-    from xqg_vdb.training.trainers import question_loss
+    from xqg_vdb.train.trainer import question_loss
 
     model = AutoModelForCausalLM.from_pretrained(checkpoints[kind], attn_implementation="sdpa").eval()
     batch = TreeCollator.of(model.config)(TREES)
@@ -126,9 +124,9 @@ def test_micro_batches_give_the_step_of_the_whole_batch(checkpoints, tmp_path):
 
 
 def test_a_long_passage_is_cut_and_its_questions_are_not(checkpoints):
-    from xqg_vdb.generation.prompts import finetuned
-    from xqg_vdb.training.pairs import TrainingPair
-    from xqg_vdb.training.question_trees import question_trees
+    from xqg_vdb.generate.prompts import finetuned
+    from xqg_vdb.train.generator import question_trees
+    from xqg_vdb.train.pairs import TrainingPair
     from xqg_vdb.types import Passage
 
     pair = TrainingPair("q", "Who?", "sw", Passage("p", "x" * 500, "T"))

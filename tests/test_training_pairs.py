@@ -6,18 +6,19 @@ from benchmark_data import FOLDER, needs
 from training_cases import twenty_pairs, write_pairs
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.records import Rejects
-from xqg_vdb.training.pair_files import read_pairs
-from xqg_vdb.training.pairs import (
+from xqg_vdb.texts.records import Rejects
+from xqg_vdb.train.pairs import (
+    Selection,
     TrainingPair,
     content_key,
     describe_pairs,
     measure_leakage,
+    read_pairs,
+    read_training_pairs,
     translated,
     with_translations,
     without_leaks,
 )
-from xqg_vdb.training.selection import Selection, read_training_pairs
 from xqg_vdb.types import Passage
 
 PASSAGE = {"docid": "7", "title": "Nile", "text": "The Nile is long."}

@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.trec import read_pairs, read_qrels, read_run, write_qrels, write_run
+from xqg_vdb.evaluate.metrics import read_pairs, read_qrels, read_run, write_qrels, write_run
 
 RUN = {"q2": [("b", 0.1 + 0.2), ("a", 1.0)], "q1": [("z", 0.5), ("ü", 0.5)]}
 

@@ -14,13 +14,13 @@ from xqg_vdb import Recipe, Retriever, load, open_store
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.cli import cli
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.metrics import parse_metrics
+from xqg_vdb.evaluate.metrics import parse_metrics
+from xqg_vdb.index.build import Build
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.tuning.audit import audit
-from xqg_vdb.tuning.material import hash_order, labelled
-from xqg_vdb.tuning.search import _split, choose
+from xqg_vdb.tune.audit import audit
+from xqg_vdb.tune.material import hash_order, labelled
+from xqg_vdb.tune.tune import _split, choose
 from xqg_vdb.types import Query
-from xqg_vdb.vectors import Build
 
 (R1,) = parse_metrics(["R@1"])
 SETTINGS = {"build": None, "sample": 500, "progress": lambda *_: None}

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError
+from xqg_vdb.index.build import Build
+from xqg_vdb.texts.queries import row_digest
 from xqg_vdb.types import GeneratedQueries, Passage
-from xqg_vdb.vectors import Build, row_digest
 
 DIM = 3
 
@@ -290,7 +291,7 @@ def test_every_byte_flipped_is_found_by_verify(tmp_path):
 
 
 def test_a_manifest_from_elsewhere_cannot_leave_the_folder(tmp_path):
-    from xqg_vdb.manifest import Manifest
+    from xqg_vdb.index.build import Manifest
 
     _fill(tmp_path, (0, 2))
     Manifest("f", DIM, 2, 10, ("../../etc",)).write(tmp_path)
@@ -399,7 +400,7 @@ def test_a_disk_that_fails_at_every_call(tmp_path, code):
 
 
 def test_a_writer_that_failed_is_closed(tmp_path, monkeypatch):
-    from xqg_vdb.row_files import ArrayFile
+    from xqg_vdb.index.build import ArrayFile
 
     _fill(tmp_path, (0, 2))
     with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
@@ -418,7 +419,9 @@ def test_one_writer_at_a_time(tmp_path):
         writer.append(*_rows(0, 2))
         with pytest.raises(LockedError, match=f"is used by process {os.getpid()};"):
             Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f")
-        code = f"from xqg_vdb.vectors import Build; Build.create_or_resume({str(tmp_path)!r}, dim=3, fingerprint='f')"
+        code = (
+            f"from xqg_vdb.index.build import Build; Build.create_or_resume({str(tmp_path)!r}, dim=3, fingerprint='f')"
+        )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert f"LockedError: {tmp_path} is used by process {os.getpid()};" in run.stderr
         writer.commit()

@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from xqg_vdb.calibration import language_means, save_means
-from xqg_vdb.model_folder import write_manifest
+from xqg_vdb.models.folder import write_manifest
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "query", "passage", ":", *[f"w{i}" for i in range(40)], "nan", "zero"]
 DIM = 12

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import orjson
 
-from xqg_vdb.training.pairs import TrainingPair
+from xqg_vdb.train.pairs import TrainingPair
 from xqg_vdb.types import Passage
 
 TOPICS = ["Nile", "salt", "tea", "moon", "gold", "rice", "iron", "milk", "bees", "wind"]

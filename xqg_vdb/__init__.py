@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 from xqg_vdb.types import Hit, Hybrid, Passage, Query, Recipe
 
 if TYPE_CHECKING:
-    from xqg_vdb.async_retrieval import AsyncRetriever
-    from xqg_vdb.collection import Collection, open_store
-    from xqg_vdb.encoding import Encoder
-    from xqg_vdb.expansion import Expander
-    from xqg_vdb.export import export_encoder
-    from xqg_vdb.loading import load
-    from xqg_vdb.rerank import Reranker
-    from xqg_vdb.retrieval import Retriever
+    from xqg_vdb.export.encoder import export_encoder
+    from xqg_vdb.index.load import load
+    from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.search.async_retriever import AsyncRetriever
+    from xqg_vdb.search.expand import Expander
+    from xqg_vdb.search.rerank import Reranker
+    from xqg_vdb.search.retriever import Retriever
+    from xqg_vdb.store import Collection, open_store
+
 
 try:
     __version__ = version("xqg-vdb")
@@ -33,15 +34,15 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 _HOMES = {
-    "AsyncRetriever": "xqg_vdb.async_retrieval",
-    "Collection": "xqg_vdb.collection",
-    "Encoder": "xqg_vdb.encoding",
-    "Expander": "xqg_vdb.expansion",
-    "Reranker": "xqg_vdb.rerank",
-    "Retriever": "xqg_vdb.retrieval",
-    "export_encoder": "xqg_vdb.export",
-    "load": "xqg_vdb.loading",
-    "open_store": "xqg_vdb.collection",
+    "AsyncRetriever": "xqg_vdb.search.async_retriever",
+    "Collection": "xqg_vdb.store",
+    "Encoder": "xqg_vdb.models.encoder",
+    "Expander": "xqg_vdb.search.expand",
+    "Reranker": "xqg_vdb.search.rerank",
+    "Retriever": "xqg_vdb.search.retriever",
+    "export_encoder": "xqg_vdb.export.encoder",
+    "load": "xqg_vdb.index.load",
+    "open_store": "xqg_vdb.store",
 }
 
 __all__ = [

@@ -5,106 +5,23 @@ In: paths. Out: raw lines, digests, durable files. This file refuses to know JSO
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import gzip
+import fcntl
 import hashlib
-import io
+import json
 import os
+import shutil
+import socket
 import threading
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
-
-MAX_LINE_BYTES = 16 << 20
-MAX_GZIP_RATIO = 100
-"""JSON lines of prose shrink 3 to 10 times; what shrinks more than 100 times is a bomb or not text."""
-
-_BOM = b"\xef\xbb\xbf"
-_GZIP_MAGIC = b"\x1f\x8b"
-_HEAD_BYTES = 1024
-_BLOCK = 1 << 16
-_RATIO_FREE_BYTES = 64 << 20  # small files may shrink as much as they like
-
-
-@dataclass(frozen=True, slots=True)
-class LongLine:
-    """Stands for a line over the limit, which was skipped and never held in memory: its size and its first bytes."""
-
-    size: int
-    head: bytes
-
-
-Line = tuple[int, int, bytes | LongLine]
-"""Line number from 1, byte offset in the (unpacked) file, raw line without its newline."""
-
-
-def open_lines(path: str | Path, *, max_bytes: int = MAX_LINE_BYTES, max_ratio: int = MAX_GZIP_RATIO) -> Iterator[Line]:
-    r"""Read the lines of `path`, plain or gzip, split on b"\n" only, without one trailing b"\r" and a leading BOM.
-
-    A line over `max_bytes` comes as a `LongLine`. Memory stays bounded by `max_bytes` whatever the file holds.
-    Raises DataError now when `path` is missing or a folder, and while reading when gzip data is cut short or damaged
-    or unpacks to more than `max_ratio` times its size; DiskError when it may not be read.
-    """
-    path = Path(path)
-    with disk_errors(path):
-        if not path.is_fifo():
-            open(path, "rb").close()  # now: a generator would report a wrong name only when it is first read
-    return _lines(path, max_bytes, max_ratio)
-
-
-def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Line]:
-    number, offset = 0, 0
-    with disk_errors(path), open(path, "rb") as raw:
-        allowed = max(_RATIO_FREE_BYTES, max_ratio * os.fstat(raw.fileno()).st_size)
-        packed = path.suffix == ".gz" or raw.peek(2)[:2] == _GZIP_MAGIC
-        stream = _unpacked(raw) if packed else cast(BinaryIO, raw)
-        try:
-            while line := stream.readline(max_bytes + 2):
-                number += 1
-                body, size = _finish_line(stream, line, max_bytes, allowed - offset if packed else None)
-                skip = len(_BOM) if offset == 0 and isinstance(body, bytes) and body.startswith(_BOM) else 0
-                yield number, offset + skip, body[skip:] if isinstance(body, bytes) else body
-                offset += size
-                if packed and offset > allowed:
-                    raise DataError(_bomb(path, max_ratio))
-        except _TooMuch:
-            raise DataError(_bomb(path, max_ratio)) from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path} is cut short or damaged after line {number} ({error}); fetch it again.") from error
-
-
-def _unpacked(raw: BinaryIO) -> BinaryIO:
-    unpacker = cast(io.RawIOBase, gzip.GzipFile(fileobj=raw, mode="rb"))
-    return cast(BinaryIO, io.BufferedReader(unpacker, _BLOCK))  # its own buffer is small and slow
-
-
-class _TooMuch(Exception):
-    """A skipped line alone passes the unpacking limit."""
-
-
-def _bomb(path: Path, max_ratio: int) -> str:
-    return f"{path} unpacks to over {max_ratio} times its size, unlike text; unpack it yourself if you trust it."
-
-
-def _finish_line(stream: BinaryIO, line: bytes, max_bytes: int, allowed: int | None) -> tuple[bytes | LongLine, int]:
-    """Return the line without its ending, or its stand-in with the rest skipped, and its size in the file."""
-    size = len(line)
-    body = line[:-1] if line.endswith(b"\n") else line
-    body = body[:-1] if body.endswith(b"\r") else body
-    if len(body) <= max_bytes:
-        return body, size
-    last = line
-    while not last.endswith(b"\n") and (last := stream.readline(_BLOCK)):
-        size += len(last)
-        if allowed is not None and size > allowed:
-            raise _TooMuch
-    return LongLine(size, line[:_HEAD_BYTES]), size
 
 
 @contextmanager
@@ -220,3 +137,153 @@ def _lock(file: IO[bytes], folder: Path) -> None:
         file.seek(0)
         holder = file.read(32).decode("ascii", "replace").strip() or "unknown"
         raise LockedError(f"{folder} is used by process {holder}; wait until it ends or use another folder.") from None
+
+
+# Files and folders of the embedded store that survive a power cut or a kill, and what a disk refuses in words of ours.
+
+MIB = 1 << 20
+_TRASH = ".trash-"
+
+
+def trash_path(path: Path) -> Path:
+    """Where a folder lies while it is thrown away, or not finished yet: `empty_bin` deletes it after a crash."""
+    return path.with_name(f"{_TRASH}{path.name}-{os.getpid()}")
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder: renamed into the bin beside it, then emptied."""
+    bin_path = trash_path(path)
+    os.replace(path, bin_path)
+    sync_folder(path.parent)
+    shutil.rmtree(bin_path, ignore_errors=True)
+
+
+def empty_bin(folder: Path) -> None:
+    """Delete what an interrupted `remove_folder` left in `folder`."""
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            if path.name.startswith(_TRASH):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Replace a file so that a power cut leaves the old or the new one whole, and the new one once this returns."""
+    temporary = path.with_name(f".{path.name}.tmp")  # one writer at a time: the loader
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(record, file, ensure_ascii=False, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, durably."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def require_space(path: Path, *, needed: int) -> None:
+    """Raise DiskError unless `path` has `needed` free bytes: on a full disk the engine dies of SIGBUS, so ask first."""
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise DiskError(
+            f"{path} needs {needed / MIB:,.0f} MiB of free disk, has {free / MIB:,.0f} MiB; free some space and run"
+            " the same command again: it continues where it stopped."
+        )
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Bytes that a folder really takes; the engine's files are sparse, and may come and go while they are counted."""
+    blocks = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):
+                blocks += os.lstat(os.path.join(folder, name)).st_blocks
+    return 512 * blocks
+
+
+@contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """Translate OSError inside the block into a DiskError of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DiskError(
+                f"{error.filename or path} may not be written ({reason}); the embedded store writes even to read:"
+                " change the permissions or give another path."
+            ) from error
+        raise DiskError(f"{error.filename or path} cannot be used ({reason}).") from error
+
+
+# A lock file that says who holds it. The lock itself is flock, so the kernel frees it however its holder ends.
+
+
+class FileLock:
+    """A held exclusive lock on a file; made by `take`. Two handles in one process exclude each other, too."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path = path
+        self._handle: int | None = handle
+        self._pid = os.getpid()
+
+    @classmethod
+    def take(cls, path: Path, *, busy: str) -> FileLock:
+        """The lock on `path`, at once. Raises LockedError "`busy` process N ..." when it is held; FileNotFoundError."""
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_ino == _inode(path):
+                    _sign(handle)
+                    return cls(path, handle)
+                os.close(handle)  # it was deleted between opening and locking: take the one that is there now
+            except BlockingIOError:
+                holder = _holder(handle)
+                os.close(handle)
+                raise LockedError(f"{busy} {holder}") from None
+            except OSError as error:
+                os.close(handle)
+                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise DiskError(f"{path} lies on a file system without locks; use a local disk.") from error
+                raise
+
+    def release(self) -> None:
+        """Free the lock; again, or in a forked child, it does nothing."""
+        if self._handle is None:
+            return
+        handle, self._handle = self._handle, None
+        if os.getpid() == self._pid:  # a fork shares the lock: unlocking there would free the parent's
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def _inode(path: Path) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return None
+
+
+def _sign(handle: int) -> None:
+    record = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(record).encode(), 0)
+
+
+def _holder(handle: int) -> str:
+    try:
+        record = json.loads(os.pread(handle, 4096, 0))
+        pid, host, since = record["pid"], record["host"], record["since"]
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # it has not signed yet
+    here = " (this very process: share one store object)" if (pid, host) == (os.getpid(), socket.gethostname()) else ""
+    return f"process {pid} on {host} since {since}{here}"

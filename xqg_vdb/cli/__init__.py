@@ -15,22 +15,13 @@ from typing import NoReturn
 import click
 
 from xqg_vdb import __version__
-from xqg_vdb.cli.audit import audit
-from xqg_vdb.cli.augment import augment
-from xqg_vdb.cli.bench import bench
 from xqg_vdb.cli.demo import demo
-from xqg_vdb.cli.export import export
-from xqg_vdb.cli.filter import filter_queries
-from xqg_vdb.cli.generate import generate, merge
-from xqg_vdb.cli.info import info
-from xqg_vdb.cli.load import load
-from xqg_vdb.cli.migrate import migrate
-from xqg_vdb.cli.search import search
-from xqg_vdb.cli.snapshot import snapshot
-from xqg_vdb.cli.train import train
-from xqg_vdb.cli.tune import tune
-from xqg_vdb.cli.verify import verify
-from xqg_vdb.cli.versions import gc, rollback, versions
+from xqg_vdb.cli.evaluate import audit, bench, tune
+from xqg_vdb.cli.generate import filter_queries, generate, merge
+from xqg_vdb.cli.index import augment, load, migrate, verify
+from xqg_vdb.cli.models import export, train
+from xqg_vdb.cli.operations import gc, rollback, snapshot, versions
+from xqg_vdb.cli.search import info, search
 from xqg_vdb.errors import XqgError
 from xqg_vdb.files import disk_errors
 

@@ -13,7 +13,7 @@ import click
 from xqg_vdb.cli.options import json_option, print_json, say
 
 if TYPE_CHECKING:
-    from xqg_vdb.generation.runner import BatchGenerator, Progress, Summary
+    from xqg_vdb.generate.run import BatchGenerator, Progress, Summary
 
 
 @click.command()
@@ -82,13 +82,13 @@ def generate(
     """  # noqa: D301 - \b is click's
     if bool(model) == bool(endpoint):
         raise click.UsageError("give --generator or --endpoint, one of them")
-    from xqg_vdb.generation.endpoint import Endpoint, EndpointGenerator
-    from xqg_vdb.generation.filters import QueryFilter, Rules
-    from xqg_vdb.generation.merging import Shard
-    from xqg_vdb.generation.opening import Options, open_generator
-    from xqg_vdb.generation.runner import Job, generate_file
-    from xqg_vdb.generation.sampling import Decoding
-    from xqg_vdb.records import Rejects
+    from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
+    from xqg_vdb.generate.filters import QueryFilter, Rules
+    from xqg_vdb.generate.open import Options, open_generator
+    from xqg_vdb.generate.output import Shard
+    from xqg_vdb.generate.run import Job, generate_file
+    from xqg_vdb.models.decode import Decoding
+    from xqg_vdb.texts.records import Rejects
 
     Job(langs, n, Shard.parse(shard))  # a wrong code is named before a model is loaded
     decoding = Decoding(decode, top_k, temperature, max_tokens, seed=seed)
@@ -123,7 +123,7 @@ def merge(out: Path, keep_shards: bool, as_json: bool) -> None:
     Example:
       xqg-vdb merge queries.jsonl
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.generation.merging import merge_shards
+    from xqg_vdb.generate.output import merge_shards
 
     provenance = merge_shards(out, keep_logs=keep_shards)
     if as_json:
@@ -180,3 +180,32 @@ def _record(summary: Summary) -> dict[str, object]:
         "resumed": summary.resumed,
         "reused": dict(summary.reused),
     }
+
+
+# `xqg-vdb filter`.
+
+
+@click.command("filter")
+@click.argument("queries", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--max-characters", type=click.IntRange(min=1), default=200, show_default=True, help="Longest query.")
+@json_option
+def filter_queries(queries: Path, out: Path, max_characters: int, as_json: bool) -> None:
+    """Write the good ones of the generated QUERIES to OUT, and say how many were left out and why.
+
+    Rules: wrong language (detected), empty, repeated, repetitive, too long, no question.
+
+    \b
+    Example:
+      xqg-vdb filter queries.jsonl good.jsonl
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.generate.filters import QueryFilter, Rules, filter_file
+
+    rules = QueryFilter(Rules(max_characters=max_characters))
+    provenance = filter_file(queries, out, query_filter=rules)
+    if as_json:
+        print_json({"path": str(out), **provenance})
+        return
+    click.echo(f"{out}  {provenance['passages']} passages, {provenance['queries']} queries kept")
+    for reason, count in provenance["rejected"].items():
+        click.echo(f"  {reason:<24}{count}")

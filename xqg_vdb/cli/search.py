@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from xqg_vdb.cli.methods import chosen_expander, chosen_reranker, expand_options, report_methods, rerank_options
-from xqg_vdb.cli.options import chosen_store, json_option, print_json, say, store_options
+from xqg_vdb.cli.options import (
+    chosen_expander,
+    chosen_reranker,
+    chosen_store,
+    expand_options,
+    json_option,
+    print_json,
+    report_methods,
+    rerank_options,
+    say,
+    store_options,
+)
 
 if TYPE_CHECKING:
-    from xqg_vdb.retrieval import Answer
+    from xqg_vdb.search.retriever import Answer
+    from xqg_vdb.store.operations import CollectionState
+    from xqg_vdb.types import Card
+
 
 _SNIPPET = 160
 
@@ -64,12 +78,12 @@ def search(
     """  # noqa: D301 - \b is click's
     if (text is None) == (queries is None):
         raise click.UsageError("give a question, or --queries FILE")
-    from xqg_vdb.collection import Collection
-    from xqg_vdb.encoding import Encoder
-    from xqg_vdb.models import encoder_of, ensure_encoder
+    from xqg_vdb.export.encoder import encoder_of, ensure_encoder
+    from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.progress import bars
-    from xqg_vdb.questions import read_questions
-    from xqg_vdb.retrieval import Retriever
+    from xqg_vdb.search.retriever import Retriever
+    from xqg_vdb.store import Collection
+    from xqg_vdb.texts.questions import read_questions
     from xqg_vdb.types import Query
 
     asked = read_questions(queries) if queries is not None else [Query("0", text or "")]
@@ -114,3 +128,87 @@ def _record(answer: Answer) -> dict[str, object]:
 def _snippet(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _SNIPPET else line[: _SNIPPET - 1] + "…"
+
+
+# `xqg-vdb info`.
+
+_MIB = 1 << 20
+
+
+@click.command()
+@click.argument("collection", required=False)
+@store_options
+@json_option
+def info(collection: str | None, path: str | None, url: str | None, as_json: bool) -> None:
+    """Show a collection's card (encoder, recipe, calibration), its counts by language, disk and index.
+
+    Without COLLECTION, list the collections. While another process has an embedded collection open, the card is all
+    that can be shown.
+
+    \b
+    Example:
+      xqg-vdb info demo
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.errors import LockedError
+
+    with closing(chosen_store(path, url)) as store:
+        if collection is None:
+            _list(store.names(), as_json=as_json)
+            return
+        card, state = store.card(collection), None
+        try:
+            state = store.admin.state(collection)
+        except LockedError as error:
+            say(f"{error} The card is all that can be shown meanwhile.")
+    if as_json:
+        facts = {key: value for key, value in asdict(state).items() if key != "card"} if state else None
+        print_json({**card.to_json(), "state": facts})
+        return
+    for name, value in {**_card_rows(card), **(_state_rows(state) if state else {})}.items():
+        click.echo(f"{name:12s} {value}")
+
+
+def _card_rows(card: Card) -> dict[str, str]:
+    encoder, recipe = card.encoder, card.recipe
+    rows = {
+        "passages": f"{card.count} (loaded {card.created}, {card.version})",
+        "encoder": f"{encoder.source} {encoder.precision}, {encoder.dim} dimensions, fingerprint {encoder.fingerprint}",
+        "distance": card.distance,
+        "queries": ", ".join(card.query_langs) or "none",
+        "recipe": f"alpha {recipe.alpha}, pool {recipe.pool}" if card.query_langs else "plain passages",
+        "calibration": f"λ = {card.calibration}{_passage_side(card)}",
+    }
+    if len(card.vectors) > 1:
+        rows["vectors"] = ", ".join(card.vectors)
+    if (words := card.bm25) is not None:
+        rows["hybrid"] = f"BM25 over the words, language {words.lang}, {words.avg_len} tokens a passage"
+    if card.storage:
+        rows["options"] = ", ".join(f"{name} {value}" for name, value in card.storage.items())
+    return rows
+
+
+def _passage_side(card: Card) -> str:
+    """What was subtracted from the passages, where anything was."""
+    if not card.passage_calibration:
+        return ""
+    return f", passages λ = {card.passage_calibration:g}, means of {len(card.passage_means) - 1} languages"
+
+
+def _state_rows(state: CollectionState) -> dict[str, str]:
+    details = "".join(f", {value} {name}" for name, value in state.details.items())
+    rows = {
+        "languages": ", ".join(f"{n} {lang}" for lang, n in state.languages.items()) or "none",
+        "index": f"{state.status}, {state.indexed} of {state.points} vectors in a graph{details}",
+    }
+    if state.disk_bytes is not None:
+        rows["disk"] = f"{state.disk_bytes / _MIB:,.1f} MiB"
+    return rows
+
+
+def _list(names: list[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json(names)
+    elif names:
+        click.echo("\n".join(names))
+    else:
+        say("No collections yet; make one with `xqg-vdb load` (see its --help).")

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
-from xqg_vdb.async_retrieval import AsyncRetriever
-from xqg_vdb.collection import Collection, open_store
-from xqg_vdb.collection.layout import LANG_KEY
-from xqg_vdb.encoding import Encoder
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.model_folder import STARTER
-from xqg_vdb.query_encoding import QueryEncoder
-from xqg_vdb.retrieval import Retriever, passage_languages
+from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.folder import STARTER
+from xqg_vdb.search.async_retriever import AsyncRetriever
+from xqg_vdb.search.retriever import QueryEncoder, Retriever, passage_languages
+from xqg_vdb.store import Collection, open_store
+from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Passage, Query
 
 try:

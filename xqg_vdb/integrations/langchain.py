@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xqg_vdb.async_retrieval import AsyncRetriever
+from qdrant_client import models
+
 from xqg_vdb.calibration import CalibratedEncoder
-from xqg_vdb.collection import Collection
-from xqg_vdb.collection.layout import LANG_KEY
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.query_encoding import QueryEncoder
-from xqg_vdb.retrieval import Retriever, passage_languages
+from xqg_vdb.search.async_retriever import AsyncRetriever
+from xqg_vdb.search.retriever import QueryEncoder, Retriever, passage_languages
+from xqg_vdb.store import Collection
+from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Query
 
 try:
@@ -24,7 +25,6 @@ try:
     from pydantic import Field, PrivateAttr
 except ImportError as error:
     raise MissingExtra(f"{error}: pip install 'xqg-vdb[langchain]'") from error
-from qdrant_client import models
 
 
 class XqgEmbeddings(Embeddings):

@@ -1,0 +1,377 @@
+"""`xqg-vdb bench`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from xqg_vdb.cli.options import (
+    chosen_store,
+    encoder_options,
+    expand_options,
+    json_option,
+    print_json,
+    rerank_options,
+    say,
+    store_options,
+)
+
+if TYPE_CHECKING:
+    from xqg_vdb.evaluate.suite import Suite, System
+    from xqg_vdb.progress import Progress
+    from xqg_vdb.tune.audit import Audited, Share
+    from xqg_vdb.tune.tune import Choice, Tuned
+    from xqg_vdb.types import Recipe
+
+
+@click.command()
+@click.argument("what", metavar="DATASET|SUITE.toml")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of reports, runs and kept vectors.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the benchmarks  [default: XQG_DATA_DIR]")
+@click.option(
+    "--download", is_flag=True, help="Fetch what the data folder lacks from the publishers, checksums checked."
+)
+@click.option("--vectors", type=click.Path(path_type=Path), help="Where encoded texts are kept  [default: OUT/vectors]")
+@encoder_options
+@click.option("--queries", type=click.Path(path_type=Path), help="Generated queries of DATASET's passages: adds xQG.")
+@click.option(
+    "--search",
+    type=click.Choice(["exact", "graph", "memory"]),
+    help="Exact or graph search of a real collection, or ranking in memory  [default: exact, or the suite's]",
+)
+@click.option("--questions", type=click.IntRange(min=1), help="Only the first so many of each question language.")
+@expand_options
+@rerank_options
+@store_options
+@json_option
+def bench(
+    what: str,
+    out: Path,
+    data_dir: Path | None,
+    download: bool,
+    vectors: Path | None,
+    model: str,
+    threads: int | None,
+    queries: Path | None,
+    search: Literal["exact", "graph", "memory"] | None,
+    questions: int | None,
+    expand: str | None,
+    expand_lang: str | None,
+    expand_model: str,
+    rerank: str | None,
+    rerank_depth: int,
+    rerank_weight: float,
+    path: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Measure systems on benchmarks: recall per language, with intervals and paired tests.
+
+    DATASET runs plain against calibrated questions, and with --queries also xQG and its controls; a SUITE.toml says
+    itself what it runs. Writes report.json, report.md, report.html and TREC runs to --out. What an earlier run finished
+    there is not computed again; stop it with Ctrl-C and start it again at any time.
+
+    --rerank and --expand add systems on top of calibrated questions (and xQG). They cost seconds a question, so limit
+    --questions.
+
+    \b
+    Example:
+      xqg-vdb bench afriqa --data-dir data/ --out reports/afriqa
+      xqg-vdb bench afriqa --out reports/upr --rerank upr:starter:generator --rerank-depth 10 --questions 50
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.evaluate.report.files import write_report
+    from xqg_vdb.evaluate.report.text import render_terminal
+    from xqg_vdb.evaluate.run import run_suite
+    from xqg_vdb.evaluate.suite import System
+    from xqg_vdb.export.encoder import ensure_encoder
+    from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.progress import bars
+
+    methods = System(
+        "from the command line", rerank=rerank, rerank_depth=rerank_depth, rerank_weight=rerank_weight,
+        expand=expand, expand_lang=expand_lang, expand_model=expand_model,
+    )  # fmt: skip
+    suite = _suite(what, model=model, queries=queries, search=search, questions=questions, methods=methods)
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(chosen_store(path, url))) if path or url else None
+
+        def open_encoder(name: str) -> Encoder:
+            return stack.enter_context(Encoder(ensure_encoder(name, report=say), threads=threads))
+
+        progress = stack.enter_context(bars(unit=""))
+        if download:
+            _download(suite, data_dir, progress=progress)
+        report = run_suite(
+            suite, data_dir=data_dir, out=out, open_encoder=open_encoder, vectors=vectors, store=store,
+            threads=threads or len(os.sched_getaffinity(0)), command=_command(), progress=progress,
+        )  # fmt: skip
+    written = write_report(report, out)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(render_terminal(report))
+    say("reports: " + ", ".join(map(str, written)))
+
+
+def _suite(
+    what: str, *, model: str, queries: Path | None, search: Any, questions: int | None, methods: System
+) -> Suite:
+    """The suite file, or the preset of a dataset, with what the command line says of either."""
+    from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, with_methods
+
+    if not what.endswith(".toml"):
+        check_system(methods)
+        suite = with_methods(preset(what, encoder=model, queries=queries), methods)
+    elif queries is not None:
+        raise click.UsageError("a suite names its own query files; --queries goes with a DATASET")
+    elif methods != System(methods.name):
+        raise click.UsageError("a suite names its own systems; --rerank and --expand go with a DATASET")
+    else:
+        suite = read_suite(what)
+    return replace(suite, search=search or suite.search, questions=questions or suite.questions)
+
+
+def _download(suite: Suite, data_dir: Path | None, *, progress: Progress) -> None:
+    from xqg_vdb.evaluate.datasets import data_folder
+    from xqg_vdb.evaluate.datasets.download import download
+
+    if data_dir is not None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    for dataset in suite.datasets:
+        download(dataset, data_folder(data_dir), progress=progress)
+
+
+def _command() -> str:
+    """The command as it was typed, for the report."""
+    return shlex.join(["xqg-vdb", *sys.argv[1:]])
+
+
+# `xqg-vdb audit`.
+
+_SHOWN = 5
+
+
+@click.command()
+@click.argument("collection")
+@click.argument("query_files", metavar="QUERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Found means among the first k.")
+@click.option("--sample", type=click.IntRange(min=10), default=2000, show_default=True, help="Passages to ask for.")
+@click.option("--encoder", "model", metavar="MODEL", help="Folder, hub id or starter  [default: the one that made it]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
+@store_options
+@json_option
+def audit(
+    collection: str,
+    query_files: tuple[Path, ...],
+    k: int,
+    sample: int,
+    model: str | None,
+    threads: int | None,
+    path: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Tell which languages COLLECTION fails, worst first, without labels.
+
+    Do generated QUERIES find their own passages? One query per passage and language is asked, plain and calibrated. A
+    collection that has these queries folded in is judged too kindly.
+
+    \b
+    Example:
+      xqg-vdb audit wiki queries.jsonl -k 10
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.export.encoder import encoder_of, ensure_encoder
+    from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.models.folder import cache_folder
+    from xqg_vdb.progress import bars
+    from xqg_vdb.store import Collection
+    from xqg_vdb.texts.records import open_lines
+    from xqg_vdb.tune.audit import audit as run_audit
+
+    for file in query_files:
+        open_lines(file)
+    with ExitStack() as stack:
+        found = stack.enter_context(Collection(collection, chosen_store(path, url)))
+        made_by = (
+            ensure_encoder(model, report=say) if model else encoder_of(found.card, collection=collection, report=say)
+        )
+        encoder = stack.enter_context(Encoder(made_by, threads=threads))
+        progress = stack.enter_context(bars(unit=""))
+        result = run_audit(
+            found, query_files, encoder=encoder, folder=cache_folder() / "tuning", k=k, sample=sample, progress=progress
+        )
+    if as_json:
+        print_json(asdict(result))
+        return
+    _show_audit(result)
+
+
+def _show_audit(found: Audited) -> None:
+    click.echo(f"{found.collection}: {found.passages} of {found.in_collection} passages asked for; recall@{found.k}\n")
+    click.echo("language  queries  calibrated            plain                 folded in")
+    for one in found.languages:
+        folded = "yes" if one.folded else "no"
+        click.echo(
+            f"{one.lang:8s}  {one.queries:7d}  {_audit_words(one.calibrated)}  {_audit_words(one.plain)}  {folded}"
+        )
+    few = ", ".join(found.lost[:_SHOWN]) + (" …" if len(found.lost) > _SHOWN else "")
+    click.echo(f"\nfound by no language: {len(found.lost)} passages" + (f" ({few})" if found.lost else ""))
+    if any(one.folded for one in found.languages):
+        click.echo("note: queries of the languages marked yes are folded in; these were made to find their passages.")
+    click.echo("note: an estimate without labels ranks languages and says nothing about α; `xqg-vdb tune` does.")
+    if found.strangers:
+        ids = ", ".join(found.first_strangers)
+        click.echo(f"note: {found.strangers} query records are of no passage of the collection ({ids})")
+
+
+def _audit_words(share: Share) -> str:
+    return f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
+
+
+# `xqg-vdb tune`.
+
+_NO_LABELS = (
+    "tune needs --questions and --qrels: write down questions of your users (a hundred or more; lines of "
+    '{"id": …, "text": …, "lang": …}) and which passage answers each (lines of `QUESTION 0 PASSAGE 1`), or keep the '
+    "default recipe: xqg-vdb load CORPUS NAME --queries FILE"
+)
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.option(
+    "--queries",
+    "query_files",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Generated queries; repeatable.",
+)
+@encoder_options
+@click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, a hundred or more.")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Which passages answer --questions (TREC or BEIR).")
+@click.option("--build", type=click.Path(path_type=Path), help="Take vectors from this folder of `load --build`.")
+@click.option(
+    "--passage-calibration",
+    type=click.FloatRange(min=0, max=10),
+    default=0.0,
+    show_default=True,
+    help="λ that the load shall use for the passages, of a corpus in several languages.",
+)
+@click.option("--metric", "metric_name", default="R@10", show_default=True, help="R@k, MRR@k, nDCG@k or MAP@k.")
+@click.option("--sample", type=click.IntRange(min=10), default=2000, show_default=True, help="Passages to tune on.")
+@json_option
+def tune(
+    corpus: Path,
+    query_files: tuple[Path, ...],
+    model: str,
+    threads: int | None,
+    questions: Path | None,
+    qrels: Path | None,
+    build: Path | None,
+    passage_calibration: float,
+    metric_name: str,
+    sample: int,
+    as_json: bool,
+) -> None:
+    """Choose the recipe for CORPUS: α, λ, pooling, shrinkage and languages.
+
+    Needs --questions, and in --qrels which passages answer them. Half of the questions choose, the other half report,
+    once. What was encoded is kept: the same command again takes seconds.
+
+    \b
+    Example:
+      xqg-vdb tune corpus.jsonl --queries queries.jsonl --questions questions.jsonl --qrels qrels.txt
+    """  # noqa: D301 - \b is click's
+    if questions is None or qrels is None:
+        raise click.UsageError(_NO_LABELS)
+    from xqg_vdb.evaluate.metrics import parse_metrics
+    from xqg_vdb.export.encoder import ensure_encoder
+    from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.models.folder import cache_folder
+    from xqg_vdb.progress import bars
+    from xqg_vdb.texts.records import open_lines
+    from xqg_vdb.tune.material import labelled, with_calibrated_passages
+    from xqg_vdb.tune.tune import choose
+
+    (metric,) = parse_metrics([metric_name])
+    for file in (*query_files, questions, qrels):
+        open_lines(file)  # what is missing is said before a model is exported
+    folder = cache_folder() / "tuning" if build is None else build.with_name(f"{build.name}.tuning")
+    with ExitStack() as stack:
+        encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads))
+        progress = stack.enter_context(bars(unit=""))
+        data = labelled(
+            corpus, query_files, questions=questions, qrels=qrels, encoder=encoder, build=build, folder=folder,
+            sample=sample, progress=progress,
+        )  # fmt: skip
+        data = with_calibrated_passages(data, corpus, strength=passage_calibration, build=build, progress=progress)
+        found = choose(data, metric=metric, progress=progress)
+    command = _load_line(found, corpus, query_files, model, build, passage_calibration)
+    if as_json:
+        print_json({**asdict(found), "command": command, "counts": {str(n): v for n, v in found.counts.items()}})
+        return
+    _show_tune(found)
+    click.echo(f"\n{command}")
+
+
+def _show_tune(found: Tuned) -> None:
+    n, held = sum(found.questions.values()), sum(found.held_out_questions.values())
+    click.echo(
+        f"{found.metric}, macro over {len(found.questions)} languages; {found.passages} passages, {n + held} questions"
+    )
+    click.echo(f"\nbest α and λ of each pooling, on {n} dev questions")
+    for trial in found.trials:
+        click.echo(f"  {_tune_words(trial):48s} {trial.value:.3f}")
+    click.echo("α of the chosen      " + "  ".join(f"{alpha:g}: {value:.3f}" for alpha, value in found.alphas[::2]))
+    click.echo("λ of the chosen      " + "  ".join(f"{strength:g}: {value:.3f}" for strength, value in found.strengths))
+    if found.counts:
+        click.echo("queries a language   " + "  ".join(f"{n}: {value:.3f}" for n, value in found.counts.items()))
+    if found.without:
+        click.echo("without              " + "  ".join(f"{lang}: {value:.3f}" for lang, value in found.without.items()))
+    click.echo(f"\nchosen: {_tune_words(found.chosen)}; on {held} held-out questions")
+    for name, compared in found.held_out.items():
+        one = compared.macro
+        click.echo(
+            f"  against {name:11s} {one.baseline:.3f} → {one.system:.3f}   {one.difference:+.3f} "
+            f"[{one.interval.low:+.3f}, {one.interval.high:+.3f}]  p = {one.p_permutation:.2g}"
+        )
+    for note in found.notes:
+        click.echo(f"note: {note}")
+
+
+def _tune_words(choice: Choice) -> str:
+    recipe = choice.recipe
+    shrunk = f" k={recipe.shrink:g}{' centred' if recipe.center else ''}" if recipe.pool == "shrunk" else ""
+    langs = f", languages {' '.join(recipe.langs)}" if recipe.langs is not None else ""
+    return f"{recipe.pool}{shrunk}, α={recipe.alpha:g}, λ={choice.strength:g}{langs}"
+
+
+def _load_line(
+    found: Tuned,
+    corpus: Path,
+    query_files: tuple[Path, ...],
+    model: str,
+    build: Path | None,
+    passage_calibration: float,
+) -> str:
+    queries = [part for file in query_files for part in ("--queries", str(file))]
+    by = [] if model == "starter" else ["--encoder", model]
+    kept = [] if build is None else ["--build", str(build)]
+    words = ["xqg-vdb", "load", str(corpus), "NAME", *queries, *by, *kept, *_recipe_options(found.chosen.recipe)]
+    passages = ["--passage-calibration", f"{passage_calibration:g}"] if passage_calibration else []
+    return shlex.join([*words, "--calibration", f"{found.chosen.strength:g}", *passages])
+
+
+def _recipe_options(recipe: Recipe) -> list[str]:
+    options = ["--alpha", f"{recipe.alpha:g}", "--pool", recipe.pool]
+    if recipe.pool == "shrunk":
+        options += ["--shrink", f"{recipe.shrink:g}", *([] if recipe.center else ["--no-center"])]
+    return options + [part for lang in recipe.langs or () for part in ("--lang", lang)]

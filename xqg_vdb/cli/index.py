@@ -1,0 +1,343 @@
+"""`xqg-vdb load`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from xqg_vdb.cli.options import (
+    chosen_hybrid,
+    chosen_layout,
+    chosen_recipe,
+    chosen_store,
+    encoder_options,
+    json_option,
+    layout_options,
+    print_json,
+    recipe_options,
+    remembered,
+    say,
+    store_options,
+    vector_options,
+)
+from xqg_vdb.errors import DataError
+
+if TYPE_CHECKING:
+    from xqg_vdb.index.augment import AugmentReport
+    from xqg_vdb.index.load import LoadReport
+    from xqg_vdb.store.server.store import ServerStore
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument("collection")
+@encoder_options
+@click.option(
+    "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
+)
+@recipe_options
+@click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, to calibrate on.")
+@click.option(
+    "--calibration", type=click.FloatRange(min=0), help="λ of this collection's searches  [default: the encoder's]"
+)
+@click.option("--no-calibration", is_flag=True, help="Searches of this collection shall not calibrate.")
+@click.option(
+    "--passage-calibration",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="λ of the passages, for corpora of several languages: 0.5, or 1 where they speak of the same things.",
+)
+@click.option(
+    "--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing."
+)
+@click.option(
+    "--reuse",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A --build folder of an earlier load: encode only what changed since; repeatable.",
+)
+@vector_options
+@click.option("--distance", type=click.Choice(["cosine", "dot"]), help="Default: what suits the encoder.")
+@click.option("--default-lang", help="Language of passages that name none  [default: detected]")
+@click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
+@click.option("--rejects", "rejects_file", type=click.Path(path_type=Path), help="Write bad lines to this file.")
+@layout_options
+@store_options
+@json_option
+def load(
+    corpus: Path,
+    collection: str,
+    model: str,
+    threads: int | None,
+    query_files: tuple[Path, ...],
+    questions: Path | None,
+    calibration: float | None,
+    no_calibration: bool,
+    passage_calibration: float,
+    build: Path | None,
+    reuse: tuple[Path, ...],
+    distance: Literal["cosine", "dot"] | None,
+    default_lang: str | None,
+    max_rejects: int,
+    rejects_file: Path | None,
+    path: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Load CORPUS into COLLECTION, its generated queries folded into the passages' vectors.
+
+    CORPUS is .jsonl, .jsonl.gz, .tsv, .parquet or a BEIR folder. Stopped at any point, the same command goes on; run
+    again on the same corpus, it changes nothing. Searches see the old version until the new one is complete.
+
+    \b
+    Example:
+      xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.export.encoder import ensure_encoder
+    from xqg_vdb.index.load import check_inputs, load_with_report
+    from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.progress import bars
+    from xqg_vdb.texts.records import Rejects
+
+    recipe = chosen_recipe()
+    for option, value in (("--calibration", calibration), ("--passage-calibration", passage_calibration)):
+        if value is not None and not isfinite(value):
+            raise click.UsageError(f"{option} must be a finite number, got {value}")
+    if calibration is not None and no_calibration:
+        raise click.UsageError("give --calibration or --no-calibration, not both")
+    rejects = Rejects(max_rejects, rejects_file)
+    hybrid = chosen_hybrid()
+    files = check_inputs(corpus, collection, queries=query_files, questions=questions)
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(chosen_store(path, url, options=chosen_layout())))
+        strength = 0.0 if no_calibration else calibration
+        encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads, calibration=strength))
+        progress = stack.enter_context(bars(unit=" passages"))
+        report = load_with_report(
+            corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe,
+            passage_calibration=passage_calibration, questions=questions,
+            build=build, reuse=reuse, distance=distance, keep_plain=bool(remembered("keep_plain")), hybrid=hybrid,
+            default_lang=default_lang, rejects=rejects, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(report))
+        return
+    _show_load(report)
+    for note in report.notes:
+        say(f"note: {note}")
+    where = ["--path", path] if path else ["--url", url] if url else []
+    by = [] if model == "starter" else ["--encoder", model]
+    say("next: " + shlex.join(["xqg-vdb", "search", collection, "your question", *where, *by]))
+
+
+def _show_load(report: LoadReport) -> None:
+    folded = ", ".join(f"{n} {lang}" for lang, n in report.queries.items()) or "none"
+    click.echo(f"{report.collection}: {report.passages} passages; queries folded in: {folded}")
+    if report.reused:
+        click.echo(f"not encoded again: {report.reused} passages")
+    skipped = {name: report.counts[name] for name in ("duplicates", "blank", "rejected") if report.counts[name]}
+    if skipped:
+        click.echo("left out: " + ", ".join(f"{n} {name}" for name, n in skipped.items()))
+    if report.rejected_lines:
+        click.echo(f"left out of the queries and questions: {report.rejected_lines} rejected")
+    if report.unused_queries:
+        click.echo(f"{report.unused_queries} query records belong to no passage of this corpus")
+
+
+# `xqg-vdb augment`.
+
+
+@click.command()
+@click.argument("collection")
+@encoder_options
+@click.option(
+    "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
+)
+@click.option("--to", metavar="NAME", help="Name of the new collection  [default: COLLECTION-xqg]")
+@click.option("--undo", is_flag=True, help="Delete the copy; an alias points where it pointed before.")
+@click.option("--vector", metavar="VECTOR", help='The searched vector, "" for the unnamed  [default: recognised]')
+@click.option("--text-key", metavar="KEY", help="Where payloads have the text  [default: recognised]")
+@click.option("--id-key", metavar="KEY", help="Where payloads have the queries' id  [default: recognised, or point id]")
+@recipe_options
+@click.option(
+    "--sample", type=click.IntRange(1, 256), default=32, show_default=True, help="Passages to check the encoder on."
+)
+@click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
+@store_options
+@json_option
+def augment(
+    collection: str,
+    model: str,
+    threads: int | None,
+    query_files: tuple[Path, ...],
+    to: str | None,
+    undo: bool,
+    vector: str | None,
+    text_key: str | None,
+    id_key: str | None,
+    sample: int,
+    max_rejects: int,
+    path: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Fold generated queries into COLLECTION of a Qdrant server, whoever made it (LangChain, LlamaIndex, Haystack ...).
+
+    Its passages are not encoded again, except a sample that shows whether the encoder is the one that made the
+    vectors. A copy is made, and its name appears when it is complete. Stopped at any point, the same
+    command goes on.
+
+    \b
+    Example:
+      xqg-vdb augment docs --queries queries.jsonl --encoder my-model/ --url http://localhost:6333
+      xqg-vdb augment docs --undo --url http://localhost:6333
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.export.encoder import ensure_encoder
+    from xqg_vdb.index.augment import Wishes
+    from xqg_vdb.index.augment import augment as run
+    from xqg_vdb.index.augment import undo as take_back
+    from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.progress import bars
+    from xqg_vdb.texts.records import Rejects
+
+    if undo == bool(query_files):
+        raise click.UsageError("give --queries, or --undo")
+    recipe = chosen_recipe()
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(_server(path, url)))
+        if undo:
+            said = take_back(collection, store=store, to=to)
+            print_json({"undone": said}) if as_json else click.echo(said)
+            return
+        store.foreign(collection)  # a wrong name says so before a model is exported
+        encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads))
+        report = run(
+            collection, store=store, encoder=encoder, queries=query_files, recipe=recipe,
+            wishes=Wishes(to, vector, text_key, id_key), sample=sample, rejects=Rejects(max_rejects),
+            progress=stack.enter_context(bars(unit=" points")),
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(report))
+    else:
+        _show_augment(report)
+
+
+def _server(path: str | None, url: str | None) -> ServerStore:
+    from xqg_vdb.store.server.store import ServerStore
+
+    store = chosen_store(path, url)
+    if not isinstance(store, ServerStore):
+        store.close()
+        raise DataError("augment is for collections on a Qdrant server: give its address with --url.")
+    return store
+
+
+def _show_augment(report: AugmentReport) -> None:
+    counts = report.counts
+    folded = ", ".join(f"{n} {lang}" for lang, n in report.queries.items()) or "none"
+    click.echo(f"{report.collection}: {counts.points} points ({report.layout}); queries folded in: {folded}")
+    click.echo(f"the encoder made these vectors: median cosine {report.cosine:.4f} on a sample")
+    click.echo(f"fused vector: {report.vector or 'the unnamed one'}; the originals: collection {report.source}")
+    missing = {
+        "without a text": counts.without_text,
+        "without the vector": counts.without_vector,
+        "without queries": counts.without_queries,
+    }
+    if any(missing.values()):
+        click.echo("points: " + ", ".join(f"{n} {what}" for what, n in missing.items() if n))
+    if counts.unused_queries:
+        click.echo(f"{counts.unused_queries} query records belong to no point of this collection")
+
+
+# `xqg-vdb migrate`.
+
+
+@click.command()
+@click.argument("collection")
+@click.option("--to-path", metavar="DIR", type=click.Path(file_okay=False), help="Copy into this embedded store.")
+@click.option("--to-url", metavar="URL", help="Copy to this server (key from XQG_VDB_TO_API_KEY, XQG_VDB_API_KEY).")
+@click.option("--to-name", metavar="NAME", help="Under this name  [default: the same]")
+@layout_options
+@store_options
+@json_option
+def migrate(
+    collection: str,
+    to_path: str | None,
+    to_url: str | None,
+    to_name: str | None,
+    path: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Copy COLLECTION into another store without encoding anything again; stopped, the same command goes on.
+
+    Without --to-path and --to-url the copy is a new version in the same store: that is how a collection gets other
+    options, such as --quantization.
+
+    \b
+    Example:
+      xqg-vdb migrate wiki --path xqg-data --to-url http://localhost:6333 --quantization scalar
+    """  # noqa: D301 - \b is click's
+    if to_path and to_url:
+        raise click.UsageError("give --to-path or --to-url, not both")
+    from xqg_vdb.index.migrate import migrate as copy
+    from xqg_vdb.progress import bars
+
+    elsewhere = to_path is not None or to_url is not None
+    key = os.environ.get("XQG_VDB_TO_API_KEY") if elsewhere else None
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(chosen_store(path, url)))
+        place = (to_path, to_url) if elsewhere else (path, url)
+        target = stack.enter_context(closing(chosen_store(*place, options=chosen_layout(), api_key=key)))
+        progress = stack.enter_context(bars(unit=" passages"))
+        card = copy(source, collection, target, to_name=to_name, progress=progress)
+    name = to_name or collection
+    if as_json:
+        print_json({"collection": name, "passages": card.count, "version": card.version, "digest": card.digest})
+    else:
+        click.echo(f"{name}: {card.count} passages, searches see {card.version}")
+
+
+# `xqg-vdb verify`.
+
+
+@click.command()
+@click.argument("collection")
+@click.option("--build", type=click.Path(path_type=Path), help="Compare sampled vectors with what this build makes.")
+@click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="How many of them.")
+@store_options
+@json_option
+def verify(collection: str, build: Path | None, sample: int, path: str | None, url: str | None, as_json: bool) -> None:
+    """Read every point of COLLECTION and compare counts, texts and vectors with its card; exit code 8 when they differ.
+
+    \b
+    Example:
+      xqg-vdb verify wiki --build vectors/
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.errors import CorruptError
+    from xqg_vdb.index.verify import verify as check
+    from xqg_vdb.progress import bars
+
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(chosen_store(path, url)))
+        progress = stack.enter_context(bars(unit=" points"))
+        found = check(store, collection, build=build, sample=sample, progress=progress)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        by_language = ", ".join(f"{n} {lang}" for lang, n in found.languages.items()) or "none"
+        click.echo(f"{collection} {found.version}: {found.points} points ({by_language})")
+        if found.lowest_cosine is not None:
+            click.echo(f"{found.compared} vectors compared with the build, lowest cosine {found.lowest_cosine:.6f}")
+    if found.problems:
+        raise CorruptError(f"{collection} is damaged: {'; '.join(found.problems)}. Load it again.")
+    if not as_json:
+        click.echo("all is well")

@@ -1,0 +1,49 @@
+"""Any folder in BEIR's format: `corpus.jsonl`, `queries.jsonl`, `qrels/{split}.tsv` (Thakur et al. 2021).
+
+Corpus {_id, title, text}, queries {_id, text}, qrels with the header `query-id corpus-id score`. Only questions that
+the split judges are asked, as BEIR's own loader does. Lines may carry `lang`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, by_language, find_file
+from xqg_vdb.evaluate.metrics import read_qrels
+from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.records import BadRecord, Rejects, read_objects, record_id, text_of
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Query
+
+SOURCE = "https://github.com/beir-cellar/beir"
+
+
+def load(folder: Path, *, split: str = "test", lang: str | None = None) -> RetrievalTask:
+    """Read the BEIR-format folder; lang: of questions and passages that name none.
+
+    Raises DataError when a file is missing or malformed, or when no question of the qrels is in `queries.jsonl`.
+    """
+    corpus = find_file(folder, "corpus.jsonl", source=SOURCE)
+    questions = find_file(folder, "queries.jsonl", source=SOURCE)
+    qrels = read_qrels(find_file(folder, f"qrels/{split}.tsv", source=SOURCE))
+    default = None if lang is None else normalize(lang)
+    queries: list[Query] = []
+    for source, record in read_objects(questions, Rejects()):
+        try:
+            qid, text = record_id(record), text_of(record, "text")
+        except BadRecord as bad:
+            raise DataError(f"{questions} line {source.line}: {bad}.") from None
+        if qid in qrels:
+            queries.append(Query(qid, text, normalize(record["lang"]) if record.get("lang") else default))
+    if not queries:
+        raise DataError(f"no question of qrels/{split}.tsv is in {questions}; do the two belong together?")
+    return RetrievalTask(
+        name=f"{folder.name}-{split}",
+        passages=CorpusFiles([corpus], lang=default or UNKNOWN_LANGUAGE),
+        queries=tuple(queries),
+        qrels={query.id: qrels[query.id] for query in queries},
+        metrics=("nDCG@10", "R@100"),
+        groups=by_language(queries),
+        average="queries",
+        notes={"judged questions without a text": len(qrels) - len(queries)},
+    )

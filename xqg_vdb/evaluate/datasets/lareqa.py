@@ -1,0 +1,85 @@
+"""LAReQA: find the sentence that answers, in one pool of all languages (Roy et al. 2020; XQuAD-R is in XTREME-R).
+
+Read as google-research/xtreme `third_party/utils_lareqa.py` does: candidate ids `{lang}_{paragraph}_{sentence}`,
+question ids `{squad id}_{lang}`; candidate text is the sentence followed by its whole paragraph with nothing between,
+newlines removed; relevant is every candidate, in any language, whose sentence equals the sentence in which that
+question's answer begins, in the paragraph of that language. XTREME-R's mAP@20 averages over questions, not languages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets.squad import SquadParagraph, read_squad
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, by_language, find_file, missing, present
+from xqg_vdb.types import Passage, Query
+
+XQUAD_LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ru", "th", "tr", "vi", "zh")
+MLQA_LANGUAGES = ("ar", "de", "en", "es", "hi", "vi", "zh")
+SOURCE = "https://github.com/google-research-datasets/lareqa"
+
+
+def xquad_r(data_dir: Path, *, context: bool = True, langs: Sequence[str] | None = None) -> RetrievalTask:
+    """Read XQuAD-R from `xquad-r/{lang}.json`: 13,090 questions, 13,014 candidates, 11 answers each.
+
+    context: candidate text is sentence and paragraph, as published; False gives the bare sentence.
+    langs: these languages only (both sides). Raises DataError when a file is missing.
+    """
+    name = "xquad-r" if context else "xquad-r-sentences"
+    return _lareqa(data_dir, name, ("xquad-r",), context, list(langs or XQUAD_LANGUAGES))
+
+
+def mlqa_r(data_dir: Path, *, context: bool = True, langs: Sequence[str] | None = None) -> RetrievalTask:
+    """Read MLQA-R from `mlqa-r/{lang}.json` (or `mlqa-dev-r/`): 2 to 4 answers a question, languages that are there.
+
+    Options as for `xquad_r`. Raises DataError when there is no file, or none for one of `langs`.
+    """
+    known = MLQA_LANGUAGES
+    there = [
+        lang
+        for folder in ("mlqa-r", "mlqa-dev-r")
+        for lang in present(data_dir, f"{folder}/{{lang}}.json", langs, known=known)
+    ]
+    if not there:
+        raise DataError(missing(data_dir, "mlqa-r/{lang}.json", "mlqa-dev-r/{lang}.json", source=SOURCE))
+    return _lareqa(
+        data_dir, "mlqa-r" if context else "mlqa-r-sentences", ("mlqa-r", "mlqa-dev-r"), context, sorted(set(there))
+    )
+
+
+def _lareqa(data_dir: Path, name: str, folders: Sequence[str], context: bool, langs: Sequence[str]) -> RetrievalTask:
+    passages: list[Passage] = []
+    queries: list[Query] = []
+    relevant: dict[str, list[str]] = {}  # SQuAD id -> candidates that answer it, in all languages
+    skipped = 0
+    for lang in langs:
+        for paragraph in read_squad(find_file(data_dir, *(f"{f}/{lang}.json" for f in folders), source=SOURCE)):
+            sentences = paragraph.sentences
+            ids = [f"{lang}_{paragraph.number}_{place}" for place in range(len(sentences))]
+            asked = [(question, paragraph.answer_sentence(question)) for question in paragraph.questions]
+            skipped += sum(answer is None for _, answer in asked)
+            if all(answer is None for _, answer in asked):
+                continue  # the official loader meets a paragraph through its questions only
+            passages += [_candidate(i, s, paragraph, lang, context) for i, s in zip(ids, sentences, strict=True)]
+            for question, answer in asked:
+                if answer is not None:
+                    queries.append(Query(f"{question.id}_{lang}", question.text, lang))
+                    found = [i for i, sentence in zip(ids, sentences, strict=True) if sentence == answer]
+                    relevant.setdefault(question.id, []).extend(found)
+    return RetrievalTask(
+        name=name,
+        passages=passages,
+        queries=tuple(queries),
+        qrels={query.id: dict.fromkeys(relevant[query.id.rsplit("_", 1)[0]], 1) for query in queries},
+        metrics=("mAP@20",),
+        groups=by_language(queries),
+        average="queries",
+        notes={"questions skipped: answer in no sentence": skipped},
+    )
+
+
+def _candidate(docid: str, sentence: str, paragraph: SquadParagraph, lang: str, context: bool) -> Passage:
+    text = (sentence + paragraph.context).replace("\n", "") if context else sentence.replace("\n", " ").strip()
+    return Passage(docid, text, lang=lang)

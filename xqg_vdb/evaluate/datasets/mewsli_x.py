@@ -1,0 +1,87 @@
+"""Mewsli-X of XTREME-R: link a mention in one of 11 languages to its entity's description (Ruder et al. 2021).
+
+Files as google-research's `get-mewsli-x.sh` makes them, under `mewsli-x/` (or XTREME's `mewslix/`):
+`wikinews_mentions-{dev|test}.jsonl` {context {text, sentence_spans, language, …}, mentions [{example_id, mention_span,
+entity_id}]} and `candidate_set_entities.jsonl` {entity_id, title, description, description_language, sentence_spans}.
+Texts are those of XTREME-R's baseline (`third_party/utils_mewslix.py`). One gold entity, so its mAP@20 is MRR@20.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets.task import Reread, RetrievalTask, by_language, find_file
+from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.records import Rejects, read_objects
+from xqg_vdb.types import Passage, Query
+
+SOURCE = "https://github.com/google-research/google-research (dense_representations_for_entity_retrieval/mel)"
+_FOLDERS = ("mewsli-x", "mewslix")
+_BRACES = re.compile(r"\{(.*?)\}")
+
+
+def load(data_dir: Path, *, split: Literal["dev", "test"] = "test") -> RetrievalTask:
+    """Read mentions and candidates; the candidates (about a million) are streamed.
+
+    A mention that crosses a sentence boundary, on which the baseline stops, is skipped and counted.
+    Raises DataError when a file is missing or malformed.
+    """
+    mentions = find_file(data_dir, *(f"{f}/wikinews_mentions-{split}.jsonl" for f in _FOLDERS), source=SOURCE)
+    entities = find_file(data_dir, *(f"{f}/candidate_set_entities.jsonl" for f in _FOLDERS), source=SOURCE)
+    queries: list[Query] = []
+    qrels: dict[str, dict[str, int]] = {}
+    skipped = 0
+    for source, record in read_objects(mentions, Rejects()):
+        try:
+            for mention in record["mentions"]:
+                text = mention_text(record["context"], mention["mention_span"])
+                skipped += text is None
+                if text is not None:
+                    queries.append(Query(mention["example_id"], text, normalize(record["context"]["language"])))
+                    qrels[mention["example_id"]] = {mention["entity_id"]: 1}
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{mentions} line {source.line}: not a Mewsli-X context ({error!r}).") from error
+    return RetrievalTask(
+        name=f"mewsli-x-{split}",
+        passages=Reread(lambda: _entities(entities)),
+        queries=tuple(queries),
+        qrels=qrels,
+        metrics=("mAP@20",),
+        groups=by_language(queries),
+        notes={"mentions skipped: not within one sentence": skipped},
+    )
+
+
+def mention_text(context: dict[str, Any], span: dict[str, Any]) -> str | None:
+    """Write a mention as the baseline does: `mention: left { mention } right`, with the sentence around it.
+
+    Braces of the text become parentheses, and new lines and (once) double spaces a space. None when no single sentence
+    holds the mention.
+    """
+    start, end = span["start"], span["end"]
+    within = ((s["start"], s["end"]) for s in context["sentence_spans"] if s["start"] <= start < end <= s["end"])
+    sentence = next(within, None)
+    if sentence is None:
+        return None
+    text = context["text"]
+    left, right = (_BRACES.sub(r"(\1)", part) for part in (text[sentence[0] : start], text[end : sentence[1]]))
+    return _one_line(f"{span['text']}: {left} {{ {span['text']} }} {right}")
+
+
+def _entities(path: Path) -> Iterator[Passage]:
+    for source, record in read_objects(path, Rejects()):
+        try:
+            sentences = [record["description"][s["start"] : s["end"]] for s in record["sentence_spans"]]
+            lang, title = normalize(record["description_language"]), record["title"]
+            # the baseline encodes the description alone, so the title is not the passage's
+            yield Passage(record["entity_id"], _one_line(" ".join(sentences)), lang=lang, meta={"name": title})
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} line {source.line}: not a Mewsli-X entity ({error!r}).") from error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines()).replace("  ", " ").strip()

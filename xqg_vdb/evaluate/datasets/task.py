@@ -1,0 +1,181 @@
+"""What every benchmark becomes: one frozen record of passages, questions and judgements, whatever the format.
+
+The readers beside this file know formats; this one knows none. It also holds what they share: looking for files under
+--data-dir with an error that says where to get them, and passages that are read anew each time they are iterated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.metrics import Qrels
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.records import Rejects
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Query
+
+POOL = "pool"
+"""The key of `Passage.meta` that says to which pool a passage of a pooled task belongs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalTask:
+    """One benchmark, ready to run.
+
+    name: as in reports, with the variant. passages: may be iterated again and again; a list when they fit in memory.
+    queries: with language. qrels: question id -> passage id -> grade; empty for tasks judged by answer strings.
+    answers: question id -> gold answer strings, or None. metrics: in the publisher's convention: names for
+    `metrics.parse_metrics`, or `R@2kt`, `R@5kt` (`answer_recall`), or `F1` (`bitext`).
+    groups: question id -> what results are broken down by, usually the language.
+    average: the publisher's headline is the mean over `queries`, or over `groups` (macro).
+    pooled: every group has its own pool, `Passage.meta["pool"]`; see `pools`.
+    ignored: ids of sentences that are searched but whose pairs do not count (BUCC).
+    notes: counts for the report, such as rows skipped and why.
+    """
+
+    name: str
+    passages: Iterable[Passage]
+    queries: tuple[Query, ...]
+    qrels: Qrels
+    metrics: tuple[str, ...]
+    groups: Mapping[str, str]
+    answers: Mapping[str, tuple[str, ...]] | None = None
+    average: Literal["queries", "groups"] = "groups"
+    pooled: bool = False
+    ignored: frozenset[str] = frozenset()
+    notes: Mapping[str, int | str] = field(default_factory=dict)
+
+    def pools(self) -> Iterator[RetrievalTask]:
+        """Yield the task itself, or, when pooled, one task per group, which searches that group's passages only."""
+        if not self.pooled:
+            yield self
+            return
+        for group in sorted(set(self.groups.values())):
+            passages = self.passages
+            part = passages.parts[group] if isinstance(passages, Pools) else Reread(partial(_members, passages, group))
+            queries = tuple(query for query in self.queries if self.groups[query.id] == group)
+            yield replace(
+                self,
+                name=f"{self.name}/{group}",
+                passages=part,
+                queries=queries,
+                qrels={query.id: self.qrels[query.id] for query in queries if query.id in self.qrels},
+                groups={query.id: group for query in queries},
+                answers=self.answers and {q.id: self.answers[q.id] for q in queries if q.id in self.answers},
+                pooled=False,
+            )
+
+
+def first_questions(task: RetrievalTask, n: int) -> RetrievalTask:
+    """The task with the first n questions of each question language, in its own order; all passages stay."""
+    seen: Counter[str] = Counter()
+    kept: list[Query] = []
+    for query in task.queries:
+        lang = query.lang or UNKNOWN_LANGUAGE
+        seen[lang] += 1
+        if seen[lang] <= n:
+            kept.append(query)
+    ids = {query.id for query in kept}
+    return replace(
+        task,
+        queries=tuple(kept),
+        qrels={qid: grades for qid, grades in task.qrels.items() if qid in ids},
+        groups={qid: group for qid, group in task.groups.items() if qid in ids},
+        answers=task.answers and {qid: own for qid, own in task.answers.items() if qid in ids},
+    )
+
+
+class Reread:
+    """An iterable that calls `read` each time it is iterated, so that large corpora never lie in memory."""
+
+    def __init__(self, read: Callable[[], Iterable[Passage]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[Passage]:
+        return iter(self._read())
+
+
+class Pools:
+    """The passages of a pooled task whose pools are read from files of their own, one pool after the other."""
+
+    def __init__(self, parts: Mapping[str, Iterable[Passage]]) -> None:
+        self.parts = dict(parts)
+
+    def __iter__(self) -> Iterator[Passage]:
+        for part in self.parts.values():
+            yield from part
+
+
+def _members(passages: Iterable[Passage], group: str) -> Iterator[Passage]:
+    return (passage for passage in passages if passage.meta[POOL] == group)
+
+
+def by_language(queries: Iterable[Query]) -> dict[str, str]:
+    """Group questions by their language, the usual `groups`; a question without one belongs to `und`."""
+    return {query.id: query.lang or "und" for query in queries}
+
+
+def find_file(data_dir: Path, *names: str, source: str) -> Path:
+    """Return the first of `names` that exists under `data_dir`, plain or with `.gz`.
+
+    Raises DataError that says what is missing, where it was looked for and that `source` has it.
+    """
+    found = look_for(data_dir, *names)
+    if found is None:
+        raise DataError(missing(data_dir, *names, source=source))
+    return found
+
+
+def look_for(data_dir: Path, *names: str) -> Path | None:
+    """Return the first of `names` that exists under `data_dir`, plain or with `.gz`, or None."""
+    candidates = [data_dir / variant for name in names for variant in (name, f"{name}.gz")]
+    return next((path for path in candidates if path.exists()), None)
+
+
+def missing(data_dir: Path, *names: str, source: str) -> str:
+    """Say that none of `names` is under `data_dir`, and where to get them."""
+    also = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
+    return f"{names[0]}{also} is not in {data_dir}; get it from {source}, or point --data-dir (XQG_DATA_DIR) to it."
+
+
+def present(data_dir: Path, pattern: str, langs: Sequence[str] | None, *, known: Iterable[str]) -> list[str]:
+    """Return `langs` as given, else those of `known` whose file `pattern` (with {lang}) exists."""
+    if langs is not None:
+        return list(langs)
+    return [lang for lang in known if look_for(data_dir, pattern.format(lang=lang)) is not None]
+
+
+# Large passage files of benchmarks (Wikipedia and the like), streamed; `corpus.read_corpus` does the reading.
+
+ENGLISH_WIKIPEDIA = ("enwiki_20190201_w100.tsv", "psgs_w100.tsv", "corpus.tsv", "corpus.jsonl")
+"""Names under which an English passage collection is looked for: XOR-TyDi's, DPR's, and plain ones."""
+
+
+class CorpusFiles:
+    """The passages of corpus files in order, read anew each time it is iterated.
+
+    lang: language of passages that name none. pool: makes it the files of one pool: ids become `{pool}:{id}`, because
+    publishers count from zero in every language, and `meta["pool"]` is set.
+    skipped: records that the last pass could not use, such as blank texts; 0 before the first.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, lang: str = UNKNOWN_LANGUAGE, pool: str | None = None) -> None:
+        self._paths, self._lang, self._pool = tuple(paths), lang, pool
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Passage]:
+        rejects = Rejects(max_rejects=sys.maxsize)
+        for path in self._paths:
+            for passage in read_corpus(path, rejects=rejects, default_lang=self._lang, detect=False):
+                yield passage if self._pool is None else _in_pool(passage, self._pool)
+        self.skipped = rejects.rejected
+
+
+def _in_pool(passage: Passage, pool: str) -> Passage:
+    return replace(passage, id=f"{pool}:{passage.id}", meta={**passage.meta, POOL: pool})

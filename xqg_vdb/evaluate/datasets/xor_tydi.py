@@ -1,0 +1,58 @@
+"""XOR-TyDi's XOR-Retrieve: questions in seven languages, English Wikipedia, answer strings (Asai et al. 2021).
+
+Questions: JSON lines {id, question, answers[], lang, split}; answers are English spans or yes/no. Corpus: TSV
+`id<TAB>text<TAB>title` of 100-word chunks (`enwiki_20190201_w100.tsv` by the authors' word, XORQA issue 7). There are
+no relevant passages: see `answer_recall`, and retrieve 100 passages or more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets.task import ENGLISH_WIKIPEDIA, CorpusFiles, RetrievalTask, by_language, find_file
+from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.records import Rejects, read_objects
+from xqg_vdb.types import Query
+
+SOURCE = "https://nlp.cs.washington.edu/xorqa"
+
+_QUESTIONS = {"dev": "xor_dev_retrieve_eng_span_v1_1.jsonl", "train": "xor_train_retrieve_eng_span.jsonl"}
+
+
+def load(data_dir: Path, *, split: Literal["dev", "train"] = "dev") -> RetrievalTask:
+    """Read XOR-Retrieve from `xor-tydi/`: the dev file has 2,110 questions, of which 1,928 are not yes/no only.
+
+    The corpus is streamed, not held. Raises DataError when the questions or the corpus are missing.
+    """
+    queries, answers = questions(data_dir, split=split)
+    corpus = find_file(data_dir, *(f"xor-tydi/{name}" for name in ENGLISH_WIKIPEDIA), source=SOURCE)
+    yes_no = sum(all(answer in ("yes", "no") for answer in golds) for golds in answers.values())
+    return RetrievalTask(
+        name=f"xor-tydi-{split}",
+        passages=CorpusFiles([corpus], lang="en"),
+        queries=queries,
+        qrels={},
+        metrics=("R@2kt", "R@5kt"),
+        groups=by_language(queries),
+        answers=answers,
+        notes={"questions not evaluated: yes/no answers only": yes_no},
+    )
+
+
+def questions(
+    data_dir: Path, *, split: Literal["dev", "train"] = "dev"
+) -> tuple[tuple[Query, ...], dict[str, tuple[str, ...]]]:
+    """Read the questions and their answers alone, without a corpus. DataError when the file is missing or malformed."""
+    path = find_file(data_dir, f"xor-tydi/{_QUESTIONS[split]}", source=SOURCE)
+    queries: list[Query] = []
+    answers: dict[str, tuple[str, ...]] = {}
+    for source, record in read_objects(path, Rejects()):
+        try:
+            # the train file writes Arabic as " ar"; normalize strips
+            queries.append(Query(str(record["id"]), record["question"], normalize(record["lang"])))
+            answers[queries[-1].id] = tuple(record["answers"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} line {source.line}: not a XOR-Retrieve question ({error!r}).") from error
+    return tuple(queries), answers

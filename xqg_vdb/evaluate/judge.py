@@ -1,0 +1,190 @@
+"""Metric names of a suite -> the value of every question, by each metric's own module."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.answers import answer_recall
+from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
+from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
+from xqg_vdb.evaluate.metrics import Run, group_means, mean, parse_metrics, per_query
+from xqg_vdb.evaluate.records import Compared, Difference, Ends, Result, Value
+from xqg_vdb.evaluate.significance import RESAMPLES, Comparison, Interval, compare_groups, mean_interval
+from xqg_vdb.evaluate.systems import Placed
+from xqg_vdb.types import Passage
+
+BITEXT = "F1"
+_ANSWERS = re.compile(r"R@(\d+)kt( strict)?")
+_DEPTH_FOR_ANSWERS = 100
+
+Values = dict[str, dict[str, float]]
+
+
+def needed_depth(metrics: Sequence[str]) -> int:
+    """How many passages a question must have for these metrics. DataError for what is no metric."""
+    ranking, answers, _ = _sorted_out(metrics)
+    depths = [metric.k for metric in parse_metrics(ranking)]
+    return max([1, *depths, *([_DEPTH_FOR_ANSWERS] if answers else [])])
+
+
+def check_metrics(metrics: Sequence[str], task: RetrievalTask) -> None:
+    """DataError when a metric is unknown or needs what the task lacks (answers, judgements)."""
+    ranking, answers, bitext = _sorted_out(metrics)
+    parse_metrics(ranking)
+    if answers and not task.answers:
+        raise DataError(f"{answers[0]} needs gold answers, and {task.name} has none.")
+    if (ranking or bitext) and not task.qrels:
+        raise DataError(f"{[*ranking, *bitext][0]} needs relevance judgements, and {task.name} has answers only.")
+
+
+def judge_run(
+    task: RetrievalTask, passages: Sequence[Passage], placed: Placed, run: Run, *, metrics: Sequence[str]
+) -> tuple[Values, str]:
+    """Each metric's value per question, and the tokeniser of the answer recall ("" without one).
+
+    For `F1` (bitext mining) the "questions" are the groups: mining has one number a language pair.
+    """
+    ranking, answers, bitext = _sorted_out(metrics)
+    values: Values = {}
+    if ranking:
+        parsed = parse_metrics(ranking)
+        found = per_query(run, task.qrels, metrics=parsed)
+        values.update({name: found[metric] for name, metric in zip(ranking, parsed, strict=True)})
+    tokenizer = ""
+    if answers:
+        values_of_answers, tokenizer = _answers(task, passages, run, answers)
+        values.update(values_of_answers)
+    if bitext:
+        values[BITEXT] = _mined(task, passages, placed)
+    return {name: values[name] for name in metrics}, tokenizer
+
+
+def _sorted_out(metrics: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    answers = [name for name in metrics if _ANSWERS.fullmatch(name)]
+    bitext = [name for name in metrics if name == BITEXT]
+    return [name for name in metrics if name not in answers and name not in bitext], answers, bitext
+
+
+def _answers(task: RetrievalTask, passages: Sequence[Passage], run: Run, names: Sequence[str]) -> tuple[Values, str]:
+    text = {passage.id: passage.text for passage in passages}  # without the title, as the official script
+    rankings = {qid: [text[docid] for docid, _ in found] for qid, found in run.items()}
+    values: Values = {}
+    tokenizer = ""
+    for name in names:
+        budget, strict = _budget(name)
+        (result,) = answer_recall(
+            rankings, answers=task.answers or {}, langs=task.groups, budgets=[budget],
+            mode="strict" if strict else "official",
+        )  # fmt: skip
+        values[name], tokenizer = dict(result.hits), result.tokenizer
+    return values, tokenizer
+
+
+def _budget(name: str) -> tuple[int, bool]:
+    """Tokens, and whether it is the strict mode, of `R@2kt` and `R@2kt strict`."""
+    tokens, _, mode = name.removeprefix("R@").partition("kt")
+    return 1000 * int(tokens), bool(mode)
+
+
+def _mined(task: RetrievalTask, passages: Sequence[Passage], placed: Placed) -> dict[str, float]:
+    """F1 per language pair; the threshold is the best one on the same gold, as in XTREME's script on its dev split."""
+    found: dict[str, float] = {}
+    for group in sorted(set(task.groups.values())):
+        asked = [row for row, query in enumerate(task.queries) if task.groups[query.id] == group]
+        inside = [row for row, p in enumerate(passages) if not task.pooled or p.meta[POOL] == group]
+        source_ids, target_ids = [task.queries[row].id for row in asked], [passages[row].id for row in inside]
+        pairs = bucc_mine(
+            np.asarray(placed.questions[asked]), np.asarray(placed.passages[inside]), source_ids=source_ids,
+            target_ids=target_ids, ignored=task.ignored,
+        )  # fmt: skip
+        gold = [(qid, docid) for qid in source_ids for docid in task.qrels.get(qid, {})]
+        found[group] = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold)).f1
+    return found
+
+
+def groups_of(metric: str, values: Mapping[str, float], task: RetrievalTask) -> Mapping[str, str]:
+    """What the questions of a metric are broken down by."""
+    return {group: group for group in values} if metric == BITEXT else task.groups
+
+
+# Values per question -> the records of a report: means with intervals, paired comparisons corrected by Holm.
+
+
+def summarize(
+    values: Mapping[str, float],
+    *,
+    groups: Mapping[str, str],
+    task: RetrievalTask,
+    dataset: str,
+    system: str,
+    metric: str,
+    seconds: Mapping[str, float],
+    cost: Mapping[str, float],
+    resamples: int = RESAMPLES,
+) -> Result:
+    """One system's mean by the publisher's average, and each group's, with bootstrap intervals."""
+    means = group_means(values, groups=groups)
+    macro = task.average == "groups"
+    whole = mean_interval(values, groups=groups if macro else None, resamples=resamples)
+    members = {name: {qid: v for qid, v in values.items() if groups[qid] == name} for name in means}
+    return Result(
+        dataset=dataset,
+        system=system,
+        metric=metric,
+        headline=Value(len(values), mean(means) if macro else mean(values), _ends(whole)),
+        groups={
+            name: Value(len(own), means[name], _ends(mean_interval(own, resamples=resamples)))
+            for name, own in members.items()
+        },
+        seconds=seconds,
+        cost=cost,
+    )
+
+
+def contrast(
+    baseline: Mapping[str, float],
+    system: Mapping[str, float],
+    *,
+    groups: Mapping[str, str],
+    dataset: str,
+    metric: str,
+    names: tuple[str, str],
+    resamples: int = RESAMPLES,
+) -> Compared:
+    """The paired comparison of `names` = (baseline, system) in every group and over all."""
+    found = compare_groups(baseline, system, groups=groups, resamples=resamples)
+    return Compared(
+        dataset=dataset,
+        metric=metric,
+        baseline=names[0],
+        system=names[1],
+        macro=_difference(found.macro),
+        groups={
+            name: _difference(one, holm_t=found.holm_t[name], holm_permutation=found.holm_permutation[name])
+            for name, one in found.groups.items()
+        },
+    )
+
+
+def _difference(found: Comparison, *, holm_t: float | None = None, holm_permutation: float | None = None) -> Difference:
+    return Difference(
+        n=found.n,
+        baseline=found.baseline,
+        system=found.system,
+        difference=found.difference,
+        interval=_ends(found.interval),
+        d_z=found.d_z if math.isfinite(found.d_z) else None,
+        p_t=found.p_t,
+        p_permutation=found.p_permutation,
+        holm_t=holm_t,
+        holm_permutation=holm_permutation,
+    )
+
+
+def _ends(interval: Interval) -> Ends:
+    return None if math.isnan(interval.low) else (interval.low, interval.high)

@@ -1,0 +1,192 @@
+"""Exact search and ranking metrics as matrix arithmetic: the fast path beside `metrics.py`, for vectors held in memory.
+
+In: query and passage rows, or a matrix of scores. Out: the best passage rows per query under the one tie rule (score
+descending, then id ascending) and per-query values that equal those of `metrics.per_query`; tests compare the two.
+Memory stays bounded: scores exist for one block of queries at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xqg_vdb.evaluate.metrics import Kind, Metric, Qrels
+from xqg_vdb.types import Vectors
+
+Rows = NDArray[np.int64]
+"""Passage row numbers, best first, one line per query; -1 where a query has fewer results."""
+
+Values = NDArray[np.float64]
+"""One number per query."""
+
+BLOCK_SCORES = 2**24
+"""Scores held at once by `search_rows`: 64 MiB of float32."""
+
+
+def search_rows(
+    queries: Vectors, passages: Vectors, *, k: int, tie_order: NDArray[np.int64] | None = None
+) -> tuple[Rows, NDArray[np.float32]]:
+    """Find the k best passages by dot product: rows and scores (q, min(k, n)), for queries (q, dim), passages (n, dim).
+
+    tie_order: from `id_order`, so that equal scores come by ascending id; row order without it.
+    """
+    width = min(k, len(passages))
+    rows = np.empty((len(queries), width), dtype=np.int64)
+    scores = np.empty((len(queries), width), dtype=np.float32)
+    for block in row_blocks(len(queries), len(passages)):
+        table = queries[block] @ passages.T
+        rows[block] = best_columns(table, k=k, tie_order=tie_order)
+        scores[block] = np.take_along_axis(table, rows[block], axis=1)
+    return rows, scores
+
+
+def row_blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Yield slices over the rows of an (n_rows, n_columns) matrix of which each holds about `BLOCK_SCORES` numbers."""
+    step = max(1, BLOCK_SCORES // max(1, n_columns))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def id_order(ids: Sequence[str]) -> NDArray[np.int64]:
+    """Give every id its place in ascending order, (n,): what breaks ties."""
+    places = np.empty(len(ids), dtype=np.int64)
+    places[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    return places
+
+
+def best_columns(table: NDArray[np.floating], *, k: int, tie_order: NDArray[np.int64] | None = None) -> Rows:
+    """Find the columns of the k greatest numbers of every row, best first, (rows, min(k, columns)); exact on ties."""
+    n = table.shape[1]
+    places = np.arange(n, dtype=np.int64) if tie_order is None else tie_order
+    if k >= n:
+        columns = np.broadcast_to(np.arange(n, dtype=np.int64), table.shape).copy()
+    else:
+        columns = np.argpartition(table, n - k, axis=1)[:, n - k :].astype(np.int64, copy=False)
+        _settle_boundary_ties(table, columns, places)
+    values = np.take_along_axis(table, columns, axis=1)
+    best_first = np.lexsort((places[columns], -values), axis=1)
+    return np.take_along_axis(columns, best_first, axis=1)
+
+
+def _settle_boundary_ties(table: NDArray[np.floating], columns: Rows, places: NDArray[np.int64]) -> None:
+    """Replace, in place, the members of `columns` that argpartition picked at random among equals of the k-th score."""
+    chosen = np.take_along_axis(table, columns, axis=1)
+    last = chosen.min(axis=1, keepdims=True)
+    tied_rows = np.flatnonzero((table == last).sum(axis=1) > (chosen == last).sum(axis=1))
+    for row in tied_rows:
+        sure = np.flatnonzero(table[row] > last[row])
+        equal = np.flatnonzero(table[row] == last[row])
+        equal = equal[np.argsort(places[equal])][: columns.shape[1] - len(sure)]
+        columns[row] = np.concatenate([sure, equal])
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """Qrels in the row numbers of one pool: made once per task by `judge`, used for every system.
+
+    keys: sorted query_row · n_passages + passage_row of the judged pairs, with `grades` beside them.
+    relevant (q,): number of passages graded 1 or more; ideal (q, m): the grades, best first, padded with 0. Both count
+    passages that the pool lacks, as trec_eval does.
+    """
+
+    n_passages: int
+    keys: NDArray[np.int64]
+    grades: NDArray[np.int64]
+    relevant: NDArray[np.int64]
+    ideal: NDArray[np.int64]
+
+
+def judge(qrels: Qrels, *, query_ids: Sequence[str], passage_ids: Sequence[str]) -> Judgements:
+    """Prepare qrels for queries and passages in these row orders; a query without qrels has nothing relevant."""
+    row_of = {docid: row for row, docid in enumerate(passage_ids)}
+    pairs = sorted(
+        (query * len(passage_ids) + row_of[docid], grade)
+        for query, qid in enumerate(query_ids)
+        for docid, grade in qrels.get(qid, {}).items()
+        if docid in row_of
+    )
+    graded = [sorted((g for g in qrels.get(qid, {}).values() if g > 0), reverse=True) for qid in query_ids]
+    ideal = np.zeros((len(query_ids), max(map(len, graded), default=0)), dtype=np.int64)
+    for query, grades in enumerate(graded):
+        ideal[query, : len(grades)] = grades
+    keys, values = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return Judgements(len(passage_ids), keys, values, (ideal > 0).sum(axis=1), ideal)
+
+
+def gains(rows: Rows, judged: Judgements) -> NDArray[np.int64]:
+    """Look up the grade of every ranked passage, same shape as `rows`; 0 where unjudged or where the row is -1."""
+    if not len(judged.keys):
+        return np.zeros(rows.shape, dtype=np.int64)
+    wanted = np.arange(len(rows), dtype=np.int64)[:, None] * judged.n_passages + rows
+    place = np.minimum(np.searchsorted(judged.keys, wanted), len(judged.keys) - 1)
+    known = (judged.keys[place] == wanted) & (rows >= 0)
+    return np.where(known, judged.grades[place], 0)
+
+
+def per_row(rows: Rows, judged: Judgements, *, metric: Metric) -> Values:
+    """Compute `metric` for every query, (q,) float64, equal to `metrics.per_query` on the same ranking."""
+    grade = np.maximum(gains(rows, judged)[:, : metric.k], 0)
+    return _FORMULAS[metric.kind](grade, judged, metric.k)
+
+
+def _recall(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+    return _ratio((grade > 0).sum(axis=1), judged.relevant)
+
+
+def _success(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+    return np.asarray((grade > 0).any(axis=1), dtype=np.float64)
+
+
+def _reciprocal_rank(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+    return np.asarray(((grade > 0) / _ranks(grade)).max(axis=1, initial=0.0), dtype=np.float64)
+
+
+def _ndcg(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+    return _ratio(_dcg(grade), _dcg(judged.ideal[:, :k]))
+
+
+def _trec_map(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+    return _ratio(_precision_sum(grade), judged.relevant)
+
+
+def _lareqa_map(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+    return _ratio(_precision_sum(grade), np.minimum(judged.relevant, k))
+
+
+_FORMULAS: dict[Kind, Callable[[NDArray[np.int64], Judgements, int], Values]] = {
+    "R": _recall, "Success": _success, "MRR": _reciprocal_rank, "nDCG": _ndcg, "MAP": _trec_map, "mAP": _lareqa_map,
+}  # fmt: skip
+
+
+def _ranks(grade: NDArray[np.int64]) -> Values:
+    return np.arange(1, grade.shape[1] + 1, dtype=np.float64)
+
+
+def _precision_sum(grade: NDArray[np.int64]) -> Values:
+    """Sum over the relevant ranks of the precision there."""
+    hit = grade > 0
+    return np.asarray((np.cumsum(hit, axis=1) / _ranks(grade) * hit).sum(axis=1), dtype=np.float64)
+
+
+def _dcg(grades: NDArray[np.int64]) -> Values:
+    return np.asarray((grades / np.log2(_ranks(grades) + 1)).sum(axis=1), dtype=np.float64)
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Values:
+    """Divide; 0 where a query has nothing relevant."""
+    share: Values = np.divide(part, whole, out=np.zeros(len(part), dtype=np.float64), where=whole > 0)
+    return share
+
+
+def as_run(
+    rows: Rows, scores: NDArray[np.floating], *, query_ids: Sequence[str], passage_ids: Sequence[str]
+) -> dict[str, list[tuple[str, float]]]:
+    """Turn the ranking into a run for `metrics.per_query`, TREC files and answer recall."""
+    return {
+        qid: [(passage_ids[row], float(score)) for row, score in zip(line, line_scores, strict=True) if row >= 0]
+        for qid, line, line_scores in zip(query_ids, rows.tolist(), scores.tolist(), strict=True)
+    }

@@ -1,0 +1,366 @@
+"""The generators of a suite: opened when first asked, shared by its systems, and what they computed kept on disk.
+
+likelihoods-FINGERPRINT.log   log-likelihoods of questions after passages (UPR)
+expansions-DIGEST.log         what a model wrote for questions
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from xqg_vdb.batching import windows
+from xqg_vdb.errors import ModelError
+from xqg_vdb.evaluate.suite import System, expansion_of, scorer_of
+from xqg_vdb.journal import KeptRows
+from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
+from xqg_vdb.progress import Progress
+from xqg_vdb.search.expand import BATCH, MAX_TOKENS, PROMPTS, Expander, Writer, open_writer
+from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scorer, Scores, open_scorer
+from xqg_vdb.types import Hit, Passage, Query, Vectors
+
+# What a generator cost a system: seconds of this run, seconds of single questions, and how much of it was kept.
+
+TIMED = 20
+"""Questions that a generator is asked about alone, for the time that a user would wait."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """method: which of the two. seconds: of this run, for all questions together.
+
+    alone: seconds of questions that were computed by themselves, whenever that was, as a user would wait for them.
+    notes: what a reader of the report must know besides.
+    """
+
+    method: Literal["expand", "rerank"]
+    seconds: float
+    alone: Sequence[float]
+    notes: tuple[str, ...] = ()
+
+    def cost(self) -> dict[str, float]:
+        """Median and 95th percentile of the milliseconds of a question alone; {} when none was timed."""
+        if not self.alone:
+            return {}
+        p50, p95 = (1000 * np.percentile(self.alone, [50, 95])).tolist()
+        return {f"{self.method} p50 ms": round(p50, 1), f"{self.method} p95 ms": round(p95, 1)}
+
+
+Ranking = dict[str, list[tuple[str, float]]]
+"""Question id -> (passage id, score), best first."""
+
+Again = Callable[[Ranking], tuple[Ranking, Spent]]
+"""Ranks what was found again."""
+
+
+def timed_rows(n: int) -> list[int]:
+    """Which of n questions are asked about alone: up to 20, evenly along the list, which is sorted by language."""
+    count = min(n, TIMED)
+    return [i * n // count for i in range(count)]
+
+
+# UPR in a benchmark: a question's likelihood after a passage is computed once, whatever systems ask for it.
+
+
+class KeptScorer:
+    """A `Scorer` that asks its model, opened when first needed, only for what `kept` does not hold.
+
+    kept: the log of that model: log-likelihoods, with the seconds of those that were computed for a question `alone`.
+    took: those seconds per passage that was asked about, None for passages read for many questions. fresh: how many
+    likelihoods were computed. Both are the caller's to reset.
+    """
+
+    def __init__(self, model: str, *, kept: KeptRows, threads: int) -> None:
+        self._model, self._kept, self._threads = model, kept, threads
+        self._scorer: Scorer | None = None
+        self.truncated, self.fresh, self.alone = 0, 0, False
+        self.took: list[float | None] = []
+
+    def score(self, passage: str, questions: Sequence[str]) -> Scores:
+        """See `Scorer`; what is computed is on the disk when this returns."""
+        keys = [_key(passage, question) for question in questions]
+        new = {key: text for key, text in zip(keys, questions, strict=True) if self._kept.get(key) is None}
+        if new:
+            self._compute(passage, new)
+        rows = [self._kept.get(key) or {} for key in keys]
+        self.took += [row.get("seconds") for row in rows]
+        return np.array([row["score"] for row in rows], np.float64)
+
+    def _compute(self, passage: str, new: dict[str, str]) -> None:
+        if self._scorer is None:
+            self._scorer = open_scorer(self._model, threads=self._threads)
+        started = time.perf_counter()
+        scores = self._scorer.score(passage, list(new.values())).tolist()
+        seconds = {"seconds": time.perf_counter() - started} if self.alone else {}
+        self.truncated, self.fresh = self._scorer.truncated, self.fresh + len(new)
+        self._kept.add([{"key": key, "score": score, **seconds} for key, score in zip(new, scores, strict=True)])
+
+
+def rank_again(
+    run: Ranking,
+    *,
+    reranker: Reranker,
+    scorer: KeptScorer,
+    queries: Sequence[Query],
+    passages: Sequence[Passage],
+    progress: Progress,
+) -> tuple[Ranking, Spent]:
+    """The run with the first `reranker.depth` passages of each question in their new order, and what that cost.
+
+    scorer: the reranker's. Some questions are asked alone, for their time; the others together, which reads a passage
+    once for all of them. What stands behind the first keeps its order and gets scores below theirs, one less a place.
+    """
+    started, scorer.fresh = time.perf_counter(), 0
+    text = {passage.id: passage for passage in passages}
+    best = [sorted(run[query.id], key=lambda pair: (-pair[1], pair[0])) for query in queries]
+    hits = [[_hit(text[docid], score) for docid, score in own[: reranker.depth]] for own in best]
+    alone = timed_rows(len(queries))
+    seconds: list[float | None] = []
+    for row in alone:
+        progress("ranking again, one question at a time", len(seconds), len(alone))
+        seconds.append(_seconds_alone(reranker, scorer, queries[row], hits[row]))
+    # those that were asked alone are asked again, which costs nothing now
+    ranked = reranker.rerank_all(queries, hits, progress=progress)
+    found: Ranking = {}
+    for query, own, first in zip(queries, best, ranked, strict=True):
+        lowest = first[-1].score if first else 0.0
+        behind = [(docid, lowest - place) for place, (docid, _) in enumerate(own[reranker.depth :], 1)]
+        found[query.id] = [*((hit.id, hit.score) for hit in first), *behind]
+    known = [one for one in seconds if one is not None]
+    pairs = {(hit.title, hit.text, query.text) for query, own in zip(queries, hits, strict=True) for hit in own}
+    return found, Spent("rerank", time.perf_counter() - started, known, _likelihood_notes(len(pairs), scorer.fresh))
+
+
+def _seconds_alone(reranker: Reranker, scorer: KeptScorer, query: Query, hits: Sequence[Hit]) -> float | None:
+    """What one question takes, or took when it was first asked; None where its passages were read for many."""
+    scorer.took, scorer.alone = [], True
+    reranker.rerank(query, hits)
+    scorer.alone = False
+    known = [one for one in scorer.took if one is not None]
+    return sum(known) if len(known) == len(scorer.took) else None
+
+
+def _likelihood_notes(pairs: int, fresh: int) -> tuple[str, ...]:
+    if fresh >= pairs:
+        return ()
+    return (
+        f"{pairs - fresh} of {pairs} likelihoods were kept from before: where times stand, they are those of the run "
+        "that computed them",
+    )
+
+
+def _hit(passage: Passage, score: float) -> Hit:
+    return Hit(passage.id, score, passage.text, title=passage.title, lang=passage.lang)
+
+
+def _key(passage: str, question: str) -> str:
+    return hashlib.blake2b(orjson.dumps([passage, INSTRUCTION, question]), digest_size=16).hexdigest()
+
+
+# Query expansion in a benchmark: what a system searches for in place of its questions, written once and kept.
+
+Wordings = Sequence[tuple[Query, ...]]
+
+
+@dataclass(frozen=True)
+class WordingVectors:
+    """The wordings of all questions one after the other: texts and languages (m,), vectors (m, dim), not calibrated.
+
+    starts: (q,) where each question's begin; it has one at least.
+    """
+
+    texts: Sequence[str]
+    langs: Sequence[str]
+    vectors: Vectors
+    starts: NDArray[np.int64]
+
+    def joined(self) -> list[str]:
+        """Per question the text that its words are taken from."""
+        ends = [*self.starts[1:].tolist(), len(self.texts)]
+        return ["\n".join(self.texts[a:b]) for a, b in zip(self.starts.tolist(), ends, strict=True)]
+
+
+class KeptWriter:
+    """A `Writer` that asks another one only for what `kept` does not hold.
+
+    took: per answer the seconds of a prompt that was written `alone`, None for those that were written with others.
+    reused: how many answers were kept from before. Both are the caller's to reset.
+    """
+
+    def __init__(self, writer: Writer, *, kept: KeptRows) -> None:
+        self._writer, self._kept = writer, kept
+        self.took: list[float | None] = []
+        self.reused, self.alone, self.failure = 0, False, ""
+
+    def describe(self) -> dict[str, Any]:
+        """See `Writer`."""
+        return self._writer.describe()
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """See `Writer`; what is written is on the disk when this returns, failures are not kept."""
+        keys = [hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest() for prompt in prompts]
+        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if self._kept.get(key) is None}
+        started = time.perf_counter()
+        texts = dict(zip(new, self._writer.write(list(new.values())), strict=True)) if new else {}
+        self.failure = self._writer.failure
+        seconds = {"seconds": time.perf_counter() - started} if self.alone else {}
+        if written := [{"key": key, "text": text, **seconds} for key, text in texts.items() if text]:
+            self._kept.add(written)
+        rows = [self._kept.get(key) or {"text": "", **seconds} for key in keys]
+        self.took += [row.get("seconds") for row in rows]
+        self.reused += len(prompts) - len(new)
+        return [row["text"] for row in rows]
+
+    def close(self) -> None:
+        """See `Writer`."""
+        self._writer.close()
+
+
+def expand_all(
+    expander: Expander, writer: KeptWriter, queries: Sequence[Query], *, progress: Progress, stage: str
+) -> tuple[Wordings, Spent]:
+    """The wordings of every question, and what they cost; the questions' languages must be settled.
+
+    writer: the expander's. Some are asked about alone, for their time, the others in batches; a run that is stopped
+    loses one batch at most.
+    """
+    found: dict[int, tuple[Query, ...]] = {}
+    seconds: list[float] = []
+    started, writer.reused = time.perf_counter(), 0
+    for row in timed_rows(len(queries)):
+        progress(stage, len(found), len(queries))
+        writer.took, writer.alone = [], True
+        found[row] = expander.expand([queries[row]])[0]
+        writer.alone = False
+        seconds += [one for one in writer.took if one is not None]
+    for rows in windows([row for row in range(len(queries)) if row not in found], BATCH):
+        progress(stage, len(found), len(queries))
+        found.update(zip(rows, expander.expand([queries[row] for row in rows]), strict=True))
+    notes = _expansion_notes(expander, writer.reused, len(queries))
+    return [found[row] for row in range(len(queries))], Spent("expand", time.perf_counter() - started, seconds, notes)
+
+
+def vectors_of(wordings: Wordings, encode: Callable[[Sequence[str]], Vectors]) -> WordingVectors:
+    """The wordings, encoded as questions."""
+    flat = list(chain.from_iterable(wordings))
+    starts = np.cumsum([0, *(len(several) for several in wordings[:-1])])
+    texts = [one.text for one in flat]
+    return WordingVectors(texts, [one.lang or "" for one in flat], encode(texts), starts)
+
+
+def _expansion_notes(expander: Expander, reused: int, questions: int) -> tuple[str, ...]:
+    counts, notes = expander.counters(), []
+    if reused:
+        notes.append(
+            f"{reused} of {questions} expansions were kept from before: their times are those of the run "
+            "that wrote them"
+        )
+    if counts["fallbacks"]:
+        why = f" ({expander.writer.failure})" if expander.writer.failure else ""
+        notes.append(
+            f"{counts['fallbacks']:.0f} of {questions} questions were searched as they are: the model wrote nothing of "
+            f"use{why}"
+        )
+    return tuple(notes)
+
+
+class Methods:
+    """Query expansion and UPR for the systems of one suite. folder: where results are kept."""
+
+    def __init__(self, folder: Path, *, threads: int, progress: Progress) -> None:
+        self.folder, self.threads, self.progress = folder, threads, progress
+        self._folders: dict[str, ModelFolder] = {}
+        self._scorers: dict[str, KeptScorer] = {}
+        self._writers: dict[tuple[str, str], KeptWriter] = {}
+        self._logs: dict[str, KeptRows] = {}
+
+    def facts(self, system: System) -> dict[str, Any]:
+        """What a cell depends on besides the system's own settings; {} without generators.
+
+        Raises ModelError, CorruptError and DataError for models that are not there or are none.
+        """
+        found: dict[str, Any] = {}
+        if (expansion := expansion_of(system)) is not None:
+            method, model, lang = expansion
+            made_by = self._writer_facts(system, model)
+            found["expand"] = {
+                "method": method, "lang": lang, "prompts": PROMPTS, "max_tokens": MAX_TOKENS, "writer": made_by,
+            }  # fmt: skip
+        if (scorer := scorer_of(system)) is not None:
+            found["rerank"] = {"model": self._model_folder(scorer).fingerprint, "instruction": INSTRUCTION}
+        return found
+
+    def wordings(self, system: System, queries: Sequence[Query], *, dataset: str) -> tuple[Wordings, Spent] | None:
+        """What the system searches for in place of each question, None when it searches for the question."""
+        expansion = expansion_of(system)
+        if expansion is None:
+            return None
+        method, model, lang = expansion
+        writer = self._writer(model, system)
+        expander, stage = Expander(writer, method=method, lang=lang), f"{dataset}: expansions of {system.name}"
+        return expand_all(expander, writer, queries, progress=self.progress, stage=stage)
+
+    def again(self, system: System, *, queries: Sequence[Query], passages: Sequence[Passage]) -> Again | None:
+        """The system's reranker, ready for a run of these questions; None without one. See `likelihoods.rank_again`."""
+        model = scorer_of(system)
+        if model is None:
+            return None
+        scorer = self._scorer(model)
+        reranker = Reranker(scorer, depth=system.rerank_depth, weight=system.rerank_weight)
+        return partial(
+            rank_again, reranker=reranker, scorer=scorer, queries=queries, passages=passages, progress=self.progress
+        )
+
+    def close(self) -> None:
+        """Release logs and connections."""
+        for log in self._logs.values():
+            log.close()
+        for writer in self._writers.values():
+            writer.close()
+
+    def _log(self, name: str, header: dict[str, Any]) -> KeptRows:
+        if name not in self._logs:
+            self._logs[name] = KeptRows(self.folder / f"{name}.log", header=header)
+        return self._logs[name]
+
+    def _model_folder(self, model: str) -> ModelFolder:
+        if model not in self._folders:
+            found = open_model_folder(generator_folder(model))
+            if found.kind == "encoder":
+                raise ModelError(f"{found.path} holds an encoder; give a generator, such as starter:generator.")
+            self._folders[model] = found
+        return self._folders[model]
+
+    def _scorer(self, model: str) -> KeptScorer:
+        if model not in self._scorers:
+            fingerprint = self._model_folder(model).fingerprint
+            kept = self._log(f"likelihoods-{fingerprint}", {"likelihoods of": fingerprint})
+            self._scorers[model] = KeptScorer(model, kept=kept, threads=self.threads)
+        return self._scorers[model]
+
+    def _writer(self, model: str, system: System) -> KeptWriter:
+        key = model, system.expand_model
+        if key not in self._writers:
+            writer = open_writer(model, endpoint_model=system.expand_model, threads=self.threads)
+            facts = {**writer.describe(), "max_tokens": MAX_TOKENS}
+            digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+            kept = self._log(f"expansions-{digest}", {"expansions of": digest})
+            self._writers[key] = KeptWriter(writer, kept=kept)
+        return self._writers[key]
+
+    def _writer_facts(self, system: System, model: str) -> dict[str, Any]:
+        """Which model writes, without opening a local one."""
+        if model.startswith(("http://", "https://")):
+            return self._writer(model, system).describe()
+        found = self._model_folder(model)
+        return {"fingerprint": found.fingerprint, "chat": (found.manifest.get("generator") or {}).get("chat")}

@@ -1,0 +1,263 @@
+"""Ranking metrics per question: what one run scores against one set of judgements.
+
+In: a run (question id -> scored passage ids) and qrels (question id -> passage id -> grade). Out: one number per
+question of the qrels. This file knows no benchmark, no language and no file format; `score_matrix.py` computes the same
+numbers from vectors, `answer_recall.py` and `bitext.py` what cannot be read off a ranking.
+
+One tie rule everywhere: higher score first, equal scores by ascending id, as strings (`ranked`). A question without a
+ranking scores 0 and stays in the mean.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from xqg_vdb.errors import DataError, MissingExtra
+from xqg_vdb.files import write_atomic
+from xqg_vdb.texts.records import LongLine, open_lines
+
+Run = Mapping[str, Sequence[tuple[str, float]]]
+"""Question id -> (passage id, score) pairs in any order; higher scores are better."""
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Question id -> passage id -> grade; a grade of 1 or more is relevant."""
+
+Kind = Literal["R", "Success", "MRR", "nDCG", "MAP", "mAP"]
+
+_IR_MEASURES: dict[Kind, str] = {"R": "R", "Success": "Success", "MRR": "RR", "nDCG": "nDCG", "MAP": "AP"}
+"""Our names -> the names of ir-measures; `mAP` is not among them and is computed here."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Metric:
+    """One ranking metric, printed as it is typed: `Metric("nDCG", 10)` is `nDCG@10`.
+
+    R: share of the relevant passages among the first k. Success: 1 when a relevant passage is among the first k.
+    MRR: 1/rank of the first relevant passage, 0 beyond k.
+    nDCG: Σ grade/log2(rank+1) over the first k, over its best possible value (trec_eval's linear gain).
+    MAP: Σ precision at each relevant rank ≤ k, over the number of relevant passages T (trec_eval's map_cut).
+    mAP: the same sum over min(T, k), the mAP@20 of LAReQA in XTREME-R (Roy et al. 2020; google-research/xtreme).
+    """
+
+    kind: Kind
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or self.k < 1:
+            raise DataError(
+                f"{self.kind}@{self.k} is not a metric; use {', '.join(get_args(Kind))} and a cut-off, as nDCG@10."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.k}"
+
+
+def parse_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
+    """Read `["nDCG@10", "R@100"]` as metrics; `Accuracy` is `Success@1`. DataError names all that are unknown."""
+    found: list[Metric] = []
+    unknown: list[str] = []
+    for name in names:
+        kind, _, cut = ("Success@1" if name == "Accuracy" else name).partition("@")
+        if kind in get_args(Kind) and cut.isascii() and cut.isdigit() and int(cut) > 0:
+            found.append(Metric(kind, int(cut)))  # type: ignore[arg-type]  # membership was just checked
+        else:
+            unknown.append(name)
+    if unknown:
+        raise DataError(
+            f"not ranking metrics: {', '.join(unknown)}; expected {', '.join(get_args(Kind))} and a cut-off, as "
+            "nDCG@10 (MAP divides by all relevant passages, mAP by at most the cut-off)."
+        )
+    return tuple(found)
+
+
+def ranked(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Sort the pairs best first: score descending, then id ascending. DataError for a NaN score or a repeated id."""
+    pairs = sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+    seen: set[str] = set()
+    for docid, score in pairs:
+        if math.isnan(score):
+            raise DataError(f"passage {docid!r} has the score NaN; a ranking needs numbers.")
+        if docid in seen:
+            raise DataError(f"passage {docid!r} is ranked twice for one question; keep its best score only.")
+        seen.add(docid)
+    return pairs
+
+
+def per_query(run: Run, qrels: Qrels, *, metrics: Sequence[Metric]) -> dict[Metric, dict[str, float]]:
+    """Measure a run: metric -> question id -> value in 0..1, for every question of `qrels`.
+
+    A question without a ranking scores 0; questions that only `run` knows are ignored. Computed by ir-measures
+    (pytrec_eval) on rank-derived, strictly falling scores: pytrec_eval itself merges scores closer than about 1e-9 and
+    orders ties by descending id.
+    Raises MissingExtra without the extra `bench`, DataError for NaN scores or repeated ids.
+    """
+    rankings = {qid: [docid for docid, _ in ranked(run[qid])] for qid in qrels if qid in run}
+    measured = tuple(metric for metric in metrics if metric.kind in _IR_MEASURES)
+    values = _through_ir_measures(rankings, qrels, measured)
+    for metric in metrics:
+        if metric.kind == "mAP":
+            values[metric] = {qid: _lareqa_ap(rankings.get(qid, []), qrels[qid], k=metric.k) for qid in qrels}
+    return {metric: values[metric] for metric in metrics}
+
+
+def mean(values: Mapping[str, float]) -> float:
+    """Average over questions; NaN when there are none."""
+    return math.fsum(values.values()) / len(values) if values else math.nan
+
+
+def group_means(values: Mapping[str, float], *, groups: Mapping[str, str]) -> dict[str, float]:
+    """Average per group (usually a language), groups sorted; KeyError for a question without a group."""
+    members: dict[str, dict[str, float]] = {}
+    for qid, value in values.items():
+        members.setdefault(groups[qid], {})[qid] = value
+    return {group: mean(members[group]) for group in sorted(members)}
+
+
+def macro_mean(values: Mapping[str, float], *, groups: Mapping[str, str]) -> float:
+    """Average the group means without weights, as XOR-TyDi, Tatoeba and Mewsli-X do; NaN without questions."""
+    return mean(group_means(values, groups=groups))
+
+
+def _through_ir_measures(
+    rankings: Mapping[str, Sequence[str]], qrels: Qrels, metrics: Sequence[Metric]
+) -> dict[Metric, dict[str, float]]:
+    values = {metric: dict.fromkeys(qrels, 0.0) for metric in metrics}
+    if not metrics or not rankings:
+        return values
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise MissingExtra('ranking metrics need ir-measures; run: pip install "xqg-vdb[bench]"') from error
+    measures = {ir_measures.parse_measure(f"{_IR_MEASURES[m.kind]}@{m.k}"): m for m in metrics}
+    # pytrec_eval keeps scores as 32-bit floats: whole numbers below 2**24 stay apart
+    strict = {qid: {d: float(len(ids) - i) for i, d in enumerate(ids)} for qid, ids in rankings.items()}
+    judged = {qid: {docid: int(grade) for docid, grade in grades.items()} for qid, grades in qrels.items()}
+    for result in ir_measures.iter_calc(list(measures), judged, strict):
+        values[measures[result.measure]][result.query_id] = float(result.value)
+    return values
+
+
+def _lareqa_ap(ranking: Sequence[str], grades: Mapping[str, int], *, k: int) -> float:
+    relevant = {docid for docid, grade in grades.items() if grade >= 1}
+    hits, total = 0, 0.0
+    for rank, docid in enumerate(ranking[:k], start=1):
+        if docid in relevant:
+            hits += 1
+            total += hits / rank
+    return total / min(len(relevant), k) if relevant else 0.0
+
+
+# TREC run and qrels files and tab-separated topics: what other evaluation tools exchange.
+
+_BEIR_HEADER = ["query-id", "corpus-id", "score"]
+
+
+def write_run(path: str | Path, run: Run, *, tag: str) -> None:
+    """Write `run` best first under the one tie rule, ranks from 1, scores in full; tag: name of the system, no spaces.
+
+    trec_eval ignores the rank and breaks ties by descending id, so tied scores may be counted differently there.
+    Raises DataError for ids that hold white space, NaN scores or repeated passages.
+    """
+    lines = (
+        f"{_word(qid)} Q0 {_word(docid)} {rank} {score!r} {_word(tag)}\n"
+        for qid in sorted(run)
+        for rank, (docid, score) in enumerate(ranked(run[qid]), start=1)
+    )
+    _write(Path(path), lines)
+
+
+def write_qrels(path: str | Path, qrels: Qrels) -> None:
+    """Write TREC qrels, sorted by question and passage. DataError for ids that hold white space."""
+    lines = (
+        f"{_word(qid)} 0 {_word(docid)} {grade}\n"
+        for qid in sorted(qrels)
+        for docid, grade in sorted(qrels[qid].items())
+    )
+    _write(Path(path), lines)
+
+
+def read_run(path: str | Path) -> dict[str, list[tuple[str, float]]]:
+    """Read question id -> (passage id, score), in the file's order; the scores decide, not the rank column.
+
+    Raises DataError, with file and line, for malformed lines and for a file without any.
+    """
+    run: dict[str, list[tuple[str, float]]] = {}
+    for place, fields in _rows(Path(path)):
+        if len(fields) != 6:
+            raise DataError(f"{place}: expected `qid Q0 docid rank score tag`, found {len(fields)} fields.")
+        run.setdefault(fields[0], []).append((fields[2], _number(fields[4], place)))
+    if not run:
+        raise DataError(f"{path} holds no run lines.")
+    return run
+
+
+def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
+    """Read question id -> passage id -> grade, from TREC qrels or a BEIR qrels TSV (known by its header).
+
+    Raises DataError, with file and line, for malformed lines and for a file without any.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    width = 4
+    for place, fields in _rows(Path(path)):
+        if fields == _BEIR_HEADER and not qrels:
+            width = 3
+            continue
+        if len(fields) != width:
+            expected = "`qid 0 docid grade`" if width == 4 else "`query-id corpus-id score`"
+            raise DataError(f"{place}: expected {expected}, found {len(fields)} fields.")
+        qrels.setdefault(fields[0], {})[fields[-2]] = int(_number(fields[-1], place))
+    if not qrels:
+        raise DataError(f"{path} holds no qrels lines.")
+    return qrels
+
+
+def read_pairs(path: str | Path) -> list[tuple[str, str]]:
+    """Read lines of two tab-separated columns without a header: topics (question id, question), sentences (id, text).
+
+    Both are stripped; blank lines do not count. Raises DataError, with the line, for a line without a tab.
+    """
+    pairs: list[tuple[str, str]] = []
+    for number, _, raw in open_lines(path):
+        if isinstance(raw, LongLine) or (raw.strip() and b"\t" not in raw):
+            raise DataError(f"{path} line {number}: expected two columns with a tab between them.")
+        if raw.strip():
+            first, _, second = raw.decode("utf-8", "replace").partition("\t")
+            pairs.append((first.strip(), second.strip()))
+    return pairs
+
+
+def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    for number, _, raw in open_lines(path):
+        place = f"{path} line {number}"
+        if isinstance(raw, LongLine):
+            raise DataError(f"{place}: {raw.size:,} bytes is too long for a TREC line.")
+        fields = raw.decode("utf-8", "replace").split()
+        if fields:
+            yield place, fields
+
+
+def _number(text: str, place: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{place}: {text!r} is not a number.")
+    return number
+
+
+def _word(text: str) -> str:
+    if len(text.split()) != 1 or text != text.strip():
+        raise DataError(f"{text!r} cannot stand in a TREC file, whose columns are split at white space; rename it.")
+    return text
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    data = "".join(lines).encode()
+    # mtime 0: equal runs give equal files
+    write_atomic(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)

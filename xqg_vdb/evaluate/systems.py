@@ -1,0 +1,217 @@
+"""A system's two sets of vectors: passages as they are written, questions as they are asked.
+
+This is what `load` and `Retriever` do (the tests compare), with the switches that experiments need: fewer queries,
+other language means, and the controls that share everything with xQG but the queries' content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from xqg_vdb.calibration import (
+    CalibratedEncoder,
+    LanguageMeans,
+    calibrate,
+    calibrate_passages,
+    language_means,
+    passage_means,
+    resolve_languages,
+)
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.evaluate.methods import WordingVectors
+from xqg_vdb.evaluate.suite import System
+from xqg_vdb.fusion import Sums, fuse
+from xqg_vdb.index.encode import QueryVectors, kept_vectors
+from xqg_vdb.progress import Progress, silent
+from xqg_vdb.search.retriever import mean_rows
+from xqg_vdb.store.bm25 import SAMPLE, WordWriter, settings_of
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Bm25Settings, Hybrid, Passage, Recipe, SparseVector, Vectors
+
+# What systems are made from: the vectors of one task under one encoder.
+
+
+@dataclass(frozen=True)
+class Material:
+    """One task under one encoder: rows of its passages (n, dim) and questions (q, dim), not calibrated."""
+
+    task: RetrievalTask
+    passages: tuple[Passage, ...]
+    passage_vectors: Vectors
+    question_vectors: Vectors
+
+    def narrowed(self, task: RetrievalTask) -> Material:
+        """The same with the questions of `task` only, which has some of this one's, in their order."""
+        kept = {query.id for query in task.queries}
+        rows = [row for row, query in enumerate(self.task.queries) if query.id in kept]
+        return Material(task, self.passages, self.passage_vectors, self.question_vectors[rows])
+
+
+def prepare(task: RetrievalTask, *, encoder: CalibratedEncoder, folder: Path, progress: Progress = silent) -> Material:
+    """Encode the task's passages and questions, or take them from `folder`."""
+    passages = tuple(task.passages)
+    facts = encoder.facts
+    rows = kept_vectors(
+        [passage.title_and_text for passage in passages], encode=encoder.encode_passages, encoder=facts,
+        kind="passages", folder=folder, progress=progress, stage=f"passages of {task.name}",
+    )  # fmt: skip
+    asked = kept_vectors(
+        [query.text for query in task.queries], encode=encoder.encode_queries, encoder=facts, kind="queries",
+        folder=folder, progress=progress, stage=f"questions of {task.name}",
+    )  # fmt: skip
+    return Material(task, passages, rows, asked)
+
+
+def counts(queries: QueryVectors, *, passages: int) -> Mapping[str, object]:
+    """What a report says of a query file on a dataset."""
+    return {
+        "queries": len(queries.owner),
+        "passages with queries": len(set(queries.owner.tolist())),
+        "passages": passages,
+        "languages": {lang: int((queries.lang == lang).sum()) for lang in queries.langs},
+        "records of other passages": queries.unused,
+    }
+
+
+# The sparse side of a hybrid system: BM25 vectors of passages and questions, as `load` and `Retriever` make them.
+
+
+@dataclass(frozen=True)
+class Words:
+    """How they were made; one sparse vector a passage, and one a question."""
+
+    settings: Bm25Settings
+    passages: Sequence[SparseVector]
+    questions: Sequence[SparseVector]
+
+    def inside(self, rows: Sequence[int], asked: Sequence[int]) -> Words:
+        """Those of some passages and questions."""
+        return Words(self.settings, [self.passages[row] for row in rows], [self.questions[row] for row in asked])
+
+
+def words_of(questions: Sequence[str], passages: Sequence[Passage]) -> Words:
+    """The words of questions and passages."""
+    settings = settings_of(passages[:SAMPLE], Hybrid())
+    writer = WordWriter(settings)
+    documents = [writer.document(passage) for passage in passages]
+    return Words(settings, documents, [writer.question(text) for text in questions])
+
+
+_SHUFFLE_SEED = 313
+_PLAIN = Recipe(alpha=0.0)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Passages (n, dim) and questions (q, dim), float32, ready to write and to ask.
+
+    strength: the λ that was used. query_langs: the languages folded in. words: the sparse side of a hybrid system.
+    """
+
+    passages: Vectors
+    questions: Vectors
+    recipe: Recipe
+    strength: float
+    query_langs: tuple[str, ...]
+    words: Words | None = None
+
+
+def place(
+    system: System,
+    material: Material,
+    *,
+    encoder: CalibratedEncoder,
+    queries: QueryVectors | None,
+    asked: LanguageMeans | None = None,
+    wordings: WordingVectors | None = None,
+) -> Placed:
+    """Fuse the passages and calibrate the questions of one system; asked: the means of `means = "DATASET"`.
+
+    wordings: what is searched for in place of the questions, the mean of each one's vectors.
+    Raises DataError when the recipe wants a language that the query file lacks.
+    """
+    table = means_of(system, encoder=encoder, queries=queries, asked=asked)
+    normalize = encoder.facts.normalize
+    passages = calibrated_passages(system, material, normalize=normalize)
+    sums: Sums = {}
+    if queries is not None and system.recipe.alpha > 0.0:
+        sums = content_of(system, queries, passages=len(passages), means=table.means)
+    recipe = system.recipe if sums else _PLAIN
+    strength = encoder.calibration if system.calibration is None else system.calibration
+    moved = partial(calibrate, table=table, strength=strength, normalize=normalize)
+    if wordings is None:
+        questions = moved(material.question_vectors, langs=question_languages(system, material))
+    else:
+        several = moved(wordings.vectors, langs=wordings.langs)
+        questions = mean_rows(several, wordings.starts, normalize=normalize)
+    fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize)
+    return Placed(fused, questions, recipe, strength, tuple(sorted(sums)))
+
+
+def means_of(
+    system: System, *, encoder: CalibratedEncoder, queries: QueryVectors | None, asked: LanguageMeans | None
+) -> LanguageMeans:
+    """The language means of a system. DataError when they shall come from queries that it does not have."""
+    bank = encoder.language_means
+    if system.means == "bank":
+        return bank
+    if system.means not in ("refined", "generated"):
+        found = asked or LanguageMeans()
+        return LanguageMeans({**bank.means, **found.means}, {**bank.counts, **found.counts}, found.source)
+    if queries is None:
+        if system.means == "generated":
+            raise DataError(f"system {system.name!r}: means = 'generated' needs queries.")
+        return bank
+    generated = LanguageMeans(*queries.means(), "generated queries")
+    return generated if system.means == "generated" else bank.refined(generated, capped=True)
+
+
+def means_of_questions(vectors: Vectors, langs: Sequence[str | None]) -> LanguageMeans:
+    """The language means of some dataset's questions, (q, dim)."""
+    known = sorted({lang for lang in langs if lang})
+    rows = {lang: vectors[[i for i, own in enumerate(langs) if own == lang]] for lang in known}
+    return language_means(rows, source="questions")
+
+
+def question_languages(system: System, material: Material) -> list[str]:
+    """The language that each question is calibrated for."""
+    asked = material.task.queries
+    if system.languages == "unknown":
+        return [UNKNOWN_LANGUAGE] * len(asked)
+    given = [query.lang if system.languages == "given" else None for query in asked]
+    return resolve_languages([query.text for query in asked], given)
+
+
+def content_of(system: System, queries: QueryVectors, *, passages: int, means: Mapping[str, Vectors]) -> Sums:
+    """The query sums that the system folds in: its own, or a control's with the same counts."""
+    langs = system.recipe.langs
+    missing = sorted(set(langs or ()) - set(queries.langs))
+    if missing:
+        raise DataError(f"system {system.name!r}: no queries in {', '.join(missing)}; there are {queries.langs}.")
+    sums = queries.sums(passages=passages, n=system.n, langs=langs)
+    if system.content == "own":
+        return sums
+    if system.content == "direction":
+        return {lang: (own.astype(np.float32)[:, None] * means[lang][None, :], own) for lang, (_, own) in sums.items()}
+    has_queries = np.flatnonzero(np.add.reduce([own for _, own in sums.values()]))
+    moved = np.arange(passages)
+    # a cycle through a random order: nobody keeps its own queries
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(has_queries)
+    moved[order] = np.roll(order, 1)
+    return {lang: (total[moved], own[moved]) for lang, (total, own) in sums.items()}
+
+
+def calibrated_passages(system: System, material: Material, *, normalize: bool) -> Vectors:
+    """The passages' rows (n, dim) float32, calibrated for their own languages where the system says so."""
+    if not system.passage_calibration:
+        return material.passage_vectors
+    langs = [passage.lang for passage in material.passages]
+    table = passage_means([(material.passage_vectors, langs)])
+    return calibrate_passages(
+        material.passage_vectors, langs=langs, table=table, strength=system.passage_calibration, normalize=normalize
+    )

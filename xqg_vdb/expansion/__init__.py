@@ -1,5 +1,0 @@
-"""Generative query expansion: a model writes what a passage that answers the question might say (`expander`)."""
-
-from xqg_vdb.expansion.expander import Expander
-
-__all__ = ["Expander"]

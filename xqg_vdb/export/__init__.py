@@ -1,0 +1,1 @@
+"""Checkpoints into model folders, behind a gate that compares with the original."""

@@ -1,0 +1,451 @@
+"""Checkpoint to ONNX model folder: optimum's export, an int8 variant, and a parity gate before anything is accepted.
+
+In: a hub id, a local folder or `starter:encoder`. Out: a model folder (`model_folder.py`). torch, transformers,
+optimum and onnx are needed here only (extra `export`), and not at all for a hub repository that ships a suitable ONNX
+file as fp32.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from xqg_vdb.calibration import LanguageMeans, calibrate, language_means, save_means
+from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
+from xqg_vdb.export.checkpoints import (
+    STARTER_ENCODER,
+    Checkpoint,
+    conventions,
+    copy_tokenizer,
+    fetch_checkpoint,
+    load_weights,
+)
+from xqg_vdb.export.quantise import append_dense, cpu_has_vnni, quantize_int8
+from xqg_vdb.fusion import unit_rows
+from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.folder import (
+    CALIBRATION,
+    GRAPH,
+    MANIFEST,
+    STARTER,
+    TOKENIZER,
+    EncoderSpec,
+    ModelFolder,
+    cached_model,
+    is_hub_id,
+    locate_model,
+    open_model_folder,
+    write_manifest,
+)
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
+from xqg_vdb.types import Card, Pooling, TextEncoder, Vectors
+
+# What calibration gains for an encoder, measured at export without any labels of the user's: which λ to recommend.
+
+STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+WORTH_IT = 0.01
+"""Smallest gain in MRR for which λ > 0 is recommended: about one standard error of a paired difference here."""
+AS_GOOD = 0.01
+"""Curves are flat at the top: of strengths this close to the best, the middle one is the safest elsewhere."""
+
+
+def measure_calibration(encoder: TextEncoder) -> tuple[LanguageMeans, dict[str, Any]]:
+    """The encoder's language means, and a record with the recommended `strength` and the measurements behind it."""
+    table = language_means(
+        {lang: encoder.encode_queries(lines) for lang, lines in question_bank().items()}, source="question bank"
+    )
+    sample = sample_corpus()
+    passages = list(read_corpus(sample.corpus, detect=False))
+    rows = {passage.id: row for row, passage in enumerate(passages)}
+    questions = read_questions(sample.questions)
+    answers = {r["id"]: rows[r["passage"]] for r in map(orjson.loads, sample.questions.read_bytes().splitlines())}
+    vectors = encoder.encode_queries([question.text for question in questions])
+    curve = mrr_curve(
+        vectors,
+        encoder.encode_passages([passage.title_and_text for passage in passages]),
+        langs=[question.lang for question in questions],
+        answers=np.array([answers[question.id] for question in questions]),
+        table=table,
+        normalize=encoder.facts.normalize,
+    )
+    return table, {
+        "strength": recommended_strength(curve),
+        "mrr": {str(strength): round(value, 4) for strength, value in curve.items()},
+        "measured_on": f"{len(questions)} questions, {len(passages)} passages of the sample corpus",
+        **_geometry(table, vectors),
+    }
+
+
+def mrr_curve(
+    queries: Vectors,
+    passages: Vectors,
+    *,
+    langs: Sequence[str | None],
+    answers: np.ndarray[Any, np.dtype[np.intp]],
+    table: LanguageMeans,
+    normalize: bool,
+) -> dict[float, float]:
+    """Mean reciprocal rank of row `answers[i]` of `passages` for question i, at each strength."""
+    curve = {}
+    for strength in STRENGTHS:
+        moved = calibrate(queries, langs=langs, table=table, strength=strength, normalize=normalize)
+        scores = moved @ passages.T
+        own = scores[np.arange(len(answers)), answers]
+        curve[strength] = float(np.mean(1.0 / (scores >= own[:, None]).sum(axis=1)))
+    return curve
+
+
+def recommended_strength(curve: dict[float, float]) -> float:
+    """The middle of the strengths that are as good as the best; 0 when none is worth it."""
+    best = max(curve.values())
+    if best - curve[0.0] < WORTH_IT:
+        return 0.0
+    good = [strength for strength, value in sorted(curve.items()) if value >= best - AS_GOOD]
+    return good[(len(good) - 1) // 2]
+
+
+def _geometry(table: LanguageMeans, questions: Vectors) -> dict[str, float]:
+    """Length of the language means relative to a question's, and the mean cosine between two languages' means."""
+    means = np.stack(list(table.means.values()))
+    unit = unit_rows(means)
+    cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+    length = np.linalg.norm(means, axis=1).mean() / np.linalg.norm(questions, axis=1).mean()
+    return {"mean_length": round(float(length), 4), "mean_cosine": round(float(cosines.mean()), 4)}
+
+
+# The parity gate: the export and the original must give the same vectors for the same texts.
+
+Reference = Callable[[list[str], list[str]], tuple[Vectors, Vectors]]
+"""(queries, passages) -> their rows by the original."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Cosines between export and original over `texts` texts, and the text that they agree on least."""
+
+    texts: int
+    cosine_min: float
+    cosine_mean: float
+    worst_text: str
+
+
+def parity_texts() -> tuple[list[str], list[str]]:
+    """Questions (one per language of the bank) and passages of three lengths, the longest beyond E5's limit."""
+    questions = [lines[i % len(lines)] for i, lines in enumerate(question_bank().values())]
+    passages = [passage.title_and_text for passage in read_corpus(sample_corpus().corpus, detect=False)]
+    joined = [" ".join(passages[i : i + 4]) for i in range(0, 16, 4)]
+    return questions, [*passages, *joined, " ".join(passages)]
+
+
+def measure_parity(encoder: Encoder, reference: Reference) -> Parity:
+    """Compare an exported encoder with the original on `parity_texts`."""
+    questions, passages = parity_texts()
+    theirs = np.concatenate(reference(questions, passages))
+    ours = np.concatenate([encoder.encode_queries(questions), encoder.encode_passages(passages)])
+    if theirs.shape != ours.shape:
+        raise ModelError(f"The original gives rows of {theirs.shape[1]} dimensions, the export of {ours.shape[1]}.")
+    cosines = np.einsum("ij,ij->i", unit_rows(ours), unit_rows(theirs))
+    worst = int(np.argmin(cosines))
+    return Parity(len(ours), float(cosines[worst]), float(cosines.mean()), [*questions, *passages][worst][:80])
+
+
+def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> Reference:
+    """The original's own vectors, computed with torch and transformers in the plainest way (one text at a time)."""
+    try:
+        import torch
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    model = load_weights("AutoModel", checkpoint).eval()
+    dense = _torch_dense(checkpoint)
+
+    def row(text: str) -> Vectors:
+        tokens = tokenizer(text, truncation=True, max_length=spec.max_length, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(**tokens).last_hidden_state[0]
+            pooled = dense(hidden[0] if spec.pooling == "cls" else hidden.mean(dim=0))
+        vector: Vectors = pooled.numpy().astype(np.float32)
+        return vector
+
+    def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
+        rows = [
+            [row(spec.query_prefix + text) for text in queries],
+            [row(spec.passage_prefix + text) for text in passages],
+        ]
+        return np.stack(rows[0]), np.stack(rows[1])
+
+    return encode
+
+
+def _torch_dense(checkpoint: Checkpoint) -> Any:
+    import torch
+
+    if checkpoint.dense is None:
+        return torch.nn.Identity()
+    import orjson
+    from safetensors.torch import load_file
+
+    config = orjson.loads((checkpoint.dense / "config.json").read_bytes())
+    weights = load_file(checkpoint.dense / "model.safetensors")
+    linear = torch.nn.Linear(config["in_features"], config["out_features"], bias="linear.bias" in weights)
+    linear.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
+    activation = getattr(torch.nn, str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1])()
+    return torch.nn.Sequential(linear, activation)
+
+
+Precision = Literal["fp32", "int8"]
+Report = Callable[[str], None]
+
+FP32_COSINE = 0.9999
+INT8_COSINE = 0.98
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user knows better than the checkpoint's files; None leaves a convention as it was found."""
+
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    query_prefix: str | None = None
+    passage_prefix: str | None = None
+    max_length: int | None = None
+
+    def apply(self, spec: EncoderSpec) -> EncoderSpec:
+        """`spec` with the given values in place."""
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        return replace(spec, **given)
+
+
+def export_encoder(
+    checkpoint: str,
+    out: Path,
+    *,
+    precision: Precision = "int8",
+    overrides: Overrides | None = None,
+    report: Report = print,
+) -> ModelFolder:
+    """Export `checkpoint` into the new folder `out` and return it; `out` appears only when everything was accepted.
+
+    report: called with one line per step. Raises ModelError for a checkpoint that cannot be read, MismatchError (with
+    the measured and the wanted cosine) when the export does not compute what the original computes, MissingExtra
+    without torch.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ModelError(f"{out} exists and is not empty: remove it, or export to another folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        report(f"reading {checkpoint}")
+        source = fetch_checkpoint(checkpoint, into=Path(scratch) / "checkpoint")
+        spec, learned_from = conventions(source)
+        spec = (overrides or Overrides()).apply(spec)
+        report(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        _write_graphs(source, folder, spec, precision=precision, report=report)
+        manifest = _manifest(source, spec, precision=precision, learned_from=learned_from)
+        write_manifest(folder, manifest)
+        manifest["parity"], manifest["speed"] = _gate(source, folder, spec, precision=precision, report=report)
+        report("measuring language means and the gain of calibration")
+        with Encoder(folder, calibration=0.0) as encoder:
+            table, manifest["calibration"] = measure_calibration(encoder)
+        (folder / CALIBRATION).write_bytes(save_means(table))
+        write_manifest(folder, manifest)
+        if out.exists():
+            out.rmdir()
+        folder.rename(out)
+    return open_model_folder(out)
+
+
+def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, report: Report) -> None:
+    fp32 = folder.with_name("fp32") / GRAPH
+    fp32.parent.mkdir()
+    if source.onnx is not None:
+        report(f"using the ONNX graph that {source.source} ships")
+        for file in source.path.glob(source.onnx.name + "*"):
+            shutil.copyfile(file, fp32.parent / (GRAPH if file.name == source.onnx.name else file.name))
+    else:
+        report("exporting to ONNX (about a minute)")
+        _optimum_export(source.path, fp32.parent)
+    if source.dense is not None:
+        append_dense(fp32, source.dense)
+    copy_tokenizer(source.path, fp32.parent, folder)
+    if precision == "int8":
+        report(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
+        quantize_int8(
+            fp32,
+            folder / GRAPH,
+            num_heads=int(source.config.get("num_attention_heads", 0)),
+            hidden=int(source.config["hidden_size"]),
+            samples=_sample_ids(folder / TOKENIZER, spec),
+        )
+    else:
+        for file in fp32.parent.glob("*.onnx*"):
+            shutil.move(file, folder / file.name)
+
+
+def _sample_ids(tokenizer: Path, spec: EncoderSpec) -> list[NDArray[np.int64]]:
+    """Token ids of two questions per language of the bank and of the sample corpus, each a row of its own."""
+    from tokenizers import Tokenizer
+
+    _, passages = parity_texts()
+    questions = [text for texts in question_bank().values() for text in texts[:2]]
+    texts = [spec.query_prefix + text for text in questions] + [spec.passage_prefix + text for text in passages]
+    reader = Tokenizer.from_file(str(tokenizer))
+    reader.no_padding()
+    reader.enable_truncation(spec.max_length)
+    return [np.array([encoding.ids], dtype=np.int64) for encoding in reader.encode_batch(texts)]
+
+
+def _optimum_export(checkpoint: Path, out: Path) -> None:
+    try:
+        import transformers
+        from optimum.exporters.onnx import main_export
+    except ImportError as error:
+        raise MissingExtra(
+            f'Exporting needs torch and optimum ({error.name}): pip install "xqg-vdb[export]".'
+        ) from error
+    import warnings
+
+    transformers.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main_export(
+            str(checkpoint),
+            output=str(out),
+            task="feature-extraction",
+            library_name="transformers",
+            do_validation=False,  # our own gate compares more
+            trust_remote_code=False,
+            local_files_only=True,
+            device="cpu",
+        )
+
+
+def _manifest(source: Checkpoint, spec: EncoderSpec, *, precision: Precision, learned_from: str) -> dict[str, Any]:
+    packages = ("onnxruntime", "tokenizers", "xqg-vdb")
+    return {
+        "kind": "encoder",
+        "source": source.source,
+        "revision": source.revision,
+        "architecture": (source.config.get("architectures") or [source.config["model_type"]])[0],
+        "encoder": asdict(spec),
+        "conventions_from": learned_from,
+        "precision": precision,
+        "made_with": {name: version(name) for name in packages},
+        "machine": {"processor": platform.machine(), "vnni": cpu_has_vnni()},
+    }
+
+
+def _gate(
+    source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, report: Report
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The measured parity and speed; raises MismatchError instead of accepting an export that differs."""
+    report("comparing with the original")
+    with Encoder(folder, calibration=0.0) as encoder:
+        if source.onnx is not None and precision == "fp32":
+            return None, _speed(encoder)
+        reference = torch_vectors(source, spec) if source.onnx is None else _fp32_vectors(folder, spec)
+        parity = measure_parity(encoder, reference)
+        wanted = FP32_COSINE if precision == "fp32" else INT8_COSINE
+        report(
+            f"cosine to the original, {parity.texts} texts: min {parity.cosine_min:.5f}, mean {parity.cosine_mean:.5f}"
+        )
+        if not parity.cosine_min >= wanted:
+            raise MismatchError(
+                f"The {precision} export is not the model it was made from: lowest cosine {parity.cosine_min:.5f}, "
+                f"wanted {wanted} (text {parity.worst_text!r}); nothing was written. "
+                + ("Try --precision fp32." if precision == "int8" else "Please report the checkpoint.")
+            )
+        return asdict(parity), _speed(encoder)
+
+
+def _fp32_vectors(folder: Path, spec: EncoderSpec) -> Reference:
+    """Reference rows from the publisher's own fp32 graph, when there is no torch model to ask."""
+    fp32 = folder.with_name("fp32")
+    shutil.copyfile(folder / TOKENIZER, fp32 / TOKENIZER)
+    write_manifest(fp32, {"kind": "encoder", "source": "fp32", "encoder": asdict(spec)})
+
+    def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
+        with Encoder(fp32, calibration=0.0) as encoder:
+            return encoder.encode_queries(queries), encoder.encode_passages(passages)
+
+    return encode
+
+
+def _speed(encoder: Encoder) -> dict[str, Any]:
+    _, passages = parity_texts()
+    encoder.encode_passages(passages[:8])
+    start = time.perf_counter()
+    encoder.encode_passages(passages)
+    rate = len(passages) / (time.perf_counter() - start)
+    return {"passages_per_second": round(rate, 1), "threads": encoder.threads, "texts": "sample corpus"}
+
+
+# Models by name: the exported folder of MODEL, exporting it into the cache the first time it is asked for.
+
+
+def ensure_encoder(model: str, *, report: Report, precision: Precision = "int8") -> Path:
+    """The folder of an exported encoder; `starter` and hub ids are exported when they are not in the cache yet.
+
+    Raises ModelError when there is no such model, and whatever `export_encoder` raises.
+    """
+    if not _has_a_name(model):
+        return locate_model(model)
+    try:
+        return locate_model(model)
+    except ModelError:
+        return _exported(model, report=report, precision=precision)
+
+
+def encoder_of(card: Card, *, collection: str, report: Report) -> Path:
+    """The folder of the encoder that made a collection, exported like it when it is not in the cache.
+
+    Raises ModelError when it has no name by which to find it, and whatever `export_encoder` raises.
+    """
+    made_by = card.encoder
+    name = STARTER if made_by.source == STARTER_ENCODER else made_by.source
+    precision = cast(Precision, made_by.precision)
+    if not _has_a_name(name) or precision not in ("int8", "fp32"):
+        raise ModelError(
+            f"Collection {collection!r} was made by an encoder from {made_by.source!r} (fingerprint"
+            f" {made_by.fingerprint}), which cannot be found by that name: give its model folder with --encoder."
+        )
+    return _exported(name, report=report, precision=precision)
+
+
+def default_folder(checkpoint: str, *, precision: Precision) -> Path:
+    """Where `export CHECKPOINT` without OUT goes: the cache, under the name by which other commands find it."""
+    name = STARTER if checkpoint == STARTER_ENCODER else checkpoint
+    if name != STARTER and not is_hub_id(name):
+        raise ModelError(f"Say where to export the folder {checkpoint!r} to: xqg-vdb export {checkpoint} OUT")
+    folder = cached_model(name, precision=precision)
+    if (folder / MANIFEST).is_file():
+        raise ModelError(f"{checkpoint} is exported already, in {folder}: remove that folder to export it again.")
+    return folder
+
+
+def _has_a_name(model: str) -> bool:
+    return model == STARTER or (is_hub_id(model) and not Path(model).exists())
+
+
+def _exported(name: str, *, report: Report, precision: Precision) -> Path:
+    """The cached export of a named model, made now if it is not there."""
+    folder = cached_model(name, precision=precision)
+    if not (folder / MANIFEST).is_file():
+        report(f"exporting {name} once, into {folder}")
+        checkpoint = STARTER_ENCODER if name == STARTER else name
+        export_encoder(checkpoint, folder, precision=precision, report=report)
+    return folder

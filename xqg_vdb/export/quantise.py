@@ -1,0 +1,351 @@
+"""Block-wise 8-bit weights for generator graphs: `MatMulNBits` (32 weights share a scale), activations stay float32.
+
+Plain dynamic int8 (one scale per tensor, activations too) turns Gemma 270M into noise; one scale per 32 weights does
+not. An embedding table that is tied to the output layer keeps one copy, which the lookup reads from the same blocks.
+
+In: an ONNX file. Out: another one. This file knows nothing about text; whether the result may be used is `gate`'s
+business.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xqg_vdb.errors import MissingExtra, ModelError
+
+BLOCK = 32
+ZERO = 128  # an 8-bit weight is (byte - 128) * scale
+SMALLEST = 4096  # tensors with fewer weights are left alone
+
+
+def pack(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Blocks (rows, columns / 32, 32) uint8 and scales (rows, columns / 32) float32 of a matrix (rows, columns).
+
+    The scale of a block is its largest absolute value / 127. Raises ValueError when columns is not a multiple of 32.
+    """
+    rows, columns = weights.shape
+    if columns % BLOCK:
+        raise ValueError(f"{columns} columns do not divide into blocks of {BLOCK}")
+    blocks = weights.reshape(rows, columns // BLOCK, BLOCK)
+    scales = np.abs(blocks).max(axis=2) / np.float32(127)
+    steps = np.rint(blocks / np.maximum(scales, np.float32(1e-30))[:, :, None])
+    return (steps + ZERO).astype(np.uint8), scales.astype(np.float32)
+
+
+def unpack(blocks: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The matrix that `pack` stored."""
+    return ((blocks.astype(np.float32) - ZERO) * scales[:, :, None]).reshape(blocks.shape[0], -1)
+
+
+def quantise_graph(source: Path, target: Path, *, accuracy_level: int = 4) -> int:
+    """Write `source` to `target` with 8-bit weights; returns how many weight matrices were converted.
+
+    accuracy_level: of `MatMulNBits`; 4 lets onnxruntime round activations to 8 bits per block of 32 inside the product
+        (about twice as fast), 0 keeps them float32.
+    """
+    import onnx
+
+    model = onnx.load(str(source))
+    converter = _Converter(model, accuracy_level)
+    converter.convert()
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    save_graph(model, target)
+    return len(converter.packed)
+
+
+def save_graph(model: Any, target: Path) -> None:
+    """Write an ONNX model, with its weights in `<name>.data` beside it when they do not fit into one protobuf."""
+    import onnx
+
+    data = target.with_name(target.name + ".data")
+    data.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
+    if model.ByteSize() < 1_900_000_000:
+        onnx.save_model(model, str(target))
+    else:
+        onnx.save_model(model, str(target), save_as_external_data=True, location=data.name, size_threshold=1024)
+
+
+class _Converter:
+    """One pass over a graph; `packed` maps the name of a converted weight to the stem of its new tensors."""
+
+    def __init__(self, model: Any, accuracy_level: int) -> None:
+        self.graph, self.accuracy_level = model.graph, accuracy_level
+        self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.turned = {
+            node.output[0]: node.input[0]
+            for node in self.graph.node
+            if node.op_type == "Transpose" and node.input[0] in self.weights
+        }
+        self.packed: dict[str, str] = {}
+
+    def convert(self) -> None:
+        """Rewrite every product with a weight, then every lookup in a table that was packed on the way."""
+        nodes = [self._product(node) for node in self.graph.node]
+        nodes = [new for node in nodes for new in self._lookup(node)]
+        used = {name for node in nodes for name in node.input} | {value.name for value in self.graph.output}
+        nodes = [node for node in nodes if node.op_type != "Transpose" or node.output[0] in used]
+        used = {name for node in nodes for name in node.input}
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(nodes)
+        self.graph.initializer.extend(kept)
+
+    def _product(self, node: Any) -> Any:
+        import onnx
+
+        if node.op_type != "MatMul":
+            return node
+        name = self.turned.get(node.input[1], node.input[1])
+        tensor = self.weights.get(name)
+        if tensor is None or len(tensor.dims) != 2 or int(np.prod(tensor.dims)) < SMALLEST:
+            return node
+        rows_first = node.input[1] in self.turned  # (out, in), as torch stores a Linear
+        columns = tensor.dims[1] if rows_first else tensor.dims[0]
+        if columns % BLOCK:
+            return node
+        stem = self._pack(name, rows_first=rows_first)
+        return onnx.helper.make_node(
+            "MatMulNBits",
+            [node.input[0], f"{stem}.blocks", f"{stem}.scales"],
+            list(node.output),
+            name=node.name,
+            domain="com.microsoft",
+            K=columns,
+            N=tensor.dims[0] if rows_first else tensor.dims[1],
+            bits=8,
+            block_size=BLOCK,
+            accuracy_level=self.accuracy_level,
+        )
+
+    def _pack(self, name: str, *, rows_first: bool) -> str:
+        from onnx import numpy_helper
+
+        if name not in self.packed:
+            matrix = numpy_helper.to_array(self.weights[name]).astype(np.float32, copy=False)
+            blocks, scales = pack(np.ascontiguousarray(matrix if rows_first else matrix.T))
+            self.packed[name] = name
+            self.graph.initializer.append(numpy_helper.from_array(blocks, f"{name}.blocks"))
+            self.graph.initializer.append(numpy_helper.from_array(scales, f"{name}.scales"))
+        return self.packed[name]
+
+    def _lookup(self, node: Any) -> list[Any]:
+        import onnx
+        from onnx import numpy_helper
+
+        if node.op_type != "Gather" or node.input[0] not in self.packed:
+            return [node]
+        stem, ids, out = self.packed[node.input[0]], node.input[1], node.output[0]
+        width = self.weights[node.input[0]].dims[1]
+        for name, value in (
+            ("zero", np.array(ZERO, np.float32)),
+            ("axis", np.array([-1])),
+            ("shape", np.array([0, 0, width])),
+        ):
+            if f"{out}.{name}" not in {tensor.name for tensor in self.graph.initializer}:
+                self.graph.initializer.append(numpy_helper.from_array(value, f"{out}.{name}"))
+        make = onnx.helper.make_node
+        return [
+            make("Gather", [f"{stem}.blocks", ids], [f"{out}.bytes"]),
+            make("Gather", [f"{stem}.scales", ids], [f"{out}.scale"]),
+            make("Cast", [f"{out}.bytes"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
+            make("Sub", [f"{out}.float", f"{out}.zero"], [f"{out}.steps"]),
+            make("Unsqueeze", [f"{out}.scale", f"{out}.axis"], [f"{out}.scale3"]),
+            make("Mul", [f"{out}.steps", f"{out}.scale3"], [f"{out}.blocks4"]),
+            make("Reshape", [f"{out}.blocks4", f"{out}.shape"], [out]),
+        ]
+
+
+# Fixed ranges for 8-bit activations: a text's vector then depends on that text alone.
+
+Range = tuple[float, float]
+
+
+def fix_ranges(fp32: Path, int8: Path, *, samples: Sequence[NDArray[np.int64]]) -> int:
+    """Replace, in place, the run-time ranges of the graph `int8` by those that `samples` have in the graph `fp32`.
+
+    samples: token ids (1, length), each run alone. Returns how many tensors have a fixed range now; a tensor that the
+    fp32 graph does not name keeps its run-time range.
+    """
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(str(int8))
+    dynamic = [node for node in model.graph.node if node.op_type == "DynamicQuantizeLinear"]
+    ranges = measure_ranges(fp32, [node.input[0] for node in dynamic], samples=samples)
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "DynamicQuantizeLinear" or node.input[0] not in ranges:
+            nodes.append(node)
+            continue
+        scale, zero = _affine(ranges[node.input[0]])
+        quantized, scale_name, zero_name = node.output
+        # the consumers keep reading scale and zero point by the names that the dynamic node gave them
+        model.graph.initializer.append(onnx.numpy_helper.from_array(scale, scale_name))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(zero, zero_name))
+        nodes.append(helper.make_node("QuantizeLinear", [node.input[0], scale_name, zero_name], [quantized]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(int8))
+    return len(ranges)
+
+
+def measure_ranges(fp32: Path, tensors: Iterable[str], *, samples: Sequence[NDArray[np.int64]]) -> dict[str, Range]:
+    """The least and the greatest value of each tensor over all samples, for those that the graph has."""
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    model = onnx.load(str(fp32))
+    made = {name for node in model.graph.node for name in node.output}
+    wanted = [name for name in dict.fromkeys(tensors) if name in made]
+    present = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted if name not in present
+    )
+    watched = fp32.with_name("watched.onnx")
+    onnx.save(model, str(watched), save_as_external_data=fp32.stat().st_size > 1 << 30)
+    session = ort.InferenceSession(str(watched), providers=["CPUExecutionProvider"])
+    inputs = {node.name for node in session.get_inputs()}
+    low, high = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0.0)  # zero stays exact, so it is in every range
+    for ids in samples:
+        for name, values in zip(wanted, session.run(wanted, _feed(ids, inputs)), strict=True):
+            low[name], high[name] = min(low[name], float(values.min())), max(high[name], float(values.max()))
+    return {name: (low[name], high[name]) for name in wanted if high[name] > low[name]}
+
+
+def _feed(ids: NDArray[np.int64], inputs: set[str]) -> Mapping[str, Any]:
+    zeros = np.zeros_like(ids)
+    known = {"input_ids": ids, "attention_mask": zeros + 1, "token_type_ids": zeros}
+    known["position_ids"] = np.arange(ids.shape[1], dtype=np.int64)[None, :]
+    return {name: values for name, values in known.items() if name in inputs}
+
+
+def _affine(ends: Range) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Scale and zero point of 8 bits without sign, as DynamicQuantizeLinear computes them from a range."""
+    scale = np.float32((ends[1] - ends[0]) / 255.0)
+    return np.array(scale, dtype=np.float32), np.array(np.clip(round(-ends[0] / scale), 0, 255), dtype=np.uint8)
+
+
+# Surgery on exported graphs: fusing, int8 quantisation, a projection after pooling. Needs onnx (extra `export`).
+
+_ACTIVATIONS = {"Tanh": "Tanh", "Identity": None, "GELU": "Gelu"}
+
+
+@cache
+def cpu_has_vnni() -> bool:
+    """True when the CPU multiplies 8-bit numbers without saturating 16-bit sums (VNNI, or 64-bit Arm)."""
+    import platform
+
+    if platform.machine() in ("aarch64", "arm64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+def quantize_int8(
+    fp32: Path, int8: Path, *, num_heads: int, hidden: int, samples: Sequence[NDArray[np.int64]] = ()
+) -> None:
+    """Write `int8`, a quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
+
+    samples: token ids (1, length) of sample texts, from which the activations' ranges are taken (`static_ranges.py`);
+    without any they are taken from each batch at run time.
+    Attention, GELU and layer norms are fused first, which makes the int8 graph faster, not other. Without VNNI, AVX2's
+    8-bit multiply adds pairs in saturating 16 bits, so weights keep 7 bits there. The feed-forward's second product
+    stays fp32: a few of its inputs are so large that one 8-bit scale for all drowns the rest (for E5-small
+    `export` prints a mean cosine of 0.9987 with it in fp32, 0.9962 otherwise).
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.transformers.fusion_options import FusionOptions
+        from onnxruntime.transformers.optimizer import optimize_model
+    except ImportError as error:
+        raise MissingExtra(f'int8 export needs {error.name}: pip install "xqg-vdb[export]".') from error
+    with _quiet_root_logger(), tempfile.TemporaryDirectory(dir=int8.parent.parent) as scratch:
+        fused = Path(scratch) / "fused.onnx"
+        model = optimize_model(
+            str(fp32), model_type="bert", num_heads=num_heads, hidden_size=hidden, opt_level=0,
+            optimization_options=FusionOptions("bert"),
+        )  # fmt: skip
+        model.save_model_to_file(str(fused), use_external_data_format=fp32.stat().st_size > 1 << 30)
+        quantize_dynamic(
+            str(fused),
+            str(int8),
+            per_channel=True,
+            reduce_range=not cpu_has_vnni(),
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_narrowing_products(model.model),
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+        if samples:
+            fix_ranges(fused, int8, samples=samples)
+
+
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """Silence warnings: onnxruntime's quantiser gives advice on the root logger that does not apply here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _narrowing_products(model: Any) -> list[str]:
+    """Names of the products that narrow their input: the feed-forward's way back to the model's width."""
+    shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
+    products = [
+        node for node in model.graph.node if node.op_type == "MatMul" and len(shapes.get(node.input[1], ())) == 2
+    ]
+    return [node.name for node in products if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
+
+
+def append_dense(graph: Path, dense: Path) -> None:
+    """Append the projection of a sentence-transformers `Dense` module (LaBSE) to every token's vector, in place.
+
+    CLS pooling commutes with any projection of single tokens; so does mean pooling with a linear one. For mean
+    pooling with a non-linear activation the folder would be wrong, so that is refused. Raises ModelError.
+    """
+    import onnx
+    import orjson
+    from onnx import helper, numpy_helper
+    from safetensors.numpy import load_file
+
+    config = orjson.loads((dense / "config.json").read_bytes())
+    activation = str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1]
+    pooling = orjson.loads((dense.parent / "1_Pooling" / "config.json").read_bytes())
+    if activation not in _ACTIVATIONS or (_ACTIVATIONS[activation] and not pooling.get("pooling_mode_cls_token")):
+        raise ModelError(f"The checkpoint's Dense module ({activation} after pooling) is not supported.")
+    weights = load_file(dense / "model.safetensors")
+    model = onnx.load(str(graph))
+    output = model.graph.output[0].name
+    matrix = numpy_helper.from_array(weights["linear.weight"].T.astype("float32").copy(), "dense.weight")
+    nodes = [helper.make_node("MatMul", [output, "dense.weight"], ["dense.product"])]
+    model.graph.initializer.append(matrix)
+    last = "dense.product"
+    if "linear.bias" in weights:
+        model.graph.initializer.append(numpy_helper.from_array(weights["linear.bias"].astype("float32"), "dense.bias"))
+        nodes.append(helper.make_node("Add", [last, "dense.bias"], ["dense.sum"]))
+        last = "dense.sum"
+    if _ACTIVATIONS[activation]:
+        nodes.append(helper.make_node(_ACTIVATIONS[activation], [last], ["dense.activated"]))
+        last = "dense.activated"
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    shape = ["batch_size", "sequence_length", int(config["out_features"])]
+    model.graph.output.append(helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, shape))
+    onnx.save_model(model, str(graph), save_as_external_data=graph.stat().st_size > 1 << 30)

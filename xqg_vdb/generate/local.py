@@ -1,0 +1,267 @@
+"""Decoder-only generators: every passage is read once, for all languages and all samples.
+
+The prompt has three parts (see `prompts`): a fixed prefix, whose keys and values are computed once for the whole run;
+the passage, once per passage; and a short ending that names the language, one per language. Samples branch from the
+endings. Long passages are cut by tokens in the middle part, so the instruction always survives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from xqg_vdb.errors import ModelError
+from xqg_vdb.generate.prompts import (
+    SEQ2SEQ_TEMPLATE,
+    CausalPrompt,
+    english_questions,
+    passage_tokens,
+    seq2seq_tokens,
+    translation,
+)
+from xqg_vdb.generate.run import InBatches
+from xqg_vdb.models.decode import Decoding, Stems, decode, row_key, samples_of, width_of
+from xqg_vdb.models.decoder import CausalModel, describe_folder, greedily, stop_tokens
+from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder
+from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper, open_session, ort_value
+from xqg_vdb.types import GeneratedQueries, Passage
+
+ROWS = 32  # rows per step that keep the cores busy; more passages are taken together until there are so many
+
+
+class CausalGenerator(InBatches):
+    """A `QueryGenerator` that asks for a question in every language straight from the passage."""
+
+    def __init__(self, model: CausalModel, *, prompt: CausalPrompt, decoding: Decoding) -> None:
+        self.model, self.prompt, self.decoding = model, prompt, decoding
+        self.truncated = 0
+        self._prefix = model.read(prompt.prefix)
+
+    def describe(self) -> dict[str, Any]:
+        """What the queries depend on."""
+        return {**self.model.describe(), "prompt": self.prompt.to_json(), "decoding": self.decoding.to_json()}
+
+    def examples(self) -> tuple[str, ...]:
+        """Questions in the prompt that must not come back."""
+        return self.prompt.examples
+
+    def counters(self) -> dict[str, float]:
+        """Passages cut so far, and seconds per phase."""
+        return {"passages_cut": self.truncated, **self.model.clock.seconds}
+
+    def batch_size(self, langs: Sequence[str], n: int) -> int:
+        """Passages that are decoded together."""
+        return max(1, ROWS // max(1, len(langs) * samples_of(self.decoding, n)))
+
+    def generate_batch(
+        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+    ) -> list[GeneratedQueries]:
+        """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
+        samples = samples_of(self.decoding, n)
+        endings = [self.model.ids(self.prompt.ending(lang)) for lang in langs]
+        trees = [
+            self.model.branch(
+                self._prefix, self._body(passage, max(map(len, endings))), endings, settings=self.decoding
+            )
+            for passage in batch
+        ]
+        keys = [
+            row_key(self.decoding.seed + attempt, passage.id, lang, i)
+            for passage in batch
+            for lang in langs
+            for i in range(samples)
+        ]
+        texts = self.model.write(trees, keys, samples=samples, settings=self.decoding)
+        table = iter([tuple(map(self.prompt.cut, texts[i : i + samples])) for i in range(0, len(texts), samples)])
+        return [GeneratedQueries(passage.id, {lang: next(table) for lang in langs}) for passage in batch]
+
+    def _body(self, passage: Passage, ending: int) -> list[int]:
+        """Tokens of the passage part.
+
+        The passage cut to what the model and the prompt leave room for, then what follows it.
+        """
+        tail = len(self.model.ids(self.prompt.passage_parts(passage)[1]))
+        room = self.model.max_length - self._prefix.slots - ending - tail - self.decoding.max_tokens
+        room = min(self.prompt.max_passage_tokens, room)
+        if room < 8:
+            raise ModelError(
+                f"The prompt and {self.decoding.max_tokens} new tokens leave no room for a passage in the model's "
+                f"{self.model.max_length} tokens; shorten the prompt or lower max_tokens."
+            )
+        ids, cut = passage_tokens(self.model.ids, self.prompt, passage, room=room)
+        self.truncated += cut
+        return ids
+
+
+# The generator for small base models: questions in English first, each then translated into every language.
+
+PIVOT = "en"
+PAIRS = 16  # example translations in the prompt
+LONGEST_QUESTION = 64  # tokens of an English question that are translated
+
+
+class PivotGenerator(InBatches):
+    """A `QueryGenerator` for `langs`, in two steps. Chance is in the first step only: translations are greedy."""
+
+    def __init__(self, model: CausalModel, *, langs: Sequence[str], decoding: Decoding) -> None:
+        self.model, self.decoding = model, decoding
+        self.english = CausalGenerator(model, prompt=english_questions(), decoding=decoding)
+        prompts = {lang: translation(lang, pairs=PAIRS) for lang in langs if lang != PIVOT}
+        self._translations = {lang: (prompt, model.read(prompt.prefix)) for lang, prompt in prompts.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """What the queries depend on."""
+        return {**self.english.describe(), "translation": {"prompt": "question bank", "pairs": PAIRS, "mode": "greedy"}}
+
+    def examples(self) -> tuple[str, ...]:
+        """Questions in the prompts that must not come back."""
+        shown = [prompt.examples for prompt, _ in self._translations.values()]
+        return self.english.examples() + tuple(text for several in shown for text in several)
+
+    def counters(self) -> dict[str, float]:
+        """Passages cut so far, and seconds per phase."""
+        return self.english.counters()
+
+    def batch_size(self, langs: Sequence[str], n: int) -> int:
+        """Passages that are taken together: so many that each language has enough questions to translate at once."""
+        return max(1, ROWS // samples_of(self.decoding, n))
+
+    def generate_batch(
+        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+    ) -> list[GeneratedQueries]:
+        """The records of a few passages; attempt: 1 for other English questions."""
+        asked = self.english.generate_batch(batch, langs=[PIVOT], n=n, attempt=attempt)
+        questions = [record.queries[PIVOT] for record in asked]
+        by_lang = {lang: questions if lang == PIVOT else self._translated(questions, lang) for lang in langs}
+        return [
+            GeneratedQueries(passage.id, {lang: by_lang[lang][i] for lang in langs}) for i, passage in enumerate(batch)
+        ]
+
+    def _translated(self, questions: Sequence[tuple[str, ...]], lang: str) -> list[tuple[str, ...]]:
+        prompt, prefix = self._translations[lang]
+        before, after = prompt.passage.replace("{title}", "").split("{text}")
+        flat = [question for several in questions for question in several]
+        endings = [
+            self.model.ids(before + question)[:LONGEST_QUESTION] + self.model.ids(after + prompt.ending(lang))
+            for question in flat
+        ]
+        settings = greedily(self.decoding)
+        tree = self.model.branch(prefix, [], endings, settings=settings)
+        texts = self.model.write([tree], [0] * len(flat), samples=1, settings=settings)
+        rest = iter(prompt.cut(text) if question else "" for text, question in zip(texts, flat, strict=True))
+        return [tuple(next(rest) for _ in several) for several in questions]
+
+
+# Encoder-decoder generators (mT5 docTquery and its like); the encoder runs once per (passage, language).
+
+ENCODER_GRAPH = "encoder.onnx"
+
+
+class Seq2SeqGenerator(InBatches):
+    """A `QueryGenerator` on a folder of kind `seq2seq-generator`. max_passage_tokens: the paper's is 256."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        *,
+        decoding: Decoding,
+        template: str = SEQ2SEQ_TEMPLATE,
+        max_input: int = 256,
+        threads: int = 0,
+    ) -> None:
+        if folder.kind != "seq2seq-generator":
+            raise ModelError(f"{folder.path} holds a {folder.kind}, where a seq2seq-generator is needed.")
+        record = folder.manifest.get("generator") or {}
+        self.folder = folder
+        self.decoding, self.template, self.max_input = decoding, template, max_input
+        self.tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
+        self.eos = [int(token) for token in record["eos"]]
+        self.start = int(record["start"])
+        self.stops = stop_tokens(self.tokenizer, self.eos, ())
+        self.clock, self.truncated = Clock(), 0
+        self._encoder = open_session(Path(folder.path) / ENCODER_GRAPH, threads=threads)
+        self.stepper = Stepper(open_session(Path(folder.path) / GRAPH, threads=threads))
+
+    def describe(self) -> dict[str, Any]:
+        """What the queries depend on."""
+        prompt = {"template": self.template, "max_input": self.max_input}
+        return {**describe_folder(self.folder), "prompt": prompt, "decoding": self.decoding.to_json()}
+
+    def examples(self) -> tuple[str, ...]:
+        """None: the prompt shows no question."""
+        return ()
+
+    def counters(self) -> dict[str, float]:
+        """Prompts cut so far, and seconds per phase."""
+        return {"prompts_cut": self.truncated, **self.clock.seconds}
+
+    def batch_size(self, langs: Sequence[str], n: int) -> int:
+        """Passages that are decoded together."""
+        return max(1, ROWS // max(1, len(langs) * samples_of(self.decoding, n)))
+
+    def generate_batch(
+        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+    ) -> list[GeneratedQueries]:
+        """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
+        samples = samples_of(self.decoding, n)
+        forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in langs])
+        stems = self.begin(forest)
+        keys = [
+            row_key(self.decoding.seed + attempt, passage.id, lang, i)
+            for passage in batch
+            for lang in langs
+            for i in range(samples)
+        ]
+        tokens = decode(forest, stems, keys, self.decoding, samples=samples, stops=self.stops, clock=self.clock)
+        texts = [" ".join(text.split()) for text in self.tokenizer.decode_batch(tokens, skip_special_tokens=True)]
+        table = iter([tuple(texts[i : i + samples]) for i in range(0, len(texts), samples)])
+        return [GeneratedQueries(passage.id, {lang: next(table) for lang in langs}) for passage in batch]
+
+    def input_ids(self, passage: Passage, lang: str) -> list[int]:
+        """Token ids of the prompt, at most `max_input` with the end token; what is cut is the passage's end."""
+        ids, cut = seq2seq_tokens(
+            lambda text: list(self.tokenizer.encode(text, add_special_tokens=False).ids),
+            self.template,
+            passage,
+            lang=lang,
+            max_input=self.max_input,
+            eos=self.eos[0],
+        )
+        self.truncated += cut
+        return ids
+
+    def read(self, inputs: Sequence[Sequence[int]]) -> Forest:
+        """A forest with one tree per input (token ids that end with `eos`), its context padded to the longest."""
+        now = time.perf_counter()
+        outputs = [self._encode(ids) for ids in inputs]
+        names = [node.name for node in self._encoder.get_outputs()]
+        longest = max(map(len, inputs))
+        context = {name: ort_value(_padded([output[i] for output in outputs], longest)) for i, name in enumerate(names)}
+        seen: Bools = np.arange(longest)[None, :] < np.array([len(ids) for ids in inputs])[:, None]
+        forest = self.stepper.empty(len(inputs), {**context, "cross_mask": ort_value(seen)})
+        self.clock.add("prefill", now)
+        return forest
+
+    def _encode(self, ids: Sequence[int]) -> list[np.ndarray]:
+        # one at a time: batches of unequal lengths would only add padding to a pass that keeps all cores busy anyway
+        feeds = {"tokens": np.array([ids], np.int64), "cross_mask": np.ones((1, len(ids)), np.bool_)}
+        return list(self._encoder.run(None, feeds))
+
+    def begin(self, forest: Forest) -> Stems:
+        """The stem of every tree: its start token, read."""
+        trees = len(forest.positions)
+        first: Ints = np.zeros((trees, 1), np.int64)
+        mask = np.ones((trees, 1, 1), np.bool_)
+        now = time.perf_counter()
+        best = forest.step(first + self.start, first, mask, np.arange(trees), k=width_of(self.decoding))
+        self.clock.add("decode", now)
+        return Stems(best, np.arange(trees), mask[:, 0], np.ones(trees, np.int64))
+
+
+def _padded(parts: Sequence[np.ndarray], length: int) -> np.ndarray:
+    return np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, length - part.shape[2]), (0, 0))) for part in parts])

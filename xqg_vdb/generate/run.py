@@ -1,0 +1,343 @@
+"""Corpus to query file: in batches, resumable after any kill, sharded over machines, filtered on request.
+
+While it runs, a checksummed log lies beside OUT (`OUT.shard-1-of-1`); a finished run is merged into OUT in the
+published schema `{"id", "generated_queries"}`, and a digest of the passage, with `OUT.provenance.json` beside it. This
+file knows no model: generators come ready.
+"""
+
+from __future__ import annotations
+
+import glob
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from xqg_vdb.batching import windows
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.generate.filters import QueryFilter, Verdicts, count_reasons, without_rejected
+from xqg_vdb.generate.output import (
+    SCHEMA,
+    EarlierQueries,
+    Plan,
+    Shard,
+    environment,
+    in_batches,
+    merge_shards,
+    passage_digest,
+    planned,
+    provenance_path,
+)
+from xqg_vdb.journal import RecordLog, rows
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.queries import read_queries
+from xqg_vdb.texts.records import Rejects
+from xqg_vdb.types import GeneratedQueries, Passage
+
+# What the runner is asked for and what it reports: job, progress, summary; and what it needs of a generator.
+
+
+class BatchGenerator(Protocol):
+    """What the runner needs of a generator. Equal calls give equal records, whatever was called before."""
+
+    def batch_size(self, langs: Sequence[str], n: int) -> int:
+        """Passages per batch; a function of its arguments and the settings alone."""
+        ...
+
+    def generate_batch(
+        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+    ) -> list[GeneratedQueries]:
+        """One record per passage, in order."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that the queries depend on: model fingerprint, prompt, settings, seed. A JSON-able dict."""
+        ...
+
+    def examples(self) -> tuple[str, ...]:
+        """Questions in the prompt that must not come back."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """Counts and seconds so far: passages cut, seconds per phase, tokens, failed requests."""
+        ...
+
+
+class InBatches:
+    """What every generator makes of its `generate_batch`."""
+
+    def generate(
+        self: BatchGenerator, passages: Iterable[Passage], *, langs: Sequence[str], n: int
+    ) -> Iterator[GeneratedQueries]:
+        """One record per passage, in input order; greedy gives one query per language whatever n is."""
+        for batch in windows(passages, self.batch_size(langs, n)):
+            yield from self.generate_batch(batch, langs=langs, n=n)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. passages and queries since the start of the run; total counts passages of the shard.
+
+    Passages of which nothing is left to write, because an earlier output has it all, are in none of these numbers.
+    """
+
+    passages: int
+    total: int
+    queries: int
+    seconds: float
+    resumed: int
+
+    @property
+    def rate(self) -> float:
+        """Queries per second of this session."""
+        return self.queries / self.seconds if self.seconds else 0.0
+
+    @property
+    def eta_seconds(self) -> float:
+        """Seconds to go at the present speed."""
+        done = self.passages - self.resumed
+        return (self.total - self.passages) * self.seconds / done if done else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The result of a run. path is OUT, or the finished shard's log.
+
+    Rejected counts queries by reason when filtered; reused, passages by the earlier output that their queries are from.
+    """
+
+    path: Path
+    passages: int
+    queries: int
+    seconds: float
+    rejected: Mapping[str, int]
+    resumed: int = 0
+    reused: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to generate: languages (normalised and checked), queries per language, which shard, filtered or not."""
+
+    langs: tuple[str, ...]
+    n: int
+    shard: Shard = field(default_factory=Shard)
+    query_filter: QueryFilter | None = None
+
+    def __post_init__(self) -> None:
+        if not self.langs:
+            raise DataError("No language was given: name at least one, such as -l sw.")
+        codes = [normalize(lang) for lang in self.langs]
+        if len(set(codes)) < len(codes):
+            raise DataError(f"A language is named twice in {', '.join(self.langs)}.")
+        if self.n < 1:
+            raise DataError(f"n must be 1 or more, got {self.n}.")
+        object.__setattr__(self, "langs", tuple(codes))
+
+
+__all__ = ["BatchGenerator", "Job", "Progress", "Summary", "generate_file"]
+
+
+def generate_file(
+    corpus: Path,
+    out: Path,
+    *,
+    generator: BatchGenerator,
+    job: Job,
+    reuse: Path | None = None,
+    rejects: Rejects | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Generate queries for every passage of `corpus` (of the shard), and merge them into `out` when there is one shard.
+
+    reuse: an output of an earlier run with the same settings; what it has about unchanged passages is taken from it.
+    Run again after a kill, it goes on where it was: at most one batch is made twice. Raises MismatchError when `out`,
+    its log or `reuse` were made with other settings, or the first two from another corpus; DataError for bad input,
+    DiskError, LockedError, CorruptError.
+    """
+    if reuse is not None and reuse.resolve() == out.resolve():
+        raise DataError(f"{out} cannot be reused and written at once: give another OUT.")
+    header = _header(generator, job)
+    if out.exists():
+        return _finished_before(out, header, read_corpus(corpus, rejects=_fresh(rejects), detect=False))
+    with ExitStack() as stack:
+        earlier = None if reuse is None else stack.enter_context(EarlierQueries(reuse, header=header))
+        total = sum(1 for plan in planned(_passages(corpus, job, _fresh(rejects)), job.langs, earlier) if plan.missing)
+        with RecordLog(job.shard.path(out), header) as log:
+            summary = _fill(log, _passages(corpus, job, rejects), generator, job, earlier, total, progress)
+    if job.shard.count == 1:
+        merge_shards(out)
+        summary = replace(summary, path=out)
+    return summary
+
+
+def _finished_before(out: Path, header: Mapping[str, Any], passages: Iterable[Passage]) -> Summary:
+    """The summary of an OUT that an earlier run finished with the same settings and corpus.
+
+    Raises MismatchError for any other OUT.
+    """
+    path = provenance_path(out)
+    record = orjson.loads(path.read_bytes()) if path.is_file() else {}
+    if any(record.get(key) != value for key, value in header.items() if key not in ("shard", "schema")):
+        raise MismatchError(f"{out} is there already and was made otherwise: remove it, or give another OUT.")
+    for written, passage in zip_longest(read_queries(out), passages):
+        same = written is not None and passage is not None and written.id == passage.id
+        if not same or written.passage_digest not in ("", passage_digest(passage)):
+            raise MismatchError(
+                f"{out} is there already and was made from another corpus: give another OUT, with --reuse {out} to "
+                "write only what is new."
+            )
+    for left in out.parent.glob(f"{glob.escape(out.name)}.shard-*-of-*"):
+        left.unlink()  # a kill came between the merge and its clean-up
+    passages_there, reused = record["passages"], record.get("reused", {})
+    return Summary(out, passages_there, record["queries"], 0.0, record["rejected"], passages_there, reused)
+
+
+def _header(generator: BatchGenerator, job: Job) -> dict[str, Any]:
+    rules = job.query_filter.rules.to_json() if job.query_filter else None
+    settings = {"generator": generator.describe(), "langs": list(job.langs), "n": job.n, "filter": rules}
+    return {"schema": SCHEMA, **settings, "shard": [job.shard.number, job.shard.count]}
+
+
+def _fresh(rejects: Rejects | None) -> Rejects | None:
+    return None if rejects is None else Rejects(rejects.max_rejects)
+
+
+def _passages(corpus: Path, job: Job, rejects: Rejects | None) -> Iterator[Passage]:
+    return job.shard.of(read_corpus(corpus, rejects=rejects, detect=False))
+
+
+@dataclass
+class _Tally:
+    """What the commits of a log add up to; `new` counts what was generated, the rest is from an earlier output."""
+
+    queries: int = 0
+    new_passages: int = 0
+    new_queries: int = 0
+    seconds: float = 0.0
+    rejected: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
+
+    def add(self, info: Mapping[str, Any]) -> None:
+        self.queries += info["queries"]
+        self.new_passages += info["new_passages"]
+        self.new_queries += info["new_queries"]
+        self.seconds += info["seconds"]
+        self.rejected.update(info["rejected"])
+        self.reused.update(info["reused"])
+
+
+def _fill(
+    log: RecordLog, passages: Iterator[Passage], generator: BatchGenerator, job: Job, earlier: EarlierQueries | None,
+    total: int, progress: Callable[[Progress], None] | None,
+) -> Summary:  # fmt: skip
+    done = resumed = _skip_done(log, passages)
+    tally = _Tally()
+    for info in log.committed.commits:
+        tally.add(info)
+    before, start = replace(tally), time.monotonic()  # only its numbers are looked at; the counters go on
+    if log.committed.end is None:
+        plans = planned(passages, job.langs, earlier)
+        for batch in in_batches(plans, lambda langs: generator.batch_size(langs, job.n)):
+            begun = time.monotonic()
+            lines, counts = _written(generator, batch, job)
+            reused = {} if earlier is None else {earlier.name: sum(bool(plan.known) for plan in batch)}
+            info = {**counts, "reused": reused, "seconds": round(time.monotonic() - begun, 3)}
+            done += len(batch)
+            log.commit(lines, rows=done, info=info)
+            tally.add(info)
+            if progress:
+                made, now = tally.new_queries - before.new_queries, time.monotonic()
+                progress(Progress(tally.new_passages, total, made, now - start, before.new_passages))
+        log.finish({"rows": done, "queries": tally.queries, "rejected": dict(tally.rejected),
+                    "reused": dict(tally.reused), "seconds": round(before.seconds + time.monotonic() - start, 3),
+                    "counters": generator.counters(), **environment()})  # fmt: skip
+    seconds = before.seconds + time.monotonic() - start
+    return Summary(log.path, done, tally.queries, seconds, dict(tally.rejected), resumed, dict(tally.reused))
+
+
+def _written(generator: BatchGenerator, batch: Sequence[Plan], job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A batch's rows with all queries, and its counts; passages that lack the same languages are written together."""
+    queries = [dict(plan.known) for plan in batch]
+    reasons: Counter[str] = Counter()
+    new = 0
+    for langs in dict.fromkeys(plan.missing for plan in batch if plan.missing):
+        places = [i for i, plan in enumerate(batch) if plan.missing == langs]
+        records, rejected = _good_records(generator, [batch[i].passage for i in places], langs, job)
+        reasons.update(rejected)
+        for i, record in zip(places, records, strict=True):
+            queries[i].update(record.queries)
+            new += sum(map(len, record.queries.values()))
+    rows = [
+        {
+            "id": plan.passage.id,
+            "digest": passage_digest(plan.passage),
+            "queries": {lang: found[lang] for lang in job.langs},
+        }
+        for plan, found in zip(batch, queries, strict=True)
+    ]
+    count = sum(len(texts) for found in queries for texts in found.values())
+    made = sum(bool(plan.missing) for plan in batch)
+    return rows, {"queries": count, "new_passages": made, "new_queries": new, "rejected": dict(reasons)}
+
+
+def _skip_done(log: RecordLog, passages: Iterator[Passage]) -> int:
+    """Pass over the passages that are in the log.
+
+    Raises MismatchError when the corpus is not the one it was begun with.
+    """
+    for row in rows(log.path, log.committed) if log.committed.rows else ():
+        passage = next(passages, None)
+        if passage is None or (passage.id, passage_digest(passage)) != (row["id"], row["digest"]):
+            found = "the end of the corpus" if passage is None else f"passage {passage.id!r}"
+            raise MismatchError(
+                f"{log.path} was begun with another corpus: where it has passage {row['id']!r}, there is {found} now, "
+                "or its text has changed. Use the same corpus, or another OUT."
+            )
+    return log.committed.rows
+
+
+def _good_records(
+    generator: BatchGenerator, batch: Sequence[Passage], langs: tuple[str, ...], job: Job
+) -> tuple[list[GeneratedQueries], dict[str, int]]:
+    """A batch's records and counts by reason; what a filter rejects is drawn once more, then left out."""
+    records = generator.generate_batch(batch, langs=langs, n=job.n)
+    if job.query_filter is None:
+        return records, {}
+    verdicts = job.query_filter.judge(records)
+    langs = tuple(lang for lang in langs if any(any(verdict[lang]) for verdict in verdicts))
+    again = [i for i, verdict in enumerate(verdicts) if any(map(any, verdict.values()))]
+    kept = [without_rejected(record, verdict) for record, verdict in zip(records, verdicts, strict=True)]
+    if again:
+        second = generator.generate_batch([batch[i] for i in again], langs=langs, n=job.n, attempt=1)
+        judged = job.query_filter.judge(second)
+        for i, record, verdict in zip(again, second, judged, strict=True):
+            kept[i] = _filled_up(kept[i], without_rejected(record, verdict), verdicts[i], job.n)
+    return kept, _counts(records, verdicts, kept)
+
+
+def _filled_up(kept: GeneratedQueries, spare: GeneratedQueries, verdict: Verdicts, n: int) -> GeneratedQueries:
+    """`kept` with what it lost taken from `spare`: only where it lost something, whatever others in the batch lost."""
+    filled = {
+        lang: (*texts, *[text for text in spare.queries[lang] if text not in texts])[:n]
+        if any(verdict[lang])
+        else texts
+        for lang, texts in kept.queries.items()
+    }
+    return GeneratedQueries(kept.id, filled)
+
+
+def _counts(
+    records: Sequence[GeneratedQueries], verdicts: Sequence[Verdicts], kept: Sequence[GeneratedQueries]
+) -> dict[str, int]:
+    made = sum(len(texts) for record in records for texts in record.queries.values())
+    left = sum(len(texts) for record in kept for texts in record.queries.values())
+    reasons = count_reasons(verdicts)
+    return {**reasons, "replaced by a second try": sum(reasons.values()) - (made - left)} if reasons else {}

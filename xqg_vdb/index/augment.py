@@ -1,0 +1,301 @@
+"""Augment a collection that somebody else made: look at it, check the encoder, keep, fuse, publish a copy; undo that.
+
+In: a server's collection, generated queries, the encoder that made its vectors. Out: a copy with fused vectors, behind
+an alias. The collection itself is only read. How points travel is in `writing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.files import sha256_of
+from xqg_vdb.index.augment_points import PointCounts, keep_points, write_copy
+from xqg_vdb.index.build import Build
+from xqg_vdb.index.card import card_of, finished
+from xqg_vdb.index.encode import Kept
+from xqg_vdb.models.folder import cache_folder
+from xqg_vdb.progress import Progress, silent
+from xqg_vdb.texts.queries import QueryFile
+from xqg_vdb.texts.records import Rejects
+from xqg_vdb.types import Card, Distance, EncoderFacts, Recipe, TextEncoder, Vectors
+
+if TYPE_CHECKING:
+    from xqg_vdb.store.server.foreign import ForeignCollection, ForeignPoint, PayloadLayout
+    from xqg_vdb.store.server.store import ServerStore
+
+
+LEAST_COSINE = 0.99
+"""Equal models of equal precision are above it, batches of an int8 model included; other models are far below."""
+_NEAR = 0.9
+_LENGTHS = (0.9, 1.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a collection is to be augmented.
+
+    to: name of the copy, by default the collection's with `-xqg`.
+    vector, text_key, id_key: where the searched vector, the text and the queries' id are; recognised when None.
+    """
+
+    to: str | None = None
+    vector: str | None = None
+    text_key: str | None = None
+    id_key: str | None = None
+
+
+@dataclass(frozen=True)
+class AugmentReport:
+    """What was done.
+
+    collection: the name to search. source: the collection that was copied. layout: how payloads are written.
+    vector: the one with the fused rows, "" for the unnamed one. cosine: median of the encoder check.
+    queries: how many were folded in, by language.
+    """
+
+    collection: str
+    source: str
+    layout: str
+    vector: str
+    cosine: float
+    counts: PointCounts
+    queries: dict[str, int]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def augment(
+    name: str,
+    *,
+    store: ServerStore,
+    encoder: CalibratedEncoder,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]],
+    recipe: Recipe | None = None,
+    wishes: Wishes | None = None,
+    sample: int = 32,
+    rejects: Rejects | None = None,
+    progress: Progress = silent,
+) -> AugmentReport:
+    """Copy the collection `name` with generated queries folded into its vectors; `wishes` says under which name.
+
+    sample: passages that are encoded again to check that `encoder` made the vectors; no other passage is encoded.
+    A run that was stopped goes on when the same call is made again. Raises MismatchError for another encoder, for
+    distances without fusion and for layouts that cannot be copied; DataError, ServerError, DiskError, LockedError.
+    """
+    recipe, wishes = recipe or Recipe(), wishes or Wishes()
+    given = [queries] if isinstance(queries, str | PathLike) else queries
+    files = [Path(file) for file in given]
+    source = store.foreign(name)
+    if source.record:  # a copy of ours is made again from what it was copied from
+        source, wishes = source.at(source.record["source"]), replace(wishes, to=wishes.to or name)
+    started = time.perf_counter()
+    with QueryFile(files, rejects=rejects) as table:
+        plan = _planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
+        cosine = _checked(source, plan, encoder, sample=sample)
+        build, counts = keep_points(
+            source, plan.vector, plan.layout, table, encoder=encoder, folder=plan.folder, progress=progress
+        )
+    encoded = time.perf_counter()
+    card, means = card_of(
+        Kept(build, plan.run), encoder, recipe=recipe, distance=plan.distance, asked=LanguageMeans(), keep_plain=False
+    )
+    _publish(source, plan, build, card, means, progress)
+    folded = {lang: int(build.counts[lang].sum()) for lang in card.query_langs}
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    return AugmentReport(
+        collection=plan.name,
+        source=source.physical,
+        layout=plan.layout.name,
+        vector=plan.vector,
+        cosine=cosine,
+        counts=counts,
+        queries=folded,
+        seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
+    )
+
+
+def undo(name: str, *, store: ServerStore, to: str | None = None) -> str:
+    """Delete the copy `name`, or the one of the collection `name` under the name `to`; says what was done.
+
+    An alias that was switched to the copy points again where it pointed before. Raises DataError when there is no copy.
+    """
+    from xqg_vdb.store.server.foreign import remove_copy, remove_unfinished
+
+    found = store.foreign(name)
+    record = found.record
+    if record:
+        remove_copy(found.names, name, found.physical, previous=record["previous"])
+        return f"{name}: the copy {found.physical} is gone; {record['source']} is as it was"
+    target = to or f"{name}-xqg"
+    removed = remove_unfinished(found, target)
+    published = found.names.target(target)
+    copied = {} if published is None else found.at(published).record
+    if published is not None and copied.get("source") == found.physical:
+        remove_copy(found.names, target, published, previous=copied["previous"])
+        removed.append(published)
+    if not removed:
+        raise DataError(f"{name!r} is not augmented, and {target!r} is no copy of it: there is nothing to undo.")
+    return f"{target}: {', '.join(removed)} is gone; {name} is as it was"
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is done. name: of the copy. sample: the first points.
+
+    folder: of the first pass. run: hash of all that the outcome depends on, but the points.
+    """
+
+    name: str
+    vector: str
+    layout: PayloadLayout
+    distance: Distance
+    folder: Path
+    run: str
+    sample: list[ForeignPoint]
+
+
+def _planned(
+    source: ForeignCollection, wishes: Wishes, *, facts: EncoderFacts, recipe: Recipe, queries: Sequence[Path]
+) -> _Plan:
+    """The plan. What is unknown, unfit, or could not be published later is refused here, before hours of encoding."""
+    from xqg_vdb.store.layout import check_name
+    from xqg_vdb.store.server.foreign import chosen_vector, distance_of, previous_target, recognised
+
+    card = source.card
+    if card is not None and card.query_langs:
+        raise MismatchError(
+            f"The vectors of {source.name!r} have generated queries in them, by `xqg-vdb load`: load again with the new"
+            " queries (with --build nothing is encoded twice)."
+        )
+    vectors = source.dense_vectors()
+    vector = chosen_vector(vectors, wishes.vector, name=source.name)
+    name = check_name(wishes.to or f"{source.name}-xqg")
+    source.names.refuse_plain(name)
+    previous_target(source, name)
+    sample = next(source.pages(vectors=[vector]))
+    if not sample:
+        raise DataError(f"Collection {source.name!r} holds no points.")
+    layout = recognised([one.payload for one in sample], text_key=wishes.text_key, id_key=wishes.id_key)
+    inputs = _hash(source.server.where, source.physical, vector, layout.id_key, facts.fingerprint,
+                   *[sha256_of(file) for file in queries])  # fmt: skip
+    folder = cache_folder() / "augment" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', source.physical)}-{inputs}"
+    distance = distance_of(vectors[vector])
+    return _Plan(name, vector, layout, distance, folder, _hash(inputs, recipe.to_json()), sample)
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
+
+
+def _publish(
+    source: ForeignCollection, plan: _Plan, build: Build, card: Card, means: LanguageMeans, progress: Progress
+) -> None:
+    """Make the copy, or go on with it; the alias shows it when it is complete, and the copy before it goes away."""
+    from xqg_vdb.store.server.foreign import open_copy, previous_target
+
+    previous, replaced = previous_target(source, plan.name)
+    record: dict[str, Any] = {
+        "source": source.physical, "previous": previous, "run": card.rows_digest, "finished": False
+    }  # fmt: skip
+    copy = open_copy(source, plan.name, record=record)
+    write_copy(source, copy, build, card=card, means=means, vector=plan.vector, progress=progress)
+    total, before = source.count(), source.card
+    progress("indexing", 0, total)
+    # the digest is over ids and texts, which are the same
+    card = finished(card, count=total, digest="" if before is None else before.digest)
+    copy.publish(
+        plan.name,
+        card=replace(card, vectors=(plan.vector,), version=copy.physical.rpartition("__")[2]),
+        record={**record, "finished": True},
+        indexed=lambda done: progress("indexing", min(done, total), total),
+    )
+    if replaced is not None:
+        source.names.remove(replaced)
+
+
+def _checked(source: ForeignCollection, plan: _Plan, encoder: TextEncoder, *, sample: int) -> float:
+    """The encoder check on the first points that have a text and the vector."""
+    points = [(plan.layout.wordings(point.payload), point.vectors.get(plan.vector)) for point in plan.sample]
+    chosen = [(texts, vector) for texts, vector in points if texts and vector is not None][:sample]
+    stored = np.asarray([vector for _, vector in chosen], dtype=np.float32).reshape(len(chosen), -1)
+    return check_encoder(encoder, [texts for texts, _ in chosen], stored, distance=plan.distance, name=source.name)
+
+
+def check_encoder(
+    encoder: TextEncoder, wordings: Sequence[Sequence[str]], stored: Vectors, *, distance: Distance, name: str
+) -> float:
+    """The median cosine of stored rows (n, dim) to the rows that `encoder` makes of the same texts.
+
+    wordings: per row what may have been encoded, the likeliest first; the kind of wording that fits best counts.
+    Raises MismatchError, with what was found and what is wanted, for another encoder; DataError without texts.
+    """
+    if not wordings:
+        raise DataError(f"None of the first points of {name!r} has a text: name its key with --text-key.")
+    facts = encoder.facts
+    if stored.shape[1] != facts.dim:
+        raise MismatchError(
+            f"The vectors of {name!r} have {stored.shape[1]} dimensions, those of {facts.source} {facts.dim}: give the"
+            " encoder that made them (--encoder)."
+        )
+    if distance == "cosine" and not facts.normalize:
+        raise MismatchError(
+            f"{name!r} keeps its vectors at length 1, and {facts.source} makes others: how long the passages' vectors"
+            " were is lost, so that queries cannot be weighed against them. Load the texts with `xqg-vdb load`."
+        )
+    kinds = range(max(map(len, wordings)))
+    texts = [[own[min(kind, len(own) - 1)] for own in wordings] for kind in kinds]
+    rows = [encoder.encode_passages(one) for one in texts]
+    found = [_median_cosine(stored, own) for own in rows]
+    best = int(np.argmax(found))
+    if found[best] < LEAST_COSINE:
+        as_queries = max(_median_cosine(stored, encoder.encode_queries(one)) for one in texts)
+        raise MismatchError(_refusal(encoder, found[best], as_queries, name=name))
+    if distance == "dot":
+        _check_lengths(stored, rows[best], name=name, source=facts.source)
+    return found[best]
+
+
+def _median_cosine(stored: Vectors, made: Vectors) -> float:
+    lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(made, axis=1)
+    return float(np.median(np.sum(stored * made, axis=1) / np.maximum(lengths, 1e-12)))
+
+
+def _refusal(encoder: TextEncoder, passages: float, queries: float, *, name: str) -> str:
+    facts = encoder.facts
+    said = (
+        f"{facts.source} ({facts.precision}) did not make the vectors of {name!r}: encoded again, a sample of its texts"
+        f" has a median cosine of {passages:.3f} to what is stored, at least {LEAST_COSINE} is wanted."
+    )
+    if queries >= LEAST_COSINE:
+        return (
+            f"{said} Encoded as queries it has {queries:.3f}: the passages were given the prefix"
+            f" {facts.query_prefix!r}. Export the encoder with that as --passage-prefix."
+        )
+    if passages >= _NEAR:
+        other = "fp32" if facts.precision == "int8" else "int8"
+        return (
+            f"{said} That is near: another precision (`xqg-vdb export --precision {other}`), another prefix before the"
+            f" passages (this encoder's is {facts.passage_prefix!r}), or a title or metadata before the text."
+        )
+    return f"{said} Give the encoder that made them (--encoder), or the key of the text that was encoded (--text-key)."
+
+
+def _check_lengths(stored: Vectors, made: Vectors, *, name: str, source: str) -> None:
+    ratio = float(np.median(np.linalg.norm(stored, axis=1) / np.maximum(np.linalg.norm(made, axis=1), 1e-12)))
+    if not _LENGTHS[0] <= ratio <= _LENGTHS[1]:
+        raise MismatchError(
+            f"The vectors of {name!r} are {ratio:.2f} times as long as those that {source} makes: they were scaled, or"
+            " normalised, by other means. Load the texts with `xqg-vdb load`."
+        )

@@ -1,0 +1,296 @@
+"""Corpus (and generated queries) into a collection: encode, fuse, write, publish; resumable and idempotent.
+
+Two steps, each of which goes on where an earlier run stopped: `building.keep_vectors` encodes into a build folder;
+`writing.write_collection` fuses its rows by a recipe and writes them, with the passages' text, into a new version of
+the collection, which replaces the published one at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from math import isfinite
+from os import PathLike
+from pathlib import Path
+
+from xqg_vdb.calibration import ENOUGH_PASSAGES, CalibratedEncoder, main_languages
+from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
+from xqg_vdb.files import disk_errors, lock_folder
+from xqg_vdb.index.build import Build
+from xqg_vdb.index.card import card_of, finished, question_means, with_passage_means, with_words
+from xqg_vdb.index.encode import Kept, Row, keep_vectors, read_rows
+from xqg_vdb.index.write import measure_passages, write_collection
+from xqg_vdb.models.folder import cache_folder
+from xqg_vdb.progress import Progress, silent
+from xqg_vdb.store import Collection, open_store
+from xqg_vdb.store.layout import check_name
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.queries import QueryFile
+from xqg_vdb.texts.records import Rejects, open_lines
+from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore
+
+# The folder in which a load keeps its vectors: the user's, or one in the cache that goes when the load is done.
+
+
+@contextmanager
+def build_folder(build: str | PathLike[str] | None, name: str, *, fingerprint: str) -> Iterator[Path]:
+    """Where the vectors are kept: the user's folder, or one in the cache that this load has to itself.
+
+    That one is removed when the block ends without an error; after one, the next load goes on with it.
+    """
+    if build is not None:
+        yield Path(build)
+        return
+    folder = cache_folder() / "builds" / f"{name}-{fingerprint}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = lock_folder(folder)
+    except LockedError as error:
+        said = str(error).rstrip(".")
+        raise LockedError(f"Collection {name!r} is being loaded already: {said} (--build).") from None
+    with lock:
+        yield folder / "vectors"
+        _discard(folder / "vectors")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _discard(vectors: Path) -> None:
+    """Remove a build folder of ours in one step as far as the next load can see: killed amid it, some files remain."""
+    gone = vectors.with_name("gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(OSError):
+        vectors.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def encode_or_begin_anew(encode: Callable[[], Kept], folder: Path, rejects: Rejects) -> Kept:
+    """What `encode` returns; what a folder of ours holds of another input, or damaged, is thrown away."""
+    try:
+        return encode()
+    except (MismatchError, CorruptError) as error:
+        if isinstance(error, CorruptError) and _can_be_read(folder):
+            raise  # the disk of the corpus, then
+        _discard(folder)
+        vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))  # what was counted comes again
+        return encode()
+
+
+def _can_be_read(folder: Path) -> bool:
+    try:
+        Build.open(folder)
+    except (CorruptError, DataError):
+        return False
+    return True
+
+
+# What a load is asked for, checked before a model is opened.
+
+
+def check_inputs(
+    corpus: str | PathLike[str],
+    name: str,
+    *,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    questions: str | PathLike[str] | None = None,
+) -> list[Path]:
+    """Refuse wrong names at once, before a model is opened or exported; the query files as a list.
+
+    Raises DataError for a name that cannot be a collection's, and for files that are missing or of an unknown kind.
+    """
+    check_name(name)
+    corpus = Path(corpus)
+    with disk_errors(corpus):
+        is_pipe = corpus.is_fifo()
+    if is_pipe:
+        raise DataError(f"{corpus} is a pipe, and a load reads the corpus twice: write it to a file first.")
+    read_corpus(corpus)
+    given = [queries] if isinstance(queries, str | PathLike) else queries or []
+    files = [Path(file) for file in given]
+    for file in [*files, *([] if questions is None else [Path(questions)])]:
+        open_lines(file)
+    return files
+
+
+def check_options(*, passage_calibration: float, hybrid: Hybrid | None) -> None:
+    """Raise DataError for what no corpus could be loaded with."""
+    if not (isfinite(passage_calibration) and passage_calibration >= 0.0):
+        raise DataError(f"passage_calibration must be a number from 0 up, got {passage_calibration}.")
+    if hybrid is not None and hybrid.lang is not None:
+        from xqg_vdb.store.bm25 import check_language  # brings the embedded engine
+
+        check_language(hybrid.lang)
+
+
+def rejects_of(what: str, *, like: Rejects) -> Rejects:
+    """Rejects for another input: as many are borne, and they are kept in a file beside the first."""
+    path = None if like.path is None else like.path.with_name(f"{like.path.stem}.{what}{like.path.suffix}")
+    return Rejects(like.max_rejects, path)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did.
+
+    counts: lines of the corpus (`Rejects.counts`). queries: how many were folded in, by language.
+    unused_queries: query records that belong to no passage. rejected_lines: of the query and question files.
+    build: the folder that keeps the vectors; None when they were not to be kept. reused: passage vectors that came from
+    earlier builds. languages: passages by their language. notes: what the user should know, a sentence each.
+    """
+
+    collection: str
+    passages: int
+    counts: dict[str, int]
+    queries: dict[str, int]
+    unused_queries: int
+    rejected_lines: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    build: str | None = None
+    reused: int = 0
+    languages: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    corpus: str | PathLike[str],
+    name: str,
+    *,
+    encoder: CalibratedEncoder,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    recipe: Recipe | None = None,
+    passage_calibration: float = 0.0,
+    store: VectorStore | None = None,
+    questions: str | PathLike[str] | None = None,
+    build: str | PathLike[str] | None = None,
+    reuse: Sequence[str | PathLike[str]] = (),
+    distance: Distance | None = None,
+    keep_plain: bool = False,
+    hybrid: Hybrid | None = None,
+    default_lang: str | None = None,
+    rejects: Rejects | None = None,
+    progress: Progress = silent,
+) -> Collection:
+    """Load a corpus into the collection `name` and return it, ready to search; see `load_with_report` for the rest."""
+    chosen = open_store() if store is None else store
+    try:
+        load_with_report(
+            corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe,
+            passage_calibration=passage_calibration, questions=questions,
+            build=build, reuse=reuse, distance=distance, keep_plain=keep_plain, default_lang=default_lang,
+            hybrid=hybrid, rejects=rejects, progress=progress,
+        )  # fmt: skip
+    except BaseException:
+        if store is None:
+            chosen.close()
+        raise
+    return Collection(name, chosen)
+
+
+def load_with_report(
+    corpus: str | PathLike[str],
+    name: str,
+    *,
+    encoder: CalibratedEncoder,
+    store: VectorStore,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    recipe: Recipe | None = None,
+    passage_calibration: float = 0.0,
+    questions: str | PathLike[str] | None = None,
+    build: str | PathLike[str] | None = None,
+    reuse: Sequence[str | PathLike[str]] = (),
+    distance: Distance | None = None,
+    keep_plain: bool = False,
+    hybrid: Hybrid | None = None,
+    default_lang: str | None = None,
+    rejects: Rejects | None = None,
+    progress: Progress = silent,
+) -> LoadReport:
+    """Load a corpus into the collection `name`.
+
+    queries: files of generated queries. recipe: how they are folded in, by default `Recipe()`.
+    questions: users' own questions, which refine the calibration of their languages for this collection.
+    build: a folder that keeps the vectors, so that a later load with another recipe encodes nothing; without it they
+    are kept in the cache until the load is done.
+    reuse: build folders of earlier loads with this encoder: what is unchanged is copied from them and not encoded.
+    distance: by default `cosine`, or `dot` for encoders that do not normalise.
+    passage_calibration: λ of the passages' side, for corpora of several languages (`passage_calibration.py`): each
+    passage's vector less λ times its language's mean passage vector, before queries are folded in. 0 leaves them.
+    keep_plain: keep the passages' own vectors, without queries, beside the fused ones; they cost as much memory.
+    hybrid: make sparse vectors as well, which `Retriever(hybrid=True)` searches beside the dense ones.
+    rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
+    the other inputs' in files beside it.
+    A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
+    DiskError, ServerError, CorruptError.
+    """
+    check_options(passage_calibration=passage_calibration, hybrid=hybrid)
+    corpus, recipe, rejects = Path(corpus), recipe or Recipe(), rejects or Rejects()
+    distance = distance or ("cosine" if encoder.facts.normalize else "dot")
+    query_files = check_inputs(corpus, name, queries=queries, questions=questions)
+    store.names()  # a server that is away says so before hours of encoding
+    others = {what: rejects_of(what, like=rejects) for what in ("queries", "questions")}
+    with ExitStack() as stack:
+        table = stack.enter_context(QueryFile(query_files, rejects=others["queries"])) if query_files else None
+
+        def rows(queries: QueryFile | None = None) -> Iterator[Row]:
+            """The corpus once more: its bad lines are borne again, and not counted again."""
+            again = Rejects(rejects.max_rejects)
+            return read_rows(corpus, queries=queries, default_lang=default_lang, rejects=again)
+
+        asked = question_means(encoder, questions, rejects=others["questions"])
+        folder = stack.enter_context(build_folder(build, name, fingerprint=encoder.facts.fingerprint))
+        started = time.perf_counter()
+        encode = partial(
+            keep_vectors, corpus, encoder=encoder, queries=table, path=folder, reuse=[Path(one) for one in reuse],
+            rejects=rejects, default_lang=default_lang, progress=progress,
+        )  # fmt: skip
+        kept = encode() if build is not None else encode_or_begin_anew(encode, folder, rejects)
+        encoded = time.perf_counter()
+        card, means = card_of(kept, encoder, recipe=recipe, distance=distance, asked=asked, keep_plain=keep_plain)
+        if passage_calibration:
+            measured = measure_passages(rows(), kept.build, progress=progress)
+            card = with_passage_means(card, passage_calibration, measured)
+        if hybrid is not None:
+            card = with_words(card, hybrid, rows())
+        with store.writer(name, card=card) as writer:
+            written = write_collection(rows(table), kept.build, writer, card=card, means=means, progress=progress)
+            total = kept.build.rows
+            progress("indexing", 0, total)
+            final = finished(card, count=total, digest=written.digest)
+            writer.publish(final, indexed=lambda done: progress("indexing", min(done, total), total))
+            progress("indexing", total, total)
+    return LoadReport(
+        collection=name,
+        passages=kept.build.rows,
+        counts=rejects.counts(),
+        queries={lang: int(kept.build.counts[lang].sum()) for lang in card.query_langs},
+        unused_queries=table.unused_count if table is not None else 0,
+        rejected_lines=sum(other.rejected for other in others.values()),
+        seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
+        build=str(folder) if build is not None else None,
+        reused=kept.reused,
+        languages=dict(sorted(written.languages.items())),
+        notes=_notes(written.languages, asked_for=passage_calibration, card=card),
+    )
+
+
+def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> tuple[str, ...]:
+    several = main_languages(languages)
+    if asked_for and not card.passage_calibration:
+        return (
+            f"the passages are left as they are: passage calibration is for corpora with {ENOUGH_PASSAGES} passages or"
+            " more in each of two languages",
+        )
+    if card.passage_calibration and not card.calibration:
+        return (
+            "the passages are calibrated and this collection's questions are not, which may lose more than it gains",
+        )
+    if len(several) > 1 and not asked_for:
+        return (
+            f"the passages are in {len(several)} languages; where questions in one should find answers in another, load"
+            " with --passage-calibration 0.5 (docs/benchmarks.md)",
+        )
+    return ()

@@ -1,0 +1,95 @@
+"""Copy a published collection into another store, vectors and all, without encoding again; a stopped copy goes on.
+
+In: two stores. Out: a published collection with the source's card. Both engines hand out points in the order of their
+ids, which makes "the first n" mean the same to every run, as long as the source stays the version that it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from xqg_vdb.errors import CorruptError, MismatchError
+from xqg_vdb.store.layout import Digest, payload_of, sparse_vector
+from xqg_vdb.types import Card, Passage, PointBatch, StoredPoint, VectorStore
+
+BATCH = 512
+COMMIT_EVERY = 8192
+_BY_ID = " in the order of ids"
+
+
+def migrate(
+    source: VectorStore,
+    name: str,
+    target: VectorStore,
+    *,
+    to_name: str | None = None,
+    progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
+) -> Card:
+    """Copy `name` from `source` to `target` (as `to_name` when given) and return the card that it has there.
+
+    Vectors come out as they lie in the source, which for cosine collections is at unit length. Raises CorruptError when
+    the points are not those that the source's card promises, MismatchError for points that xqg-vdb did not write.
+    """
+    card = source.card(name)
+    # rows of a load come in the corpus's order: a copy must not go on where a load stopped
+    wanted = replace(card, rows_digest=card.rows_digest.removesuffix(_BY_ID) + _BY_ID, storage={}, count=0, digest="")
+    digest, done = Digest(), 0
+    with target.writer(to_name or name, card=wanted) as writer:
+        for batch in _batches(source.scroll(name, with_vectors=True)):
+            passages = [_passage(point, name) for point in batch]
+            for passage in passages:
+                digest.add(passage.id, passage.text)
+            stop = done + len(batch)
+            if stop > writer.committed:
+                writer.upsert(_points(batch, passages, card))
+                if stop // COMMIT_EVERY > done // COMMIT_EVERY:
+                    writer.commit(stop)
+            done = stop
+            progress("copying", done, card.count)
+        if (done, digest.hexdigest()) != (card.count, card.digest or digest.hexdigest()):
+            raise CorruptError(
+                f"Collection {name!r} is not what its card says ({done:,} points of {card.count:,}, or other texts);"
+                " look at it with `xqg-vdb verify`."
+            )
+        writer.commit(done)
+        progress("indexing", 0, done)
+        final = replace(wanted, count=card.count, digest=digest.hexdigest(), created=card.created)
+        writer.publish(final, indexed=lambda count: progress("indexing", min(count, done), done))
+        progress("indexing", done, done)
+    return target.card(to_name or name)
+
+
+def _batches(points: Iterator[StoredPoint]) -> Iterator[list[StoredPoint]]:
+    while batch := list(islice(points, BATCH)):
+        yield batch
+
+
+def _passage(point: StoredPoint, name: str) -> Passage:
+    """The passage of a point. Raises MismatchError when its payload says more, or less, than one of ours."""
+    try:
+        meta = dict(point.payload["meta"])
+        query_langs = meta.pop("query_langs")
+        lang, title = meta.pop("lang"), meta.pop("title")
+        passage = Passage(point.payload["id"], point.payload["content"], title=title, lang=lang, meta=meta)
+        if payload_of(passage, query_langs) == point.payload:
+            return passage
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise MismatchError(
+        f"The point of passage {point.id!r} in {name!r} has a payload that xqg-vdb did not write; load the collection"
+        " again instead of copying it."
+    )
+
+
+def _points(batch: Sequence[StoredPoint], passages: list[Passage], card: Card) -> PointBatch:
+    return PointBatch(
+        passages,
+        {name: np.stack([point.vectors[name] for point in batch]).astype(np.float32) for name in card.vectors},
+        [point.payload["meta"]["query_langs"] for point in batch],
+        # of a passage without a single token some engines give back nothing
+        sparse=None if card.bm25 is None else [point.sparse or sparse_vector([], []) for point in batch],
+    )

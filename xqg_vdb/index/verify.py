@@ -1,0 +1,148 @@
+"""Whether a collection still holds what its card promises: points, texts, vectors; and what its build would make anew.
+
+In: a store, a name, perhaps a build folder. Out: a report with every problem that was found. This file refuses to
+repair anything: loading again does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+
+from xqg_vdb.calibration import rows_of_card, unpack_means
+from xqg_vdb.errors import MismatchError
+from xqg_vdb.fusion import fuse
+from xqg_vdb.index.build import Build
+from xqg_vdb.progress import Progress, silent
+from xqg_vdb.store.layout import Digest
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, Recipe, StoredPoint, Vectors, VectorStore
+
+LEAST_COSINE = 0.9999
+"""Of a stored vector to the one that its build makes: the card keeps language means in 16 bits, which costs about
+1e-6; a vector of another passage, recipe or encoder is far below."""
+_UNIT = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found. problems: one sentence each, empty when all is well.
+
+    points: how many there are. compared: how many were compared with the build; lowest_cosine: the worst of them.
+    """
+
+    collection: str
+    version: str
+    points: int
+    languages: Mapping[str, int]
+    compared: int
+    lowest_cosine: float | None
+    problems: tuple[str, ...]
+
+
+def verify(
+    store: VectorStore,
+    name: str,
+    *,
+    build: str | PathLike[str] | None = None,
+    sample: int = 1000,
+    progress: Progress = silent,
+) -> Verification:
+    """Read all points of the published version and compare them with its card.
+
+    Points and texts are compared by count and digest; every vector must be finite and, for cosine, of unit length.
+    build: the folder that `load --build` filled; about `sample` points are made from it once more and compared.
+    Raises MismatchError when the build is another encoder's, and whatever the store raises when it cannot be read.
+    """
+    card = store.card(name)
+    kept = None if build is None else Build.open(str(build))
+    if kept is not None and kept.fingerprint != card.encoder.fingerprint:
+        raise MismatchError(
+            f"{kept.path} was encoded by another encoder (fingerprint {kept.fingerprint}) than {name!r}"
+            f" ({card.encoder.fingerprint}); give the build that it was loaded from."
+        )
+    digest, points, unfit, chosen = Digest(), 0, 0, []
+    languages: dict[str, int] = {}
+    step = max(card.count // max(sample, 1), 1)
+    for point in store.scroll(name, with_vectors=True):
+        digest.add(point.id, str(point.payload.get("content", "")))
+        lang = _lang_of(point)
+        languages[lang] = languages.get(lang, 0) + 1
+        unfit += not _is_fit(point, card)
+        if kept is not None and points % step == 0:
+            chosen.append(point)
+        points += 1
+        if points % 1024 == 0:
+            progress("verifying", points, card.count)
+    problems = _differences(card, points=points, digest=digest.hexdigest(), unfit=unfit)
+    lowest = None
+    if kept is not None:
+        cosines, more = _compared(chosen, kept, card)
+        problems += more
+        lowest = min(cosines, default=None)
+    return Verification(
+        name, card.version, points, dict(sorted(languages.items())), len(chosen), lowest, tuple(problems)
+    )
+
+
+def _is_fit(point: StoredPoint, card: Card) -> bool:
+    for key in card.vectors:
+        vector = point.vectors.get(key)
+        if vector is None or vector.shape != (card.encoder.dim,) or not np.isfinite(vector).all():
+            return False
+        length = np.linalg.norm(vector)
+        if length == 0 or (card.distance == "cosine" and abs(length - 1) > _UNIT):
+            return False
+    return card.bm25 is None or point.sparse is None or bool(np.isfinite(point.sparse.values).all())
+
+
+def _differences(card: Card, *, points: int, digest: str, unfit: int) -> list[str]:
+    problems = []
+    if points != card.count:
+        problems.append(f"{points:,} points where the card promises {card.count:,}")
+    elif card.digest and digest != card.digest:
+        problems.append("the texts are not those that were loaded (another digest)")
+    if unfit:
+        problems.append(f"{unfit:,} points have a vector that is missing, not finite or not of unit length")
+    return problems
+
+
+def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[float], list[str]]:
+    """Cosines of the stored vectors to those that the build makes, and what is wrong with them."""
+    rows = {docid: row for row, docid in enumerate(kept.ids)}
+    known = [point for point in chosen if point.id in rows]
+    problems = []
+    if len(known) < len(chosen):
+        problems.append(f"{len(chosen) - len(known):,} of {len(chosen):,} sampled passages are not in {kept.path}")
+    missing = [lang for lang in card.query_langs if lang not in kept.sums]
+    if missing:
+        return [], [*problems, f"{kept.path} has no queries in {', '.join(missing)}"]
+    if not known:
+        return [], problems
+    fresh = _fused(np.array([rows[point.id] for point in known]), list(map(_lang_of, known)), kept, card)
+    stored = np.stack([point.vectors[card.vectors[0]] for point in known]).astype(np.float64)
+    lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
+    cosines = (stored * fresh).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    wrong = int((cosines < LEAST_COSINE).sum())
+    if wrong:
+        problems.append(f"{wrong:,} of {len(known):,} sampled vectors are not what {kept.path} makes")
+    return cosines.tolist(), problems
+
+
+def _lang_of(point: StoredPoint) -> str:
+    return str((point.payload.get("meta") or {}).get("lang", UNKNOWN_LANGUAGE))
+
+
+def _fused(rows: np.ndarray[tuple[int], np.dtype[np.int64]], langs: Sequence[str], kept: Build, card: Card) -> Vectors:
+    places = np.argsort(rows)  # memory-mapped files are read front to back
+    order = rows[places]
+    passages = rows_of_card(kept.passages[order], langs=[langs[i] for i in places.tolist()], card=card)
+    sums = {lang: (kept.sums[lang][order], kept.counts[lang][order]) for lang in card.query_langs}
+    recipe = card.recipe if card.query_langs else Recipe(alpha=0.0)
+    fused = fuse(
+        passages, sums, recipe=recipe, means=unpack_means(card.query_means, dim=card.encoder.dim).means,
+        normalize=card.distance == "cosine",
+    )  # fmt: skip
+    return fused[np.searchsorted(order, rows)]

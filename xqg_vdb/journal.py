@@ -1,0 +1,223 @@
+"""An append-only log of records that survives `kill -9` and power cuts: one batch is in it whole or not at all.
+
+Every line is a CRC-32 (8 hex digits), a blank and a JSON object. The first one is the header; a batch is its rows and a
+commit, written at once and synced. On opening, what follows the last commit is cut away (it was never promised); damage
+before it is an error, never a silent skip. This file knows nothing about queries.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import orjson
+
+from xqg_vdb.errors import CorruptError, LockedError, MismatchError
+from xqg_vdb.files import disk_errors, sync_folder
+
+Record = Mapping[str, Any]
+
+
+def encode_line(record: Record) -> bytes:
+    """A record as it stands in the log."""
+    body = orjson.dumps(record)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def decode_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, None when it is damaged or cut."""
+    if len(line) < 11 or line[8:9] != b" " or not line.endswith(b"\n"):
+        return None
+    try:
+        wanted = int(line[:8], 16)
+    except ValueError:
+        return None
+    body = line[9:-1]
+    if zlib.crc32(body) != wanted or line[:8] != b"%08x" % wanted:
+        return None
+    return dict(orjson.loads(body))
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a log promises.
+
+    Its header, rows, the last commit, the end record if it is finished, and where it all ends.
+    """
+
+    header: dict[str, Any]
+    rows: int
+    commits: tuple[dict[str, Any], ...]
+    end: dict[str, Any] | None
+    size: int
+    cut: int
+
+
+def scan(path: Path) -> Committed | None:
+    """Check a log from end to end; None when it is empty or only its header was begun.
+
+    Raises CorruptError, with the byte offset, when something before the last commit is damaged.
+    """
+    header: dict[str, Any] | None = None
+    end: dict[str, Any] | None = None
+    commits: list[dict[str, Any]] = []
+    at, safe, bad = 0, 0, -1
+    with disk_errors(path), path.open("rb") as file:
+        for line in file:
+            record = decode_line(line)
+            if record is None:
+                bad = at if bad < 0 else bad
+            elif {"header", "commit", "end"} & record.keys():
+                if bad >= 0:
+                    raise _damaged(path, bad)
+                header = record.get("header", header)
+                commits += [record["commit"]] if "commit" in record else []
+                end = record.get("end", end)
+                safe = at + len(line)
+            at += len(line)
+    if header is None:
+        if at > 0 and b"\n" in path.read_bytes()[:1_000_000]:
+            raise _damaged(path, 0)
+        return None
+    return Committed(header, commits[-1]["rows"] if commits else 0, tuple(commits), end, safe, at - safe)
+
+
+def rows(path: Path, committed: Committed) -> Iterator[dict[str, Any]]:
+    """The committed rows in order, checked again on the way."""
+    at = 0
+    with disk_errors(path), path.open("rb") as file:
+        while at < committed.size:
+            line = file.readline()
+            record = decode_line(line)
+            if record is None:
+                raise _damaged(path, at)
+            at += len(line)
+            if "row" in record:
+                yield record["row"]
+
+
+def _damaged(path: Path, at: int) -> CorruptError:
+    return CorruptError(
+        f"{path} is damaged at byte {at}, before its last commit: restore it from a copy, or delete it to start again."
+    )
+
+
+class RecordLog:
+    """A log open for appending, by one process at a time."""
+
+    def __init__(self, path: Path, header: Record) -> None:
+        """Open or resume. Raises LockedError, CorruptError, and MismatchError when its header says something else."""
+        with disk_errors(path):
+            self._file: IO[bytes] = path.open("ab")
+        try:
+            _lock(self._file, path)
+            found = scan(path)
+            if found is None:
+                self._truncate(0)
+                self._append([encode_line({"header": header})])
+                sync_folder(path.parent)
+                found = Committed(dict(header), 0, (), None, 0, 0)
+            elif found.header != header:
+                changed = "; ".join(differences(found.header, header))
+                raise MismatchError(
+                    f"{path} was begun with other settings ({changed}): use the same ones, or another OUT."
+                )
+            elif found.cut:
+                self._truncate(found.size)
+        except BaseException:
+            self._file.close()
+            raise
+        self.path, self.committed = path, found
+
+    def commit(self, batch: Sequence[Record], *, rows: int, info: Record) -> None:
+        """Append rows and their commit in one write, and return when they are on the disk. rows.
+
+        How many there are now.
+        """
+        lines = [encode_line({"row": record}) for record in batch]
+        self._append([*lines, encode_line({"commit": {"rows": rows, **info}})])
+
+    def finish(self, info: Record) -> None:
+        """Append the end record."""
+        self._append([encode_line({"end": info})])
+
+    def _append(self, lines: Sequence[bytes]) -> None:
+        with disk_errors(self._file.name):
+            self._file.write(b"".join(lines))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _truncate(self, size: int) -> None:
+        with disk_errors(self._file.name):
+            self._file.truncate(size)
+            os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(
+            f"{path} is being written by another process; wait until it ends, or use another OUT."
+        ) from None
+
+
+def differences(found: Record, wanted: Record) -> list[str]:
+    """What differs between two records, one phrase per (nested) key: `decoding.seed was 1, is 2`."""
+    old, new = _flat(found), _flat(wanted)
+    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+
+
+def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        return {prefix.rstrip("."): record}
+    return {key: value for name, inner in record.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+
+
+# Small results of a generator, kept by key in an append-only log, which a stopped run need not compute again.
+
+
+class KeptRows:
+    """Rows with a `key` each, all in memory while the log is open; one process at a time.
+
+    header: what they are and of which model. Raises LockedError, CorruptError, DiskError, and MismatchError when the
+    log was begun with another header.
+    """
+
+    def __init__(self, path: Path, *, header: Mapping[str, Any]) -> None:
+        with disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = RecordLog(path, header)
+        self._written = self._log.committed.rows
+        self._rows = {row["key"]: row for row in rows(path, self._log.committed)}
+
+    def get(self, key: str) -> Mapping[str, Any] | None:
+        """The last row that was kept under `key`, None without one."""
+        return self._rows.get(key)
+
+    def add(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Keep rows; they are on the disk when this returns."""
+        self._written += len(batch)
+        self._log.commit(batch, rows=self._written, info={})
+        self._rows.update({row["key"]: row for row in batch})
+
+    def close(self) -> None:
+        """Release the file and its lock."""
+        self._log.__exit__(None, None, None)

@@ -1,0 +1,1 @@
+"""Exported models: their folders, encoders and decoders."""

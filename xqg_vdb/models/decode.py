@@ -1,0 +1,176 @@
+"""The decoding loop: from trees with stems to token lists; greedy and seeded top-k sampling.
+
+A *stem* is a place from which rows start: the end of a prompt in one language. All samples of a language leave from the
+same stem, and see its slots without copying them. Finished rows leave the batch at once, finished trees too. In: a
+forest, stems, keys. Out: token ids per row. This file knows no text, no prompt and no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xqg_vdb.models.forest import Best, Bools, Clock, Forest, Ints
+
+# Choosing the next token: greedy, or top-k with seeded numbers.
+
+Mode = Literal["sample", "greedy"]
+Keys = NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How queries are drawn. `greedy` gives one query whatever n is.
+
+    top_k, temperature: for `sample`; 10 and 1.0 are the paper's.
+    max_tokens: longest query in tokens; what is longer is cut there.
+    """
+
+    mode: Mode = "sample"
+    top_k: int = 10
+    temperature: float = 1.0
+    max_tokens: int = 48
+    seed: int = 313
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("sample", "greedy"):
+            raise ValueError(f"mode must be sample or greedy, got {self.mode!r}")
+        if not 1 <= self.top_k <= 1000:
+            raise ValueError(f"top_k must lie between 1 and 1000, got {self.top_k}")
+        if not 0.0 < self.temperature <= 10.0:
+            raise ValueError(f"temperature must be above 0 and at most 10, got {self.temperature}")
+        if not 1 <= self.max_tokens <= 1024:
+            raise ValueError(f"max_tokens must lie between 1 and 1024, got {self.max_tokens}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+
+def row_key(seed: int, passage_id: str, lang: str, index: int) -> int:
+    """The 64-bit key of one query; different in any argument, different everywhere."""
+    blob = "\x1f".join((str(seed), passage_id, lang, str(index))).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(blob, digest_size=8).digest(), "little")
+
+
+def uniforms(keys: Keys, step: int) -> NDArray[np.float64]:
+    """One number in [0, 1) per key (n,) for this step: SplitMix64 (Steele, Lea, Flood 2014) at counter `step`."""
+    with np.errstate(over="ignore"):
+        z = keys + _GOLDEN * np.uint64(step + 1)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def draw(
+    scores: NDArray[np.float32], tokens: NDArray[np.int64], *, keys: Keys, step: int, temperature: float
+) -> NDArray[np.int64]:
+    """One token per row of `scores` and `tokens` (n, k), the k best logits best first.
+
+    Softmax over the k, then inversion.
+    """
+    scaled = (scores.astype(np.float64) - scores[:, :1]) / temperature
+    mass = np.exp(scaled).cumsum(axis=1)
+    chosen = (mass <= uniforms(keys, step)[:, None] * mass[:, -1:]).sum(axis=1)
+    return np.asarray(np.take_along_axis(tokens, np.minimum(chosen, tokens.shape[1] - 1)[:, None], axis=1)[:, 0])
+
+
+@dataclass(frozen=True)
+class Stems:
+    """Where rows start, one entry per stem.
+
+    The best first tokens, the tree, the slots seen (stems, P), the next position.
+    """
+
+    best: Best
+    tree: Ints
+    visible: Bools
+    position: Ints
+
+
+def samples_of(settings: Decoding, n: int) -> int:
+    """Texts per stem: greedy has one answer."""
+    return 1 if settings.mode == "greedy" else n
+
+
+def width_of(settings: Decoding) -> int:
+    """How many of the best tokens every step must know."""
+    return 1 if settings.mode == "greedy" else settings.top_k
+
+
+def decode(
+    forest: Forest,
+    stems: Stems,
+    keys: Sequence[int],
+    settings: Decoding,
+    *,
+    samples: int,
+    stops: Set[int],
+    clock: Clock,
+) -> list[list[int]]:
+    """Token ids of `samples` texts per stem, stem by stem, each ending with its stop token when there was one.
+
+    keys: one sampling key per text, unused when greedy.
+    """
+    rows = np.repeat(np.arange(len(stems.tree)), samples)
+    written: list[list[int]] = [[] for _ in rows]
+    numbers = np.array(keys, np.uint64)
+    live = np.arange(len(rows))
+    tree, visible, best = stems.tree[rows], stems.visible[rows], stems.best.rows(rows)
+    for step in range(settings.max_tokens):
+        now = time.perf_counter()
+        chosen = _choose(best, numbers[live], step, settings)
+        for row, token in zip(live.tolist(), chosen.tolist(), strict=True):
+            written[row].append(token)
+        going = ~np.isin(chosen, list(stops))
+        live, tree, visible, chosen = live[going], tree[going], visible[going], chosen[going]
+        clock.add("sampling", now)
+        if not len(live) or step + 1 == settings.max_tokens:
+            break
+        forest, tree = without_finished(forest, tree)
+        now = time.perf_counter()
+        position = stems.position[rows[live]] + step
+        best, visible = grow(forest, tree, visible, chosen, position, k=width_of(settings))
+        clock.add("decode", now)
+    return written
+
+
+def grow(forest: Forest, tree: Ints, visible: Bools, tokens: Ints, positions: Ints, *, k: int) -> tuple[Best, Bools]:
+    """Append one token to each row (all arrays have one entry per row); returns the best next ones and the new sight.
+
+    Rows of a tree lie side by side in its new slots; trees with fewer rows than the widest are padded with unseen
+    slots.
+    """
+    order = np.argsort(tree, kind="stable")
+    counts = np.bincount(tree, minlength=len(forest.positions))
+    column = np.empty(len(tree), np.int64)
+    column[order] = np.arange(len(tree)) - np.repeat(np.cumsum(counts) - counts, counts)
+    trees, width, slots = len(counts), int(counts.max()), forest.slots
+    seen = np.concatenate([visible, column[:, None] == np.arange(width)[None, :]], axis=1)
+    ids, places = np.zeros((trees, width), np.int64), np.zeros((trees, width), np.int64)
+    mask = np.zeros((trees, width, slots + width), np.bool_)
+    ids[tree, column], places[tree, column], mask[tree, column] = tokens, positions, seen
+    return forest.step(ids, places, mask, tree * width + column, k=k), seen
+
+
+def without_finished(forest: Forest, tree: Ints) -> tuple[Forest, Ints]:
+    """The forest without trees that no row is in, and the trees' new numbers."""
+    kept = np.unique(tree)
+    if len(kept) == len(forest.positions):
+        return forest, tree
+    return forest.keep(kept), np.searchsorted(kept, tree)
+
+
+def _choose(best: Best, keys: Keys, step: int, settings: Decoding) -> Ints:
+    if settings.mode == "greedy":
+        return best.tokens[:, 0]
+    return draw(best.scores, best.tokens, keys=keys, step=step, temperature=settings.temperature)

@@ -1,0 +1,230 @@
+"""Text to vectors with an exported encoder: onnxruntime and tokenizers only, no torch, no transformers.
+
+In: any iterable of texts. Out: float32 rows in input order. Work goes in bounded windows of the stream; inside a
+window, texts are batched by a token budget (`batching.py`). Each batch runs on one thread and `threads` batches run
+side by side: on a CPU that beats one batch on all threads, because element-wise operators and short batches do not
+scale over threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from xqg_vdb.batching import token_budget_batches, windows
+from xqg_vdb.calibration import LanguageMeans, calibrate, resolve_languages
+from xqg_vdb.errors import DataError, ModelError
+from xqg_vdb.models.folder import GRAPH, STARTER, TOKENIZER, ModelFolder, locate_model, open_model_folder
+from xqg_vdb.types import EncoderFacts, Pooling, Vectors
+
+Ids = NDArray[np.int64]
+
+WINDOW = 512
+"""Texts that are sorted together; also what a killed load has to encode again, at most."""
+
+_CHARACTERS_PER_TOKEN = (
+    16  # generous: real text has 2 to 6; a megabyte would take a second to tokenise before truncation
+)
+_MAX_ROWS = 256
+
+
+class Encoder:
+    """A dual encoder exported by `xqg-vdb export`, ready to encode; safe to use from several threads at once.
+
+    model: a model folder, or the name under which it was exported (`starter`, a hub id).
+    threads: CPU threads, default all that this process may use.
+    provider: an onnxruntime execution provider, as named by `onnxruntime.get_available_providers()`.
+    calibration: λ for `encode_queries(langs=...)`; None takes what `export` measured for this encoder, 0 switches it
+    off. batch_tokens: padded tokens in a batch. max_length: tokens a text is cut to, at most the model's own (default).
+    Raises ModelError when the model or the provider is not to be had, CorruptError when a file was changed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = STARTER,
+        *,
+        threads: int | None = None,
+        provider: str = "CPUExecutionProvider",
+        calibration: float | None = None,
+        batch_tokens: int = 1024,
+        max_length: int | None = None,
+    ) -> None:
+        self.folder: ModelFolder = open_model_folder(locate_model(model))
+        self.spec = self.folder.spec
+        self.threads = _checked_threads(threads)
+        self.provider = provider
+        self.calibration = self.folder.recommended_calibration if calibration is None else calibration
+        self.language_means: LanguageMeans = self.folder.language_means()
+        self._batch_tokens = batch_tokens
+        self._session = _open_session(self.folder.path / GRAPH, provider=provider, threads=self.threads)
+        self._inputs = {node.name for node in self._session.get_inputs()}
+        self._output = self._session.get_outputs()[0].name
+        self._max_length = min(max_length or self.spec.max_length, self.spec.max_length)
+        self._tokenizer = _open_tokenizer(self.folder.path / TOKENIZER, max_length=self._max_length)
+        self._pad_id = _pad_id(self._tokenizer)
+        self._pool = ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix="xqg-encode")
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """The conventions and the fingerprint that go into a collection's card."""
+        return self.folder.facts
+
+    def encode_passages(self, texts: Iterable[str]) -> Vectors:
+        """Rows (n, dim) float32 for passages, in input order, with the passage prefix.
+
+        Raises DataError for a blank text, ModelError for a NaN or zero vector; both name the text.
+        """
+        return self._stack(self.stream_passages(texts))
+
+    def stream_passages(self, texts: Iterable[str]) -> Iterator[Vectors]:
+        """The rows of `encode_passages`, a window at a time, for streams of any length in bounded memory."""
+        return self._stream(texts, prefix=self.spec.passage_prefix)
+
+    def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
+        """Rows (n, dim) float32 for questions, in input order, with the query prefix.
+
+        langs: when given, one language code per text, and the rows are calibrated for it: None means detect it, `und`
+        or a language without calibration takes the mean over languages. Without `langs` the rows are the encoder's own.
+        """
+        texts = list(texts)
+        vectors = self._stack(self._stream(texts, prefix=self.spec.query_prefix))
+        if langs is None or self.calibration == 0.0:
+            return vectors
+        known = resolve_languages(texts, langs)
+        table, normalize = self.language_means, self.spec.normalize
+        return calibrate(vectors, langs=known, table=table, strength=self.calibration, normalize=normalize)
+
+    def close(self) -> None:
+        """Stop the worker threads; the encoder cannot be used afterwards."""
+        self._pool.shutdown()
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _stack(self, parts: Iterator[Vectors]) -> Vectors:
+        matrices = list(parts)
+        return np.concatenate(matrices) if matrices else np.zeros((0, self.spec.dim), dtype=np.float32)
+
+    def _stream(self, texts: Iterable[str], *, prefix: str) -> Iterator[Vectors]:
+        done = 0
+        for window in windows(texts, WINDOW):
+            yield self._encode_window(window, prefix=prefix, first=done)
+            done += len(window)
+
+    def _encode_window(self, texts: Sequence[str], *, prefix: str, first: int) -> Vectors:
+        token_ids = self._tokenize(texts, prefix=prefix, first=first)
+        batches = token_budget_batches([len(ids) for ids in token_ids], budget=self._batch_tokens, max_rows=_MAX_ROWS)
+        rows = np.empty((len(texts), self.spec.dim), dtype=np.float32)
+        run = map if len(batches) == 1 else self._pool.map  # a single question needs no thread switch
+        for batch, vectors in zip(batches, run(self._run, [[token_ids[i] for i in b] for b in batches]), strict=True):
+            rows[batch] = vectors
+        _refuse_bad_rows(rows, texts, first=first)
+        return rows
+
+    def _tokenize(self, texts: Sequence[str], *, prefix: str, first: int) -> list[Ids]:
+        longest = self._max_length * _CHARACTERS_PER_TOKEN
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"Text {first + i} is blank; an encoder has nothing to say about it: leave it out.")
+        try:
+            encodings = self._tokenizer.encode_batch_fast([prefix + text[:longest] for text in texts])
+        except (UnicodeError, TypeError) as error:
+            bad = next((i for i, text in enumerate(texts) if not _is_unicode(text)), 0)
+            raise DataError(f"Text {first + bad} is not valid Unicode ({texts[bad][:60]!a}): {error}.") from error
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _run(self, token_ids: Sequence[Ids]) -> Vectors:
+        """One batch through the graph, pooled: (rows, dim)."""
+        lengths = np.array([len(ids) for ids in token_ids])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        input_ids = np.full(mask.shape, self._pad_id, dtype=np.int64)
+        input_ids[mask] = np.concatenate(token_ids)
+        feeds = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64)}
+        if "token_type_ids" in self._inputs:
+            feeds["token_type_ids"] = np.zeros_like(input_ids)
+        (hidden,) = self._session.run([self._output], feeds)
+        vectors = POOL[self.spec.pooling](hidden, mask)
+        if self.spec.normalize:
+            # a zero or NaN row stays what it is: `_refuse_bad_rows` names its text
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        return vectors
+
+
+def mean_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
+    """Mean over a text's tokens: hidden (rows, length, dim), mask (rows, length) -> (rows, dim)."""
+    weights = mask.astype(np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.asarray((weights[:, None, :] @ hidden)[:, 0, :], dtype=np.float32)
+
+
+def cls_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
+    """The first token's vector: hidden (rows, length, dim) -> (rows, dim)."""
+    return np.ascontiguousarray(hidden[:, 0, :], dtype=np.float32)
+
+
+POOL: dict[Pooling, Callable[[Vectors, NDArray[np.bool_]], Vectors]] = {"mean": mean_pool, "cls": cls_pool}
+
+
+def _checked_threads(threads: int | None) -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is not None and threads < 1:
+        raise ModelError(f"threads must be 1 or more, got {threads} (this process may use {available}).")
+    return threads or available
+
+
+def _open_session(path: Path, *, provider: str, threads: int) -> ort.InferenceSession:
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise ModelError(f"onnxruntime has no {provider} here; available: {', '.join(available)}.")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1 if provider == "CPUExecutionProvider" else threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), sess_options=options, providers=[provider])
+    except Exception as error:  # onnxruntime raises its own private classes, all derived from Exception
+        raise ModelError(f"onnxruntime cannot load {path}: {str(error)[:200]}; export the model again.") from error
+
+
+def _open_tokenizer(path: Path, *, max_length: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"{path} is not a tokenizer ({str(error)[:200]}); export the model again.") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length=max_length)
+    return tokenizer
+
+
+def _pad_id(tokenizer: Tokenizer) -> int:
+    # masked anyway, but models of the RoBERTa family count positions by it
+    return next((i for token in ("<pad>", "[PAD]") if (i := tokenizer.token_to_id(token)) is not None), 0)
+
+
+def _refuse_bad_rows(rows: Vectors, texts: Sequence[str], *, first: int) -> None:
+    norms = np.linalg.norm(rows, axis=1)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0.0))
+    if len(bad):
+        i = int(bad[0])
+        kind = "zero" if norms[i] == 0.0 else "not finite"
+        raise ModelError(
+            f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model folder may be damaged."
+        )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True

@@ -1,0 +1,233 @@
+"""The on-disk ONNX model folder: `model.json`, the graph, the tokenizer, an encoder's calibration.
+
+In: a path or the name of an exported model. Out: a checked `ModelFolder`. Nothing in a folder is ever executed but
+the ONNX graph: no pickle, no Python file, no custom-operator library. This file runs no model and needs no onnxruntime.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import orjson
+
+from xqg_vdb.calibration import LanguageMeans, load_means
+from xqg_vdb.errors import CorruptError, ModelError
+from xqg_vdb.files import sha256_of, write_atomic
+from xqg_vdb.types import EncoderFacts, Pooling
+
+MANIFEST = "model.json"
+GRAPH = "model.onnx"
+TOKENIZER = "tokenizer.json"
+CALIBRATION = "calibration.npz"
+STARTER = "starter"
+
+Kind = Literal["encoder", "seq2seq-generator", "causal-generator"]
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
+_IN_FINGERPRINT = ("pooling", "normalize", "query_prefix", "passage_prefix", "max_length")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The conventions of an encoder: how text becomes a vector. max_length is in tokens, special tokens included."""
+
+    dim: int
+    pooling: Pooling
+    normalize: bool
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    max_length: int = 512
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder whose files were found to be those of its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def kind(self) -> Kind:
+        """What the model does."""
+        return cast(Kind, self.manifest["kind"])
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """An encoder's conventions. Raises ModelError for another kind of model or a nonsensical value."""
+        if self.kind != "encoder":
+            raise ModelError(f"{self.path} holds a {self.kind}, where an encoder is needed.")
+        return _encoder_spec(self.path, self.manifest.get("encoder"))
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """The record that a collection keeps of its encoder."""
+        spec = self.spec
+        return EncoderFacts(
+            fingerprint=self.fingerprint,
+            source=str(self.manifest.get("source", "")),
+            dim=spec.dim,
+            pooling=spec.pooling,
+            normalize=spec.normalize,
+            query_prefix=spec.query_prefix,
+            passage_prefix=spec.passage_prefix,
+            max_length=spec.max_length,
+            precision=str(self.manifest.get("precision", "")),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of a SHA-256 over graph, tokenizer and conventions; calibration is not part of it."""
+        files = {name: sha for name, sha in self.manifest["files"].items() if name != CALIBRATION}
+        conventions = {key: (self.manifest.get("encoder") or {}).get(key) for key in _IN_FINGERPRINT}
+        blob = orjson.dumps({"files": files, "conventions": conventions}, option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(blob).hexdigest()[:16]
+
+    @property
+    def recommended_calibration(self) -> float:
+        """The λ that `export` measured for this encoder; 0 when it was not measured or gains nothing."""
+        value = (self.manifest.get("calibration") or {}).get("strength", 0.0)
+        return float(value) if isinstance(value, int | float) and 0.0 <= value <= 2.0 else 0.0
+
+    def language_means(self) -> LanguageMeans:
+        """The language means that ship with the encoder; an empty table when there are none."""
+        if CALIBRATION not in self.manifest["files"]:
+            return LanguageMeans()
+        return load_means(self.path / CALIBRATION, dim=self.spec.dim)
+
+
+def open_model_folder(path: Path) -> ModelFolder:
+    """Read and check a model folder: manifest well-formed, every file present with the SHA-256 it had when exported.
+
+    Raises ModelError when it is not a model folder, CorruptError when a file differs from the manifest.
+    """
+    manifest = _read_manifest(path)
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or file.is_symlink():
+            raise CorruptError(f"{path} lacks {name}, which its {MANIFEST} lists; export the model again.")
+        found = sha256_of(file)
+        if found != expected:
+            raise CorruptError(
+                f"{file} is not the file that was exported (SHA-256 {found[:12]}…, expected {expected[:12]}…); "
+                "export the model again."
+            )
+    return ModelFolder(path, manifest)
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> ModelFolder:
+    """Write `model.json` with the SHA-256 of every other file; it comes last, so a folder that has one is whole."""
+    files = {file.name: sha256_of(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST}
+    record = {"schema": 1, **manifest, "files": files}
+    write_atomic(path / MANIFEST, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
+    return ModelFolder(path, record)
+
+
+def cache_folder() -> Path:
+    """Where exported models lie by name: `$XQG_VDB_CACHE`, else `$XDG_CACHE_HOME/xqg-vdb`, else `~/.cache/xqg-vdb`."""
+    own = os.environ.get("XQG_VDB_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xqg-vdb"
+
+
+def cached_model(name: str, *, precision: str = "int8") -> Path:
+    """The folder in the cache that an export of `name` goes to (`starter`, a hub id)."""
+    return cache_folder() / f"{name.replace(':', '-').replace('/', '--')}-{precision}"
+
+
+def is_hub_id(name: str) -> bool:
+    """True for `owner/model`, and for nothing that could be a path out of the cache."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def locate_model(model: str | Path) -> Path:
+    """The folder of MODEL: a path to a model folder, or the name (`starter`, a hub id) of one exported before.
+
+    Raises ModelError that says how to get it.
+    """
+    folder = Path(model)
+    if (folder / MANIFEST).is_file():
+        return folder
+    name = str(model)
+    if name == STARTER or is_hub_id(name):
+        for precision in ("int8", "fp32"):
+            cached = cached_model(name, precision=precision)
+            if (cached / MANIFEST).is_file():
+                return cached
+        checkpoint = "starter:encoder" if name == STARTER else name
+        raise ModelError(f"{name!r} has not been exported on this machine yet: run `xqg-vdb export {checkpoint}` once.")
+    if folder.is_dir():
+        raise ModelError(
+            f"{folder} has no {MANIFEST}: if it is a checkpoint, run `xqg-vdb export {folder} OUT` and use OUT."
+        )
+    near = difflib.get_close_matches(name, _known_names(folder), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ModelError(f"There is no model {name!r}: give a model folder, a hub id (owner/model) or {STARTER!r}.{hint}")
+
+
+def _known_names(folder: Path) -> list[str]:
+    parent = folder.parent
+    return [STARTER, *(str(parent / p.name) if str(parent) != "." else p.name for p in _folders(parent))]
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return [p for p in parent.iterdir() if (p / MANIFEST).is_file()]
+    except OSError:
+        return []
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = orjson.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path} is not a model folder (no {MANIFEST}); make one with `xqg-vdb export`.") from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise CorruptError(f"{path / MANIFEST} cannot be read ({error}); export the model again.") from error
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or manifest.get("kind") not in ("encoder", "seq2seq-generator", "causal-generator"):
+        raise ModelError(f"{path / MANIFEST} is not a manifest of xqg-vdb; export the model again.")
+    for name, sha in files.items():
+        # a stranger's manifest must not make us read outside its folder
+        if not _FILE_NAME.fullmatch(name) or not isinstance(sha, str):
+            raise ModelError(f"{path / MANIFEST} names the file {name!r}, which is not a plain file name.")
+    return cast(dict[str, Any], manifest)
+
+
+def _encoder_spec(path: Path, record: object) -> EncoderSpec:
+    try:
+        spec = EncoderSpec(**cast(dict[str, Any], record))
+    except TypeError as error:
+        raise ModelError(
+            f"{path / MANIFEST} has no valid 'encoder' record ({error}); export the model again."
+        ) from error
+    good = (
+        isinstance(spec.dim, int) and 0 < spec.dim <= 65536 and spec.pooling in ("mean", "cls")
+        and isinstance(spec.normalize, bool) and isinstance(spec.max_length, int) and 8 <= spec.max_length <= 131072
+        and isinstance(spec.query_prefix, str) and isinstance(spec.passage_prefix, str)
+    )  # fmt: skip
+    if not good:
+        raise ModelError(f"{path / MANIFEST} has an 'encoder' record out of range ({spec}); export the model again.")
+    return spec
+
+
+STARTER_NAMES = ("starter", "starter:generator")
+
+
+def generator_folder(model: str | Path) -> Path:
+    """Where a generator lies: a folder, the name of one exported before, or `starter:generator`. Raises ModelError."""
+    if str(model) not in STARTER_NAMES:
+        return locate_model(model)
+    for precision in ("int8", "fp32"):
+        folder = cached_model("starter:generator", precision=precision)
+        if folder.is_dir():
+            return folder
+    raise ModelError(
+        "The starter generator has not been exported on this machine yet: run `xqg-vdb export starter:generator` once."
+    )

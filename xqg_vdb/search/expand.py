@@ -1,0 +1,297 @@
+"""Generative query expansion: a model translates a question, or writes a passage that might answer it.
+
+The search is then for question and expansion together (Macmillan-Scott, Goworek and Özyiğit 2025, arXiv 2511.19325,
+compare ways to do so for cross-lingual retrieval). A search never fails for its expansion: where the model wrote
+nothing of use, or is away, the plain question is searched and counted under `fallbacks`. Decoding is greedy.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from xqg_vdb.batching import windows
+from xqg_vdb.calibration import resolve_languages
+from xqg_vdb.errors import DataError, ModelError, ServerError
+from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
+from xqg_vdb.generate.prompts import CausalPrompt
+from xqg_vdb.models.decode import Decoding, decode
+from xqg_vdb.models.decoder import CausalModel, join_stems, stop_tokens
+from xqg_vdb.models.folder import generator_folder, open_model_folder
+from xqg_vdb.models.forest import common_length, join
+from xqg_vdb.texts.languages import english_name, normalize
+from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Query
+
+Method = Literal["translation", "pseudo-document"]
+
+PROMPTS = 1  # version of the wordings below; what was written by another one is not used again
+MAX_TOKENS = 48  # of an answer; what docs/expansion.md measures
+BATCH = 8  # prompts that are answered together
+PAIRS = 8  # translated questions that lead a translation on
+LONGEST_QUESTION = 2000  # characters
+PATIENCE = 10.0  # seconds that a question waits for an endpoint that is away, before it is searched as it is
+
+
+class Writer(Protocol):
+    """Something that answers prompts. failure: why the last request to an endpoint failed, empty when none did."""
+
+    failure: str
+
+    def describe(self) -> dict[str, Any]:
+        """Which model answers, and all settings on which its answers depend."""
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """One text per prompt; empty when there is none. Never raises for a prompt."""
+
+    def close(self) -> None:
+        """Release connections."""
+
+
+class Expander:
+    """Expands questions with one model; `Retriever(..., expander=Expander("starter:generator", lang="en"))` uses it.
+
+    model: a decoder-only generator's folder or name, an endpoint's URL (up to and with `/v1`), or a ready `Writer`.
+    method: `translation` searches for the mean of the question's vector and its translation's, each calibrated for its
+        own language; `pseudo-document` for question and written passage as one text.
+    lang: language of the expansion, as a rule that of the passages; None, for a pseudo-document, the question's own.
+    endpoint_model: the model's name at an endpoint. threads: CPU threads of a local model, 0 for all cores.
+    Raises ModelError for what is no such generator, DataError for a bad URL or language.
+    """
+
+    def __init__(
+        self, model: str | Path | Writer, *, method: Method = "pseudo-document", lang: str | None = None,
+        endpoint_model: str = "default", threads: int = 0,
+    ) -> None:  # fmt: skip
+        self.method, self.lang = method, target_language(method, lang)
+        if isinstance(model, str | Path):
+            model = open_writer(model, endpoint_model=endpoint_model, threads=threads)
+        self.writer: Writer = model
+        self._counts: Counter[str] = Counter()
+        self._seconds = 0.0
+
+    def expand(self, queries: Sequence[Query]) -> list[tuple[Query, ...]]:
+        """Per question what to search for instead: one text, or two whose vectors are averaged."""
+        asked = _with_languages(queries)  # detected from question and expansion together it might be another one
+        return [self._combined(query, text) for query, text in zip(asked, self.expansions(asked), strict=True)]
+
+    def expansions(self, queries: Sequence[Query]) -> list[str]:
+        """The expansion of each question, in order; empty where there is none. Equal questions are asked once."""
+        start = time.perf_counter()
+        asked = [(_one_line(query.text), str(query.lang)) for query in _with_languages(queries)]
+        needed = [one for one in dict.fromkeys(asked) if self.method != "translation" or one[1] != self.lang]
+        answers = self.writer.write([self._prompt(*one) for one in needed])
+        texts = {one: _useful(answer, one[0]) for one, answer in zip(needed, answers, strict=True)}
+        self._counts.update(questions=len(asked), fallbacks=sum(texts.get(one) == "" for one in asked))
+        self._seconds += time.perf_counter() - start
+        return [texts.get(one, "") for one in asked]
+
+    def counters(self) -> dict[str, float]:
+        """Questions, how many had to be searched plainly, and seconds so far."""
+        return {"questions": 0, "fallbacks": 0, **self._counts, "seconds": round(self._seconds, 3)}
+
+    def close(self) -> None:
+        """Close the connections of an endpoint."""
+        self.writer.close()
+
+    def _prompt(self, question: str, lang: str) -> str:
+        if self.method == "translation":
+            return translation_prompt(question, source=lang, target=str(self.lang))
+        target = self.lang or lang
+        language = "" if target == UNKNOWN_LANGUAGE else f" in {english_name(target)}"
+        return f"Write a short passage{language} that answers the question.\nQuestion: {question}\nPassage:"
+
+    def _combined(self, query: Query, text: str) -> tuple[Query, ...]:
+        if not text:
+            return (query,)
+        if self.method == "translation":
+            return (query, Query(query.id, text, self.lang))
+        return (replace(query, text=f"{query.text} {text}"),)
+
+
+def expansion_spec(spec: str) -> tuple[Method, str]:
+    """The method and the model of `METHOD:MODEL`. Raises DataError for another method."""
+    name, colon, model = spec.partition(":")
+    methods: dict[str, Method] = {"translation": "translation", "pseudo-document": "pseudo-document"}
+    if name not in methods or not colon or not model:
+        raise DataError(
+            "An expansion is given as translation:MODEL or pseudo-document:MODEL, such as "
+            f"pseudo-document:starter:generator or translation:http://localhost:8000/v1, not {spec[:80]!r}."
+        )
+    return methods[name], model
+
+
+def target_language(method: Method, lang: str | None) -> str | None:
+    """The checked language of an expansion. Raises DataError when it is unknown, or a translation has none."""
+    if lang is None and method == "translation":
+        raise DataError("A translation needs a language to translate into: give --expand-lang (or expand_lang, lang).")
+    return lang and normalize(lang)
+
+
+def translation_prompt(question: str, *, source: str, target: str) -> str:
+    """The prompt that asks for a translation, led on by translated pairs where the question bank has both languages."""
+    bank, name = question_bank(), english_name(target)
+    other = "Text" if source == UNKNOWN_LANGUAGE else english_name(source)
+    known = list(zip(bank.get(source, ()), bank.get(target, ()), strict=False))[:PAIRS]
+    shown = "".join(f"{other}: {a}\n{name}: {b}\n" for a, b in known)
+    return f"Translate into {name}. Answer with the translation only.\n{shown}{other}: {question}\n{name}:"
+
+
+def _with_languages(queries: Sequence[Query]) -> list[Query]:
+    known = [None if query.lang is None else normalize(query.lang) for query in queries]
+    langs = resolve_languages([query.text for query in queries], known)
+    return [replace(query, lang=lang) for query, lang in zip(queries, langs, strict=True)]
+
+
+def _one_line(text: str) -> str:
+    # line breaks in a question could pass for parts of the prompt
+    return " ".join(text.split())[:LONGEST_QUESTION]
+
+
+# "To answer this question, I will …" is about no passage; the patterns are English, as models talk about a task in it
+_META = re.compile(
+    r"(?:in order )?to (?:answer|address|respond to|translate)\b.{0,80}?\b(?:i|we|you|let)\b"
+    r"|(?:first|next|then|now|finally|okay|ok|so|well)?,?\s*(?:i|we)(?:'ll|'d| will| would| need| should| am going"
+    r"| have to| must)\b.{0,40}?\b(?:answer|write|respond|translate|provide|generate|think|list|break"
+    r"|start|explain|identify|consider|look|find|create|give|determine|use)\b"
+    r"|let(?:'s| me| us)\s+(?:think|break|first|start|begin|answer|see|consider|write|translate)\b"
+    r"|(?:sure|certainly|of course|absolutely|okay|ok|great question)\b[,!.:]*\s*(?:here\b.*)?$"
+    r"|(?:sure|certainly|of course|okay)?[,!.]?\s*here(?: is|'s| are)\b.{0,60}?"
+    r"\b(?:passage|paragraph|text|document|answer|response|translation|question)\b[^.]*[:.]?"
+    r"|as an ai\b"
+    r"|(?:the|this|your) question (?:is asking|asks|wants|is about|can be|could be|seeks)\b"
+    r"|i(?:'m sorry| am sorry| hope| don't know| do not know| cannot| can't)\b",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?<=[.!?。！？؟।])\s+|(?<=:)\s*\n+|\n+|(?<=[。！？])")
+_LABEL = re.compile(  # at the start of a line or a sentence; elsewhere the word belongs to the text
+    r"(?:^|(?<=[.!?:]\s)|(?<=\n))(?:Passage|Translation|Answer|Response)(?: in [A-Z]\w+)?\s*:\s*", re.IGNORECASE
+)
+_NEXT_ITEM = re.compile(r"\bQuestion\s*:")
+_MARKUP = re.compile(r"[*#`_]{1,3}(?=\S)|(?<=\S)[*#`]{1,3}")
+_LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+", re.MULTILINE)
+_QUOTES = "\"“”«» '"
+
+
+def clean(text: str) -> str:
+    """The useful part of an answer on one line, without talk about the task, labels and loops; may be empty."""
+    text = _NEXT_ITEM.split(_LIST_MARK.sub("", _MARKUP.sub("", text)))[0]
+    sentences = filter(None, _SENTENCE.split(_LABEL.sub("\n", text)))
+    return " ".join(_without_repeats(map(_without_meta, sentences))).strip(_QUOTES)
+
+
+def _useful(answer: str, question: str) -> str:
+    text = clean(answer)
+    return "" if text.casefold().strip(" .?!") == question.casefold().strip(" .?!") else text  # an echo says nothing
+
+
+def _without_meta(sentence: str) -> str:
+    while sentence and _META.match(sentence.strip(_QUOTES)):
+        sentence = sentence.partition(":")[2].strip()  # of "Here is a passage: …" what follows
+    return sentence
+
+
+def _without_repeats(sentences: Iterable[str]) -> list[str]:
+    # each sentence once, and none whose words repeat each other more than they say anything
+    kept: dict[str, str] = {}
+    for sentence in sentences:
+        words = sentence.casefold().split()
+        if words and not (len(words) > 12 and len(set(words)) < len(words) / 3):
+            kept.setdefault(" ".join(words), " ".join(sentence.split()))
+    return list(kept.values())
+
+
+class LocalWriter:
+    """A decoder-only folder."""
+
+    failure = ""
+
+    def __init__(self, model: CausalModel) -> None:
+        chat: Sequence[str] = (model.folder.manifest.get("generator") or {}).get("chat") or ()
+        self.model, self.base = model, not chat
+        self.before, self.after = chat or ("", "")
+        self._stops = model.stops | (stop_tokens(model.tokenizer, (), ("\n",)) if self.base else frozenset())
+
+    def describe(self) -> dict[str, Any]:
+        """See `Writer`."""
+        return {**self.model.describe(), "chat": not self.base}
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """See `Writer`; a prompt too long for the model gives an empty text."""
+        texts = [text for batch in windows(prompts, BATCH) for text in self._batch(batch)]
+        # a base model may begin with the line break that ends an answer: then it is led on from the next line
+        silent = [i for i, text in enumerate(texts) if self.base and not text and not prompts[i].endswith("\n")]
+        again = self.write([prompts[i] + "\n" for i in silent]) if silent else []
+        for i, text in zip(silent, again, strict=True):
+            texts[i] = text
+        return texts
+
+    def close(self) -> None:
+        """See `Writer`."""
+
+    def _batch(self, prompts: Sequence[str]) -> list[str]:
+        model, settings = self.model, Decoding(mode="greedy", max_tokens=MAX_TOKENS)
+        bos = [] if model.bos is None else [int(model.bos)]
+        inputs = [bos + model.ids(self.before + prompt + self.after) for prompt in prompts]
+        fitting = [i for i, ids in enumerate(inputs) if len(ids) + MAX_TOKENS <= model.max_length]
+        texts = [""] * len(prompts)
+        if not fitting:
+            return texts
+        # what all begin with is read once; every prompt keeps a token of its own
+        same = min(common_length([inputs[i] for i in fitting]), min(len(inputs[i]) for i in fitting) - 1)
+        prefix = model.read_ids(inputs[fitting[0]][:same])
+        trees = [model.branch(prefix, inputs[i][same:-1], [inputs[i][-1:]], settings=settings) for i in fitting]
+        forest = join([forest for forest, _ in trees])
+        stems = join_stems([stems for _, stems in trees], forest.slots)
+        tokens = decode(forest, stems, [0] * len(fitting), settings, samples=1, stops=self._stops, clock=model.clock)
+        for i, text in zip(fitting, model.tokenizer.decode_batch(tokens, skip_special_tokens=True), strict=True):
+            texts[i] = text.lstrip().split("\n")[0].strip() if self.base else text.strip()
+        return texts
+
+
+class EndpointWriter:
+    """A chat model behind an OpenAI-compatible endpoint, at temperature 0."""
+
+    def __init__(self, url: str, *, model: str) -> None:
+        where = Endpoint(
+            url, model, concurrency=BATCH, temperature=0.0, max_tokens=MAX_TOKENS, timeout=60.0, patience=PATIENCE
+        )
+        self.generator = EndpointGenerator(where, prompt=CausalPrompt("free", "", "{text}", "", stop=()))
+        self.failure = ""
+
+    def describe(self) -> dict[str, Any]:
+        """See `Writer`."""
+        return self.generator.describe()
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """See `Writer`. An endpoint that is away gives empty texts."""
+        texts: list[str] = []
+        for batch in windows(prompts, BATCH):
+            try:
+                texts += self.generator.complete(batch)
+            except ServerError as error:
+                self.failure = str(error)
+                texts += [""] * len(batch)
+        return texts
+
+    def close(self) -> None:
+        """See `Writer`."""
+        self.generator.close()
+
+
+def open_writer(
+    model: str | Path, *, endpoint_model: str = "default", threads: int = 0
+) -> LocalWriter | EndpointWriter:
+    """The writer of a generator's folder or name, or of an endpoint's URL. Raises ModelError, DataError."""
+    if str(model).startswith(("http://", "https://")):
+        return EndpointWriter(str(model), model=endpoint_model)
+    folder = open_model_folder(generator_folder(model))
+    if folder.kind != "causal-generator":
+        needed = "expansion needs a decoder-only generator, such as starter:generator, or an endpoint's URL"
+        raise ModelError(f"{folder.path} holds a model of the kind {folder.kind}; {needed}.")
+    return LocalWriter(CausalModel(folder, stop=(), threads=threads))

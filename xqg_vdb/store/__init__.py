@@ -1,0 +1,105 @@
+"""Where passages and their vectors live: one interface, two stores, chosen by an address.
+
+In: a folder or a URL. Out: a VectorStore, or a Collection bound to a name. Neither engine is imported before it is
+used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from xqg_vdb.store.layout import CollectionOptions
+from xqg_vdb.store.operations import Store
+from xqg_vdb.types import Card, Hit, Questions, StoredPoint, VectorStore
+
+DEFAULT_PATH = "./xqg-data"
+GRPC_PORT = 6334
+
+__all__ = ["DEFAULT_PATH", "Collection", "CollectionOptions", "open_store"]
+
+
+def open_store(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    url: str | None = None,
+    api_key: str | None = None,
+    timeout: int = 60,
+    grpc: bool = False,
+    options: CollectionOptions | None = None,
+) -> Store:
+    """The store on the server at `url`, else in the folder `path`; what is not given comes from the environment.
+
+    XQG_VDB_URL, XQG_VDB_PATH and XQG_VDB_API_KEY are read in this order when neither is given; without them the folder
+    is ./xqg-data. With XQG_VDB_INSECURE=1 the key may travel unencrypted to another machine.
+    options: of the collections that it makes.
+    timeout: seconds for one request to a server. grpc: speak gRPC (port 6334, or XQG_VDB_GRPC_PORT) instead of REST.
+    Raises ValueError when both are given.
+    """
+    if path is not None and url is not None:
+        raise ValueError("give path or url, not both")
+    if path is None and url is None:
+        url, path = os.environ.get("XQG_VDB_URL") or None, os.environ.get("XQG_VDB_PATH") or DEFAULT_PATH
+    if url is not None:
+        from xqg_vdb.store.server.store import ServerStore
+
+        key = api_key or os.environ.get("XQG_VDB_API_KEY") or None
+        port = int(os.environ.get("XQG_VDB_GRPC_PORT") or GRPC_PORT) if grpc else None
+        return ServerStore.connect(
+            url,
+            api_key=key,
+            timeout=timeout,
+            grpc_port=port,
+            options=options,
+            insecure=os.environ.get("XQG_VDB_INSECURE") == "1",
+        )
+    from xqg_vdb.store.embedded.store import EmbeddedStore
+
+    return EmbeddedStore(path or DEFAULT_PATH, options=options)
+
+
+class Collection:
+    """One published collection of a store. A context manager that closes the store."""
+
+    def __init__(self, name: str, store: VectorStore) -> None:
+        self.name = name
+        self.store = store
+
+    def __repr__(self) -> str:
+        return f"Collection({self.name!r}, {self.store!r})"
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def card(self) -> Card:
+        """Who made its vectors and how; read anew each time, because a load may publish another version."""
+        return self.store.card(self.name)
+
+    def search(
+        self,
+        vectors: Questions,
+        *,
+        k: int = 10,
+        langs: Sequence[str] | None = None,
+        using: str = "text-dense",
+        exact: bool = False,
+        ef: int | None = None,
+    ) -> list[list[Hit]]:
+        """The k best per question, by score, then id; only passages in `langs` when given."""
+        return self.store.search(self.name, vectors, k=k, langs=langs, using=using, exact=exact, ef=ef)
+
+    def count(self, *, langs: Sequence[str] | None = None) -> int:
+        """Exact number of passages, of those languages when given."""
+        return self.store.count(self.name, langs=langs)
+
+    def scroll(self, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
+        """Every point, in the engine's order."""
+        return self.store.scroll(self.name, with_vectors=with_vectors)
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()

@@ -1,0 +1,1 @@
+"""Collections in a folder, by Qdrant's engine in this process."""

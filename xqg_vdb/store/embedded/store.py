@@ -1,0 +1,266 @@
+"""The store in a folder: Qdrant's own engine in this process (qdrant-edge), no server.
+
+In: a folder. Out: a VectorStore. Any number of threads share one store; a collection can be open in one process at a
+time, because the engine locks it. Loading is in `embedded_writer`; this file refuses to know how points get in.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from xqg_vdb.errors import CorruptError, DataError, LockedError
+from xqg_vdb.files import FileLock, empty_bin, remove_folder, store_errors
+from xqg_vdb.store import layout
+from xqg_vdb.store.embedded import engine
+from xqg_vdb.store.embedded.operations import EmbeddedAdmin
+from xqg_vdb.store.embedded.versions import Folder, Stamp, Version, stamp_of
+from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
+from xqg_vdb.store.layout import CollectionOptions
+from xqg_vdb.types import Card, CollectionWriter, Hit, Questions, StoredPoint
+
+# The published version of a collection in a folder, opened for reading: its lock, its card and its shard.
+
+
+@dataclass(slots=True)
+class Reader:
+    """The open shard of a published version, and how many calls are using it right now."""
+
+    version: Version
+    pointer: str
+    stamp: Stamp
+    card: Card
+    shard: engine.Shard
+    lock: FileLock
+    users: int = 0
+    retired: bool = False
+
+    def close(self) -> None:
+        """Release the shard and its lock."""
+        self.shard.close()
+        self.lock.release()
+
+
+def open_reader(folder: Folder) -> Reader | None:
+    """Lock, load and check the published version; tries again when it is replaced meanwhile. None: nothing is.
+
+    Raises LockedError when another process has it open, CorruptError, DiskError.
+    """
+    busy = f"Collection {folder.path.name!r} in {folder.path.parent} is in use by"
+    with store_errors(folder.path):
+        while True:
+            stamp, version = folder.stamp(), folder.current()
+            if stamp is None or version is None:
+                return None
+            try:
+                lock = FileLock.take(version.lock, busy=busy)
+                break
+            except (LockedError, FileNotFoundError) as error:
+                if folder.stamp() != stamp:
+                    continue
+                if isinstance(error, FileNotFoundError):
+                    raise CorruptError(f"{version.path} is missing; load the collection again.") from error
+                raise LockedError(f"{error}; close that one, or use a Qdrant server (--url) for several.") from None
+    try:
+        card = version.card()
+        return Reader(version, str(folder.pointer), stamp, card, engine.load_checked(version.shard, card), lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+class EmbeddedStore:
+    """Collections in a folder; see `types.VectorStore`. Opens one when it is first read, and again after a load.
+
+    options: of the collections that it makes.
+    free_space_floor: bytes of disk that a load leaves free at least; on a full disk the engine would die of SIGBUS.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        options: CollectionOptions | None = None,
+        free_space_floor: int = FREE_SPACE_FLOOR,
+    ) -> None:
+        self.path = Path(path)
+        self._options = options or CollectionOptions()
+        self._floor = free_space_floor
+        self._readers: dict[str, Reader] = {}
+        self._mutex = threading.Lock()
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"EmbeddedStore({str(self.path)!r})"
+
+    def __enter__(self) -> EmbeddedStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def admin(self) -> EmbeddedAdmin:
+        """Versions, states and snapshots."""
+        return EmbeddedAdmin(self)
+
+    def names(self) -> list[str]:
+        """The published collections, sorted."""
+        with store_errors(self.path):
+            try:
+                folders = [Folder(path) for path in self.path.iterdir() if not path.name.startswith(".")]
+            except FileNotFoundError:
+                return []
+            return sorted(folder.path.name for folder in folders if folder.stamp() is not None)
+
+    def card(self, name: str) -> Card:
+        """The card of the published version; does not open it. Raises DataError, CorruptError."""
+        folder = self.folder(name)
+        with store_errors(folder.path):
+            version = folder.current()
+            if version is None:
+                raise self.missing(folder)
+            return version.card()
+
+    def writer(self, name: str, *, card: Card) -> CollectionWriter:
+        """A new version, or the unfinished one of an equal card. Raises LockedError when another loader is at work."""
+        self.check_process()
+        return open_writer(self.folder(name), card=card, options=self._options, free_space_floor=self._floor)
+
+    def search(
+        self,
+        name: str,
+        vectors: Questions,
+        *,
+        k: int,
+        langs: Sequence[str] | None,
+        using: str,
+        exact: bool,
+        ef: int | None,
+    ) -> list[list[Hit]]:
+        """The k best per question, by score, then id; only passages in `langs` when given.
+
+        vectors: rows (q, dim), or token weights when `using` is the sparse vector.
+        ef: how many candidates graph search keeps; None is the engine's 100.
+        """
+        rows = layout.check_queries(vectors, k=k)
+        layout.check_langs(langs)
+        with self.reading(name) as reader, engine.errors(reader.version.shard):
+            layout.check_using(reader.card, using, name=name, asked=rows)
+
+            def ask(questions: Questions, limit: int) -> list[list[layout.Found]]:
+                return engine.query(reader.shard, questions, limit=limit, langs=langs, using=using, exact=exact, ef=ef)
+
+            return layout.best(rows, ask, k=k)
+
+    def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
+        """Exact number of points, of those languages when given."""
+        layout.check_langs(langs)
+        with self.reading(name) as reader, engine.errors(reader.version.shard):
+            return engine.count(reader.shard, langs)
+
+    def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
+        """Every point of the version that is published when the first one is asked for."""
+        with self.reading(name) as reader, engine.errors(reader.version.shard):
+            for payload, vectors in engine.scroll(reader.shard, with_vectors=with_vectors):
+                yield layout.stored_point(payload, vectors)
+
+    def delete(self, name: str) -> None:
+        """Remove the collection with all its versions. Raises DataError when it is unknown, LockedError when in use."""
+        self.check_process()
+        folder = self.folder(name)
+        if not folder.path.is_dir():
+            raise self.missing(folder)
+        self.let_go(name)
+        busy = f"Collection {name!r} in {self.path} cannot be deleted: it is in use by"
+        with store_errors(folder.path):
+            locks = [FileLock.take(folder.load_lock, busy=busy)]
+            try:
+                locks += [FileLock.take(version.lock, busy=busy) for version in folder.versions()]
+                remove_folder(folder.path)
+                empty_bin(self.path)
+            finally:
+                for lock in locks:
+                    lock.release()
+
+    def close(self) -> None:
+        """Release handles and locks; calls that are running finish first. The store may be used again."""
+        for name in list(self._readers):
+            self.let_go(name)
+
+    def folder(self, name: str) -> Folder:
+        """The folder of a collection, which need not exist. Raises DataError for what cannot be a name."""
+        return Folder(self.path / layout.check_name(name))
+
+    def missing(self, folder: Folder) -> DataError:
+        """The error for a collection that is not published: unfinished, or unknown."""
+        if folder.versions():
+            return DataError(
+                f"Collection {folder.path.name!r} in {self.path} is not finished: run the load again, it continues"
+                " where it stopped."
+            )
+        return layout.missing_collection(folder.path.name, self.names(), where=str(self.path))
+
+    def check_process(self) -> None:
+        """Raise LockedError in a forked child."""
+        if os.getpid() != self._pid:
+            raise LockedError(
+                f"The store {self.path} was opened in process {self._pid}, this is process {os.getpid()}: the engine"
+                " does not survive a fork. Open the store after the fork, and one process only, or use a Qdrant server"
+                " (--url)."
+            )
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Reader]:
+        """The reader of the published version; it stays open until the block ends, whatever is published meanwhile."""
+        self.check_process()
+        with self._mutex:
+            reader = self._fresh(name)
+            reader.users += 1
+        try:
+            yield reader
+        finally:
+            with self._mutex:
+                reader.users -= 1
+                self._close_unused(reader)
+
+    def _fresh(self, name: str) -> Reader:
+        reader = self._readers.get(name)
+        if reader is not None and reader.stamp == (stamp := stamp_of(reader.pointer)):
+            return reader
+        folder = self.folder(name)
+        if reader is not None and stamp is not None and folder.current() == reader.version:
+            reader.stamp = stamp  # the pointer was rewritten, but it points here still
+            return reader
+        try:
+            fresh = open_reader(folder)
+        except LockedError:
+            if reader is None:
+                raise
+            return reader  # whoever published the new version still has it open: serve the old one until they let go
+        if fresh is None:
+            raise self.missing(folder)
+        self._readers[name] = fresh
+        if reader is not None:
+            reader.retired = True
+            self._close_unused(reader)
+            with suppress(OSError):
+                folder.sweep()
+        return fresh
+
+    def let_go(self, name: str) -> None:
+        """Close the reader of a collection as soon as the calls that use it have ended."""
+        with self._mutex:
+            reader = self._readers.pop(name, None)
+            if reader is not None:
+                reader.retired = True
+                self._close_unused(reader)
+
+    @staticmethod
+    def _close_unused(reader: Reader) -> None:
+        if reader.retired and reader.users == 0:
+            reader.close()

@@ -1,0 +1,298 @@
+"""How a passage lies in a Qdrant collection: names, point ids, payloads, digests and the order of hits.
+
+In: passages and payloads. Out: the same facts in the other form. This file refuses to know where collections live; the
+layout is the one that the stock LangChain, LlamaIndex and Haystack integrations read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.types import (
+    UNKNOWN_LANGUAGE,
+    Bm25Settings,
+    Card,
+    Hit,
+    Passage,
+    Questions,
+    SparseVector,
+    StoredPoint,
+    Vectors,
+)
+
+TEXT_DENSE = "text-dense"
+TEXT_DENSE_PLAIN = "text-dense-plain"
+"""The passage's own vector, without queries: for side-by-side and for undo."""
+TEXT_SPARSE = "text-sparse"
+"""BM25 weights; empty without hybrid search, because Haystack insists on a sparse vector of this name."""
+LANG_KEY = "meta.lang"
+RESERVED_META = frozenset({"lang", "title", "query_langs"})
+"""Keys of payload["meta"] that are ours; all others belong to the user."""
+
+Found = tuple[float, Mapping[str, Any]]
+"""A score and the payload that has it."""
+
+_NAMESPACE = uuid.UUID("6f0f1b1e-4c1d-5b7a-9d53-0d6b6f0a7c11")  # never change: it is part of every stored point's id
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_VERSION_SUFFIX = re.compile(r".*__v\d+")
+_MOST_TIES = 1024
+
+
+def check_name(name: str) -> str:
+    """`name` itself when it may name a collection. Raises DataError: names become folders, aliases and URL parts."""
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} cannot name a collection: use 1 to 128 letters, digits, '.', '_' or '-', not starting with a"
+            " dot."
+        )
+    if _VERSION_SUFFIX.fullmatch(name):
+        raise DataError(
+            f"{name!r} cannot name a collection: endings like __v0001 are kept for versions; choose another."
+        )
+    return name
+
+
+def point_id(docid: str) -> uuid.UUID:
+    """The id of a passage's point: equal for equal passages ids, so that loading twice changes nothing."""
+    return uuid.uuid5(_NAMESPACE, docid)
+
+
+def payload_of(passage: Passage, query_langs: Sequence[str]) -> dict[str, Any]:
+    """What is stored beside the vectors of one passage."""
+    meta = {"lang": passage.lang, "title": passage.title, "query_langs": list(query_langs)}
+    return {"id": passage.id, "content": passage.text, "meta": {**meta, **passage.meta}}
+
+
+def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
+    """The hit that a payload of ours stands for; lenient, because others may have written points beside ours."""
+    meta = dict(payload.get("meta") or {})
+    meta.pop("query_langs", None)
+    return Hit(
+        id=str(payload.get("id", "")),
+        score=score,
+        text=payload.get("content", ""),
+        title=meta.pop("title", ""),
+        lang=meta.pop("lang", UNKNOWN_LANGUAGE),
+        meta=meta,
+    )
+
+
+def stored_point(payload: Mapping[str, Any], vectors: Mapping[str, Any]) -> StoredPoint:
+    """A point as either engine gives it: lists of numbers, and a record with `indices` and `values`."""
+    words = vectors.get(TEXT_SPARSE)
+    sparse = None if words is None else sparse_vector(words.indices, words.values)
+    arrays = {name: np.asarray(value, dtype=np.float32) for name, value in vectors.items() if name != TEXT_SPARSE}
+    return StoredPoint(id=str(payload.get("id", "")), payload=payload, vectors=arrays, sparse=sparse)
+
+
+def sparse_vector(indices: Sequence[int], values: Sequence[float]) -> SparseVector:
+    """The token weights in rising order of their indices."""
+    places = np.asarray(indices, dtype=np.uint32)
+    order = np.argsort(places)
+    return SparseVector(places[order], np.asarray(values, dtype=np.float32)[order])
+
+
+class Digest:
+    """Order-free digest over (id, text): the sum modulo 2**128 of a blake2b-128 per passage; any scroll order will do.
+
+    Ids hold no NUL (the gate refuses them), which makes id, NUL, text unambiguous.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, docid: str, text: str) -> None:
+        """Count one passage in; adding a passage twice is seen."""
+        self._sum += int.from_bytes(blake2b(f"{docid}\0{text}".encode(), digest_size=16).digest(), "little")
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self._sum % (1 << 128):032x}"
+
+
+def digest(passages: Iterable[tuple[str, str]]) -> str:
+    """The digest of (id, text) pairs in any order."""
+    total = Digest()
+    for docid, text in passages:
+        total.add(docid, text)
+    return total.hexdigest()
+
+
+def same_build(one: Card, other: Card) -> bool:
+    """Whether points written under the two cards may lie in one collection, so that a stopped load can be continued."""
+    return _resume_key(one) == _resume_key(other)
+
+
+def _resume_key(card: Card) -> tuple[object, ...]:
+    return (
+        card.encoder.fingerprint,
+        card.distance,
+        card.recipe,
+        dict(card.query_means),
+        card.passage_calibration,
+        dict(card.passage_means),
+        card.vectors,
+        card.bm25,
+        card.rows_digest,
+        dict(card.storage),
+    )
+
+
+def check_queries(vectors: Questions, *, k: int) -> Questions:
+    """Question rows as contiguous float32 (q, dim), token weights as they are.
+
+    Raises DataError for another shape, NaN, infinity or k below 1.
+    """
+    if k < 1:
+        raise DataError(f"k must be 1 or more, found {k}.")
+    if isinstance(vectors, Sequence) and vectors and all(isinstance(one, SparseVector) for one in vectors):
+        return vectors
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if rows.ndim != 2:
+        raise DataError(f"Question vectors must be a matrix (questions, dim), found shape {np.shape(rows)}.")
+    if not np.isfinite(rows).all():
+        raise DataError("A question's vector holds NaN or infinity; check the encoder and its calibration.")
+    return rows
+
+
+def check_langs(langs: Sequence[str] | None) -> None:
+    """Raise DataError for a bare string or an empty list: both would filter everything away."""
+    if isinstance(langs, str) or (langs is not None and not langs):
+        raise DataError(f"langs must be a list with at least one language code, or None for all; found {langs!r}.")
+
+
+def check_using(card: Card, using: str, *, name: str, asked: Questions) -> None:
+    """Raise MismatchError unless `name` has vectors `using` that the questions can be compared with."""
+    if using == TEXT_SPARSE:
+        check_hybrid(card, name=name)
+        return
+    dim = cast(Vectors, asked).shape[1]
+    if using not in card.vectors:
+        raise MismatchError(f"Collection {name!r} has no vector {using!r}; it has {', '.join(card.vectors)}.")
+    if dim != card.encoder.dim:
+        raise MismatchError(
+            f"Collection {name!r} holds vectors of {card.encoder.dim} numbers (encoder {card.encoder.source}), the"
+            f" question has {dim}; search with the encoder that made it."
+        )
+
+
+def check_hybrid(card: Card, *, name: str) -> Bm25Settings:
+    """How the collection's sparse vectors were made. Raises MismatchError when it has none."""
+    if card.bm25 is None:
+        raise MismatchError(f"Collection {name!r} has no sparse vectors: load it with --hybrid (hybrid=Hybrid()).")
+    return card.bm25
+
+
+def best(rows: Questions, ask: Callable[[Any, int], Sequence[Sequence[Found]]], *, k: int) -> list[list[Hit]]:
+    """The k best per row of `rows`, by score, then id; `ask(rows, limit)` finds that many per row, falling by score.
+
+    Engines order equal scores by chance, so one more than k is asked for. When it ties with the kth, which of them
+    belong in is settled by asking again with a growing limit until the tie ends (at most 1,024 beyond k; then the
+    choice stays the engine's).
+    """
+    return [_settled(found, k=k, more=partial(ask, rows[at : at + 1])) for at, found in enumerate(ask(rows, k + 1))]
+
+
+def _settled(found: Sequence[Found], *, k: int, more: Callable[[int], Sequence[Sequence[Found]]]) -> list[Hit]:
+    limit = k + 1
+    while len(found) == limit and found[-1][0] == found[k - 1][0] and limit < k + _MOST_TIES:
+        limit = min(4 * limit, k + _MOST_TIES)
+        found = more(limit)[0]
+    ranked = sorted(found, key=lambda one: (-one[0], str(one[1].get("id", ""))))
+    return [hit_of(score, payload) for score, payload in ranked[:k]]
+
+
+def missing_collection(name: str, existing: Sequence[str], *, where: str) -> DataError:
+    """The error for an unknown name: says what there is, the near matches first."""
+    if not existing:
+        return DataError(f"There is no collection {name!r} in {where}: it has none yet; make one with `xqg-vdb load`.")
+    near = difflib.get_close_matches(name, existing, n=3)
+    asked = f" Did you mean {', '.join(near)}?" if near else ""
+    listed = ", ".join(existing[:20]) + (", …" if len(existing) > 20 else "")
+    return DataError(f"There is no collection {name!r} in {where}.{asked} It has: {listed}.")
+
+
+# How a collection is laid out and filled: everything that a user may choose, in one record that travels to the writer.
+
+Quantization = Literal["scalar", "binary", "product", "turbo"]
+
+OVERSAMPLING = 3.0
+"""Candidates that a search of quantised vectors compares again with the full ones, in multiples of k."""
+MOST_CONNECTIONS = 64
+
+_SERVER_ONLY = {
+    "shards": "--shards",
+    "replication_factor": "--replication-factor",
+    "write_consistency": "--write-consistency",
+}
+_FILLING = frozenset({"keep", "bulk", "parallel"})
+"""Options that change how a version is filled, not what it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionOptions:
+    """Options of the collections that a store makes; None leaves the choice to the engine.
+
+    shards, replication_factor, write_consistency: of a server's collection; the last is how many replicas must confirm.
+    on_disk_vectors, on_disk_payload: leave them on disk instead of in memory; quantised vectors stay in memory.
+    hnsw_m, hnsw_ef_construct: edges per node of the graph, and candidates while it is built.
+    quantization: keep small copies of the vectors, and compare the best candidates again with the full ones.
+        `scalar` takes 1 byte a number, `product` 1/4, `turbo` 1/2 and `binary` 1/8.
+    keep: how many finished versions stay, the published one among them; what more than 1 is needed for is `rollback`.
+    bulk: build the index after the last point instead of while they come in (server; nobody searches a version before).
+    parallel: connections that write to a server at once.
+    Raises ValueError for numbers below 1 and unknown words.
+    """
+
+    shards: int | None = None
+    replication_factor: int | None = None
+    write_consistency: int | None = None
+    on_disk_vectors: bool | None = None
+    on_disk_payload: bool | None = None
+    hnsw_m: int | None = None
+    hnsw_ef_construct: int | None = None
+    quantization: Quantization | None = None
+    keep: int = 1
+    bulk: bool = True
+    parallel: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("shards", "replication_factor", "write_consistency", "hnsw_m", "keep", "parallel"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.hnsw_ef_construct is not None and self.hnsw_ef_construct < 4:
+            raise ValueError(f"hnsw_ef_construct must be 4 or more, got {self.hnsw_ef_construct}")
+        if self.parallel > MOST_CONNECTIONS:
+            raise ValueError(f"parallel must be {MOST_CONNECTIONS} or less, got {self.parallel}")
+        if self.quantization is not None and self.quantization not in get_args(Quantization):
+            raise ValueError(f"quantization must be one of {get_args(Quantization)}, got {self.quantization!r}")
+
+    def layout(self) -> dict[str, Any]:
+        """What a collection's card keeps of them: the options that make it what it is, where they were given."""
+        return {name: value for name, value in asdict(self).items() if name not in _FILLING and value is not None}
+
+    @classmethod
+    def from_layout(cls, record: Mapping[str, Any]) -> CollectionOptions:
+        """The options whose `layout` is `record`; unknown keys are ignored."""
+        known = {one.name for one in fields(cls)} - _FILLING
+        return cls(**{name: value for name, value in record.items() if name in known})
+
+    def refuse_server_only(self) -> None:
+        """Raise DataError naming an option that the embedded engine does not have."""
+        given = [flag for name, flag in _SERVER_ONLY.items() if getattr(self, name) is not None]
+        if given:
+            raise DataError(
+                f"{', '.join(given)}: an embedded collection is one shard in one folder; leave it out, or load into a"
+                " Qdrant server (--url)."
+            )

@@ -1,0 +1,125 @@
+"""What operators do with a store beside loading and searching: versions, rollback, clean-up, states, snapshots.
+
+In: names. Out: small records. Both stores have an `admin` that does these things; this file says what they are and
+refuses to know how they are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.types import Card, VectorStore
+
+
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """One version of a collection: finished ones have a `card` with a date; `published` is the one that is searched."""
+
+    name: str
+    published: bool
+    finished: bool
+    card: Card | None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionState:
+    """What a store says about a published collection right now.
+
+    points: exact. languages: points by language. indexed: vectors in a finished index (small segments have none).
+    status: `green` when the index is up to date. disk_bytes: what it takes on disk; None where a server does not say.
+    details: other facts of the engine, such as segments, shards and replicas.
+    """
+
+    card: Card
+    points: int
+    languages: Mapping[str, int]
+    indexed: int
+    status: str
+    disk_bytes: int | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot that a store keeps: its name, size in bytes, and time of creation as the store writes it."""
+
+    name: str
+    size: int
+    created: str
+
+
+class Admin(Protocol):
+    """The operators' side of a store. DataError for unknown names, LockedError for what is in use."""
+
+    def versions(self, name: str) -> list[VersionState]:
+        """All versions of a collection, oldest first."""
+        ...
+
+    def rollback(self, name: str, *, version: str | None = None) -> str:
+        """Publish a finished version again, the one before the published by default; returns its name."""
+        ...
+
+    def gc(self, name: str, *, keep: int, unfinished: bool = False) -> list[str]:
+        """Delete finished versions except the published and the latest `keep` - 1 others; returns their names.
+
+        unfinished: delete what stopped loads left as well; they could otherwise be continued.
+        """
+        ...
+
+    def state(self, name: str) -> CollectionState:
+        """What the store says about the published version."""
+        ...
+
+    def create_snapshot(self, name: str) -> Snapshot:
+        """A copy of the published version as one file, kept by the store."""
+        ...
+
+    def snapshots(self, name: str) -> list[Snapshot]:
+        """The snapshots of the published version that the store keeps, oldest first."""
+        ...
+
+    def download_snapshot(self, name: str, snapshot: str, to: Path) -> None:
+        """Copy a snapshot into the file `to`, its checksum compared."""
+        ...
+
+    def restore_snapshot(self, name: str, file: Path) -> str:
+        """Make a snapshot file the published version of `name`; returns the version's name."""
+        ...
+
+
+class Store(VectorStore, Protocol):
+    """A store with its operators' side."""
+
+    @property
+    def admin(self) -> Admin:
+        """Versions, states and snapshots."""
+        ...
+
+
+def rollback_target(name: str, states: Sequence[VersionState], wanted: str | None) -> str:
+    """Which finished version to publish again, by default the newest below the published one.
+
+    Raises DataError that says which there are.
+    """
+    published = max((state.name for state in states if state.published), default="")
+    others = [state.name for state in states if state.finished and not state.published]
+    if not others:
+        raise DataError(
+            f"Collection {name!r} has no other finished version to go back to: `xqg-vdb load --keep 2` keeps one."
+        )
+    older = [other for other in others if _number(other) < _number(published)]
+    if wanted is None and older:
+        return older[-1]
+    if wanted is None:
+        raise DataError(f"Collection {name!r} has no older version than {published}; newer ones: {', '.join(others)}.")
+    if wanted not in others:
+        raise DataError(f"Collection {name!r} has no version {wanted!r} to go back to; it has {', '.join(others)}.")
+    return wanted
+
+
+def _number(version: str) -> int:
+    return int(version.removeprefix("v") or 0)

@@ -1,0 +1,333 @@
+"""Fill a version of a collection on a server and publish it; stopped at any point, the next run continues.
+
+In: a name, a card, batches. Out: an alias on a finished version. Every write waits until the server has it in its log
+and says `completed`; ids are fixed, so that a repeated request changes nothing. This file refuses to know where batches
+come from.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from qdrant_client import models
+
+from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
+from xqg_vdb.store.gate import Rows, checked
+from xqg_vdb.store.layout import TEXT_SPARSE, CollectionOptions, same_build
+from xqg_vdb.store.server.client import NotDone, Refused, TooLarge
+from xqg_vdb.store.server.names import CARD_KEY, CURSOR_KEY, LOADER_KEY, Lease, Names, holder, version_number
+from xqg_vdb.store.server.requests import BULK_KEY, create
+from xqg_vdb.types import Card, PointBatch
+
+# Build the index of a filled version on a server, and wait until it is done.
+
+POLL = 0.5
+GREY_PATIENCE = 30.0
+"""Seconds that a server may take to start what it says is to be done."""
+
+_log = logging.getLogger(__name__)
+
+
+def build_index(
+    names: Names,
+    version: str,
+    *,
+    indexed: Callable[[int], None] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """End the bulk mode, then wait until the optimizers rest.
+
+    indexed: told how many vectors are indexed so far. meanwhile: called at every look.
+    It goes on without the index, with a warning, when the server's deadline passes without a vector indexed: a search
+    before that is right, but slow. Raises ServerError when the server says that it cannot.
+    """
+    server, client = names.server, names.client
+    _end_bulk(names, version)
+    changed, seen = clock(), (-1, -1)
+    while True:
+        info = server.call(lambda: client.get_collection(version))
+        count = info.indexed_vectors_count or 0
+        if indexed is not None:
+            indexed(count)
+        if info.status == models.CollectionStatus.RED:
+            raise ServerError(f"{server.where} cannot build the index of {version}; see its log.")
+        if info.status == models.CollectionStatus.GREEN:
+            return
+        meanwhile()
+        if (count, info.segments_count) != seen:
+            changed, seen = clock(), (count, info.segments_count)
+        patience = GREY_PATIENCE if info.status == models.CollectionStatus.GREY else server.deadline
+        if clock() - changed > min(patience, server.deadline):
+            _log.warning("%s: the index of %s is still %s; going on", server.where, version, info.status.value)
+            return
+        server.pause(POLL)
+
+
+def _end_bulk(names: Names, version: str) -> None:
+    """Give the collection the threshold back that it had before; the server then starts to index."""
+    noted = names.metadata(version).get(BULK_KEY)
+    if noted:
+        usual = models.OptimizersConfigDiff(indexing_threshold=int(noted["indexing_threshold"]))
+        names.server.call(lambda: names.client.update_collection(version, optimizers_config=usual))
+
+
+MAX_REQUEST_BYTES = 8 << 20
+"""Servers refuse 32 MiB; smaller requests are also cheaper to repeat."""
+_JSON_BYTES_PER_FLOAT32 = 5  # a float32 takes about 20 characters as JSON, four of which the row's size counts
+
+
+class ServerWriter:
+    """A version that is being filled; see `types.CollectionWriter`. For one thread; made by `server_opening`."""
+
+    def __init__(
+        self,
+        names: Names,
+        name: str,
+        version: str,
+        *,
+        card: Card,
+        options: CollectionOptions,
+        lease: Lease,
+        is_local: bool,
+    ) -> None:
+        self._names = names
+        self._client = names.client
+        self._server = names.server
+        self._name = name
+        self._version = version
+        self._card = card
+        self._committed = names.cursor(version)
+        self._closed = False
+        self._lease = lease
+        self._keep = options.keep
+        self._is_local = is_local
+        self._connections = 1 if is_local else options.parallel
+        self._pool = ThreadPoolExecutor(self._connections) if self._connections > 1 else None
+        self._sending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> ServerWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def committed(self) -> int:
+        """Rows that survive a power cut: what the last `commit` named, 0 for a new version."""
+        return self._committed
+
+    def upsert(self, batch: PointBatch) -> None:
+        """Check, then write in requests of at most 8 MiB. Raises DataError or MismatchError and has written nothing.
+
+        Raises ServerError when the server stays away, DataError naming the passage that it refuses; then some of the
+        requests may have been done. With several connections, a later call or `commit` raises what befell this one.
+        """
+        self._check_open()
+        rows = checked(batch, card=self._card)
+        self._lease.renew(self._version)
+        for start, stop in _requests(rows.sizes):
+            self._begin(partial(self._send, rows, batch, start, stop))
+
+    def commit(self, rows: int) -> None:
+        """Record that the first `rows` rows of the input are in, once all requests of them were answered."""
+        self._check_open()
+        self._await()
+        self._names.write_metadata(self._version, {CURSOR_KEY: {"rows": rows}})
+        self._committed = rows
+
+    def publish(self, card: Card, *, indexed: Callable[[int], None] | None = None) -> None:
+        """Check the count, write `card`, build the index, move the alias, delete older versions; closes the writer.
+
+        indexed: told how many vectors are indexed so far.
+        Raises CorruptError when the points are not as many as the card says; the next run then starts over.
+        """
+        self._check_open()
+        self._await()
+        card = replace(card, storage=self._card.storage)
+        if not same_build(card, self._card):
+            raise MismatchError("The card to publish describes another build than the one that was loaded.")
+        self._check_count(card)
+        created = card.created or datetime.now(UTC).isoformat(timespec="seconds")
+        final = replace(card, version=self._version.rpartition("__")[2], created=created)
+        if not self._is_local:
+            renew = partial(self._lease.renew, self._version)
+            build_index(self._names, self._version, indexed=indexed, meanwhile=renew)
+        self._names.write_metadata(self._version, {CARD_KEY: final.to_json(), LOADER_KEY: {}})
+        staying = {self._version, *self._latest_others()}
+        self._names.switch(self._name, self._version)
+        for version in self._names.versions(self._name):
+            if version not in staying:
+                self._names.remove(version)
+        self._closed = True
+        self._stop_sending()
+
+    def close(self) -> None:
+        """What was committed stays for the next run."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop_sending()
+        self._lease.release(self._version)
+
+    def _stop_sending(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _latest_others(self) -> list[str]:
+        """The finished versions that stay: the published one first, then by age."""
+        current = self._names.target(self._name)
+        finished = [one for one in reversed(self._names.finished(self._name)) if one not in (current, self._version)]
+        before = [current, *finished] if current not in (None, self._version) else finished
+        return [one for one in before if one is not None][: self._keep - 1]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise XqgError("This writer is closed; ask the store for another one.")
+
+    def _begin(self, send: Callable[[], None]) -> None:
+        """Send now, or beside what is under way already when there are several connections."""
+        if self._pool is None:
+            send()
+            return
+        self._await(fewer_than=self._connections)
+        self._sending.append(self._pool.submit(send))
+
+    def _await(self, *, fewer_than: int = 1) -> None:
+        """Wait until so few requests are under way; after one that failed nothing may be committed any more."""
+        try:
+            while len(self._sending) >= fewer_than:
+                self._sending.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, rows: Rows, points: PointBatch, start: int, stop: int) -> None:
+        """Write the rows from `start` to `stop`.
+
+        Halves them when the server finds them too large, and when it refuses them, until the bad point is found.
+        """
+        batch = models.Batch.model_construct(  # the gate has validated; doing it again would cost as much as the rest
+            ids=[str(one) for one in rows.ids[start:stop]],
+            vectors=_columns(points, slice(start, stop)),
+            payloads=rows.payloads[start:stop],
+        )
+        try:
+            self._server.call(lambda: self._upsert(batch))
+        except (TooLarge, Refused) as error:
+            if stop - start == 1:
+                if isinstance(error, TooLarge):
+                    raise
+                docid = rows.payloads[start]["id"]
+                raise DataError(f"Passage {docid!r} cannot be stored: {error}") from error
+            middle = (start + stop) // 2
+            self._send(rows, points, start, middle)
+            self._send(rows, points, middle, stop)
+
+    def _upsert(self, batch: models.Batch) -> None:
+        result = self._client.upsert(self._version, batch, wait=True)
+        if result.status != models.UpdateStatus.COMPLETED:
+            raise NotDone(f"an upsert was answered with {result.status.value}")
+
+    def _check_count(self, card: Card) -> None:
+        found = self._server.call(lambda: self._client.count(self._version, exact=True)).count
+        if found == card.count:
+            return
+        self._names.write_metadata(self._version, {CURSOR_KEY: {"rows": 0}})  # nobody continues a version at row 0
+        raise CorruptError(
+            f"{self._version} on {self._server.where} holds {found:,} points, {card.count:,} were expected: the input"
+            " changed since a stopped load, or has an id twice. Run the same command again: it starts over."
+        )
+
+
+def _columns(batch: PointBatch, rows: slice) -> dict[str, list[Any]]:
+    """The vectors of some rows by name, as the client sends them."""
+    columns: dict[str, list[Any]] = {name: matrix[rows].tolist() for name, matrix in batch.vectors.items()}
+    if batch.sparse is not None:
+        columns[TEXT_SPARSE] = [
+            models.SparseVector(indices=own.indices.tolist(), values=own.values.tolist()) for own in batch.sparse[rows]
+        ]
+    return columns
+
+
+def _requests(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Spans of rows whose JSON stays below MAX_REQUEST_BYTES; a single row may be above it."""
+    start, total = 0, 0
+    for at, size in enumerate(sizes):
+        estimate = _JSON_BYTES_PER_FLOAT32 * size
+        if at > start and total + estimate > MAX_REQUEST_BYTES:
+            yield start, at
+            start, total = at, 0
+        total += estimate
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
+# Which version of a collection on a server a load fills: the unfinished one of an equal card, or a new one.
+
+
+def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptions, is_local: bool) -> ServerWriter:
+    """Continue the newest unfinished version if it has a commit of the same build, else begin a new one.
+
+    Finished versions stay as they are. Raises LockedError when somebody loads another build into the collection; who
+    loads an equal one is joined. MismatchError when a collection, not an alias, has that name.
+    """
+    names.refuse_plain(name)
+    card = replace(card, storage=options.layout())
+    current = version_number(name, names.target(name) or "") or 0
+    kept, highest = None, current
+    for version in reversed(names.versions(name)):
+        number = version_number(name, version) or 0
+        highest = max(highest, number)
+        if number <= current:
+            continue
+        stored = names.card(version)
+        equal = kept is None and stored is not None and same_build(stored, card)
+        if equal and (names.cursor(version) > 0 or holder(names, version)):
+            kept = version
+        elif stored is None or not stored.created:
+            _remove_abandoned(names, name, version)
+    version = kept or f"{name}__v{highest + 1:04d}"
+    lease = Lease(names)
+    if kept is None:
+        _begin_version(names, name, version, card=card, options=options, is_local=is_local, lease=lease)
+    else:
+        lease.write(version)
+    return ServerWriter(names, name, version, card=card, options=options, lease=lease, is_local=is_local)
+
+
+def _remove_abandoned(names: Names, name: str, version: str) -> None:
+    by = holder(names, version)
+    if by is not None:
+        raise _busy(names, name, by)
+    names.remove(version)
+
+
+def _begin_version(
+    names: Names, name: str, version: str, *, card: Card, options: CollectionOptions, is_local: bool, lease: Lease
+) -> None:
+    """Create the version; of two loaders that do so at once, the server lets one, and the other finds its record."""
+    wanted = replace(card, version=version.rpartition("__")[2], count=0, digest="", created="")
+    metadata = {CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()}
+    names.server.call(
+        lambda: create(names.client, version, card=card, options=options, metadata=metadata, is_local=is_local)
+    )
+    found = names.metadata(version).get(LOADER_KEY) or {}
+    stored = names.card(version)
+    if found.get("id") != lease.id and (stored is None or not same_build(stored, card)):
+        raise _busy(names, name, f"process {found.get('pid')} on {found.get('host')}")
+
+
+def _busy(names: Names, name: str, by: str) -> LockedError:
+    return LockedError(
+        f"Collection {name!r} on {names.server.where} is being loaded by {by}, from another corpus or with other"
+        " options; wait until that load has ended."
+    )

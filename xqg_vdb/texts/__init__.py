@@ -1,0 +1,1 @@
+"""What users bring: corpora, generated queries, questions, and their languages."""

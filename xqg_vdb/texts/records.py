@@ -1,0 +1,334 @@
+"""Untrusted lines in, checked JSON objects out; whatever cannot be used is counted and kept, never dropped silently.
+
+`Rejects` is the one object here that changes: a run has one per input, and its counts add up to the lines read.
+This file refuses to know what a passage or a query is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import orjson
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.files import disk_errors
+from xqg_vdb.texts import languages
+
+MAX_LINE_BYTES = 16 << 20
+
+MAX_GZIP_RATIO = 100
+"""JSON lines of prose shrink 3 to 10 times; what shrinks more than 100 times is a bomb or not text."""
+
+_BOM = b"\xef\xbb\xbf"
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+_HEAD_BYTES = 1024
+
+_BLOCK = 1 << 16
+
+_RATIO_FREE_BYTES = 64 << 20  # small files may shrink as much as they like
+
+
+@dataclass(frozen=True, slots=True)
+class LongLine:
+    """Stands for a line over the limit, which was skipped and never held in memory: its size and its first bytes."""
+
+    size: int
+    head: bytes
+
+
+Line = tuple[int, int, bytes | LongLine]
+"""Line number from 1, byte offset in the (unpacked) file, raw line without its newline."""
+
+
+def open_lines(path: str | Path, *, max_bytes: int = MAX_LINE_BYTES, max_ratio: int = MAX_GZIP_RATIO) -> Iterator[Line]:
+    r"""Read the lines of `path`, plain or gzip, split on b"\n" only, without one trailing b"\r" and a leading BOM.
+
+    A line over `max_bytes` comes as a `LongLine`. Memory stays bounded by `max_bytes` whatever the file holds.
+    Raises DataError now when `path` is missing or a folder, and while reading when gzip data is cut short or damaged
+    or unpacks to more than `max_ratio` times its size; DiskError when it may not be read.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        if not path.is_fifo():
+            open(path, "rb").close()  # now: a generator would report a wrong name only when it is first read
+    return _lines(path, max_bytes, max_ratio)
+
+
+def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Line]:
+    number, offset = 0, 0
+    with disk_errors(path), open(path, "rb") as raw:
+        allowed = max(_RATIO_FREE_BYTES, max_ratio * os.fstat(raw.fileno()).st_size)
+        packed = path.suffix == ".gz" or raw.peek(2)[:2] == _GZIP_MAGIC
+        stream = _unpacked(raw) if packed else cast(BinaryIO, raw)
+        try:
+            while line := stream.readline(max_bytes + 2):
+                number += 1
+                body, size = _finish_line(stream, line, max_bytes, allowed - offset if packed else None)
+                skip = len(_BOM) if offset == 0 and isinstance(body, bytes) and body.startswith(_BOM) else 0
+                yield number, offset + skip, body[skip:] if isinstance(body, bytes) else body
+                offset += size
+                if packed and offset > allowed:
+                    raise DataError(_bomb(path, max_ratio))
+        except _TooMuch:
+            raise DataError(_bomb(path, max_ratio)) from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path} is cut short or damaged after line {number} ({error}); fetch it again.") from error
+
+
+def _unpacked(raw: BinaryIO) -> BinaryIO:
+    unpacker = cast(io.RawIOBase, gzip.GzipFile(fileobj=raw, mode="rb"))
+    return cast(BinaryIO, io.BufferedReader(unpacker, _BLOCK))  # its own buffer is small and slow
+
+
+class _TooMuch(Exception):
+    """A skipped line alone passes the unpacking limit."""
+
+
+def _bomb(path: Path, max_ratio: int) -> str:
+    return f"{path} unpacks to over {max_ratio} times its size, unlike text; unpack it yourself if you trust it."
+
+
+def _finish_line(stream: BinaryIO, line: bytes, max_bytes: int, allowed: int | None) -> tuple[bytes | LongLine, int]:
+    """Return the line without its ending, or its stand-in with the rest skipped, and its size in the file."""
+    size = len(line)
+    body = line[:-1] if line.endswith(b"\n") else line
+    body = body[:-1] if body.endswith(b"\r") else body
+    if len(body) <= max_bytes:
+        return body, size
+    last = line
+    while not last.endswith(b"\n") and (last := stream.readline(_BLOCK)):
+        size += len(last)
+        if allowed is not None and size > allowed:
+            raise _TooMuch
+    return LongLine(size, line[:_HEAD_BYTES]), size
+
+
+MAX_DEPTH = 32
+"""Deepest nesting in a record: the embedded engine cannot reload a payload of about 124 levels after a crash."""
+
+ID_KEYS = ("id", "_id", "docid")
+"""Where an id may stand: ours, BEIR's, the paper's data set's; the first that is there counts."""
+
+_HEAD_CHARACTERS = 200
+_SHOWN = 5
+_KEY = re.compile(rb'"[ \t\r\n]*:')
+_T = TypeVar("_T")
+_V = TypeVar("_V")
+
+
+class BadRecord(ValueError):
+    """A record cannot be used; its text is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a record came from; `raw` is its line, or what stands for one where a file has no lines."""
+
+    file: str
+    line: int
+    offset: int | None
+    raw: bytes
+
+
+Rows = Iterator[tuple[Source, dict[str, Any]]]
+"""Records with where they stand."""
+
+
+class Rejects:
+    """Counts what was read from one input and keeps what was refused.
+
+    max_rejects: how many refused records are borne; one more raises DataError. 0 stops at the first.
+    path: JSON-lines file for refused records (file, line, offset, reason, head), replaced at the first of them.
+
+    At any time accepted + duplicates + blank + rejected = read, give or take the record in hand.
+    """
+
+    def __init__(self, max_rejects: int = 0, path: str | Path | None = None) -> None:
+        if max_rejects < 0:
+            raise ValueError(f"max_rejects must be 0 or more, got {max_rejects}")
+        self.max_rejects = max_rejects
+        self.path = None if path is None else Path(path)
+        self.read = self.accepted = self.duplicates = self.blank = self.rejected = 0
+        self._first: list[str] = []
+
+    def attempt(self, source: Source, make: Callable[[_V], _T], value: _V) -> _T | None:
+        """Return `make(value)`, or None when it raises BadRecord, which is then recorded for `source`."""
+        try:
+            return make(value)
+        except BadRecord as bad:
+            self.reject(source, str(bad))
+            return None
+
+    def reject(self, source: Source, reason: str) -> None:
+        """Record that `source` cannot be used. Raises DataError when that is one too many."""
+        self.rejected += 1
+        if self.path is not None:
+            self._write(self.path, source, reason)
+        if len(self._first) < _SHOWN:
+            self._first.append(f"{source.file} line {source.line}: {reason}")
+        if self.rejected > self.max_rejects:
+            raise DataError(self._message())
+
+    def counts(self) -> dict[str, int]:
+        """Return the five counts by name, for reports."""
+        return {name: getattr(self, name) for name in ("read", "accepted", "duplicates", "blank", "rejected")}
+
+    def _message(self) -> str:
+        more = self.rejected - len(self._first)
+        shown = "; ".join(self._first) + (f"; and {more} more" if more else "")
+        kept = f" (all in {self.path})" if self.path is not None else ""
+        return f"{shown}{kept}; correct the data, or use --max-rejects to go on without such records."
+
+    def _write(self, path: Path, source: Source, reason: str) -> None:
+        head = source.raw[: 4 * _HEAD_CHARACTERS].decode("utf-8", "replace")[:_HEAD_CHARACTERS]
+        record = {"file": source.file, "line": source.line, "offset": source.offset, "reason": reason, "head": head}
+        with disk_errors(path), open(path, "wb" if self.rejected == 1 else "ab") as file:
+            file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
+    """Read the lines of `path` that hold something; blank ones are counted, those over the length limit rejected."""
+    for number, offset, raw in open_lines(path):
+        rejects.read += 1
+        if isinstance(raw, LongLine):
+            source = Source(str(path), number, offset, raw.head)
+            rejects.reject(source, f"the line has {raw.size:,} bytes, more than may be read at once")
+        elif not raw.strip():
+            rejects.blank += 1
+        else:
+            yield Source(str(path), number, offset, raw)
+
+
+def read_objects(path: Path, rejects: Rejects) -> Rows:
+    """Read the JSON objects of a JSON-lines file, with where they stand; malformed lines go to `rejects`."""
+    return parse_objects(read_sources(path, rejects), rejects)
+
+
+def parse_objects(sources: Iterable[Source], rejects: Rejects) -> Rows:
+    """Parse one JSON object per source; those that are malformed go to `rejects`."""
+    for source in sources:
+        record = rejects.attempt(source, parse_object, source.raw)
+        if record is not None:
+            yield source, record
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Parse the JSON object on one line.
+
+    Raises BadRecord for what JSON forbids (NaN, 1e999, lone surrogates, bytes that are not UTF-8, a second value) and
+    for what would bite later: repeated keys, NUL characters, nesting deeper than `MAX_DEPTH`.
+    """
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRecord(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise BadRecord(f"a JSON object was expected, not {_name_of(record)}")
+    keys = check_value(record)
+    # orjson keeps the last of two equal keys; text may look like a key but can only add to this count
+    if len(_KEY.findall(raw)) > keys:
+        _refuse_repeated_keys(raw)
+    return record
+
+
+def _refuse_repeated_keys(raw: bytes) -> None:
+    import json
+
+    def refuse(pairs: list[tuple[str, Any]]) -> None:
+        names = [key for key, _ in pairs]
+        if len(set(names)) < len(names):
+            raise BadRecord(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+
+    json.loads(raw, object_pairs_hook=refuse)
+
+
+def check_value(value: Any, depth: int = 0) -> int:
+    """Count the keys in a JSON value, all levels. Raises BadRecord when it could not be stored and read back."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise BadRecord("a NUL character in a string")
+        return 0
+    if depth >= MAX_DEPTH:
+        raise BadRecord(f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        return len(value) + sum(check_value(key) + check_value(item, depth + 1) for key, item in value.items())
+    if isinstance(value, list):
+        return sum(check_value(item, depth + 1) for item in value)
+    return _check_scalar(value)
+
+
+def _check_scalar(value: Any) -> int:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRecord(f"{value} is not a number that can be stored")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise BadRecord("an integer of more than 64 bits")
+    if not isinstance(value, int | float | None):
+        raise BadRecord(f"a value of type {type(value).__name__} cannot be stored as JSON")
+    return 0
+
+
+def record_id(record: Mapping[str, Any]) -> str:
+    """Return the id as text; integers are spelled out. Raises BadRecord when it is missing, blank or no id."""
+    key = next((k for k in ID_KEYS if k in record), None)
+    if key is None:
+        raise BadRecord(f"no id (expected one of the keys {', '.join(ID_KEYS)})")
+    value = record[key]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadRecord(f"{key} must be text or a whole number, not {_name_of(value)}")
+    if not has_content(value):
+        raise BadRecord(f"{key} is blank")
+    return value
+
+
+def text_of(record: Mapping[str, Any], key: str) -> str:
+    """Return the text under `key`. Raises BadRecord when it is missing, no text, or shows nothing."""
+    value = record.get(key)
+    if value is None:
+        raise BadRecord(f"no {key}")
+    if not isinstance(value, str):
+        raise BadRecord(f"{key} must be text, not {_name_of(value)}")
+    if not has_content(value):
+        raise BadRecord(f"{key} is blank")
+    return value
+
+
+def language_of(value: Any) -> str:
+    """Normalise a language code from a record, `und` for null. Raises BadRecord when it is none."""
+    if not isinstance(value, str | None):
+        raise BadRecord(f"a language code must be text, not {_name_of(value)}")
+    try:
+        return languages.normalize(value)
+    except DataError as error:
+        raise BadRecord(str(error).rstrip(".")) from None
+
+
+def has_content(text: str) -> bool:
+    """Tell whether anything would show: not only spaces, control and zero-width characters."""
+    return text[:1].isalnum() or any(character.isprintable() and not character.isspace() for character in text)
+
+
+def _name_of(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a fraction",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,333 @@
+"""Question-passage pairs, the training data of both trainers, and what of them the evaluation must not have seen.
+
+In: records of `pair_files` and `datasets`. Out: `TrainingPair`. This file refuses to know formats, tokens and models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets import afriqa, data_folder
+from xqg_vdb.files import disk_errors
+from xqg_vdb.texts import languages
+from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.records import BadRecord, Rejects, Source, language_of, read_objects, record_id, text_of
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPair:
+    """One question and a passage that answers it.
+
+    lang: the question's language, normalised. negatives: passages that do not answer it. translation: the question in
+    English, "" when nobody gave one.
+    """
+
+    id: str
+    query: str
+    lang: str
+    positive: Passage
+    negatives: tuple[Passage, ...] = ()
+    translation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Leakage:
+    """What training and evaluation pairs have in common.
+
+    passages: evaluation passages (distinct by content) that are positives of training pairs; pairs: training pairs with
+    such a positive; questions: evaluation questions that are training questions too, letter for letter.
+    """
+
+    passages: int
+    pairs: int
+    questions: int
+    evaluation_passages: int
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.passages} of {self.evaluation_passages} dev passages are positives of {self.pairs} training pairs, "
+            f"{self.questions} dev questions are training questions"
+        )
+
+
+def content_key(passage: Passage) -> str:
+    """A digest of title and text; ids are ignored, because they differ from file to file."""
+    text = " ".join(passage.title.split()) + "\n" + " ".join(passage.text.split())
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def measure_leakage(train: Sequence[TrainingPair], dev: Sequence[TrainingPair]) -> Leakage:
+    """Count the passages and questions that are in both."""
+    held_out = {content_key(pair.positive) for pair in dev}
+    seen = {content_key(pair.positive) for pair in train}
+    questions = {pair.query for pair in train}
+    return Leakage(
+        passages=len(held_out & seen),
+        pairs=sum(content_key(pair.positive) in held_out for pair in train),
+        questions=sum(pair.query in questions for pair in dev),
+        evaluation_passages=len(held_out),
+    )
+
+
+def without_leaks(train: Sequence[TrainingPair], dev: Sequence[TrainingPair]) -> list[TrainingPair]:
+    """Leave out the training pairs whose positive is an evaluation passage or whose question is one of dev's."""
+    held_out = {content_key(pair.positive) for pair in dev}
+    questions = {pair.query for pair in dev}
+    return [p for p in train if content_key(p.positive) not in held_out and p.query not in questions]
+
+
+def with_translations(pairs: Iterable[TrainingPair]) -> list[TrainingPair]:
+    """Each pair, followed by the same pair with its English translation as the question, where there is one."""
+    found = []
+    for pair in pairs:
+        found.append(pair)
+        if pair.translation and pair.lang != "en":
+            found.append(TrainingPair(f"{pair.id}-en", pair.translation, "en", pair.positive, pair.negatives))
+    return found
+
+
+def translated(pairs: Iterable[TrainingPair]) -> list[TrainingPair]:
+    """Each pair with its English translation instead of the question; pairs without one are left out (zero-shot)."""
+    return [TrainingPair(p.id, p.translation, "en", p.positive, p.negatives) for p in pairs if p.translation]
+
+
+def describe_pairs(pairs: Sequence[TrainingPair]) -> dict[str, Any]:
+    """Count pairs, passages and languages, and digest all content in order, for model cards and resumed runs."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for text in (pair.query, pair.lang, content_key(pair.positive), *map(content_key, pair.negatives)):
+            digest.update(text.encode() + b"\0")
+    return {
+        "pairs": len(pairs),
+        "passages": len({content_key(pair.positive) for pair in pairs}),
+        "languages": dict(sorted(Counter(pair.lang for pair in pairs).items())),
+        "sha256": digest.hexdigest()[:16],
+    }
+
+
+# Where pairs come from: AfriQA's gold passages by name, or a file: plain JSON lines, Tevatron's, or SQuAD's format.
+
+Split = Literal["train", "dev"]
+
+_MAX_DOCUMENT = 2 << 30  # bytes of a SQuAD file, which is read at once
+_PARENT = "_parentSection"
+
+
+def read_pairs(
+    source: str, *, split: Split, data_dir: Path | None = None, rejects: Rejects | None = None
+) -> list[TrainingPair]:
+    """Read `afriqa` (of `data_dir`, this split), a `.jsonl` file (also `.gz`) or a SQuAD `.json` file.
+
+    Repeated question-passage pairs are counted and left out. Raises DataError for what is missing or unknown, for more
+    bad records than `rejects` bears, and when nothing is left.
+    """
+    rejects = Rejects() if rejects is None else rejects
+    if source == "afriqa":
+        return afriqa_pairs(data_folder(data_dir), split=split)
+    path = Path(source)
+    if path.name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
+        found = _line_pairs(path, rejects)
+    elif path.suffix == ".json":
+        found = _squad_pairs(path, rejects)
+    else:
+        raise DataError(
+            f"There are no pairs {source!r}: give afriqa, or a file that ends in .jsonl, .jsonl.gz or .json."
+        )
+    pairs = list(_languages_filled(_distinct(found, rejects), rejects))
+    if not pairs:
+        raise DataError(
+            f'{path} holds no pair that can be used; expected lines such as {{"query", "lang", "positive"}}.'
+        )
+    return pairs
+
+
+def afriqa_pairs(data_dir: Path, *, split: Split) -> list[TrainingPair]:
+    """AfriQA's questions of one split with their gold passages and English translations. Raises like `afriqa.load`."""
+    task = afriqa.load(data_dir, split=split, pool_splits=(split,))
+    english = afriqa.load(data_dir, split=split, translated=True, pool_splits=(split,))
+    translations = {query.id: query.text for query in english.queries}
+    passages = {passage.id: passage for passage in task.passages}
+    return [
+        TrainingPair(
+            query.id,
+            query.text,
+            query.lang or UNKNOWN_LANGUAGE,
+            passages[next(iter(task.qrels[query.id]))],
+            translation=translations[query.id],
+        )
+        for query in task.queries
+    ]
+
+
+_Found = Iterator[tuple[Source, TrainingPair]]
+
+
+def _line_pairs(path: Path, rejects: Rejects) -> _Found:
+    for source, record in read_objects(path, rejects):
+        pair = rejects.attempt(source, _pair_of, {"id": f"{path.name}:{source.line}", **record})
+        if pair is not None:
+            yield source, pair
+
+
+def _pair_of(record: Mapping[str, Any]) -> TrainingPair:
+    if "positive_passages" in record:
+        positives = _passages(record, "positive_passages")
+        if not positives:
+            raise BadRecord("positive_passages is empty, so there is nothing to learn from this question")
+        positive, negatives = positives[0], _passages(record, "negative_passages")
+    elif "positive" in record:
+        positive, negatives = _passage(record["positive"], "positive"), _passages(record, "negatives")
+    else:
+        raise BadRecord('no positive (expected {"query": "…", "lang": "sw", "positive": "…"})')
+    key = content_key(positive)
+    return TrainingPair(
+        id=str(record.get("query_id") or record["id"]),
+        query=text_of(record, "query"),
+        lang=language_of(record.get("lang")),
+        positive=positive,
+        negatives=tuple(passage for passage in negatives if content_key(passage) != key),
+        translation=text_of(record, "translation") if record.get("translation") is not None else "",
+    )
+
+
+def _passages(record: Mapping[str, Any], key: str) -> list[Passage]:
+    values = record.get(key) or []
+    if not isinstance(values, list):
+        raise BadRecord(f"{key} must be a list")
+    return [_passage(value, key) for value in values]
+
+
+def _passage(value: Any, key: str) -> Passage:
+    if isinstance(value, str):
+        value = {"text": value}
+    if not isinstance(value, dict):
+        raise BadRecord(f'{key} must be a text or {{"title", "text"}}')
+    title = value.get("title")
+    if not isinstance(title, str | None):
+        raise BadRecord(f"{key}: title must be text")
+    text, lang = text_of(value, "text"), language_of(value.get("lang"))
+    named = any(name in value for name in ("id", "_id", "docid"))
+    passage = Passage("", text, title or "", lang)
+    return replace(passage, id=record_id(value) if named else content_key(passage))
+
+
+def _squad_pairs(path: Path, rejects: Rejects) -> _Found:
+    with disk_errors(path):
+        if path.stat().st_size > _MAX_DOCUMENT:
+            raise DataError(f"{path} has more than 2 GiB; split it, or write its pairs as JSON lines.")
+        raw = path.read_bytes()
+    try:
+        articles = orjson.loads(raw)["data"]
+        paragraphs = [(article.get("title"), paragraph) for article in articles for paragraph in article["paragraphs"]]
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not SQuAD JSON ({type(error).__name__}: {error}); fetch it again.") from error
+    for number, (title, paragraph) in enumerate(paragraphs, start=1):
+        questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
+        for question in questions if isinstance(questions, list) else [None]:
+            source = Source(str(path), number, None, orjson.dumps(question)[:800])  # "line" is the paragraph here
+            rejects.read += 1
+            pair = rejects.attempt(source, _squad_pair, (title, paragraph, question))
+            if pair is not None:
+                yield source, pair
+
+
+def _squad_pair(parts: tuple[Any, Any, Any]) -> TrainingPair:
+    title, paragraph, question = parts
+    if not isinstance(paragraph, dict) or not isinstance(question, dict) or not isinstance(title, str | None):
+        raise BadRecord("a paragraph with context and qas was expected")
+    text = text_of(paragraph, "context")
+    if title and _PARENT in title:
+        title = title[: title.index(_PARENT)].removeprefix("title:")  # XOR-TyDi's gold paragraphs
+    passage = Passage("", text, (title or "").replace("_", " ").strip())
+    passage = replace(passage, id=content_key(passage))
+    lang = language_of(question.get("lang") or paragraph.get("lang"))
+    return TrainingPair(record_id(question), text_of(question, "question"), lang, passage)
+
+
+def _distinct(found: _Found, rejects: Rejects) -> _Found:
+    seen: set[tuple[str, str]] = set()
+    for source, pair in found:
+        key = (pair.query, content_key(pair.positive))
+        if key in seen:
+            rejects.duplicates += 1
+            continue
+        seen.add(key)
+        yield source, pair
+
+
+def _languages_filled(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects) -> Iterator[TrainingPair]:
+    """Detect the languages that are missing; a question whose language cannot be told is refused."""
+    kept = list(found)
+    unknown = [i for i, (_, pair) in enumerate(kept) if pair.lang == UNKNOWN_LANGUAGE]
+    detected = dict(zip(unknown, languages.detect([kept[i][1].query for i in unknown]), strict=True)) if unknown else {}
+    for i, (source, pair) in enumerate(kept):
+        lang = detected.get(i, pair.lang)
+        if lang == UNKNOWN_LANGUAGE:
+            rejects.reject(source, "the question's language cannot be told; give it as lang")
+        else:
+            rejects.accepted += 1
+            yield replace(pair, lang=lang)
+
+
+# Which pairs are trained on: languages, English translations, and what dev must not share with them.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which pairs are trained on.
+
+    langs: question languages, () for all. english: the translated questions too, or only they (zero-shot training).
+    drop_leaks: leave out pairs whose passage or question is in dev. max_errors: bad records to bear in each source.
+    """
+
+    langs: tuple[str, ...] = ()
+    english: Literal["no", "also", "only"] = "no"
+    drop_leaks: bool = False
+    max_errors: int = 0
+
+
+def read_training_pairs(
+    sources: Sequence[str],
+    dev_sources: Sequence[str],
+    *,
+    data_dir: Path | None = None,
+    selection: Selection | None = None,
+    report: Callable[[str], None],
+) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Read training and dev pairs, report what they share, and select. Dev keeps its own questions, untranslated.
+
+    Raises DataError like `read_pairs`, and when nothing is left to train on.
+    """
+    selection = selection or Selection()
+    train = _read(sources, "train", data_dir, selection)
+    dev = _read(dev_sources, "dev", data_dir, selection)
+    if dev:
+        report(measure_leakage(train, dev).summary)
+    if selection.drop_leaks:
+        kept = without_leaks(train, dev)
+        report(f"{len(train) - len(kept)} training pairs left out, because dev has their passage or question")
+        train = kept
+    if selection.english != "no":
+        train = translated(train) if selection.english == "only" else with_translations(train)
+    if not train:
+        raise DataError("No training pair is left: check --pairs, --lang and --english.")
+    return train, dev
+
+
+def _read(sources: Sequence[str], split: Split, data_dir: Path | None, selection: Selection) -> list[TrainingPair]:
+    langs = {normalize(lang) for lang in selection.langs}
+    pairs = []
+    for source in sources:
+        pairs += read_pairs(source, split=split, data_dir=data_dir, rejects=Rejects(selection.max_errors))
+    return [pair for pair in pairs if not langs or pair.lang in langs]

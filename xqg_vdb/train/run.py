@@ -1,0 +1,373 @@
+"""What both trainers share: the run folder, transformers' arguments, going on after a kill, the finished folder.
+
+`OUT/run/` holds an unfinished run: `identity.json` (what it depends on) and transformers' checkpoints. A checkpoint
+counts when its `trainer_state.json` can be read, which `Trainer` writes last. The finished files appear in `OUT` with
+config.json as the last one, and `run/` goes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from xqg_vdb.errors import DataError, MismatchError, MissingExtra, ModelError
+from xqg_vdb.export.checkpoints import Base, Checkpoint, copy_tokenizer_files
+from xqg_vdb.files import lock_folder, sync_folder, write_atomic
+from xqg_vdb.generate.output import versions
+from xqg_vdb.train.pairs import TrainingPair, describe_pairs, measure_leakage
+
+if TYPE_CHECKING:
+    from xqg_vdb.train.encoder import EncoderSettings
+    from xqg_vdb.train.generator import GeneratorSettings
+
+
+# What both trainers let a user set: steps, learning rate, batches, checkpoints. Frozen; it knows no torch.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long and how fast.
+
+    batch_size: pairs (encoder) or passages (generator) per optimiser step. micro_batch: as many are in memory at a
+    time; None takes all. max_steps: instead of `epochs`. warmup: share of the steps, 0 to 1. eval_every, save_minutes:
+    how often dev is evaluated (steps; 0 for the end only) and a checkpoint is written. threads: 0 leaves torch's own.
+    Raises ValueError for what cannot be.
+    """
+
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    micro_batch: int | None = None
+    learning_rate: float = 1e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    seed: int = 313
+    eval_every: int = 0
+    save_minutes: float = 10.0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.epochs > 0 or (self.max_steps is not None and self.max_steps < 1):
+            raise ValueError("epochs and max_steps must be more than 0")
+        if self.batch_size < 1 or (self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size):
+            raise ValueError("batch_size must be 1 or more, and micro_batch between 1 and batch_size")
+        if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
+            raise ValueError("learning_rate must be more than 0, and warmup between 0 and 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """What the result depends on: all but how often something is written, and the threads."""
+        left_out = ("save_minutes", "threads")
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+
+RUN = "run"
+Report = Callable[[str], None]
+
+_IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training run reports.
+
+    folder: the checkpoint. history: transformers' log, one record per step and evaluation. before, after: dev figures.
+    """
+
+    folder: Path
+    steps: int
+    seconds: float
+    history: tuple[Mapping[str, Any], ...]
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    resumed_at: int = 0
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss of every step."""
+        return [float(record["loss"]) for record in self.history if "loss" in record]
+
+
+def need_training_packages() -> None:
+    """Raise MissingExtra unless torch, transformers and accelerate are installed; silence transformers' own lines."""
+    try:
+        import accelerate  # noqa: F401
+        import torch  # noqa: F401
+        import transformers
+    except ImportError as error:
+        raise MissingExtra(f'Training needs {error.name}: pip install "xqg-vdb[train]".') from error
+    transformers.logging.set_verbosity_error()
+
+
+def open_run(out: Path, identity: Mapping[str, Any]) -> Path:
+    """The run folder inside `out`, new or that of an unfinished run of equal `identity`; hold it with `lock_folder`.
+
+    Raises ModelError when `out` holds a finished checkpoint or something else, MismatchError for another run.
+    """
+    run = out / RUN
+    if (out / "config.json").exists() or (out.is_dir() and not run.is_dir() and any(out.iterdir())):
+        raise ModelError(f"{out} already holds something: remove it, or give another folder to train into.")
+    run.mkdir(parents=True, exist_ok=True)
+    wanted = orjson.loads(orjson.dumps(identity))
+    try:
+        found = orjson.loads((run / _IDENTITY).read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        write_atomic(run / _IDENTITY, orjson.dumps(wanted, option=orjson.OPT_INDENT_2))
+        return run
+    other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if other:
+        raise MismatchError(
+            f"{run} holds an unfinished run with another {', '.join(other)}: repeat that run's command, or remove "
+            "the folder to begin anew."
+        )
+    return run
+
+
+def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches: bool = False) -> Any:
+    """`TrainingArguments` for a schedule: bf16 on CUDA, fp32 on CPU, one device per process, nothing sent anywhere.
+
+    whole_batches: do not accumulate gradients over micro batches, because a loss sees all of a batch.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    if schedule.threads:
+        torch.set_num_threads(schedule.threads)
+    cuda = torch.cuda.is_available()
+    micro = schedule.batch_size if whole_batches else schedule.micro_batch or schedule.batch_size
+    if schedule.batch_size % micro:
+        raise DataError(f"The batch size {schedule.batch_size} is no multiple of the micro batch {micro}.")
+    every = schedule.eval_every if evaluates else 0
+    arguments = TrainingArguments(
+        output_dir=str(run),
+        num_train_epochs=schedule.epochs,
+        max_steps=schedule.max_steps or -1,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=schedule.batch_size // micro,
+        learning_rate=schedule.learning_rate,
+        warmup_ratio=schedule.warmup,
+        weight_decay=schedule.weight_decay,
+        seed=schedule.seed,
+        eval_strategy="steps" if every else "no",
+        eval_steps=every or None,
+        save_strategy="no",  # `WatchedTrainer` saves by the clock
+        save_total_limit=1,
+        logging_steps=1,  # a resumed run then logs the very losses of an unbroken one
+        bf16=bool(cuda and torch.cuda.is_bf16_supported()),
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        report_to=[],
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # DataParallel would split rows that belong together; torchrun uses all devices
+    return arguments
+
+
+def run_training(trainer: Any, run: Path, *, evaluates: bool, report: Report) -> Outcome:
+    """Train to the end, from the last whole checkpoint in `run` if there is one; dev is evaluated before and after."""
+    began = time.monotonic()
+    checkpoint = _last_checkpoint(run)
+    state = _state(checkpoint) if checkpoint else {}
+    before: dict[str, float] = {}
+    baseline = run / "baseline.json"
+    if evaluates and baseline.exists():
+        before = orjson.loads(baseline.read_bytes())
+    elif evaluates:
+        before = figures(trainer.evaluate())
+        write_atomic(baseline, orjson.dumps(before))
+    if before:
+        report(f"dev before training: {spoken(before)}")
+    if checkpoint:
+        report(f"going on from step {state['global_step']}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="mtime may not be reliable")  # file times are not what we go by
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    after = figures(trainer.evaluate()) if evaluates else {}
+    if after:
+        report(f"dev after training: {spoken(after)}")
+    return Outcome(
+        run.parent,
+        steps=int(trainer.state.global_step),
+        seconds=time.monotonic() - began,
+        history=tuple(trainer.state.log_history),
+        before=before,
+        after=after,
+        resumed_at=int(state.get("global_step", 0)),
+    )
+
+
+def new_finished(run: Path) -> Path:
+    """An empty folder in `run` to put the finished files into."""
+    finished = run / "finished"
+    shutil.rmtree(finished, ignore_errors=True)
+    finished.mkdir()
+    return finished
+
+
+def finish(run: Path, finished: Path) -> None:
+    """Move what is in `finished` (a folder in `run`) to the output folder, config.json last, and remove `run`."""
+    out = run.parent
+    for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
+        file.replace(out / file.name)
+    sync_folder(out)
+    shutil.rmtree(run)
+
+
+def hold(run: Path) -> Any:
+    """A lock on the run folder, to be closed. Raises LockedError when another process trains there."""
+    return lock_folder(run)
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Dev figures without transformers' prefix and its timings."""
+    told = ("runtime", "per_second", "epoch", "model_preparation_time")
+    names = {key: key.removeprefix("eval_") for key in metrics if not key.endswith(told)}
+    return {name: float(metrics[key]) for key, name in names.items()}
+
+
+def spoken(figures: Mapping[str, float]) -> str:
+    """Figures in a line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return dict(orjson.loads((checkpoint / "trainer_state.json").read_bytes()))
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
+
+
+def _last_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint; what a kill left half-written is removed."""
+    whole: list[tuple[int, Path]] = []
+    for path in run.glob("checkpoint-*"):
+        state = _state(path)
+        if state:
+            whole.append((int(state["global_step"]), path))
+        else:
+            shutil.rmtree(path)
+    return max(whole)[1] if whole else None
+
+
+# The record beside trained weights: README.md for people, training.json for machines.
+
+PACKAGES = ("xqg-vdb", "torch", "transformers", "accelerate", "tokenizers")
+
+
+def write_card(folder: Path, *, identity: Mapping[str, Any], outcome: Outcome, licence: str) -> None:
+    """Write README.md and training.json into `folder`. identity: kind, base, pairs, dev, settings of the run."""
+    import torch
+
+    record = {
+        **identity,
+        "licence": licence,
+        "results": {
+            "steps": outcome.steps,
+            "seconds": round(outcome.seconds, 1),
+            "resumed_at": outcome.resumed_at,
+            "final_loss": outcome.losses[-1] if outcome.losses else None,
+            "dev_before": dict(outcome.before),
+            "dev_after": dict(outcome.after),
+        },
+        "history": [dict(entry) for entry in outcome.history],
+        "made_with": versions(PACKAGES),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    write_atomic(folder / "training.json", orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
+    write_atomic(folder / "README.md", card_text(record).encode())
+
+
+def card_text(record: Mapping[str, Any]) -> str:
+    """The model card of a `training.json` record, in Markdown with the front matter of the model hub."""
+    kind, results, pairs, dev = record["kind"], record["results"], record["pairs"], record["dev"]
+    settings = {**record["settings"], **record["settings"]["schedule"]}
+    settings.pop("schedule")
+    front = ["---", f"license: {str(record['licence']).split()[0].rstrip(':')}", "tags: [xqg-vdb]", "---"]
+    use = {
+        "generator": "xqg-vdb export --generator THIS_FOLDER OUT",
+        "encoder": "xqg-vdb export THIS_FOLDER OUT",
+    }[kind]
+    lines = [
+        *front, "", f"# Fine-tuned {kind}", "",
+        f"Trained by xqg-vdb {record['made_with']['xqg-vdb']} from `{record['base']}`. To use it: `{use}`.", "",
+        "## Data", "",
+        f"- training: {_told(pairs)}",
+        f"- dev: {_told(dev) if dev['pairs'] else 'none'}",
+        *([f"- in both: {record['leakage']}"] if dev["pairs"] else []),
+        "", "## Licence", "", f"Of the base model: {record['licence']}. The data may add conditions of its own.", "",
+        "## Results", "", "| | dev before | dev after |", "|---|---|---|",
+        *(f"| {name} | {results['dev_before'].get(name, float('nan')):.4f} | {value:.4f} |"
+          for name, value in results["dev_after"].items()),
+        "",
+        f"{results['steps']} steps, final training loss {_number(results['final_loss'])}, on {record['device']}.",
+        "", "## Hyper-parameters", "", "| | |", "|---|---|",
+        *(f"| {name} | {value} |" for name, value in settings.items() if not isinstance(value, dict)), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _told(data: Mapping[str, Any]) -> str:
+    languages = ", ".join(f"{lang} {count}" for lang, count in data["languages"].items())
+    return f"{data['pairs']} pairs about {data['passages']} passages ({languages}), SHA-256 {data['sha256']}"
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+# What both trainers do round their training: identity, run folder, base checkpoint, finished folder.
+
+Save = Callable[[Path], None]
+Train = Callable[[Checkpoint, Path], tuple[Outcome, Save]]
+"""Trains the checkpoint in the run folder; returns what became of it, and what writes the weights into a folder."""
+
+
+def identity_of(
+    kind: str,
+    base: Base,
+    pairs: Sequence[TrainingPair],
+    dev: Sequence[TrainingPair],
+    settings: EncoderSettings | GeneratorSettings,
+) -> dict[str, Any]:
+    """What a run depends on: a run folder with another identity is refused, and the model card tells it."""
+    return {
+        "kind": kind,
+        "base": base.name,
+        "pairs": describe_pairs(pairs),
+        "dev": describe_pairs(dev),
+        "leakage": measure_leakage(pairs, dev).summary,
+        "settings": {**asdict(settings), "schedule": settings.schedule.to_json()},
+    }
+
+
+def carry_out(base: Base, out: Path, *, identity: Mapping[str, Any], train: Train) -> Outcome:
+    """Train `base` into the folder `out`, where tokenizer and model card join what `train` saves; goes on after a stop.
+
+    Raises ModelError when `out` holds something else or the base cannot be read, MismatchError for an unfinished run of
+    another identity, LockedError when another process is at it.
+    """
+    run = open_run(out, identity)
+    with hold(run):
+        checkpoint = base.fetch(run / "base")
+        outcome, save = train(checkpoint, run)
+        finished = new_finished(run)
+        save(finished)
+        copy_tokenizer_files(checkpoint, finished)
+        write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
+        finish(run, finished)
+    return outcome
+
+
+def spread(examples: Sequence[Any], limit: int) -> list[Any]:
+    """At most `limit` of them, evenly spread."""
+    return list(examples[:: max(1, len(examples) // limit)][:limit])
