@@ -23,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from xqg_vdb import AsyncRetriever, Encoder, Hit, Query, Retriever, load, open_store
+from xqg_vdb import AsyncRetriever, Encoder, Hit, Question, Retriever, load, open_store
 from xqg_vdb.texts.questions import read_questions, sample_corpus
 
 BATCH = 32
@@ -42,7 +42,7 @@ def ways(retriever: Retriever, texts: list[str], threads: int) -> dict[str, Call
             return await asyncio.gather(*map(searcher.search, texts))
 
     def together() -> Found:
-        parts = [[Query(str(i), text) for i, text in enumerate(texts[at : at + BATCH])]
+        parts = [[Question(str(i), text) for i, text in enumerate(texts[at : at + BATCH])]
                  for at in range(0, len(texts), BATCH)]  # fmt: skip
         return [list(answer.hits) for part in parts for answer in retriever.run(part)]
 

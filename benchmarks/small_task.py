@@ -19,7 +19,7 @@ from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics, per_query
 from xqg_vdb.index.load import load
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.store import Collection, open_store
-from xqg_vdb.types import Hit, Query
+from xqg_vdb.types import Hit, Question
 
 METRICS = ("R@1", "R@10", "MRR@10")
 
@@ -59,9 +59,9 @@ def narrowed(task: RetrievalTask, kept: Container[str]) -> RetrievalTask:
     )
 
 
-def in_turn(task: RetrievalTask) -> list[Query]:
+def in_turn(task: RetrievalTask) -> list[Question]:
     """The questions, a question of each language at a time: whenever one stops, the languages have equally many."""
-    groups: dict[str, list[Query]] = {}
+    groups: dict[str, list[Question]] = {}
     for query in task.queries:
         groups.setdefault(task.groups[query.id], []).append(query)
     return [query for several in zip_longest(*groups.values()) for query in several if query is not None]
@@ -98,7 +98,7 @@ def print_table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], langs: It
         print(f"| {name} | " + " | ".join(shown) + " |")
 
 
-def by_id(queries: Iterable[Query], hits: Iterable[Sequence[Hit]]) -> dict[str, Sequence[Hit]]:
+def by_id(queries: Iterable[Question], hits: Iterable[Sequence[Hit]]) -> dict[str, Sequence[Hit]]:
     """Question id -> its hits."""
     return {query.id: found for query, found in zip(queries, hits, strict=True)}
 

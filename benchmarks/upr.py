@@ -30,7 +30,7 @@ from xqg_vdb.models.encoder import Encoder  # noqa: E402
 from xqg_vdb.progress import bars  # noqa: E402
 from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scores, open_scorer, standardised  # noqa: E402  # noqa: E402
 from xqg_vdb.search.retriever import Retriever  # noqa: E402
-from xqg_vdb.types import Hit, Query  # noqa: E402
+from xqg_vdb.types import Hit, Question  # noqa: E402
 
 WEIGHTS = (1.0, 0.5, 0.25)
 
@@ -81,7 +81,7 @@ class KeptScorer:
 
 
 def rank_in_windows(
-    queries: Sequence[Query], first: dict[str, list[Hit]], reranker: Reranker, *, together: int
+    queries: Sequence[Question], first: dict[str, list[Hit]], reranker: Reranker, *, together: int
 ) -> tuple[dict[str, list[Hit]], float]:
     """Question id -> hits by their new score, of the windows that were finished; seconds a question."""
     scored: dict[str, list[Hit]] = {}
@@ -99,7 +99,7 @@ def rank_in_windows(
     return scored, seconds / max(1, len(scored))
 
 
-def one_by_one(queries: Sequence[Query], first: dict[str, list[Hit]], reranker: Reranker) -> dict[str, float]:
+def one_by_one(queries: Sequence[Question], first: dict[str, list[Hit]], reranker: Reranker) -> dict[str, float]:
     """Seconds of a question that is asked alone, nothing kept."""
     alone = Reranker(reranker.scorer.scorer, weight=reranker.weight)
     seconds = []

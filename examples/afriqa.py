@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import orjson
 
-from xqg_vdb import Encoder, Query, Retriever, load, open_store
+from xqg_vdb import Encoder, Question, Retriever, load, open_store
 from xqg_vdb.evaluate.datasets import afriqa, data_folder
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.export.encoder import ensure_encoder
@@ -92,12 +92,12 @@ def measure(retriever: Retriever, task: RetrievalTask) -> dict[str, float]:
 
 def forget_languages(task: RetrievalTask, *, to: str | None = None) -> RetrievalTask:
     """The same questions, their language not told (None: detect it) or told to be unknown."""
-    return replace(task, queries=[Query(query.id, query.text, to) for query in task.queries])
+    return replace(task, queries=[Question(query.id, query.text, to) for query in task.queries])
 
 
 def as_english(task: RetrievalTask) -> RetrievalTask:
     """The translated questions, told to be English."""
-    return replace(task, queries=[Query(query.id, query.text, "en") for query in task.queries])
+    return replace(task, queries=[Question(query.id, query.text, "en") for query in task.queries])
 
 
 def write_corpus(path: Path, task: RetrievalTask) -> None:
@@ -106,7 +106,7 @@ def write_corpus(path: Path, task: RetrievalTask) -> None:
     path.write_bytes(b"\n".join(orjson.dumps(record) for record in records))
 
 
-def write_questions(path: Path, queries: Sequence[Query]) -> None:
+def write_questions(path: Path, queries: Sequence[Question]) -> None:
     """The train questions as JSON lines, for `load --questions`."""
     path.write_bytes(b"\n".join(orjson.dumps({"id": q.id, "text": q.text, "lang": q.lang}) for q in queries))
 

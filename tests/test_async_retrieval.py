@@ -15,7 +15,7 @@ from fake_qdrant import FakeQdrant, Fault
 from integration_cases import loaded_on, questions
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb import AsyncRetriever, Collection, Encoder, Query, Retriever, load
+from xqg_vdb import AsyncRetriever, Collection, Encoder, Question, Retriever, load
 from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server import client as client_errors
@@ -66,7 +66,7 @@ async def test_a_hundred_at_once_are_what_they_are_one_by_one(retriever):
 
 
 async def test_many_questions_in_one_call(retriever):
-    queries = [Query(str(i), text) for i, text in enumerate(questions(70))]
+    queries = [Question(str(i), text) for i, text in enumerate(questions(70))]
     async with AsyncRetriever(retriever) as searcher:
         found, expected = await searcher.run(queries, k=3), retriever.run(queries, k=3)
         assert [(one.query, one.lang) for one in found] == [(one.query, one.lang) for one in expected]

@@ -23,7 +23,7 @@ from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, wit
 from xqg_vdb.journal import KeptRows
 from xqg_vdb.search.expand import Expander
 from xqg_vdb.search.rerank import Reranker
-from xqg_vdb.types import Query
+from xqg_vdb.types import Question
 
 DEPTH = 5
 
@@ -312,7 +312,8 @@ def test_the_first_questions_of_each_language(data):
 
 
 def test_a_narrowed_task_has_nothing_of_other_questions(data):
-    task = replace(load_task("afriqa", data), queries=(*load_task("afriqa", data).queries, Query("x", "no language")))
+    task = load_task("afriqa", data)
+    task = replace(task, queries=(*task.queries, Question("x", "no language")))
     few = first_questions(task, 1)
     assert [query.lang for query in few.queries] == ["ha", "zu", None]
     ids = {query.id for query in few.queries}

@@ -19,7 +19,7 @@ from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.queries import QueryFile, write_queries
 from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
 from xqg_vdb.texts.records import BadRecord, Rejects, check_value, open_lines, parse_object
-from xqg_vdb.types import GeneratedQueries, Passage, Query
+from xqg_vdb.types import GeneratedQueries, Passage, Question
 
 MANY = 1 << 40
 
@@ -597,13 +597,13 @@ def test_questions(tmp_path):
         {"_id": "2", "text": "What?", "metadata": {}},
         {"_id": "2", "text": "What?"},
     )
-    assert read_questions(path) == [Query("1", "Nini?", "sw"), Query("2", "What?")]
+    assert read_questions(path) == [Question("1", "Nini?", "sw"), Question("2", "What?")]
     plain = tmp_path / "q.txt"
     plain.write_text("\ufeffWhat is it?\r\n\n  Kí ni?  \n", "utf-8")
-    assert read_questions(plain) == [Query("1", "What is it?"), Query("3", "Kí ni?")]
+    assert read_questions(plain) == [Question("1", "What is it?"), Question("3", "Kí ni?")]
     bad = _write(tmp_path / "bad.jsonl", {"id": 1, "text": "a"}, {"id": 1, "text": "b"}, {"id": 2}, b"x")
     rejects = Rejects(3)
-    assert read_questions(bad, rejects=rejects) == [Query("1", "a")]
+    assert read_questions(bad, rejects=rejects) == [Question("1", "a")]
     assert rejects.rejected == 3 and _balanced(rejects)
     with pytest.raises(DataError, match="line 2: id '1' appeared before with another question"):
         read_questions(bad)
@@ -616,7 +616,7 @@ def test_questions_from_a_pipe(tmp_path):
     os.mkfifo(fifo)
     writer = threading.Thread(target=lambda: fifo.write_bytes(b"What?\nWho?\n"))
     writer.start()
-    assert read_questions(fifo) == [Query("1", "What?"), Query("2", "Who?")]
+    assert read_questions(fifo) == [Question("1", "What?"), Question("2", "Who?")]
     writer.join()
 
 

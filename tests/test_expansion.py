@@ -10,10 +10,10 @@ from test_generation_endpoint import CANARY, Server
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.search import expand as expander
 from xqg_vdb.search.expand import Expander, clean, expansion_spec, open_writer, translation_prompt
-from xqg_vdb.types import Query
+from xqg_vdb.types import Question
 
-NILE = Query("n", "Wie lang ist der Nil?", "de")
-TEA = Query("t", "Where does tea come from?", "en")
+NILE = Question("n", "Wie lang ist der Nil?", "de")
+TEA = Question("t", "Where does tea come from?", "en")
 
 
 class ScriptedWriter:
@@ -45,7 +45,7 @@ def answer(text):
 
 @pytest.mark.parametrize("method", ["translation", "pseudo-document"])
 def test_every_prompt_holds_the_question_in_one_line_and_ends_in_a_label(method):
-    asked = Query("q", "Wie\nlang ist \t der Nil?", "de")
+    asked = Question("q", "Wie\nlang ist \t der Nil?", "de")
     Expander(writer := ScriptedWriter(), method=method, lang="swa").expand([asked])
     (prompt,) = writer.prompts
     assert prompt.count(": Wie lang ist der Nil?\n") == 1 and "Swahili" in prompt
@@ -113,7 +113,7 @@ def test_a_passage_is_joined_and_a_translation_is_another_wording():
 
     passage = "The Nile is 6,650 km long."
     assert expanded("pseudo-document") == (replace(NILE, text=f"{NILE.text} {passage}"),)
-    assert expanded("translation") == (NILE, Query("n", "How long is the Nile?", "en"))
+    assert expanded("translation") == (NILE, Question("n", "How long is the Nile?", "en"))
     assert (
         expanded("pseudo-document", replace(NILE, lang=None))[0].lang == "de"
     )  # of the question, not of both together
@@ -245,15 +245,15 @@ def test_the_mean_of_two_wordings_is_searched(tmp_path):
     write_inputs(tmp_path, 12)
     encoder = Encoder(write_starter(tmp_path / "cache"))
     collection = load(tmp_path / "corpus.jsonl", "wiki", encoder=encoder, store=open_store(tmp_path / "store"))
-    query = Query("q", "w1 w2", "sw")
+    query = Question("q", "w1 w2", "sw")
 
     def rows(method):
         both = Expander(ScriptedWriter(passage="w7 w8", translation="w7 w8"), method=method, lang="ar")
         return Retriever(encoder, collection, expander=both).encode([query, query]).vectors
 
     plain = Retriever(encoder, collection)
-    first, second = plain.encode([query, Query("q", "w7 w8", "ar")]).vectors
+    first, second = plain.encode([query, Question("q", "w7 w8", "ar")]).vectors
     mean = (first + second) / 2
     assert rows("translation") == pytest.approx(np.stack([mean / np.linalg.norm(mean)] * 2), abs=1e-6)
-    both = plain.encode([Query("q", "w1 w2 w7 w8", "sw")]).vectors
+    both = plain.encode([Question("q", "w1 w2 w7 w8", "sw")]).vectors
     assert rows("pseudo-document")[:1] == pytest.approx(both, abs=1e-6)

@@ -17,7 +17,7 @@ from cli_cases import run_cli, write_inputs, write_starter
 from collection_cases import a_batch, a_card, passages, vectors
 from fake_qdrant import FakeQdrant
 
-from xqg_vdb import AsyncRetriever, Hit, Hybrid, Passage, Query, Retriever, load, open_store
+from xqg_vdb import AsyncRetriever, Hit, Hybrid, Passage, Question, Retriever, load, open_store
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
@@ -120,8 +120,8 @@ def test_hybrid_search_is_the_fusion_of_both(loaded):
     made, collection, rows = loaded
     retriever, plain = Retriever(made, collection, hybrid=True), Retriever(made, collection)
     documents = words_of(rows)
-    asked = [Query(str(i), f"{row['text']} w{i}", ("ha", "zu", "und")[i % 3]) for i, row in enumerate(rows[:8])]
-    answers = retriever.run([*asked, Query("x", "unheard", "ha")], k=10, exact=True)
+    asked = [Question(str(i), f"{row['text']} w{i}", ("ha", "zu", "und")[i % 3]) for i, row in enumerate(rows[:8])]
+    answers = retriever.run([*asked, Question("x", "unheard", "ha")], k=10, exact=True)
     for query, answer in zip(asked, answers, strict=False):
         dense = [hit.id for hit in plain.search(query.text, lang=query.lang, k=N, exact=True)]
         scores = bm25(documents, query.text.split(), avg_len=collection.card.bm25.avg_len)

@@ -8,7 +8,7 @@ import pytest
 from bench_cases import encoder, sentence
 from cli_cases import run_cli, write_inputs, write_starter
 
-from xqg_vdb import Passage, Query, Recipe, Retriever, load, open_store
+from xqg_vdb import Passage, Question, Recipe, Retriever, load, open_store
 from xqg_vdb.fusion import fuse
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
@@ -64,7 +64,7 @@ def test_questions_are_searched_by_the_general_vector(loaded):
     """Given, unknown, and without queries, several in one call."""
     made, collection, passages, _ = loaded
     retriever = Retriever(made, collection)
-    asked = [Query(str(i), passages[3]["text"][:12], lang) for i, lang in enumerate(["ha", "und", "de", "ha"])]
+    asked = [Question(str(i), passages[3]["text"][:12], lang) for i, lang in enumerate(["ha", "und", "de", "ha"])]
     answers = retriever.run(asked, k=40, exact=True)
     own = collection.search(retriever.encode(asked).vectors, k=40, using=GENERAL, exact=True)
     assert [list(answer.hits) for answer in answers] == own

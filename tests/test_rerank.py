@@ -20,9 +20,9 @@ from xqg_vdb.search.rerank import (
     passage_text,
     standardised,
 )
-from xqg_vdb.types import Hit, Query
+from xqg_vdb.types import Hit, Question
 
-QUESTION = Query("q", "How long is  the Nile?", "en")
+QUESTION = Question("q", "How long is  the Nile?", "en")
 HITS = [
     Hit(f"p{i}", 1.0 - i / 10, f"Passage {i} " + "xyzABC"[i % 6] * (5 + i * 7 % 31) + " on rivers", title=f"t{i}")
     for i in range(10)
@@ -111,7 +111,7 @@ def varied_questions(number):
     draw = random.Random(3)
     texts = [" ".join(draw.choices(words, k=1 + i % 7)) + "?" for i in range(number - 1)]
     texts.append(" ".join(draw.choices(words, k=40)))  # beyond MAX_QUESTION_TOKENS
-    return [Query(f"q{i}", text, ["en", "de", "sw"][i % 3]) for i, text in enumerate(texts)]
+    return [Question(f"q{i}", text, ["en", "de", "sw"][i % 3]) for i, text in enumerate(texts)]
 
 
 def shared_hits(number):
@@ -298,7 +298,7 @@ def test_wrong_uses_are_refused(tmp_path):
         with pytest.raises(ValueError, match="must"):
             Reranker(CountingScorer(), **options)
     with pytest.raises(DataError, match="Question 'q' is blank"):
-        Reranker(CountingScorer()).rerank(Query("q", " \n"), HITS)
+        Reranker(CountingScorer()).rerank(Question("q", " \n"), HITS)
     assert Reranker(CountingScorer()).rerank(QUESTION, []) == []
     for spec in ("bm25:x", "upr", "upr:", ""):
         with pytest.raises(DataError, match="given as upr:MODEL"):
@@ -323,7 +323,8 @@ def test_search_ranks_again_and_says_what_it_took(folders, tmp_path):
     assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout)
     expected = Reranker(folders["llama"][1], threads=1).rerank(
-        Query("0", "w1 w2 w3", "sw"), [Hit(hit["id"], hit["score"], hit["text"], title=hit["title"]) for hit in plain]
+        Question("0", "w1 w2 w3", "sw"),
+        [Hit(hit["id"], hit["score"], hit["text"], title=hit["title"]) for hit in plain],
     )
     assert [hit["id"] for hit in record["hits"]] == [hit.id for hit in expected[:3]]
     assert [hit["score"] for hit in record["hits"]] == pytest.approx([hit.score for hit in expected[:3]], abs=1e-2)

@@ -15,7 +15,7 @@ from xqg_vdb.store import Collection
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.types import Query
+from xqg_vdb.types import Question
 
 DIM = 12
 LANGS = ["en", "sw", "de"]
@@ -106,8 +106,8 @@ def test_a_question_is_calibrated_for_its_language(collection, case):
     retriever = Retriever(an_encoder(), collection)
     expected = twin(collection, text, mean=mean(means_of(collection)), strength=0.8)
     agree(retriever.search(text, lang=lang), expected)
-    (answer,) = retriever.run([Query("q", text, lang)])
-    assert (answer.query, answer.lang) == (Query("q", text, lang), used)
+    (answer,) = retriever.run([Question("q", text, lang)])
+    assert (answer.query, answer.lang) == (Question("q", text, lang), used)
     agree(answer.hits, expected)
 
 
@@ -127,7 +127,7 @@ def test_without_calibration_nothing_is_detected_or_widened(collection, monkeypa
     monkeypatch.setattr(
         collection.store, "search", lambda *given, **more: seen.append(more["ef"]) or search(*given, **more)
     )
-    (answer,) = Retriever(an_encoder(), collection, calibration=0.0).run([Query("q", SWAHILI)])
+    (answer,) = Retriever(an_encoder(), collection, calibration=0.0).run([Question("q", SWAHILI)])
     assert seen == [None] and answer.lang == ""
 
 
@@ -194,7 +194,7 @@ QUESTIONS = st.lists(
 @settings(max_examples=25, deadline=None)
 def test_a_batch_equals_one_by_one(collection, questions, k, langs):
     retriever = Retriever(an_encoder(), collection)
-    asked = [Query(str(i), text, lang) for i, (text, lang) in enumerate(questions)]
+    asked = [Question(str(i), text, lang) for i, (text, lang) in enumerate(questions)]
     answers = retriever.run(asked, k=k, langs=langs)
     assert [answer.query for answer in answers] == asked
     for query, answer in zip(asked, answers, strict=True):
@@ -226,7 +226,7 @@ def test_an_unknown_collection_is_named_with_its_neighbours(collection):
 def test_a_blank_question_is_refused_by_its_id(collection, text):
     retriever = Retriever(an_encoder(), collection)
     with pytest.raises(DataError, match=r"^Question 'b' is blank: there is nothing to search for.$"):
-        retriever.run([Query("a", "maji"), Query("b", text)])
+        retriever.run([Question("a", "maji"), Question("b", text)])
     with pytest.raises(DataError, match=r"^Question '0' is blank"):
         retriever.search(text)
 

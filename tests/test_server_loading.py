@@ -366,7 +366,7 @@ class Points(wire.PointsServicer):
         return wire.PointsOperationResponse(result=wire.UpdateResult(status=wire.UpdateStatus.Completed))
 
 
-class Kept(Collections):
+class Encoded(Collections):
     """Collections with metadata, as far as a load asks for them."""
 
     def __init__(self):
@@ -419,7 +419,7 @@ class Kept(Collections):
 
 
 def test_a_whole_load_over_grpc():
-    server, points, kept = grpc.server(futures.ThreadPoolExecutor(4)), Points(), Kept()
+    server, points, kept = grpc.server(futures.ThreadPoolExecutor(4)), Points(), Encoded()
     wire.points_service_pb2_grpc.add_PointsServicer_to_server(points, server)
     wire.collections_service_pb2_grpc.add_CollectionsServicer_to_server(kept, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -20,7 +20,7 @@ from xqg_vdb.testing import HashEncoder
 from xqg_vdb.tune.audit import audit
 from xqg_vdb.tune.material import hash_order, labelled
 from xqg_vdb.tune.tune import _split, choose
-from xqg_vdb.types import Query
+from xqg_vdb.types import Question
 
 (R1,) = parse_metrics(["R@1"])
 SETTINGS = {"build": None, "sample": 500, "progress": lambda *_: None}
@@ -99,7 +99,7 @@ def test_a_value_is_what_a_loaded_collection_scores(tmp_path):
         tmp_path / "corpus.jsonl", "w", encoder=made, queries=tmp_path / "queries.jsonl", recipe=found.chosen.recipe,
         store=open_store(tmp_path / "store"),
     ) as collection:  # fmt: skip
-        asked = [Query(r["id"], r["text"], r["lang"])
+        asked = [Question(r["id"], r["text"], r["lang"])
                  for r in map(json.loads, (tmp_path / "questions.jsonl").read_text().splitlines())]  # fmt: skip
         answers = Retriever(made, collection).run(asked, k=1, exact=True)
     right = {a.query.id: a.hits[0].id == a.query.id[1:-2].join(["p", ""]) for a in answers}

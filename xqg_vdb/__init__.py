@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.types import Hit, Hybrid, Passage, Query, Recipe
+from xqg_vdb.types import Hit, Hybrid, Passage, Question, Recipe
 
 if TYPE_CHECKING:
     from xqg_vdb.export.encoder import export_encoder
@@ -46,7 +46,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "AsyncRetriever", "Collection", "Encoder", "Expander", "Hit", "Hybrid", "Passage", "Query", "Recipe", "Reranker",
+    "AsyncRetriever", "Collection", "Encoder", "Expander", "Hit", "Hybrid", "Passage", "Question", "Recipe", "Reranker",
     "Retriever",    "__version__", "export_encoder", "load", "open_store",
 ]  # fmt: skip
 

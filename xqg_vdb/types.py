@@ -187,7 +187,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class Question:
     """One question asked of a collection; `lang` is None when it is to be detected."""
 
     id: str
@@ -234,7 +234,7 @@ class SparseVector:
     values: NDArray[np.float32]
 
 
-Questions = Vectors | Sequence[SparseVector]
+QuestionRows = Vectors | Sequence[SparseVector]
 """Questions as rows (q, dim) for a dense vector, or as token weights for the sparse one."""
 
 
@@ -342,7 +342,7 @@ class VectorStore(Protocol):
     def search(
         self,
         name: str,
-        vectors: Questions,
+        vectors: QuestionRows,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -374,7 +374,26 @@ class VectorStore(Protocol):
 
 
 __all__ = [
-    "UNKNOWN_LANGUAGE", "Bm25Settings", "Card", "CollectionWriter", "Distance", "EncoderFacts", "GeneratedQueries",
-    "Hit", "Hybrid", "Passage", "PointBatch", "Pool", "Pooling", "Query", "QueryGenerator", "Questions",
-    "Recipe", "SparseVector", "StoredPoint", "TextEncoder", "VectorStore", "Vectors",
+    "UNKNOWN_LANGUAGE",
+    "Bm25Settings",
+    "Card",
+    "CollectionWriter",
+    "Distance",
+    "EncoderFacts",
+    "GeneratedQueries",
+    "Hit",
+    "Hybrid",
+    "Passage",
+    "PointBatch",
+    "Pool",
+    "Pooling",
+    "QueryGenerator",
+    "Question",
+    "QuestionRows",
+    "Recipe",
+    "SparseVector",
+    "StoredPoint",
+    "TextEncoder",
+    "VectorStore",
+    "Vectors",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import orjson
 
 from xqg_vdb.cli.options import json_option, print_json, say
 from xqg_vdb.texts.questions import read_questions, sample_corpus
-from xqg_vdb.types import Hit, Query, Recipe, VectorStore
+from xqg_vdb.types import Hit, Question, Recipe, VectorStore
 
 if TYPE_CHECKING:
     from xqg_vdb.models.encoder import Encoder
@@ -67,7 +67,7 @@ def run_demo(encoder: Encoder, store: VectorStore, *, build: Path, report: Calla
     return DemoResult(recall, macro, len(questions), plain.count(), _example(questions, answers, found))
 
 
-def _ask(retriever: Retriever, questions: list[Query]) -> dict[str, Hit]:
+def _ask(retriever: Retriever, questions: list[Question]) -> dict[str, Hit]:
     return {answer.query.id: answer.hits[0] for answer in retriever.run(questions, k=1)}
 
 
@@ -76,12 +76,12 @@ def _relevant(path: Path) -> dict[str, str]:
     return {record["id"]: record["passage"] for record in records}
 
 
-def _recall(hits: dict[str, Hit], questions: list[Query], answers: dict[str, str]) -> float:
+def _recall(hits: dict[str, Hit], questions: list[Question], answers: dict[str, str]) -> float:
     return sum(hits[question.id].id == answers[question.id] for question in questions) / len(questions)
 
 
 def _example(
-    questions: list[Query], answers: dict[str, str], found: dict[str, dict[str, Hit]]
+    questions: list[Question], answers: dict[str, str], found: dict[str, dict[str, Hit]]
 ) -> tuple[str, str, dict[str, Hit]] | None:
     for question in questions:
         hits = {name: found[name][question.id] for name in SYSTEMS}

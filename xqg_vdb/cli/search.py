@@ -84,9 +84,9 @@ def search(
     from xqg_vdb.search.retriever import Retriever
     from xqg_vdb.store import Collection
     from xqg_vdb.texts.questions import read_questions
-    from xqg_vdb.types import Query
+    from xqg_vdb.types import Question
 
-    asked = read_questions(queries) if queries is not None else [Query("0", text or "")]
+    asked = read_questions(queries) if queries is not None else [Question("0", text or "")]
     asked = [replace(query, lang=query.lang or query_lang) for query in asked]
     with Collection(collection, chosen_store(path, url)) as found:
         folder = (

@@ -27,7 +27,7 @@ from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_fold
 from xqg_vdb.progress import Progress
 from xqg_vdb.search.expand import BATCH, MAX_TOKENS, PROMPTS, Expander, Writer, open_writer
 from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scorer, Scores, open_scorer
-from xqg_vdb.types import Hit, Passage, Query, Vectors
+from xqg_vdb.types import Hit, Passage, Question, Vectors
 
 # What a generator cost a system: seconds of this run, seconds of single questions, and how much of it was kept.
 
@@ -111,7 +111,7 @@ def rank_again(
     *,
     reranker: Reranker,
     scorer: KeptScorer,
-    queries: Sequence[Query],
+    queries: Sequence[Question],
     passages: Sequence[Passage],
     progress: Progress,
 ) -> tuple[Ranking, Spent]:
@@ -141,7 +141,7 @@ def rank_again(
     return found, Spent("rerank", time.perf_counter() - started, known, _likelihood_notes(len(pairs), scorer.fresh))
 
 
-def _seconds_alone(reranker: Reranker, scorer: KeptScorer, query: Query, hits: Sequence[Hit]) -> float | None:
+def _seconds_alone(reranker: Reranker, scorer: KeptScorer, query: Question, hits: Sequence[Hit]) -> float | None:
     """What one question takes, or took when it was first asked; None where its passages were read for many."""
     scorer.took, scorer.alone = [], True
     reranker.rerank(query, hits)
@@ -169,7 +169,7 @@ def _key(passage: str, question: str) -> str:
 
 # Query expansion in a benchmark: what a system searches for in place of its questions, written once and kept.
 
-Wordings = Sequence[tuple[Query, ...]]
+Wordings = Sequence[tuple[Question, ...]]
 
 
 @dataclass(frozen=True)
@@ -227,14 +227,14 @@ class KeptWriter:
 
 
 def expand_all(
-    expander: Expander, writer: KeptWriter, queries: Sequence[Query], *, progress: Progress, stage: str
+    expander: Expander, writer: KeptWriter, queries: Sequence[Question], *, progress: Progress, stage: str
 ) -> tuple[Wordings, Spent]:
     """The wordings of every question, and what they cost; the questions' languages must be settled.
 
     writer: the expander's. Some are asked about alone, for their time, the others in batches; a run that is stopped
     loses one batch at most.
     """
-    found: dict[int, tuple[Query, ...]] = {}
+    found: dict[int, tuple[Question, ...]] = {}
     seconds: list[float] = []
     started, writer.reused = time.perf_counter(), 0
     for row in timed_rows(len(queries)):
@@ -300,7 +300,7 @@ class Methods:
             found["rerank"] = {"model": self._model_folder(scorer).fingerprint, "instruction": INSTRUCTION}
         return found
 
-    def wordings(self, system: System, queries: Sequence[Query], *, dataset: str) -> tuple[Wordings, Spent] | None:
+    def wordings(self, system: System, queries: Sequence[Question], *, dataset: str) -> tuple[Wordings, Spent] | None:
         """What the system searches for in place of each question, None when it searches for the question."""
         expansion = expansion_of(system)
         if expansion is None:
@@ -310,7 +310,7 @@ class Methods:
         expander, stage = Expander(writer, method=method, lang=lang), f"{dataset}: expansions of {system.name}"
         return expand_all(expander, writer, queries, progress=self.progress, stage=stage)
 
-    def again(self, system: System, *, queries: Sequence[Query], passages: Sequence[Passage]) -> Again | None:
+    def again(self, system: System, *, queries: Sequence[Question], passages: Sequence[Passage]) -> Again | None:
         """The system's reranker, ready for a run of these questions; None without one. See `likelihoods.rank_again`."""
         model = scorer_of(system)
         if model is None:

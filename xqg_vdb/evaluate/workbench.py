@@ -26,7 +26,7 @@ from xqg_vdb.evaluate.systems import Material, Placed, means_of_questions, place
 from xqg_vdb.files import disk_errors, sha256_of
 from xqg_vdb.index.encode import QueryVectors, digest_of, encode_query_files, kept_vectors
 from xqg_vdb.progress import Progress
-from xqg_vdb.types import Query, VectorStore
+from xqg_vdb.types import Question, VectorStore
 
 OpenEncoder = Callable[[str], CalibratedEncoder]
 
@@ -153,7 +153,7 @@ class Workbench:
 
     def _computed(self, system: System, dataset: str, store: VectorStore | None) -> tuple[Cell, Run]:
         material, encoder = self.material(system.encoder, dataset), self.encoder(system.encoder)
-        asked: Sequence[Query] = material.task.queries
+        asked: Sequence[Question] = material.task.queries
         if system.expand or system.rerank:
             langs = question_languages(system, material)
             asked = [replace(query, lang=lang) for query, lang in zip(asked, langs, strict=True)]

@@ -25,7 +25,7 @@ from xqg_vdb.files import sha256_of
 from xqg_vdb.index.augment_points import PointCounts, keep_points, write_copy
 from xqg_vdb.index.build import Build
 from xqg_vdb.index.card import card_of, finished
-from xqg_vdb.index.encode import Kept
+from xqg_vdb.index.encode import Encoded
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.queries import QueryFile
@@ -109,7 +109,12 @@ def augment(
         )
     encoded = time.perf_counter()
     card, means = card_of(
-        Kept(build, plan.run), encoder, recipe=recipe, distance=plan.distance, asked=LanguageMeans(), keep_plain=False
+        Encoded(build, plan.run),
+        encoder,
+        recipe=recipe,
+        distance=plan.distance,
+        asked=LanguageMeans(),
+        keep_plain=False,
     )
     _publish(source, plan, build, card, means, progress)
     folded = {lang: int(build.counts[lang].sum()) for lang in card.query_langs}

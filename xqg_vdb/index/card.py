@@ -26,7 +26,7 @@ from xqg_vdb.calibration import (
 from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import pooled_queries, recipe_languages
 from xqg_vdb.index.build import Build
-from xqg_vdb.index.encode import Kept, Row
+from xqg_vdb.index.encode import Encoded, Row
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_DENSE_PLAIN
 from xqg_vdb.texts.questions import read_questions
 from xqg_vdb.texts.records import Rejects
@@ -36,7 +36,7 @@ _ENOUGH_QUESTIONS = 30
 
 
 def card_of(
-    kept: Kept,
+    kept: Encoded,
     encoder: CalibratedEncoder,
     *,
     recipe: Recipe,

@@ -28,7 +28,7 @@ from xqg_vdb.types import EncoderFacts, GeneratedQueries, Passage, TextEncoder, 
 
 
 @dataclass(frozen=True, slots=True)
-class KnownRows:
+class EarlierBuild:
     """Digests (n,) uint64 in ascending order of all rows of `builds`, and which build and row each belongs to."""
 
     builds: tuple[Build, ...]
@@ -37,7 +37,7 @@ class KnownRows:
     rows: NDArray[np.int64]
 
     @classmethod
-    def open(cls, folders: Sequence[str | Path], *, encoder: EncoderFacts) -> KnownRows:
+    def open(cls, folders: Sequence[str | Path], *, encoder: EncoderFacts) -> EarlierBuild:
         """Read the digests of build folders. Raises MismatchError for another encoder's, DataError, CorruptError."""
         builds = tuple(Build.open(folder) for folder in folders)
         for build in builds:
@@ -98,7 +98,7 @@ Row = tuple[Passage, GeneratedQueries | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Encoded:
     """An encoded corpus: its vectors, and a hash of what is stored but not encoded (languages, other fields).
 
     reused: how many of this run's passage vectors were taken from earlier builds.
@@ -119,7 +119,7 @@ def keep_vectors(
     rejects: Rejects | None = None,
     default_lang: str | None = None,
     progress: Progress = silent,
-) -> Kept:
+) -> Encoded:
     """Encode every passage and its queries into the build folder `path`, going on where an earlier run stopped.
 
     reuse: build folders of this encoder; rows that they hold are copied, not encoded.
@@ -128,7 +128,7 @@ def keep_vectors(
     encoder, LockedError, DiskError, CorruptError.
     """
     total, payloads = count_lines(corpus), hashlib.blake2b(digest_size=16)
-    known, reused = KnownRows.open(reuse, encoder=encoder.facts), 0
+    known, reused = EarlierBuild.open(reuse, encoder=encoder.facts), 0
     with Build.create_or_resume(path, dim=encoder.facts.dim, fingerprint=encoder.facts.fingerprint) as writer:
         # languages are not encoded: detecting them can wait
         rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False)
@@ -143,7 +143,7 @@ def keep_vectors(
             progress("encoding", writer.rows, total)
         if not writer.complete:
             writer.commit(complete=True)
-    return Kept(Build.open(path), payloads.hexdigest(), reused)
+    return Encoded(Build.open(path), payloads.hexdigest(), reused)
 
 
 def read_rows(
@@ -192,7 +192,7 @@ def _skip_committed(rows: Iterator[Row], writer: BuildWriter, *, progress: Progr
         progress("checking", min(start + _CHECKED_TOGETHER, len(digests)), len(digests))
 
 
-def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder, known: KnownRows) -> int:
+def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder, known: EarlierBuild) -> int:
     """Add a window's rows; how many of its passage vectors were known. New texts keep the window's order."""
     digests = np.array([row_digest(*row) for row in window], dtype=np.uint64)
     whole = known.find(digests)
@@ -210,7 +210,7 @@ def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder, kn
     return len(old)
 
 
-def _joined(sums: QuerySums, known: KnownRows, whole: NDArray[np.int64]) -> QuerySums:
+def _joined(sums: QuerySums, known: EarlierBuild, whole: NDArray[np.int64]) -> QuerySums:
     """`sums` of a window with those of the rows that are known (whole >= 0) filled in."""
     old = np.flatnonzero(whole >= 0)
     joined = dict(sums)

@@ -22,7 +22,7 @@ from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder
 from xqg_vdb.index.build import Build
 from xqg_vdb.index.card import card_of, finished, question_means, with_passage_means, with_words
-from xqg_vdb.index.encode import Kept, Row, keep_vectors, read_rows
+from xqg_vdb.index.encode import Encoded, Row, keep_vectors, read_rows
 from xqg_vdb.index.write import measure_passages, write_collection
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
@@ -68,7 +68,7 @@ def _discard(vectors: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def encode_or_begin_anew(encode: Callable[[], Kept], folder: Path, rejects: Rejects) -> Kept:
+def encode_or_begin_anew(encode: Callable[[], Encoded], folder: Path, rejects: Rejects) -> Encoded:
     """What `encode` returns; what a folder of ours holds of another input, or damaged, is thrown away."""
     try:
         return encode()

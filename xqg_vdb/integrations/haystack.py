@@ -20,7 +20,7 @@ from xqg_vdb.search.async_retriever import AsyncRetriever
 from xqg_vdb.search.retriever import QueryEncoder, Retriever, passage_languages
 from xqg_vdb.store import Collection, open_store
 from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit, Passage, Query
+from xqg_vdb.types import Hit, Passage, Question
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -102,7 +102,7 @@ class XqgTextEmbedder(_OpenedOnce[QueryEncoder]):
     @component.output_types(embedding=list[float])
     def run(self, text: str, query_language: str | None = None) -> dict[str, list[float]]:
         """`embedding`: the question's vector. Raises DataError when it is blank."""
-        query = Query("0", text, query_language or self.query_language)
+        query = Question("0", text, query_language or self.query_language)
         return {"embedding": self._ready().encode([query]).vectors[0].tolist()}
 
     @component.output_types(embedding=list[float])

@@ -15,7 +15,7 @@ from xqg_vdb.search.async_retriever import AsyncRetriever
 from xqg_vdb.search.retriever import QueryEncoder, Retriever, passage_languages
 from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit, Query
+from xqg_vdb.types import Hit, Question
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -55,7 +55,7 @@ class XqgEmbeddings(Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The calibrated vector of one question. Raises DataError when it is blank."""
-        vector: list[float] = self._queries.encode([Query("0", text, self.query_language)]).vectors[0].tolist()
+        vector: list[float] = self._queries.encode([Question("0", text, self.query_language)]).vectors[0].tolist()
         return vector
 
 

@@ -14,7 +14,7 @@ from xqg_vdb.search.async_retriever import AsyncRetriever
 from xqg_vdb.search.retriever import QueryEncoder, Retriever, passage_languages
 from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit, Query
+from xqg_vdb.types import Hit, Question
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
@@ -60,7 +60,7 @@ class XqgEmbedding(BaseEmbedding):
         return "XqgEmbedding"
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        vector: Embedding = self._queries.encode([Query("0", query, self.query_language)]).vectors[0].tolist()
+        vector: Embedding = self._queries.encode([Question("0", query, self.query_language)]).vectors[0].tolist()
         return vector
 
     async def _aget_query_embedding(self, query: str) -> Embedding:

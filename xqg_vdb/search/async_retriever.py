@@ -18,7 +18,7 @@ from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 from xqg_vdb.search.retriever import Answer, Retriever, passage_languages
-from xqg_vdb.types import Hit, Query, Questions
+from xqg_vdb.types import Hit, Question, QuestionRows
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class AsyncSearch(Protocol):
     async def search(
         self,
         name: str,
-        vectors: Questions,
+        vectors: QuestionRows,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -84,10 +84,10 @@ class AsyncRetriever:
         exact: bool = False,
     ) -> list[Hit]:
         """The k best passages for one question; see `Retriever.search`."""
-        return list((await self.run([Query("0", text, lang)], k=k, langs=langs, exact=exact))[0].hits)
+        return list((await self.run([Question("0", text, lang)], k=k, langs=langs, exact=exact))[0].hits)
 
     async def run(
-        self, queries: Sequence[Query], *, k: int = 10, langs: Sequence[str] | None = None, exact: bool = False
+        self, queries: Sequence[Question], *, k: int = 10, langs: Sequence[str] | None = None, exact: bool = False
     ) -> list[Answer]:
         """The k best passages for each question, in input order; see `Retriever.run`."""
         if self._server is None:

@@ -26,7 +26,7 @@ from xqg_vdb.models.folder import generator_folder, open_model_folder
 from xqg_vdb.models.forest import common_length, join
 from xqg_vdb.texts.languages import english_name, normalize
 from xqg_vdb.texts.questions import question_bank
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Query
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 
 Method = Literal["translation", "pseudo-document"]
 
@@ -75,12 +75,12 @@ class Expander:
         self._counts: Counter[str] = Counter()
         self._seconds = 0.0
 
-    def expand(self, queries: Sequence[Query]) -> list[tuple[Query, ...]]:
+    def expand(self, queries: Sequence[Question]) -> list[tuple[Question, ...]]:
         """Per question what to search for instead: one text, or two whose vectors are averaged."""
         asked = _with_languages(queries)  # detected from question and expansion together it might be another one
         return [self._combined(query, text) for query, text in zip(asked, self.expansions(asked), strict=True)]
 
-    def expansions(self, queries: Sequence[Query]) -> list[str]:
+    def expansions(self, queries: Sequence[Question]) -> list[str]:
         """The expansion of each question, in order; empty where there is none. Equal questions are asked once."""
         start = time.perf_counter()
         asked = [(_one_line(query.text), str(query.lang)) for query in _with_languages(queries)]
@@ -106,11 +106,11 @@ class Expander:
         language = "" if target == UNKNOWN_LANGUAGE else f" in {english_name(target)}"
         return f"Write a short passage{language} that answers the question.\nQuestion: {question}\nPassage:"
 
-    def _combined(self, query: Query, text: str) -> tuple[Query, ...]:
+    def _combined(self, query: Question, text: str) -> tuple[Question, ...]:
         if not text:
             return (query,)
         if self.method == "translation":
-            return (query, Query(query.id, text, self.lang))
+            return (query, Question(query.id, text, self.lang))
         return (replace(query, text=f"{query.text} {text}"),)
 
 
@@ -142,7 +142,7 @@ def translation_prompt(question: str, *, source: str, target: str) -> str:
     return f"Translate into {name}. Answer with the translation only.\n{shown}{other}: {question}\n{name}:"
 
 
-def _with_languages(queries: Sequence[Query]) -> list[Query]:
+def _with_languages(queries: Sequence[Question]) -> list[Question]:
     known = [None if query.lang is None else normalize(query.lang) for query in queries]
     langs = resolve_languages([query.text for query in queries], known)
     return [replace(query, lang=lang) for query, lang in zip(queries, langs, strict=True)]

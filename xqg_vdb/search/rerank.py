@@ -27,7 +27,7 @@ from xqg_vdb.models.decoder import CausalModel
 from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import Branch, Stepper, common_length, mean_log_probabilities
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.types import Hit, Query
+from xqg_vdb.types import Hit, Question
 
 # How likely are these questions, given this passage? Teacher forcing on the generators' graphs; nothing is generated.
 
@@ -175,12 +175,12 @@ class Reranker:
         self.scorer: Scorer = open_scorer(model, threads=threads) if isinstance(model, str | Path) else model
         self.questions, self.passages, self.seconds = 0, 0, 0.0
 
-    def rerank(self, query: Query, hits: Sequence[Hit]) -> list[Hit]:
+    def rerank(self, query: Question, hits: Sequence[Hit]) -> list[Hit]:
         """`rerank_all` for one question."""
         return self.rerank_all([query], [hits])[0]
 
     def rerank_all(
-        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
+        self, queries: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
     ) -> list[list[Hit]]:
         """Per question the same hits by their new score, then id; a score is the mean log-probability of a token.
 
@@ -205,7 +205,7 @@ class Reranker:
         return ranked
 
     def _likelihoods(
-        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], *, progress: Progress
+        self, queries: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress
     ) -> list[NDArray[np.float64]]:
         """Per question a score for each of its hits."""
         questions = [_one_line(query.text) for query in queries]

@@ -19,7 +19,7 @@ from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_SPARSE, check_hybrid, check_langs
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.types import Card, Hit, Query, Questions, Vectors
+from xqg_vdb.types import Card, Hit, Question, QuestionRows, Vectors
 
 # Questions into calibrated vectors, each for its language.
 
@@ -64,7 +64,7 @@ class QueryEncoder:
             recommended = card.calibration
         self.strength = recommended if calibration is None else calibration
 
-    def encode(self, queries: Sequence[Query]) -> EncodedQueries:
+    def encode(self, queries: Sequence[Question]) -> EncodedQueries:
         """The rows for the questions, in input order, each calibrated for its language; detected when not given.
 
         Raises DataError for a blank question and for what is no language code.
@@ -114,7 +114,7 @@ def collection_means(encoder: CalibratedEncoder, card: Card) -> LanguageMeans:
     return LanguageMeans({**bank.means, **own.means}, {**bank.counts, **own.counts}, bank.source)
 
 
-def refuse_blank(queries: Sequence[Query]) -> None:
+def refuse_blank(queries: Sequence[Question]) -> None:
     """Raise DataError for the first question without text."""
     blank = next((query.id for query in queries if not query.text.strip()), None)
     if blank is not None:
@@ -144,7 +144,7 @@ def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, k: int) -> list[Hit]:
 class Answer:
     """One question with what was found for it; `lang` is the language that its calibration was for."""
 
-    query: Query
+    query: Question
     lang: str
     hits: tuple[Hit, ...]
 
@@ -152,7 +152,7 @@ class Answer:
 class QuestionExpander(Protocol):
     """Says what to search with in place of a question (`expansion.Expander`)."""
 
-    def expand(self, queries: Sequence[Query]) -> list[tuple[Query, ...]]:
+    def expand(self, queries: Sequence[Question]) -> list[tuple[Question, ...]]:
         """Per question one wording or more; the mean of their vectors is searched. `lang` None is detected."""
         ...
 
@@ -163,7 +163,7 @@ class HitReranker(Protocol):
     depth: int
 
     def rerank_all(
-        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
+        self, queries: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
     ) -> list[list[Hit]]:
         """Per question the same hits, best first."""
         ...
@@ -175,7 +175,7 @@ class LookUp:
 
     using: str
     rows: list[int]
-    questions: Questions
+    questions: QuestionRows
     k: int
     breadth: int | None
 
@@ -225,11 +225,11 @@ class Retriever:
 
         langs: only passages in these languages. lang: the question's own language; detected when not given.
         """
-        return list(self.run([Query("0", text, lang)], k=k, langs=langs, exact=exact)[0].hits)
+        return list(self.run([Question("0", text, lang)], k=k, langs=langs, exact=exact)[0].hits)
 
     def run(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[Question],
         *,
         k: int = 10,
         langs: Sequence[str] | None = None,
@@ -253,7 +253,7 @@ class Retriever:
         ]
         return self.answers(queries, asked, look_ups, found, k=k, progress=progress)
 
-    def encode(self, queries: Sequence[Query]) -> EncodedQueries:
+    def encode(self, queries: Sequence[Question]) -> EncodedQueries:
         """The first step of `run`: one row per question, the mean over its wordings when there is an expander."""
         if self.expander is None:
             return self.query_encoder.encode(queries)
@@ -282,7 +282,7 @@ class Retriever:
 
     def answers(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[Question],
         asked: EncodedQueries,
         look_ups: Sequence[LookUp],
         found: Sequence[Sequence[Sequence[Hit]]],

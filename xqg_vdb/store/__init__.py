@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Store
-from xqg_vdb.types import Card, Hit, Questions, StoredPoint, VectorStore
+from xqg_vdb.types import Card, Hit, QuestionRows, StoredPoint, VectorStore
 
 DEFAULT_PATH = "./xqg-data"
 GRPC_PORT = 6334
@@ -81,7 +81,7 @@ class Collection:
 
     def search(
         self,
-        vectors: Questions,
+        vectors: QuestionRows,
         *,
         k: int = 10,
         langs: Sequence[str] | None = None,

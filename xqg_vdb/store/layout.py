@@ -24,7 +24,7 @@ from xqg_vdb.types import (
     Card,
     Hit,
     Passage,
-    Questions,
+    QuestionRows,
     SparseVector,
     StoredPoint,
     Vectors,
@@ -148,7 +148,7 @@ def _resume_key(card: Card) -> tuple[object, ...]:
     )
 
 
-def check_queries(vectors: Questions, *, k: int) -> Questions:
+def check_queries(vectors: QuestionRows, *, k: int) -> QuestionRows:
     """Question rows as contiguous float32 (q, dim), token weights as they are.
 
     Raises DataError for another shape, NaN, infinity or k below 1.
@@ -171,7 +171,7 @@ def check_langs(langs: Sequence[str] | None) -> None:
         raise DataError(f"langs must be a list with at least one language code, or None for all; found {langs!r}.")
 
 
-def check_using(card: Card, using: str, *, name: str, asked: Questions) -> None:
+def check_using(card: Card, using: str, *, name: str, asked: QuestionRows) -> None:
     """Raise MismatchError unless `name` has vectors `using` that the questions can be compared with."""
     if using == TEXT_SPARSE:
         check_hybrid(card, name=name)
@@ -193,7 +193,7 @@ def check_hybrid(card: Card, *, name: str) -> Bm25Settings:
     return card.bm25
 
 
-def best(rows: Questions, ask: Callable[[Any, int], Sequence[Sequence[Found]]], *, k: int) -> list[list[Hit]]:
+def best(rows: QuestionRows, ask: Callable[[Any, int], Sequence[Sequence[Found]]], *, k: int) -> list[list[Hit]]:
     """The k best per row of `rows`, by score, then id; `ask(rows, limit)` finds that many per row, falling by score.
 
     Engines order equal scores by chance, so one more than k is asked for. When it ties with the kth, which of them

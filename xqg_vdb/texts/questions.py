@@ -24,12 +24,12 @@ from xqg_vdb.texts.records import (
     record_id,
     text_of,
 )
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Query
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 
 _QUESTION_KEYS = ("text", "question", "query")
 
 
-def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[Query]:
+def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[Question]:
     """Read the questions of a JSON-lines file, or of plain text with one question a line and line numbers as ids.
 
     JSON lines (recognised by their first character) hold an id, `text`, `question` or `query`, and perhaps `lang`.
@@ -41,7 +41,7 @@ def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[
     first = next(sources, None)
     json_lines = first is not None and first.raw.lstrip().startswith(b"{")
     read = _json_questions if json_lines else _plain_questions
-    questions: dict[str, Query] = {}
+    questions: dict[str, Question] = {}
     for source, question in read(chain([first] if first else [], sources), rejects):
         if questions.setdefault(question.id, question) is question:
             rejects.accepted += 1
@@ -54,24 +54,24 @@ def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[
     return list(questions.values())
 
 
-def _json_questions(sources: Iterable[Source], rejects: Rejects) -> Iterator[tuple[Source, Query]]:
+def _json_questions(sources: Iterable[Source], rejects: Rejects) -> Iterator[tuple[Source, Question]]:
     for source, record in parse_objects(sources, rejects):
         question = rejects.attempt(source, _question, record)
         if question is not None:
             yield source, question
 
 
-def _question(record: Mapping[str, Any]) -> Query:
+def _question(record: Mapping[str, Any]) -> Question:
     key = next((key for key in _QUESTION_KEYS if key in record), "text")
     code = language_of(record.get("lang"))
-    return Query(record_id(record), text_of(record, key), None if code == UNKNOWN_LANGUAGE else code)
+    return Question(record_id(record), text_of(record, key), None if code == UNKNOWN_LANGUAGE else code)
 
 
-def _plain_questions(sources: Iterable[Source], rejects: Rejects) -> Iterator[tuple[Source, Query]]:
+def _plain_questions(sources: Iterable[Source], rejects: Rejects) -> Iterator[tuple[Source, Question]]:
     for source in sources:
         text = rejects.attempt(source, _plain_text, source.raw)
         if text is not None:
-            yield source, Query(str(source.line), text)
+            yield source, Question(str(source.line), text)
 
 
 def _plain_text(raw: bytes) -> str:

@@ -26,7 +26,7 @@ from xqg_vdb.search.retriever import CALIBRATED_EF, check_same_encoder, collecti
 from xqg_vdb.store import Collection
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.tune.material import hash_order
-from xqg_vdb.types import GeneratedQueries, Query, Vectors
+from xqg_vdb.types import GeneratedQueries, Question, Vectors
 
 _ASKED_TOGETHER = 256
 _NORMAL_95 = 1.959964
@@ -149,13 +149,13 @@ def _sample(
     return total, [record for docid in sorted(ids) if (record := table.get(docid)) is not None]
 
 
-def _drawn(records: Sequence[GeneratedQueries]) -> tuple[list[int], list[Query]]:
+def _drawn(records: Sequence[GeneratedQueries]) -> tuple[list[int], list[Question]]:
     """One query per passage and language, with the passage's row."""
     owner, asked = [], []
     for row, record in enumerate(records):
         for lang, texts in sorted(record.queries.items()):
             owner.append(row)
-            asked.append(Query(f"{record.id}/{lang}", texts[hash_order(record.id) % len(texts)], lang))
+            asked.append(Question(f"{record.id}/{lang}", texts[hash_order(record.id) % len(texts)], lang))
     return owner, asked
 
 

@@ -19,7 +19,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, find_file, look_for, missing
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import LongLine, open_lines
-from xqg_vdb.types import Passage, Query
+from xqg_vdb.types import Passage, Question
 
 LANGUAGES = ("bem", "hau", "ibo", "kin", "twi", "yor", "zul")
 SOURCE = "https://github.com/masakhane-io/afriqa (data/gold_passages)"
@@ -63,7 +63,8 @@ def load(
         name=f"afriqa-{split}" + ("-english" if translated else ""),
         passages=_distinct(pool),
         queries=tuple(
-            Query(r.query_id, r.translation if translated else r.question, "en" if translated else r.lang) for r in rows
+            Question(r.query_id, r.translation if translated else r.question, "en" if translated else r.lang)
+            for r in rows
         ),
         qrels={row.query_id: {row.passage.id: 1} for row in rows},
         metrics=("R@1", "R@10", "MRR@10"),

@@ -13,7 +13,7 @@ from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, by_langua
 from xqg_vdb.evaluate.metrics import read_qrels
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import BadRecord, Rejects, read_objects, record_id, text_of
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Query
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 
 SOURCE = "https://github.com/beir-cellar/beir"
 
@@ -27,14 +27,14 @@ def load(folder: Path, *, split: str = "test", lang: str | None = None) -> Retri
     questions = find_file(folder, "queries.jsonl", source=SOURCE)
     qrels = read_qrels(find_file(folder, f"qrels/{split}.tsv", source=SOURCE))
     default = None if lang is None else normalize(lang)
-    queries: list[Query] = []
+    queries: list[Question] = []
     for source, record in read_objects(questions, Rejects()):
         try:
             qid, text = record_id(record), text_of(record, "text")
         except BadRecord as bad:
             raise DataError(f"{questions} line {source.line}: {bad}.") from None
         if qid in qrels:
-            queries.append(Query(qid, text, normalize(record["lang"]) if record.get("lang") else default))
+            queries.append(Question(qid, text, normalize(record["lang"]) if record.get("lang") else default))
     if not queries:
         raise DataError(f"no question of qrels/{split}.tsv is in {questions}; do the two belong together?")
     return RetrievalTask(

@@ -14,7 +14,7 @@ from typing import Literal
 
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, look_for
 from xqg_vdb.evaluate.metrics import read_pairs
-from xqg_vdb.types import Passage, Query
+from xqg_vdb.types import Passage, Question
 
 LANGUAGES = ("de", "fr", "ru", "zh")
 SOURCE = "https://comparable.limsi.fr/bucc2018/bucc2018-task.html"
@@ -29,13 +29,13 @@ def load(data_dir: Path, *, split: Literal["dev", "test"] = "dev", langs: Sequen
     Raises DataError when a sentence file is missing or malformed.
     """
     passages: list[Passage] = []
-    queries: list[Query] = []
+    queries: list[Question] = []
     qrels: dict[str, dict[str, int]] = {}
     ignored: set[str] = set()
     notes: dict[str, int | str] = {}
     for lang in langs:
         foreign, english = (_side(data_dir, lang, split, side) for side in (lang, "en"))
-        queries += [Query(docid, text, lang) for docid, text in foreign.sentences.items()]
+        queries += [Question(docid, text, lang) for docid, text in foreign.sentences.items()]
         passages += [
             Passage(f"{lang}/{i}", text, lang="en", meta={POOL: lang}) for i, text in english.sentences.items()
         ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.squad import SquadParagraph, read_squad
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, by_language, find_file, missing, present
-from xqg_vdb.types import Passage, Query
+from xqg_vdb.types import Passage, Question
 
 XQUAD_LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ru", "th", "tr", "vi", "zh")
 MLQA_LANGUAGES = ("ar", "de", "en", "es", "hi", "vi", "zh")
@@ -51,7 +51,7 @@ def mlqa_r(data_dir: Path, *, context: bool = True, langs: Sequence[str] | None 
 
 def _lareqa(data_dir: Path, name: str, folders: Sequence[str], context: bool, langs: Sequence[str]) -> RetrievalTask:
     passages: list[Passage] = []
-    queries: list[Query] = []
+    queries: list[Question] = []
     relevant: dict[str, list[str]] = {}  # SQuAD id -> candidates that answer it, in all languages
     skipped = 0
     for lang in langs:
@@ -65,7 +65,7 @@ def _lareqa(data_dir: Path, name: str, folders: Sequence[str], context: bool, la
             passages += [_candidate(i, s, paragraph, lang, context) for i, s in zip(ids, sentences, strict=True)]
             for question, answer in asked:
                 if answer is not None:
-                    queries.append(Query(f"{question.id}_{lang}", question.text, lang))
+                    queries.append(Question(f"{question.id}_{lang}", question.text, lang))
                     found = [i for i, sentence in zip(ids, sentences, strict=True) if sentence == answer]
                     relevant.setdefault(question.id, []).extend(found)
     return RetrievalTask(

@@ -17,7 +17,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import Reread, RetrievalTask, by_language, find_file
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import Rejects, read_objects
-from xqg_vdb.types import Passage, Query
+from xqg_vdb.types import Passage, Question
 
 SOURCE = "https://github.com/google-research/google-research (dense_representations_for_entity_retrieval/mel)"
 _FOLDERS = ("mewsli-x", "mewslix")
@@ -32,7 +32,7 @@ def load(data_dir: Path, *, split: Literal["dev", "test"] = "test") -> Retrieval
     """
     mentions = find_file(data_dir, *(f"{f}/wikinews_mentions-{split}.jsonl" for f in _FOLDERS), source=SOURCE)
     entities = find_file(data_dir, *(f"{f}/candidate_set_entities.jsonl" for f in _FOLDERS), source=SOURCE)
-    queries: list[Query] = []
+    queries: list[Question] = []
     qrels: dict[str, dict[str, int]] = {}
     skipped = 0
     for source, record in read_objects(mentions, Rejects()):
@@ -41,7 +41,7 @@ def load(data_dir: Path, *, split: Literal["dev", "test"] = "test") -> Retrieval
                 text = mention_text(record["context"], mention["mention_span"])
                 skipped += text is None
                 if text is not None:
-                    queries.append(Query(mention["example_id"], text, normalize(record["context"]["language"])))
+                    queries.append(Question(mention["example_id"], text, normalize(record["context"]["language"])))
                     qrels[mention["example_id"]] = {mention["entity_id"]: 1}
         except (KeyError, TypeError) as error:
             raise DataError(f"{mentions} line {source.line}: not a Mewsli-X context ({error!r}).") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import CorpusFiles, Pools, RetrievalTask, find_file, missing, present
 from xqg_vdb.evaluate.metrics import read_pairs, read_qrels
-from xqg_vdb.types import Query
+from xqg_vdb.types import Question
 
 LANGUAGES = (
     "ar", "bn", "de", "en", "es", "fa", "fi", "fr", "hi", "id", "ja", "ko", "ru", "sw", "te", "th", "yo", "zh",
@@ -31,13 +31,13 @@ def load(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | None = No
     there = present(data_dir, topics, langs, known=LANGUAGES)
     if not there:
         raise DataError(missing(data_dir, topics, source=SOURCE))
-    queries: list[Query] = []
+    queries: list[Question] = []
     qrels: dict[str, dict[str, int]] = {}
     for lang in there:
         judged = read_qrels(find_file(data_dir, topics.replace("topics", "qrels").format(lang=lang), source=SOURCE))
         for qid, text in read_pairs(find_file(data_dir, topics.format(lang=lang), source=SOURCE)):
             if qid in judged:
-                queries.append(Query(f"{lang}:{qid}", text, lang))
+                queries.append(Question(f"{lang}:{qid}", text, lang))
                 qrels[queries[-1].id] = {f"{lang}:{docid}": grade for docid, grade in judged[qid].items()}
     return RetrievalTask(
         name=f"miracl-{split}",

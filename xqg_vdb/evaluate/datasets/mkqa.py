@@ -15,7 +15,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import ENGLISH_WIKIPEDIA, CorpusFiles, RetrievalTask, find_file
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import Rejects, read_objects
-from xqg_vdb.types import Query
+from xqg_vdb.types import Question
 
 SOURCE = "https://github.com/apple/ml-mkqa (dataset/mkqa.jsonl.gz)"
 _LEFT_OUT = frozenset({"unanswerable", "long_answer", "binary"})
@@ -31,7 +31,7 @@ def load(data_dir: Path, *, langs: Sequence[str] | None = None) -> RetrievalTask
     corpus = find_file(
         data_dir, *(f"mkqa/{name}" for name in ENGLISH_WIKIPEDIA), source="a Wikipedia of your choice, in 100-word TSV"
     )
-    queries: list[Query] = []
+    queries: list[Question] = []
     answers: dict[str, tuple[str, ...]] = {}
     groups: dict[str, str] = {}
     skipped = 0
@@ -44,7 +44,7 @@ def load(data_dir: Path, *, langs: Sequence[str] | None = None) -> RetrievalTask
             raise DataError(f"{path} line {source.line}: not an MKQA question ({error!r}).") from error
         skipped += not golds
         for lang, text in asked.items() if golds else ():
-            query = Query(f"{number}-{lang}", text, normalize(lang.replace("_", "-")))
+            query = Question(f"{number}-{lang}", text, normalize(lang.replace("_", "-")))
             queries.append(query)
             answers[query.id], groups[query.id] = golds, lang
     return RetrievalTask(

@@ -13,7 +13,7 @@ from pathlib import Path
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import CorpusFiles, Pools, RetrievalTask, find_file, look_for, missing
 from xqg_vdb.texts.records import Rejects, read_objects
-from xqg_vdb.types import Query
+from xqg_vdb.types import Question
 
 LANGUAGES = {
     "ar": "arabic", "bn": "bengali", "en": "english", "fi": "finnish", "id": "indonesian", "ja": "japanese",
@@ -34,14 +34,14 @@ def load(data_dir: Path, *, split: str = "test", langs: Sequence[str] | None = N
     )
     if not there:
         raise DataError(missing(data_dir, f"mr-tydi/mrtydi-v1.1-{{language}}/{split}.jsonl.gz", source=SOURCE))
-    queries: list[Query] = []
+    queries: list[Question] = []
     qrels: dict[str, dict[str, int]] = {}
     corpora: dict[str, CorpusFiles] = {}
     for lang in there:
         path = find_file(data_dir, f"{_folder(lang)}/{split}.jsonl", source=SOURCE)
         for source, record in read_objects(path, Rejects()):
             try:
-                query = Query(f"{lang}:{record['query_id']}", record["query"], lang)
+                query = Question(f"{lang}:{record['query_id']}", record["query"], lang)
                 qrels[query.id] = {f"{lang}:{passage['docid']}": 1 for passage in record["positive_passages"]}
             except (KeyError, TypeError) as error:
                 raise DataError(f"{path} line {source.line}: not a Mr. TyDi question ({error!r}).") from error

@@ -18,7 +18,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.metrics import Qrels
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.records import Rejects
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Query
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Question
 
 POOL = "pool"
 """The key of `Passage.meta` that says to which pool a passage of a pooled task belongs."""
@@ -41,7 +41,7 @@ class RetrievalTask:
 
     name: str
     passages: Iterable[Passage]
-    queries: tuple[Query, ...]
+    queries: tuple[Question, ...]
     qrels: Qrels
     metrics: tuple[str, ...]
     groups: Mapping[str, str]
@@ -75,7 +75,7 @@ class RetrievalTask:
 def first_questions(task: RetrievalTask, n: int) -> RetrievalTask:
     """The task with the first n questions of each question language, in its own order; all passages stay."""
     seen: Counter[str] = Counter()
-    kept: list[Query] = []
+    kept: list[Question] = []
     for query in task.queries:
         lang = query.lang or UNKNOWN_LANGUAGE
         seen[lang] += 1
@@ -116,7 +116,7 @@ def _members(passages: Iterable[Passage], group: str) -> Iterator[Passage]:
     return (passage for passage in passages if passage.meta[POOL] == group)
 
 
-def by_language(queries: Iterable[Query]) -> dict[str, str]:
+def by_language(queries: Iterable[Question]) -> dict[str, str]:
     """Group questions by their language, the usual `groups`; a question without one belongs to `und`."""
     return {query.id: query.lang or "und" for query in queries}
 

@@ -14,7 +14,7 @@ from typing import Literal
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file
 from xqg_vdb.texts.records import LongLine, open_lines
-from xqg_vdb.types import Passage, Query
+from xqg_vdb.types import Passage, Question
 
 SOURCE = "https://github.com/facebookresearch/LASER (data/tatoeba/v1)"
 Direction = Literal["xx-en", "en-xx"]
@@ -39,13 +39,13 @@ def load(data_dir: Path, *, direction: Direction = "xx-en", langs: Sequence[str]
     Raises DataError when a file is missing or a pair of files has not equally many lines.
     """
     passages: list[Passage] = []
-    queries: list[Query] = []
+    queries: list[Question] = []
     for lang in langs:
         foreign, english = read_pairs(data_dir, lang)
         asked, asked_lang, pool, pool_lang = (
             (foreign, lang, english, "en") if direction == "xx-en" else (english, "en", foreign, lang)
         )
-        queries += [Query(f"{lang}-{i}", text, asked_lang) for i, text in enumerate(asked)]
+        queries += [Question(f"{lang}-{i}", text, asked_lang) for i, text in enumerate(asked)]
         passages += [Passage(f"{lang}-{i:04}", text, lang=pool_lang, meta={POOL: lang}) for i, text in enumerate(pool)]
     return RetrievalTask(
         name=f"tatoeba-{len(langs)}-{direction}",

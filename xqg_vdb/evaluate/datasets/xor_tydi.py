@@ -14,7 +14,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import ENGLISH_WIKIPEDIA, CorpusFiles, RetrievalTask, by_language, find_file
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import Rejects, read_objects
-from xqg_vdb.types import Query
+from xqg_vdb.types import Question
 
 SOURCE = "https://nlp.cs.washington.edu/xorqa"
 
@@ -43,15 +43,15 @@ def load(data_dir: Path, *, split: Literal["dev", "train"] = "dev") -> Retrieval
 
 def questions(
     data_dir: Path, *, split: Literal["dev", "train"] = "dev"
-) -> tuple[tuple[Query, ...], dict[str, tuple[str, ...]]]:
+) -> tuple[tuple[Question, ...], dict[str, tuple[str, ...]]]:
     """Read the questions and their answers alone, without a corpus. DataError when the file is missing or malformed."""
     path = find_file(data_dir, f"xor-tydi/{_QUESTIONS[split]}", source=SOURCE)
-    queries: list[Query] = []
+    queries: list[Question] = []
     answers: dict[str, tuple[str, ...]] = {}
     for source, record in read_objects(path, Rejects()):
         try:
             # the train file writes Arabic as " ar"; normalize strips
-            queries.append(Query(str(record["id"]), record["question"], normalize(record["lang"])))
+            queries.append(Question(str(record["id"]), record["question"], normalize(record["lang"])))
             answers[queries[-1].id] = tuple(record["answers"])
         except (KeyError, TypeError) as error:
             raise DataError(f"{path} line {source.line}: not a XOR-Retrieve question ({error!r}).") from error

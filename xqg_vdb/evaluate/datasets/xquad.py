@@ -13,7 +13,7 @@ from xqg_vdb.evaluate.datasets import afriqa
 from xqg_vdb.evaluate.datasets.lareqa import SOURCE, XQUAD_LANGUAGES
 from xqg_vdb.evaluate.datasets.squad import read_squad
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, by_language, find_file
-from xqg_vdb.types import Passage, Query
+from xqg_vdb.types import Passage, Question
 
 
 def load(data_dir: Path, *, distractors: bool = False, langs: Sequence[str] | None = None) -> RetrievalTask:
@@ -32,7 +32,7 @@ def load(data_dir: Path, *, distractors: bool = False, langs: Sequence[str] | No
         for question in paragraph.questions:
             place[question.id], answers[question.id] = docid, question.answers
     asked = [
-        (question.id, Query(f"{question.id}_{lang}", question.text, lang))
+        (question.id, Question(f"{question.id}_{lang}", question.text, lang))
         for lang in langs or XQUAD_LANGUAGES
         for paragraph in read_squad(_file(data_dir, lang))
         for question in paragraph.questions

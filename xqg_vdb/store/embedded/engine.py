@@ -22,7 +22,7 @@ import qdrant_edge as edge
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError
 from xqg_vdb.store.gate import Rows
 from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Found, Quantization
-from xqg_vdb.types import Card, PointBatch, Questions, SparseVector, Vectors
+from xqg_vdb.types import Card, PointBatch, QuestionRows, SparseVector, Vectors
 
 Shard = edge.EdgeShard
 QuantizationConfig = (
@@ -111,7 +111,7 @@ def languages(shard: Shard) -> dict[str, int]:
 
 def query(
     shard: Shard,
-    vectors: Questions,
+    vectors: QuestionRows,
     *,
     limit: int,
     langs: Sequence[str] | None,

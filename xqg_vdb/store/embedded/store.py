@@ -21,7 +21,7 @@ from xqg_vdb.store.embedded.operations import EmbeddedAdmin
 from xqg_vdb.store.embedded.versions import Folder, Stamp, Version, stamp_of
 from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.types import Card, CollectionWriter, Hit, Questions, StoredPoint
+from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, StoredPoint
 
 # The published version of a collection in a folder, opened for reading: its lock, its card and its shard.
 
@@ -134,7 +134,7 @@ class EmbeddedStore:
     def search(
         self,
         name: str,
-        vectors: Questions,
+        vectors: QuestionRows,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -152,7 +152,7 @@ class EmbeddedStore:
         with self.reading(name) as reader, engine.errors(reader.version.shard):
             layout.check_using(reader.card, using, name=name, asked=rows)
 
-            def ask(questions: Questions, limit: int) -> list[list[layout.Found]]:
+            def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
                 return engine.query(reader.shard, questions, limit=limit, langs=langs, using=using, exact=exact, ef=ef)
 
             return layout.best(rows, ask, k=k)

@@ -14,7 +14,7 @@ from qdrant_client import QdrantClient, models
 from xqg_vdb.batching import windows
 from xqg_vdb.store import layout
 from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Quantization
-from xqg_vdb.types import Card, Questions, SparseVector
+from xqg_vdb.types import Card, QuestionRows, SparseVector
 
 BULK_KEY = "xqg_bulk"
 """Metadata of a version whose index waits: the threshold that the server would have used."""
@@ -105,7 +105,7 @@ _QUERY_BATCH = 64
 
 
 def search_requests(
-    questions: Questions, *, limit: int, langs: Sequence[str] | None, using: str, params: models.SearchParams | None
+    questions: QuestionRows, *, limit: int, langs: Sequence[str] | None, using: str, params: models.SearchParams | None
 ) -> list[models.QueryRequest]:
     """One request per question for its `limit` nearest, with payloads."""
     wanted = language_filter(langs)

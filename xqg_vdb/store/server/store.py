@@ -25,7 +25,7 @@ from xqg_vdb.store.server.names import CARD_KEY, READ_DEADLINE, Names
 from xqg_vdb.store.server.operations import RestAddress, ServerAdmin
 from xqg_vdb.store.server.requests import batched_requests, found_in, language_filter, search_params, search_requests
 from xqg_vdb.store.server.writer import open_writer
-from xqg_vdb.types import Card, CollectionWriter, Hit, Questions, StoredPoint
+from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, StoredPoint
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.foreign import ForeignCollection
@@ -51,7 +51,7 @@ class AsyncServerSearch:
     async def search(
         self,
         name: str,
-        vectors: Questions,
+        vectors: QuestionRows,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -66,7 +66,7 @@ class AsyncServerSearch:
         requests = partial(search_requests, langs=langs, using=using, params=params)
         found = await self._ask(name, requests(rows, limit=k + 1))
 
-        def ask(questions: Questions, limit: int) -> list[list[layout.Found]]:
+        def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
             if limit == k + 1:
                 return found
             return self._store.ask(name, requests(questions, limit=limit))  # rare: equal scores at the kth place
@@ -224,7 +224,7 @@ class ServerStore:
     def search(
         self,
         name: str,
-        vectors: Questions,
+        vectors: QuestionRows,
         *,
         k: int,
         langs: Sequence[str] | None,
@@ -242,7 +242,7 @@ class ServerStore:
         # the local mode is always exact and warns when it is asked to be
         params = None if self._is_local else search_params(exact=exact, ef=ef)
 
-        def ask(questions: Questions, limit: int) -> list[list[layout.Found]]:
+        def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
             return self.ask(name, search_requests(questions, limit=limit, langs=langs, using=using, params=params))
 
         return layout.best(rows, ask, k=k)
