@@ -39,7 +39,7 @@ def environment(folder, **more):
 def run_cli(folder, *arguments, before="", more=None, text=True):
     """The finished process of one command, run in `folder`."""
     argv, env = command(*arguments, before=before), environment(folder, **(more or {}))
-    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=text, timeout=60, check=False)
+    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=text, check=False)
 
 
 @dataclass

@@ -13,7 +13,6 @@ import re
 import socket
 import struct
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +43,7 @@ class FakeQdrant:
     created: the body of every PUT that made a collection. thresholds: the indexing threshold of each.
     building: what the next looks at a collection whose threshold is not 0 say, as (status, indexed vectors).
     refused: ids of passages whose points it refuses. at_once: the most upserts that were under way together.
+    together: the first upsert waits until so many are under way.
     """
 
     def __init__(self):
@@ -60,7 +60,7 @@ class FakeQdrant:
         self.keys: set[str | None] = set()
         self.largest = 1 << 40
         self._one_at_a_time = threading.Lock()
-        self._counting = threading.Lock()
+        self._counting = threading.Condition()
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -79,14 +79,15 @@ class FakeQdrant:
 
     @contextlib.contextmanager
     def one_more(self, method, path):
-        """Counts the upserts that are under way, and lets each take its time."""
+        """Counts the upserts that are under way."""
         if method != "PUT" or not path.endswith("/points"):
             yield
             return
         with self._counting:
             self.under_way += 1
             self.at_once = max(self.at_once, self.under_way)
-        time.sleep(self.upsert_takes)
+            self._counting.notify_all()
+            self._counting.wait_for(lambda: self.at_once >= self.together)
         yield
         with self._counting:
             self.under_way -= 1

@@ -6,7 +6,6 @@ a real server where this was written.
 
 import asyncio
 import threading
-import time
 from itertools import chain
 
 import pytest
@@ -97,28 +96,26 @@ async def test_ties_at_the_last_place_are_settled_by_id(tmp_path):
 
 
 async def test_the_event_loop_runs_while_questions_are_encoded(retriever, monkeypatch):
-    """An encoder that takes 0.3 s holds up nothing: a ticker goes on."""
-    threads = set()
+    """An encoder that goes on only when the event loop has run meanwhile, and another thread encodes as well."""
+    threads, both, ticked = set(), threading.Barrier(2), threading.Event()
     encode = retriever.encoder.encode_queries
 
     def slow(texts):
         threads.add(threading.current_thread())
-        time.sleep(0.3)
+        both.wait()
+        ticked.wait()
         return encode(texts)
 
     monkeypatch.setattr(retriever.encoder, "encode_queries", slow)
-    ticks = []
 
     async def tick():
-        while True:
-            ticks.append(time.monotonic())
+        while len(threads) < 2:
             await asyncio.sleep(0.01)
+        ticked.set()
 
     async with AsyncRetriever(retriever, threads=2) as searcher:
-        ticker = asyncio.create_task(tick())
-        await asyncio.gather(*(searcher.search(text) for text in questions(2)))
-        ticker.cancel()
-    assert len(ticks) > 5 and threading.main_thread() not in threads and len(threads) == 2
+        await asyncio.gather(tick(), *(searcher.search(text) for text in questions(2)))
+    assert threading.main_thread() not in threads and len(threads) == 2
 
 
 def test_one_retriever_in_one_loop_after_another(retriever):

@@ -197,7 +197,7 @@ def test_expansion_is_what_retriever_does(data, generator, method):
     facts = report.systems["expanded"]["expansion"]
     assert (facts["method"], facts["lang"]) == (method, "en")
     (cost,) = {tuple(one.cost.items()) for one in report.results}
-    assert 0 < dict(cost)["expand p50 ms"] <= dict(cost)["expand p95 ms"]
+    assert 0 <= dict(cost)["expand p50 ms"] <= dict(cost)["expand p95 ms"]
 
 
 def test_expansion_with_words(data, generator):

@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -571,7 +570,7 @@ def test_an_output_that_is_closed_ends_quietly(loaded, model):
         assert process.stdout.readline() == b"0\tw0\n"
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=30) == 0
+        assert process.wait() == 0
 
 
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -615,7 +614,7 @@ def test_progress_goes_to_stderr_and_only_on_a_terminal(tmp_path, model):
             except OSError:
                 break
             shown += block
-        assert process.wait(timeout=30) == 0
+        assert process.wait() == 0
     os.close(ours)
     assert json.loads(out)["passages"] == 40
     assert b"encoding" in shown and b"40/40" in shown and b"Traceback" not in shown
@@ -644,7 +643,6 @@ def test_an_error_of_our_own_making_keeps_its_traceback(monkeypatch, cwd):
 
 
 def test_no_process_is_left_waiting_for_an_answer():
-    """`--help` answers at once."""
-    began = time.monotonic()
+    """`--help` waits for nothing: else the limit of a test ends this one."""
     done = subprocess.run(command("--help"), capture_output=True, cwd=Path(__file__).parent, check=True)
-    assert done.stdout and time.monotonic() - began < 60
+    assert done.stdout

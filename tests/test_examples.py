@@ -20,7 +20,7 @@ def run(name, folder, *arguments):
         pytest.skip(f"{NEEDS[name]} is not installed")
     write_starter(folder / "cache")
     argv, env = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments], environment(folder)
-    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import threading
-import time
 from concurrent import futures
 from dataclasses import replace
 
@@ -134,7 +132,7 @@ def test_an_index_that_failed_is_not_published(fake, waits):
 
 
 def test_several_connections_write_at_once_and_the_result_is_exact(fake):
-    fake.upsert_takes = 0.05
+    fake.together = 2
     rows, matrix = passages(400), vectors(400)
     with connect(fake, parallel=4) as store, store.writer("wiki", card=a_card()) as writer:
         for at in range(0, 400, 20):
@@ -195,33 +193,27 @@ def hurry(monkeypatch):
     monkeypatch.setattr(server_lease, "_LOOK_EVERY", 0.02)
 
 
-def test_a_second_loader_of_another_build_is_refused_while_the_first_lives(fake, hurry):
-    stop, ready = threading.Event(), threading.Event()
+def test_a_second_loader_of_another_build_is_refused_while_the_first_lives(fake, monkeypatch):
+    """Between two looks of the second one the first one commits, and every commit is a sign of life."""
+    monkeypatch.setattr(server_lease, "RENEWED_EVERY", 0.0)
+    with connect(fake) as one, connect(fake) as two, one.writer("wiki", card=a_card()) as first:
 
-    def first():
-        with connect(fake) as store, store.writer("wiki", card=a_card()) as writer:
-            at = 0
-            while not stop.is_set():
-                writer.upsert(a_batch(passages(5, start=at), vectors(5)))
-                writer.commit(at := at + 5)
-                ready.set()
-                time.sleep(0.01)
-            writer.publish(replace(finished(a_card(), passages(at)), count=at))
+        def work(seconds):
+            at = first.committed
+            first.upsert(a_batch(passages(5, start=at), vectors(5)))
+            first.commit(at + 5)
 
-    with futures.ThreadPoolExecutor(1) as pool, connect(fake) as store:
-        running = pool.submit(first)
-        assert ready.wait(20)
-        try:
-            with pytest.raises(LockedError, match=r"is being loaded by process \d+ on .*other options; wait until"):
-                store.writer("wiki", card=a_card(alpha=0.9))
-            with store.writer("wiki", card=a_card()) as same:  # the same build: it helps
-                assert same.committed > 0
-        finally:
-            stop.set()
-        running.result(20)
-        assert store.names() == ["wiki"]
-        load(store, "wiki", passages(3), vectors(3), card=a_card(alpha=0.9))
-        assert store.card("wiki").version == "v0002"
+        work(0)
+        two._server._sleep = work
+        with pytest.raises(LockedError, match=r"is being loaded by process \d+ on .*other options; wait until"):
+            two.writer("wiki", card=a_card(alpha=0.9))
+        with two.writer("wiki", card=a_card()) as same:  # the same build: it helps
+            assert same.committed > 0
+        at = first.committed
+        first.publish(replace(finished(a_card(), passages(at)), count=at))
+        assert two.names() == ["wiki"]
+        load(two, "wiki", passages(3), vectors(3), card=a_card(alpha=0.9))
+        assert two.card("wiki").version == "v0002"
 
 
 def abandoned(fake, **record):

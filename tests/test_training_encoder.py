@@ -1,6 +1,5 @@
 """Encoder training: loss and gradient cache against slow ones, mining, overfitting, and the way into `export`."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -163,11 +162,9 @@ def test_a_tiny_encoder_overfits_and_its_export_passes_the_gate(bert, tmp_path):
         schedule=Schedule(max_steps=60, batch_size=20, micro_batch=8, learning_rate=3e-3, warmup=0.0, eval_every=30),
         mine=2, negatives=1, overrides=Overrides(query_prefix="q: ", passage_prefix="p: ", max_length=100),
     )  # fmt: skip
-    began = time.process_time()  # the machine may be busy
     outcome = train_encoder(
         Base(str(bert)), tmp_path / "out", pairs=pairs, dev=pairs, settings=settings, report=lines.append
     )
-    assert time.process_time() - began < 60
     assert outcome.losses[-1] < 0.1 < 1 < outcome.losses[0]
     assert outcome.before["MRR@10"] < 0.8 and outcome.after["MRR@10"] > 0.95 and outcome.after["R@10"] == 1.0
     assert any(line.startswith("step 30 of 60, dev: R@10") for line in lines), lines

@@ -1,7 +1,5 @@
 """Generator training: the loss against a slow one, overfitting, going on after a kill, and the way into `export`."""
 
-import time
-
 import orjson
 import pytest
 from generation_cases import tiny_checkpoint
@@ -70,11 +68,9 @@ def test_the_loss_of_a_row_of_trees_is_that_of_its_questions_one_by_one(checkpoi
 @pytest.mark.parametrize(("kind", "steps"), [("gemma", 60), ("mt5", 150)])
 def test_a_tiny_generator_overfits_and_its_export_writes_the_questions(checkpoints, kind, steps, tmp_path):
     pairs, out = twenty_pairs(), tmp_path / "out"
-    began = time.process_time()  # the machine may be busy
     outcome = train_generator(
         Base(str(checkpoints[kind])), out, pairs=pairs, dev=pairs[:4], settings=settings(steps), report=silent
     )
-    assert time.process_time() - began < 60
     assert outcome.steps == steps and outcome.losses[0] > 2 and outcome.losses[-1] < 0.1
     assert outcome.after["loss"] < 0.1 < outcome.before["loss"]
     assert (
