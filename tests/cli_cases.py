@@ -30,9 +30,9 @@ def command(*arguments, before=""):
 def environment(folder, **more):
     """No variable of the user's points anywhere, no model hub is asked, and no framework reports its use."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("XQG_", "HF_"))}
-    kept.update(
-        XQG_VDB_CACHE=str(folder / "cache"), HF_HUB_OFFLINE="1", COLUMNS="100", HAYSTACK_TELEMETRY_ENABLED="False"
-    )
+    tree = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # not what may be installed
+    kept |= {"PYTHONPATH": tree, "XQG_VDB_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    kept["HAYSTACK_TELEMETRY_ENABLED"] = "False"
     return kept | {key: str(value) for key, value in more.items()}
 
 

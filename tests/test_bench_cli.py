@@ -1,16 +1,12 @@
 """`xqg-vdb bench` as a process: reports on disk, JSON on stdout, one sentence for mistakes, and SIGKILL."""
 
 import json
-import os
-import random
 import signal
-import subprocess
-import time
 
-import processes
+import killing
 import pytest
 from bench_cases import write_afriqa, write_queries
-from cli_cases import command, environment, run_cli, write_starter
+from cli_cases import environment, run_cli, write_starter
 
 from xqg_vdb.evaluate.datasets import load_task
 
@@ -83,26 +79,28 @@ def test_mistakes_are_told_in_one_sentence(desk, arguments, code, says):
     assert "Traceback" not in done.stderr
 
 
-def written(folder):
-    return {os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
+WORK = """
+import os, sys
+from xqg_vdb.cli import main
+
+def work(folder, *arguments):
+    os.chdir(folder)
+    sys.argv = ["xqg-vdb", *arguments]
+    main()
+"""
 
 
-def test_killed_at_any_moment_it_goes_on(desk):
-    """The values after several kills, each soon after a run kept something new, are those of an unbroken run."""
-    arguments, rng, killed = ["bench", "suite.toml", "--data-dir", "data", "--json", "--out"], random.Random(3), []
-    whole = json.loads(run_cli(desk, *arguments, "whole").stdout)
-    for _ in range(5):
-        before = written(desk / "killed")
-        process = processes.start(
-            command(*arguments, "killed"), cwd=desk, env=environment(desk), stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        while written(desk / "killed") <= before and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.2))
-        processes.end(process)
-        killed.append(process.returncode == -signal.SIGKILL)
-    assert sum(killed) >= 2, "nothing was cut off"
-    resumed = json.loads(run_cli(desk, *arguments, "killed").stdout)
+def test_killed_at_every_point_it_goes_on(desk):
+    """The values after a kill before every file that a run keeps are those of an unbroken run."""
+    arguments, trace = [desk, "bench", "suite.toml", "--data-dir", "data", "--out"], desk / "trace"
+    with killing.Workers(WORK, desk / "said", environment(desk)) as workers:
+        assert workers.run(*arguments, desk / "whole", env=killing.traced(trace)) == 0, workers.said.read_text()
+        points = [one.replace("*/whole/", "*/killed/") for one in killing.points(trace, desk) if one.endswith(" 1")]
+        kept = [one for one in points if one.startswith("os.rename */killed/")]
+        assert len(kept) >= 4 and kept[-1].startswith("os.rename */killed/report."), points
+        for point in kept:
+            assert workers.run(*arguments, desk / "killed", env=killing.at(point)) == -signal.SIGKILL, (point, points)
+        assert workers.run(*arguments, desk / "killed") == 0, workers.said.read_text()
+    whole, resumed = (json.loads((desk / name / "report.json").read_bytes()) for name in ("whole", "killed"))
     assert [r["headline"] for r in resumed["results"]] == [r["headline"] for r in whole["results"]]
     assert resumed["comparisons"] == whole["comparisons"]

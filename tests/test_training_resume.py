@@ -1,10 +1,11 @@
 """A training run that is killed and started again ends with the losses and weights of an unbroken one."""
 
+import os
 import signal
 import subprocess
 import sys
-import time
 
+import killing
 import orjson
 import processes
 import pytest
@@ -33,20 +34,13 @@ def command(kind, checkpoint, out, pairs):
     ]  # fmt: skip
 
 
-def kill_in_the_middle(arguments, run):
-    """Start the command in a process of its own and kill it once some checkpoints were written."""
-    code = "import sys; from xqg_vdb.cli import main; sys.argv[0] = 'xqg-vdb'; main()"
-    process = processes.start([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 250
-        while not any(int(p.name.rsplit("-", 1)[1]) >= 4 for p in run.glob("checkpoint-*")):
-            assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def kill_in_the_middle(arguments):
+    """Start the command in a process of its own, which is killed as it begins to write its fifth checkpoint."""
+    code = f"{killing.ARM}; from xqg_vdb.cli import main; sys.argv[0] = 'xqg-vdb'; main()"
+    env = {**os.environ, **killing.at("os.mkdir */run/*checkpoint-5* 1")}
+    process = processes.start([sys.executable, "-c", code, *arguments], env=env, stderr=subprocess.PIPE)
+    said = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, said.decode()
 
 
 @pytest.mark.timeout(600)
@@ -57,7 +51,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(kind, tmp_path):
         write_pairs(tmp_path / "pairs.jsonl", twenty_pairs()),
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    kill_in_the_middle(command(kind, checkpoint, broken, pairs), broken / "run")
+    kill_in_the_middle(command(kind, checkpoint, broken, pairs))
     steps = [int(p.name.rsplit("-", 1)[1]) for p in (broken / "run").glob("checkpoint-*")]
     half = broken / "run" / f"checkpoint-{max(steps) + 1}"
     half.mkdir()
@@ -66,7 +60,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(kind, tmp_path):
         done = CliRunner().invoke(cli, command(kind, checkpoint, out, pairs))
         assert done.exit_code == 0, done.output
     one, other = (orjson.loads((out / "training.json").read_bytes()) for out in (whole, broken))
-    assert other["results"]["resumed_at"] >= 3 and one["results"]["resumed_at"] == 0
+    assert other["results"]["resumed_at"] == 4 and one["results"]["resumed_at"] == 0
     losses = [[entry["loss"] for entry in record["history"] if "loss" in entry] for record in (one, other)]
     assert len(losses[0]) == STEPS and losses[0] == losses[1]
     for key in ("final_loss", "dev_before", "dev_after"):
