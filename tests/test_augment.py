@@ -26,6 +26,7 @@ from augment_cases import (
 )
 from fake_qdrant import FakeQdrant, Fault
 from qdrant_client import models
+from rankings import assert_best
 
 from xqg_vdb.calibration import unpack_means
 from xqg_vdb.errors import DataError, MismatchError, ServerError
@@ -120,8 +121,8 @@ def test_langchain_finds_in_the_copy_what_an_exact_search_finds(fake, store, que
     means = unpack_means(store.card("docs-xqg").query_means, dim=DIM).means
     for question in texts(5):
         asked = encoder.encode_queries([question])[0] - np.float32(0.5) * means["sw"]
-        best = [texts()[i] for i in np.argsort(-(rows @ asked))[:5]]
-        assert [one.page_content for one in opened.similarity_search(question, k=5)] == best
+        scores = dict(zip(texts(), rows @ asked, strict=True))
+        assert_best([one.page_content for one in opened.similarity_search(question, k=5)], scores, k=5)
 
 
 def test_a_llama_index_collection_is_searched_by_its_own_library(fake, client, store, queries):

@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from bench_cases import encoder, run, value, write_afriqa, write_queries
 from cli_cases import run_cli, write_starter
 from generation_cases import tiny_checkpoint
+from rankings import assert_same
 
 from xqg_vdb import Hybrid, Retriever, load, open_store
 from xqg_vdb.errors import DataError, ModelError
@@ -74,8 +74,7 @@ def retrieved(data, made, **options):
 def same_runs(ours, theirs, *, tolerance=1e-4):
     assert ours.keys() == theirs.keys()
     for qid, hits in theirs.items():
-        assert [docid for docid, _ in ours[qid]] == [docid for docid, _ in hits]
-        np.testing.assert_allclose([s for _, s in ours[qid]], [s for _, s in hits], atol=tolerance)
+        assert_same(ours[qid], hits, atol=tolerance)
 
 
 def kept_notes(report):

@@ -19,6 +19,7 @@ from collection_cases import DIM, a_batch, a_card, finished, load, passages, slo
 from fake_qdrant import FakeQdrant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rankings import assert_same, scored
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError, XqgError
 from xqg_vdb.store import Collection, open_store
@@ -79,9 +80,8 @@ def test_search_agrees_with_a_sort_over_all_scores(store, name):
         wanted = slow_search(rows, matrix, questions, k=10, langs=langs)
         for exact in (True, False):
             found = search(store, name, questions, langs=langs, exact=exact)
-            assert ids(found) == [[docid for docid, _ in answer] for answer in wanted]
-            scores = np.array([[hit.score for hit in hits] for hits in found])
-            assert np.allclose(scores, [[score for _, score in answer] for answer in wanted], atol=1e-5)
+            for hits, answer in zip(found, wanted, strict=True):
+                assert_same(scored(hits), answer)
     hit = search(store, name, matrix[7:8], k=1)[0][0]
     assert (hit.id, hit.text, hit.title, hit.lang, hit.meta) == ("p00007", "text 7", "title 7", "sw", {"n": 7})
     assert store.count(name) == 300

@@ -12,6 +12,7 @@ from integration_cases import questions
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import MetadataMode, TextNode
+from rankings import assert_best
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Collection, Encoder, Retriever, load
@@ -68,9 +69,9 @@ def test_an_index_of_llama_index_takes_it(ours):
     index = VectorStoreIndex(nodes, embed_model=XqgEmbedding(ours.encoder, calibration=0.0))
     rows = ours.encoder.encode_passages([node.get_content(MetadataMode.EMBED) for node in nodes])
     text = questions(1, seed=9)[0]
-    best = np.argsort(-(rows @ ours.encoder.encode_queries([text])[0]))[:5]
+    scores = rows @ ours.encoder.encode_queries([text])[0]
     found = index.as_retriever(similarity_top_k=5).retrieve(text)
-    assert [one.node.node_id for one in found] == [f"n{i}" for i in best]
+    assert_best([one.node.node_id for one in found], {f"n{i}": score for i, score in enumerate(scores)}, k=5)
 
 
 @pytest.mark.parametrize("languages", [None, ["de"], ["deu", "fr"]])

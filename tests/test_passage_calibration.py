@@ -37,6 +37,12 @@ RNG = np.random.default_rng(11)
 
 
 @pytest.fixture(autouse=True)
+def fresh_numbers(monkeypatch):
+    """Every test draws the same numbers, whichever ran before it."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(11))
+
+
+@pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rankings import assert_same, scored
 
 from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
@@ -68,17 +69,16 @@ def twin(collection, question, *, mean, strength, k=10, langs=None):
     if mean is not None:
         vector = vector - strength * mean.astype(np.float64)
     vector /= np.linalg.norm(vector)
-    scored = []
+    found = []
     for point in collection.scroll(with_vectors=True):
         if langs is None or point.payload["meta"]["lang"] in langs:
             stored = point.vectors["text-dense"].astype(np.float64)
-            scored.append((point.id, float(stored @ vector / np.linalg.norm(stored))))
-    return sorted(scored, key=lambda one: (-round(one[1], 6), one[0]))[:k]
+            found.append((point.id, float(stored @ vector / np.linalg.norm(stored))))
+    return sorted(found, key=lambda one: (-one[1], one[0]))[:k]
 
 
 def agree(hits, expected):
-    assert [hit.id for hit in hits] == [docid for docid, _ in expected]
-    np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in expected], atol=1e-5)
+    assert_same(scored(hits), expected)
 
 
 def means_of(collection):
@@ -199,8 +199,7 @@ def test_a_batch_equals_one_by_one(collection, questions, k, langs):
     assert [answer.query for answer in answers] == asked
     for query, answer in zip(asked, answers, strict=True):
         alone = retriever.search(query.text, lang=query.lang, k=k, langs=langs)
-        assert [hit.id for hit in answer.hits] == [hit.id for hit in alone]
-        np.testing.assert_allclose([hit.score for hit in answer.hits], [hit.score for hit in alone], atol=1e-6)
+        assert_same(scored(answer.hits), scored(alone), atol=1e-6)
 
 
 def test_no_questions_no_answers(collection):

@@ -151,9 +151,12 @@ def test_mined_negatives_are_the_nearest_passages_that_do_not_answer(tmp_path):
         rows = encoder.encode_passages([p.text for p in pool])
         for pair, before in zip(mined, pairs, strict=True):
             good = {p.positive.id for p in pairs if p.query == pair.query} | {p.id for p in before.negatives}
-            order = np.argsort(-(rows @ encoder.encode_queries([pair.query])[0]), kind="stable")
-            wanted = [pool[i].id for i in order if pool[i].id not in good][1:4]
-            assert [p.id for p in pair.negatives] == [p.id for p in before.negatives] + wanted
+            scores = dict(zip((p.id for p in pool), rows @ encoder.encode_queries([pair.query])[0], strict=True))
+            left = sorted((score for docid, score in scores.items() if docid not in good), reverse=True)
+            old = len(before.negatives)
+            found = [p.id for p in pair.negatives[old:]]
+            assert pair.negatives[:old] == before.negatives and not good & set(found)
+            assert [scores[docid] for docid in found] == pytest.approx(left[1:4], rel=0, abs=1e-5)
 
 
 def test_a_tiny_encoder_overfits_and_its_export_passes_the_gate(bert, tmp_path):
