@@ -148,7 +148,7 @@ def fake_and_searcher(tmp_path, monkeypatch):
     write_inputs(tmp_path, 30)
     model = write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
     with Encoder(model) as encoder, FakeQdrant() as fake:
-        store = ServerStore.connect(fake.url, api_key="SECRET-CANARY", timeout=5, deadline=0.5)
+        store = ServerStore.connect(fake.url, api_key="SECRET-CANARY", timeout=60, deadline=30)
         with store:
             wiki = load(tmp_path / "corpus.jsonl", "wiki", encoder=encoder, store=store, build=tmp_path / "build")
             fake.keys.clear()

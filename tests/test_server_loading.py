@@ -39,7 +39,7 @@ def waits(monkeypatch):
 
 
 def connect(fake, **options):
-    return ServerStore.connect(fake.url, timeout=5, options=CollectionOptions(**options))
+    return ServerStore.connect(fake.url, timeout=60, options=CollectionOptions(**options))
 
 
 # layout
@@ -318,7 +318,7 @@ CODES = grpc.StatusCode
 )
 def test_grpc_calls_are_repeated_while_it_can_help(grpc_server, waits, failures, pauses):
     servicer, port = grpc_server(list(failures))
-    with ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=5) as store:
+    with ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=60) as store:
         assert store.names() == ["wiki"]
     assert waits == pauses
     assert servicer.calls == len(failures) + 1
@@ -334,7 +334,7 @@ def test_grpc_calls_are_repeated_while_it_can_help(grpc_server, waits, failures,
 )
 def test_grpc_refusals_are_not_repeated(grpc_server, waits, code, said):
     servicer, port = grpc_server([(code, "no", ())] * 2)
-    store = ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=5, api_key="SECRET-CANARY")
+    store = ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=60, api_key="SECRET-CANARY")
     with store, pytest.raises(ServerError, match=said) as caught:
         store.names()
     assert (servicer.calls, waits) == (1, [])
@@ -418,7 +418,7 @@ def test_a_whole_load_over_grpc():
     server.start()
     options = CollectionOptions(quantization="turbo", hnsw_m=8, shards=2, parallel=2)
     rows, matrix = passages(25), vectors(25)
-    with ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=5, options=options, deadline=10) as store:
+    with ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=60, options=options, deadline=60) as store:
         load(store, "wiki", rows, matrix, card=a_card(), batch=10)
         card = store._names.card("wiki__v0001")
         cursor = store._names.cursor("wiki__v0001")

@@ -14,7 +14,7 @@ def test_the_site_builds(tmp_path):
     pytest.importorskip("mkdocs", reason='pip install "xqg-vdb[docs]"')
     argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "site" / "api" / "index.html").read_text("utf-8")
     assert "xqg_vdb.search.retriever.Retriever" in api and "Raises MismatchError" in api
