@@ -5,6 +5,7 @@ passes, and at random moments. One thing differs from the command as users run i
 passages, not every 8,192, so that 1,500 passages meet several flushes.
 """
 
+import json
 import os
 import random
 import signal
@@ -140,6 +141,10 @@ def test_a_load_killed_again_and_again_ends_as_an_unbroken_one(loads, unbroken):
     """Each run comes a little further than the one before it."""
     for point in (f"{ENCODED} 1", f"{ENCODED} 2", f"{COMMITTED} 1", f"{COMMITTED} 2", BUILDING, PUBLISHES):
         loads.cut("chain", point)
+        if point == BUILDING:  # every passage is in, and nothing is published
+            (cursor,) = (loads.place / "chain" / "store" / "wiki").glob("v*/cursor.json")
+            assert json.loads(cursor.read_bytes())["rows"] == PASSAGES
+            assert not (cursor.parents[1] / "CURRENT").exists()
     assert loads.end("chain") == unbroken[0]
 
 
