@@ -7,10 +7,14 @@ from pathlib import Path
 
 import processes
 import pytest
+from hypothesis import HealthCheck, settings
 
 # before numpy or torch is loaded: one thread, unless a test or the user asks for more; several workers share the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
+# no test of a property fails because the machine is slow
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)

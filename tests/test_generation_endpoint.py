@@ -32,7 +32,9 @@ class Server:
                     outer.most = max(outer.most, outer.active)
                     outer.requests.append((self.path, dict(self.headers), json.loads(body)))
                     answer = outer.script.pop(0) if outer.script else None
-                outer.pause.wait(0.02)
+                outer.pause.wait(0.02)  # so that others come meanwhile, if they may
+                with lock:
+                    outer.active -= 1  # before the answer: after it, the client may come again
                 status, headers, text = answer or (200, {}, good(json.loads(body)))
                 if status is None:  # the connection dies without an answer
                     self.close_connection = True
@@ -42,8 +44,6 @@ class Server:
                         self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(text)
-                with lock:
-                    outer.active -= 1
 
             def log_message(self, *args):
                 pass
