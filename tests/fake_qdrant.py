@@ -53,7 +53,7 @@ class FakeQdrant:
         self.building: list[tuple[str, int]] = []
         self.refused: set[str] = set()
         self.snapshots: dict[str, dict[str, bytes]] = {}
-        self.upsert_takes = 0.0
+        self.together = 1
         self.under_way = self.at_once = 0
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []

@@ -140,8 +140,9 @@ def test_a_llama_index_collection_is_searched_by_its_own_library(fake, client, s
     embedding = XqgEmbedding(encoder, collection=Collection("nodes-xqg", store), calibration=0.0)
     index = VectorStoreIndex.from_vector_store(QdrantVectorStore("nodes-xqg", client=client), embed_model=embedding)
     for question in texts(5):
-        best = [ids()[i] for i in np.argsort(-(rows @ encoder.encode_queries([question])[0]))[:5]]
-        assert [one.node.node_id for one in index.as_retriever(similarity_top_k=5).retrieve(question)] == best
+        scores = dict(zip(ids(), rows @ encoder.encode_queries([question])[0], strict=True))
+        found = index.as_retriever(similarity_top_k=5).retrieve(question)
+        assert_best([one.node.node_id for one in found], scores, k=5)
 
 
 def test_a_named_vector_of_length_1_keeps_that_length(fake, client, store, queries):

@@ -118,8 +118,8 @@ def test_upr_is_what_retriever_does(data, generator, search):
     facts = report.systems["mixed"]
     assert facts["reranking"]["weight"] == 0.4 and "passage" in facts["reranking"]["instruction"]
     for one in report.results:
-        assert 0 < one.cost["rerank p50 ms"] <= one.cost["rerank p95 ms"]
-        assert one.seconds["rerank"] > 0
+        assert 0 <= one.cost["rerank p50 ms"] <= one.cost["rerank p95 ms"]
+        assert one.seconds["rerank"] >= 0
     assert [note.split(":")[1] for note in kept_notes(report)] == [" mixed"]
 
 

@@ -120,7 +120,7 @@ def test_ranks_are_fused_by_the_formula():
 def test_hybrid_search_is_the_fusion_of_both(loaded):
     made, collection, rows = loaded
     retriever, plain = Retriever(made, collection, hybrid=True), Retriever(made, collection)
-    documents = words_of(rows)
+    documents, writer = words_of(rows), WordWriter(collection.card.bm25)
     asked = [Question(str(i), f"{row['text']} w{i}", ("ha", "zu", "und")[i % 3]) for i, row in enumerate(rows[:8])]
     answers = retriever.run([*asked, Question("x", "unheard", "ha")], k=10, exact=True)
     for query, answer in zip(asked, answers, strict=False):

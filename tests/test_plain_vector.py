@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from bench_cases import encoder, sentence
 from cli_cases import run_cli, write_inputs, write_starter
-from rankings import assert_best, assert_same, scored
+from rankings import assert_best
 
 from xqg_vdb import Passage, Question, Recipe, Retriever, load, open_store
 from xqg_vdb.fusion import fuse
