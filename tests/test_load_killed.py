@@ -160,12 +160,12 @@ def test_a_load_killed_at_random_moments_ends_as_an_unbroken_one(loads, unbroken
     assert loads.end("random") == unbroken[0]
 
 
-def test_words_and_query_rows_survive_kills_as_well(loads):
-    """With the sparse vectors and the multivectors, against a run of its own that was let alone."""
+def test_words_and_plain_vectors_survive_kills_as_well(loads):
+    """With the sparse and the plain vectors, against a run of its own that was let alone."""
     assert loads.run("all-unbroken", *WITH_ALL) == 0, loads.said("all-unbroken")
     points, card = contents(loads.place / "all-unbroken" / "store")
     assert set(points["p0"][1]) == {"text-dense", "text-dense-plain", "text-sparse"} and card["bm25"]
-    for point in ("os.rename */each-query/manifest.json 2", f"{COMMITTED} 1", BUILDING):
+    for point in (f"{ENCODED} 2", f"{COMMITTED} 1", BUILDING):
         loads.cut("all", point, *WITH_ALL)
     assert loads.end("all", *WITH_ALL) == (points, card)
 
