@@ -75,8 +75,12 @@ def measure(retriever: Retriever, texts: list[str], *, threads: int, repeats: in
 
 
 def lowest_cosine(encoder: Encoder, texts: list[str]) -> float:
-    alone = [encoder.encode_queries([text])[0] for text in texts]
-    batched = [row for at in range(0, len(texts), BATCH) for row in encoder.encode_queries(texts[at : at + BATCH])]
+    alone = [encoder.encode_queries([text], calibrate=False)[0] for text in texts]
+    batched = [
+        row
+        for at in range(0, len(texts), BATCH)
+        for row in encoder.encode_queries(texts[at : at + BATCH], calibrate=False)
+    ]
     return min(float(a @ b) for a, b in zip(alone, batched, strict=True))
 
 

@@ -15,6 +15,7 @@ passages   both sides: the passage's own language is corrected as well (pools of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -55,7 +56,13 @@ def main(datasets: Sequence[str], data_dir: Path | None, work: Path, model: str)
 def _bank(lang: str, encoder: Encoder, work: Path) -> NDArray[np.float32]:
     texts = question_bank()[lang]
     return np.array(
-        kept_vectors(texts, encode=encoder.encode_queries, encoder=encoder.facts, kind="queries", folder=work)
+        kept_vectors(
+            texts,
+            encode=partial(encoder.encode_queries, calibrate=False),
+            encoder=encoder.facts,
+            kind="queries",
+            folder=work,
+        )
     )
 
 

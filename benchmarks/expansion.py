@@ -13,6 +13,8 @@ import os
 import sys
 from pathlib import Path
 
+from xqg_vdb.types import Search
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
@@ -42,7 +44,7 @@ def main() -> None:
     rows, costs, samples = {}, {}, {}
 
     def add(name: str, expander: Expander | None) -> None:
-        answers = Retriever(encoder, collection, expander=expander).run(task.queries, k=10, exact=True)
+        answers = Retriever(encoder, collection, expander=expander).run(task.queries, Search(10, exact=True))
         rows[name] = measured(task, by_id(task.queries, [answer.hits for answer in answers]))
 
     add("plain", None)

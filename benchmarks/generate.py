@@ -130,10 +130,10 @@ def time_ours(kind: str, folder: Path, passages: list[Passage]) -> tuple[float, 
         model = CausalModel(opened, stop=("\n",), threads=THREADS)
         generator = CausalGenerator(model, prompt=few_shot(), decoding=DECODING)
         clock = model.clock
-    list(generator.generate(passages[:1], langs=LANGS, n=N))
+    list(generator.generate(passages[:1], query_langs=LANGS, n=N))
     clock.seconds.clear()
     start = time.perf_counter()
-    made = list(generator.generate([replace(p, id=f"{p.id}b") for p in passages], langs=LANGS, n=N))
+    made = list(generator.generate([replace(p, id=f"{p.id}b") for p in passages], query_langs=LANGS, n=N))
     seconds = time.perf_counter() - start
     queries = sum(len(texts) for record in made for texts in record.queries.values())
     shares = {phase: round(spent / seconds, 3) for phase, spent in clock.seconds.items()}

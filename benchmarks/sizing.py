@@ -23,7 +23,7 @@ import numpy as np
 
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.types import Card, EncoderFacts, Passage, PointBatch, Recipe
+from xqg_vdb.types import Card, EncoderFacts, Passage, PointBatch, Recipe, Search
 
 CASES = {
     "none": CollectionOptions(),
@@ -68,15 +68,14 @@ def measure(case: str, points: int, dim: int, folder: Path, step: str) -> dict[s
         return {"load s": time.perf_counter() - started, "disk MiB": store.admin.state("wiki").disk_bytes / MIB}
     before = resident()
     questions = vectors(200, dim, seed=2)
-    ask = {"k": 10, "langs": None, "using": "text-dense"}
-    store.search("wiki", questions[:1], exact=False, ef=None, **ask)
+    store.search("wiki", questions[:1], Search())
     started = time.perf_counter()
     for row in questions:
-        found = store.search("wiki", row[None], exact=False, ef=128, **ask)
+        found = store.search("wiki", row[None], Search(ef=128))
     each = (time.perf_counter() - started) / 200 * 1000
     after = resident()
-    found = store.search("wiki", questions, exact=False, ef=128, **ask)
-    exact = store.search("wiki", questions, exact=True, ef=None, **ask)
+    found = store.search("wiki", questions, Search(ef=128))
+    exact = store.search("wiki", questions, Search(exact=True))
     same = [len({h.id for h in a} & {h.id for h in b}) / 10 for a, b in zip(found, exact, strict=True)]
     return {
         "own MiB": after["RssAnon"] - before["RssAnon"],

@@ -41,6 +41,8 @@ import qdrant_edge as edge
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
+from xqg_vdb.types import Search
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from xqg_vdb.store.embedded.engine import build_index
@@ -132,7 +134,7 @@ class Ours:
 
     def ask(self, question: NDArray[np.float32]) -> None:
         """With ties settled, as hits."""
-        self.store.search("bench", question[None], k=K, langs=None, using="text-dense", exact=False, ef=None)
+        self.store.search("bench", question[None], Search(K))
 
     def close(self) -> None:
         """Let go."""

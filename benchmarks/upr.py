@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from xqg_vdb.types import Search
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
@@ -123,9 +125,9 @@ def main() -> None:
     encoder = Encoder(ensure_encoder("starter", report=say), threads=given.threads)
     retriever = Retriever(encoder, collection_of(task, encoder, given.work))
     start = time.perf_counter()
-    answers = retriever.run(task.queries, k=given.depth, exact=True)
+    answers = retriever.run(task.queries, Search(given.depth, exact=True))
     print(f"search: {(time.perf_counter() - start) / len(answers):.3f} seconds a question")
-    first = {answer.query.id: list(answer.hits) for answer in answers}
+    first = {answer.question.id: list(answer.hits) for answer in answers}
     scorer = KeptScorer(given.model, given.work / "upr-likelihoods.jsonl", threads=given.threads, end=end)
     reranker = Reranker(scorer, weight=1.0)  # the likelihoods themselves; `mixed` weighs them
     queries = in_turn(task)

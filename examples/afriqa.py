@@ -21,6 +21,7 @@ from xqg_vdb import Encoder, Question, Retriever, load, open_store
 from xqg_vdb.evaluate.datasets import afriqa, data_folder
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.export.encoder import ensure_encoder
+from xqg_vdb.types import Search
 
 K = 10
 
@@ -70,7 +71,7 @@ def main(data_dir: Path | None, model: str, path: Path | None, as_json: bool) ->
 
 def measure(retriever: Retriever, task: RetrievalTask) -> dict[str, float]:
     """Micro R@10 and MRR@10 over questions; macro (over languages) R@1 and R@10; R@10 per language."""
-    found = retriever.run(task.queries, k=K)
+    found = retriever.run(task.queries, Search(K))
     ranks = {
         a.query.id: next((r for r, hit in enumerate(a.hits, 1) if task.qrels[a.query.id].get(hit.id)), None)
         for a in found

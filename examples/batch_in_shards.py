@@ -22,11 +22,11 @@ XQG_VDB = [sys.executable, "-c", "from xqg_vdb.cli import main; main()"]
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("model")
 @click.option("--shards", default=2, show_default=True)
-@click.option("-l", "--lang", "langs", multiple=True, required=True)
+@click.option("-l", "--query-langs", multiple=True, required=True)
 @click.option("-n", "n", default=3, show_default=True)
-def main(corpus: Path, out: Path, model: str, shards: int, langs: tuple[str, ...], n: int) -> None:
+def main(corpus: Path, out: Path, model: str, shards: int, query_langs: tuple[str, ...], n: int) -> None:
     """Start every shard, wait, merge; the exit code is that of the first shard that failed."""
-    asked = [part for lang in langs for part in ("-l", lang)]
+    asked = [part for lang in query_langs for part in ("-l", lang)]
     common = ["generate", str(corpus), str(out), "--generator", model, *asked, "-n", str(n), "--threads", "1"]
     running = [subprocess.Popen([*XQG_VDB, *common, "--shard", f"{i}/{shards}"]) for i in range(1, shards + 1)]
     failed = [code for code in [process.wait() for process in running] if code]

@@ -26,7 +26,7 @@ def main() -> None:
     with Encoder("starter") as encoder, open_store(FOLDER) as store:
         load(sample.corpus, "sample", encoder=encoder, queries=sample.queries, store=store)
     pipeline = Pipeline()
-    retriever = XqgRetriever("sample", path=FOLDER, top_k=3, languages=["en"])
+    retriever = XqgRetriever("sample", path=FOLDER, top_k=3, passage_langs=["en"])
     pipeline.add_component("retriever", retriever)
     pipeline.add_component("prompt", PromptBuilder(TEMPLATE, required_variables=["documents", "question"]))
     pipeline.connect("retriever.documents", "prompt.documents")

@@ -36,8 +36,12 @@ class OtherEncoder(HashEncoder):
     def encode_passages(self, several):
         return super().encode_passages([text.replace("word", self.swap) for text in several])
 
-    def encode_queries(self, several, *, langs=None):
-        return super().encode_queries([text.replace("word", self.swap_queries) for text in several], langs=langs)
+    def encode_queries(self, several, *, question_langs=None, calibrate=True):
+        return super().encode_queries(
+            [text.replace("word", self.swap_queries) for text in several],
+            question_langs=question_langs,
+            calibrate=calibrate,
+        )
 
 
 def texts(n=POINTS):
@@ -71,7 +75,7 @@ def langchain_embeddings(encoder):
             return encoder.encode_passages(several).tolist()
 
         def embed_query(self, text):
-            return encoder.encode_queries([text])[0].tolist()
+            return encoder.encode_queries([text], calibrate=False)[0].tolist()
 
     return Plain()
 

@@ -20,11 +20,11 @@ class FakeGenerator:
     def batch_size(self, langs, n):
         return self.size
 
-    def generate_batch(self, batch, *, langs, n, attempt=0):
-        self.calls.append(([p.id for p in batch], tuple(langs), attempt))
+    def generate_batch(self, batch, *, query_langs, n, attempt=0):
+        self.calls.append(([p.id for p in batch], tuple(query_langs), attempt))
         return [
             GeneratedQueries(
-                p.id, {lang: tuple(self._query(p.id, lang, i, attempt) for i in range(n)) for lang in langs}
+                p.id, {lang: tuple(self._query(p.id, lang, i, attempt) for i in range(n)) for lang in query_langs}
             )
             for p in batch
         ]

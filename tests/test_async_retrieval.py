@@ -20,6 +20,7 @@ from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server.store import ServerStore
+from xqg_vdb.types import Search
 
 SEARCH = "POST .*/points/query/batch"
 
@@ -55,12 +56,12 @@ async def test_a_hundred_at_once_are_what_they_are_one_by_one(retriever):
         (text, (None, ["de"], ["en"])[i % 3], (None, "sw", "ar", "fr")[i % 4], 1 + i % 12)
         for i, text in enumerate(questions(100))
     ]
-    expected = [retriever.search(text, langs=langs, lang=lang, k=k) for text, langs, lang, k in asked]
+    expected = [retriever.search(text, passage_langs=langs, question_lang=lang, k=k) for text, langs, lang, k in asked]
     assert len({tuple(hit.id for hit in hits) for hits in expected}) > 90
     async with AsyncRetriever(retriever, threads=4) as searcher:
         for _ in range(2):
             found = await asyncio.gather(
-                *(searcher.search(text, langs=langs, lang=lang, k=k) for text, langs, lang, k in asked)
+                *(searcher.search(text, passage_langs=langs, question_lang=lang, k=k) for text, langs, lang, k in asked)
             )
             agree(found, expected)
             assert found == expected or not isinstance(retriever.collection.store, EmbeddedStore)
@@ -69,16 +70,16 @@ async def test_a_hundred_at_once_are_what_they_are_one_by_one(retriever):
 async def test_many_questions_in_one_call(retriever):
     queries = [Question(str(i), text) for i, text in enumerate(questions(70))]
     async with AsyncRetriever(retriever) as searcher:
-        found, expected = await searcher.run(queries, k=3), retriever.run(queries, k=3)
-        assert [(one.query, one.lang) for one in found] == [(one.query, one.lang) for one in expected]
+        found, expected = await searcher.run(queries, Search(3)), retriever.run(queries, Search(3))
+        assert [(one.question, one.lang) for one in found] == [(one.question, one.lang) for one in expected]
         agree([one.hits for one in found], [one.hits for one in expected])
-        assert await searcher.run([], k=3) == []
+        assert await searcher.run([], Search(3)) == []
 
 
 async def test_one_bad_question_fails_alone(retriever):
     async with AsyncRetriever(retriever) as searcher:
         good = [searcher.search(text) for text in questions(6)]
-        bad = [searcher.search(" "), searcher.search("w1", langs=["klingonish"]), searcher.search("w1", k=0)]
+        bad = [searcher.search(" "), searcher.search("w1", passage_langs=["klingonish"]), searcher.search("w1", k=0)]
         found = await asyncio.gather(*good, *bad, *[searcher.search(text) for text in questions(6)],
                                      return_exceptions=True)  # fmt: skip
     agree(found[:6] + found[9:], 2 * [retriever.search(text) for text in questions(6)])
@@ -102,11 +103,11 @@ async def test_the_event_loop_runs_while_questions_are_encoded(retriever, monkey
     threads, both, ticked = set(), threading.Barrier(2), threading.Event()
     encode = retriever.encoder.encode_queries
 
-    def slow(texts):
+    def slow(texts, calibrate):
         threads.add(threading.current_thread())
         both.wait()
         ticked.wait()
-        return encode(texts)
+        return encode(texts, calibrate=calibrate)
 
     monkeypatch.setattr(retriever.encoder, "encode_queries", slow)
 

@@ -70,14 +70,14 @@ def slow_fused(plain, queries, keys, encoder, *, alpha=0.3, shrink=5.0):
     used = {lang: [q for key in keys if key in by_key for q in by_key[key][lang]] for lang in langs}
     bank, means = encoder.language_means, {}
     for lang in langs:
-        own = encoder.encode_queries(used[lang]).astype(np.float64).mean(axis=0)
+        own = encoder.encode_queries(used[lang], calibrate=False).astype(np.float64).mean(axis=0)
         weight = min(len(used[lang]), 4)  # the bank, of 4 questions, keeps at least half
         means[lang] = (weight * own + 4 * bank.means[lang]) / (weight + 4)
     rows = []
     for key, row in zip(keys, plain.astype(np.float64), strict=True):
         pooled, n = np.zeros(DIM), 0
         for lang in langs if key in by_key else ():
-            vectors = encoder.encode_queries(by_key[key][lang]).astype(np.float64)
+            vectors = encoder.encode_queries(by_key[key][lang], calibrate=False).astype(np.float64)
             pooled += vectors.sum(axis=0) - len(vectors) * means[lang]
             n += len(vectors)
         mixed = (1 - alpha) * row + alpha * pooled / (n + shrink)
@@ -113,14 +113,14 @@ def test_langchain_finds_in_the_copy_what_an_exact_search_finds(fake, store, que
     encoder = an_encoder()
     write_langchain(fake.url, "docs", encoder)
     augment("docs", store=store, encoder=encoder, queries=queries)
-    embeddings = XqgEmbeddings(encoder, collection=Collection("docs-xqg", store), query_language="sw")
+    embeddings = XqgEmbeddings(encoder, collection=Collection("docs-xqg", store), question_lang="sw")
     opened = QdrantVectorStore.from_existing_collection(
         "docs-xqg", embeddings, url=fake.url, check_compatibility=False
     )  # fmt: skip
     rows = stored(client_of(fake.url), "docs-xqg")
     means = unpack_means(store.card("docs-xqg").query_means, dim=DIM).means
     for question in texts(5):
-        asked = encoder.encode_queries([question])[0] - np.float32(0.5) * means["sw"]
+        asked = encoder.encode_queries([question], calibrate=False)[0] - np.float32(0.5) * means["sw"]
         scores = dict(zip(texts(), rows @ asked, strict=True))
         assert_best([one.page_content for one in opened.similarity_search(question, k=5)], scores, k=5)
 
@@ -140,7 +140,7 @@ def test_a_llama_index_collection_is_searched_by_its_own_library(fake, client, s
     embedding = XqgEmbedding(encoder, collection=Collection("nodes-xqg", store), calibration=0.0)
     index = VectorStoreIndex.from_vector_store(QdrantVectorStore("nodes-xqg", client=client), embed_model=embedding)
     for question in texts(5):
-        scores = dict(zip(ids(), rows @ encoder.encode_queries([question])[0], strict=True))
+        scores = dict(zip(ids(), rows @ encoder.encode_queries([question], calibrate=False)[0], strict=True))
         found = index.as_retriever(similarity_top_k=5).retrieve(question)
         assert_best([one.node.node_id for one in found], scores, k=5)
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from xqg_vdb.evaluate.records import Report
 from xqg_vdb.evaluate.suite import Comparison, Suite, SweepPlan, System, preset, read_suite
 from xqg_vdb.evaluate.systems import content_of, place, prepare
 from xqg_vdb.index.encode import digest_of, encode_query_files, kept_vectors
+from xqg_vdb.types import Search
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ def test_a_system_is_what_load_and_retriever_do(data):
     corpus.write_text("\n".join(map(json.dumps, records)))
     with open_store(data / "store") as store:
         collection = load(corpus, "c", encoder=made, queries=data / "queries.jsonl", store=store)
-        answers = Retriever(made, collection).run(task.queries, k=10, exact=True)
-        theirs = {a.query.id: scored(a.hits) for a in answers}
+        answers = Retriever(made, collection).run(task.queries, Search(10, exact=True))
+        theirs = {a.question.id: scored(a.hits) for a in answers}
     report = run(suite(data), data, made=made)
     ours = read_run(_run(data, "calibrated + xQG"))
     same_runs(ours, theirs)
@@ -138,7 +140,7 @@ def test_query_sums_against_a_loop(data):
         for lang in ("ha", "zu"):
             for row, passage in enumerate(passages):
                 texts = records.get(passage.id, {}).get(lang, [])[:n]
-                expected = made.encode_queries(texts).sum(axis=0) if texts else np.zeros(32)
+                expected = made.encode_queries(texts, calibrate=False).sum(axis=0) if texts else np.zeros(32)
                 np.testing.assert_allclose(sums[lang][0][row], expected, atol=1e-5)
                 assert sums[lang][1][row] == len(texts)
 
@@ -176,7 +178,7 @@ def test_kept_vectors_go_on_where_they_stopped(tmp_path_factory, texts, stop):
         if left[0] == 0:
             raise _Stop
         left[0] -= 1
-        return made.encode_queries(part)
+        return made.encode_queries(part, calibrate=False)
 
     with patch("xqg_vdb.index.encode.WINDOW", 7):
         options = {"encoder": made.facts, "kind": "queries", "folder": folder}
@@ -185,9 +187,9 @@ def test_kept_vectors_go_on_where_they_stopped(tmp_path_factory, texts, stop):
         except _Stop:
             seen = made.texts_seen
             assert seen % 7 == 0
-            rows = kept_vectors(texts, encode=made.encode_queries, **options)
+            rows = kept_vectors(texts, encode=partial(made.encode_queries, calibrate=False), **options)
             assert made.texts_seen == len(texts), "what was committed is not encoded again"
-    np.testing.assert_array_equal(rows, encoder().encode_queries(texts))
+    np.testing.assert_array_equal(rows, encoder().encode_queries(texts, calibrate=False))
 
 
 def test_digests_tell_lists_apart():
@@ -200,7 +202,7 @@ def test_sweeps_pass_through_the_cells(data):
     more = (
         base,
         replace(base, name="n1", n=1),
-        replace(base, name="no ha", recipe=Recipe(langs=("zu",))),
+        replace(base, name="no ha", recipe=Recipe(query_langs=("zu",))),
         replace(base, name="plain questions", calibration=0.0),
         replace(base, name="alpha .6", recipe=Recipe(alpha=0.6)),
         replace(base, name="mean", recipe=Recipe(pool="mean", alpha=0.4)),
@@ -247,7 +249,7 @@ calibration = 0
 [[systems]]
 name = "xqg"
 queries = "mine"
-recipe = { alpha = 0.2, langs = ["ha"] }
+recipe = { alpha = 0.2, query_langs = ["ha"] }
 [[comparisons]]
 baseline = "plain"
 systems = ["xqg"]
@@ -258,7 +260,7 @@ def test_a_suite_file(data):
     path = data / "suite.toml"
     path.write_text(GOOD)
     read = read_suite(path)
-    assert read.systems[1].recipe == Recipe(alpha=0.2, langs=("ha",))
+    assert read.systems[1].recipe == Recipe(alpha=0.2, query_langs=("ha",))
     assert read.systems[0].calibration == 0.0
     assert read.query_file(read.systems[1], "afriqa") == data / "queries.jsonl"
     assert value(run(read, data), "xqg", "R@10") > 0.5
@@ -317,7 +319,7 @@ def test_language_means_of_another_datasets_questions(data):
     assert {r.system for r in report.results} == {"train", "detected"}
     from xqg_vdb.evaluate.systems import means_of_questions
 
-    rows = made.encode_queries([q.text for q in task.queries])
+    rows = made.encode_queries([q.text for q in task.queries], calibrate=False)
     table = means_of_questions(rows, [q.lang for q in task.queries])
     own = [i for i, q in enumerate(task.queries) if q.lang == "ha"]
     np.testing.assert_allclose(table.means["ha"], rows[own].mean(axis=0), atol=1e-6)
@@ -358,11 +360,11 @@ def test_hybrid_is_what_load_and_retriever_do(data):
     with open_store(data / "store") as store:
         options = {"encoder": made, "queries": data / "queries.jsonl", "store": store}
         collection = load(corpus, "c", hybrid=Hybrid(), **options)
-        answers = Retriever(made, collection, hybrid=True).run(task.queries, k=10, exact=True)
+        answers = Retriever(made, collection, hybrid=True).run(task.queries, Search(10, exact=True))
     systems = (System("words", queries="queries", hybrid=True),)
     report = run(suite(data, systems=systems, comparisons=(), sweeps=(), search="exact"), data, made=made)
     ours = read_run(_run(data, "words"))
-    same_runs({q: found[:10] for q, found in ours.items()}, {a.query.id: scored(a.hits) for a in answers})
+    same_runs({q: found[:10] for q, found in ours.items()}, {a.question.id: scored(a.hits) for a in answers})
     assert report.systems["words"]["hybrid"] == "words of passages"
     with pytest.raises(DataError, match="hybrid needs search"):
         run(suite(data, systems=systems, comparisons=(), sweeps=(), search="memory"), data, made=made)

@@ -23,7 +23,7 @@ from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, wit
 from xqg_vdb.journal import KeptRows
 from xqg_vdb.search.expand import Expander
 from xqg_vdb.search.rerank import Reranker
-from xqg_vdb.types import Question
+from xqg_vdb.types import Question, Search
 
 DEPTH = 5
 
@@ -67,8 +67,8 @@ def retrieved(data, made, **options):
     loading = options.pop("loading", {})
     with open_store(data / "store") as store:
         collection = load(corpus, "c", encoder=made, queries=data / "queries.jsonl", store=store, **loading)
-        answers = Retriever(made, collection, **options).run(task.queries, k=DEPTH, exact=True)
-    return {answer.query.id: [(hit.id, hit.score) for hit in answer.hits] for answer in answers}
+        answers = Retriever(made, collection, **options).run(task.queries, Search(DEPTH, exact=True))
+    return {answer.question.id: [(hit.id, hit.score) for hit in answer.hits] for answer in answers}
 
 
 def same_runs(ours, theirs, *, tolerance=1e-4):

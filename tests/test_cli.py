@@ -439,10 +439,13 @@ def test_usage_errors(call, case):
     ("arguments", "said"),
     [
         (
-            ["--query-lang", "swahli"],
+            ["--question-lang", "swahli"],
             "Error: 'swahli' is not a language code such as en or sw; perhaps sw (Swahili).\n",
         ),
-        (["-l", "englisch"], "Error: 'englisch' is not a language code such as en or sw; perhaps en (English)"),
+        (
+            ["--passage-langs", "englisch"],
+            "Error: 'englisch' is not a language code such as en or sw; perhaps en (English)",
+        ),
     ],
 )
 def test_wrong_languages(call, loaded, model, arguments, said):
@@ -467,7 +470,18 @@ def test_load_search_info_as_json(call, cwd, model):
     assert report["collection"] == "wiki" and report["passages"] == 20 and report["queries"] == {"ar": 20, "sw": 20}
     assert report["counts"] == {"read": 20, "accepted": 20, "duplicates": 0, "blank": 0, "rejected": 0}
     code, out, err = call(
-        "search", "wiki", "w1 w2", "-k", 3, "-l", "deu", "--encoder", model, "--query-lang", "swa", "--json"
+        "search",
+        "wiki",
+        "w1 w2",
+        "-k",
+        3,
+        "--passage-langs",
+        "deu",
+        "--encoder",
+        model,
+        "--question-lang",
+        "swa",
+        "--json",
     )
     (answer,) = json.loads(out)
     assert (code, err) == (0, "")
@@ -503,7 +517,7 @@ def test_search_prints_hits_and_nothing_else(call, loaded, model):
     code, out, err = call(*arguments)
     assert (code, err) == (0, "")
     assert re.fullmatch(r"( \d  0\.\d{3}  p\d+  \[(en|de)\]  w\d+\n    (w\d+ ){7}w\d+\n){2}", out)
-    code, out, err = call(*arguments, "-l", "yo")
+    code, out, err = call(*arguments, "--passage-langs", "yo")
     assert (code, out, err) == (0, "", "Nothing found: the collection has no passage in those languages.\n")
 
 
@@ -516,7 +530,7 @@ def test_no_calibration_changes_scores(call, loaded, model):
         loaded / "store",
         "--encoder",
         model,
-        "--query-lang",
+        "--question-lang",
         "sw",
         "--json",
     ]
@@ -528,15 +542,15 @@ def test_search_with_a_file_of_questions(call, loaded, model, cwd):
     write_lines(cwd / "asked.jsonl", [{"id": "a", "text": "w1", "lang": "swa"}, {"id": "b", "question": "w2 w3"}])
     (cwd / "plain.txt").write_text("w1\n\nw2 w3\n")
     where = ["--path", loaded / "store", "--encoder", model, "-k", 1]
-    code, out, err = call("search", "wiki", "--queries", "asked.jsonl", "--query-lang", "ar", "--json", *where)
+    code, out, err = call("search", "wiki", "--questions", "asked.jsonl", "--question-lang", "ar", "--json", *where)
     answers = json.loads(out)
     assert (code, err) == (0, "")
     assert [(a["id"], a["text"], a["lang"]) for a in answers] == [("a", "w1", "sw"), ("b", "w2 w3", "ar")]
-    code, out, err = call("search", "wiki", "--queries", "plain.txt", *where)
+    code, out, err = call("search", "wiki", "--questions", "plain.txt", *where)
     lines = out.splitlines()
     assert (code, err, lines[0], lines[3], len(lines)) == (0, "", "1\tw1", "3\tw2 w3", 6)
     (cwd / "none.txt").write_text("\n")
-    assert call("search", "wiki", "--queries", "none.txt", *where) == (
+    assert call("search", "wiki", "--questions", "none.txt", *where) == (
         3, "", "Error: none.txt holds no question; expected one a line, as text or as JSON with id and text.\n"
     )  # fmt: skip
 
@@ -544,10 +558,10 @@ def test_search_with_a_file_of_questions(call, loaded, model, cwd):
 def test_plain_and_restricted_loads_say_what_was_folded_in(call, cwd, model):
     write_inputs(cwd, 8)
     arguments = ["load", "corpus.jsonl", "wiki", "--encoder", model, "--queries", "queries.jsonl", "--build", "b"]
-    assert call(*arguments, "-l", "swa")[1] == "wiki: 8 passages; queries folded in: 8 sw\n"
-    assert call(*arguments, "--alpha", "0", "-l", "sw")[1] == "wiki: 8 passages; queries folded in: none\n"
+    assert call(*arguments, "--query-langs", "swa")[1] == "wiki: 8 passages; queries folded in: 8 sw\n"
+    assert call(*arguments, "--alpha", "0", "--query-langs", "sw")[1] == "wiki: 8 passages; queries folded in: none\n"
     assert "plain passages" in call("info", "wiki")[1]
-    code, out, err = call(*arguments, "-l", "yo")
+    code, out, err = call(*arguments, "--query-langs", "yo")
     assert (code, out) == (3, "") and "no generated queries in yo" in err
 
 
@@ -563,7 +577,7 @@ def test_environment_variables_say_where_the_data_lives(call, cwd, loaded, monke
 def test_an_output_that_is_closed_ends_quietly(loaded, model):
     """Far more output than a pipe holds, and a reader that leaves after one line."""
     write_lines(loaded / "many.jsonl", ({"id": str(i), "text": f"w{i % 40}"} for i in range(400)))
-    argv = command("search", "wiki", "--queries", "many.jsonl", "--path", "store", "--encoder", model)
+    argv = command("search", "wiki", "--questions", "many.jsonl", "--path", "store", "--encoder", model)
     with processes.start(
         argv, cwd=loaded, env=environment(loaded), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -29,7 +29,7 @@ from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import Digest, check_name, digest, point_id
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.store.server.writer import ServerWriter
-from xqg_vdb.types import Passage, PointBatch
+from xqg_vdb.types import Passage, PointBatch, Search
 
 SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
 
@@ -66,7 +66,7 @@ def ids(answers):
 
 
 def search(store, name, questions, *, k=10, langs=None, exact=True, using="text-dense"):
-    return store.search(name, questions, k=k, langs=langs, using=using, exact=exact, ef=None)
+    return store.search(name, questions, Search(k, langs, using, exact))
 
 
 # what is stored and found
@@ -85,7 +85,7 @@ def test_search_agrees_with_a_sort_over_all_scores(store, name):
     hit = search(store, name, matrix[7:8], k=1)[0][0]
     assert (hit.id, hit.text, hit.title, hit.lang, hit.meta) == ("p00007", "text 7", "title 7", "sw", {"n": 7})
     assert store.count(name) == 300
-    assert store.count(name, langs=["yo"]) == 100
+    assert store.count(name, passage_langs=["yo"]) == 100
     assert ids(search(store, name, questions[:1], k=1000))[0].__len__() == 300
 
 
@@ -128,8 +128,8 @@ def test_the_card_comes_back_and_the_facade_says_the_same(store, name):
     assert datetime.datetime.fromisoformat(stored.created).tzinfo is not None
     collection = Collection(name, store)
     assert collection.card == stored
-    assert collection.count(langs=["en"]) == 4
-    assert ids(collection.search(matrix[:2], k=1)) == [["p00000"], ["p00001"]]
+    assert collection.count(passage_langs=["en"]) == 4
+    assert ids(collection.nearest(matrix[:2], Search(1))) == [["p00000"], ["p00001"]]
     assert len(list(collection.scroll())) == 10
     assert name in store.names()
 

@@ -27,7 +27,7 @@ from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.server.store import ServerStore
-from xqg_vdb.types import Card
+from xqg_vdb.types import Card, Search
 
 SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
 KINDS = ["embedded", "memory", "http", "server"]
@@ -75,7 +75,7 @@ def load_edition(store, name, number, *, n=20, card=None):
 
 def edition(store, name):
     """The number of the edition that searches see."""
-    found = store.search(name, vectors(1), k=1, langs=None, using="text-dense", exact=True, ef=None)
+    found = store.search(name, vectors(1), Search(1, exact=True))
     return int(found[0][0].text.removeprefix("text ").partition("-")[0])
 
 
@@ -326,7 +326,7 @@ def test_a_collection_is_copied_with_its_card(store, name, to, tmp_path):
         assert replace(card, version="", rows_digest="") == replace(source, version="", rows_digest="")
         questions = vectors(20, seed=9)
         found = [
-            place.search(own, questions, k=5, langs=["sw"], using="text-dense", exact=True, ef=None)
+            place.search(own, questions, Search(5, ["sw"], exact=True))
             for place, own in ((store, name), (target, f"{name}-copy"))
         ]
         assert [[hit.id for hit in hits] for hits in found[0]] == [[hit.id for hit in hits] for hits in found[1]]
@@ -445,7 +445,7 @@ def test_embedded_collections_can_be_quantised_and_stay_exact_when_asked(tmp_pat
         scores = questions @ unit.T
         wanted = np.argsort(-scores, axis=1)[:, :5]
         for exact in (True, False):
-            found = store.search("wiki", questions, k=5, langs=None, using="text-dense", exact=exact, ef=None)
+            found = store.search("wiki", questions, Search(5, exact=exact))
             hits = [[int(hit.id[1:]) for hit in row] for row in found]
             if exact:
                 for row, own in zip(hits, scores, strict=True):

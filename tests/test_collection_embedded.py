@@ -25,6 +25,7 @@ from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded import engine as index_build
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import digest
+from xqg_vdb.types import Search
 
 HERE = Path(__file__).parent
 N, BATCH, PER_COMMIT = 600, 25, 150
@@ -74,9 +75,7 @@ def store(tmp_path):
 
 
 def nearest(store, matrix, row):
-    return store.search("wiki", matrix[row : row + 1], k=1, langs=None, using="text-dense", exact=True, ef=None)[0][
-        0
-    ].id
+    return store.search("wiki", matrix[row : row + 1], Search(1, exact=True))[0][0].id
 
 
 # kills

@@ -19,6 +19,7 @@ from xqg_vdb.store.layout import digest
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server.client import Server
 from xqg_vdb.store.server.store import ServerStore
+from xqg_vdb.types import Search
 
 KEY = "SECRET-CANARY"
 POINTS = "PUT .*/points$"
@@ -258,5 +259,5 @@ def test_a_given_client_stays_open(fake):
 def test_in_memory_mode_is_silent(recwarn):
     with ServerStore.connect(":memory:") as store:
         load_some(store)
-        store.search("wiki", vectors(2), k=3, langs=["en"], using="text-dense", exact=False, ef=64)
+        store.search("wiki", vectors(2), Search(3, ["en"], ef=64))
     assert [str(warning.message) for warning in recwarn] == []

@@ -218,11 +218,11 @@ def test_search_expands_through_an_endpoint_and_says_so(server, tmp_path):
     write_starter(tmp_path / "cache")
     write_inputs(tmp_path, 12)
     assert run_cli(tmp_path, "load", "corpus.jsonl", "wiki").returncode == 0
-    ask = ["search", "wiki", "w1 w2", "--query-lang", "sw", "--json", "--expand", f"pseudo-document:{server.url}"]
+    ask = ["search", "wiki", "w1 w2", "--question-lang", "sw", "--json", "--expand", f"pseudo-document:{server.url}"]
     server.script = [answer("w7 w8 w9")]
     done = run_cli(tmp_path, *ask, "--expand-model", "m")
     assert done.returncode == 0, done.stderr
-    same = run_cli(tmp_path, "search", "wiki", "w1 w2 w7 w8 w9", "--query-lang", "sw", "--json")
+    same = run_cli(tmp_path, "search", "wiki", "w1 w2 w7 w8 w9", "--question-lang", "sw", "--json")
     (record,), (plain,) = json.loads(done.stdout), json.loads(same.stdout)
     assert record["hits"] == plain["hits"] and record["text"] == "w1 w2" and record["seconds"]["expand"] >= 0
     assert "Expanded 1 questions" in done.stderr and "0 searched as they are" in done.stderr

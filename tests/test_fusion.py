@@ -110,7 +110,7 @@ def test_normalised_rows_have_length_one():
 
 def test_language_restriction_uses_those_queries_alone():
     passages, _, means, sums = some_build(4)
-    one = fuse(passages, sums, recipe=Recipe(langs=("sw",)), means=means, normalize=False)
+    one = fuse(passages, sums, recipe=Recipe(query_langs=("sw",)), means=means, normalize=False)
     alone = fuse(passages, {"sw": sums["sw"]}, recipe=Recipe(), means=means, normalize=False)
     np.testing.assert_array_equal(one, alone)
 
@@ -133,13 +133,13 @@ def test_sum_refuses_unequal_counts():
 def test_missing_language_and_missing_mean_are_named():
     passages, _, means, sums = some_build(7)
     with pytest.raises(DataError, match=r"no generated queries in yo \(languages at hand: ar, sw\)"):
-        fuse(passages, sums, recipe=Recipe(langs=("yo",)), means=means, normalize=False)
+        fuse(passages, sums, recipe=Recipe(query_langs=("yo",)), means=means, normalize=False)
     with pytest.raises(DataError, match="needs a mean query vector for ar; use --pool mean"):
         fuse(passages, sums, recipe=Recipe(), means={"sw": means["sw"]}, normalize=False)
 
 
 def test_recipes_survive_json_and_refuse_nonsense():
-    recipe = Recipe(alpha=0.2, pool="mean", langs=("sw", "ar"))
+    recipe = Recipe(alpha=0.2, pool="mean", query_langs=("sw", "ar"))
     assert Recipe.from_json(recipe.to_json()) == recipe
     for bad in ({"alpha": 1.5}, {"alpha": float("nan")}, {"pool": "max"}, {"shrink": -1.0}):
         with pytest.raises(ValueError):

@@ -75,7 +75,7 @@ def server():
 def ask(server, sleep=lambda s: None, n=2, langs=("de", "sw"), **options):
     options = {"concurrency": 3, "patience": 5.0, **options}
     with EndpointGenerator(Endpoint(server.url, "m", **options), sleep=sleep) as generator:
-        return generator.generate_batch(PASSAGES, langs=list(langs), n=n), generator.counters()
+        return generator.generate_batch(PASSAGES, query_langs=list(langs), n=n), generator.counters()
 
 
 def test_queries_come_back_in_order_with_totals_and_bounded_concurrency(server):
@@ -94,8 +94,8 @@ def test_queries_come_back_in_order_with_totals_and_bounded_concurrency(server):
 def test_the_same_seed_asks_the_same_and_another_attempt_does_not(server):
     assert ask(server)[0] == ask(server)[0]
     with EndpointGenerator(Endpoint(server.url, "m")) as generator:
-        first = generator.generate_batch(PASSAGES[:1], langs=["de"], n=1)
-        assert generator.generate_batch(PASSAGES[:1], langs=["de"], n=1, attempt=1) != first
+        first = generator.generate_batch(PASSAGES[:1], query_langs=["de"], n=1)
+        assert generator.generate_batch(PASSAGES[:1], query_langs=["de"], n=1, attempt=1) != first
 
 
 def test_what_may_pass_is_tried_again_with_growing_pauses(server):
@@ -156,10 +156,10 @@ def test_the_key_goes_into_the_header_and_nowhere_else(server, monkeypatch, capl
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     caplog.set_level(logging.DEBUG)
     with EndpointGenerator(Endpoint(server.url, "m")) as generator:
-        generator.generate_batch(PASSAGES[:1], langs=["de"], n=1)
+        generator.generate_batch(PASSAGES[:1], query_langs=["de"], n=1)
         server.script = [(401, {}, b"bad key " + CANARY.encode())]
         with pytest.raises(ServerError) as refused:
-            generator.generate_batch(PASSAGES[:1], langs=["de"], n=1)
+            generator.generate_batch(PASSAGES[:1], query_langs=["de"], n=1)
         parts = (refused.value, repr(refused.value), generator, generator.describe(), generator.counters(), caplog.text)
         seen = f"{parts} {capfd.readouterr()}"
     assert server.requests[0][1]["Authorization"] == f"Bearer {CANARY}"

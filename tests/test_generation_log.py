@@ -186,7 +186,7 @@ def work(out, *inputs):
         return
     model, corpus = inputs
     langs, options = ["de", "sw"], Options("few-shot", Decoding(max_tokens=6), threads=1)
-    generator = open_generator(Path(model), langs=langs, options=options)
+    generator = open_generator(Path(model), query_langs=langs, options=options)
     generate_file(Path(corpus), Path(out), generator=generator, job=Job(tuple(langs), 2))
 """
 

@@ -74,8 +74,8 @@ def test_equals_transformers_generate_at_batch_1_and_16(folders, kind):
     for ids in prompts:
         rows = reference.generate(torch.tensor([ids]), max_new_tokens=12, pad_token_id=0, do_sample=False).tolist()
         expected += [" ".join(tokenizer.decode(row[len(ids) * skip :]).split()) for row in rows]
-    one = [text for passage in PASSAGES for text in texts(ours.generate_batch([passage], langs=LANGS, n=2))]
-    assert texts(ours.generate_batch(PASSAGES, langs=LANGS, n=2)) == one
+    one = [text for passage in PASSAGES for text in texts(ours.generate_batch([passage], query_langs=LANGS, n=2))]
+    assert texts(ours.generate_batch(PASSAGES, query_langs=LANGS, n=2)) == one
     assert one == expected
 
 
@@ -87,12 +87,12 @@ def test_samples_do_not_depend_on_order_batch_or_company(folders, kind):
         if kind == "mt5"
         else causal(folders[kind][1], settings)
     )
-    whole = {r.id: r for r in ours.generate_batch(PASSAGES, langs=LANGS, n=3)}
-    backwards = {r.id: r for r in ours.generate(PASSAGES[::-1], langs=LANGS, n=3)}
+    whole = {r.id: r for r in ours.generate_batch(PASSAGES, query_langs=LANGS, n=3)}
+    backwards = {r.id: r for r in ours.generate(PASSAGES[::-1], query_langs=LANGS, n=3)}
     assert whole == backwards
-    fewer = ours.generate_batch(PASSAGES[3:4], langs=["sw"], n=2)[0]
+    fewer = ours.generate_batch(PASSAGES[3:4], query_langs=["sw"], n=2)[0]
     assert fewer.queries["sw"] == whole["p3"].queries["sw"][:2]
-    again = ours.generate_batch(PASSAGES[3:4], langs=["sw"], n=2, attempt=1)[0]
+    again = ours.generate_batch(PASSAGES[3:4], query_langs=["sw"], n=2, attempt=1)[0]
     assert again.queries["sw"] != fewer.queries["sw"]
     assert len({text for record in whole.values() for several in record.queries.values() for text in several}) > 72
 
@@ -116,8 +116,8 @@ def test_a_long_passage_is_cut_and_the_instruction_stays(folders):
     assert ours._body(long, 5) == ours._body(cut, 5) == kept + ours.model.ids("\n")
     assert ours.truncated == 2
     assert (
-        ours.generate_batch([long], langs=["de"], n=1)[0].queries
-        == ours.generate_batch([cut], langs=["de"], n=1)[0].queries
+        ours.generate_batch([long], query_langs=["de"], n=1)[0].queries
+        == ours.generate_batch([cut], query_langs=["de"], n=1)[0].queries
     )
     seq2seq = Seq2SeqGenerator(folders["mt5"][1], decoding=settings, max_input=64, threads=1)
     ids = seq2seq.input_ids(long, "de")
@@ -129,7 +129,7 @@ def test_prompt_without_room_is_refused(folders):
     ours = causal(folders["llama"][1], Decoding(max_tokens=1024))
     ours.model.max_length = 1050
     with pytest.raises(ModelError, match="leave no room for a passage in the model's 1050 tokens"):
-        ours.generate_batch(PASSAGES[:1], langs=["de"], n=1)
+        ours.generate_batch(PASSAGES[:1], query_langs=["de"], n=1)
 
 
 def test_packing_is_within_half_a_step_and_exact_for_8_bit_blocks():
@@ -176,14 +176,17 @@ def test_opening_picks_the_prompt_and_checks_scripts(folders, tmp_path):
 
     path = folders["llama"][1].path
     with pytest.raises(ModelError, match=r"does not know the script of Hindi \(hi\), Russian \(ru\): leave them out"):
-        open_generator(path, langs=["de", "hi", "ru"], options=Options(threads=1))
-    assert open_generator(path, langs=["nl", "sw"], options=Options(threads=1)).describe()["translation"]["pairs"] == 16
+        open_generator(path, query_langs=["de", "hi", "ru"], options=Options(threads=1))
+    assert (
+        open_generator(path, query_langs=["nl", "sw"], options=Options(threads=1)).describe()["translation"]["pairs"]
+        == 16
+    )
     with pytest.raises(ModelError, match="has no chat template"):
-        open_generator(path, langs=["nl"], options=Options(prompt="chat", threads=1))
+        open_generator(path, query_langs=["nl"], options=Options(prompt="chat", threads=1))
     moved = shutil.copytree(path, tmp_path / "copy")
     (moved / "model.onnx").write_bytes(b"\0" * 100)
     with pytest.raises(Exception, match="is not the file that was exported"):
-        open_generator(moved, langs=["nl"])
+        open_generator(moved, query_langs=["nl"])
 
 
 def test_the_starter_generator_equals_transformers_generate():
@@ -203,6 +206,6 @@ def test_the_starter_generator_equals_transformers_generate():
         ids = [ours.model.bos, *(i for part in parts for i in ours.model.ids(part))]
         rows = reference.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16)
         expected.append(prompt.cut(ours.model.tokenizer.decode(rows[0, len(ids) :].tolist())))
-    one = [ours.generate_batch([passage], langs=["de"], n=1)[0].queries["de"][0] for passage in passages]
-    several = [record.queries["de"][0] for record in ours.generate_batch(passages, langs=["de"], n=1)]
+    one = [ours.generate_batch([passage], query_langs=["de"], n=1)[0].queries["de"][0] for passage in passages]
+    several = [record.queries["de"][0] for record in ours.generate_batch(passages, query_langs=["de"], n=1)]
     assert one == several == expected

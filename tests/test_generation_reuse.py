@@ -31,11 +31,13 @@ class Writer(FakeGenerator):
         super().__init__(size=size, seed=seed)
         self.fewer, self.die_after = fewer, die_after
 
-    def generate_batch(self, batch, *, langs, n, attempt=0):
+    def generate_batch(self, batch, *, query_langs, n, attempt=0):
         if self.die_after == len(self.calls):
             os.kill(os.getpid(), signal.SIGKILL)
-        self.calls.append(([p.id for p in batch], tuple(langs), attempt))
-        return [GeneratedQueries(p.id, {lang: self._several(p, lang, n, attempt) for lang in langs}) for p in batch]
+        self.calls.append(([p.id for p in batch], tuple(query_langs), attempt))
+        return [
+            GeneratedQueries(p.id, {lang: self._several(p, lang, n, attempt) for lang in query_langs}) for p in batch
+        ]
 
     def _several(self, passage, lang, n, attempt):
         found = tuple(self._text(passage, lang, i, attempt) for i in range(n))

@@ -9,6 +9,8 @@ import asyncio
 import numpy as np
 import pytest
 
+from xqg_vdb.types import Search
+
 pytest.importorskip("haystack")
 
 from cli_cases import write_inputs
@@ -64,21 +66,20 @@ def search(folder, encoder):
 
 @pytest.mark.parametrize("language", [None, "sw", "swa"])
 async def test_a_question_is_embedded_as_a_search_embeds_it(folder, encoder, arguments, language):
-    embedder = XqgTextEmbedder(collection="wiki", query_language=language, **arguments)
+    embedder = XqgTextEmbedder(collection="wiki", question_lang=language, **arguments)
     with EmbeddedStore(folder / "store") as store:
         retriever = Retriever(encoder, Collection("wiki", store))
         for text in questions(4):
             vector = embedder.run(text=text)["embedding"]
             assert vector == (await embedder.run_async(text=text))["embedding"] and type(vector[0]) is float
-            (found,) = store.search("wiki", np.array([vector], np.float32), k=10, langs=None, using="text-dense",
-                                    exact=True, ef=None)  # fmt: skip
-            assert found == retriever.search(text, lang=language, exact=True)
+            (found,) = store.search("wiki", np.array([vector], np.float32), Search(exact=True))
+            assert found == retriever.search(text, question_lang=language, exact=True)
 
 
 def test_without_a_collection_the_encoders_calibration_counts(folder, encoder):
     (text,) = questions(1)
-    found = XqgTextEmbedder(str(folder / "tiny")).run(text=text, query_language="ar")["embedding"]
-    np.testing.assert_array_equal(found, encoder.encode_queries([text], langs=["ar"])[0])
+    found = XqgTextEmbedder(str(folder / "tiny")).run(text=text, question_lang="ar")["embedding"]
+    np.testing.assert_array_equal(found, encoder.encode_queries([text], question_langs=["ar"])[0])
 
 
 async def test_documents_are_embedded_with_their_titles(folder, encoder):
@@ -97,13 +98,13 @@ async def test_documents_are_embedded_with_their_titles(folder, encoder):
 @pytest.mark.parametrize("languages", [None, ["de"], ["deu", "fr"]])
 async def test_languages_are_an_argument(arguments, search, languages):
     (text,) = questions(1)
-    expected = search(text, k=7, langs=languages)
-    made = XqgRetriever("wiki", top_k=7, languages=languages, **arguments)
+    expected = search(text, k=7, passage_langs=languages)
+    made = XqgRetriever("wiki", top_k=7, passage_langs=languages, **arguments)
     found = [made.run(query=text), await made.run_async(query=text)]
     made.close()
     called = XqgRetriever("wiki", **arguments)
-    found += [called.run(query=text, top_k=7, languages=languages),
-              await called.run_async(query=text, top_k=7, languages=languages)]  # fmt: skip
+    found += [called.run(query=text, top_k=7, passage_langs=languages),
+              await called.run_async(query=text, top_k=7, passage_langs=languages)]  # fmt: skip
     called.close()
     for one in found:
         assert [document.score for document in one["documents"]] == pytest.approx([hit.score for hit in expected])
@@ -146,10 +147,10 @@ def test_a_failed_opening_leaves_nothing_locked(folder, arguments, search):
 
 def components(arguments):
     return [
-        XqgTextEmbedder(collection="wiki", query_language="sw", calibration=0.3, **arguments),
+        XqgTextEmbedder(collection="wiki", question_lang="sw", calibration=0.3, **arguments),
         XqgTextEmbedder(),
         XqgDocumentEmbedder(arguments["encoder"]),
-        XqgRetriever("wiki", top_k=3, languages=["deu"], query_language="sw", calibration=0.0, **arguments),
+        XqgRetriever("wiki", top_k=3, passage_langs=["deu"], question_lang="sw", calibration=0.0, **arguments),
         XqgRetriever("wiki", url="https://example.org:6333", api_key=Secret.from_env_var("MY_KEY")),
     ]
 
@@ -175,13 +176,13 @@ def test_a_key_is_never_written_down():
 
 def test_a_pipeline_read_from_yaml_finds_the_same(arguments, search):
     pipeline = Pipeline()
-    pipeline.add_component("retriever", XqgRetriever("wiki", languages=["de"], **arguments))
+    pipeline.add_component("retriever", XqgRetriever("wiki", passage_langs=["de"], **arguments))
     again = Pipeline.loads(pipeline.dumps(), allowed_modules=TRUSTED)
     again.warm_up()
     (text,) = questions(1)
     found = again.run({"retriever": {"query": text}})["retriever"]["documents"]
     again.get_component("retriever").close()
-    assert [document.id for document in found] == [hit.id for hit in search(text, langs=["de"])]
+    assert [document.id for document in found] == [hit.id for hit in search(text, passage_langs=["de"])]
 
 
 async def test_an_asynchronous_pipeline(arguments, search):
@@ -200,21 +201,21 @@ def test_documents_and_questions_meet_in_a_store_of_haystack(folder, encoder):
     documents = [Document(id=f"d{i}", content=text) for i, text in enumerate(texts)]
     store.write_documents(XqgDocumentEmbedder(str(folder / "tiny")).run(documents=documents)["documents"])
     pipeline = Pipeline()
-    pipeline.add_component("embedder", XqgTextEmbedder(str(folder / "tiny"), query_language="sw"))
+    pipeline.add_component("embedder", XqgTextEmbedder(str(folder / "tiny"), question_lang="sw"))
     pipeline.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=5))
     pipeline.connect("embedder.embedding", "retriever.query_embedding")
     text = questions(1, seed=9)[0]
-    scores = encoder.encode_passages(texts) @ encoder.encode_queries([text], langs=["sw"])[0]
+    scores = encoder.encode_passages(texts) @ encoder.encode_queries([text], question_langs=["sw"])[0]
     found = pipeline.run({"embedder": {"text": text}})["retriever"]["documents"]
     assert_best([document.id for document in found], {f"d{i}": score for i, score in enumerate(scores)}, k=5)
 
 
 def test_wrong_arguments_are_named(arguments):
     with pytest.raises(DataError, match="langs must be a list with at least one language code"):
-        XqgRetriever("wiki", languages="de")
+        XqgRetriever("wiki", passage_langs="de")
     retriever = XqgRetriever("wiki", **arguments)
-    for options, said in [({"top_k": 0}, "k must be 1 or more"), ({"languages": []}, "langs must be a list"),
-                          ({"query_language": "klingonish"}, "not a language code")]:  # fmt: skip
+    for options, said in [({"top_k": 0}, "k must be 1 or more"), ({"passage_langs": []}, "langs must be a list"),
+                          ({"question_lang": "klingonish"}, "not a language code")]:  # fmt: skip
         with pytest.raises(DataError, match=said):
             retriever.run(query="w1", **options)
     with pytest.raises(DataError, match="Question '0' is blank"):

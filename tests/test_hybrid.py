@@ -28,7 +28,7 @@ from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import sparse_vector
 from xqg_vdb.store.server.store import ServerStore
-from xqg_vdb.types import Bm25Settings, Card
+from xqg_vdb.types import Bm25Settings, Card, Search
 
 N = 60
 
@@ -89,7 +89,7 @@ def test_words_are_ranked_by_the_formula(loaded):
     question = "w1 w2 w2 haword nothing"
     expected = bm25(documents, question.split(), avg_len=settings.avg_len)
     asked = WordWriter(settings).question(question)
-    found = collection.search([asked], k=N, using="text-sparse")[0]
+    found = collection.nearest([asked], Search(N, using="text-sparse"))[0]
     assert {hit.id: hit.score for hit in found} == pytest.approx(expected, rel=1e-5)
     assert_best([hit.id for hit in found], expected, k=N)
 
@@ -122,15 +122,15 @@ def test_hybrid_search_is_the_fusion_of_both(loaded):
     retriever, plain = Retriever(made, collection, hybrid=True), Retriever(made, collection)
     documents, writer = words_of(rows), WordWriter(collection.card.bm25)
     asked = [Question(str(i), f"{row['text']} w{i}", ("ha", "zu", "und")[i % 3]) for i, row in enumerate(rows[:8])]
-    answers = retriever.run([*asked, Question("x", "unheard", "ha")], k=10, exact=True)
+    answers = retriever.run([*asked, Question("x", "unheard", "ha")], Search(10, exact=True))
     for query, answer in zip(asked, answers, strict=False):
-        dense = [hit.id for hit in plain.search(query.text, lang=query.lang, k=N, exact=True)]
-        words = [hit.id for hit in collection.search([writer.question(query.text)], k=N, using="text-sparse")[0]]
+        dense = [hit.id for hit in plain.search(query.text, question_lang=query.lang, k=N, exact=True)]
+        words = [hit.id for hit in collection.nearest([writer.question(query.text)], Search(N, using="text-sparse"))[0]]
         assert_best(words, bm25(documents, query.text.split(), avg_len=collection.card.bm25.avg_len), k=N)
         assert [(hit.id, hit.score) for hit in answer.hits] == slow_rrf([dense, words], 10)
-    unheard = plain.search("unheard", lang="ha", k=10, exact=True)
+    unheard = plain.search("unheard", question_lang="ha", k=10, exact=True)
     assert [hit.id for hit in answers[-1].hits] == [hit.id for hit in unheard]
-    assert retriever.search(asked[0].text, k=3, langs=["de"]) == []
+    assert retriever.search(asked[0].text, k=3, passage_langs=["de"]) == []
 
 
 def test_coroutines_find_the_same(loaded):
@@ -168,7 +168,7 @@ def test_a_collection_without_words(tmp_path):
         with pytest.raises(MismatchError, match="--hybrid"):
             Retriever(encoder(), collection, hybrid=True)
         with pytest.raises(MismatchError, match="--hybrid"):
-            collection.search([sparse_vector([1], [1.0])], using="text-sparse")
+            collection.nearest([sparse_vector([1], [1.0])], Search(using="text-sparse"))
         with pytest.raises(DataError, match="'xx'; use 'none'"):
             load(tmp_path / "corpus.jsonl", "c", encoder=encoder(), store=store, hybrid=Hybrid(lang="xx"))
 
@@ -223,7 +223,7 @@ def test_a_passage_of_stop_words_is_found_by_its_vector(tmp_path):
     with open_store(tmp_path / "store") as store:
         collection = load(tmp_path / "corpus.jsonl", "c", encoder=encoder(), store=store, hybrid=Hybrid())
         assert sorted(len(p.sparse.indices) for p in collection.scroll(with_vectors=True)) == [0, 1, 1]
-        assert len(Retriever(encoder(), collection, hybrid=True).search("the", lang="en")) == 3
+        assert len(Retriever(encoder(), collection, hybrid=True).search("the", question_lang="en")) == 3
         assert verify(store, "c").problems == ()
 
 

@@ -5,6 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
+from xqg_vdb.types import Search
+
 pytest.importorskip("langchain_core")
 pytest.importorskip("langchain_tests")
 
@@ -68,19 +70,21 @@ class TestRetriever(_Given, RetrieversIntegrationTests):
 
 @pytest.mark.parametrize("language", [None, "sw", "ar", "und", "swa"])
 def test_a_question_is_embedded_as_a_search_embeds_it(ours, language):
-    embeddings = XqgEmbeddings(ours.encoder, collection=ours.collection, query_language=language)
+    embeddings = XqgEmbeddings(ours.encoder, collection=ours.collection, question_lang=language)
     for text in questions(5):
         vector = np.array(embeddings.embed_query(text), dtype=np.float32)
-        (found,) = ours.collection.search(vector[None], exact=True)
-        assert found == ours.search(text, lang=language, exact=True)
+        (found,) = ours.collection.nearest(vector[None], Search(exact=True))
+        assert found == ours.search(text, question_lang=language, exact=True)
 
 
 def test_without_a_collection_the_encoders_calibration_counts(ours):
     (text,) = questions(1)
-    embeddings = XqgEmbeddings(ours.encoder, query_language="sw")
-    np.testing.assert_array_equal(embeddings.embed_query(text), ours.encoder.encode_queries([text], langs=["sw"])[0])
+    embeddings = XqgEmbeddings(ours.encoder, question_lang="sw")
+    np.testing.assert_array_equal(
+        embeddings.embed_query(text), ours.encoder.encode_queries([text], question_langs=["sw"])[0]
+    )
     plain = XqgEmbeddings(ours.encoder, calibration=0.0)
-    np.testing.assert_array_equal(plain.embed_query(text), ours.encoder.encode_queries([text])[0])
+    np.testing.assert_array_equal(plain.embed_query(text), ours.encoder.encode_queries([text], calibrate=False)[0])
 
 
 def test_documents_are_embedded_as_passages(ours):
@@ -112,23 +116,23 @@ def test_documents_carry_what_the_corpus_had(ours):
 async def test_languages_are_an_argument(ours, languages):
     """Of the constructor, or of a call; in both worlds."""
     text, *_ = questions(1)
-    expected = [hit.id for hit in ours.search(text, langs=languages, k=7)]
-    made, called = XqgRetriever(retriever=ours, k=7, languages=languages), XqgRetriever(retriever=ours)
+    expected = [hit.id for hit in ours.search(text, passage_langs=languages, k=7)]
+    made, called = XqgRetriever(retriever=ours, k=7, passage_langs=languages), XqgRetriever(retriever=ours)
     for found in (
         made.invoke(text),
         await made.ainvoke(text),
-        called.invoke(text, k=7, languages=languages),
-        await called.ainvoke(text, k=7, languages=languages),
+        called.invoke(text, k=7, passage_langs=languages),
+        await called.ainvoke(text, k=7, passage_langs=languages),
     ):
         assert [document.id for document in found] == expected
 
 
 async def test_the_questions_language_is_an_argument(ours):
     text, *_ = questions(1)
-    expected = [hit.id for hit in ours.search(text, lang="ar")]
-    retriever = XqgRetriever(retriever=ours, query_language="ar")
+    expected = [hit.id for hit in ours.search(text, question_lang="ar")]
+    retriever = XqgRetriever(retriever=ours, question_lang="ar")
     found = [retriever.invoke(text), await retriever.ainvoke(text)]
-    found.append(XqgRetriever(retriever=ours).invoke(text, query_language="ar"))
+    found.append(XqgRetriever(retriever=ours).invoke(text, question_lang="ar"))
     assert [[document.id for document in one] for one in found] == [expected] * 3
 
 
@@ -143,7 +147,7 @@ def test_wrong_arguments_are_named(ours):
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         XqgRetriever(retriever=ours, k=0)
     with pytest.raises(DataError, match="langs must be a list with at least one language code"):
-        XqgRetriever(retriever=ours).invoke("w1", languages=[])
+        XqgRetriever(retriever=ours).invoke("w1", passage_langs=[])
     with pytest.raises(DataError, match="'klingonish' is not a language code"):
         language_filter(["klingonish"])
     with pytest.raises(TypeError, match="language"):

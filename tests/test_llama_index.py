@@ -5,6 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
+from xqg_vdb.types import Search
+
 pytest.importorskip("llama_index.core")
 
 from cli_cases import write_inputs
@@ -35,12 +37,12 @@ def ours(tmp_path_factory):
 
 @pytest.mark.parametrize("language", [None, "sw", "und", "swa"])
 async def test_a_question_is_embedded_as_a_search_embeds_it(ours, language):
-    embedding = XqgEmbedding(ours.encoder, collection=ours.collection, query_language=language)
+    embedding = XqgEmbedding(ours.encoder, collection=ours.collection, question_lang=language)
     for text in questions(5):
         vector = embedding.get_query_embedding(text)
         assert vector == await embedding.aget_query_embedding(text) and type(vector[0]) is float
-        (found,) = ours.collection.search(np.array([vector], dtype=np.float32), exact=True)
-        assert found == ours.search(text, lang=language, exact=True)
+        (found,) = ours.collection.nearest(np.array([vector], dtype=np.float32), Search(exact=True))
+        assert found == ours.search(text, question_lang=language, exact=True)
 
 
 async def test_texts_are_embedded_as_passages_in_batches(ours):
@@ -69,7 +71,7 @@ def test_an_index_of_llama_index_takes_it(ours):
     index = VectorStoreIndex(nodes, embed_model=XqgEmbedding(ours.encoder, calibration=0.0))
     rows = ours.encoder.encode_passages([node.get_content(MetadataMode.EMBED) for node in nodes])
     text = questions(1, seed=9)[0]
-    scores = rows @ ours.encoder.encode_queries([text])[0]
+    scores = rows @ ours.encoder.encode_queries([text], calibrate=False)[0]
     found = index.as_retriever(similarity_top_k=5).retrieve(text)
     assert_best([one.node.node_id for one in found], {f"n{i}": score for i, score in enumerate(scores)}, k=5)
 
@@ -77,10 +79,10 @@ def test_an_index_of_llama_index_takes_it(ours):
 @pytest.mark.parametrize("languages", [None, ["de"], ["deu", "fr"]])
 @pytest.mark.parametrize("language", [None, "ar"])
 async def test_languages_are_arguments(ours, languages, language):
-    retriever = XqgRetriever(ours, similarity_top_k=7, languages=languages, query_language=language)
+    retriever = XqgRetriever(ours, similarity_top_k=7, passage_langs=languages, question_lang=language)
     found = await asyncio.gather(*map(retriever.aretrieve, questions(20)))
     for text, nodes in zip(questions(20), found, strict=True):
-        hits = ours.search(text, k=7, langs=languages, lang=language)
+        hits = ours.search(text, k=7, passage_langs=languages, question_lang=language)
         assert [(one.node.node_id, one.score, one.node.text) for one in nodes] == [
             (hit.id, hit.score, hit.text) for hit in hits
         ]
@@ -92,7 +94,7 @@ async def test_languages_are_arguments(ours, languages, language):
 
 def test_wrong_arguments_are_named(ours):
     with pytest.raises(DataError, match="langs must be a list with at least one language code"):
-        XqgRetriever(ours, languages="de")
+        XqgRetriever(ours, passage_langs="de")
     with pytest.raises(DataError, match="k must be 1 or more, found 0"):
         XqgRetriever(ours, similarity_top_k=0).retrieve("w1")
     with pytest.raises(DataError, match="'klingonish' is not a language code"):

@@ -55,7 +55,8 @@ EVEN = [{"id": p["id"], "generated_queries": {"sw": [f"swali {p['id']}", f"maji 
         for i, p in enumerate(CORPUS)]  # fmt: skip
 RECIPES = [
     Recipe(), Recipe(alpha=0.6, shrink=2.0, center=False), Recipe(pool="mean", alpha=0.5),
-    Recipe(alpha=0.4, langs=("sw",)), Recipe(alpha=0.0), Recipe(alpha=0.0, langs=("sw",)), Recipe(shrink=0.0),
+    Recipe(alpha=0.4, query_langs=("sw",)), Recipe(alpha=0.0), Recipe(alpha=0.0, query_langs=("sw",)),
+    Recipe(shrink=0.0),
 ]  # fmt: skip
 
 
@@ -117,11 +118,11 @@ def twin(corpus, queries, recipe, *, distance="cosine", asked=None):
     """id -> vector in float64, one passage and one query at a time, as the formulas in fusion.py have it."""
     encoder = an_encoder()
     encode = {"p": lambda text: encoder.encode_passages([text])[0].astype(np.float64),
-              "q": lambda text: encoder.encode_queries([text])[0].astype(np.float64)}  # fmt: skip
+              "q": lambda text: encoder.encode_queries([text], calibrate=False)[0].astype(np.float64)}  # fmt: skip
     ids = {passage["id"] for passage in corpus}
     known = {record["id"]: record["generated_queries"] for record in queries if record["id"] in ids}
     spoken = sorted({lang for texts in known.values() for lang in texts})
-    langs = sorted(set(recipe.langs)) if recipe.langs else spoken
+    langs = sorted(set(recipe.query_langs)) if recipe.query_langs else spoken
     mean = {lang: m.astype(np.float64) for lang, m in bank().means.items()}
     for lang in langs:
         vectors = [encode["q"](q) for texts in known.values() for q in texts.get(lang, [])]
@@ -181,8 +182,8 @@ def test_both_stores_hold_vectors_payloads_and_card(store, files, tmp_path, pool
     assert rows["moon"][0]["meta"]["query_langs"] == ([] if pool == "shrunk" else langs)
     assert rows["moon"][0]["meta"]["tags"] == ["sky", "night"]
     assert (card.count, card.query_langs, card.calibration, card.recipe) == (5, ("ha", "sw"), 0.7, recipe)
-    assert collection.count() == 5 and collection.count(langs=["de"]) == 1
-    hits = Retriever(an_encoder(), collection).search("Nile flows north through Africa", k=1, lang="und")
+    assert collection.count() == 5 and collection.count(passage_langs=["de"]) == 1
+    hits = Retriever(an_encoder(), collection).search("Nile flows north through Africa", k=1, question_lang="und")
     assert [hit.id for hit in hits] == ["nile"]
 
 
@@ -353,7 +354,7 @@ def test_queries_of_other_passages_are_counted(files, tmp_path):
 
 
 def test_languages_restrict_vectors_payload_card_and_report(store, files):
-    recipe = Recipe(langs=("sw",))
+    recipe = Recipe(query_langs=("sw",))
     report = load_with_report(files[0], "wiki", encoder=an_encoder(), queries=files[1], recipe=recipe, store=store)
     rows = rows_of(store)
     close_to(rows, twin(CORPUS, QUERIES, recipe))
@@ -367,7 +368,14 @@ def test_languages_restrict_vectors_payload_card_and_report(store, files):
 def test_a_language_without_queries_is_refused_before_writing(files):
     with ServerStore.connect(":memory:") as store:
         with pytest.raises(DataError, match=r"no generated queries in yo \(languages at hand: ha, sw\)"):
-            load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, recipe=Recipe(langs=("yo",)))
+            load(
+                files[0],
+                "wiki",
+                encoder=an_encoder(),
+                queries=files[1],
+                store=store,
+                recipe=Recipe(query_langs=("yo",)),
+            )
         assert store.names() == []
 
 
@@ -398,7 +406,7 @@ def test_generated_queries_refine_the_calibration(files):
     encoder = an_encoder()
     for lang in ("sw", "ha"):
         texts = [q for record in QUERIES for q in record["generated_queries"].get(lang, [])]
-        total, n = encoder.encode_queries(texts).sum(axis=0), len(texts)
+        total, n = encoder.encode_queries(texts, calibrate=False).sum(axis=0), len(texts)
         if lang == "sw":
             total, n = total / n * 3 + 3 * bank().means["sw"], 6
         stored = unpack_means(card.query_means, dim=DIM).means[lang]
@@ -411,9 +419,9 @@ def test_users_questions_win_over_bank_and_generated(files, tmp_path, n):
     texts = [f"swali namba {i}" for i in range(n)]
     asked = [{"id": i, "text": text, "lang": "sw"} for i, text in enumerate(texts)]
     questions = write(tmp_path / "asked.jsonl", [*asked, {"id": "y", "text": "ibeere kan", "lang": "yo"}])
-    own = an_encoder().encode_queries(texts).astype(np.float64)
+    own = an_encoder().encode_queries(texts, calibrate=False).astype(np.float64)
     sw = own.mean(axis=0) if n == 30 else (3 * bank().means["sw"] + own.sum(axis=0)) / 6
-    yo = an_encoder().encode_queries(["ibeere kan"])[0]
+    yo = an_encoder().encode_queries(["ibeere kan"], calibrate=False)[0]
     with ServerStore.connect(":memory:") as store:
         card = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, questions=questions).card
         means = unpack_means(card.query_means, dim=DIM).means

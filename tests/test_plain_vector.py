@@ -15,7 +15,7 @@ from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
 from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import digest
-from xqg_vdb.types import Card, PointBatch
+from xqg_vdb.types import Card, PointBatch, Search
 
 PLAIN, GENERAL = "text-dense-plain", "text-dense"
 
@@ -46,12 +46,12 @@ def test_the_plain_vector_is_the_passage_alone_and_the_general_one_the_fusion(lo
     rows = made.encode_passages([p["text"] for p in passages])
     sums = {
         lang: (
-            np.stack([made.encode_queries(q["generated_queries"][lang]).sum(axis=0) for q in queries]),
+            np.stack([made.encode_queries(q["generated_queries"][lang], calibrate=False).sum(axis=0) for q in queries]),
             np.full(len(passages), 2, dtype=np.int32),
         )
         for lang in ("ha", "zu")
     }
-    means = Retriever(made, collection).query_encoder.language_means.means
+    means = Retriever(made, collection).question_encoder.language_means.means
     assert collection.card.vectors == (GENERAL, PLAIN)
     expected = {PLAIN: rows, GENERAL: fuse(rows, sums, recipe=Recipe(), means=means, normalize=True)}
     for name, matrix in expected.items():
@@ -66,8 +66,8 @@ def test_questions_are_searched_by_the_general_vector(loaded):
     made, collection, passages, _ = loaded
     retriever = Retriever(made, collection)
     asked = [Question(str(i), passages[3]["text"][:12], lang) for i, lang in enumerate(["ha", "und", "de", "ha"])]
-    answers = retriever.run(asked, k=40, exact=True)
-    own = collection.search(retriever.encode(asked).vectors, k=40, using=GENERAL, exact=True)
+    answers = retriever.run(asked, Search(40, exact=True))
+    own = collection.nearest(retriever.encode(asked).vectors, Search(40, using=GENERAL, exact=True))
     assert [list(answer.hits) for answer in answers] == own
     assert [h.score for h in own[0]] != [h.score for h in own[1]]
 
@@ -85,8 +85,8 @@ def test_vectors_that_are_no_longer_made_are_passed_over(tmp_path):
         migrate(store, "c", store, to_name="d")
         for name in ("c", "d"):
             retriever = Retriever(made, Collection(name, store), calibration=0.0)
-            assert retriever.search("w3 w4", k=1, lang="ha")[0].id == "1"
-            assert retriever.search("w1 w2", k=1, lang="ha")[0].id == "0"
+            assert retriever.search("w3 w4", k=1, question_lang="ha")[0].id == "1"
+            assert retriever.search("w1 w2", k=1, question_lang="ha")[0].id == "0"
             assert verify(store, name).problems == ()
 
 
@@ -100,8 +100,8 @@ def test_a_card_that_names_a_multivector_is_read_without_it():
 def test_undo_by_the_plain_vector(loaded):
     """Searching the plain vector gives what a collection without queries gives."""
     made, collection, passages, _ = loaded
-    rows = made.encode_queries(["w1 w2 w3"])
-    found = collection.search(rows, k=5, using=PLAIN, exact=True)[0]
+    rows = made.encode_queries(["w1 w2 w3"], calibrate=False)
+    found = collection.nearest(rows, Search(5, using=PLAIN, exact=True))[0]
     scores = made.encode_passages([p["text"] for p in passages]) @ rows[0]
     by_id = {passage["id"]: score for passage, score in zip(passages, scores, strict=True)}
     assert_best([hit.id for hit in found], by_id, k=5)
@@ -113,7 +113,7 @@ def test_the_command(tmp_path):
     arguments = ["load", "corpus.jsonl", "c", "--queries", "queries.jsonl", "--keep-plain"]
     done = run_cli(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
-    found = run_cli(tmp_path, "search", "c", "w1 w2 w3", "--lang", "sw", "--json")
+    found = run_cli(tmp_path, "search", "c", "w1 w2 w3", "--passage-langs", "sw", "--json")
     assert found.returncode == 0, found.stderr
     with open_store(tmp_path / "xqg-data") as store:
         assert store.card("c").vectors == (GENERAL, PLAIN)

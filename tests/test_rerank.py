@@ -317,7 +317,7 @@ def test_search_ranks_again_and_says_what_it_took(folders, tmp_path):
     write_starter(tmp_path / "cache")
     write_inputs(tmp_path, 12)
     assert run_cli(tmp_path, "load", "corpus.jsonl", "wiki").returncode == 0
-    ask = ["search", "wiki", "w1 w2 w3", "--query-lang", "sw", "--json"]
+    ask = ["search", "wiki", "w1 w2 w3", "--question-lang", "sw", "--json"]
     plain = json.loads(run_cli(tmp_path, *ask, "-k", 6).stdout)[0]["hits"]
     done = run_cli(tmp_path, *ask, "-k", 3, "--rerank", f"upr:{folders['llama'][1]}", "--rerank-depth", 6)
     assert done.returncode == 0, done.stderr

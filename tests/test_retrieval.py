@@ -16,7 +16,7 @@ from xqg_vdb.store import Collection
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.types import Question
+from xqg_vdb.types import Question, Search
 
 DIM = 12
 LANGS = ["en", "sw", "de"]
@@ -65,7 +65,7 @@ def collection(request, tmp_path_factory):
 
 def twin(collection, question, *, mean, strength, k=10, langs=None):
     """[(id, score)] over the stored vectors; `mean`: what is subtracted."""
-    vector = an_encoder().encode_queries([question])[0].astype(np.float64)
+    vector = an_encoder().encode_queries([question], calibrate=False)[0].astype(np.float64)
     if mean is not None:
         vector = vector - strength * mean.astype(np.float64)
     vector /= np.linalg.norm(vector)
@@ -105,9 +105,9 @@ def test_a_question_is_calibrated_for_its_language(collection, case):
     text, lang, mean, used = CASES[case]
     retriever = Retriever(an_encoder(), collection)
     expected = twin(collection, text, mean=mean(means_of(collection)), strength=0.8)
-    agree(retriever.search(text, lang=lang), expected)
+    agree(retriever.search(text, question_lang=lang), expected)
     (answer,) = retriever.run([Question("q", text, lang)])
-    assert (answer.query, answer.lang) == (Question("q", text, lang), used)
+    assert (answer.question, answer.lang) == (Question("q", text, lang), used)
     agree(answer.hits, expected)
 
 
@@ -116,7 +116,8 @@ def test_the_strength_is_the_cards_unless_given(collection, given_strength, used
     encoder = an_encoder(calibration=0.1)  # of no account: the card says what suits this collection
     retriever = Retriever(encoder, collection, calibration=given_strength)
     agree(
-        retriever.search(SWAHILI, lang="sw"), twin(collection, SWAHILI, mean=means_of(collection)["sw"], strength=used)
+        retriever.search(SWAHILI, question_lang="sw"),
+        twin(collection, SWAHILI, mean=means_of(collection)["sw"], strength=used),
     )
 
 
@@ -125,7 +126,7 @@ def test_without_calibration_nothing_is_detected_or_widened(collection, monkeypa
     monkeypatch.setattr("xqg_vdb.search.retriever.resolve_languages", lambda *given: seen.append(given))
     search = collection.store.search
     monkeypatch.setattr(
-        collection.store, "search", lambda *given, **more: seen.append(more["ef"]) or search(*given, **more)
+        collection.store, "search", lambda *given, **more: seen.append(given[2].ef) or search(*given, **more)
     )
     (answer,) = Retriever(an_encoder(), collection, calibration=0.0).run([Question("q", SWAHILI)])
     assert seen == [None] and answer.lang == ""
@@ -135,7 +136,7 @@ def test_calibrated_questions_walk_wider(collection, monkeypatch):
     seen = []
     search = collection.store.search
     monkeypatch.setattr(
-        collection.store, "search", lambda *given, **more: seen.append(more["ef"]) or search(*given, **more)
+        collection.store, "search", lambda *given, **more: seen.append(given[2].ef) or search(*given, **more)
     )
     Retriever(an_encoder(), collection).search(SWAHILI)
     assert seen == [CALIBRATED_EF]
@@ -158,7 +159,7 @@ def test_the_collections_means_win_over_the_banks(collection):
 
 @pytest.mark.parametrize(("given_langs", "stored"), [(["swa"], ["sw"]), (["de-AT", "swh"], ["de", "sw"]), (["yo"], [])])
 def test_language_filters_are_normalised(collection, given_langs, stored):
-    hits = Retriever(an_encoder(), collection).search(SWAHILI, lang="sw", langs=given_langs, k=40)
+    hits = Retriever(an_encoder(), collection).search(SWAHILI, question_lang="sw", passage_langs=given_langs, k=40)
     expected = twin(collection, SWAHILI, mean=means_of(collection)["sw"], strength=0.8, k=40, langs=stored)
     agree(hits, expected)
     assert {hit.lang for hit in hits} == set(stored)
@@ -195,10 +196,10 @@ QUESTIONS = st.lists(
 def test_a_batch_equals_one_by_one(collection, questions, k, langs):
     retriever = Retriever(an_encoder(), collection)
     asked = [Question(str(i), text, lang) for i, (text, lang) in enumerate(questions)]
-    answers = retriever.run(asked, k=k, langs=langs)
-    assert [answer.query for answer in answers] == asked
+    answers = retriever.run(asked, Search(k, langs))
+    assert [answer.question for answer in answers] == asked
     for query, answer in zip(asked, answers, strict=True):
-        alone = retriever.search(query.text, lang=query.lang, k=k, langs=langs)
+        alone = retriever.search(query.text, question_lang=query.lang, k=k, passage_langs=langs)
         assert_same(scored(answer.hits), scored(alone), atol=1e-6)
 
 
@@ -233,10 +234,10 @@ def test_a_blank_question_is_refused_by_its_id(collection, text):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"lang": "klingonish"}, "'klingonish' is not a language code"),
-        ({"langs": ["en", "xx-nope"]}, "'xx-nope' is not a language code"),
-        ({"langs": []}, "langs must be a list with at least one language code"),
-        ({"langs": "en"}, "langs must be a list with at least one language code"),
+        ({"question_lang": "klingonish"}, "'klingonish' is not a language code"),
+        ({"passage_langs": ["en", "xx-nope"]}, "'xx-nope' is not a language code"),
+        ({"passage_langs": []}, "langs must be a list with at least one language code"),
+        ({"passage_langs": "en"}, "langs must be a list with at least one language code"),
         ({"k": 0}, "k must be 1 or more"),
     ],
 )

@@ -36,7 +36,7 @@ def client(loaded):
 
 def ours(loaded, question, languages):
     """Ids of the points that our own search finds."""
-    hits = loaded.retriever.search(question, k=K, langs=languages, exact=True)
+    hits = loaded.retriever.search(question, k=K, passage_langs=languages, exact=True)
     assert len(hits) == K
     return [str(point_id(hit.id)) for hit in hits]
 

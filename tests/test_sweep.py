@@ -79,7 +79,7 @@ recipes = st.builds(
     pool=st.sampled_from(["shrunk", "mean"]),
     shrink=st.sampled_from([0.0, 1.0, 6.0]),
     center=st.booleans(),
-    langs=st.sampled_from([None, ("ar",), ()]),
+    query_langs=st.sampled_from([None, ("ar",), ()]),
 )
 
 
@@ -88,7 +88,7 @@ recipes = st.builds(
 def test_equal_scores_of_dot_products_are_ranked_alike(seed, alpha, strength):
     data = some_data(seed, whole=True)
     data[2]["ar"][1][:] = 2  # halves: the mean stays exact
-    compare(data, Recipe(pool="mean", langs=("ar",)), [Setting(alpha, strength)], normalize=False, ties=True)
+    compare(data, Recipe(pool="mean", query_langs=("ar",)), [Setting(alpha, strength)], normalize=False, ties=True)
 
 
 @given(seed=st.integers(0, 10_000), strength=st.sampled_from(QUARTERS))
@@ -107,7 +107,7 @@ def test_tables_give_what_fusing_and_searching_gives(seed, recipe, normalize, pa
     data = some_data(seed, whole=False)
     rng = np.random.default_rng(seed)
     grid = [Setting(0.0, 0.0), Setting(float(rng.random()), float(rng.random())), Setting(0.3, 0.0), Setting(1.0, 1.0)]
-    if recipe.langs != () and recipe.shrink == 0.0:
+    if recipe.query_langs != () and recipe.shrink == 0.0:
         grid = grid[:3]  # at α = 1 passages without queries are zero rows, whose length is rounding noise
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "BLOCK_SCORES", 20)

@@ -151,7 +151,9 @@ def test_mined_negatives_are_the_nearest_passages_that_do_not_answer(tmp_path):
         rows = encoder.encode_passages([p.text for p in pool])
         for pair, before in zip(mined, pairs, strict=True):
             good = {p.positive.id for p in pairs if p.query == pair.query} | {p.id for p in before.negatives}
-            scores = dict(zip((p.id for p in pool), rows @ encoder.encode_queries([pair.query])[0], strict=True))
+            scores = dict(
+                zip((p.id for p in pool), rows @ encoder.encode_queries([pair.query], calibrate=False)[0], strict=True)
+            )
             left = sorted((score for docid, score in scores.items() if docid not in good), reverse=True)
             old = len(before.negatives)
             found = [p.id for p in pair.negatives[old:]]
@@ -179,7 +181,7 @@ def test_a_tiny_encoder_overfits_and_its_export_passes_the_gate(bert, tmp_path):
     assert (folder.spec.query_prefix, folder.spec.max_length, folder.spec.pooling) == ("q: ", 100, "mean")
     with Encoder(folder.path, calibration=0.0) as encoder:
         scores = (
-            encoder.encode_queries([p.query for p in pairs])
+            encoder.encode_queries([p.query for p in pairs], calibrate=False)
             @ encoder.encode_passages([p.positive.title_and_text for p in pairs[::2]]).T
         )
     assert (scores.argmax(axis=1) == np.arange(20) // 2).mean() >= 0.9

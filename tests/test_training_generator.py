@@ -77,8 +77,10 @@ def test_a_tiny_generator_overfits_and_its_export_writes_the_questions(checkpoin
         not (out / "run").exists() and orjson.loads((out / "training.json").read_bytes())["results"]["steps"] == steps
     )
     folder = export_generator(str(out), tmp_path / "model", precision="int8", report=silent)
-    generator = open_generator(folder.path, langs=["sw", "de"], options=Options(decoding=Decoding("greedy"), threads=1))
-    written = list(generator.generate([pair.positive for pair in pairs[::2]], langs=["sw", "de"], n=1))
+    generator = open_generator(
+        folder.path, query_langs=["sw", "de"], options=Options(decoding=Decoding("greedy"), threads=1)
+    )
+    written = list(generator.generate([pair.positive for pair in pairs[::2]], query_langs=["sw", "de"], n=1))
     right = sum(
         record.queries[pair.lang][0] == pair.query
         for i, record in enumerate(written) for pair in pairs[2 * i : 2 * i + 2]

@@ -130,12 +130,12 @@ def test_translations_and_selection(tmp_path):
     assert {p.lang for p in translated(pairs)} == {"en"}
     train, dev = write_pairs(tmp_path / "train.jsonl"), write_pairs(tmp_path / "dev.jsonl", pairs[:2])
     told = []
-    selection = Selection(langs=("swa",), english="also", drop_leaks=True)
+    selection = Selection(question_langs=("swa",), english="also", drop_leaks=True)
     chosen, held_out = read_training_pairs([str(train)], [str(dev)], selection=selection, report=told.append)
     assert describe_pairs(chosen)["languages"] == {"en": 9, "sw": 9} and len(held_out) == 1
     assert told[0].startswith("1 of 1 dev passages are positives of 1 training pairs")
     with pytest.raises(DataError, match="No training pair is left"):
-        read_training_pairs([str(train)], [], selection=Selection(langs=("fi",)), report=told.append)
+        read_training_pairs([str(train)], [], selection=Selection(question_langs=("fi",)), report=told.append)
     assert describe_pairs(pairs) == describe_pairs(twenty_pairs()) != describe_pairs(pairs[::-1])
 
 

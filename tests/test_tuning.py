@@ -20,7 +20,7 @@ from xqg_vdb.testing import HashEncoder
 from xqg_vdb.tune.audit import audit
 from xqg_vdb.tune.material import hash_order, labelled
 from xqg_vdb.tune.tune import _split, choose
-from xqg_vdb.types import Question
+from xqg_vdb.types import Question, Search
 
 (R1,) = parse_metrics(["R@1"])
 SETTINGS = {"build": None, "sample": 500, "progress": lambda *_: None}
@@ -101,8 +101,8 @@ def test_a_value_is_what_a_loaded_collection_scores(tmp_path):
     ) as collection:  # fmt: skip
         asked = [Question(r["id"], r["text"], r["lang"])
                  for r in map(json.loads, (tmp_path / "questions.jsonl").read_text().splitlines())]  # fmt: skip
-        answers = Retriever(made, collection).run(asked, k=1, exact=True)
-    right = {a.query.id: a.hits[0].id == a.query.id[1:-2].join(["p", ""]) for a in answers}
+        answers = Retriever(made, collection).run(asked, Search(1, exact=True))
+    right = {a.question.id: a.hits[0].id == a.question.id[1:-2].join(["p", ""]) for a in answers}
     _, held = _split(data, R1)
     own = held.by_id(data.pool.sums(None), found.chosen.recipe, found.chosen.strength)
     assert sum(own.values()) == sum(right[qid] for qid in own)
@@ -190,7 +190,7 @@ def test_audit_against_a_search_of_every_query(tmp_path):
         for record in map(json.loads, lines.splitlines()):
             for lang, texts in record["generated_queries"].items():
                 text = texts[hash_order(record["id"]) % len(texts)]
-                (answer,) = collection.search(made.encode_queries([text]), k=3)
+                (answer,) = collection.nearest(made.encode_queries([text], calibrate=False), Search(3))
                 hits.setdefault(lang, []).append(any(hit.id == record["id"] for hit in answer))
     assert (found.passages, found.in_collection, found.strangers, found.first_strangers) == (60, 60, 1, ("gone",))
     for one in found.languages:
@@ -204,7 +204,9 @@ def test_audit_against_a_search_of_every_query(tmp_path):
 def test_a_collection_with_the_queries_folded_in_is_marked(tmp_path):
     made = encoder()
     write_world(tmp_path)
-    with loaded(tmp_path, made, queries=tmp_path / "queries.jsonl", recipe=Recipe(alpha=0.9, langs=("sw",))) as wiki:
+    with loaded(
+        tmp_path, made, queries=tmp_path / "queries.jsonl", recipe=Recipe(alpha=0.9, query_langs=("sw",))
+    ) as wiki:
         found = audit(wiki, [tmp_path / "queries.jsonl"], encoder=made, folder=tmp_path / "kept")
     assert {one.lang: one.folded for one in found.languages} == {"sw": True, "yo": False}
     assert found.languages[0].lang == "yo"

@@ -4,7 +4,7 @@
 
     encoder = Encoder("starter")
     collection = load("corpus.jsonl", "wiki", encoder=encoder, queries="queries.jsonl")
-    hits = Retriever(encoder, collection).search("Mto Nile una urefu gani?", k=5, langs=["en"])
+    hits = Retriever(encoder, collection).search("Mto Nile una urefu gani?", k=5, passage_langs=["en"])
 
 Importing this package loads neither onnxruntime nor qdrant_client; the names below load what they need when first used.
 """
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from xqg_vdb.export.encoder import export_encoder
     from xqg_vdb.index.load import load
     from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.search.async_retriever import AsyncRetriever
     from xqg_vdb.search.expand import Expander
     from xqg_vdb.search.rerank import Reranker
-    from xqg_vdb.search.retriever import Retriever
+    from xqg_vdb.search.retriever import AsyncRetriever, Retriever
     from xqg_vdb.store import Collection, open_store
 
 
@@ -34,7 +33,7 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 _HOMES = {
-    "AsyncRetriever": "xqg_vdb.search.async_retriever",
+    "AsyncRetriever": "xqg_vdb.search.retriever",
     "Collection": "xqg_vdb.store",
     "Encoder": "xqg_vdb.models.encoder",
     "Expander": "xqg_vdb.search.expand",

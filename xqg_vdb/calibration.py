@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import ModelError
+from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.texts.languages import detect
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, TextEncoder, Vectors
 
@@ -100,6 +100,22 @@ def calibrate(
     if normalize:
         moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), np.float32(1e-12))
     return moved
+
+
+def calibrated(
+    rows: Vectors, texts: Sequence[str], langs: Sequence[str | None] | None, *, table: LanguageMeans, strength: float,
+    normalize: bool,
+) -> Vectors:  # fmt: skip
+    """`calibrate` for the rows of `texts`, whose languages are detected where none is given."""
+    known = resolve_languages(texts, [None] * len(texts) if langs is None else langs)
+    return calibrate(rows, langs=known, table=table, strength=strength, normalize=normalize)
+
+
+def texts_of(texts: Iterable[str]) -> list[str]:
+    """The texts as a list. Raises DataError for a bare string, whose letters would be encoded one by one."""
+    if isinstance(texts, str):
+        raise DataError(f"Give a list of texts, not one text: [{texts[:40]!r}].")
+    return list(texts)
 
 
 def save_means(table: LanguageMeans) -> bytes:

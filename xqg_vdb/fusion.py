@@ -74,13 +74,13 @@ def pooled_queries(sums: Sums, *, recipe: Recipe, means: Mapping[str, Vectors]) 
 
 def recipe_languages(sums: Sums, recipe: Recipe) -> list[str]:
     """The languages that a recipe folds in, sorted. Raises DataError when one of them has no queries at all."""
-    if recipe.langs is None:
+    if recipe.query_langs is None:
         return sorted(sums)
-    missing = sorted(set(recipe.langs) - set(sums))
+    missing = sorted(set(recipe.query_langs) - set(sums))
     if missing:
         have = ", ".join(sorted(sums)) or "none"
         raise DataError(f"There are no generated queries in {', '.join(missing)} (languages at hand: {have}).")
-    return sorted(set(recipe.langs))
+    return sorted(set(recipe.query_langs))
 
 
 def alpha_of_mean(alpha: float, *, n: int) -> float:

@@ -41,6 +41,8 @@ def bars(*, unit: str) -> Iterator[Progress]:
             current.append((stage, bar))
         bar = current[-1][1]
         bar.update(done - bar.n)
+        if done == total:
+            bar.refresh()  # however quick it was
 
     def close() -> None:
         while current:

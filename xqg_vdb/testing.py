@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from xqg_vdb.calibration import LanguageMeans, calibrate, resolve_languages
+from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
 from xqg_vdb.types import EncoderFacts, Vectors
 
 
@@ -48,14 +48,17 @@ class HashEncoder:
         """Rows (n, dim) float32."""
         return self._encode(list(texts))
 
-    def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
-        """Rows (n, dim) float32, calibrated when `langs` is given."""
-        texts = list(texts)
+    def encode_queries(
+        self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
+    ) -> Vectors:
+        """Rows (n, dim) float32, calibrated unless told otherwise."""
+        texts = texts_of(texts)
         rows = self._encode(texts)
-        if langs is None:
+        if not calibrate or not self.calibration or not self.language_means.means:
             return rows
-        known = resolve_languages(texts, langs)
-        return calibrate(rows, langs=known, table=self.language_means, strength=self.calibration, normalize=True)
+        return calibrated(
+            rows, texts, question_langs, table=self.language_means, strength=self.calibration, normalize=True
+        )
 
     def _encode(self, texts: Sequence[str]) -> Vectors:
         self.texts_seen += len(texts)

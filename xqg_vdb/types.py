@@ -23,14 +23,14 @@ class Recipe:
     shrink: pseudo-queries k at the language mean that `shrunk` adds to every passage.
     center: subtract each language's mean query vector before pooling (`shrunk` only), so that only
         content is added; the other half, the language's own direction, is subtracted from the question.
-    langs: the query languages to use; None means all that the build holds.
+    query_langs: languages of the generated queries to use; None means all that the build holds.
     """
 
     alpha: float = 0.3
     pool: Pool = "shrunk"
     shrink: float = 5.0
     center: bool = True
-    langs: tuple[str, ...] | None = None
+    query_langs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
@@ -39,18 +39,20 @@ class Recipe:
             raise ValueError(f"pool must be shrunk, mean or sum, got {self.pool!r}")
         if not 0.0 <= self.shrink < float("inf"):
             raise ValueError(f"shrink must be 0 or more, got {self.shrink}")
-        if self.langs is not None:
-            object.__setattr__(self, "langs", tuple(self.langs))
+        if self.query_langs is not None:
+            object.__setattr__(self, "query_langs", tuple(self.query_langs))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict from which `from_json` makes an equal recipe."""
-        return {**asdict(self), "langs": None if self.langs is None else list(self.langs)}
+        record = asdict(self)
+        langs = record.pop("query_langs")
+        return {**record, "langs": None if langs is None else list(langs)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Recipe:
         """The recipe that `to_json` wrote; unknown keys are ignored, missing ones take their default."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in record.items() if key in known})
+        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
+        return cls(**{"query_langs": record.get("langs"), **known})
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,22 @@ QuestionRows = Vectors | Sequence[SparseVector]
 
 
 @dataclass(frozen=True, slots=True)
+class Search:
+    """What to look up for each question.
+
+    k: how many passages. passage_langs: only passages in these languages. using: the vector to compare with.
+    exact: compare with every passage instead of walking the graph. ef: candidates that the walk keeps, None for the
+    engine's own number.
+    """
+
+    k: int = 10
+    passage_langs: Sequence[str] | None = None
+    using: str = "text-dense"
+    exact: bool = False
+    ef: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PointBatch:
     """Rows to write: passages and, per vector name, a float32 matrix (len(passages), dim) in the same order.
 
@@ -274,8 +292,10 @@ class TextEncoder(Protocol):
         """The conventions and the fingerprint."""
         ...
 
-    def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
-        """Rows (n, dim) for questions, language-calibrated when `langs` is given."""
+    def encode_queries(
+        self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
+    ) -> Vectors:
+        """Rows (n, dim) for questions, calibrated for their languages (None: detected) unless told otherwise."""
         ...
 
     def encode_passages(self, texts: Iterable[str]) -> Vectors:
@@ -287,7 +307,9 @@ class TextEncoder(Protocol):
 class QueryGenerator(Protocol):
     """Writes questions in given languages about passages."""
 
-    def generate(self, passages: Iterable[Passage], *, langs: Sequence[str], n: int) -> Iterator[GeneratedQueries]:
+    def generate(
+        self, passages: Iterable[Passage], *, query_langs: Sequence[str], n: int
+    ) -> Iterator[GeneratedQueries]:
         """One record per passage, in input order."""
         ...
 
@@ -339,24 +361,11 @@ class VectorStore(Protocol):
         """A new version, or the unfinished one of an equal card (same encoder, distance, recipe, means)."""
         ...
 
-    def search(
-        self,
-        name: str,
-        vectors: QuestionRows,
-        *,
-        k: int,
-        langs: Sequence[str] | None,
-        using: str,
-        exact: bool,
-        ef: int | None,
-    ) -> list[list[Hit]]:
-        """The k best per question, ordered by score, then id; only passages in `langs` when given.
-
-        vectors: rows (q, dim), or token weights when `using` is the sparse vector.
-        """
+    def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
+        """The k best per question, ordered by score, then id."""
         ...
 
-    def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
+    def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points."""
         ...
 
@@ -391,6 +400,7 @@ __all__ = [
     "Question",
     "QuestionRows",
     "Recipe",
+    "Search",
     "SparseVector",
     "StoredPoint",
     "TextEncoder",

@@ -14,7 +14,7 @@ import orjson
 
 from xqg_vdb.cli.options import json_option, print_json, say
 from xqg_vdb.texts.questions import read_questions, sample_corpus
-from xqg_vdb.types import Hit, Question, Recipe, VectorStore
+from xqg_vdb.types import Hit, Question, Recipe, Search, VectorStore
 
 if TYPE_CHECKING:
     from xqg_vdb.models.encoder import Encoder
@@ -68,7 +68,7 @@ def run_demo(encoder: Encoder, store: VectorStore, *, build: Path, report: Calla
 
 
 def _ask(retriever: Retriever, questions: list[Question]) -> dict[str, Hit]:
-    return {answer.query.id: answer.hits[0] for answer in retriever.run(questions, k=1)}
+    return {answer.question.id: answer.hits[0] for answer in retriever.run(questions, Search(1))}
 
 
 def _relevant(path: Path) -> dict[str, str]:

@@ -350,7 +350,7 @@ def _show_tune(found: Tuned) -> None:
 def _tune_words(choice: Choice) -> str:
     recipe = choice.recipe
     shrunk = f" k={recipe.shrink:g}{' centred' if recipe.center else ''}" if recipe.pool == "shrunk" else ""
-    langs = f", languages {' '.join(recipe.langs)}" if recipe.langs is not None else ""
+    langs = f", languages {' '.join(recipe.query_langs)}" if recipe.query_langs is not None else ""
     return f"{recipe.pool}{shrunk}, α={recipe.alpha:g}, λ={choice.strength:g}{langs}"
 
 
@@ -374,4 +374,4 @@ def _recipe_options(recipe: Recipe) -> list[str]:
     options = ["--alpha", f"{recipe.alpha:g}", "--pool", recipe.pool]
     if recipe.pool == "shrunk":
         options += ["--shrink", f"{recipe.shrink:g}", *([] if recipe.center else ["--no-center"])]
-    return options + [part for lang in recipe.langs or () for part in ("--lang", lang)]
+    return options + [part for lang in recipe.query_langs or () for part in ("--query-langs", lang)]

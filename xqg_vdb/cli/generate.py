@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests at a time.")
 @click.option("--price", nargs=2, type=click.FloatRange(min=0), metavar="READ WRITTEN", help="Per million tokens.")
-@click.option("-l", "--lang", "langs", multiple=True, required=True, help="Language to write in; repeat it.")
+@click.option("-l", "--query-langs", multiple=True, required=True, help="Language to write in; repeat it.")
 @click.option("-n", "n", type=click.IntRange(1, 1000), default=5, show_default=True, help="Queries per language.")
 @click.option(
     "--prompt", type=click.Choice(["chat", "pivot", "few-shot", "finetuned"]), help="[default: what suits the model]"
@@ -54,7 +54,7 @@ def generate(
     endpoint_model: str,
     concurrency: int,
     price: tuple[float, float] | None,
-    langs: tuple[str, ...],
+    query_langs: tuple[str, ...],
     n: int,
     prompt: Literal["chat", "pivot", "few-shot", "finetuned"] | None,
     decode: Literal["sample", "greedy"],
@@ -90,7 +90,7 @@ def generate(
     from xqg_vdb.models.decode import Decoding
     from xqg_vdb.texts.records import Rejects
 
-    Job(langs, n, Shard.parse(shard))  # a wrong code is named before a model is loaded
+    Job(query_langs, n, Shard.parse(shard))  # a wrong code is named before a model is loaded
     decoding = Decoding(decode, top_k, temperature, max_tokens, seed=seed)
     with ExitStack() as stack:
         generator: BatchGenerator
@@ -102,9 +102,11 @@ def generate(
             )  # fmt: skip
             generator = stack.enter_context(EndpointGenerator(where))
         else:
-            generator = open_generator(str(model), langs=langs, options=Options(prompt, decoding, threads or 0))
+            generator = open_generator(
+                str(model), query_langs=query_langs, options=Options(prompt, decoding, threads or 0)
+            )
         good = QueryFilter(Rules(), examples=generator.examples()) if filtered else None
-        job, rejects = Job(langs, n, Shard.parse(shard), good), Rejects(max_errors)
+        job, rejects = Job(query_langs, n, Shard.parse(shard), good), Rejects(max_errors)
         show = stack.enter_context(_Bar())
         summary = generate_file(
             corpus, out, generator=generator, job=job, reuse=reuse, rejects=rejects, progress=show

@@ -265,7 +265,7 @@ _RECIPE = [
         "--shrink", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Strength of pool shrunk."
     ),
     remembered_option("--no-center", is_flag=True, help="Fold in the queries' language too, not only their content."),
-    remembered_option("-l", "--lang", "langs", multiple=True, help="Fold in these query languages only; repeatable."),
+    remembered_option("--query-langs", multiple=True, help="Fold in queries in this language only; repeatable."),
 ]
 
 
@@ -282,13 +282,13 @@ def chosen_recipe() -> Recipe:
     from xqg_vdb.types import Recipe
 
     try:
-        langs = tuple(sorted({normalize(code) for code in remembered("langs")})) or None
+        langs = tuple(sorted({normalize(code) for code in remembered("query_langs")})) or None
         return Recipe(
             alpha=remembered("alpha"),
             pool=remembered("pool"),
             shrink=remembered("shrink"),
             center=not remembered("no_center"),
-            langs=langs,
+            query_langs=langs,
         )
     except ValueError as error:  # nan is within every range
         raise click.UsageError(str(error)) from error
@@ -307,7 +307,7 @@ _TRAINING = [
     ),
     remembered_option("--dev", "dev_sources", multiple=True, metavar="SOURCE", help="Pairs to evaluate on."),
     remembered_option("--data-dir", type=click.Path(path_type=Path), help="For afriqa  [default: XQG_DATA_DIR]"),
-    remembered_option("-l", "--lang", "langs", multiple=True, help="Question language; repeat it  [default: all]"),
+    remembered_option("--question-langs", multiple=True, help="Question language; repeat it  [default: all]"),
     remembered_option(
         "--english", type=click.Choice(["no", "also", "only"]), default="no", show_default=True,
         help="The questions' human English translations.",

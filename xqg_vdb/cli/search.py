@@ -35,9 +35,9 @@ _SNIPPET = 160
 @click.argument("collection")
 @click.argument("text", required=False)
 @click.option("-k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many passages.")
-@click.option("-l", "--lang", "langs", multiple=True, help="Only passages in this language; repeatable.")
-@click.option("--query-lang", help="Language of the question  [default: detected]")
-@click.option("--queries", type=click.Path(path_type=Path), help="Ask every question of this file instead.")
+@click.option("--passage-langs", multiple=True, help="Only passages in this language; repeatable.")
+@click.option("--question-lang", help="Language of the question  [default: detected]")
+@click.option("--questions", type=click.Path(path_type=Path), help="Ask every question of this file instead.")
 @click.option("--no-calibration", is_flag=True, help="Do not calibrate for the question's language.")
 @click.option("--hybrid", is_flag=True, help="Search the words too (BM25) and fuse both rankings (RRF).")
 @click.option("--exact", is_flag=True, help="Compare with every passage instead of walking the graph.")
@@ -51,9 +51,9 @@ def search(
     collection: str,
     text: str | None,
     k: int,
-    langs: tuple[str, ...],
-    query_lang: str | None,
-    queries: Path | None,
+    passage_langs: tuple[str, ...],
+    question_lang: str | None,
+    questions: Path | None,
     no_calibration: bool,
     hybrid: bool,
     exact: bool,
@@ -76,18 +76,18 @@ def search(
       xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3
       xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3 --rerank upr:starter:generator --rerank-depth 20
     """  # noqa: D301 - \b is click's
-    if (text is None) == (queries is None):
-        raise click.UsageError("give a question, or --queries FILE")
+    if (text is None) == (questions is None):
+        raise click.UsageError("give a question, or --questions FILE")
     from xqg_vdb.export.encoder import encoder_of, ensure_encoder
     from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.progress import bars
     from xqg_vdb.search.retriever import Retriever
     from xqg_vdb.store import Collection
     from xqg_vdb.texts.questions import read_questions
-    from xqg_vdb.types import Question
+    from xqg_vdb.types import Question, Search
 
-    asked = read_questions(queries) if queries is not None else [Question("0", text or "")]
-    asked = [replace(query, lang=query.lang or query_lang) for query in asked]
+    asked = read_questions(questions) if questions is not None else [Question("0", text or "")]
+    asked = [replace(question, lang=question.lang or question_lang) for question in asked]
     with Collection(collection, chosen_store(path, url)) as found:
         folder = (
             ensure_encoder(model, report=say) if model else encoder_of(found.card, collection=collection, report=say)
@@ -99,7 +99,7 @@ def search(
             retriever = Retriever(
                 encoder, found, calibration=strength, hybrid=hybrid, expander=expander, reranker=reranker
             )
-            answers = retriever.run(asked, k=k, langs=langs or None, exact=exact, progress=progress)
+            answers = retriever.run(asked, Search(k, passage_langs or None, exact=exact), progress=progress)
     if expander is not None:
         expander.close()
     seconds = report_methods(expander, reranker)
@@ -107,8 +107,8 @@ def search(
         print_json([_record(answer) | ({"seconds": seconds} if seconds else {}) for answer in answers])
         return
     for answer in answers:
-        if queries is not None:
-            click.secho(f"{answer.query.id}\t{answer.query.text}", bold=True)
+        if questions is not None:
+            click.secho(f"{answer.question.id}\t{answer.question.text}", bold=True)
         _show(answer)
 
 
@@ -121,8 +121,8 @@ def _show(answer: Answer) -> None:
 
 
 def _record(answer: Answer) -> dict[str, object]:
-    query, hits = answer.query, [asdict(hit) for hit in answer.hits]
-    return {"id": query.id, "text": query.text, "lang": answer.lang, "hits": hits}
+    question, hits = answer.question, [asdict(hit) for hit in answer.hits]
+    return {"id": question.id, "text": question.text, "lang": answer.lang, "hits": hits}
 
 
 def _snippet(text: str) -> str:

@@ -25,12 +25,12 @@ from xqg_vdb.evaluate.judge import judge_run, needed_depth
 from xqg_vdb.evaluate.matrix import as_run, id_order, search_rows
 from xqg_vdb.evaluate.methods import Again, Ranking, Spent
 from xqg_vdb.evaluate.metrics import Run, write_run
-from xqg_vdb.evaluate.suite import Search
+from xqg_vdb.evaluate.suite import SearchMode
 from xqg_vdb.evaluate.systems import Placed
 from xqg_vdb.files import write_atomic
 from xqg_vdb.search.retriever import CALIBRATED_EF, DEPTH, fuse_ranks
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_SPARSE, Digest
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Hit, Passage, PointBatch, Vectors, VectorStore
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Hit, Passage, PointBatch, Search, Vectors, VectorStore
 
 # Asking the collection of one system: every question for the ranking, some of them alone for the time it takes.
 
@@ -41,7 +41,7 @@ _QUESTIONS_AT_ONCE = 256
 
 
 def answers(
-    store: VectorStore, name: str, placed: Placed, *, k: int, search: Search
+    store: VectorStore, name: str, placed: Placed, *, k: int, search: SearchMode
 ) -> Iterator[tuple[list[int], list[list[Hit]]]]:
     """Rows of questions with the k best passages of each, a few hundred at a time."""
     for rows in windows(range(len(placed.questions)), _QUESTIONS_AT_ONCE):
@@ -49,14 +49,14 @@ def answers(
 
 
 def found(
-    store: VectorStore, name: str, placed: Placed, rows: Sequence[int], *, k: int, search: Search
+    store: VectorStore, name: str, placed: Placed, rows: Sequence[int], *, k: int, search: SearchMode
 ) -> list[list[Hit]]:
     """The k best per question as `Retriever` finds them; fused with those by the words for a hybrid system."""
     depth = k if placed.words is None else max(k, DEPTH)
     breadth = max(depth, CALIBRATED_EF) if search == "graph" else None
     exact = search == "exact"
     asked = placed.questions[list(rows)]
-    hits = store.search(name, asked, k=depth, langs=None, using=TEXT_DENSE, exact=exact, ef=breadth)
+    hits = store.search(name, asked, Search(depth, using=TEXT_DENSE, exact=exact, ef=breadth))
     if placed.words is None:
         return hits
     words = [placed.words.questions[row] for row in rows]
@@ -64,7 +64,7 @@ def found(
     by_words: list[list[Hit]] = [[] for _ in rows]
     if spoken:
         said = [words[i] for i in spoken]
-        more = store.search(name, said, k=depth, langs=None, using=TEXT_SPARSE, exact=exact, ef=None)
+        more = store.search(name, said, Search(depth, using=TEXT_SPARSE, exact=exact))
         for i, own in zip(spoken, more, strict=True):
             by_words[i] = own
     return [fuse_ranks(both, k=k) for both in zip(hits, by_words, strict=True)]
@@ -80,7 +80,7 @@ class Cost:
         self._bytes = 0
         self._milliseconds: list[float] = []
 
-    def measure(self, store: VectorStore, name: str, placed: Placed, *, search: Search) -> None:
+    def measure(self, store: VectorStore, name: str, placed: Placed, *, search: SearchMode) -> None:
         """Count the vectors of the collection, and ask up to 200 questions one by one for 10 passages."""
         self._bytes += 4 * placed.passages.size
         if placed.words is not None:
@@ -165,7 +165,7 @@ def run_cell(
     encoder: EncoderFacts,
     metrics: Sequence[str],
     depth: int,
-    search: Search,
+    search: SearchMode,
     store: VectorStore | None,
     again: Again | None = None,
 ) -> tuple[Cell, Run]:
@@ -245,7 +245,7 @@ def _ask(
     *,
     encoder: EncoderFacts,
     depth: int,
-    search: Search,
+    search: SearchMode,
     seconds: dict[str, float],
     cost: Cost,
 ) -> dict[str, list[tuple[str, float]]]:

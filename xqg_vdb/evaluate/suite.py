@@ -99,13 +99,13 @@ def scorer_of(system: System) -> str | None:
     return None if system.rerank is None else reranker_spec(system.rerank)
 
 
-Search = Literal["exact", "graph", "memory"]
+SearchMode = Literal["exact", "graph", "memory"]
 Parameter = Literal["alpha", "lambda", "n", "without"]
 
 ANY_DATASET = "*"
 
 _CHOICES: dict[str, Any] = {
-    "Content": Content, "Languages": Languages, "Search": Search, "Parameter": Parameter, "Pool": Pool,
+    "Content": Content, "Languages": Languages, "SearchMode": SearchMode, "Parameter": Parameter, "Pool": Pool,
 }  # fmt: skip
 """The annotations of a suite's fields that name the values they allow."""
 
@@ -145,7 +145,7 @@ class Suite:
     metrics: tuple[str, ...] | None = None
     questions: int | None = None
     depth: int = 100
-    search: Search = "exact"
+    search: SearchMode = "exact"
     comparisons: tuple[Comparison, ...] = ()
     sweeps: tuple[SweepPlan, ...] = ()
     heatmaps: bool = False
@@ -208,7 +208,7 @@ class _Head:
     metrics: tuple[str, ...] | None = None
     questions: int | None = None
     depth: int = 100
-    search: Search = "exact"
+    search: SearchMode = "exact"
     heatmaps: bool = False
 
 
@@ -276,7 +276,12 @@ _PASSAGE_STRENGTH = 1.0
 
 
 def preset(
-    dataset: str, *, encoder: str = "starter", queries: Path | None = None, search: Search = "exact", depth: int = 100
+    dataset: str,
+    *,
+    encoder: str = "starter",
+    queries: Path | None = None,
+    search: SearchMode = "exact",
+    depth: int = 100,
 ) -> Suite:
     """Plain against calibrated; with generated queries also xQG, both together, and the controls that xQG must beat."""
     systems = [

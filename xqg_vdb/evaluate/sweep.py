@@ -298,11 +298,11 @@ def _variants(
             yield [n], replace(system, n=int(n)), [Setting(alpha, strength)]
     else:
         queries = bench.query_vectors(system, dataset)
-        langs = list(system.recipe.langs or (queries.langs if queries else ()))
+        langs = list(system.recipe.query_langs or (queries.langs if queries else ()))
         yield ["all"], system, [Setting(alpha, strength)]
         for lang in langs if len(langs) > 1 else ():
             rest = tuple(one for one in langs if one != lang)
-            recipe = replace(system.recipe, langs=rest)
+            recipe = replace(system.recipe, query_langs=rest)
             yield [f"without {lang}"], replace(system, recipe=recipe), [Setting(alpha, strength)]
 
 

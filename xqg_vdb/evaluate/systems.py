@@ -61,8 +61,8 @@ def prepare(task: RetrievalTask, *, encoder: CalibratedEncoder, folder: Path, pr
         kind="passages", folder=folder, progress=progress, stage=f"passages of {task.name}",
     )  # fmt: skip
     asked = kept_vectors(
-        [query.text for query in task.queries], encode=encoder.encode_queries, encoder=facts, kind="queries",
-        folder=folder, progress=progress, stage=f"questions of {task.name}",
+        [query.text for query in task.queries], encode=partial(encoder.encode_queries, calibrate=False),
+        encoder=facts, kind="queries", folder=folder, progress=progress, stage=f"questions of {task.name}",
     )  # fmt: skip
     return Material(task, passages, rows, asked)
 
@@ -189,7 +189,7 @@ def question_languages(system: System, material: Material) -> list[str]:
 
 def content_of(system: System, queries: QueryVectors, *, passages: int, means: Mapping[str, Vectors]) -> Sums:
     """The query sums that the system folds in: its own, or a control's with the same counts."""
-    langs = system.recipe.langs
+    langs = system.recipe.query_langs
     missing = sorted(set(langs or ()) - set(queries.langs))
     if missing:
         raise DataError(f"system {system.name!r}: no queries in {', '.join(missing)}; there are {queries.langs}.")

@@ -161,7 +161,8 @@ class Workbench:
         wordings = None
         if expanded is not None:
             encode = partial(
-                kept_vectors, encode=encoder.encode_queries, encoder=encoder.facts, kind="queries", folder=self.vectors,
+                kept_vectors, encode=partial(encoder.encode_queries, calibrate=False),
+                encoder=encoder.facts, kind="queries", folder=self.vectors,
                 progress=self.progress, stage=f"{dataset}: questions of {system.name}",
             )  # fmt: skip
             wordings = vectors_of(expanded[0], encode)

@@ -64,14 +64,15 @@ AS_GOOD = 0.01
 def measure_calibration(encoder: TextEncoder) -> tuple[LanguageMeans, dict[str, Any]]:
     """The encoder's language means, and a record with the recommended `strength` and the measurements behind it."""
     table = language_means(
-        {lang: encoder.encode_queries(lines) for lang, lines in question_bank().items()}, source="question bank"
+        {lang: encoder.encode_queries(lines, calibrate=False) for lang, lines in question_bank().items()},
+        source="question bank",
     )
     sample = sample_corpus()
     passages = list(read_corpus(sample.corpus, detect=False))
     rows = {passage.id: row for row, passage in enumerate(passages)}
     questions = read_questions(sample.questions)
     answers = {r["id"]: rows[r["passage"]] for r in map(orjson.loads, sample.questions.read_bytes().splitlines())}
-    vectors = encoder.encode_queries([question.text for question in questions])
+    vectors = encoder.encode_queries([question.text for question in questions], calibrate=False)
     curve = mrr_curve(
         vectors,
         encoder.encode_passages([passage.title_and_text for passage in passages]),
@@ -153,7 +154,7 @@ def measure_parity(encoder: Encoder, reference: Reference) -> Parity:
     """Compare an exported encoder with the original on `parity_texts`."""
     questions, passages = parity_texts()
     theirs = np.concatenate(reference(questions, passages))
-    ours = np.concatenate([encoder.encode_queries(questions), encoder.encode_passages(passages)])
+    ours = np.concatenate([encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages)])
     if theirs.shape != ours.shape:
         raise ModelError(f"The original gives rows of {theirs.shape[1]} dimensions, the export of {ours.shape[1]}.")
     cosines = np.einsum("ij,ij->i", unit_rows(ours), unit_rows(theirs))
@@ -380,7 +381,7 @@ def _fp32_vectors(folder: Path, spec: EncoderSpec) -> Reference:
 
     def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
         with Encoder(fp32, calibration=0.0) as encoder:
-            return encoder.encode_queries(queries), encoder.encode_passages(passages)
+            return encoder.encode_queries(queries, calibrate=False), encoder.encode_passages(passages)
 
     return encode
 

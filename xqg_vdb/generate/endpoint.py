@@ -97,12 +97,12 @@ class EndpointGenerator(InBatches):
         cost = (read * self.endpoint.price_read + written * self.endpoint.price_written) / 1e6
         return {**counts, "cost": round(cost, 6)}
 
-    def batch_size(self, langs: Sequence[str], n: int) -> int:
+    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages whose requests are sent together; enough to keep all connections busy."""
-        return max(1, 4 * self.endpoint.concurrency // (len(langs) * n))
+        return max(1, 4 * self.endpoint.concurrency // (len(query_langs) * n))
 
     def generate_batch(
-        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages. Raises ServerError when the endpoint is away for good or refuses."""
         self._given_up = False
@@ -110,12 +110,14 @@ class EndpointGenerator(InBatches):
         asked = [
             (self._message(passage, lang), row_key(seed, passage.id, lang, i) % 2**31)
             for passage in batch
-            for lang in langs
+            for lang in query_langs
             for i in range(n)
         ]
         answers = iter(list(self._pool.map(lambda request: self._ask(*request), asked)))
         return [
-            GeneratedQueries(p.id, {lang: tuple(filter(None, [next(answers) for _ in range(n)])) for lang in langs})
+            GeneratedQueries(
+                p.id, {lang: tuple(filter(None, [next(answers) for _ in range(n)])) for lang in query_langs}
+            )
             for p in batch
         ]
 

@@ -54,16 +54,16 @@ class CausalGenerator(InBatches):
         """Passages cut so far, and seconds per phase."""
         return {"passages_cut": self.truncated, **self.model.clock.seconds}
 
-    def batch_size(self, langs: Sequence[str], n: int) -> int:
+    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are decoded together."""
-        return max(1, ROWS // max(1, len(langs) * samples_of(self.decoding, n)))
+        return max(1, ROWS // max(1, len(query_langs) * samples_of(self.decoding, n)))
 
     def generate_batch(
-        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
         samples = samples_of(self.decoding, n)
-        endings = [self.model.ids(self.prompt.ending(lang)) for lang in langs]
+        endings = [self.model.ids(self.prompt.ending(lang)) for lang in query_langs]
         trees = [
             self.model.branch(
                 self._prefix, self._body(passage, max(map(len, endings))), endings, settings=self.decoding
@@ -73,12 +73,12 @@ class CausalGenerator(InBatches):
         keys = [
             row_key(self.decoding.seed + attempt, passage.id, lang, i)
             for passage in batch
-            for lang in langs
+            for lang in query_langs
             for i in range(samples)
         ]
         texts = self.model.write(trees, keys, samples=samples, settings=self.decoding)
         table = iter([tuple(map(self.prompt.cut, texts[i : i + samples])) for i in range(0, len(texts), samples)])
-        return [GeneratedQueries(passage.id, {lang: next(table) for lang in langs}) for passage in batch]
+        return [GeneratedQueries(passage.id, {lang: next(table) for lang in query_langs}) for passage in batch]
 
     def _body(self, passage: Passage, ending: int) -> list[int]:
         """Tokens of the passage part.
@@ -106,12 +106,12 @@ LONGEST_QUESTION = 64  # tokens of an English question that are translated
 
 
 class PivotGenerator(InBatches):
-    """A `QueryGenerator` for `langs`, in two steps. Chance is in the first step only: translations are greedy."""
+    """A `QueryGenerator` for `query_langs`, in two steps. Chance is in the first step only: translations are greedy."""
 
-    def __init__(self, model: CausalModel, *, langs: Sequence[str], decoding: Decoding) -> None:
+    def __init__(self, model: CausalModel, *, query_langs: Sequence[str], decoding: Decoding) -> None:
         self.model, self.decoding = model, decoding
         self.english = CausalGenerator(model, prompt=english_questions(), decoding=decoding)
-        prompts = {lang: translation(lang, pairs=PAIRS) for lang in langs if lang != PIVOT}
+        prompts = {lang: translation(lang, pairs=PAIRS) for lang in query_langs if lang != PIVOT}
         self._translations = {lang: (prompt, model.read(prompt.prefix)) for lang, prompt in prompts.items()}
 
     def describe(self) -> dict[str, Any]:
@@ -127,19 +127,20 @@ class PivotGenerator(InBatches):
         """Passages cut so far, and seconds per phase."""
         return self.english.counters()
 
-    def batch_size(self, langs: Sequence[str], n: int) -> int:
+    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are taken together: so many that each language has enough questions to translate at once."""
         return max(1, ROWS // samples_of(self.decoding, n))
 
     def generate_batch(
-        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages; attempt: 1 for other English questions."""
-        asked = self.english.generate_batch(batch, langs=[PIVOT], n=n, attempt=attempt)
+        asked = self.english.generate_batch(batch, query_langs=[PIVOT], n=n, attempt=attempt)
         questions = [record.queries[PIVOT] for record in asked]
-        by_lang = {lang: questions if lang == PIVOT else self._translated(questions, lang) for lang in langs}
+        by_lang = {lang: questions if lang == PIVOT else self._translated(questions, lang) for lang in query_langs}
         return [
-            GeneratedQueries(passage.id, {lang: by_lang[lang][i] for lang in langs}) for i, passage in enumerate(batch)
+            GeneratedQueries(passage.id, {lang: by_lang[lang][i] for lang in query_langs})
+            for i, passage in enumerate(batch)
         ]
 
     def _translated(self, questions: Sequence[tuple[str, ...]], lang: str) -> list[tuple[str, ...]]:
@@ -200,27 +201,27 @@ class Seq2SeqGenerator(InBatches):
         """Prompts cut so far, and seconds per phase."""
         return {"prompts_cut": self.truncated, **self.clock.seconds}
 
-    def batch_size(self, langs: Sequence[str], n: int) -> int:
+    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are decoded together."""
-        return max(1, ROWS // max(1, len(langs) * samples_of(self.decoding, n)))
+        return max(1, ROWS // max(1, len(query_langs) * samples_of(self.decoding, n)))
 
     def generate_batch(
-        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
         samples = samples_of(self.decoding, n)
-        forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in langs])
+        forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in query_langs])
         stems = self.begin(forest)
         keys = [
             row_key(self.decoding.seed + attempt, passage.id, lang, i)
             for passage in batch
-            for lang in langs
+            for lang in query_langs
             for i in range(samples)
         ]
         tokens = decode(forest, stems, keys, self.decoding, samples=samples, stops=self.stops, clock=self.clock)
         texts = [" ".join(text.split()) for text in self.tokenizer.decode_batch(tokens, skip_special_tokens=True)]
         table = iter([tuple(texts[i : i + samples]) for i in range(0, len(texts), samples)])
-        return [GeneratedQueries(passage.id, {lang: next(table) for lang in langs}) for passage in batch]
+        return [GeneratedQueries(passage.id, {lang: next(table) for lang in query_langs}) for passage in batch]
 
     def input_ids(self, passage: Passage, lang: str) -> list[int]:
         """Token ids of the prompt, at most `max_input` with the end token; what is cut is the passage's end."""

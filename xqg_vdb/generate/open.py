@@ -38,8 +38,8 @@ class Options:
     threads: int = 0
 
 
-def open_generator(model: str | Path, *, langs: Sequence[str], options: Options | None = None) -> BatchGenerator:
-    """A ready generator that can write `langs`.
+def open_generator(model: str | Path, *, query_langs: Sequence[str], options: Options | None = None) -> BatchGenerator:
+    """A ready generator that can write `query_langs`.
 
     Raises ModelError when there is no such model or it cannot write one of the languages, CorruptError for a damaged
     folder, DataError for an unknown language.
@@ -48,7 +48,7 @@ def open_generator(model: str | Path, *, langs: Sequence[str], options: Options 
     folder = open_model_folder(generator_folder(model))
     if folder.kind == "encoder":
         raise ModelError(f"{folder.path} holds an encoder; `generate` needs a generator, such as starter:generator.")
-    codes = [normalize(lang) for lang in langs]
+    codes = [normalize(lang) for lang in query_langs]
     check_writable(Tokenizer.from_file(str(folder.path / TOKENIZER)), codes, str(folder.path))
     if folder.kind == "seq2seq-generator":
         if options.prompt is not None:
@@ -57,20 +57,20 @@ def open_generator(model: str | Path, *, langs: Sequence[str], options: Options 
     return _causal(folder, codes, options)
 
 
-def _causal(folder: ModelFolder, langs: Sequence[str], options: Options) -> BatchGenerator:
-    name = options.prompt or _suited(folder, langs)
+def _causal(folder: ModelFolder, query_langs: Sequence[str], options: Options) -> BatchGenerator:
+    name = options.prompt or _suited(folder, query_langs)
     prompt = _prompt(folder, name)
     model = CausalModel(folder, stop=prompt.stop, threads=options.threads)
     if name == "pivot":
-        return PivotGenerator(model, langs=langs, decoding=options.decoding)
+        return PivotGenerator(model, query_langs=query_langs, decoding=options.decoding)
     return CausalGenerator(model, prompt=prompt, decoding=options.decoding)
 
 
-def _suited(folder: ModelFolder, langs: Sequence[str]) -> PromptName:
+def _suited(folder: ModelFolder, query_langs: Sequence[str]) -> PromptName:
     record = folder.manifest.get("generator") or {}
     if record.get("finetuned"):
         return "finetuned"
-    return "chat" if record.get("chat") else "pivot" if _bank_has(langs) else "few-shot"
+    return "chat" if record.get("chat") else "pivot" if _bank_has(query_langs) else "few-shot"
 
 
 def _prompt(folder: ModelFolder, name: PromptName) -> CausalPrompt:
@@ -86,13 +86,13 @@ def _prompt(folder: ModelFolder, name: PromptName) -> CausalPrompt:
     return few_shot()
 
 
-def _bank_has(langs: Sequence[str]) -> bool:
-    return set(langs) <= question_bank().keys()
+def _bank_has(query_langs: Sequence[str]) -> bool:
+    return set(query_langs) <= question_bank().keys()
 
 
-def check_writable(tokenizer: Tokenizer, langs: Sequence[str], name: str) -> None:
+def check_writable(tokenizer: Tokenizer, query_langs: Sequence[str], name: str) -> None:
     """Raise ModelError that names every language whose script the tokenizer does not know."""
-    lacking = [lang for lang in langs if _unknown_share(tokenizer, question_bank().get(lang, ())) > UNKNOWN_SHARE]
+    lacking = [lang for lang in query_langs if _unknown_share(tokenizer, question_bank().get(lang, ())) > UNKNOWN_SHARE]
     if lacking:
         names = ", ".join(f"{english_name(lang)} ({lang})" for lang in lacking)
         raise ModelError(

@@ -47,12 +47,12 @@ from xqg_vdb.types import GeneratedQueries, Passage
 class BatchGenerator(Protocol):
     """What the runner needs of a generator. Equal calls give equal records, whatever was called before."""
 
-    def batch_size(self, langs: Sequence[str], n: int) -> int:
+    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages per batch; a function of its arguments and the settings alone."""
         ...
 
     def generate_batch(
-        self, batch: Sequence[Passage], *, langs: Sequence[str], n: int, attempt: int = 0
+        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """One record per passage, in order."""
         ...
@@ -74,11 +74,11 @@ class InBatches:
     """What every generator makes of its `generate_batch`."""
 
     def generate(
-        self: BatchGenerator, passages: Iterable[Passage], *, langs: Sequence[str], n: int
+        self: BatchGenerator, passages: Iterable[Passage], *, query_langs: Sequence[str], n: int
     ) -> Iterator[GeneratedQueries]:
         """One record per passage, in input order; greedy gives one query per language whatever n is."""
-        for batch in windows(passages, self.batch_size(langs, n)):
-            yield from self.generate_batch(batch, langs=langs, n=n)
+        for batch in windows(passages, self.batch_size(query_langs, n)):
+            yield from self.generate_batch(batch, query_langs=query_langs, n=n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +126,20 @@ class Summary:
 class Job:
     """What to generate: languages (normalised and checked), queries per language, which shard, filtered or not."""
 
-    langs: tuple[str, ...]
+    query_langs: tuple[str, ...]
     n: int
     shard: Shard = field(default_factory=Shard)
     query_filter: QueryFilter | None = None
 
     def __post_init__(self) -> None:
-        if not self.langs:
+        if not self.query_langs:
             raise DataError("No language was given: name at least one, such as -l sw.")
-        codes = [normalize(lang) for lang in self.langs]
+        codes = [normalize(lang) for lang in self.query_langs]
         if len(set(codes)) < len(codes):
-            raise DataError(f"A language is named twice in {', '.join(self.langs)}.")
+            raise DataError(f"A language is named twice in {', '.join(self.query_langs)}.")
         if self.n < 1:
             raise DataError(f"n must be 1 or more, got {self.n}.")
-        object.__setattr__(self, "langs", tuple(codes))
+        object.__setattr__(self, "query_langs", tuple(codes))
 
 
 __all__ = ["BatchGenerator", "Job", "Progress", "Summary", "generate_file"]
@@ -169,7 +169,9 @@ def generate_file(
         return _finished_before(out, header, read_corpus(corpus, rejects=_fresh(rejects), detect=False))
     with ExitStack() as stack:
         earlier = None if reuse is None else stack.enter_context(EarlierQueries(reuse, header=header))
-        total = sum(1 for plan in planned(_passages(corpus, job, _fresh(rejects)), job.langs, earlier) if plan.missing)
+        total = sum(
+            1 for plan in planned(_passages(corpus, job, _fresh(rejects)), job.query_langs, earlier) if plan.missing
+        )
         with RecordLog(job.shard.path(out), header) as log:
             summary = _fill(log, _passages(corpus, job, rejects), generator, job, earlier, total, progress)
     if job.shard.count == 1:
@@ -202,7 +204,7 @@ def _finished_before(out: Path, header: Mapping[str, Any], passages: Iterable[Pa
 
 def _header(generator: BatchGenerator, job: Job) -> dict[str, Any]:
     rules = job.query_filter.rules.to_json() if job.query_filter else None
-    settings = {"generator": generator.describe(), "langs": list(job.langs), "n": job.n, "filter": rules}
+    settings = {"generator": generator.describe(), "langs": list(job.query_langs), "n": job.n, "filter": rules}
     return {"schema": SCHEMA, **settings, "shard": [job.shard.number, job.shard.count]}
 
 
@@ -244,7 +246,7 @@ def _fill(
         tally.add(info)
     before, start = replace(tally), time.monotonic()  # only its numbers are looked at; the counters go on
     if log.committed.end is None:
-        plans = planned(passages, job.langs, earlier)
+        plans = planned(passages, job.query_langs, earlier)
         for batch in in_batches(plans, lambda langs: generator.batch_size(langs, job.n)):
             begun = time.monotonic()
             lines, counts = _written(generator, batch, job)
@@ -279,7 +281,7 @@ def _written(generator: BatchGenerator, batch: Sequence[Plan], job: Job) -> tupl
         {
             "id": plan.passage.id,
             "digest": passage_digest(plan.passage),
-            "queries": {lang: found[lang] for lang in job.langs},
+            "queries": {lang: found[lang] for lang in job.query_langs},
         }
         for plan, found in zip(batch, queries, strict=True)
     ]
@@ -308,7 +310,7 @@ def _good_records(
     generator: BatchGenerator, batch: Sequence[Passage], langs: tuple[str, ...], job: Job
 ) -> tuple[list[GeneratedQueries], dict[str, int]]:
     """A batch's records and counts by reason; what a filter rejects is drawn once more, then left out."""
-    records = generator.generate_batch(batch, langs=langs, n=job.n)
+    records = generator.generate_batch(batch, query_langs=langs, n=job.n)
     if job.query_filter is None:
         return records, {}
     verdicts = job.query_filter.judge(records)
@@ -316,7 +318,7 @@ def _good_records(
     again = [i for i, verdict in enumerate(verdicts) if any(map(any, verdict.values()))]
     kept = [without_rejected(record, verdict) for record, verdict in zip(records, verdicts, strict=True)]
     if again:
-        second = generator.generate_batch([batch[i] for i in again], langs=langs, n=job.n, attempt=1)
+        second = generator.generate_batch([batch[i] for i in again], query_langs=langs, n=job.n, attempt=1)
         judged = job.query_filter.judge(second)
         for i, record, verdict in zip(again, second, judged, strict=True):
             kept[i] = _filled_up(kept[i], without_rejected(record, verdict), verdicts[i], job.n)

@@ -265,7 +265,7 @@ def check_encoder(
     found = [_median_cosine(stored, own) for own in rows]
     best = int(np.argmax(found))
     if found[best] < LEAST_COSINE:
-        as_queries = max(_median_cosine(stored, encoder.encode_queries(one)) for one in texts)
+        as_queries = max(_median_cosine(stored, encoder.encode_queries(one, calibrate=False)) for one in texts)
         raise MismatchError(_refusal(encoder, found[best], as_queries, name=name))
     if distance == "dot":
         _check_lengths(stored, rows[best], name=name, source=facts.source)

@@ -97,7 +97,7 @@ def question_means(
     asked = read_questions(Path(questions), rejects=rejects)
     texts = [question.text for question in asked]
     langs = resolve_languages(texts, [question.lang for question in asked])
-    vectors = encoder.encode_queries(texts)
+    vectors = encoder.encode_queries(texts, calibrate=False)
     rows = {lang: vectors[[i for i, own in enumerate(langs) if own == lang]] for lang in sorted(set(langs) - {"und"})}
     if not rows:
         raise DataError(f"None of the questions in {questions} has a language: give each a `lang` field.")

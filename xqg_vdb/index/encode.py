@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -234,7 +235,7 @@ def query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) ->
     ]
     if not flat:
         return {}
-    vectors = encoder.encode_queries([text for _, _, text in flat])
+    vectors = encoder.encode_queries([text for _, _, text in flat], calibrate=False)
     owners = np.array([row for row, _, _ in flat])
     langs = np.array([lang for _, lang, _ in flat])
     sums = {}
@@ -362,7 +363,7 @@ def encode_query_files(
             f"{', '.join(map(str, files))}: no query belongs to any of these passages; are the ids the corpus's own?"
         )
     vectors = kept_vectors(
-        texts, encode=encoder.encode_queries, encoder=encoder.facts, kind="queries", folder=folder, progress=progress,
-        stage=f"queries of {files[0].name}",
+        texts, encode=partial(encoder.encode_queries, calibrate=False),
+        encoder=encoder.facts, kind="queries", folder=folder, progress=progress, stage=f"queries of {files[0].name}",
     )  # fmt: skip
     return QueryVectors(vectors, np.array(owner), np.array(index), np.array(lang), unused)

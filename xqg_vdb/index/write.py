@@ -126,7 +126,7 @@ def fused_vectors(
     passages = rows_of_card(kept.passages[rows], langs=langs, card=card)
     sums = {lang: (kept.sums[lang][rows], kept.counts[lang][rows]) for lang in card.query_langs}
     normalize = card.distance == "cosine"
-    recipe = replace(card.recipe, langs=card.query_langs) if card.query_langs else _PLAIN
+    recipe = replace(card.recipe, query_langs=card.query_langs) if card.query_langs else _PLAIN
     vectors = {TEXT_DENSE: fuse(passages, sums, recipe=recipe, means=means.means, normalize=normalize)}
     if TEXT_DENSE_PLAIN in card.vectors:
         vectors[TEXT_DENSE_PLAIN] = unit_rows(kept.passages[rows]) if normalize else kept.passages[rows]

@@ -16,8 +16,7 @@ from typing import Any, Generic, Self, TypeVar
 from xqg_vdb.errors import MissingExtra
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
-from xqg_vdb.search.async_retriever import AsyncRetriever
-from xqg_vdb.search.retriever import QueryEncoder, Retriever, passage_languages
+from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store import Collection, open_store
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Passage, Question
@@ -71,12 +70,12 @@ class _OpenedOnce(Generic[T]):
 
 
 @component
-class XqgTextEmbedder(_OpenedOnce[QueryEncoder]):
+class XqgTextEmbedder(_OpenedOnce[QuestionEncoder]):
     """The calibrated vector of a question, for `QdrantEmbeddingRetriever` and its like.
 
     encoder: a model folder or name. collection: the one that will be searched, in the folder `path` or on the server at
     `url`; its card says how to calibrate. Without one, the encoder's own calibration is used.
-    query_language: of all questions; detected for each when not given. calibration: λ, 0 to switch it off.
+    question_lang: of all questions; detected for each when not given. calibration: λ, 0 to switch it off.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class XqgTextEmbedder(_OpenedOnce[QueryEncoder]):
         path: str | None = None,
         url: str | None = None,
         api_key: Secret = _KEY,
-        query_language: str | None = None,
+        question_lang: str | None = None,
         calibration: float | None = None,
     ) -> None:
         self.encoder = encoder
@@ -95,27 +94,27 @@ class XqgTextEmbedder(_OpenedOnce[QueryEncoder]):
         self.path = path
         self.url = url
         self.api_key = api_key
-        self.query_language = query_language
+        self.question_lang = question_lang
         self.calibration = calibration
         _OpenedOnce.__init__(self)
 
     @component.output_types(embedding=list[float])
-    def run(self, text: str, query_language: str | None = None) -> dict[str, list[float]]:
+    def run(self, text: str, question_lang: str | None = None) -> dict[str, list[float]]:
         """`embedding`: the question's vector. Raises DataError when it is blank."""
-        query = Question("0", text, query_language or self.query_language)
+        query = Question("0", text, question_lang or self.question_lang)
         return {"embedding": self._ready().encode([query]).vectors[0].tolist()}
 
     @component.output_types(embedding=list[float])
-    async def run_async(self, text: str, query_language: str | None = None) -> dict[str, list[float]]:
+    async def run_async(self, text: str, question_lang: str | None = None) -> dict[str, list[float]]:
         """The same on a worker thread."""
-        return await asyncio.to_thread(self.run, text, query_language)
+        return await asyncio.to_thread(self.run, text, question_lang)
 
-    def _open(self) -> QueryEncoder:
+    def _open(self) -> QuestionEncoder:
         encoder = Encoder(self.encoder)
         if self.collection is None:
-            return QueryEncoder(encoder, calibration=self.calibration)
+            return QuestionEncoder(encoder, calibration=self.calibration)
         with _opened(self.collection, path=self.path, url=self.url, api_key=self.api_key) as collection:
-            return QueryEncoder(encoder, collection=collection, calibration=self.calibration)
+            return QuestionEncoder(encoder, collection=collection, calibration=self.calibration)
 
 
 @component
@@ -149,8 +148,8 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
     """Finds passages for questions in any language: encoding, calibration and search in one component.
 
     collection: as `xqg-vdb load` named it, in the folder `path` or on the server at `url` (see `open_store`).
-    encoder: the model folder or name that made it. top_k: documents to return. languages: only passages in these.
-    query_language: of all questions; detected for each when not given. calibration: λ, 0 to switch it off.
+    encoder: the model folder or name that made it. top_k: documents to return. passage_langs: only passages in these.
+    question_lang: of all questions; detected for each when not given. calibration: λ, 0 to switch it off.
 
     A document's id is the passage's, its meta are the passage's with `lang` and `title`.
     """
@@ -164,8 +163,8 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         url: str | None = None,
         api_key: Secret = _KEY,
         top_k: int = 10,
-        languages: list[str] | None = None,
-        query_language: str | None = None,
+        passage_langs: list[str] | None = None,
+        question_lang: str | None = None,
         calibration: float | None = None,
     ) -> None:
         self.collection = collection
@@ -174,8 +173,8 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         self.url = url
         self.api_key = api_key
         self.top_k = top_k
-        self.languages = passage_languages(languages)
-        self.query_language = query_language
+        self.passage_langs = passage_languages(passage_langs)
+        self.question_lang = question_lang
         self.calibration = calibration
         _OpenedOnce.__init__(self)
 
@@ -190,11 +189,11 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         self,
         query: str,
         top_k: int | None = None,
-        languages: list[str] | None = None,
-        query_language: str | None = None,
+        passage_langs: list[str] | None = None,
+        question_lang: str | None = None,
     ) -> dict[str, list[Document]]:
         """`documents`: the best passages for the question, best first. Raises DataError when it is blank."""
-        hits = self._ready().retriever.search(query, **self._wishes(top_k, languages, query_language))
+        hits = self._ready().retriever.search(query, **self._wishes(top_k, passage_langs, question_lang))
         return {"documents": [_document(hit) for hit in hits]}
 
     @component.output_types(documents=list[Document])
@@ -202,20 +201,20 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         self,
         query: str,
         top_k: int | None = None,
-        languages: list[str] | None = None,
-        query_language: str | None = None,
+        passage_langs: list[str] | None = None,
+        question_lang: str | None = None,
     ) -> dict[str, list[Document]]:
         """The same without blocking the event loop."""
         retriever = await asyncio.to_thread(self._ready)
-        hits = await retriever.search(query, **self._wishes(top_k, languages, query_language))
+        hits = await retriever.search(query, **self._wishes(top_k, passage_langs, question_lang))
         return {"documents": [_document(hit) for hit in hits]}
 
-    def _wishes(self, top_k: int | None, languages: list[str] | None, query_language: str | None) -> dict[str, Any]:
+    def _wishes(self, top_k: int | None, passage_langs: list[str] | None, question_lang: str | None) -> dict[str, Any]:
         """The arguments of a search: what the call says, else what the component was made with."""
         return {
             "k": self.top_k if top_k is None else top_k,
-            "langs": self.languages if languages is None else languages,
-            "lang": query_language or self.query_language,
+            "passage_langs": self.passage_langs if passage_langs is None else passage_langs,
+            "question_lang": question_lang or self.question_lang,
         }
 
     def _open(self) -> AsyncRetriever:
@@ -227,12 +226,12 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
             raise
 
 
-def language_filter(languages: Sequence[str]) -> dict[str, Any]:
+def language_filter(passage_langs: Sequence[str]) -> dict[str, Any]:
     """Only passages in these languages, as Haystack's document stores and retrievers take it (`filters=`).
 
     Raises DataError for an empty list and for what is no language code.
     """
-    return {"field": LANG_KEY, "operator": "in", "value": passage_languages(languages) or []}
+    return {"field": LANG_KEY, "operator": "in", "value": passage_languages(passage_langs) or []}
 
 
 def _opened(name: str, *, path: str | None, url: str | None, api_key: Secret) -> Collection:

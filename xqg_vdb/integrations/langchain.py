@@ -11,8 +11,7 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.search.async_retriever import AsyncRetriever
-from xqg_vdb.search.retriever import QueryEncoder, Retriever, passage_languages
+from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Question
@@ -31,7 +30,7 @@ class XqgEmbeddings(Embeddings):
     """Vectors for LangChain's stores; questions are calibrated for their language. Threads may share it.
 
     collection: the collection that will be searched, whose card says how to calibrate; without one, the encoder's own
-    calibration is used. query_language: of all questions; detected for each when not given.
+    calibration is used. question_lang: of all questions; detected for each when not given.
     calibration: λ in place of the recommended one, 0 to switch it off.
     Raises MismatchError when the collection was made by another encoder.
     """
@@ -41,12 +40,12 @@ class XqgEmbeddings(Embeddings):
         encoder: CalibratedEncoder,
         *,
         collection: Collection | None = None,
-        query_language: str | None = None,
+        question_lang: str | None = None,
         calibration: float | None = None,
     ) -> None:
         self.encoder = encoder
-        self.query_language = query_language
-        self._queries = QueryEncoder(encoder, collection=collection, calibration=calibration)
+        self.question_lang = question_lang
+        self._queries = QuestionEncoder(encoder, collection=collection, calibration=calibration)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector of `encoder.facts.dim` floats per passage. Raises DataError for a blank text."""
@@ -55,23 +54,23 @@ class XqgEmbeddings(Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The calibrated vector of one question. Raises DataError when it is blank."""
-        vector: list[float] = self._queries.encode([Question("0", text, self.query_language)]).vectors[0].tolist()
+        vector: list[float] = self._queries.encode([Question("0", text, self.question_lang)]).vectors[0].tolist()
         return vector
 
 
 class XqgRetriever(BaseRetriever):
     """Finds passages for questions in any language; `ainvoke` blocks no event loop.
 
-    retriever: a ready `Retriever`. k: documents to return. languages: only passages in these languages.
-    query_language: of all questions; detected for each when not given. All but the first may be given to `invoke`, too.
+    retriever: a ready `Retriever`. k: documents to return. passage_langs: only passages in these languages.
+    question_lang: of all questions; detected for each when not given. All but the first may be given to `invoke`, too.
 
     A document's id is the passage's, its metadata are the passage's with `lang`, `title` and `_score`.
     """
 
     retriever: Retriever
     k: int = Field(default=10, ge=1)
-    languages: list[str] | None = None
-    query_language: str | None = None
+    passage_langs: list[str] | None = None
+    question_lang: str | None = None
     _async: AsyncRetriever = PrivateAttr()
 
     def model_post_init(self, context: object, /) -> None:
@@ -85,14 +84,14 @@ class XqgRetriever(BaseRetriever):
         *,
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
-        languages: Sequence[str] | None = None,
-        query_language: str | None = None,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
     ) -> list[Document]:
         hits = self.retriever.search(
             query,
             k=self.k if k is None else k,
-            langs=self.languages if languages is None else languages,
-            lang=query_language or self.query_language,
+            passage_langs=self.passage_langs if passage_langs is None else passage_langs,
+            question_lang=question_lang or self.question_lang,
         )
         return [_document(hit) for hit in hits]
 
@@ -102,25 +101,25 @@ class XqgRetriever(BaseRetriever):
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
         k: int | None = None,
-        languages: Sequence[str] | None = None,
-        query_language: str | None = None,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
     ) -> list[Document]:
         hits = await self._async.search(
             query,
             k=self.k if k is None else k,
-            langs=self.languages if languages is None else languages,
-            lang=query_language or self.query_language,
+            passage_langs=self.passage_langs if passage_langs is None else passage_langs,
+            question_lang=question_lang or self.question_lang,
         )
         return [_document(hit) for hit in hits]
 
 
-def language_filter(languages: Sequence[str]) -> models.Filter:
+def language_filter(passage_langs: Sequence[str]) -> models.Filter:
     """Only passages in these languages, as `langchain_qdrant.QdrantVectorStore` takes it (`filter=`).
 
     Raises DataError for an empty list and for what is no language code.
     """
     return models.Filter(
-        must=[models.FieldCondition(key=LANG_KEY, match=models.MatchAny(any=passage_languages(languages) or []))]
+        must=[models.FieldCondition(key=LANG_KEY, match=models.MatchAny(any=passage_languages(passage_langs) or []))]
     )
 
 

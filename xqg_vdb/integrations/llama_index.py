@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.search.async_retriever import AsyncRetriever
-from xqg_vdb.search.retriever import QueryEncoder, Retriever, passage_languages
+from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Question
@@ -31,28 +30,28 @@ class XqgEmbedding(BaseEmbedding):
     """Vectors for LlamaIndex's stores; questions are calibrated for their language. Threads may share it.
 
     collection: the collection that will be searched, whose card says how to calibrate; without one, the encoder's own
-    calibration is used. query_language: of all questions; detected for each when not given.
+    calibration is used. question_lang: of all questions; detected for each when not given.
     calibration: λ in place of the recommended one, 0 to switch it off. embed_batch_size: texts handed over at a time.
     Raises MismatchError when the collection was made by another encoder.
     """
 
-    query_language: str | None = None
+    question_lang: str | None = None
     _encoder: CalibratedEncoder = PrivateAttr()
-    _queries: QueryEncoder = PrivateAttr()
+    _queries: QuestionEncoder = PrivateAttr()
 
     def __init__(
         self,
         encoder: CalibratedEncoder,
         *,
         collection: Collection | None = None,
-        query_language: str | None = None,
+        question_lang: str | None = None,
         calibration: float | None = None,
         embed_batch_size: int = 512,
     ) -> None:
         super().__init__(model_name=encoder.facts.source, embed_batch_size=embed_batch_size)
-        self.query_language = query_language
+        self.question_lang = question_lang
         self._encoder = encoder
-        self._queries = QueryEncoder(encoder, collection=collection, calibration=calibration)
+        self._queries = QuestionEncoder(encoder, collection=collection, calibration=calibration)
 
     @classmethod
     def class_name(cls) -> str:
@@ -60,7 +59,7 @@ class XqgEmbedding(BaseEmbedding):
         return "XqgEmbedding"
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        vector: Embedding = self._queries.encode([Question("0", query, self.query_language)]).vectors[0].tolist()
+        vector: Embedding = self._queries.encode([Question("0", query, self.question_lang)]).vectors[0].tolist()
         return vector
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
@@ -83,8 +82,8 @@ class XqgEmbedding(BaseEmbedding):
 class XqgRetriever(BaseRetriever):
     """Finds passages for questions in any language; `aretrieve` blocks no event loop.
 
-    retriever: a ready `Retriever`. similarity_top_k: nodes to return. languages: only passages in these languages.
-    query_language: of all questions; detected for each when not given.
+    retriever: a ready `Retriever`. similarity_top_k: nodes to return. passage_langs: only passages in these languages.
+    question_lang: of all questions; detected for each when not given.
 
     A node's id is the passage's, its metadata are the passage's with `lang` and `title`.
     """
@@ -94,32 +93,36 @@ class XqgRetriever(BaseRetriever):
         retriever: Retriever,
         *,
         similarity_top_k: int = 10,
-        languages: Sequence[str] | None = None,
-        query_language: str | None = None,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(callback_manager=callback_manager)
         self.similarity_top_k = similarity_top_k
-        self.query_language = query_language
-        self._languages = passage_languages(languages)
+        self.question_lang = question_lang
+        self._passage_langs = passage_languages(passage_langs)
         self._retriever = retriever
         self._async = AsyncRetriever(retriever)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        text, k, langs = query_bundle.query_str, self.similarity_top_k, self._languages
-        return list(map(_node, self._retriever.search(text, k=k, langs=langs, lang=self.query_language)))
+        text, k, langs = query_bundle.query_str, self.similarity_top_k, self._passage_langs
+        return list(
+            map(_node, self._retriever.search(text, k=k, passage_langs=langs, question_lang=self.question_lang))
+        )
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        text, k, langs = query_bundle.query_str, self.similarity_top_k, self._languages
-        return list(map(_node, await self._async.search(text, k=k, langs=langs, lang=self.query_language)))
+        text, k, langs = query_bundle.query_str, self.similarity_top_k, self._passage_langs
+        return list(
+            map(_node, await self._async.search(text, k=k, passage_langs=langs, question_lang=self.question_lang))
+        )
 
 
-def language_filter(languages: Sequence[str]) -> MetadataFilters:
+def language_filter(passage_langs: Sequence[str]) -> MetadataFilters:
     """Only passages in these languages, as LlamaIndex's `as_retriever(filters=...)` and its stores take it.
 
     Raises DataError for an empty list and for what is no language code.
     """
-    wanted = passage_languages(languages) or []
+    wanted = passage_languages(passage_langs) or []
     return MetadataFilters(filters=[MetadataFilter(key=LANG_KEY, operator=FilterOperator.IN, value=wanted)])
 
 

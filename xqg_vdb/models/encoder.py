@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from xqg_vdb.batching import token_budget_batches, windows
-from xqg_vdb.calibration import LanguageMeans, calibrate, resolve_languages
+from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.models.folder import GRAPH, STARTER, TOKENIZER, ModelFolder, locate_model, open_model_folder
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
@@ -41,7 +41,7 @@ class Encoder:
     model: a model folder, or the name under which it was exported (`starter`, a hub id).
     threads: CPU threads, default all that this process may use.
     provider: an onnxruntime execution provider, as named by `onnxruntime.get_available_providers()`.
-    calibration: λ for `encode_queries(langs=...)`; None takes what `export` measured for this encoder, 0 switches it
+    calibration: λ for `encode_queries`; None takes what `export` measured for this encoder, 0 switches it
     off. batch_tokens: padded tokens in a batch. max_length: tokens a text is cut to, at most the model's own (default).
     Raises ModelError when the model or the provider is not to be had, CorruptError when a file was changed.
     """
@@ -87,19 +87,20 @@ class Encoder:
         """The rows of `encode_passages`, a window at a time, for streams of any length in bounded memory."""
         return self._stream(texts, prefix=self.spec.passage_prefix)
 
-    def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
-        """Rows (n, dim) float32 for questions, in input order, with the query prefix.
+    def encode_queries(
+        self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
+    ) -> Vectors:
+        """Rows (n, dim) float32 for questions, in input order, with the query prefix, calibrated for their languages.
 
-        langs: when given, one language code per text, and the rows are calibrated for it: None means detect it, `und`
-        or a language without calibration takes the mean over languages. Without `langs` the rows are the encoder's own.
+        question_langs: one language code per text; None, for a text or for all, means detect it; `und` or a language
+        without calibration takes the mean over languages. calibrate: False leaves the encoder's own rows.
         """
-        texts = list(texts)
+        texts = texts_of(texts)
         vectors = self._stack(self._stream(texts, prefix=self.spec.query_prefix))
-        if langs is None or self.calibration == 0.0:
+        if not calibrate or not self.calibration or not self.language_means.means:
             return vectors
-        known = resolve_languages(texts, langs)
         table, normalize = self.language_means, self.spec.normalize
-        return calibrate(vectors, langs=known, table=table, strength=self.calibration, normalize=normalize)
+        return calibrated(vectors, texts, question_langs, table=table, strength=self.calibration, normalize=normalize)
 
     def close(self) -> None:
         """Stop the worker threads; the encoder cannot be used afterwards."""

@@ -1,14 +1,17 @@
 """Questions in, passages out: one vector and one look-up a question, calibrated for its language.
 
-In: an encoder and a collection that it made. Out: hits, best first, ties by id. This file refuses to know how either
-works.
+`Retriever` and its asynchronous twin differ in who waits: the steps between the calls are the same functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +20,23 @@ from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, res
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store import Collection
-from xqg_vdb.store.layout import TEXT_DENSE, TEXT_SPARSE, check_hybrid, check_langs
+from xqg_vdb.store.layout import TEXT_SPARSE, check_hybrid, check_langs
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.types import Card, Hit, Question, QuestionRows, Vectors
+from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, Vectors
 
-# Questions into calibrated vectors, each for its language.
+T = TypeVar("T")
 
 CALIBRATED_EF = 256
 """Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the engine's default
 breadth overlooks more neighbours than it does for plain ones."""
 
+CONSTANT = 60  # of reciprocal rank fusion
+DEPTH = 100
+"""Hits of each ranking that take part in a fusion, or k where that is more."""
+
 
 @dataclass(frozen=True, slots=True)
-class EncodedQueries:
+class EncodedQuestions:
     """Questions ready for a search.
 
     vectors: float32 (n, dim). langs: per question the language that it was calibrated for; "" when it was not and none
@@ -43,7 +50,7 @@ class EncodedQueries:
     texts: tuple[str, ...]
 
 
-class QueryEncoder:
+class QuestionEncoder:
     """Questions into calibrated vectors, for one collection or for any that the encoder made.
 
     collection: whose calibration to use: its card's λ and the language means that it measured itself; without one,
@@ -64,27 +71,22 @@ class QueryEncoder:
             recommended = card.calibration
         self.strength = recommended if calibration is None else calibration
 
-    def encode(self, queries: Sequence[Question]) -> EncodedQueries:
+    def encode(self, questions: Sequence[Question]) -> EncodedQuestions:
         """The rows for the questions, in input order, each calibrated for its language; detected when not given.
 
         Raises DataError for a blank question and for what is no language code.
         """
-        refuse_blank(queries)
-        asked = [None if query.lang is None else normalize(query.lang) for query in queries]
-        texts = [query.text for query in queries]
-        vectors = self.encoder.encode_queries(texts)
+        refuse_blank(questions)
+        langs = [None if question.lang is None else normalize(question.lang) for question in questions]
+        texts = [question.text for question in questions]
+        vectors = self.encoder.encode_queries(texts, calibrate=False)
         calibrated = self.strength != 0.0 and bool(self.language_means.means)
         if calibrated:
-            asked = list(resolve_languages(texts, asked))
-            vectors = calibrate(
-                vectors,
-                langs=asked,
-                table=self.language_means,
-                strength=self.strength,
-                normalize=self.encoder.facts.normalize,
-            )
-        langs = tuple(lang or "" for lang in asked)
-        return EncodedQueries(vectors, langs, CALIBRATED_EF if calibrated else None, tuple(texts))
+            langs = list(resolve_languages(texts, langs))
+            unit, table = self.encoder.facts.normalize, self.language_means
+            vectors = calibrate(vectors, langs=langs, table=table, strength=self.strength, normalize=unit)
+        breadth = CALIBRATED_EF if calibrated else None
+        return EncodedQuestions(vectors, tuple(lang or "" for lang in langs), breadth, tuple(texts))
 
 
 def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -> Vectors:
@@ -114,22 +116,24 @@ def collection_means(encoder: CalibratedEncoder, card: Card) -> LanguageMeans:
     return LanguageMeans({**bank.means, **own.means}, {**bank.counts, **own.counts}, bank.source)
 
 
-def refuse_blank(queries: Sequence[Question]) -> None:
+def refuse_blank(questions: Sequence[Question]) -> None:
     """Raise DataError for the first question without text."""
-    blank = next((query.id for query in queries if not query.text.strip()), None)
+    blank = next((question.id for question in questions if not question.text.strip()), None)
     if blank is not None:
         raise DataError(f"Question {blank!r} is blank: there is nothing to search for.")
 
 
-# Reciprocal rank fusion: several rankings of one question into one.
+def passage_languages(langs: Sequence[str] | None) -> list[str] | None:
+    """The codes under which passages in `langs` are stored, None for all.
 
-CONSTANT = 60
-DEPTH = 100
-"""Hits of each ranking that take part, or k where that is more."""
+    Raises DataError for a bare string, an empty list, and what is no language code.
+    """
+    check_langs(langs)
+    return None if langs is None else [normalize(code) for code in langs]
 
 
 def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, k: int) -> list[Hit]:
-    """The k best of rankings that are ordered by score, then id, with their fused scores."""
+    """The k best of rankings that are ordered by score, then id, by reciprocal rank fusion, with the fused scores."""
     scores: dict[str, float] = {}
     hits: dict[str, Hit] = {}
     for ranking in rankings:
@@ -140,19 +144,10 @@ def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, k: int) -> list[Hit]:
     return [replace(hits[docid], score=scores[docid]) for docid in best]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One question with what was found for it; `lang` is the language that its calibration was for."""
-
-    query: Question
-    lang: str
-    hits: tuple[Hit, ...]
-
-
 class QuestionExpander(Protocol):
-    """Says what to search with in place of a question (`expansion.Expander`)."""
+    """Says what to search with in place of a question (`expand.Expander`)."""
 
-    def expand(self, queries: Sequence[Question]) -> list[tuple[Question, ...]]:
+    def expand(self, questions: Sequence[Question]) -> list[tuple[Question, ...]]:
         """Per question one wording or more; the mean of their vectors is searched. `lang` None is detected."""
         ...
 
@@ -163,7 +158,7 @@ class HitReranker(Protocol):
     depth: int
 
     def rerank_all(
-        self, queries: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
+        self, questions: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
     ) -> list[list[Hit]]:
         """Per question the same hits, best first."""
         ...
@@ -171,20 +166,27 @@ class HitReranker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """One call of a collection's search: the `questions` in `rows`, by the vector `using`, the `k` best of each."""
+    """One call of a collection's search: `rows` says which questions `asked` are the vectors or words of."""
 
-    using: str
     rows: list[int]
-    questions: QuestionRows
-    k: int
-    breadth: int | None
+    asked: QuestionRows
+    search: Search
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question with what was found for it; `lang` is the language that its calibration was for."""
+
+    question: Question
+    lang: str
+    hits: tuple[Hit, ...]
 
 
 class Retriever:
     """Searches one collection with the encoder that made it; threads may share it.
 
     calibration: λ, None for what the collection's card recommends, 0 to switch it off.
-    hybrid: search the words as well (BM25) and fuse the two rankings (`rank_fusion`); scores are then the fused ones.
+    hybrid: search the words as well (BM25) and fuse the two rankings; scores are then the fused ones.
     expander: what to search with in place of a question. reranker: orders the hits anew.
     Raises MismatchError when the collection was made by another encoder, with both fingerprints, and for `hybrid` when
     it was not loaded for that.
@@ -202,7 +204,7 @@ class Retriever:
     ) -> None:
         self.encoder = encoder
         self.collection = collection
-        self.query_encoder = QueryEncoder(encoder, collection=collection, calibration=calibration)
+        self.question_encoder = QuestionEncoder(encoder, collection=collection, calibration=calibration)
         self.expander = expander
         self.reranker = reranker
         self._words = None
@@ -212,109 +214,159 @@ class Retriever:
 
             self._words = WordWriter(settings)
 
+    def __repr__(self) -> str:
+        extras = {"hybrid": self._words, "expander": self.expander, "reranker": self.reranker}
+        with_extras = "".join(f", {name}" for name, extra in extras.items() if extra is not None)
+        return f"Retriever({self.encoder!r}, {self.collection!r}, λ={self.question_encoder.strength:g}{with_extras})"
+
     def search(
         self,
         text: str,
         *,
         k: int = 10,
-        langs: Sequence[str] | None = None,
-        lang: str | None = None,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
         exact: bool = False,
     ) -> list[Hit]:
         """The k best passages for one question, by score, then id.
 
-        langs: only passages in these languages. lang: the question's own language; detected when not given.
+        passage_langs: only passages in these languages. question_lang: the question's own; detected when not given.
         """
-        return list(self.run([Question("0", text, lang)], k=k, langs=langs, exact=exact)[0].hits)
+        return list(self.run([Question("0", text, question_lang)], Search(k, passage_langs, exact=exact))[0].hits)
 
     def run(
-        self,
-        queries: Sequence[Question],
-        *,
-        k: int = 10,
-        langs: Sequence[str] | None = None,
-        exact: bool = False,
-        progress: Progress = silent,
+        self, questions: Sequence[Question], search: Search | None = None, *, progress: Progress = silent
     ) -> list[Answer]:
-        """The k best passages for each question, in input order.
+        """The best passages for each question, in input order.
 
         progress: told how far the reranker is, the only slow step; ask it about many questions together, because it
             reads each passage once.
         Raises DataError for a blank question and for what is no language code.
         """
-        if not queries:
+        if not questions:
             return []
-        wanted = passage_languages(langs)
-        asked = self.encode(queries)
-        look_ups = self.look_ups(asked, k=k)
-        found = [
-            self.collection.search(one.questions, k=one.k, langs=wanted, using=one.using, exact=exact, ef=one.breadth)
-            for one in look_ups
-        ]
-        return self.answers(queries, asked, look_ups, found, k=k, progress=progress)
+        search = search or Search()
+        encoded, calls = self.prepare(questions, search)
+        hits = [self.collection.nearest(call.asked, call.search) for call in calls]
+        return self.answers(questions, encoded, calls, hits, k=search.k, progress=progress)
 
-    def encode(self, queries: Sequence[Question]) -> EncodedQueries:
-        """The first step of `run`: one row per question, the mean over its wordings when there is an expander."""
+    def encode(self, questions: Sequence[Question]) -> EncodedQuestions:
+        """One row per question, the mean over its wordings when there is an expander."""
         if self.expander is None:
-            return self.query_encoder.encode(queries)
-        refuse_blank(queries)
-        wordings = self.expander.expand(queries)
-        flat = self.query_encoder.encode([one for several in wordings for one in several])
+            return self.question_encoder.encode(questions)
+        refuse_blank(questions)
+        wordings = self.expander.expand(questions)
+        flat = self.question_encoder.encode([wording for several in wordings for wording in several])
         starts = np.cumsum([0, *(len(several) for several in wordings[:-1])])
-        return EncodedQueries(
+        return EncodedQuestions(
             mean_rows(flat.vectors, starts, normalize=self.encoder.facts.normalize),
             tuple(flat.langs[start] for start in starts),
             flat.breadth,
-            tuple("\n".join(one.text for one in several) for several in wordings),
+            tuple("\n".join(wording.text for wording in several) for several in wordings),
         )
 
-    def look_ups(self, asked: EncodedQueries, *, k: int) -> list[LookUp]:
-        """What to ask the collection: their vectors, and the words of those that have any."""
-        wanted = self._depth(k)
-        depth = wanted if self._words is None or k < 1 else max(wanted, DEPTH)
-        calls = [LookUp(TEXT_DENSE, list(range(len(asked.vectors))), asked.vectors, depth, asked.breadth)]
+    def prepare(self, questions: Sequence[Question], search: Search) -> tuple[EncodedQuestions, list[LookUp]]:
+        """Before the look-ups: the questions' vectors, and what to ask: these, and the words of those that have any."""
+        search = replace(search, passage_langs=passage_languages(search.passage_langs))
+        encoded, k = self.encode(questions), self._wanted(search.k)
+        depth = k if self._words is None or k < 1 else max(k, DEPTH)
+        dense = replace(search, k=depth, ef=encoded.breadth if search.ef is None else search.ef)
+        calls = [LookUp(list(range(len(questions))), encoded.vectors, dense)]
         if self._words is not None:
-            words = [self._words.question(text) for text in asked.texts]
+            words = [self._words.question(text) for text in encoded.texts]
             rows = [row for row, own in enumerate(words) if len(own.indices)]
             if rows:
-                calls.append(LookUp(TEXT_SPARSE, rows, [words[row] for row in rows], depth, None))
-        return calls
+                sparse = replace(dense, using=TEXT_SPARSE, ef=None)
+                calls.append(LookUp(rows, [words[row] for row in rows], sparse))
+        return encoded, calls
 
     def answers(
         self,
-        queries: Sequence[Question],
-        asked: EncodedQueries,
-        look_ups: Sequence[LookUp],
+        questions: Sequence[Question],
+        encoded: EncodedQuestions,
+        calls: Sequence[LookUp],
         found: Sequence[Sequence[Sequence[Hit]]],
         *,
         k: int,
         progress: Progress = silent,
     ) -> list[Answer]:
-        """The last step of `run`: each question's hits, fused when it is hybrid, reranked when asked for, cut to k."""
-        rankings: list[list[Sequence[Hit]]] = [[] for _ in queries]
-        for one, hits in zip(look_ups, found, strict=True):
-            for row, own in zip(one.rows, hits, strict=True):
-                rankings[row].append(own)
+        """After the look-ups: each question's hits, fused when it is hybrid, reranked when asked for, cut to k."""
+        rankings: list[list[Sequence[Hit]]] = [[] for _ in questions]
+        for call, by_row in zip(calls, found, strict=True):
+            for row, hits in zip(call.rows, by_row, strict=True):
+                rankings[row].append(hits)
         merged: Sequence[Sequence[Hit]]
         if self._words is None:
             merged = [several[0] for several in rankings]
         else:
-            merged = [fuse_ranks(several, k=self._depth(k)) for several in rankings]
+            merged = [fuse_ranks(several, k=self._wanted(k)) for several in rankings]
         if self.reranker is not None:
-            merged = self.reranker.rerank_all(queries, merged, progress=progress)
-        return [
-            Answer(query, lang, tuple(hits[:k])) for query, lang, hits in zip(queries, asked.langs, merged, strict=True)
-        ]
+            merged = self.reranker.rerank_all(questions, merged, progress=progress)
+        each = zip(questions, encoded.langs, merged, strict=True)
+        return [Answer(question, lang, tuple(hits[:k])) for question, lang, hits in each]
 
-    def _depth(self, k: int) -> int:
+    def _wanted(self, k: int) -> int:
         """How many hits are wanted of the search when k are wanted in the end."""
         return k if self.reranker is None or k < 1 else max(k, self.reranker.depth)
 
 
-def passage_languages(langs: Sequence[str] | None) -> list[str] | None:
-    """The codes under which passages in `langs` are stored, None for all.
+class AsyncRetriever:
+    """`Retriever` for coroutines; an asynchronous context manager. May be used in several event loops, one by one.
 
-    Raises DataError for a bare string, an empty list, and what is no language code.
+    Encoding runs on worker threads, off the event loop; a server is asked by an asynchronous client, the embedded
+    engine on the same threads. Every question is a batch of its own: encoding those of several callers together brings
+    nothing on a CPU (`benchmarks/async_search.py`), and an int8 graph rounds a text by its neighbours in the batch, so
+    that a question's hits would depend on what others ask at the moment.
+
+    threads: questions that are encoded side by side, each on one core; by default as many as there are cores.
     """
-    check_langs(langs)
-    return None if langs is None else [normalize(code) for code in langs]
+
+    def __init__(self, retriever: Retriever, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be 1 or more, got {threads}")
+        self.retriever = retriever
+        make = getattr(retriever.collection.store, "async_search", None)  # of a server's store alone
+        self._server = None if make is None else make()
+        self._pool = ThreadPoolExecutor(max_workers=threads or os.cpu_count() or 1, thread_name_prefix="xqg-async")
+
+    def __repr__(self) -> str:
+        return f"Async{self.retriever!r}"
+
+    async def __aenter__(self) -> AsyncRetriever:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def search(
+        self,
+        text: str,
+        *,
+        k: int = 10,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The k best passages for one question; see `Retriever.search`."""
+        asked = [Question("0", text, question_lang)]
+        return list((await self.run(asked, Search(k, passage_langs, exact=exact)))[0].hits)
+
+    async def run(self, questions: Sequence[Question], search: Search | None = None) -> list[Answer]:
+        """The best passages for each question, in input order; see `Retriever.run`."""
+        retriever, search = self.retriever, search or Search()
+        if self._server is None or not questions:
+            return await self._in_thread(partial(retriever.run, questions, search))
+        encoded, calls = await self._in_thread(partial(retriever.prepare, questions, search))
+        name = retriever.collection.name
+        found = await asyncio.gather(*(self._server.search(name, call.asked, call.search) for call in calls))
+        finish = partial(retriever.answers, questions, encoded, calls, found, k=search.k)
+        return finish() if retriever.reranker is None else await self._in_thread(finish)
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and stop the threads; the retriever that was given stays open."""
+        if self._server is not None:
+            await self._server.aclose()
+        await asyncio.to_thread(self._pool.shutdown)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)

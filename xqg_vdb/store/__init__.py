@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Store
-from xqg_vdb.types import Card, Hit, QuestionRows, StoredPoint, VectorStore
+from xqg_vdb.types import Card, Hit, QuestionRows, Search, StoredPoint, VectorStore
 
 DEFAULT_PATH = "./xqg-data"
 GRPC_PORT = 6334
@@ -79,22 +79,13 @@ class Collection:
         """Who made its vectors and how; read anew each time, because a load may publish another version."""
         return self.store.card(self.name)
 
-    def search(
-        self,
-        vectors: QuestionRows,
-        *,
-        k: int = 10,
-        langs: Sequence[str] | None = None,
-        using: str = "text-dense",
-        exact: bool = False,
-        ef: int | None = None,
-    ) -> list[list[Hit]]:
-        """The k best per question, by score, then id; only passages in `langs` when given."""
-        return self.store.search(self.name, vectors, k=k, langs=langs, using=using, exact=exact, ef=ef)
+    def nearest(self, questions: QuestionRows, search: Search | None = None) -> list[list[Hit]]:
+        """The k best per question, by score, then id."""
+        return self.store.search(self.name, questions, search or Search())
 
-    def count(self, *, langs: Sequence[str] | None = None) -> int:
+    def count(self, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of passages, of those languages when given."""
-        return self.store.count(self.name, langs=langs)
+        return self.store.count(self.name, passage_langs=passage_langs)
 
     def scroll(self, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
         """Every point, in the engine's order."""

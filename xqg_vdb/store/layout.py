@@ -25,6 +25,7 @@ from xqg_vdb.types import (
     Hit,
     Passage,
     QuestionRows,
+    Search,
     SparseVector,
     StoredPoint,
     Vectors,
@@ -148,16 +149,17 @@ def _resume_key(card: Card) -> tuple[object, ...]:
     )
 
 
-def check_queries(vectors: QuestionRows, *, k: int) -> QuestionRows:
+def check_search(questions: QuestionRows, search: Search) -> QuestionRows:
     """Question rows as contiguous float32 (q, dim), token weights as they are.
 
-    Raises DataError for another shape, NaN, infinity or k below 1.
+    Raises DataError for another shape, NaN, infinity, k below 1 and for languages that filter everything away.
     """
-    if k < 1:
-        raise DataError(f"k must be 1 or more, found {k}.")
-    if isinstance(vectors, Sequence) and vectors and all(isinstance(one, SparseVector) for one in vectors):
-        return vectors
-    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if search.k < 1:
+        raise DataError(f"k must be 1 or more, found {search.k}.")
+    check_langs(search.passage_langs)
+    if isinstance(questions, Sequence) and questions and all(isinstance(one, SparseVector) for one in questions):
+        return questions
+    rows = np.ascontiguousarray(questions, dtype=np.float32)
     if rows.ndim != 2:
         raise DataError(f"Question vectors must be a matrix (questions, dim), found shape {np.shape(rows)}.")
     if not np.isfinite(rows).all():
@@ -168,7 +170,9 @@ def check_queries(vectors: QuestionRows, *, k: int) -> QuestionRows:
 def check_langs(langs: Sequence[str] | None) -> None:
     """Raise DataError for a bare string or an empty list: both would filter everything away."""
     if isinstance(langs, str) or (langs is not None and not langs):
-        raise DataError(f"langs must be a list with at least one language code, or None for all; found {langs!r}.")
+        raise DataError(
+            f"passage_langs must be a list with at least one language code, or None for all; found {langs!r}."
+        )
 
 
 def check_using(card: Card, using: str, *, name: str, asked: QuestionRows) -> None:

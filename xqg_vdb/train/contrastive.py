@@ -142,8 +142,10 @@ class TorchEncoder:
             spec.passage_prefix, spec.max_length, "fp32",
         )  # fmt: skip
 
-    def encode_queries(self, texts: Iterable[str], *, langs: Sequence[str | None] | None = None) -> Vectors:
-        """Rows (n, dim) float32 for questions; never calibrated, whatever `langs` says."""
+    def encode_queries(
+        self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
+    ) -> Vectors:
+        """Rows (n, dim) float32 for questions; never calibrated: there are no language means yet."""
         return self._encode([self._spec.query_prefix + text for text in texts], self._lengths["query"])
 
     def encode_passages(self, texts: Iterable[str]) -> Vectors:
@@ -213,7 +215,7 @@ def dev_figures(encoder: TorchEncoder, dev: Sequence[TrainingPair]) -> dict[str,
     keys, ids = list(pool), [f"{i}" for i in range(len(dev))]
     qrels = {i: {content_key(pair.positive): 1} for i, pair in zip(ids, dev, strict=True)}
     passages = encoder.encode_passages([passage.title_and_text for passage in pool.values()])
-    questions = encoder.encode_queries([pair.query for pair in dev])
+    questions = encoder.encode_queries([pair.query for pair in dev], calibrate=False)
     rows, _ = search_rows(questions, passages, k=10, tie_order=id_order(keys))
     judged = judge(qrels, query_ids=ids, passage_ids=keys)
     return {str(metric): float(np.mean(per_row(rows, judged, metric=metric))) for metric in METRICS}

@@ -38,7 +38,7 @@ from xqg_vdb.train.run import (
     spread,
     training_arguments,
 )
-from xqg_vdb.types import Card, Passage, PointBatch, Recipe, TextEncoder, VectorStore
+from xqg_vdb.types import Card, Passage, PointBatch, Recipe, Search, TextEncoder, VectorStore
 
 # Pairs to batches of a dual encoder: which negatives, which tokens, which passages are the same.
 
@@ -115,9 +115,9 @@ def mine_negatives(
             _write(store, [replace(passage, id=key) for key, passage in pool.items()], encoder)
             found: list[TrainingPair] = []
             for window in windows(pairs, _WINDOW):
-                rows = encoder.encode_queries([pair.query for pair in window])
+                rows = encoder.encode_queries([pair.query for pair in window], calibrate=False)
                 wanted = min(len(pool), count + skip + most + max(len(pair.negatives) for pair in window))
-                hits = store.search(_NAME, rows, k=wanted, langs=None, using=TEXT_DENSE, exact=True, ef=None)
+                hits = store.search(_NAME, rows, Search(wanted, using=TEXT_DENSE, exact=True))
                 for pair, found_here in zip(window, hits, strict=True):
                     taken = answers[pair.query] | {content_key(passage) for passage in pair.negatives}
                     keys = [hit.id for hit in found_here if hit.id not in taken][skip : skip + count]

@@ -287,11 +287,11 @@ def _languages_filled(found: Iterable[tuple[Source, TrainingPair]], rejects: Rej
 class Selection:
     """Which pairs are trained on.
 
-    langs: question languages, () for all. english: the translated questions too, or only they (zero-shot training).
+    question_langs: () for all. english: the translated questions too, or only they (zero-shot training).
     drop_leaks: leave out pairs whose passage or question is in dev. max_errors: bad records to bear in each source.
     """
 
-    langs: tuple[str, ...] = ()
+    question_langs: tuple[str, ...] = ()
     english: Literal["no", "also", "only"] = "no"
     drop_leaks: bool = False
     max_errors: int = 0
@@ -326,7 +326,7 @@ def read_training_pairs(
 
 
 def _read(sources: Sequence[str], split: Split, data_dir: Path | None, selection: Selection) -> list[TrainingPair]:
-    langs = {normalize(lang) for lang in selection.langs}
+    langs = {normalize(lang) for lang in selection.question_langs}
     pairs = []
     for source in sources:
         pairs += read_pairs(source, split=split, data_dir=data_dir, rejects=Rejects(selection.max_errors))

@@ -13,6 +13,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from xqg_vdb.search.retriever import CALIBRATED_EF, check_same_encoder, collecti
 from xqg_vdb.store import Collection
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.tune.material import hash_order
-from xqg_vdb.types import GeneratedQueries, Question, Vectors
+from xqg_vdb.types import GeneratedQueries, Question, Search, Vectors
 
 _ASKED_TOGETHER = 256
 _NORMAL_95 = 1.959964
@@ -96,8 +97,8 @@ def audit(
         )
     owner, asked = _drawn(chosen)
     vectors = kept_vectors(
-        [query.text for query in asked], encode=encoder.encode_queries, encoder=encoder.facts, kind="queries",
-        folder=folder, progress=progress, stage="queries",
+        [query.text for query in asked], encode=partial(encoder.encode_queries, calibrate=False),
+        encoder=encoder.facts, kind="queries", folder=folder, progress=progress, stage="queries",
     )  # fmt: skip
     langs = [query.lang or "und" for query in asked]
     moved = calibrate(
@@ -173,7 +174,7 @@ def _finds(
     found = np.zeros(len(own), dtype=np.bool_)
     for start in range(0, len(own), _ASKED_TOGETHER):
         progress(stage, start, len(own))
-        answers = collection.search(vectors[start : start + _ASKED_TOGETHER], k=k, ef=ef)
+        answers = collection.nearest(vectors[start : start + _ASKED_TOGETHER], Search(k, ef=ef))
         for row, hits in enumerate(answers, start):
             found[row] = any(hit.id == own[row] for hit in hits)
     return found

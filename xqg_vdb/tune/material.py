@@ -9,6 +9,7 @@ import hashlib
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +120,8 @@ def labelled(
         notes.append(f"{len(every) - len(asked)} questions without a relevant passage in the corpus are left out")
     langs = resolve_languages([q.text for q in asked], [q.lang for q in asked])
     vectors = kept_vectors(
-        [q.text for q in asked], encode=encoder.encode_queries, encoder=encoder.facts, kind="queries", folder=folder,
-        progress=progress, stage="questions",
+        [q.text for q in asked], encode=partial(encoder.encode_queries, calibrate=False),
+        encoder=encoder.facts, kind="queries", folder=folder, progress=progress, stage="questions",
     )  # fmt: skip
     qrels_asked = {q.id: judged[q.id] for q in asked}
     return TuneData(pool, [q.id for q in asked], vectors, langs, qrels_asked, encoder, tuple(notes))

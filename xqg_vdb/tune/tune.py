@@ -64,7 +64,7 @@ class Split:
 
     def rows(self, sums: Sums, recipe: Recipe, settings: Sequence[Setting]) -> Values:
         """Values (settings, q); the recipe's own α does not matter."""
-        folded = sums if recipe.langs is None else {lang: sums[lang] for lang in recipe.langs}
+        folded = sums if recipe.query_langs is None else {lang: sums[lang] for lang in recipe.query_langs}
         tables = recipe_tables(
             self._vectors, self._data.pool.passages, folded, recipe=recipe, table=self._data.means(folded),
             langs=self.langs, normalize=self._data.encoder.facts.normalize,
@@ -205,21 +205,21 @@ def _languages_that_help(dev: Split, sums: Sums, best: Choice) -> tuple[Choice, 
     """Leave out the language whose absence gains most, while that is more than two standard errors."""
     first: dict[str, float] = {}
     while best.recipe.alpha > 0.0:
-        langs = best.recipe.langs or tuple(sorted(sums))
+        langs = best.recipe.query_langs or tuple(sorted(sums))
         if len(langs) < 2:
             break
         here = [Setting(best.recipe.alpha, best.strength)]
         (own,) = dev.rows(sums, best.recipe, here)
         rows = {}
         for lang in langs:
-            recipe = replace(best.recipe, langs=tuple(one for one in langs if one != lang))
+            recipe = replace(best.recipe, query_langs=tuple(one for one in langs if one != lang))
             (rows[lang],) = dev.rows(sums, recipe, here)
         gains = {lang: dev.difference(values, own)[0] for lang, values in rows.items()}
         first = first or {lang: best.value + gain for lang, gain in gains.items()}
         worst = max(gains, key=lambda lang: gains[lang])
         if not dev.surely_better(rows[worst], own, errors=2.0):  # the best of many differences
             break
-        recipe = replace(best.recipe, langs=tuple(one for one in langs if one != worst))
+        recipe = replace(best.recipe, query_langs=tuple(one for one in langs if one != worst))
         best = Choice(recipe, best.strength, dev.value(sums, recipe, best.strength))
     return best, first
 

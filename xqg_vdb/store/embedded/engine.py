@@ -22,7 +22,7 @@ import qdrant_edge as edge
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError
 from xqg_vdb.store.gate import Rows
 from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Found, Quantization
-from xqg_vdb.types import Card, PointBatch, QuestionRows, SparseVector, Vectors
+from xqg_vdb.types import Card, PointBatch, QuestionRows, Search, SparseVector, Vectors
 
 Shard = edge.EdgeShard
 QuantizationConfig = (
@@ -111,27 +111,24 @@ def languages(shard: Shard) -> dict[str, int]:
 
 def query(
     shard: Shard,
-    vectors: QuestionRows,
+    questions: QuestionRows,
     *,
     limit: int,
-    langs: Sequence[str] | None,
-    using: str,
-    exact: bool,
-    ef: int | None,
+    search: Search,
 ) -> list[list[Found]]:
     """Per question the `limit` nearest, best first; equal scores in no order."""
-    compared_again = edge.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=OVERSAMPLING)
-    params = edge.SearchParams(hnsw_ef=ef, exact=exact, quantization=compared_again)
-    language = _language_filter(langs)
+    compared_again = edge.QuantizationSearchParams(ignore=search.exact, rescore=True, oversampling=OVERSAMPLING)
+    params = edge.SearchParams(hnsw_ef=search.ef, exact=search.exact, quantization=compared_again)
+    language = _language_filter(search.passage_langs)
     requests = [
         edge.QueryRequest(
             limit=limit,
-            query=edge.Query.Nearest(_asked(row), using=using),
+            query=edge.Query.Nearest(_asked(row), using=search.using),
             params=params,
             filter=language,
             with_payload=True,
         )
-        for row in vectors
+        for row in questions
     ]
     if len(requests) == 1:
         return [_found(shard.query(requests[0]))]

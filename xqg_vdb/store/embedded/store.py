@@ -21,7 +21,7 @@ from xqg_vdb.store.embedded.operations import EmbeddedAdmin
 from xqg_vdb.store.embedded.versions import Folder, Stamp, Version, stamp_of
 from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, StoredPoint
+from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, Search, StoredPoint
 
 # The published version of a collection in a folder, opened for reading: its lock, its card and its shard.
 
@@ -131,37 +131,22 @@ class EmbeddedStore:
         self.check_process()
         return open_writer(self.folder(name), card=card, options=self._options, free_space_floor=self._floor)
 
-    def search(
-        self,
-        name: str,
-        vectors: QuestionRows,
-        *,
-        k: int,
-        langs: Sequence[str] | None,
-        using: str,
-        exact: bool,
-        ef: int | None,
-    ) -> list[list[Hit]]:
-        """The k best per question, by score, then id; only passages in `langs` when given.
-
-        vectors: rows (q, dim), or token weights when `using` is the sparse vector.
-        ef: how many candidates graph search keeps; None is the engine's 100.
-        """
-        rows = layout.check_queries(vectors, k=k)
-        layout.check_langs(langs)
+    def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
+        """The k best per question, by score, then id; graph search keeps 100 candidates unless `ef` says otherwise."""
+        rows = layout.check_search(questions, search)
         with self.reading(name) as reader, engine.errors(reader.version.shard):
-            layout.check_using(reader.card, using, name=name, asked=rows)
+            layout.check_using(reader.card, search.using, name=name, asked=rows)
 
             def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
-                return engine.query(reader.shard, questions, limit=limit, langs=langs, using=using, exact=exact, ef=ef)
+                return engine.query(reader.shard, questions, limit=limit, search=search)
 
-            return layout.best(rows, ask, k=k)
+            return layout.best(rows, ask, k=search.k)
 
-    def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
+    def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
-        layout.check_langs(langs)
+        layout.check_langs(passage_langs)
         with self.reading(name) as reader, engine.errors(reader.version.shard):
-            return engine.count(reader.shard, langs)
+            return engine.count(reader.shard, passage_langs)
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
         """Every point of the version that is published when the first one is asked for."""

@@ -14,7 +14,7 @@ from qdrant_client import QdrantClient, models
 from xqg_vdb.batching import windows
 from xqg_vdb.store import layout
 from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Quantization
-from xqg_vdb.types import Card, QuestionRows, SparseVector
+from xqg_vdb.types import Card, QuestionRows, Search, SparseVector
 
 BULK_KEY = "xqg_bulk"
 """Metadata of a version whose index waits: the threshold that the server would have used."""
@@ -105,11 +105,11 @@ _QUERY_BATCH = 64
 
 
 def search_requests(
-    questions: QuestionRows, *, limit: int, langs: Sequence[str] | None, using: str, params: models.SearchParams | None
+    questions: QuestionRows, *, limit: int, search: Search, params: models.SearchParams | None
 ) -> list[models.QueryRequest]:
     """One request per question for its `limit` nearest, with payloads."""
-    wanted = language_filter(langs)
-    ask = partial(models.QueryRequest, using=using, filter=wanted, params=params, limit=limit, with_payload=True)
+    wanted = language_filter(search.passage_langs)
+    ask = partial(models.QueryRequest, using=search.using, filter=wanted, params=params, limit=limit, with_payload=True)
     return [ask(query=_asked(one)) for one in questions]
 
 

@@ -25,7 +25,7 @@ from xqg_vdb.store.server.names import CARD_KEY, READ_DEADLINE, Names
 from xqg_vdb.store.server.operations import RestAddress, ServerAdmin
 from xqg_vdb.store.server.requests import batched_requests, found_in, language_filter, search_params, search_requests
 from xqg_vdb.store.server.writer import open_writer
-from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, StoredPoint
+from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, Search, StoredPoint
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.foreign import ForeignCollection
@@ -48,22 +48,11 @@ class AsyncServerSearch:
         self._clients: dict[asyncio.AbstractEventLoop, AsyncQdrantClient] = {}
         self._mutex = threading.Lock()
 
-    async def search(
-        self,
-        name: str,
-        vectors: QuestionRows,
-        *,
-        k: int,
-        langs: Sequence[str] | None,
-        using: str,
-        exact: bool,
-        ef: int | None,
-    ) -> list[list[Hit]]:
-        """The k best per question, by score, then id; only passages in `langs` when given."""
-        rows = layout.check_queries(vectors, k=k)
-        layout.check_langs(langs)
-        params = models.SearchParams(hnsw_ef=ef, exact=exact)
-        requests = partial(search_requests, langs=langs, using=using, params=params)
+    async def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
+        """The k best per question, by score, then id."""
+        rows, k = layout.check_search(questions, search), search.k
+        params = models.SearchParams(hnsw_ef=search.ef, exact=search.exact)
+        requests = partial(search_requests, search=search, params=params)
         found = await self._ask(name, requests(rows, limit=k + 1))
 
         def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
@@ -221,36 +210,21 @@ class ServerStore:
         layout.check_name(name)
         return open_writer(self._names, name, card=card, options=self._options, is_local=self._is_local)
 
-    def search(
-        self,
-        name: str,
-        vectors: QuestionRows,
-        *,
-        k: int,
-        langs: Sequence[str] | None,
-        using: str,
-        exact: bool,
-        ef: int | None,
-    ) -> list[list[Hit]]:
-        """The k best per question, by score, then id; only passages in `langs` when given.
-
-        vectors: rows (q, dim), or token weights when `using` is the sparse vector.
-        ef: how many candidates graph search keeps; None is the server's default.
-        """
-        rows = layout.check_queries(vectors, k=k)
-        layout.check_langs(langs)
+    def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
+        """The k best per question, by score, then id; without an `ef`, the server's own."""
+        rows = layout.check_search(questions, search)
         # the local mode is always exact and warns when it is asked to be
-        params = None if self._is_local else search_params(exact=exact, ef=ef)
+        params = None if self._is_local else search_params(exact=search.exact, ef=search.ef)
 
         def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
-            return self.ask(name, search_requests(questions, limit=limit, langs=langs, using=using, params=params))
+            return self.ask(name, search_requests(questions, limit=limit, search=search, params=params))
 
-        return layout.best(rows, ask, k=k)
+        return layout.best(rows, ask, k=search.k)
 
-    def count(self, name: str, *, langs: Sequence[str] | None = None) -> int:
+    def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
-        layout.check_langs(langs)
-        wanted = language_filter(langs)
+        layout.check_langs(passage_langs)
+        wanted = language_filter(passage_langs)
         return self._read(name, lambda: self._client.count(name, count_filter=wanted, exact=True)).count
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
