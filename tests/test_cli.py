@@ -258,7 +258,7 @@ def test_unknown_collections(call, loaded, cwd):
 def test_paths_below_a_regular_file(call, cwd, model):
     corpus = corpus_of(cwd, {"id": "1", "text": "w1"})
     below = f"{corpus.name}/below"
-    said = "corpus.jsonl/below{} cannot be used (Not a directory)."
+    said = "corpus.jsonl/below{} is not inside a folder; give another path."
     for arguments in (
         ["load", corpus, "wiki", "--encoder", model],
         ["search", "wiki", "w1"],
@@ -266,7 +266,7 @@ def test_paths_below_a_regular_file(call, cwd, model):
         ["info", "wiki"],
     ):
         code, out, err = call(*arguments, "--path", below)
-        assert (code, out) == (6, ""), arguments
+        assert (code, out) == (3, ""), arguments
         assert err in {f"Error: {said.format(rest)}\n" for rest in ("", "/wiki", "/wiki/CURRENT")}
     for option in ("--build", "--rejects"):
         (cwd / "bad.jsonl").write_text('{"id": "1", "text": "w1"}\n{}\n')
@@ -281,7 +281,7 @@ def test_paths_without_permission(call, cwd, model):
     corpus = corpus_of(cwd, {"id": "1", "text": "w1"})
     (cwd / "closed").mkdir(mode=0o500)
     code, out, err = call("load", corpus, "wiki", "--encoder", model, "--path", "closed/store")
-    assert (code, out) == (6, "") and "may not be written (Permission denied)" in err
+    assert (code, out) == (6, "") and "may not be used (Permission denied)" in err
 
 
 def test_a_cache_that_cannot_be_written(call, cwd, model, monkeypatch):
@@ -362,8 +362,8 @@ def test_a_collection_that_another_process_loads(cwd, model, call):
     load_lock.parent.mkdir(parents=True)
     for statement, said in (
         (f"files import lock_folder; held = lock_folder(Path({str(ours)!r}))",
-         r"Error: Collection 'wiki' is being loaded already: \S+ is used by process {}; wait until it ends or use"
-         r" another folder \(--build\)\.\n"),
+         r"Error: Collection 'wiki' is being loaded already: \S+ is used by process {} on \S+ since \S+; wait until it"
+         r" ends or use another folder \(--build\)\.\n"),
         (f"files import FileLock; held = FileLock.take(Path({str(load_lock)!r}), busy='')",
          r"Error: Collection 'wiki' in store is being loaded by process {} on \S+ since \S+\n"),
     ):  # fmt: skip
@@ -374,7 +374,7 @@ def test_a_collection_that_another_process_loads(cwd, model, call):
             code, out, err = call("load", "corpus.jsonl", "wiki", "--encoder", model, "--path", "store")
             assert (code, out) == (7, "") and re.fullmatch(said.format(other.pid), err), err
             other.stdin.close()
-    lock_folder(ours).close()
+    lock_folder(ours).release()
     assert call("load", "corpus.jsonl", "wiki", "--encoder", model, "--path", "store")[0] == 0
 
 

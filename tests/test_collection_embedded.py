@@ -19,7 +19,7 @@ import processes
 import pytest
 from collection_cases import a_batch, a_card, finished, load, passages, vectors
 
-from xqg_vdb.errors import CorruptError, DiskError, LockedError, XqgError
+from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, XqgError
 from xqg_vdb.files import FileLock, bytes_on_disk
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded import engine as index_build
@@ -419,13 +419,13 @@ def test_a_folder_that_may_not_be_written_is_named(store):
     if os.access(version, os.W_OK):
         pytest.skip("root may write everywhere")
     try:
-        with pytest.raises(DiskError, match="may not be written"):
+        with pytest.raises(DiskError, match="may not be used"):
             store.count("wiki")
     finally:
         version.chmod(0o700)
     store.path.chmod(0o500)
     try:
-        with pytest.raises(DiskError, match="may not be written"):
+        with pytest.raises(DiskError, match="may not be used"):
             store.writer("other", card=a_card())
     finally:
         store.path.chmod(0o700)
@@ -435,7 +435,7 @@ def test_a_path_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     store = EmbeddedStore(tmp_path / "file")
     for call in (store.names, lambda: store.writer("wiki", card=a_card())):
-        with pytest.raises(DiskError, match="file cannot be used"):
+        with pytest.raises(DataError, match="file is not inside a folder"):
             call()
 
 

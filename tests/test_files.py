@@ -193,9 +193,9 @@ def test_lock_names_its_holder_and_dies_with_it(tmp_path):
     child = processes.start([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with child:
         assert child.stdout.readline() == b"locked\n"
-        with pytest.raises(LockedError, match=f"is used by process {child.pid};"):
+        with pytest.raises(LockedError, match=f"is used by process {child.pid} on "):
             lock_folder(tmp_path)
         child.kill()
-    with lock_folder(tmp_path), pytest.raises(LockedError, match=f"is used by process {os.getpid()};"):
+    with lock_folder(tmp_path), pytest.raises(LockedError, match=f"is used by process {os.getpid()} on "):
         lock_folder(tmp_path)
-    lock_folder(tmp_path).close()
+    lock_folder(tmp_path).release()

@@ -417,13 +417,13 @@ def test_a_writer_that_failed_is_closed(tmp_path, monkeypatch):
 def test_one_writer_at_a_time(tmp_path):
     with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
         writer.append(*_rows(0, 2))
-        with pytest.raises(LockedError, match=f"is used by process {os.getpid()};"):
+        with pytest.raises(LockedError, match=f"is used by process {os.getpid()} on "):
             Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f")
         code = (
             f"from xqg_vdb.index.build import Build; Build.create_or_resume({str(tmp_path)!r}, dim=3, fingerprint='f')"
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert f"LockedError: {tmp_path} is used by process {os.getpid()};" in run.stderr
+        assert f"LockedError: {tmp_path} is used by process {os.getpid()} on " in run.stderr
         writer.commit()
     _assert_rows(tmp_path, 2)
 

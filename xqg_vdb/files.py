@@ -1,13 +1,8 @@
-"""Files as bytes: lines with their positions, atomic writes, checksums, folder locks, and disk errors in words.
-
-In: paths. Out: raw lines, digests, durable files. This file refuses to know JSON, corpora and vectors.
-"""
+"""Files that survive a power cut or a kill: the atomic write, the lock, and what a disk refuses in our words."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
 
@@ -72,26 +67,33 @@ def sha256_of(path: str | Path) -> str:
 
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Translate OSError inside the block: a wrong path to DataError, a disk that is full or refuses to DiskError."""
+    """Translate OSError inside the block: a wrong path to DataError, a disk that is full or refuses to DiskError.
+
+    path: what is meant where the system names no file.
+    """
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(_missing(Path(path))) from error
-    except (IsADirectoryError, NotADirectoryError) as error:
-        kind = "a folder" if Path(path).is_dir() else "not inside a folder"
-        raise DataError(f"{path} is {kind}; a file was expected.") from error
+        raise DataError(_missing(Path(error.filename or path))) from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder; a file was expected.") from error
+    except NotADirectoryError as error:
+        raise DataError(f"{error.filename or path} is not inside a folder; give another path.") from error
     except OSError as error:
-        raise _disk_error(Path(path), error) from error
+        raise _disk_error(error.filename or path, error) from error
 
 
-def _disk_error(path: Path, error: OSError) -> DiskError | CorruptError | DataError:
+def _disk_error(path: str | Path, error: OSError) -> DiskError | CorruptError | DataError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskError(
             f"The disk is full while writing {path} ({reason}); free some space and run the same command again."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return DiskError(f"{path} may not be used ({reason}); change its permissions or give another path.")
+        return DiskError(
+            f"{path} may not be used ({reason}); change its permissions or give another path (a store is written to"
+            " even to read it)."
+        )
     if error.errno == errno.ENAMETOOLONG:
         return DataError(f"{str(path)[:80]}… is too long for a file name; give a shorter one.")
     if error.errno == errno.EIO:
@@ -108,38 +110,6 @@ def _missing(path: Path) -> str:
             return f"There is no file {path}; that folder has {', '.join(near)}."
     return f"There is no file {path}; check the path."
 
-
-def lock_folder(folder: Path) -> IO[bytes]:
-    """Hold `folder/lock` exclusively until the returned file is closed or this process ends, however it ends.
-
-    Raises LockedError at once, naming the process that holds it.
-    """
-    with disk_errors(folder):
-        file = open(folder / "lock", "a+b", buffering=0)  # noqa: SIM115 - the caller closes it
-        try:
-            _lock(file, folder)
-            file.truncate(0)
-            file.write(b"%d\n" % os.getpid())
-        except BaseException:
-            file.close()
-            raise
-        return file
-
-
-def _lock(file: IO[bytes], folder: Path) -> None:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows, where a file that another process holds open cannot be replaced anyway
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read(32).decode("ascii", "replace").strip() or "unknown"
-        raise LockedError(f"{folder} is used by process {holder}; wait until it ends or use another folder.") from None
-
-
-# Files and folders of the embedded store that survive a power cut or a kill, and what a disk refuses in words of ours.
 
 MIB = 1 << 20
 _TRASH = ".trash-"
@@ -167,14 +137,8 @@ def empty_bin(folder: Path) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Replace a file so that a power cut leaves the old or the new one whole, and the new one once this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer at a time: the loader
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(record, file, ensure_ascii=False, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    """Write a JSON record as `path`, like `write_atomic`."""
+    write_atomic(path, json.dumps(record, ensure_ascii=False, allow_nan=False).encode())
 
 
 def make_folder(path: Path) -> None:
@@ -206,26 +170,11 @@ def bytes_on_disk(path: Path) -> int:
     return 512 * blocks
 
 
-@contextmanager
-def store_errors(path: Path) -> Iterator[None]:
-    """Translate OSError inside the block into a DiskError of one sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DiskError(
-                f"{error.filename or path} may not be written ({reason}); the embedded store writes even to read:"
-                " change the permissions or give another path."
-            ) from error
-        raise DiskError(f"{error.filename or path} cannot be used ({reason}).") from error
-
-
-# A lock file that says who holds it. The lock itself is flock, so the kernel frees it however its holder ends.
-
-
 class FileLock:
-    """A held exclusive lock on a file; made by `take`. Two handles in one process exclude each other, too."""
+    """A held exclusive lock on a file, which says who holds it; made by `take`, a context manager.
+
+    It is flock: the kernel frees it however its holder ends. Two handles in one process exclude each other, too.
+    """
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
@@ -233,25 +182,23 @@ class FileLock:
         self._pid = os.getpid()
 
     @classmethod
-    def take(cls, path: Path, *, busy: str) -> FileLock:
-        """The lock on `path`, at once. Raises LockedError "`busy` process N ..." when it is held; FileNotFoundError."""
+    def take(cls, path: Path, *, busy: str, then: str = "") -> FileLock:
+        """The lock on `path`, at once. Raises LockedError "`busy` process N …`then`" when it is held."""
         while True:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(handle).st_ino == _inode(path):
+                held = try_flock(handle)
+                if held and os.fstat(handle).st_ino == _inode(path):
                     _sign(handle)
                     return cls(path, handle)
-                os.close(handle)  # it was deleted between opening and locking: take the one that is there now
-            except BlockingIOError:
-                holder = _holder(handle)
+                if not held:
+                    raise LockedError(f"{busy} {_holder(handle)}{then}")
+            except BaseException as error:
                 os.close(handle)
-                raise LockedError(f"{busy} {holder}") from None
-            except OSError as error:
-                os.close(handle)
-                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+                if isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
                     raise DiskError(f"{path} lies on a file system without locks; use a local disk.") from error
                 raise
+            os.close(handle)  # it was deleted between opening and locking: take the one that is there now
 
     def release(self) -> None:
         """Free the lock; again, or in a forked child, it does nothing."""
@@ -259,12 +206,46 @@ class FileLock:
             return
         handle, self._handle = self._handle, None
         if os.getpid() == self._pid:  # a fork shares the lock: unlocking there would free the parent's
-            fcntl.flock(handle, fcntl.LOCK_UN)
+            _unlock(handle)
         os.close(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """Hold a folder. Raises LockedError at once, naming the process that holds it."""
+    with disk_errors(folder):
+        return FileLock.take(
+            folder / "lock", busy=f"{folder} is used by", then="; wait until it ends or use another folder."
+        )
+
+
+def try_flock(handle: int) -> bool:
+    """Lock an open file for this handle alone; False when another one has it."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows, where a file that another process holds open cannot be replaced anyway
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(handle: int) -> None:
+    with suppress(ModuleNotFoundError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def _inode(path: Path) -> int | None:
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         return path.stat().st_ino
     return None
 

@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 import orjson
 
 from xqg_vdb.errors import CorruptError, LockedError, MismatchError
-from xqg_vdb.files import disk_errors, sync_folder
+from xqg_vdb.files import disk_errors, sync_folder, try_flock
 
 Record = Mapping[str, Any]
 
@@ -115,7 +115,8 @@ class RecordLog:
         with disk_errors(path):
             self._file: IO[bytes] = path.open("ab")
         try:
-            _lock(self._file, path)
+            if not try_flock(self._file.fileno()):
+                raise LockedError(f"{path} is being written by another process; wait for it, or use another OUT.")
             found = scan(path)
             if found is None:
                 self._truncate(0)
@@ -135,10 +136,7 @@ class RecordLog:
         self.path, self.committed = path, found
 
     def commit(self, batch: Sequence[Record], *, rows: int, info: Record) -> None:
-        """Append rows and their commit in one write, and return when they are on the disk. rows.
-
-        How many there are now.
-        """
+        """Append rows and their commit in one write, on the disk when this returns. rows: how many there are now."""
         lines = [encode_line({"row": record}) for record in batch]
         self._append([*lines, encode_line({"commit": {"rows": rows, **info}})])
 
@@ -164,19 +162,6 @@ class RecordLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise LockedError(
-            f"{path} is being written by another process; wait until it ends, or use another OUT."
-        ) from None
 
 
 def differences(found: Record, wanted: Record) -> list[str]:

@@ -1,4 +1,4 @@
-"""How vectors were made: a recipe, an encoder's facts, the words' settings, and the card that holds them all."""
+"""The words that every module shares: frozen records, and the protocols between the parts. Start reading here."""
 
 from __future__ import annotations
 
@@ -380,30 +380,3 @@ class VectorStore(Protocol):
     def close(self) -> None:
         """Release handles and locks."""
         ...
-
-
-__all__ = [
-    "UNKNOWN_LANGUAGE",
-    "Bm25Settings",
-    "Card",
-    "CollectionWriter",
-    "Distance",
-    "EncoderFacts",
-    "GeneratedQueries",
-    "Hit",
-    "Hybrid",
-    "Passage",
-    "PointBatch",
-    "Pool",
-    "Pooling",
-    "QueryGenerator",
-    "Question",
-    "QuestionRows",
-    "Recipe",
-    "Search",
-    "SparseVector",
-    "StoredPoint",
-    "TextEncoder",
-    "VectorStore",
-    "Vectors",
-]  # fmt: skip

@@ -27,10 +27,10 @@ from xqg_vdb.files import (
     MIB,
     FileLock,
     bytes_on_disk,
+    disk_errors,
     empty_bin,
     make_folder,
     require_space,
-    store_errors,
     sync_folder,
     trash_path,
 )
@@ -58,7 +58,7 @@ _LONGEST_LIST = 64 * MIB
 def write(version: Version, file: Path, *, collection: str) -> None:
     """Write the snapshot of a version that nobody changes meanwhile. Raises DiskError; then there is no file."""
     temporary = file.with_name(f".{file.name}.tmp")
-    with store_errors(file):
+    with disk_errors(file):
         for leftover in file.parent.glob(".*.tmp"):  # of a run that was killed; one writer at a time
             leftover.unlink()
         try:
@@ -78,7 +78,7 @@ def restore(file: Path, version: Version) -> None:
     Raises DataError, CorruptError or DiskError, and leaves nothing then.
     """
     place = trash_path(version.path)  # a crash leaves it where the next run empties the bin
-    with store_errors(version.path):
+    with disk_errors(version.path):
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         try:
@@ -99,7 +99,7 @@ def copy(file: Path, to: Path) -> None:
     """Copy a snapshot after all of it was compared with its checksums. Raises CorruptError, DataError, DiskError."""
     _checked(file, into=None)
     temporary = to.with_name(f".{to.name}.tmp")
-    with store_errors(to):
+    with disk_errors(to):
         try:
             shutil.copyfile(file, temporary)
             os.replace(temporary, to)
@@ -159,7 +159,7 @@ def _checked(file: Path, *, into: Path | None) -> None:
     """Read a whole snapshot, its checksums compared, and unpack it when `into` is given."""
     found: dict[str, str] = {}
     listed: dict[str, Any] | None = None
-    with store_errors(file):
+    with disk_errors(file):
         try:
             with tarfile.open(file, mode="r|gz") as tar:
                 for member in tar:
@@ -244,7 +244,7 @@ class EmbeddedAdmin:
     def versions(self, name: str) -> list[VersionState]:
         """All versions of a collection, oldest first. Raises DataError when there are none."""
         folder = self._store.folder(name)
-        with store_errors(folder.path):
+        with disk_errors(folder.path):
             current, kept = folder.current(), folder.kept()
             states = [_state(version, current=current, kept=kept) for version in folder.versions()]
         if not states:
@@ -322,7 +322,7 @@ class EmbeddedAdmin:
         folder = self._store.folder(name)
         if not folder.path.is_dir():
             raise self._store.missing(folder)
-        with store_errors(folder.path):
+        with disk_errors(folder.path):
             return sorted(map(_described, _shelf(folder).glob("*.tar.gz")), key=lambda one: one.created)
 
     def download_snapshot(self, name: str, snapshot: str, to: Path) -> None:
@@ -338,7 +338,7 @@ class EmbeddedAdmin:
         """
         self._store.check_process()
         folder = self._store.folder(name)
-        with store_errors(folder.path):
+        with disk_errors(folder.path):
             make_folder(folder.path)
             with self._locked(name):
                 empty_bin(folder.path)
@@ -355,7 +355,7 @@ class EmbeddedAdmin:
         folder = self._store.folder(name)
         if not folder.path.is_dir():
             raise self._store.missing(folder)
-        with store_errors(folder.path):
+        with disk_errors(folder.path):
             lock = FileLock.take(folder.load_lock, busy=f"Collection {name!r} in {self._store.path} is being loaded by")
             try:
                 yield folder

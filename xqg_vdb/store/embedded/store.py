@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError
-from xqg_vdb.files import FileLock, empty_bin, remove_folder, store_errors
+from xqg_vdb.files import FileLock, disk_errors, empty_bin, remove_folder
 from xqg_vdb.store import layout
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.operations import EmbeddedAdmin
@@ -51,7 +51,7 @@ def open_reader(folder: Folder) -> Reader | None:
     Raises LockedError when another process has it open, CorruptError, DiskError.
     """
     busy = f"Collection {folder.path.name!r} in {folder.path.parent} is in use by"
-    with store_errors(folder.path):
+    with disk_errors(folder.path):
         while True:
             stamp, version = folder.stamp(), folder.current()
             if stamp is None or version is None:
@@ -110,7 +110,7 @@ class EmbeddedStore:
 
     def names(self) -> list[str]:
         """The published collections, sorted."""
-        with store_errors(self.path):
+        with disk_errors(self.path):
             try:
                 folders = [Folder(path) for path in self.path.iterdir() if not path.name.startswith(".")]
             except FileNotFoundError:
@@ -120,7 +120,7 @@ class EmbeddedStore:
     def card(self, name: str) -> Card:
         """The card of the published version; does not open it. Raises DataError, CorruptError."""
         folder = self.folder(name)
-        with store_errors(folder.path):
+        with disk_errors(folder.path):
             version = folder.current()
             if version is None:
                 raise self.missing(folder)
@@ -162,7 +162,7 @@ class EmbeddedStore:
             raise self.missing(folder)
         self.let_go(name)
         busy = f"Collection {name!r} in {self.path} cannot be deleted: it is in use by"
-        with store_errors(folder.path):
+        with disk_errors(folder.path):
             locks = [FileLock.take(folder.load_lock, busy=busy)]
             try:
                 locks += [FileLock.take(version.lock, busy=busy) for version in folder.versions()]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from xqg_vdb.errors import CorruptError, MismatchError, XqgError
-from xqg_vdb.files import MIB, FileLock, bytes_on_disk, empty_bin, make_folder, require_space, store_errors
+from xqg_vdb.files import MIB, FileLock, bytes_on_disk, disk_errors, empty_bin, make_folder, require_space
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.versions import Folder, Version
 from xqg_vdb.store.gate import checked
@@ -89,7 +89,7 @@ class EmbeddedWriter:
         with engine.errors(self._version.shard):
             shard.flush()
             points = engine.count(shard)
-        with store_errors(self._version.path):
+        with disk_errors(self._version.path):
             self._version.write_cursor(rows=rows, points=points)
         self._committed, self._pending = rows, 0
 
@@ -109,7 +109,7 @@ class EmbeddedWriter:
             with engine.errors(self._version.shard):
                 shard.flush()
                 found = engine.count(shard)
-            with store_errors(self._version.path):
+            with disk_errors(self._version.path):
                 self._check_count(found, card)
                 self._finish(card)
         finally:
@@ -140,7 +140,7 @@ class EmbeddedWriter:
 
     def _require_space(self, coming: int) -> None:
         needed = max(self._floor, 2 * (self._pending + coming) + _MARGIN)
-        with store_errors(self._version.path):
+        with disk_errors(self._version.path):
             require_space(self._version.path, needed=needed)
 
     def _check_count(self, found: int, card: Card) -> None:
@@ -177,7 +177,7 @@ def open_writer(folder: Folder, *, card: Card, options: CollectionOptions, free_
     """
     options.refuse_server_only()
     card = replace(card, storage=options.layout())
-    with store_errors(folder.path):
+    with disk_errors(folder.path):
         make_folder(folder.path)
         name = f"Collection {folder.path.name!r} in {folder.path.parent}"
         lock = FileLock.take(folder.load_lock, busy=f"{name} is being loaded by")

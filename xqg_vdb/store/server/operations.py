@@ -19,7 +19,7 @@ from qdrant_client import models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError
-from xqg_vdb.files import store_errors
+from xqg_vdb.files import disk_errors
 from xqg_vdb.store.layout import LANG_KEY, check_name, missing_collection
 from xqg_vdb.store.operations import CollectionState, Snapshot, VersionState, rollback_target
 from xqg_vdb.store.server.names import CARD_KEY, CURSOR_KEY, READ_DEADLINE, Names, holder, version_number
@@ -42,7 +42,7 @@ class RestAddress:
 def download(address: RestAddress, collection: str, snapshot: str, *, to: Path, checksum: str | None) -> None:
     """Copy a snapshot into the file `to`, which appears when it is whole. Raises CorruptError, DiskError."""
     temporary, total = to.with_name(f".{to.name}.tmp"), hashlib.sha256()
-    with store_errors(to), _client(address) as client, _errors():
+    with disk_errors(to), _client(address) as client, _errors():
         try:
             path = f"/collections/{quote(collection, safe='')}/snapshots/{quote(snapshot, safe='')}"
             with client.stream("GET", path) as answer, open(temporary, "wb") as file:
@@ -61,7 +61,7 @@ def download(address: RestAddress, collection: str, snapshot: str, *, to: Path, 
 
 def upload(address: RestAddress, collection: str, file: Path) -> None:
     """Make a collection of a snapshot file; one of that name must not exist."""
-    with store_errors(file), open(file, "rb") as snapshot, _client(address) as client, _errors():
+    with disk_errors(file), open(file, "rb") as snapshot, _client(address) as client, _errors():
         path = f"/collections/{quote(collection, safe='')}/snapshots/upload"
         params = {"wait": "true", "priority": "snapshot"}
         timeout = httpx.Timeout(address.timeout, read=_LONGEST_RESTORE)
