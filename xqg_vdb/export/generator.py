@@ -26,8 +26,9 @@ from xqg_vdb.export.quantise import quantise_graph, save_graph
 from xqg_vdb.export.starter_generator import SOURCE, build_generator_checkpoint
 from xqg_vdb.generate.local import ENCODER_GRAPH
 from xqg_vdb.generate.output import versions
+from xqg_vdb.models.engine import open_session
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, write_manifest
-from xqg_vdb.models.forest import Forest, Stepper, open_session
+from xqg_vdb.models.forest import Forest, Stepper
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.questions import sample_corpus
 
@@ -112,7 +113,7 @@ class _Reader:
         """A tree and the tokens that still must be read before the first one is written."""
         if self.encoder is None:
             return self.stepper.empty(1), list(ids)
-        from xqg_vdb.models.forest import ort_value
+        from xqg_vdb.models.engine import ort_value
 
         seen = np.ones((1, len(ids)), np.bool_)
         values = self.encoder.run(None, {"tokens": np.array([ids], np.int64), "cross_mask": seen})

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.models.engine import runtime
 
 BLOCK = 32
 ZERO = 128  # an 8-bit weight is (byte - 128) * scale
@@ -202,7 +203,8 @@ def fix_ranges(fp32: Path, int8: Path, *, samples: Sequence[NDArray[np.int64]]) 
 def measure_ranges(fp32: Path, tensors: Iterable[str], *, samples: Sequence[NDArray[np.int64]]) -> dict[str, Range]:
     """The least and the greatest value of each tensor over all samples, for those that the graph has."""
     import onnx
-    import onnxruntime as ort
+
+    ort = runtime()
     from onnx import TensorProto, helper
 
     model = onnx.load(str(fp32))
@@ -269,6 +271,8 @@ def quantize_int8(
     """
     try:
         import onnx
+
+        runtime()
         from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.transformers.fusion_options import FusionOptions
         from onnxruntime.transformers.optimizer import optimize_model

@@ -27,8 +27,9 @@ from xqg_vdb.generate.prompts import (
 from xqg_vdb.generate.run import InBatches
 from xqg_vdb.models.decode import Decoding, Stems, decode, row_key, samples_of, width_of
 from xqg_vdb.models.decoder import CausalModel, describe_folder, greedily, stop_tokens
+from xqg_vdb.models.engine import open_session, ort_value
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder
-from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper, open_session, ort_value
+from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper
 from xqg_vdb.types import GeneratedQueries, Passage
 
 ROWS = 32  # rows per step that keep the cores busy; more passages are taken together until there are so many

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from xqg_vdb.errors import ModelError
 from xqg_vdb.models.decode import Decoding, Stems, decode, width_of
+from xqg_vdb.models.engine import open_session
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder
 from xqg_vdb.models.forest import (
     Best,
@@ -24,7 +25,6 @@ from xqg_vdb.models.forest import (
     branching_mask,
     join,
     join_best,
-    open_session,
 )
 
 Tree = tuple[Forest, Stems]

@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from xqg_vdb.batching import token_budget_batches, windows
 from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
 from xqg_vdb.errors import DataError, ModelError
+from xqg_vdb.models.engine import CPU, open_session
 from xqg_vdb.models.folder import GRAPH, STARTER, TOKENIZER, ModelFolder, locate_model, open_model_folder
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
@@ -51,7 +51,7 @@ class Encoder:
         model: str | Path = STARTER,
         *,
         threads: int | None = None,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU,
         calibration: float | None = None,
         batch_tokens: int = 1024,
         max_length: int | None = None,
@@ -63,13 +63,15 @@ class Encoder:
         self.calibration = self.folder.recommended_calibration if calibration is None else calibration
         self.language_means: LanguageMeans = self.folder.language_means()
         self._batch_tokens = batch_tokens
-        self._session = _open_session(self.folder.path / GRAPH, provider=provider, threads=self.threads)
+        one_each = 1 if provider == CPU else self.threads  # on a CPU a thread a batch, several batches side by side
+        self._session = open_session(self.folder.path / GRAPH, provider=provider, threads=one_each)
         self._inputs = {node.name for node in self._session.get_inputs()}
         self._output = self._session.get_outputs()[0].name
         self._max_length = min(max_length or self.spec.max_length, self.spec.max_length)
         self._tokenizer = _open_tokenizer(self.folder.path / TOKENIZER, max_length=self._max_length)
         self._pad_id = _pad_id(self._tokenizer)
-        self._pool = ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix="xqg-encode")
+        self._process = os.getpid()
+        self._workers: tuple[int, ThreadPoolExecutor] | None = None
 
     @property
     def facts(self) -> EncoderFacts:
@@ -104,7 +106,8 @@ class Encoder:
 
     def close(self) -> None:
         """Stop the worker threads; the encoder cannot be used afterwards."""
-        self._pool.shutdown()
+        if self._workers is not None and self._workers[0] == os.getpid():
+            self._workers[1].shutdown()
 
     def __enter__(self) -> Encoder:
         return self
@@ -126,11 +129,17 @@ class Encoder:
         token_ids = self._tokenize(texts, prefix=prefix, first=first)
         batches = token_budget_batches([len(ids) for ids in token_ids], budget=self._batch_tokens, max_rows=_MAX_ROWS)
         rows = np.empty((len(texts), self.spec.dim), dtype=np.float32)
-        run = map if len(batches) == 1 else self._pool.map  # a single question needs no thread switch
+        run = map if len(batches) == 1 else self._pool().map  # a single question needs no thread switch
         for batch, vectors in zip(batches, run(self._run, [[token_ids[i] for i in b] for b in batches]), strict=True):
             rows[batch] = vectors
         _refuse_bad_rows(rows, texts, first=first)
         return rows
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """Worker threads of this very process: a fork has none of its parent's (gunicorn's preload, Celery)."""
+        if self._workers is None or self._workers[0] != os.getpid():
+            self._workers = os.getpid(), ThreadPoolExecutor(self.threads, thread_name_prefix="xqg-encode")
+        return self._workers[1]
 
     def _tokenize(self, texts: Sequence[str], *, prefix: str, first: int) -> list[Ids]:
         longest = self._max_length * _CHARACTERS_PER_TOKEN
@@ -138,7 +147,11 @@ class Encoder:
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"Text {first + i} is blank; an encoder has nothing to say about it: leave it out.")
         try:
-            encodings = self._tokenizer.encode_batch_fast([prefix + text[:longest] for text in texts])
+            cut = [prefix + text[:longest] for text in texts]
+            if os.getpid() == self._process:
+                encodings = self._tokenizer.encode_batch_fast(cut)
+            else:  # the tokenizer's own threads stayed behind at the fork
+                encodings = [self._tokenizer.encode(text) for text in cut]
         except (UnicodeError, TypeError) as error:
             bad = next((i for i, text in enumerate(texts) if not _is_unicode(text)), 0)
             raise DataError(f"Text {first + bad} is not valid Unicode ({texts[bad][:60]!a}): {error}.") from error
@@ -181,20 +194,6 @@ def _checked_threads(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise ModelError(f"threads must be 1 or more, got {threads} (this process may use {available}).")
     return threads or available
-
-
-def _open_session(path: Path, *, provider: str, threads: int) -> ort.InferenceSession:
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise ModelError(f"onnxruntime has no {provider} here; available: {', '.join(available)}.")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1 if provider == "CPUExecutionProvider" else threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(str(path), sess_options=options, providers=[provider])
-    except Exception as error:  # onnxruntime raises its own private classes, all derived from Exception
-        raise ModelError(f"onnxruntime cannot load {path}: {str(error)[:200]}; export the model again.") from error
 
 
 def _open_tokenizer(path: Path, *, max_length: int) -> Tokenizer:

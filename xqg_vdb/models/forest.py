@@ -10,13 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import CorruptError
+from xqg_vdb.models.engine import ort_value
 
 
 def branching_mask(old: int, shared: int, endings: Sequence[int]) -> Bools:
@@ -50,26 +49,6 @@ class Clock:
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - since
         return now
-
-
-def open_session(path: Path, *, threads: int) -> Any:
-    """An onnxruntime CPU session. Raises CorruptError when the graph cannot be loaded."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own classes, all plain Exceptions
-        raise CorruptError(f"{path} cannot be loaded ({error}); export the model again.") from error
-
-
-def ort_value(array: NDArray[Any]) -> Any:
-    """The array as a CPU OrtValue."""
-    import onnxruntime as ort
-
-    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 @dataclass(frozen=True)
