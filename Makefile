@@ -4,17 +4,17 @@ WORKERS ?= 2
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help demo test lint types bench docs clean
+.PHONY: help check demo test lint types bench docs clean
 
 help: ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-# torch first and pinned: a plain `torch` would bring several GB of CUDA packages
+# LOCKED=1: the very versions of requirements-dev.txt. torch first and pinned: a plain `torch` would bring several GB of CUDA packages
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -e '.[all]'
+	$(BIN)/pip install --quiet $(if $(LOCKED),-c requirements-dev.txt) -e '.[all]'
 	@touch $@
 
 demo: .venv/.installed ## export a real multilingual encoder, load the sample corpus, ask it questions in ten languages
@@ -30,6 +30,8 @@ lint: .venv/.installed ## ruff: style and format
 
 types: .venv/.installed ## mypy --strict
 	$(BIN)/mypy
+
+check: lint types test ## what the gate runs
 
 bench: .venv/.installed ## benchmarks against what one would use instead (minutes; needs data for encode.py)
 	$(BIN)/python benchmarks/encode.py
