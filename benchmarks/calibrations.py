@@ -15,7 +15,6 @@ passages   both sides: the passage's own language is corrected as well (pools of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import click
@@ -30,7 +29,7 @@ from xqg_vdb.evaluate.suite import System
 from xqg_vdb.evaluate.systems import Material, calibrated_passages, prepare
 from xqg_vdb.export.encoder import ensure_encoder
 from xqg_vdb.fusion import unit_rows
-from xqg_vdb.index.encode import kept_vectors
+from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.texts.questions import question_bank
 
 NEAREST = 10
@@ -55,15 +54,7 @@ def main(datasets: Sequence[str], data_dir: Path | None, work: Path, model: str)
 
 def _bank(lang: str, encoder: Encoder, work: Path) -> NDArray[np.float32]:
     texts = question_bank()[lang]
-    return np.array(
-        kept_vectors(
-            texts,
-            encode=partial(encoder.encode_queries, calibrate=False),
-            encoder=encoder.facts,
-            kind="queries",
-            folder=work,
-        )
-    )
+    return np.array(encode_cached(texts, encoder=encoder, kind="queries", folder=work))
 
 
 def show(material: Material, bank: dict[str, NDArray[np.float32]], *, strength: float) -> None:

@@ -29,7 +29,7 @@ from xqg_vdb.evaluate.datasets.task import find_file
 from xqg_vdb.evaluate.matrix import row_blocks
 from xqg_vdb.evaluate.systems import Material, prepare
 from xqg_vdb.export.encoder import ensure_encoder
-from xqg_vdb.index.encode import kept_vectors
+from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.types import Vectors
 
@@ -60,9 +60,7 @@ def main(data_dir: Path | None, work: Path, model: str) -> None:
         for lang in ("de", "ar"):
             found = read_squad(find_file(data, f"xquad-r/{lang}.json", source="XQuAD-R"))
             texts = [f"{one.title.replace('_', ' ')} {one.context}" for one in found]
-            copies[lang] = np.array(
-                kept_vectors(texts, encode=encoder.encode_passages, encoder=encoder.facts, kind="passages", folder=work)
-            )
+            copies[lang] = np.array(encode_cached(texts, encoder=encoder, kind="passages", folder=work))
         n, size = len(afriqa.passages), len(xquad.passages)
         english = np.array(afriqa.passage_vectors)
         show("alone: AfriQA", english, ["en"] * n, [asked("AfriQA", afriqa, 0)], encoder)

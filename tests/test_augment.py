@@ -98,7 +98,7 @@ def test_a_langchain_collection_is_copied_behind_an_alias(fake, client, store, q
     assert encoder.texts_seen == 32 + 63 + 126  # the sample, and the queries; no passage
     assert everything(client, "docs") == before
     expected = slow_fused(stored(client, "docs"), queries, ids(), an_encoder())
-    np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=1e-6)
+    np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=2e-5)
     assert np.abs(stored(client, "docs-xqg") - stored(client, "docs")).max() > 0.05
     after = everything(client, "docs-xqg")
     assert after[0] == before[0]
@@ -136,7 +136,7 @@ def test_a_llama_index_collection_is_searched_by_its_own_library(fake, client, s
     report = augment("nodes", store=store, encoder=encoder, queries=queries)
     assert (report.layout, report.cosine) == ("llama-index", pytest.approx(1.0, abs=1e-5))  # metadata was encoded, too
     rows = stored(client, "nodes-xqg")
-    np.testing.assert_allclose(rows, slow_fused(stored(client, "nodes"), queries, ids(), an_encoder()), atol=1e-6)
+    np.testing.assert_allclose(rows, slow_fused(stored(client, "nodes"), queries, ids(), an_encoder()), atol=2e-5)
     embedding = XqgEmbedding(encoder, collection=Collection("nodes-xqg", store), calibration=0.0)
     index = VectorStoreIndex.from_vector_store(QdrantVectorStore("nodes-xqg", client=client), embed_model=embedding)
     for question in texts(5):
@@ -145,12 +145,15 @@ def test_a_llama_index_collection_is_searched_by_its_own_library(fake, client, s
         assert_best([one.node.node_id for one in found], scores, k=5)
 
 
-def test_a_named_vector_of_length_1_keeps_that_length(fake, client, store, queries):
+def test_rows_of_a_dot_collection_are_as_long_as_those_of_a_load(fake, client, store, queries):
     encoder = an_encoder()
     write_langchain(fake.url, "docs", encoder, vector_name="dense", distance=models.Distance.DOT)
     assert augment("docs", store=store, encoder=encoder, queries=queries).vector == "dense"
     expected = slow_fused(stored(client, "docs", "dense"), queries, ids(), an_encoder())
-    np.testing.assert_allclose(stored(client, "docs-xqg", "dense"), expected, atol=1e-6)
+    rows = stored(client, "docs-xqg", "dense")
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows / lengths, expected, atol=2e-5)
+    assert lengths[0] == pytest.approx(1 - Recipe().alpha)  # a passage without queries
 
 
 def test_queries_are_found_by_a_key_of_the_payload(client, store, tmp_path):
@@ -161,7 +164,7 @@ def test_queries_are_found_by_a_key_of_the_payload(client, store, tmp_path):
     points = {name: client.scroll(name, limit=1000, with_vectors=True)[0] for name in ("own", "own-xqg")}
     keys = [one.payload["at"]["doc"] for one in points["own"]]
     plain, fused = (np.array([one.vector["dense"] for one in found], dtype=np.float32) for found in points.values())
-    np.testing.assert_allclose(fused, slow_fused(plain, queries, keys, an_encoder()), atol=1e-6)
+    np.testing.assert_allclose(fused, slow_fused(plain, queries, keys, an_encoder()), atol=2e-5)
 
 
 def test_an_alias_is_switched_and_switched_back(fake, client, store, queries):
@@ -172,7 +175,7 @@ def test_an_alias_is_switched_and_switched_back(fake, client, store, queries):
     for recipe in (Recipe(), Recipe(alpha=0.1)):  # the second time, the alias points to our copy
         augment("docs", store=store, encoder=encoder, queries=queries, recipe=recipe, wishes=Wishes(to="docs"))
         expected = slow_fused(plain, queries, ids(), an_encoder(), alpha=recipe.alpha)
-        np.testing.assert_allclose(stored(client, "docs"), expected, atol=1e-6)
+        np.testing.assert_allclose(stored(client, "docs"), expected, atol=2e-5)
     assert {one.name for one in client.get_collections().collections} == {"docs-2024", "docs__v0002"}
     undo("docs", store=store)
     assert store.foreign("docs").physical == "docs-2024"
@@ -263,7 +266,7 @@ def test_a_copy_that_was_stopped_goes_on(fake, client, store, queries, monkeypat
     assert encoder.texts_seen == 30  # the sample, of one page; the queries' vectors were kept
     assert calls == ["docs-xqg__v0001"] * len(calls)
     expected = slow_fused(stored(client, "docs"), queries, ids(), an_encoder())
-    np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=1e-6)
+    np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("change", ["another text", "a new point", "one point less"])
@@ -283,7 +286,7 @@ def test_a_copy_whose_source_changed_is_begun_anew(fake, client, store, queries,
     assert report.counts.points == client.count("docs-xqg").count == client.count("docs").count
     keys = [one for one in ids() if change != "one point less" or one != ids()[1]]
     expected = slow_fused(stored(client, "docs"), queries, keys, an_encoder())
-    np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=1e-6)
+    np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=2e-5)
     assert {one.name for one in client.get_collections().collections} == {"docs", "docs-xqg__v0002"}
 
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from xqg_vdb.evaluate.metrics import macro_mean, parse_metrics, per_query, read_
 from xqg_vdb.evaluate.records import Report
 from xqg_vdb.evaluate.suite import Comparison, Suite, SweepPlan, System, preset, read_suite
 from xqg_vdb.evaluate.systems import content_of, place, prepare
-from xqg_vdb.index.encode import digest_of, encode_query_files, kept_vectors
+from xqg_vdb.index.encode import digest_of, encode_cached, encode_query_files
 from xqg_vdb.types import Search
 
 
@@ -168,26 +167,30 @@ class _Stop(Exception):
 
 @settings(max_examples=20, deadline=None)
 @given(texts=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=40), stop=st.integers(0, 5))
-def test_kept_vectors_go_on_where_they_stopped(tmp_path_factory, texts, stop):
+def test_encode_cached_go_on_where_they_stopped(tmp_path_factory, texts, stop):
     from unittest.mock import patch
 
     folder, made = tmp_path_factory.mktemp("kept"), encoder()
     left = [stop]
 
-    def failing(part):
+    encode = made.encode_queries
+
+    def failing(part, calibrate):
         if left[0] == 0:
             raise _Stop
         left[0] -= 1
-        return made.encode_queries(part, calibrate=False)
+        return encode(part, calibrate=calibrate)
 
-    with patch("xqg_vdb.index.encode.WINDOW", 7):
-        options = {"encoder": made.facts, "kind": "queries", "folder": folder}
+    with patch("xqg_vdb.index.build.WINDOW", 7):
+        options = {"encoder": made, "kind": "queries", "folder": folder}
+        made.encode_queries = failing
         try:
-            rows = kept_vectors(texts, encode=failing, **options)
+            rows = encode_cached(texts, **options)
         except _Stop:
+            made.encode_queries = encode
             seen = made.texts_seen
             assert seen % 7 == 0
-            rows = kept_vectors(texts, encode=partial(made.encode_queries, calibrate=False), **options)
+            rows = encode_cached(texts, **options)
             assert made.texts_seen == len(texts), "what was committed is not encoded again"
     np.testing.assert_array_equal(rows, encoder().encode_queries(texts, calibrate=False))
 

@@ -16,7 +16,7 @@ from qdrant_client import QdrantClient
 from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.errors import DataError, LockedError, MismatchError
 from xqg_vdb.files import lock_folder
-from xqg_vdb.index import encode as building
+from xqg_vdb.index import build as building
 from xqg_vdb.index import load as load_folder
 from xqg_vdb.index import write as writing
 from xqg_vdb.index.load import load, load_with_report
@@ -157,7 +157,7 @@ def twin(corpus, queries, recipe, *, distance="cosine", asked=None):
 def close_to(rows, expected):
     assert rows.keys() == expected.keys()
     for key, vector in expected.items():
-        np.testing.assert_allclose(rows[key][1], vector, atol=2e-6)
+        np.testing.assert_allclose(rows[key][1], vector, atol=1e-4)  # the card keeps means in 16 bits
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
@@ -306,7 +306,7 @@ def test_a_changed_corpus_is_begun_anew_in_our_build_folder(files, change, stage
 @pytest.mark.parametrize("kind", ["embedded", "server"])
 def test_other_fields_and_languages_count_as_a_change_while_writing(kind, files, tmp_path, monkeypatch):
     """They are not encoded, but half of the points must not keep the old ones."""
-    monkeypatch.setattr(writing, "WRITE_WINDOW", 2)
+    monkeypatch.setattr(building, "WINDOW", 2)
     monkeypatch.setattr(writing, "COMMIT_EVERY", 2)
     untagged = [{key: value for key, value in record.items() if key != "lang"} for record in CORPUS]
     write(files[0], untagged)
@@ -382,7 +382,7 @@ def test_a_language_without_queries_is_refused_before_writing(files):
 @pytest.mark.parametrize("window", [512, 1])
 def test_sum_with_unequal_counts_is_refused_and_the_old_version_served(store, files, tmp_path, monkeypatch, window):
     """Also when every window that is written at once has equal counts within."""
-    monkeypatch.setattr(writing, "WRITE_WINDOW", window)
+    monkeypatch.setattr(building, "WINDOW", window)
     load(files[0], "wiki", encoder=an_encoder(), store=store, build=tmp_path / "plain")
     rows = rows_of(store)
     with pytest.raises(MismatchError, match=r"pool 'sum' needs equally many queries for every passage, found 0 to 3"):
@@ -566,7 +566,7 @@ def test_a_store_of_our_own_is_closed_after_an_error(files, tmp_path, monkeypatc
 
 
 def test_progress_of_a_resumed_load_starts_where_it_stopped(files, tmp_path, monkeypatch):
-    for module, name in ((building, "WINDOW"), (writing, "WRITE_WINDOW"), (writing, "COMMIT_EVERY")):
+    for module, name in ((building, "WINDOW"), (writing, "COMMIT_EVERY")):
         monkeypatch.setattr(module, name, 2)
     seen = defaultdict(list)
     with ServerStore.connect(":memory:") as store:
@@ -581,7 +581,7 @@ def test_progress_of_a_resumed_load_starts_where_it_stopped(files, tmp_path, mon
 
         load(files[0], "wiki", progress=note, **arguments)
     assert seen == {
-        "checking": [(5, 5)], "encoding": [(5, 5)], "writing": [(2, 5), (4, 5), (5, 5)],
+        "encoding": [(0, 5), (2, 5), (4, 5), (5, 5)], "writing": [(2, 5), (4, 5), (5, 5)],
         "indexing": [(0, 5), (5, 5)],
     }  # fmt: skip
 
@@ -630,7 +630,7 @@ def check_interrupted(kind, given_inputs, stops):
     corpus, queries = given_inputs
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XQG_VDB_CACHE", f"{folder}/cache")
-        for module, name, size in ((building, "WINDOW", 3), (writing, "WRITE_WINDOW", 2), (writing, "COMMIT_EVERY", 2)):
+        for module, name, size in ((building, "WINDOW", 2), (writing, "COMMIT_EVERY", 2)):
             patch.setattr(module, name, size)
         files = write(Path(folder) / "corpus.jsonl", corpus), write(Path(folder) / "queries.jsonl", queries)
         table = files[1] if queries else None
@@ -694,6 +694,6 @@ def test_a_load_killed_while_it_tidies_up_is_no_obstacle(store, files, tmp_path,
         load(corpus, "wiki", encoder=HashEncoder(), store=store, queries=queries)
     monkeypatch.setattr(load_folder.shutil, "rmtree", remove)
     builds = tmp_path / "cache" / "builds"
-    assert list(builds.rglob("passages.npy")), "nothing was left to stumble over"
+    assert list(builds.rglob("*.npz")), "nothing was left to stumble over"
     assert load(corpus, "wiki", encoder=HashEncoder(), store=store, queries=queries).count() == len(CORPUS)
     assert not list(builds.iterdir())

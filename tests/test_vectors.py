@@ -1,7 +1,6 @@
-"""The build folder: whatever happens to it, committed rows come back or a CorruptError does, never anything else."""
+"""The build folder: whatever happens to it, rows come back as they were or a CorruptError does, never anything else."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError
-from xqg_vdb.index.build import Build
+from xqg_vdb.index import build as building
+from xqg_vdb.index.build import Build, BuildWriter, Manifest, Window
 from xqg_vdb.texts.queries import row_digest
 from xqg_vdb.types import GeneratedQueries, Passage
 
@@ -20,133 +20,129 @@ DIM = 3
 
 
 @pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    """A killed process loses nothing that the system has; the disk would make these tests slow."""
-
-    def fsync(_):
-        return None
-
+def small_windows(monkeypatch):
+    """Two rows; and no fsync: a killed process loses nothing that the system has."""
+    monkeypatch.setattr(building, "WINDOW", 2)
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-def _rows(start, stop, langs=("sw", "yo")):
-    """What `append` takes for rows start..stop, a pure function of the row numbers."""
-    numbers = np.arange(start, stop)
-    vectors = (numbers[:, None] * 10 + np.arange(DIM)).astype(np.float32)
-    sums = {lang: (vectors + ord(lang[0]), (numbers % 6).astype(np.int32)) for lang in langs}
-    return [f"id\n{i}" for i in numbers], numbers.astype(np.uint64) * 7, vectors, sums
+def fsync(_):
+    return None
 
 
-def _fill(folder, *chunks, complete=False, langs=("sw", "yo")):
-    with Build.create_or_resume(folder, dim=DIM, fingerprint="f") as writer:
-        for start, stop in chunks:
-            writer.append(*_rows(start, stop, langs))
-            writer.commit(complete=complete)
+def digests_of(numbers):
+    return np.array(numbers, np.uint64) * np.uint64(7)
 
 
-def _assert_rows(folder, rows, langs=("sw", "yo")):
+def window_of(numbers, digests=None):
+    """The rows of these numbers: `yo` has queries in odd ones, `sw` from the third on."""
+    rows = np.array(numbers)
+    vectors = (rows[:, None] * 10 + np.arange(DIM)).astype(np.float32)
+    sums = {}
+    for lang, has in (("sw", rows > 1), ("yo", rows % 2 == 1)):
+        sums[lang] = np.where(has[:, None], vectors + ord(lang[0]), 0).astype(np.float32), has.astype(np.int32) * 3
+    return Window([f"id\n{i}" for i in numbers], digests_of(numbers) if digests is None else digests, vectors, sums)
+
+
+def fill(folder, numbers, *, encode=window_of):
+    """Build, or go on with, the rows of these numbers; which were encoded."""
+    encoded = []
+
+    def encoding(part, digests):
+        encoded.extend(part)
+        return encode(part, digests)
+
+    with BuildWriter(folder, dim=DIM, fingerprint="f") as writer:
+        writer.fill(numbers, digests=digests_of, encode=encoding, say=lambda done: None)
+    return encoded
+
+
+def assert_rows(folder, n, *, complete=True):
     build = Build.open(folder)
-    ids, digests, passages, sums = _rows(0, rows, langs)
-    assert build.rows == rows and list(build.ids) == ids
-    np.testing.assert_array_equal(build.digests, digests)
-    np.testing.assert_array_equal(build.passages, passages)
-    assert set(build.sums) == set(build.counts) == (set(langs) if rows else set(build.sums))
-    for lang, (vectors, counts) in sums.items():
-        if rows:
-            np.testing.assert_array_equal(build.sums[lang], vectors)
-            np.testing.assert_array_equal(build.counts[lang], counts)
-    build.verify()
+    assert (build.rows, build.complete, list(build.ids())) == (n, complete, [f"id\n{i}" for i in range(n)])
+    np.testing.assert_array_equal(build.digests(), digests_of(range(n)))
+    np.testing.assert_array_equal(build.passages(), window_of(range(n)).passages)
+    for start, window in zip(range(0, n, 2), build.windows(), strict=True):
+        assert_equal(window, window_of(range(start, min(start + 2, n))))
+
+
+def assert_equal(window, expected):
+    assert list(window.ids) == list(expected.ids)
+    np.testing.assert_array_equal(window.passages, expected.passages)
+    filled = {lang for lang, (_, counts) in expected.sums.items() if counts.any()}
+    assert set(window.sums) == filled
+    for lang in filled:
+        np.testing.assert_array_equal(window.sums[lang][0], expected.sums[lang][0])
+        np.testing.assert_array_equal(window.sums[lang][1], expected.sums[lang][1])
 
 
 def test_a_build_is_ordinary_files(tmp_path):
-    _fill(tmp_path / "b", (0, 4), (4, 7), complete=True)
-    build = Build.open(tmp_path / "b")
-    assert (build.rows, build.dim, build.fingerprint, build.complete) == (7, DIM, "f", True)
-    assert build.ids[2] == "id\n2" and build.ids[-1] == "id\n6" and build.ids[1:3] == ["id\n1", "id\n2"]
-    with pytest.raises(IndexError):
-        build.ids[7]
-    _assert_rows(tmp_path / "b", 7)
+    fill(tmp_path / "b", range(7))
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
-        "counts.sw.npy", "counts.yo.npy", "digests.npy", "ids", "lock", "manifest.json", "passages.npy",
-        "queries.sw.npy", "queries.yo.npy",
+        "000000.npz", "000001.npz", "000002.npz", "000003.npz", "lock", "manifest.json",
     ]  # fmt: skip
-    loaded = np.load(tmp_path / "b" / "queries.sw.npy", allow_pickle=False)
-    assert loaded.dtype == np.float32 and loaded.shape == (7, DIM)
-    np.testing.assert_array_equal(loaded, build.sums["sw"])
-    assert np.load(tmp_path / "b" / "counts.sw.npy", mmap_mode="r").dtype == np.int32
-    assert [json.loads(line) for line in (tmp_path / "b" / "ids").read_bytes().split(b"\n")[:-1]] == list(build.ids)
-    with pytest.raises(ValueError, match="read-only"):
-        build.passages[0, 0] = 1
+    assert_rows(tmp_path / "b", 7)
+    with np.load(tmp_path / "b" / "000001.npz", allow_pickle=False) as arrays:
+        assert arrays["sum.sw"].dtype == np.float32 and arrays["count.sw"].tolist() == [3, 3]
 
 
 def test_an_empty_build_can_be_opened(tmp_path):
-    with Build.create_or_resume(tmp_path / "b", dim=DIM, fingerprint="f") as writer:
-        assert writer.rows == 0 and not writer.complete and len(writer.digest_prefix()) == 0
-    _assert_rows(tmp_path / "b", 0)
-    assert np.load(tmp_path / "b" / "passages.npy").shape == (0, DIM)
-    with pytest.raises(DataError, match="holds no kept vectors"):
+    fill(tmp_path / "b", [])
+    assert_rows(tmp_path / "b", 0)
+    with pytest.raises(DataError, match="holds no vectors"):
         Build.open(tmp_path / "nothing")
 
 
-def test_np_load_works_at_any_time(tmp_path):
-    with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-        for stop in range(1, 6):
-            writer.append(*_rows(stop - 1, stop))
-            assert np.load(tmp_path / "passages.npy").shape == (stop - 1, DIM)
-            assert np.load(tmp_path / "passages.npy", mmap_mode="r").shape == (stop - 1, DIM)
-            writer.commit()
-            assert np.load(tmp_path / "passages.npy").shape == (stop, DIM)
-            assert Build.open(tmp_path).rows == stop
+@given(st.lists(st.integers(0, 6)))
+@settings(max_examples=30)
+def test_rows_are_taken_in_any_order(tmp_path_factory, rows):
+    folder = tmp_path_factory.getbasetemp() / "taken"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "WINDOW", 2)
+        fill(folder, range(7))
+    assert_equal(Build.open(folder).take(np.array(rows, np.int64)), window_of(rows or np.zeros(0, np.int64)))
 
 
-def test_late_and_missing_languages_are_zero_rows(tmp_path):
-    with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-        writer.append(*_rows(0, 2, ()))
-        writer.append(*_rows(2, 3, ("ha",)))
-        writer.append(*_rows(3, 5, ("sw",)))
-        writer.commit()
-        writer.append(*_rows(5, 6)[:3])
-        writer.commit()
-    build = Build.open(tmp_path)
-    vectors = _rows(0, 6)[2]
-    expected = np.zeros((6, DIM), np.float32)
-    expected[2] = vectors[2] + ord("h")
-    np.testing.assert_array_equal(build.sums["ha"], expected)
-    assert build.counts["ha"].tolist() == [0, 0, 2, 0, 0, 0]
-    assert build.counts["sw"].tolist() == [0, 0, 0, 3, 4, 0]
-    build.verify()
+@pytest.mark.parametrize("n", [4, 5])
+def test_a_stopped_build_goes_on_with_whole_windows(tmp_path, n):
+    def stopping(part, digests):
+        if 2 in part:
+            raise KeyboardInterrupt
+        return window_of(part, digests)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "stopped", range(n), encode=stopping)
+    assert_rows(tmp_path / "stopped", 2, complete=False)
+    assert fill(tmp_path / "stopped", range(n)) == list(range(2, n))
+    assert fill(tmp_path / "stopped", range(n)) == []
+    fill(tmp_path / "once", range(n))
+    for path in (tmp_path / "once").glob("*[!k]"):
+        assert (tmp_path / "stopped" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_uncommitted_rows_and_languages_are_cut_off(tmp_path):
-    _fill(tmp_path, (0, 3))
-    with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-        writer.append(*_rows(90, 99, ("sw", "zu")))
-    _assert_rows(tmp_path, 3)  # a reader does not see them
-    with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-        assert writer.rows == 3 and list(writer.ids_prefix()) == ["id\n0", "id\n1", "id\n2"]
-        assert writer.digest_prefix().tolist() == [0, 7, 14]
-        assert not (tmp_path / "queries.zu.npy").exists()
-        writer.append(*_rows(3, 5))
-        writer.commit()
-    _assert_rows(tmp_path, 5)
+@pytest.mark.parametrize(
+    ("numbers", "row"), [([0, 1, 2, 3], 5), (range(6), 6), ([0, 9, 2, 3, 4], 2), ([], 1), ([0], 2)]
+)
+def test_another_corpus_is_refused(tmp_path, numbers, row):
+    fill(tmp_path, range(5))
+    with pytest.raises(MismatchError, match=rf"changed since .* \(first at passage {row}\): .*--reuse {tmp_path} "):
+        fill(tmp_path, numbers)
+    assert_rows(tmp_path, 5)
 
 
-def test_complete_is_what_the_last_commit_said(tmp_path):
-    _fill(tmp_path, (0, 2), complete=True)
-    with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-        assert writer.complete
-        writer.append(*_rows(2, 3))
-        assert Build.open(tmp_path).complete
-        writer.commit()
-    assert not Build.open(tmp_path).complete
+def test_a_whole_last_window_does_not_grow(tmp_path):
+    fill(tmp_path, range(4))
+    with pytest.raises(MismatchError, match="first at passage 5"):
+        fill(tmp_path, range(5))
+    assert_rows(tmp_path, 4)
 
 
 def test_another_encoder_is_refused(tmp_path):
-    _fill(tmp_path, (0, 2))
+    fill(tmp_path, range(2))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     for dim, fingerprint in ((DIM, "g"), (4, "f")):
         with pytest.raises(MismatchError) as caught:
-            Build.create_or_resume(tmp_path, dim=dim, fingerprint=fingerprint)
+            BuildWriter(tmp_path, dim=dim, fingerprint=fingerprint)
         assert str(caught.value) == (
             f"{tmp_path} was built by encoder f (3 dimensions), this one is {fingerprint} ({dim}); "
             "use the first encoder, or give another folder."
@@ -157,11 +153,20 @@ def test_another_encoder_is_refused(tmp_path):
 def test_other_peoples_folders_are_left_alone(tmp_path):
     (tmp_path / "passages.npy").write_bytes(b"mine")
     with pytest.raises(DataError, match=r"holds passages\.npy but no manifest\.json; give a new or empty folder"):
-        Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f")
+        BuildWriter(tmp_path, dim=DIM, fingerprint="f")
     assert (tmp_path / "passages.npy").read_bytes() == b"mine"
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DiskError, match="File exists"):
-        Build.create_or_resume(tmp_path / "file", dim=DIM, fingerprint="f")
+        BuildWriter(tmp_path / "file", dim=DIM, fingerprint="f")
+
+
+def test_a_build_of_another_version_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "_SCHEMA", 1)
+    Manifest("f", DIM, 512, 2).write(tmp_path)
+    monkeypatch.undo()
+    for opening in (Build.open, lambda path: BuildWriter(path, dim=DIM, fingerprint="f")):
+        with pytest.raises(MismatchError, match=r"another version .*\(schema 1\).* give another --build folder"):
+            opening(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -181,128 +186,72 @@ def test_other_peoples_folders_are_left_alone(tmp_path):
     ],
 )
 def test_bad_rows_are_refused_before_anything_is_written(tmp_path, change, message):
-    ids, digests, passages, sums = _rows(0, 2)
-    rows = {"ids": ids, "digests": digests, "passages": passages, "sums": sums, **change}
-    with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-        with pytest.raises(DataError, match=message):
-            writer.append(rows["ids"], rows["digests"], rows["passages"], rows["sums"])
-        writer.append(ids, digests, passages, sums)
-        writer.commit()
-    _assert_rows(tmp_path, 2)
+    def damaged(part, digests):
+        window = window_of(part, digests)
+        rows = {name: getattr(window, name) for name in ("ids", "digests", "passages", "sums")}
+        return Window(**{**rows, **change})
 
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["", "commit", "reopen", "crash"])), max_size=8),
-    st.lists(st.sampled_from(["sw", "yo", "ha"]), max_size=3),
-)
-def test_any_chunking_is_the_one_shot(tmp_path_factory, steps, langs):
-    folder = tmp_path_factory.mktemp("chunks")
-    done = committed = 0
-    writer = Build.create_or_resume(folder, dim=DIM, fingerprint="f")
-    for size, then in steps:
-        writer.append(*_rows(done, done + size, langs))
-        done += size
-        if then in ("commit", "reopen"):
-            writer.commit()
-            committed = done
-        if then in ("reopen", "crash"):
-            writer.close()
-            writer = Build.create_or_resume(folder, dim=DIM, fingerprint="f")
-            assert writer.rows == committed
-            done = committed
-    writer.commit(complete=True)
-    writer.close()
-    _assert_rows(folder, done, langs)
-    one_shot = tmp_path_factory.mktemp("once")
-    with Build.create_or_resume(one_shot, dim=DIM, fingerprint="f") as writer:
-        if done:
-            writer.append(*_rows(0, done, langs))
-        writer.commit(complete=True)
-    if done:
-        for name in {p.name for p in one_shot.iterdir()} - {"lock"}:
-            assert (folder / name).read_bytes() == (one_shot / name).read_bytes(), name
+    with pytest.raises(DataError, match=message):
+        fill(tmp_path, range(2), encode=damaged)
+    assert_rows(tmp_path, 0, complete=False)
+    fill(tmp_path, range(2))
+    assert_rows(tmp_path, 2)
 
 
 # damage
 
 
-def _restore(folder, contents):
+def restore(folder, contents):
     for path in folder.iterdir():
         path.unlink()
     for name, data in contents.items():
         (folder / name).write_bytes(data)
 
 
-@pytest.mark.parametrize("tail", [False, True])
-def test_every_file_cut_at_every_byte(tmp_path, tail):
-    _fill(tmp_path, (0, 1), (1, 2), langs=("sw",))
-    if tail:
-        with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-            writer.append(*_rows(2, 3, ("sw",)))  # bytes that are not committed may be lost
+def assert_found(folder, contents, name, data):
+    """What was damaged is named, or nothing is wrong; without a damaged window, the build ends as it was."""
+    restore(folder, {**contents, name: data})
+    try:
+        assert_rows(folder, 3)
+    except CorruptError as error:
+        assert name in str(error)
+        if name.endswith(".npz"):
+            assert "delete that file and run the same load again" in str(error)
+            (folder / name).unlink()
+            fill(folder, range(3))
+            assert_rows(folder, 3)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damage_at_every_byte_is_found_when_the_window_is_read(tmp_path, damage):
+    fill(tmp_path, range(3))
     contents = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "lock"}
-    intact = {"read": 0, "resumed": 0}
     for name, data in contents.items():
-        for size in range(len(data)):
-            _restore(tmp_path, {**contents, name: data[:size]})
-            try:
-                _assert_rows(tmp_path, 2, ("sw",))
-                intact["read"] += 1
-            except CorruptError as error:
-                assert name in str(error)
-            try:
-                _fill(tmp_path, (2, 3), langs=("sw",))
-            except CorruptError as error:
-                assert name in str(error)
-            else:
-                intact["resumed"] += 1
-                _assert_rows(tmp_path, 3, ("sw",))
-    assert (min(intact.values()) > 20) is tail
+        found, places = 0, range(0, len(data), 1 if name == "manifest.json" else 3)
+        for at in places:
+            bad = data[:at] if damage == "cut" else data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+            found += assert_found(tmp_path, contents, name, bad)
+        # what is left of a zip is what nobody reads: times, versions, attributes
+        assert found == len(places) if name == "manifest.json" or damage == "cut" else found > len(places) / 2
 
 
 def test_every_file_lost(tmp_path):
-    _fill(tmp_path, (0, 2))
-    contents = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    for name in set(contents) - {"lock"}:
-        _restore(tmp_path, {n: d for n, d in contents.items() if n != name})
-        kind, words = (
-            (DataError, "manifest") if name == "manifest.json" else (CorruptError, f"has lost its file {name}")
-        )
-        with pytest.raises(kind, match="no kept vectors" if name == "manifest.json" else words):
-            Build.open(tmp_path)
-        with pytest.raises(kind, match=words):
-            Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f")
-
-
-def test_every_byte_flipped_is_found_by_verify(tmp_path):
-    _fill(tmp_path, (0, 2), langs=("sw",))
+    fill(tmp_path, range(4))
     contents = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "lock"}
-    for name, data in contents.items():
-        for at in range(len(data)):
-            _restore(tmp_path, {**contents, name: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]})
-            try:
-                Build.open(tmp_path).verify()
-            except CorruptError as error:
-                assert name in str(error)
-            else:
-                # the row count in a header is not used: the manifest has it
-                assert name.endswith(".npy") and at < 128
-                _assert_rows(tmp_path, 2, ("sw",))
-
-
-def test_a_manifest_from_elsewhere_cannot_leave_the_folder(tmp_path):
-    from xqg_vdb.index.build import Manifest
-
-    _fill(tmp_path, (0, 2))
-    Manifest("f", DIM, 2, 10, ("../../etc",)).write(tmp_path)
-    with pytest.raises(CorruptError, match="is not a language code"):
-        Build.open(tmp_path)
-    Manifest("f", DIM, -1).write(tmp_path)
-    with pytest.raises(CorruptError, match="a count is no whole number"):
-        Build.open(tmp_path)
-    Manifest("f", DIM, 2, 14, ("sw", "yo")).write(tmp_path)
-    with pytest.raises(CorruptError, match="does not hold the 2 ids"):
-        list(Build.open(tmp_path).ids)
+    for name in contents:
+        restore(tmp_path, {n: d for n, d in contents.items() if n != name})
+        if name == "manifest.json":
+            with pytest.raises(DataError, match="holds no vectors"):
+                Build.open(tmp_path)
+            with pytest.raises(DataError, match="no manifest"):
+                fill(tmp_path, range(4))
+            continue
+        with pytest.raises(CorruptError, match=f"has lost its file {name}; run the same load again"):
+            Build.open(tmp_path)
+        assert len(fill(tmp_path, range(4))) == 2
+        assert_rows(tmp_path, 4)
 
 
 # crashes
@@ -310,28 +259,7 @@ def test_a_manifest_from_elsewhere_cannot_leave_the_folder(tmp_path):
 MUTATING = {"write", "truncate", "replace", "unlink", "mkdir", "open"}
 
 
-def _work(folder):
-    """A run that starts or goes on, in chunks of 2 rows, until there are 6; its language comes with the third row."""
-    with Build.create_or_resume(folder, dim=DIM, fingerprint="f") as writer:
-        while writer.rows < 6:
-            for row in (writer.rows, writer.rows + 1):
-                ids, digests, vectors, sums = _rows(row, row + 1, ("sw",))
-                writer.append(ids, digests, vectors, sums if row > 1 else {})
-            writer.commit(complete=writer.rows == 4)
-
-
-def _assert_work(folder, rows):
-    build = Build.open(folder)
-    ids, digests, passages, sums = _rows(0, rows)
-    assert build.rows == rows and list(build.ids) == ids and build.digests.tolist() == digests.tolist()
-    np.testing.assert_array_equal(build.passages, passages)
-    assert set(build.sums) == ({"sw"} if rows > 2 else set())
-    for vectors in build.sums.values():
-        np.testing.assert_array_equal(vectors, np.where(np.arange(rows)[:, None] > 1, sums["sw"][0], 0))
-    build.verify()
-
-
-def _at_call(number, action):
+def at_call(number, action):
     """Do `action` just before the call with that number that changes files."""
     left = [number]
 
@@ -346,8 +274,12 @@ def _at_call(number, action):
     sys.setprofile(watch)
 
 
-def _committed(folder):
-    return Build.open(folder).rows if (folder / "manifest.json").exists() else 0
+def assert_begun(folder):
+    """How many rows there are of six, all of them right."""
+    rows = Build.open(folder).rows if (folder / "manifest.json").exists() else 0
+    if rows:
+        assert_rows(folder, rows, complete=Build.open(folder).complete)
+    return rows
 
 
 def test_killed_before_every_call_that_changes_files(tmp_path):
@@ -356,20 +288,17 @@ def test_killed_before_every_call_that_changes_files(tmp_path):
         folder = tmp_path / str(number)
         child = os.fork()
         if child == 0:
-            _at_call(number, lambda: os._exit(137))
-            _work(folder)
+            at_call(number, lambda: os._exit(137))
+            fill(folder, range(6))
             os._exit(0)
         finished = os.waitpid(child, 0)[1] == 0
-        rows = _committed(folder)
-        seen.add(rows)
-        if rows:
-            _assert_work(folder, rows)
-        _work(folder)
-        _assert_work(folder, 6)
-        assert Build.open(folder).complete and not list(folder.glob(".*"))
+        seen.add(assert_begun(folder))
+        fill(folder, range(6))
+        assert_rows(folder, 6)
+        assert not list(folder.glob(".*"))
         if finished:
             break
-    assert seen == {0, 2, 4, 6} and number > 60
+    assert seen == {0, 2, 4, 6} and number > 20
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
@@ -379,9 +308,9 @@ def test_a_disk_that_fails_at_every_call(tmp_path, code):
 
     for number in range(1, 1000):
         folder = tmp_path / str(number)
-        _at_call(number, fail)
+        at_call(number, fail)
         try:
-            _work(folder)
+            fill(folder, range(6))
             finished = True
         except (DiskError, CorruptError, OSError) as error:
             finished = False
@@ -389,43 +318,23 @@ def test_a_disk_that_fails_at_every_call(tmp_path, code):
             assert isinstance(error, DiskError if code == errno.ENOSPC else CorruptError) or error.errno == code
         finally:
             sys.setprofile(None)
-        rows = _committed(folder)
-        if rows:
-            _assert_work(folder, rows)
-        _work(folder)
-        _assert_work(folder, 6)
+        assert_begun(folder)
+        fill(folder, range(6))
+        assert_rows(folder, 6)
         if finished:
             break
-    assert number > 60
-
-
-def test_a_writer_that_failed_is_closed(tmp_path, monkeypatch):
-    from xqg_vdb.index.build import ArrayFile
-
-    _fill(tmp_path, (0, 2))
-    with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-        with monkeypatch.context() as patch:
-            patch.setattr(ArrayFile, "append", lambda *_: (_ for _ in ()).throw(DiskError("full")))
-            with pytest.raises(DiskError):
-                writer.append(*_rows(2, 3))
-        with pytest.raises(ValueError, match="closed"):
-            writer.append(*_rows(2, 3))
-    _fill(tmp_path, (2, 3))
-    _assert_rows(tmp_path, 3)
+    assert number > 20
 
 
 def test_one_writer_at_a_time(tmp_path):
-    with Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f") as writer:
-        writer.append(*_rows(0, 2))
+    with BuildWriter(tmp_path, dim=DIM, fingerprint="f"):
         with pytest.raises(LockedError, match=f"is used by process {os.getpid()} on "):
-            Build.create_or_resume(tmp_path, dim=DIM, fingerprint="f")
-        code = (
-            f"from xqg_vdb.index.build import Build; Build.create_or_resume({str(tmp_path)!r}, dim=3, fingerprint='f')"
-        )
+            BuildWriter(tmp_path, dim=DIM, fingerprint="f")
+        code = f"from xqg_vdb.index.build import BuildWriter; BuildWriter({str(tmp_path)!r}, dim=3, fingerprint='f')"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert f"LockedError: {tmp_path} is used by process {os.getpid()} on " in run.stderr
-        writer.commit()
-    _assert_rows(tmp_path, 2)
+    fill(tmp_path, range(2))
+    assert_rows(tmp_path, 2)
 
 
 def test_digests_tell_changed_input():

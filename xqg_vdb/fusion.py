@@ -1,6 +1,5 @@
 """Folding query vectors into passage vectors: the equations of the paper and of this project, and nothing else.
 
-In: the kept vectors of a build (passage rows, per-language *sums* of query rows, counts). Out: fused float32 rows.
 With S_l and c_l the sum and the count of a passage's query vectors in language l, n = Σ_l c_l, μ_l the language's mean
 query vector, k the recipe's `shrink`:
 
@@ -10,12 +9,15 @@ query vector, k the recipe's `shrink`:
     shrunk, centred (default)
             v = (1-α)·E + α·Σ_l (S_l - c_l·μ_l) / (n + k)           adds content only; E's direction where n = 0
 
+One rule for length: a collection whose distance is cosine keeps rows of length 1 (`normalize`), one whose distance is
+dot keeps them as they come out, whatever the encoder does (`index.write.vectors_of` and `calibration.rows_of_card`).
+
 The sum is linear in α, so scores of any α are `(1-α)·(q·E) + α·(q·g)` with `g = pooled_queries(...)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ def fuse(passages: Vectors, sums: Sums, *, recipe: Recipe, means: Mapping[str, V
     """Fused vectors (n, dim) float32 for passage rows (n, dim).
 
     means: mean query vector (dim,) per language; needed by `shrunk` for each of the recipe's languages.
-    normalize: give every row length 1 afterwards (for cosine collections and normalising encoders).
+    normalize: give every row length 1 afterwards (see above).
     Raises MismatchError when `sum` meets passages with different numbers of queries, DataError when a language is
     missing from `sums` or `means`.
     """
@@ -52,7 +54,7 @@ def pooled_queries(sums: Sums, *, recipe: Recipe, means: Mapping[str, Vectors]) 
     total: Vectors = np.add.reduce([sums[lang][0] for lang in langs], dtype=np.float32)
     counts = np.add.reduce([sums[lang][1] for lang in langs], dtype=np.int64)
     if recipe.pool == "sum":
-        _refuse_unequal_counts(counts)
+        refuse_unequal_counts(counts)
         return total, counts > 0
     if recipe.pool == "mean":
         return total / np.maximum(counts, 1)[:, None].astype(np.float32), counts > 0
@@ -72,7 +74,7 @@ def pooled_queries(sums: Sums, *, recipe: Recipe, means: Mapping[str, Vectors]) 
     return (total + np.float32(recipe.shrink) * prior) / np.maximum(weight, np.float32(1e-9)), takes_part
 
 
-def recipe_languages(sums: Sums, recipe: Recipe) -> list[str]:
+def recipe_languages(sums: Collection[str], recipe: Recipe) -> list[str]:
     """The languages that a recipe folds in, sorted. Raises DataError when one of them has no queries at all."""
     if recipe.query_langs is None:
         return sorted(sums)
@@ -97,7 +99,8 @@ def unit_rows(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
 
 
-def _refuse_unequal_counts(counts: NDArray[np.int64]) -> None:
+def refuse_unequal_counts(counts: NDArray[np.int64]) -> None:
+    """Raise MismatchError unless every passage has as many queries (n,), which pool `sum` needs."""
     if len(counts) and counts.min() != counts.max():
         raise MismatchError(
             f"pool 'sum' needs equally many queries for every passage, found {counts.min()} to {counts.max()}: "

@@ -27,7 +27,7 @@ from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.methods import WordingVectors
 from xqg_vdb.evaluate.suite import System
 from xqg_vdb.fusion import Sums, fuse
-from xqg_vdb.index.encode import QueryVectors, kept_vectors
+from xqg_vdb.index.encode import QueryVectors, encode_cached
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import mean_rows
 from xqg_vdb.store.bm25 import SAMPLE, WordWriter, settings_of
@@ -55,14 +55,13 @@ class Material:
 def prepare(task: RetrievalTask, *, encoder: CalibratedEncoder, folder: Path, progress: Progress = silent) -> Material:
     """Encode the task's passages and questions, or take them from `folder`."""
     passages = tuple(task.passages)
-    facts = encoder.facts
-    rows = kept_vectors(
-        [passage.title_and_text for passage in passages], encode=encoder.encode_passages, encoder=facts,
+    rows = encode_cached(
+        [passage.title_and_text for passage in passages], encoder=encoder,
         kind="passages", folder=folder, progress=progress, stage=f"passages of {task.name}",
     )  # fmt: skip
-    asked = kept_vectors(
-        [query.text for query in task.queries], encode=partial(encoder.encode_queries, calibrate=False),
-        encoder=facts, kind="queries", folder=folder, progress=progress, stage=f"questions of {task.name}",
+    asked = encode_cached(
+        [query.text for query in task.queries], encoder=encoder, kind="queries",
+        folder=folder, progress=progress, stage=f"questions of {task.name}",
     )  # fmt: skip
     return Material(task, passages, rows, asked)
 

@@ -24,7 +24,7 @@ from xqg_vdb.evaluate.metrics import Run
 from xqg_vdb.evaluate.suite import Suite, System
 from xqg_vdb.evaluate.systems import Material, Placed, means_of_questions, place, prepare, question_languages, words_of
 from xqg_vdb.files import disk_errors, sha256_of
-from xqg_vdb.index.encode import QueryVectors, digest_of, encode_query_files, kept_vectors
+from xqg_vdb.index.encode import QueryVectors, digest_of, encode_cached, encode_query_files
 from xqg_vdb.progress import Progress
 from xqg_vdb.types import Question, VectorStore
 
@@ -161,9 +161,8 @@ class Workbench:
         wordings = None
         if expanded is not None:
             encode = partial(
-                kept_vectors, encode=partial(encoder.encode_queries, calibrate=False),
-                encoder=encoder.facts, kind="queries", folder=self.vectors,
-                progress=self.progress, stage=f"{dataset}: questions of {system.name}",
+                encode_cached, encoder=encoder, kind="queries",
+                folder=self.vectors, progress=self.progress, stage=f"{dataset}: questions of {system.name}",
             )  # fmt: skip
             wordings = vectors_of(expanded[0], encode)
         cell, found = run_cell(

@@ -1,7 +1,6 @@
-"""Augment a collection that somebody else made: look at it, check the encoder, keep, fuse, publish a copy; undo that.
+"""Augment a collection that somebody else made: a copy with fused vectors, behind an alias; and undo that.
 
-In: a server's collection, generated queries, the encoder that made its vectors. Out: a copy with fused vectors, behind
-an alias. The collection itself is only read. How points travel is in `writing`.
+The collection itself is only read. How its points travel is in `augment_points`.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans
+from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.files import sha256_of
-from xqg_vdb.index.augment_points import PointCounts, keep_points, write_copy
+from xqg_vdb.index.augment_points import PointCounts, encode_points, write_copy
 from xqg_vdb.index.build import Build
 from xqg_vdb.index.card import card_of, finished
 from xqg_vdb.index.encode import Encoded
@@ -104,20 +103,13 @@ def augment(
     with QueryFile(files, rejects=rejects) as table:
         plan = _planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
         cosine = _checked(source, plan, encoder, sample=sample)
-        build, counts = keep_points(
+        build, generated, counts = encode_points(
             source, plan.vector, plan.layout, table, encoder=encoder, folder=plan.folder, progress=progress
         )
     encoded = time.perf_counter()
-    card, means = card_of(
-        Encoded(build, plan.run),
-        encoder,
-        recipe=recipe,
-        distance=plan.distance,
-        asked=LanguageMeans(),
-        keep_plain=False,
-    )
-    _publish(source, plan, build, card, means, progress)
-    folded = {lang: int(build.counts[lang].sum()) for lang in card.query_langs}
+    card = card_of(Encoded(build, plan.run), encoder, recipe=recipe, distance=plan.distance, generated=generated)
+    _publish(source, plan, build, card, progress)
+    folded = {lang: generated.counts[lang] for lang in card.query_langs}
     shutil.rmtree(plan.folder, ignore_errors=True)
     return AugmentReport(
         collection=plan.name,
@@ -204,9 +196,7 @@ def _hash(*parts: object) -> str:
     return hashlib.blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
 
 
-def _publish(
-    source: ForeignCollection, plan: _Plan, build: Build, card: Card, means: LanguageMeans, progress: Progress
-) -> None:
+def _publish(source: ForeignCollection, plan: _Plan, build: Build, card: Card, progress: Progress) -> None:
     """Make the copy, or go on with it; the alias shows it when it is complete, and the copy before it goes away."""
     from xqg_vdb.store.server.foreign import open_copy, previous_target
 
@@ -215,7 +205,7 @@ def _publish(
         "source": source.physical, "previous": previous, "run": card.rows_digest, "finished": False
     }  # fmt: skip
     copy = open_copy(source, plan.name, record=record)
-    write_copy(source, copy, build, card=card, means=means, vector=plan.vector, progress=progress)
+    write_copy(source, copy, build, card=card, vector=plan.vector, progress=progress)
     total, before = source.count(), source.card
     progress("indexing", 0, total)
     # the digest is over ids and texts, which are the same

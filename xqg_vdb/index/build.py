@@ -1,521 +1,250 @@
 """The build folder: passage vectors and per-language query sums, kept so that a new recipe needs no new encoding.
 
-    manifest.json  ids  digests.npy  passages.npy  queries.<lang>.npy  counts.<lang>.npy
+    manifest.json  000000.npz  000001.npz  000002.npz …
 
-The `.npy` files are ordinary (float32, int32, uint64; row i belongs to line i of `ids`) and grow in place. The manifest
-is the authority: it is replaced only when all that it speaks of is on disk, and what comes after it is cut off at the
-next start.
-This file refuses to know encoders, recipes and corpus files.
+A window holds 512 rows of everything and never changes: it is written aside and renamed. To go on is to list the
+folder; a window that is lost or damaged can be deleted and is encoded anew. `np.load` reads them, too.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from xqg_vdb.batching import windows
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
-from xqg_vdb.files import disk_errors, lock_folder, sync_folder, write_atomic
+from xqg_vdb.files import atomic_file, disk_errors, lock_folder, write_atomic
 from xqg_vdb.types import Vectors
 
-# The manifest of a build folder: which encoder made it, how many rows are committed, and the checksums of its files.
+WINDOW = 512
+"""Rows of a window: what a killed run encodes again, at most. Windows always start at multiples of it, so that a
+resumed run forms the batches of an unbroken one (an int8 model's activations are scaled per batch)."""
 
 LANGUAGE = re.compile(r"[a-z]{2,8}")
-LANGUAGE_FILE = re.compile(r"(?:queries|counts)\.([a-z]{2,8})\.npy")
+Counts = NDArray[np.int32]
+Digests = NDArray[np.uint64]
+QuerySums = Mapping[str, tuple[Vectors, Counts]]
+"""Language -> (sum over each row's query vectors (n, dim) float32, how many queries there were (n,) int32)."""
+Item = TypeVar("Item")
 
-_NAME = "manifest.json"
-_TEMPORARY = f".{_NAME}.tmp"
+_SCHEMA = 2
+_MANIFEST = "manifest.json"
+_DAMAGE = OSError, zipfile.BadZipFile, ValueError, KeyError, EOFError, RuntimeError, OverflowError, struct.error
+"""All that a zip with a flipped bit may raise."""
+_FILE = re.compile(r"(\d{6,})\.npz")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """Rows in memory: row i of everything belongs to `ids[i]`.
+
+    digests (n,) uint64, `row_digest`; passages (n, dim) float32; sums by language, without those that no row has.
+    """
+
+    ids: Sequence[str]
+    digests: Digests
+    passages: Vectors
+    sums: QuerySums
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: NDArray[np.int64]) -> Window:
+        """These rows, in this order."""
+        sums = {lang: (total[rows], n[rows]) for lang, (total, n) in self.sums.items()}
+        return Window([self.ids[row] for row in rows.tolist()], self.digests[rows], self.passages[rows], _filled(sums))
+
+
+def gathered(parts: Iterable[tuple[NDArray[np.int64], Window]], n: int, dim: int) -> Window:
+    """One window of n rows of several, each with the places that its rows take."""
+    ids, digests, passages = [""] * n, np.zeros(n, np.uint64), np.zeros((n, dim), np.float32)
+    sums: dict[str, tuple[Vectors, Counts]] = {}
+    for places, window in parts:
+        for place, docid in zip(places.tolist(), window.ids, strict=True):
+            ids[place] = docid
+        digests[places], passages[places] = window.digests, window.passages
+        for lang, (total, counts) in window.sums.items():
+            if lang not in sums:
+                sums[lang] = np.zeros((n, dim), np.float32), np.zeros(n, np.int32)
+            sums[lang][0][places], sums[lang][1][places] = total, counts
+    return Window(ids, digests, passages, sums)
+
+
+def _filled(sums: QuerySums) -> QuerySums:
+    return {lang: both for lang, both in sorted(sums.items()) if both[1].any()}
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is committed. crcs: CRC-32 of the committed rows by file."""
+    """Which encoder made a build, the rows of a window, and how many rows there are; None until the corpus's end."""
 
     fingerprint: str
     dim: int
-    rows: int = 0
-    ids_bytes: int = 0
-    langs: tuple[str, ...] = ()
-    complete: bool = False
-    crcs: Mapping[str, int] = field(default_factory=dict)
-
-    def arrays(self, *more: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Dtype and row shape of the array files, by name; `more` names files of languages that are not committed."""
-        names = ["digests.npy", "passages.npy", *more]
-        names += [f"{kind}.{lang}.npy" for lang in self.langs for kind in ("queries", "counts")]
-        kinds = {"digests": ("<u8", ()), "counts": ("<i4", ())}
-        return {name: kinds.get(name.split(".", 1)[0], ("<f4", (self.dim,))) for name in names}
-
-    def require_files(self, folder: Path) -> None:
-        """Raise CorruptError when a file that holds committed rows is gone."""
-        for name in ("ids", *self.arrays()) if self.rows else ():
-            if not (folder / name).is_file():
-                raise CorruptError(f"{folder} has lost its file {name}; delete the folder and build it again.")
+    window: int
+    rows: int | None = None
 
     def write(self, folder: Path) -> None:
         """Replace the manifest of `folder`, atomically and durably."""
-        record = {"schema": 1, **asdict(self)}
-        check = hashlib.blake2b(_canonical(record), digest_size=8).hexdigest()
-        write_atomic(folder / _NAME, orjson.dumps({**record, "check": check}, option=orjson.OPT_INDENT_2))
+        record = {"schema": _SCHEMA, **asdict(self)}
+        write_atomic(folder / _MANIFEST, orjson.dumps({**record, "check": _check(record)}))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest of `folder`. Raises DataError (there is none), MismatchError (schema), CorruptError."""
-        path = folder / _NAME
+        path = folder / _MANIFEST
         if not path.exists():
-            raise DataError(f"{folder} holds no kept vectors; `xqg-vdb load … --build {folder}` makes them.")
+            raise DataError(f"{folder} holds no vectors; `xqg-vdb load … --build {folder}` makes them.")
         with disk_errors(path):
             data = path.read_bytes()
         try:
             record = orjson.loads(data)
-            check = record.pop("check")
-            if check != hashlib.blake2b(_canonical(record), digest_size=8).hexdigest():
+            if record.pop("check") != _check(record):
                 raise ValueError("wrong checksum")
-            if record["schema"] != 1:
+            if record["schema"] != _SCHEMA:
                 raise MismatchError(
-                    f"{path} was written by another version (schema {record['schema']}); build it again."
+                    f"The vectors in {folder} were written by another version of xqg-vdb (schema {record['schema']}),"
+                    " which this one does not read: give another --build folder, without --reuse of this one, and"
+                    " delete it."
                 )
-            known = {f.name: record[f.name] for f in fields(cls)}
-            if not all(type(known[name]) is int and known[name] >= 0 for name in ("dim", "rows", "ids_bytes")):
-                raise ValueError("a count is no whole number")
-            return cls(**{**known, "langs": tuple(_checked_language(lang) for lang in known["langs"])})
+            return cls(**{f.name: record[f.name] for f in fields(cls)})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptError(f"{path} is damaged ({error}); delete {folder} and build it again.") from error
 
 
-def _canonical(record: Mapping[str, Any]) -> bytes:
-    return orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-
-
-def _checked_language(lang: str) -> str:
-    if not LANGUAGE.fullmatch(lang):  # it becomes part of a file name
-        raise ValueError(f"{lang!r} is not a language code")
-    return lang
-
-
-def read_or_start(folder: Path, wanted: Manifest) -> Manifest:
-    """Return the manifest of an existing build, or write that of a new one.
-
-    Raises DataError when the folder holds something else, MismatchError when the build has another encoder or
-    dimension, CorruptError when it is damaged.
-    """
-    if not (folder / _NAME).exists():
-        strange = sorted(p.name for p in folder.iterdir() if p.name != "lock" and not p.name.startswith(_TEMPORARY))
-        if strange:
-            raise DataError(
-                f"{folder} holds {', '.join(strange[:3])} but no manifest.json; give a new or empty folder."
-            )
-        wanted.write(folder)
-        return wanted
-    found = Manifest.read(folder)
-    if (found.fingerprint, found.dim) != (wanted.fingerprint, wanted.dim):
-        raise MismatchError(
-            f"{folder} was built by encoder {found.fingerprint} ({found.dim} dimensions), this one is "
-            f"{wanted.fingerprint} ({wanted.dim}); use the first encoder, or give another folder."
-        )
-    found.require_files(folder)
-    return found
-
-
-def remove_leftovers(folder: Path, manifest: Manifest) -> None:
-    """Delete what a run that died left behind: files of languages never committed, half-written manifests."""
-    with disk_errors(folder):
-        for path in folder.iterdir():
-            match = LANGUAGE_FILE.fullmatch(path.name)
-            if (match and match[1] not in manifest.langs) or path.name.startswith(_TEMPORARY):
-                path.unlink()
-
-
-# Files of rows that grow in place: `.npy` arrays and a list of ids, both readable by anyone at any time.
-
-_HEADER = 128
-_BLOCK = 1 << 20
-
-
-class ArrayFile:
-    """A `.npy` file of `dtype` with rows of shape `row_shape`, open for appending.
-
-    rows: how many are written. crc: CRC-32 of their bytes. Not for several threads.
-    """
-
-    def __init__(self, path: Path, *, dtype: str, row_shape: tuple[int, ...], rows: int, crc: int) -> None:
-        self.path, self._dtype, self._row_shape = path, np.dtype(dtype), row_shape
-        self.rows, self.crc = rows, crc
-        self._stride = self._dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
-        self._file = _open_for_more(path, self._end if rows else 0)
-        try:
-            with disk_errors(path):
-                self._write_header()  # before the cut: at no time may it promise rows that are not there
-                self._file.truncate(self._end)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def append(self, values: NDArray[Any]) -> None:
-        """Write rows (n, *row_shape) after the last one; they are durable after `flush`."""
-        data = np.ascontiguousarray(values, self._dtype).tobytes()
-        with disk_errors(self.path):
-            _write_all(self._file, self._end, data)
-        self.crc = zlib.crc32(data, self.crc)
-        self.rows += len(values)
-
-    def extend(self, rows: int) -> None:
-        """Add zero rows until there are `rows`; on most file systems they take no space."""
-        missing = (rows - self.rows) * self._stride
-        self.rows = max(rows, self.rows)
-        with disk_errors(self.path):
-            self._file.truncate(self._end)
-        for done in range(0, missing, _BLOCK):
-            self.crc = zlib.crc32(bytes(min(_BLOCK, missing - done)), self.crc)
-
-    def flush(self) -> None:
-        """Put all rows on disk and name them in the header."""
-        with disk_errors(self.path):
-            self._write_header()
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    @property
-    def _end(self) -> int:
-        return _HEADER + self.rows * self._stride
-
-    def _write_header(self) -> None:
-        _write_all(self._file, 0, _header(self._dtype, (self.rows, *self._row_shape)))
-
-
-def _open_for_more(path: Path, size: int) -> BinaryIO:
-    """Open a file whose first `size` bytes were written before, or start it anew when there are none.
-
-    Unbuffered, because a failed write must not be tried again on closing. Raises CorruptError when it is shorter.
-    """
-    with disk_errors(path):
-        file = open(path, "r+b" if size else "w+b", buffering=0)  # noqa: SIM115 - the caller closes it
-        found = os.fstat(file.fileno()).st_size
-        if found < size:
-            file.close()
-            raise _too_short(path, found, size)
-        return cast(BinaryIO, file)
-
-
-def _write_all(file: BinaryIO, offset: int, data: bytes) -> None:
-    file.seek(offset)
-    rest = memoryview(data)
-    while rest:  # an unbuffered write may take only a part, of 2 GiB at most
-        rest = rest[file.write(rest) :]
-
-
-def _too_short(path: Path, found: int, size: int) -> CorruptError:
-    return CorruptError(
-        f"{path} has {found:,} bytes where {size:,} were written; delete the folder and build it again."
-    )
-
-
-def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"
-    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
-
-
-def map_array(path: Path, *, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Map the first rows of an `ArrayFile`, read-only. Raises CorruptError when they are not all there."""
-    kind = np.dtype(dtype)
-    needed = _HEADER + kind.itemsize * int(np.prod(shape, dtype=np.int64))
-    if needed == _HEADER:
-        return np.zeros(shape, kind)  # nothing to map, and a new build may not have the file yet
-    with disk_errors(path), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < needed:
-            raise _too_short(path, size, needed)
-        # the row count may be ahead of ours: a run that died wrote it before it could commit
-        start = file.read(_HEADER)
-        if _before_rows(start) != _before_rows(_header(kind, shape)) or start[-1:] != b"\n":
-            raise CorruptError(f"{path} has a damaged header; delete the folder and build it again.")
-        return np.memmap(file, kind, "r", _HEADER, shape)
-
-
-def _before_rows(header: bytes) -> tuple[bytes, bytes]:
-    """Return the parts of a header that do not depend on the number of rows."""
-    start, _, rest = header.partition(b"'shape': (")
-    return start, rest.lstrip(b"0123456789").rstrip()
-
-
-def checksum(values: NDArray[Any]) -> int:
-    """CRC-32 of the array's bytes, as `ArrayFile.crc` counts it; read in blocks."""
-    crc = 0
-    step = max(1, _BLOCK // max(1, values[:1].nbytes))
-    for start in range(0, len(values), step):
-        crc = zlib.crc32(np.ascontiguousarray(values[start : start + step]).tobytes(), crc)
-    return crc
-
-
-class IdFile:
-    """Ids, one JSON string per line, open for appending. size: bytes written. crc: their CRC-32."""
-
-    def __init__(self, path: Path, *, size: int, crc: int) -> None:
-        self.path, self.size, self.crc = path, size, crc
-        self._file = _open_for_more(path, size)
-        try:
-            with disk_errors(path):
-                self._file.truncate(size)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def append(self, lines: bytes) -> None:
-        """Write what `id_lines` made; durable after `flush`."""
-        with disk_errors(self.path):
-            _write_all(self._file, self.size, lines)
-        self.crc = zlib.crc32(lines, self.crc)
-        self.size += len(lines)
-
-    def flush(self) -> None:
-        """Put all ids on disk."""
-        with disk_errors(self.path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def id_lines(ids: Sequence[str]) -> bytes:
-    """Spell ids as the lines of an `IdFile`. Raises DataError for what is no text."""
-    try:
-        return b"".join(orjson.dumps(id, option=orjson.OPT_APPEND_NEWLINE) for id in ids)
-    except orjson.JSONEncodeError as error:
-        raise DataError(f"An id cannot be written as UTF-8 ({error}).") from None
-
-
-def _map_bytes(path: Path, size: int) -> NDArray[np.uint8]:
-    with disk_errors(path), open(path, "rb") as file:
-        found = os.fstat(file.fileno()).st_size
-        if found < size:
-            raise _too_short(path, found, size)
-        return np.memmap(file, np.uint8, "r", 0, (size,))
-
-
-class Ids(Sequence[str]):
-    """The first `rows` ids of an `IdFile`, read when asked for; 8 bytes of memory each.
-
-    Raises CorruptError when the first `size` bytes are not exactly that many lines.
-    """
-
-    def __init__(self, path: Path, *, rows: int, size: int) -> None:
-        self._path = path
-        self._bytes = _map_bytes(path, size) if size else np.zeros(0, np.uint8)
-        ends = [np.flatnonzero(self._bytes[at : at + _BLOCK] == ord("\n")) + at + 1 for at in range(0, size, _BLOCK)]
-        self._ends = np.concatenate([np.zeros(1, np.int64), *ends])
-        if len(self._ends) != rows + 1 or self._ends[-1] != size:
-            raise CorruptError(
-                f"{path} does not hold the {rows:,} ids that were written; delete the folder and build it again."
-            )
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._at(i) for i in range(*index.indices(len(self)))]
-        return self._at(range(len(self))[index])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._at(i) for i in range(len(self)))
-
-    def checksum(self) -> int:
-        """CRC-32 of the lines, as `IdFile.crc` counts it."""
-        return checksum(self._bytes)
-
-    def _at(self, row: int) -> str:
-        try:
-            return str(orjson.loads(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes()))
-        except orjson.JSONDecodeError as error:
-            raise CorruptError(
-                f"{self._path} line {row + 1} is damaged ({error}); delete the folder and build it again."
-            ) from error
-
-
-Counts = NDArray[np.int32]
-QuerySums = Mapping[str, tuple[Vectors, Counts]]
-"""Language -> (sum over each row's query vectors (n, dim) float32, how many queries there were (n,) int32)."""
+def _check(record: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(orjson.dumps(record, option=orjson.OPT_SORT_KEYS), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Committed rows of a build folder, memory-mapped and read-only; row i of everything belongs to `ids[i]`.
+    """The windows of a build folder, read when they are asked for.
 
-    passages (rows, dim) float32; digests (rows,) uint64, `row_digest`; sums and counts by language, see `QuerySums`.
     complete: whether the run that made them reached the end of its corpus.
     """
 
     path: Path
     fingerprint: str
     dim: int
+    window: int
     rows: int
     complete: bool
-    ids: Sequence[str]
-    digests: NDArray[np.uint64]
-    passages: Vectors
-    sums: Mapping[str, Vectors]
-    counts: Mapping[str, Counts]
+    files: tuple[Path, ...]
 
     @classmethod
     def open(cls, path: str | Path) -> Build:
-        """Map what is committed, even while a writer goes on. Raises DataError (no build) or CorruptError (damaged)."""
+        """List what is there, even while a writer goes on. Raises DataError (no build), MismatchError, CorruptError."""
         path = Path(path)
         manifest = Manifest.read(path)
-        manifest.require_files(path)
-        arrays = {
-            name: map_array(path / name, dtype=dtype, shape=(manifest.rows, *row))
-            for name, (dtype, row) in manifest.arrays().items()
-        }
-        ids = Ids(path / "ids", rows=manifest.rows, size=manifest.ids_bytes)
-        return cls(
-            path,
-            manifest.fingerprint,
-            manifest.dim,
-            manifest.rows,
-            manifest.complete,
-            ids,
-            arrays["digests.npy"],
-            arrays["passages.npy"],
-            {lang: arrays[f"queries.{lang}.npy"] for lang in manifest.langs},
-            {lang: arrays[f"counts.{lang}.npy"] for lang in manifest.langs},
+        found = _listed(path)
+        rows, complete = manifest.rows, manifest.rows is not None
+        if rows is None:
+            last = found[max(found)] if found else None
+            rows = 0 if last is None else (len(found) - 1) * manifest.window + len(_read(last, "digests")["digests"])
+        elif lost := sorted(set(range(-(-rows // manifest.window))) - set(found)):
+            raise CorruptError(f"{path} has lost its file {lost[0]:06}.npz; {_ANEW}")
+        files = tuple(found[number] for number in sorted(found))
+        return cls(path, manifest.fingerprint, manifest.dim, manifest.window, rows, complete, files)
+
+    def windows(self) -> Iterator[Window]:
+        """Every window, one in memory at a time. Raises CorruptError for one that is not as it was written."""
+        return map(_window, self.files)
+
+    def digests(self) -> Digests:
+        """The digests (rows,) of all rows."""
+        return np.concatenate([np.zeros(0, np.uint64), *(_read(file, "digests")["digests"] for file in self.files)])
+
+    def ids(self) -> Iterator[str]:
+        """The ids of all rows."""
+        for file in self.files:
+            yield from _ids(_read(file, "ids")["ids"])
+
+    def take(self, rows: NDArray[np.int64]) -> Window:
+        """These rows, in this order; every window that has some is read once."""
+        numbers = rows // self.window
+        parts = (
+            (places, _window(self.files[number]).take(rows[places] - number * self.window))
+            for number in np.unique(numbers).tolist()
+            for places in [np.flatnonzero(numbers == number)]
         )
+        return gathered(parts, len(rows), self.dim)
 
-    @staticmethod
-    def create_or_resume(path: str | Path, *, dim: int, fingerprint: str) -> BuildWriter:
-        """Open a new or existing folder for appending; see `BuildWriter`."""
-        return BuildWriter(path, dim=dim, fingerprint=fingerprint)
-
-    def verify(self) -> None:
-        """Read everything and compare with the checksums of the last commit. Raises CorruptError naming the file."""
-        manifest = Manifest.read(self.path)
-        if manifest.rows != self.rows:
-            raise MismatchError(f"{self.path} grew since it was opened; open it again to verify it.")
-        found = {"ids": cast(Ids, self.ids).checksum(), "digests.npy": checksum(self.digests)}
-        found["passages.npy"] = checksum(self.passages)
-        for lang in self.sums:
-            found[f"queries.{lang}.npy"] = checksum(self.sums[lang])
-            found[f"counts.{lang}.npy"] = checksum(self.counts[lang])
-        for name, crc in found.items():
-            if manifest.crcs.get(name, 0) != crc:
-                raise CorruptError(
-                    f"{self.path / name} is not as it was written; delete {self.path} and build it again."
-                )
+    def passages(self) -> Vectors:
+        """All passage vectors (rows, dim) in memory."""
+        parts = [_read(file, "passages")["passages"] for file in self.files]
+        return np.concatenate([np.zeros((0, self.dim), np.float32), *parts])
 
 
 class BuildWriter:
-    """Appends to a build folder that it holds exclusively; a context manager that closes without committing.
+    """Fills a build folder that it holds exclusively; a context manager.
 
-    A new or empty folder starts a build; an existing build goes on after its last committed row.
     Raises LockedError when another process writes there, MismatchError when the build was made with another encoder or
     dimension, CorruptError when it is damaged, and DataError when the folder holds something else.
-
-    rows: how many rows are committed. complete: whether the last commit said so.
     """
 
     def __init__(self, path: str | Path, *, dim: int, fingerprint: str) -> None:
-        self.path, self.dim = Path(path), dim
+        self.path = Path(path)
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._stack = ExitStack()
-        self._stack.enter_context(lock_folder(self.path))
+        self._lock = lock_folder(self.path)
         try:
-            self._manifest = read_or_start(self.path, Manifest(fingerprint, dim))
-            remove_leftovers(self.path, self._manifest)
-            self._arrays = {name: self._array(name, self._manifest) for name in self._manifest.arrays()}
-            crc = self._manifest.crcs.get("ids", 0)
-            self._ids = IdFile(self.path / "ids", size=self._manifest.ids_bytes, crc=crc)
-            self._stack.callback(self._ids.close)
+            self._manifest = _read_or_start(self.path, Manifest(fingerprint, dim, WINDOW))
+            with disk_errors(self.path):
+                for path in self.path.glob(".*.tmp-*"):  # of a run that died
+                    path.unlink()
+            self._files = _listed(self.path)
         except BaseException:
-            self._stack.close()
+            self._lock.release()
             raise
-
-    @property
-    def rows(self) -> int:
-        """Number of committed rows."""
-        return self._manifest.rows
 
     @property
     def complete(self) -> bool:
-        """Whether the last commit ended the build."""
-        return self._manifest.complete
+        """Whether an earlier run reached the end of its corpus."""
+        return self._manifest.rows is not None
 
-    def digest_prefix(self) -> NDArray[np.uint64]:
-        """Digests (rows,) uint64 of the committed rows, for checking that the input is still the same."""
-        return map_array(self.path / "digests.npy", dtype="<u8", shape=(self.rows,))
-
-    def ids_prefix(self) -> Sequence[str]:
-        """Ids of the committed rows."""
-        return Ids(self.path / "ids", rows=self.rows, size=self._manifest.ids_bytes)
-
-    def append(
-        self, ids: Sequence[str], digests: NDArray[np.uint64], passages: Vectors, query_sums: QuerySums | None = None
+    def fill(
+        self,
+        items: Iterable[Item],
+        *,
+        digests: Callable[[Sequence[Item]], Digests],
+        encode: Callable[[Sequence[Item], Digests], Window],
+        say: Callable[[int], None],
     ) -> None:
-        """Add n rows: passages (n, dim) float32, digests (n,) uint64, sums and counts of the languages that have any.
+        """Encode every window of `items` that is not there yet, and see that the others are of the same items.
 
-        Nothing counts before `commit`. Raises DataError, before anything is written, for wrong shapes or types and for
-        values that are not finite; after a DiskError the writer is closed, and a new one goes on from the last commit.
+        say: told how many items are in. Raises MismatchError when they are not, DiskError.
         """
-        sums = dict(query_sums or {})
-        _check_rows(len(ids), self.dim, digests, passages, sums)
-        lines = id_lines(ids)
-        try:
-            self._ids.append(lines)
-            done = self._arrays["digests.npy"].rows
-            self._arrays["digests.npy"].append(digests)
-            self._arrays["passages.npy"].append(passages)
-            for lang, (vectors, counts) in sums.items():
-                for name, values in ((f"queries.{lang}.npy", vectors), (f"counts.{lang}.npy", counts)):
-                    array = self._arrays.get(name) or self._new_array(name)
-                    array.extend(done)
-                    array.append(values)
-        except BaseException:
-            self.close()  # files of different lengths: only the last commit is worth anything now
-            raise
-
-    def commit(self, *, complete: bool = False) -> None:
-        """Make all appended rows durable and count them; `complete` says that the corpus has no more."""
-        rows = self._arrays["digests.npy"].rows
-        try:
-            for array in self._arrays.values():
-                array.extend(rows)
-                array.flush()
-            self._ids.flush()
-            with disk_errors(self.path):
-                sync_folder(self.path)  # the names of new files, before the manifest tells of them
-            self._manifest = replace(
-                self._manifest,
-                rows=rows,
-                ids_bytes=self._ids.size,
-                langs=tuple(sorted({m[1] for name in self._arrays if (m := LANGUAGE_FILE.fullmatch(name))})),
-                complete=complete,
-                crcs={"ids": self._ids.crc, **{name: array.crc for name, array in sorted(self._arrays.items())}},
-            )
+        done = 0
+        say(done)
+        for number, part in enumerate(windows(items, self._size)):
+            expected = digests(part)
+            if number in self._files:
+                self._compare(number, expected)
+            elif self.complete and done >= (self._manifest.rows or 0):
+                raise changed_input(self.path, done)
+            else:
+                self._write(number, encode(part, expected))
+            done += len(part)
+            say(done)
+        if self._manifest.rows not in (None, done) or len(self._files) != -(-done // self._size):
+            raise changed_input(self.path, done)
+        if not self.complete:
+            self._manifest = replace(self._manifest, rows=done)
             self._manifest.write(self.path)
-        except BaseException:
-            self.close()
-            raise
 
     def close(self) -> None:
-        """Release the files and the lock; rows that were not committed are dropped at the next start."""
-        self._stack.close()
+        """Release the lock."""
+        self._lock.release()
 
     def __enter__(self) -> BuildWriter:
         return self
@@ -523,27 +252,115 @@ class BuildWriter:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _array(self, name: str, manifest: Manifest) -> ArrayFile:
-        dtype, row_shape = manifest.arrays(name)[name]
-        crc = manifest.crcs.get(name, 0)
-        array = ArrayFile(self.path / name, dtype=dtype, row_shape=row_shape, rows=manifest.rows, crc=crc)
-        self._stack.callback(array.close)
-        return array
+    @property
+    def _size(self) -> int:
+        return self._manifest.window
 
-    def _new_array(self, name: str) -> ArrayFile:
-        self._arrays[name] = self._array(name, Manifest("", self.dim))
-        return self._arrays[name]
+    def _compare(self, number: int, expected: Digests) -> None:
+        known = _read(self._files[number], "digests")["digests"]
+        if not np.array_equal(known, expected):
+            both = min(len(known), len(expected))
+            differ = np.flatnonzero(known[:both] != expected[:both])
+            raise changed_input(self.path, number * self._size + (int(differ[0]) if len(differ) else both))
+
+    def _write(self, number: int, window: Window) -> None:
+        _check_rows(window, dim=self._manifest.dim)
+        arrays: dict[str, NDArray[Any]] = {"digests": window.digests, "passages": window.passages}
+        arrays["ids"] = np.frombuffer(_spelled(window.ids), np.uint8)
+        sums = _filled(window.sums)
+        arrays["langs"] = np.array(list(sums), dtype="<U8")  # a zip may lose whole members without its noticing
+        for lang, (total, counts) in sums.items():
+            arrays |= {f"sum.{lang}": total, f"count.{lang}": counts}
+        path = self.path / f"{number:06}.npz"
+        with atomic_file(path) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        self._files[number] = path
 
 
-def _check_rows(
-    n: int, dim: int, digests: NDArray[np.uint64], passages: Vectors, sums: Mapping[str, tuple[Vectors, Counts]]
-) -> None:
-    _check_array("digests", digests, np.dtype(np.uint64), (n,))
-    _check_array("passages", passages, np.dtype(np.float32), (n, dim))
-    for lang, (vectors, counts) in sums.items():
+def changed_input(path: Path, row: int) -> MismatchError:
+    """The error for a build folder whose corpus or queries are not those that it was made from."""
+    return MismatchError(
+        f"The corpus or the queries changed since the vectors in {path} were made (first at passage {row + 1}): "
+        f"use another --build folder, with --reuse {path} to encode only what changed, or remove that one."
+    )
+
+
+_ANEW = "run the same load again, which encodes its passages anew."
+
+
+def _read_or_start(folder: Path, wanted: Manifest) -> Manifest:
+    if not (folder / _MANIFEST).exists():
+        strange = sorted(p.name for p in folder.iterdir() if p.name != "lock" and not p.name.startswith("."))
+        if strange:
+            raise DataError(f"{folder} holds {', '.join(strange[:3])} but no {_MANIFEST}; give a new or empty folder.")
+        wanted.write(folder)
+        return wanted
+    known = Manifest.read(folder)
+    if (known.fingerprint, known.dim) != (wanted.fingerprint, wanted.dim):
+        raise MismatchError(
+            f"{folder} was built by encoder {known.fingerprint} ({known.dim} dimensions), this one is "
+            f"{wanted.fingerprint} ({wanted.dim}); use the first encoder, or give another folder."
+        )
+    return known
+
+
+def _listed(folder: Path) -> dict[int, Path]:
+    with disk_errors(folder):
+        return {int(match[1]): path for path in folder.iterdir() if (match := _FILE.fullmatch(path.name))}
+
+
+def _window(path: Path) -> Window:
+    arrays = _read(path, "ids", "digests", "passages", "langs")
+    langs = arrays["langs"].tolist()
+    both = _read(path, *(f"{kind}.{lang}" for lang in langs for kind in ("sum", "count")))
+    sums = {lang: (both[f"sum.{lang}"], both[f"count.{lang}"]) for lang in langs}
+    return Window(_ids(arrays["ids"]), arrays["digests"], arrays["passages"], sums)
+
+
+def _read(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """These arrays of a window; the zip's checksums are compared before a byte of an array is looked at."""
+    with disk_errors(path):
+        file = open(path, "rb")  # noqa: SIM115 - what is wrong inside is no error of the disk
+    try:
+        with file, zipfile.ZipFile(file) as archive:
+            return {name: _array(archive.read(f"{name}.npy")) for name in names}
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        OverflowError,
+        struct.error,
+    ) as error:
+        raise CorruptError(f"{path} is damaged ({error}); delete that file and {_ANEW}") from error
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def _ids(spelled: NDArray[np.uint8]) -> list[str]:
+    return list(orjson.loads(spelled.tobytes()))
+
+
+def _spelled(ids: Sequence[str]) -> bytes:
+    try:
+        return orjson.dumps(list(ids))
+    except orjson.JSONEncodeError as error:
+        raise DataError(f"An id cannot be written as UTF-8 ({error}).") from None
+
+
+def _check_rows(window: Window, *, dim: int) -> None:
+    """Raise DataError, before anything is written, for wrong shapes or types and for values that are not finite."""
+    n = len(window)
+    _check_array("digests", window.digests, np.dtype(np.uint64), (n,))
+    _check_array("passages", window.passages, np.dtype(np.float32), (n, dim))
+    for lang, (total, counts) in window.sums.items():
         if not LANGUAGE.fullmatch(lang):
             raise DataError(f"{lang!r} is not a normalised language code such as sw.")
-        _check_array(f"query sums of {lang}", vectors, np.dtype(np.float32), (n, dim))
+        _check_array(f"query sums of {lang}", total, np.dtype(np.float32), (n, dim))
         _check_array(f"query counts of {lang}", counts, np.dtype(np.int32), (n,))
 
 

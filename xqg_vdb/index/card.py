@@ -1,12 +1,10 @@
-"""The card of a collection to be, and the language means that its fusion subtracts: from kept vectors and wishes.
-
-In: a build, an encoder, a recipe. Out: a `Card` that a store makes a version of. This file writes nothing.
-"""
+"""The card of a collection to be, with the language means that its fusion subtracts: from a build and wishes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xqg_vdb.calibration import (
     CalibratedEncoder,
@@ -24,8 +23,8 @@ from xqg_vdb.calibration import (
     resolve_languages,
 )
 from xqg_vdb.errors import DataError
-from xqg_vdb.fusion import pooled_queries, recipe_languages
-from xqg_vdb.index.build import Build
+from xqg_vdb.fusion import recipe_languages, refuse_unequal_counts
+from xqg_vdb.index.build import Window
 from xqg_vdb.index.encode import Encoded, Row
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_DENSE_PLAIN
 from xqg_vdb.texts.questions import read_questions
@@ -33,58 +32,57 @@ from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import Card, Distance, Hybrid, Recipe
 
 _ENOUGH_QUESTIONS = 30
+_NOTHING = LanguageMeans()
 
 
 def card_of(
-    kept: Encoded,
+    encoded: Encoded,
     encoder: CalibratedEncoder,
     *,
     recipe: Recipe,
     distance: Distance,
-    asked: LanguageMeans,
-    keep_plain: bool,
-) -> tuple[Card, LanguageMeans]:
-    """The card of the collection to be, and the language means that its fusion subtracts.
+    generated: LanguageMeans,
+    asked: LanguageMeans = _NOTHING,
+    keep_plain: bool = False,
+) -> Card:
+    """The card of the collection to be.
 
+    generated: `generated_means` of the build. asked: the means of users' questions.
     Raises DataError when the recipe wants a language without queries, MismatchError when it is `sum` and counts differ.
     """
-    build = kept.build
-    langs = _folded_languages(build, recipe) if recipe.alpha > 0.0 else []
-    refined = encoder.language_means.refined(generated_means(build, langs), capped=True)
+    build = encoded.build
+    langs = recipe_languages(generated.counts, recipe) if recipe.alpha > 0.0 else []
+    if langs and recipe.pool == "sum":  # before anything is written: the rule is about the whole corpus
+        none = np.zeros(build.window, np.int32)
+        counts = [sum(w.sums[lang][1] if lang in w.sums else none[: len(w)] for lang in langs) for w in build.windows()]
+        refuse_unequal_counts(np.concatenate(counts))
+    folded = LanguageMeans({lang: generated.means[lang] for lang in langs}, generated.counts)
+    refined = encoder.language_means.refined(folded, capped=True).means
     # what users really ask beats what a model generated, which beats the bank
-    table = LanguageMeans({**refined.means, **asked.means}, {**refined.counts, **asked.counts})
-    own = [lang for lang in table.means if lang in langs or lang in asked.means]
-    rows = hashlib.blake2b(build.digests.tobytes(), digest_size=16)
-    rows.update(kept.payload_digest.encode())
-    card = Card(
+    means = {**{lang: refined[lang] for lang in langs}, **asked.means}
+    rows = hashlib.blake2b(build.digests().tobytes(), digest_size=16)
+    rows.update(encoded.payload_digest.encode())
+    return Card(
         encoder=encoder.facts,
         distance=distance,
         recipe=recipe,
         calibration=encoder.calibration,
         query_langs=tuple(langs),
-        query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in own})),
+        query_means=pack_means(LanguageMeans(means)),
         rows_digest=rows.hexdigest(),
         vectors=(TEXT_DENSE, TEXT_DENSE_PLAIN) if keep_plain else (TEXT_DENSE,),
     )
-    return card, table
 
 
-def _folded_languages(build: Build, recipe: Recipe) -> list[str]:
-    """The languages whose queries are folded in; what the recipe refuses is refused before anything is written."""
-    langs = recipe_languages({lang: (build.sums[lang], build.counts[lang]) for lang in build.sums}, recipe)
-    if langs and recipe.pool == "sum":
-        # the rule is about the whole corpus, where a window of it may well have equal counts; it looks at no vector
-        width = np.zeros((build.rows, 1), dtype=np.float32)
-        pooled_queries({lang: (width, build.counts[lang]) for lang in langs}, recipe=recipe, means={})
-    return langs
-
-
-def generated_means(kept: Build, langs: Sequence[str]) -> LanguageMeans:
-    """The mean generated-query vector of each language over a whole build."""
-    counts = {lang: int(kept.counts[lang].sum()) for lang in langs}
-    means = {
-        lang: (kept.sums[lang].sum(axis=0, dtype=np.float64) / n).astype(np.float32) for lang, n in counts.items() if n
-    }
+def generated_means(windows: Iterable[Window]) -> LanguageMeans:
+    """The mean generated-query vector of each language over a whole build, with how many queries there are."""
+    totals: dict[str, NDArray[np.float64]] = {}
+    counts: Counter[str] = Counter()
+    for window in windows:
+        for lang, (rows, n) in window.sums.items():
+            totals[lang] = totals.get(lang, 0.0) + rows.sum(axis=0, dtype=np.float64)
+            counts[lang] += int(n.sum())
+    means = {lang: (total / counts[lang]).astype(np.float32) for lang, total in sorted(totals.items())}
     return LanguageMeans(means, {lang: counts[lang] for lang in means}, "generated queries")
 
 
@@ -97,8 +95,10 @@ def question_means(
     asked = read_questions(Path(questions), rejects=rejects)
     texts = [question.text for question in asked]
     langs = resolve_languages(texts, [question.lang for question in asked])
-    vectors = encoder.encode_queries(texts, calibrate=False)
-    rows = {lang: vectors[[i for i, own in enumerate(langs) if own == lang]] for lang in sorted(set(langs) - {"und"})}
+    vectors = encoder.encode_queries(texts)
+    rows = {
+        lang: vectors[[i for i, known in enumerate(langs) if known == lang]] for lang in sorted(set(langs) - {"und"})
+    }
     if not rows:
         raise DataError(f"None of the questions in {questions} has a language: give each a `lang` field.")
     bank = encoder.language_means

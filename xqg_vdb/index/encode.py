@@ -1,101 +1,65 @@
-"""Corpus and generated queries into a build folder: the expensive half of a load, resumable window by window.
-
-In: a corpus, query files, an encoder. Out: a complete `Build` (`vectors.py`) from which any recipe is fused without
-encoding again. This file knows no fusion and no store.
-"""
+"""Corpus and generated queries into a build folder: the expensive half of a load, resumable window by window."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.index.build import Build, BuildWriter, QuerySums
+from xqg_vdb.index.build import Build, BuildWriter, Counts, Digests, Window, gathered
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.queries import QueryFile, row_digest
 from xqg_vdb.texts.records import Rejects, open_lines
 from xqg_vdb.types import EncoderFacts, GeneratedQueries, Passage, TextEncoder, Vectors
 
-# Rows of earlier build folders for a changed corpus: only what is new or changed is encoded.
+Row = tuple[Passage, GeneratedQueries | None]
 
 
-@dataclass(frozen=True, slots=True)
 class EarlierBuild:
-    """Digests (n,) uint64 in ascending order of all rows of `builds`, and which build and row each belongs to."""
+    """Rows of earlier build folders, found by their digests: of a changed corpus only what is new is encoded.
 
-    builds: tuple[Build, ...]
-    digests: NDArray[np.uint64]
-    owners: NDArray[np.int32]
-    rows: NDArray[np.int64]
+    Raises MismatchError for folders of another encoder, DataError, CorruptError.
+    """
 
-    @classmethod
-    def open(cls, folders: Sequence[str | Path], *, encoder: EncoderFacts) -> EarlierBuild:
-        """Read the digests of build folders. Raises MismatchError for another encoder's, DataError, CorruptError."""
-        builds = tuple(Build.open(folder) for folder in folders)
-        for build in builds:
+    def __init__(self, folders: Sequence[str | Path], *, encoder: EncoderFacts) -> None:
+        self._builds = [Build.open(folder) for folder in folders]
+        for build in self._builds:
             if build.fingerprint != encoder.fingerprint:
                 raise MismatchError(
                     f"The vectors in {build.path} were made with another encoder ({build.fingerprint}, this is "
                     f"{encoder.fingerprint}): leave out --reuse {build.path}."
                 )
-        digests = np.concatenate([np.zeros(0, np.uint64), *(build.digests for build in builds)])
-        order = np.argsort(digests, kind="stable")
-        owners = np.repeat(np.arange(len(builds), dtype=np.int32), [build.rows for build in builds])
-        rows = np.concatenate([np.zeros(0, np.int64), *(np.arange(build.rows) for build in builds)])
-        return cls(builds, digests[order], owners[order], rows[order])
+        digests = np.concatenate([np.zeros(0, np.uint64), *(build.digests() for build in self._builds)])
+        self._order = np.argsort(digests, kind="stable")
+        self._digests = digests[self._order]
+        self._starts = np.cumsum([0, *(build.rows for build in self._builds)])
+        self._dim = encoder.dim
 
-    def find(self, digests: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Where each of `digests` (m,) lies: its position for `passages` and `sums`, -1 for none; (m,) int64."""
-        if not len(self.digests):
+    def find(self, digests: Digests) -> NDArray[np.int64]:
+        """Where each of `digests` (m,) lies, for `take`; -1 for none."""
+        if not len(self._digests):
             return np.full(len(digests), -1, dtype=np.int64)
-        at = np.minimum(np.searchsorted(self.digests, digests), len(self.digests) - 1)
-        return np.where(self.digests[at] == digests, at, -1)
+        at = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
+        return np.where(self._digests[at] == digests, self._order[at], -1)
 
-    def passages(self, positions: NDArray[np.int64]) -> Vectors:
-        """Passage vectors (m, dim) float32 of the rows at `positions`, none of them -1."""
-        found = np.empty((len(positions), self.builds[0].dim), dtype=np.float32)
-        for build, chosen, rows in self._by_build(positions):
-            found[chosen] = build.passages[rows]
-        return found
-
-    def sums(self, positions: NDArray[np.int64]) -> QuerySums:
-        """Query sums (m, dim) and counts (m,) of the rows at `positions`, for languages that have any."""
-        found: dict[str, tuple[Vectors, NDArray[np.int32]]] = {}
-        for build, chosen, rows in self._by_build(positions):
-            for lang, counts in build.counts.items():
-                if not counts[rows].any():
-                    continue
-                if lang not in found:
-                    found[lang] = (
-                        np.zeros((len(positions), build.dim), dtype=np.float32),
-                        np.zeros(len(positions), dtype=np.int32),
-                    )
-                found[lang][0][chosen] = build.sums[lang][rows]
-                found[lang][1][chosen] = counts[rows]
-        return found
-
-    def _by_build(self, positions: NDArray[np.int64]) -> list[tuple[Build, NDArray[np.bool_], NDArray[np.int64]]]:
-        """Per build the mask over `positions` that is its own, and its rows for them."""
-        owners, rows = self.owners[positions], self.rows[positions]
-        return [(build, owners == i, rows[owners == i]) for i, build in enumerate(self.builds) if (owners == i).any()]
-
-
-WINDOW = 512
-"""Passages per commit: what a killed run encodes again, at most. Windows always start at multiples of it, so that a
-resumed run forms the batches of an unbroken one (an int8 model's activations are scaled per batch)."""
-
-_CHECKED_TOGETHER = 65536
-
-Row = tuple[Passage, GeneratedQueries | None]
+    def take(self, rows: NDArray[np.int64]) -> Window:
+        """The rows at these places, none of them -1."""
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        parts = (
+            (places, build.take(rows[places] - start))
+            for number, (build, start) in enumerate(zip(self._builds, self._starts[:-1].tolist(), strict=True))
+            for places in [np.flatnonzero(owners == number)]
+        )
+        return gathered(parts, len(rows), self._dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +74,7 @@ class Encoded:
     reused: int = 0
 
 
-def keep_vectors(
+def encode_corpus(
     corpus: Path,
     *,
     encoder: TextEncoder,
@@ -129,21 +93,22 @@ def keep_vectors(
     encoder, LockedError, DiskError, CorruptError.
     """
     total, payloads = count_lines(corpus), hashlib.blake2b(digest_size=16)
-    known, reused = EarlierBuild.open(reuse, encoder=encoder.facts), 0
-    with Build.create_or_resume(path, dim=encoder.facts.dim, fingerprint=encoder.facts.fingerprint) as writer:
+    known, reused = EarlierBuild(reuse, encoder=encoder.facts), 0
+
+    def rows() -> Iterator[Row]:
         # languages are not encoded: detecting them can wait
-        rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False)
-        rows = _hashed(rows, payloads)
-        _skip_committed(rows, writer, progress=progress)
-        progress("encoding", writer.rows, total)
-        for window in windows(rows, WINDOW):
-            if writer.complete:
-                raise changed_input(writer.path, writer.rows)
-            reused += _append(window, writer, encoder, known)
-            writer.commit(complete=len(window) < WINDOW)  # in one step: no build goes on amid a window
-            progress("encoding", writer.rows, total)
-        if not writer.complete:
-            writer.commit(complete=True)
+        for row in read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False):
+            payloads.update(orjson.dumps([row[0].lang, row[0].meta], option=orjson.OPT_SORT_KEYS))
+            yield row
+
+    def encode(rows: Sequence[Row], digests: Digests) -> Window:
+        nonlocal reused
+        window, old = _encoded(rows, digests, encoder, known)
+        reused += old
+        return window
+
+    with BuildWriter(path, dim=encoder.facts.dim, fingerprint=encoder.facts.fingerprint) as writer:
+        writer.fill(rows(), digests=digests_of, encode=encode, say=lambda done: progress("encoding", done, total))
     return Encoded(Build.open(path), payloads.hexdigest(), reused)
 
 
@@ -167,64 +132,32 @@ def count_lines(corpus: Path) -> int | None:
     return sum(1 for _ in open_lines(corpus))
 
 
-def changed_input(path: Path, row: int) -> MismatchError:
-    """The error for a build folder whose corpus or queries are not those that it was made from."""
-    return MismatchError(
-        f"The corpus or the queries changed since the vectors in {path} were made (first at passage {row + 1}): "
-        f"use another --build folder, with --reuse {path} to encode only what changed, or remove that one."
-    )
+def digests_of(rows: Sequence[Row]) -> Digests:
+    """What tells one passage with its queries from another, (n,)."""
+    return np.array([row_digest(*row) for row in rows], dtype=np.uint64)
 
 
-def _hashed(rows: Iterator[Row], digest: hashlib.blake2b) -> Iterator[Row]:
-    """`rows` as they are, while what they hold besides the encoded texts goes into `digest`."""
-    for passage, queries in rows:
-        digest.update(orjson.dumps([passage.lang, passage.meta], option=orjson.OPT_SORT_KEYS))
-        yield passage, queries
-
-
-def _skip_committed(rows: Iterator[Row], writer: BuildWriter, *, progress: Progress) -> None:
-    """Read over what is encoded already, checking that it is what was encoded."""
-    digests = writer.digest_prefix()
-    for start in range(0, len(digests), _CHECKED_TOGETHER):
-        for row, digest in enumerate(digests[start : start + _CHECKED_TOGETHER].tolist(), start):
-            found = next(rows, None)
-            if found is None or row_digest(*found) != digest:
-                raise changed_input(writer.path, row)
-        progress("checking", min(start + _CHECKED_TOGETHER, len(digests)), len(digests))
-
-
-def _append(window: Sequence[Row], writer: BuildWriter, encoder: TextEncoder, known: EarlierBuild) -> int:
-    """Add a window's rows; how many of its passage vectors were known. New texts keep the window's order."""
-    digests = np.array([row_digest(*row) for row in window], dtype=np.uint64)
+def _encoded(rows: Sequence[Row], digests: Digests, encoder: TextEncoder, known: EarlierBuild) -> tuple[Window, int]:
+    """A window, and how many of its passage vectors were known. New texts keep the window's order."""
     whole = known.find(digests)
-    # a passage that had no queries then: its vector serves
-    bare = np.array([row_digest(passage, None) for passage, _ in window], dtype=np.uint64)
-    passage_at = np.where(whole >= 0, whole, known.find(bare))
-    vectors = np.empty((len(window), encoder.facts.dim), dtype=np.float32)
-    new, old = np.flatnonzero(passage_at < 0), np.flatnonzero(passage_at >= 0)
+    # a passage that had no queries then: its vector serves, and its sums are none
+    at = np.where(whole >= 0, whole, known.find(digests_of([(passage, None) for passage, _ in rows])))
+    new, old = np.flatnonzero(at < 0), np.flatnonzero(at >= 0)
+    vectors = np.empty((len(rows), encoder.facts.dim), dtype=np.float32)
     if len(new):
-        vectors[new] = encoder.encode_passages([window[row][0].title_and_text for row in new.tolist()])
+        vectors[new] = encoder.encode_passages([rows[row][0].title_and_text for row in new.tolist()])
+    sums = query_sums([None if at >= 0 else queries for at, (_, queries) in zip(whole, rows, strict=True)], encoder)
     if len(old):
-        vectors[old] = known.passages(passage_at[old])
-    sums = query_sums([None if at >= 0 else queries for at, (_, queries) in zip(whole, window, strict=True)], encoder)
-    writer.append([passage.id for passage, _ in window], digests, vectors, _joined(sums, known, whole))
-    return len(old)
+        earlier = known.take(at[old])
+        vectors[old] = earlier.passages
+        for lang, (totals, counts) in earlier.sums.items():
+            both = sums.setdefault(lang, (np.zeros_like(vectors), np.zeros(len(rows), np.int32)))
+            has = old[counts > 0]
+            both[0][has], both[1][has] = totals[counts > 0], counts[counts > 0]
+    return Window([passage.id for passage, _ in rows], digests, vectors, sums), len(old)
 
 
-def _joined(sums: QuerySums, known: EarlierBuild, whole: NDArray[np.int64]) -> QuerySums:
-    """`sums` of a window with those of the rows that are known (whole >= 0) filled in."""
-    old = np.flatnonzero(whole >= 0)
-    joined = dict(sums)
-    for lang, (vectors, counts) in known.sums(whole[old]).items():
-        if lang not in joined:
-            shape = len(whole), vectors.shape[1]
-            joined[lang] = np.zeros(shape, dtype=np.float32), np.zeros(len(whole), dtype=np.int32)
-        joined[lang][0][old] = vectors
-        joined[lang][1][old] = counts
-    return joined
-
-
-def query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) -> QuerySums:
+def query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) -> dict[str, tuple[Vectors, Counts]]:
     """Per language the sum of each row's query vectors and their number; all languages are encoded in one stream."""
     flat = [
         (row, lang, text)
@@ -238,43 +171,49 @@ def query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) ->
     vectors = encoder.encode_queries([text for _, _, text in flat], calibrate=False)
     owners = np.array([row for row, _, _ in flat])
     langs = np.array([lang for _, lang, _ in flat])
+    return _summed(vectors, owners, {lang: langs == lang for lang in sorted(set(langs.tolist()))}, n=len(rows))
+
+
+def _summed(
+    vectors: Vectors, owners: NDArray[np.int64], chosen: Mapping[str, NDArray[np.bool_]], *, n: int
+) -> dict[str, tuple[Vectors, Counts]]:
+    """Per language the sums (n, dim) of the chosen rows by their owners, and how many those are (n,)."""
     sums = {}
-    for lang in sorted(set(langs.tolist())):
-        chosen = langs == lang
-        total = np.zeros((len(rows), vectors.shape[1]), dtype=np.float32)
-        np.add.at(total, owners[chosen], vectors[chosen])
-        sums[lang] = (total, np.bincount(owners[chosen], minlength=len(rows)).astype(np.int32))
+    for lang, rows in chosen.items():
+        total = np.zeros((n, vectors.shape[1]), dtype=np.float32)
+        np.add.at(total, owners[rows], vectors[rows])
+        sums[lang] = (total, np.bincount(owners[rows], minlength=n).astype(np.int32))
     return sums
 
 
 # Vectors of texts, kept on disk under a name made of the texts and the encoder: encoded once, whatever asks for them.
 
 
-def kept_vectors(
+def encode_cached(
     texts: Sequence[str],
     *,
-    encode: Callable[[Sequence[str]], Vectors],
-    encoder: EncoderFacts,
-    kind: str,
+    encoder: TextEncoder,
+    kind: Literal["queries", "passages"],
     folder: Path,
     progress: Progress = silent,
     stage: str = "encoding",
 ) -> Vectors:
-    """Rows (len(texts), dim) float32, memory-mapped; encoded now where `folder` does not hold them yet.
+    """Rows (len(texts), dim) float32; encoded now where `folder` does not hold them yet.
 
-    kind: `queries` or `passages`, which have different prefixes. Raises LockedError, DiskError,
+    kind: which have different prefixes; queries are not calibrated. Raises LockedError, DiskError,
     CorruptError, DataError.
     """
-    place = folder / f"{kind}-{encoder.fingerprint}-{digest_of(texts)}"
-    with Build.create_or_resume(place, dim=encoder.dim, fingerprint=encoder.fingerprint) as writer:
-        for start in range(writer.rows, len(texts), WINDOW):
-            progress(stage, start, len(texts))
-            part = texts[start : start + WINDOW]
-            digests = np.array([_text_digest(text) for text in part], dtype=np.uint64)
-            writer.append([str(start + i) for i in range(len(part))], digests, encode(part))
-            writer.commit(complete=start + WINDOW >= len(texts))
-        progress(stage, len(texts), len(texts))
-    return Build.open(place).passages
+    facts = encoder.facts
+    encode = encoder.encode_passages if kind == "passages" else partial(encoder.encode_queries, calibrate=False)
+    place = folder / f"{kind}-{facts.fingerprint}-{digest_of(texts)}"
+    with BuildWriter(place, dim=facts.dim, fingerprint=facts.fingerprint) as writer:
+        writer.fill(
+            texts,
+            digests=lambda part: np.array([_text_digest(text) for text in part], dtype=np.uint64),
+            encode=lambda part, digests: Window([""] * len(part), digests, encode(part), {}),
+            say=lambda done: progress(stage, done, len(texts)),
+        )
+    return Build.open(place).passages()
 
 
 def digest_of(texts: Sequence[str]) -> str:
@@ -314,23 +253,17 @@ class QueryVectors:
 
     def sums(
         self, *, passages: int, n: int | None = None, langs: Sequence[str] | None = None
-    ) -> dict[str, tuple[Vectors, NDArray[np.int32]]]:
+    ) -> dict[str, tuple[Vectors, Counts]]:
         """Per language the sum over each passage's first n query vectors (passages, dim), and how many (passages,)."""
-        found: dict[str, tuple[Vectors, NDArray[np.int32]]] = {}
-        for lang in self.langs if langs is None else langs:
-            chosen = self.lang == lang
-            if n is not None:
-                chosen &= self.index < n
-            total = np.zeros((passages, self.vectors.shape[1]), dtype=np.float32)
-            np.add.at(total, self.owner[chosen], self.vectors[chosen])
-            found[lang] = (total, np.bincount(self.owner[chosen], minlength=passages).astype(np.int32))
-        return found
+        first = np.ones(len(self.owner), np.bool_) if n is None else self.index < n
+        chosen = {lang: (self.lang == lang) & first for lang in (self.langs if langs is None else langs)}
+        return _summed(self.vectors, self.owner, chosen, n=passages)
 
     def means(self) -> tuple[dict[str, Vectors], dict[str, int]]:
         """The mean query vector of each language, and of how many queries."""
-        own = {lang: self.vectors[self.lang == lang] for lang in self.langs}
-        return {lang: rows.mean(axis=0, dtype=np.float64).astype(np.float32) for lang, rows in own.items()}, {
-            lang: len(rows) for lang, rows in own.items()
+        by_lang = {lang: self.vectors[self.lang == lang] for lang in self.langs}
+        return {lang: rows.mean(axis=0, dtype=np.float64).astype(np.float32) for lang, rows in by_lang.items()}, {
+            lang: len(rows) for lang, rows in by_lang.items()
         }
 
 
@@ -362,8 +295,8 @@ def encode_query_files(
         raise DataError(
             f"{', '.join(map(str, files))}: no query belongs to any of these passages; are the ids the corpus's own?"
         )
-    vectors = kept_vectors(
-        texts, encode=partial(encoder.encode_queries, calibrate=False),
-        encoder=encoder.facts, kind="queries", folder=folder, progress=progress, stage=f"queries of {files[0].name}",
+    vectors = encode_cached(
+        texts, encoder=encoder, kind="queries", folder=folder, progress=progress,
+        stage=f"queries of {files[0].name}",
     )  # fmt: skip
     return QueryVectors(vectors, np.array(owner), np.array(index), np.array(lang), unused)

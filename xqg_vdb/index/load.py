@@ -1,7 +1,7 @@
 """Corpus (and generated queries) into a collection: encode, fuse, write, publish; resumable and idempotent.
 
-Two steps, each of which goes on where an earlier run stopped: `building.keep_vectors` encodes into a build folder;
-`writing.write_collection` fuses its rows by a recipe and writes them, with the passages' text, into a new version of
+Two steps, each of which goes on where an earlier run stopped: `encode_corpus` encodes into a build folder;
+`write_collection` fuses its rows by a recipe and writes them, with the passages' text, into a new version of
 the collection, which replaces the published one at the end.
 """
 
@@ -21,8 +21,8 @@ from xqg_vdb.calibration import ENOUGH_PASSAGES, CalibratedEncoder, main_languag
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder
 from xqg_vdb.index.build import Build
-from xqg_vdb.index.card import card_of, finished, question_means, with_passage_means, with_words
-from xqg_vdb.index.encode import Encoded, Row, keep_vectors, read_rows
+from xqg_vdb.index.card import card_of, finished, generated_means, question_means, with_passage_means, with_words
+from xqg_vdb.index.encode import Encoded, Row, encode_corpus, read_rows
 from xqg_vdb.index.write import measure_passages, write_collection
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
@@ -82,7 +82,7 @@ def encode_or_begin_anew(encode: Callable[[], Encoded], folder: Path, rejects: R
 
 def _can_be_read(folder: Path) -> bool:
     try:
-        Build.open(folder)
+        Build.open(folder).digests()
     except (CorruptError, DataError):
         return False
     return True
@@ -244,19 +244,22 @@ def load_with_report(
         folder = stack.enter_context(build_folder(build, name, fingerprint=encoder.facts.fingerprint))
         started = time.perf_counter()
         encode = partial(
-            keep_vectors, corpus, encoder=encoder, queries=table, path=folder, reuse=[Path(one) for one in reuse],
+            encode_corpus, corpus, encoder=encoder, queries=table, path=folder, reuse=[Path(one) for one in reuse],
             rejects=rejects, default_lang=default_lang, progress=progress,
         )  # fmt: skip
         kept = encode() if build is not None else encode_or_begin_anew(encode, folder, rejects)
         encoded = time.perf_counter()
-        card, means = card_of(kept, encoder, recipe=recipe, distance=distance, asked=asked, keep_plain=keep_plain)
+        generated = generated_means(kept.build.windows())
+        card = card_of(
+            kept, encoder, recipe=recipe, distance=distance, generated=generated, asked=asked, keep_plain=keep_plain
+        )
         if passage_calibration:
-            measured = measure_passages(rows(), kept.build, progress=progress)
+            measured = measure_passages((passage for passage, _ in rows()), kept.build, progress=progress)
             card = with_passage_means(card, passage_calibration, measured)
         if hybrid is not None:
             card = with_words(card, hybrid, rows())
         with store.writer(name, card=card) as writer:
-            written = write_collection(rows(table), kept.build, writer, card=card, means=means, progress=progress)
+            written = write_collection(rows(table), kept.build, writer, card=card, progress=progress)
             total = kept.build.rows
             progress("indexing", 0, total)
             final = finished(card, count=total, digest=written.digest)
@@ -266,7 +269,7 @@ def load_with_report(
         collection=name,
         passages=kept.build.rows,
         counts=rejects.counts(),
-        queries={lang: int(kept.build.counts[lang].sum()) for lang in card.query_langs},
+        queries={lang: generated.counts[lang] for lang in card.query_langs},
         unused_queries=table.unused_count if table is not None else 0,
         rejected_lines=sum(other.rejected for other in others.values()),
         seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},

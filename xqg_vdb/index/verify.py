@@ -1,24 +1,19 @@
-"""Whether a collection still holds what its card promises: points, texts, vectors; and what its build would make anew.
-
-In: a store, a name, perhaps a build folder. Out: a report with every problem that was found. This file refuses to
-repair anything: loading again does.
-"""
+"""Whether a collection still holds what its card promises, and what its build would make anew; nothing is repaired."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 
 import numpy as np
 
-from xqg_vdb.calibration import rows_of_card, unpack_means
 from xqg_vdb.errors import MismatchError
-from xqg_vdb.fusion import fuse
 from xqg_vdb.index.build import Build
+from xqg_vdb.index.write import vectors_of
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.store.layout import Digest
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, Recipe, StoredPoint, Vectors, VectorStore
+from xqg_vdb.store.layout import TEXT_DENSE, Digest
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, StoredPoint, VectorStore
 
 LEAST_COSINE = 0.9999
 """Of a stored vector to the one that its build makes: the card keeps language means in 16 bits, which costs about
@@ -111,17 +106,16 @@ def _differences(card: Card, *, points: int, digest: str, unfit: int) -> list[st
 
 def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[float], list[str]]:
     """Cosines of the stored vectors to those that the build makes, and what is wrong with them."""
-    rows = {docid: row for row, docid in enumerate(kept.ids)}
+    wanted = {point.id for point in chosen}
+    rows = {docid: row for row, docid in enumerate(kept.ids()) if docid in wanted}
     known = [point for point in chosen if point.id in rows]
     problems = []
     if len(known) < len(chosen):
         problems.append(f"{len(chosen) - len(known):,} of {len(chosen):,} sampled passages are not in {kept.path}")
-    missing = [lang for lang in card.query_langs if lang not in kept.sums]
-    if missing:
-        return [], [*problems, f"{kept.path} has no queries in {', '.join(missing)}"]
     if not known:
         return [], problems
-    fresh = _fused(np.array([rows[point.id] for point in known]), list(map(_lang_of, known)), kept, card)
+    window = kept.take(np.array([rows[point.id] for point in known]))
+    fresh = vectors_of(window, langs=list(map(_lang_of, known)), card=card)[TEXT_DENSE]
     stored = np.stack([point.vectors[card.vectors[0]] for point in known]).astype(np.float64)
     lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
     cosines = (stored * fresh).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
@@ -133,16 +127,3 @@ def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[
 
 def _lang_of(point: StoredPoint) -> str:
     return str((point.payload.get("meta") or {}).get("lang", UNKNOWN_LANGUAGE))
-
-
-def _fused(rows: np.ndarray[tuple[int], np.dtype[np.int64]], langs: Sequence[str], kept: Build, card: Card) -> Vectors:
-    places = np.argsort(rows)  # memory-mapped files are read front to back
-    order = rows[places]
-    passages = rows_of_card(kept.passages[order], langs=[langs[i] for i in places.tolist()], card=card)
-    sums = {lang: (kept.sums[lang][order], kept.counts[lang][order]) for lang in card.query_langs}
-    recipe = card.recipe if card.query_langs else Recipe(alpha=0.0)
-    fused = fuse(
-        passages, sums, recipe=recipe, means=unpack_means(card.query_means, dim=card.encoder.dim).means,
-        normalize=card.distance == "cosine",
-    )  # fmt: skip
-    return fused[np.searchsorted(order, rows)]

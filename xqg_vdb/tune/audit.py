@@ -13,7 +13,6 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from xqg_vdb.calibration import CalibratedEncoder, calibrate
 from xqg_vdb.errors import DataError
-from xqg_vdb.index.encode import kept_vectors
+from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import CALIBRATED_EF, check_same_encoder, collection_means
 from xqg_vdb.store import Collection
@@ -96,9 +95,9 @@ def audit(
             f"(the file has ids such as {', '.join(map(repr, first[:3]))}): give the file that was made for it."
         )
     owner, asked = _drawn(chosen)
-    vectors = kept_vectors(
-        [query.text for query in asked], encode=partial(encoder.encode_queries, calibrate=False),
-        encoder=encoder.facts, kind="queries", folder=folder, progress=progress, stage="queries",
+    vectors = encode_cached(
+        [query.text for query in asked], encoder=encoder, kind="queries",
+        folder=folder, progress=progress, stage="queries",
     )  # fmt: skip
     langs = [query.lang or "und" for query in asked]
     moved = calibrate(

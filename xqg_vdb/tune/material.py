@@ -9,7 +9,6 @@ import hashlib
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.evaluate.metrics import Qrels, read_qrels
 from xqg_vdb.fusion import Sums
 from xqg_vdb.index.build import Build
-from xqg_vdb.index.encode import Row, encode_query_files, kept_vectors, read_rows
+from xqg_vdb.index.encode import Row, encode_cached, encode_query_files, read_rows
 from xqg_vdb.index.write import measure_passages
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.corpus import read_corpus
@@ -36,6 +35,7 @@ from xqg_vdb.types import UNKNOWN_LANGUAGE, Vectors
 SAMPLE = 2000
 """Passages to tune on: enough for intervals of a percent, few enough to encode in minutes."""
 
+_LOAD = "run `xqg-vdb load CORPUS NAME --queries FILE"
 _SEED = b"xqg tuning 1"
 
 
@@ -119,9 +119,9 @@ def labelled(
     if len(asked) < len(every):
         notes.append(f"{len(every) - len(asked)} questions without a relevant passage in the corpus are left out")
     langs = resolve_languages([q.text for q in asked], [q.lang for q in asked])
-    vectors = kept_vectors(
-        [q.text for q in asked], encode=partial(encoder.encode_queries, calibrate=False),
-        encoder=encoder.facts, kind="queries", folder=folder, progress=progress, stage="questions",
+    vectors = encode_cached(
+        [q.text for q in asked], encoder=encoder, kind="queries", folder=folder,
+        progress=progress, stage="questions",
     )  # fmt: skip
     qrels_asked = {q.id: judged[q.id] for q in asked}
     return TuneData(pool, [q.id for q in asked], vectors, langs, qrels_asked, encoder, tuple(notes))
@@ -147,7 +147,7 @@ def with_calibrated_passages(
             yield passage, queries
 
     if build is not None:
-        table = measure_passages(rows(), Build.open(build), progress=progress)
+        table = measure_passages((passage for passage, _ in rows()), Build.open(build), progress=progress)
     else:
         for _ in rows():
             pass
@@ -169,18 +169,23 @@ def _pool_of_build(folder: Path, wanted: set[str], *, encoder: CalibratedEncoder
             f"{folder} was made by the encoder {build.fingerprint}, not by {encoder.facts.source} "
             f"({encoder.facts.fingerprint}): tune with that encoder, or with another --build."
         )
-    if not build.complete or not build.sums:
-        what = "is not complete" if not build.complete else "holds no generated queries"
-        raise DataError(f"{folder} {what}: run `xqg-vdb load CORPUS NAME --queries FILE --build {folder}` first.")
-    has = np.add.reduce([counts for counts in build.counts.values()]) > 0
-    chosen = heapq.nsmallest(
-        max(sample, len(wanted)),
-        range(build.rows),
-        key=lambda row: (build.ids[row] not in wanted, not has[row], hash_order(build.ids[row])),
+    if not build.complete:
+        raise DataError(f"{folder} is not complete: {_LOAD} --build {folder}` first.")
+    ranks = (
+        (docid not in wanted, not has, hash_order(docid), row)
+        for row, (docid, has) in enumerate(_ids_and_queries(build))
     )
-    rows = np.sort(np.array(chosen, dtype=np.int64))
-    sums = {lang: (np.asarray(build.sums[lang][rows]), np.asarray(build.counts[lang][rows])) for lang in build.sums}
-    return Pool([build.ids[row] for row in rows.tolist()], np.asarray(build.passages[rows]), lambda _: sums, None)
+    chosen = heapq.nsmallest(max(sample, len(wanted)), ranks)
+    window = build.take(np.sort(np.array([row for *_, row in chosen], dtype=np.int64)))
+    if not window.sums:
+        raise DataError(f"{folder} holds no generated queries: {_LOAD} --build {folder}` first.")
+    return Pool(window.ids, window.passages, lambda _: window.sums, None)
+
+
+def _ids_and_queries(build: Build) -> Iterator[tuple[str, bool]]:
+    for window in build.windows():
+        has = np.add.reduce([np.zeros(len(window), np.int32), *(counts for _, counts in window.sums.values())]) > 0
+        yield from zip(window.ids, has.tolist(), strict=True)
 
 
 def _pool_of_files(
@@ -201,8 +206,8 @@ def _pool_of_files(
     )
     chosen.sort(key=lambda p: p.id)
     ids = [p.id for p in chosen]
-    rows = kept_vectors(
-        [p.title_and_text for p in chosen], encode=encoder.encode_passages, encoder=encoder.facts, kind="passages",
+    rows = encode_cached(
+        [p.title_and_text for p in chosen], encoder=encoder, kind="passages",
         folder=folder, progress=progress, stage="passages",
     )  # fmt: skip
     flat = encode_query_files(queries, ids, encoder=encoder, folder=folder, progress=progress)
