@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,9 +10,18 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from xqg_vdb.cli.options import json_option, print_json, say
+from xqg_vdb.progress import bars
 
 if TYPE_CHECKING:
-    from xqg_vdb.generate.run import BatchGenerator, Progress, Summary
+    from xqg_vdb.generate.filters import Reason
+    from xqg_vdb.generate.run import BatchGenerator, Summary
+
+
+skip_option = click.option(
+    "--skip", multiple=True, type=click.Choice([
+        "too long", "repetitive", "copied example", "no question", "wrong language", "repeated"]),
+    help="A rule of the filter that is not to count; repeat it.",
+)  # fmt: skip
 
 
 @click.command()
@@ -36,13 +44,14 @@ if TYPE_CHECKING:
 @click.option("--decode", type=click.Choice(["sample", "greedy"]), default="sample", show_default=True)
 @click.option("--top-k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 10, min_open=True), default=1.0, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True, help="Longest query.")
+@click.option("--max-tokens", type=click.IntRange(1, 32_768), default=48, show_default=True, help="Longest query.")
 @click.option("--seed", type=int, default=313, show_default=True)
 @click.option("--shard", metavar="i/n", default="1/1", help="Every n-th passage only; join with `xqg-vdb merge`.")
 @click.option(
     "--reuse", type=click.Path(path_type=Path), help="OUT of an earlier run: write only what is new or changed since."
 )
 @click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
+@skip_option
 @click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True, help="Bad records to skip.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
 @json_option
@@ -65,6 +74,7 @@ def generate(
     shard: str,
     reuse: Path | None,
     filtered: bool,
+    skip: tuple[Reason, ...],
     max_errors: int,
     threads: int | None,
     as_json: bool,
@@ -105,13 +115,16 @@ def generate(
             generator = open_generator(
                 str(model), query_langs=query_langs, options=Options(prompt, decoding, threads or 0)
             )
-        good = QueryFilter(Rules(), examples=generator.examples()) if filtered else None
+        good = QueryFilter(Rules(skip=skip), examples=generator.examples()) if filtered else None
         job, rejects = Job(query_langs, n, Shard.parse(shard), good), Rejects(max_errors)
-        show = stack.enter_context(_Bar())
+        show = stack.enter_context(bars(unit=" passages"))
         summary = generate_file(
             corpus, out, generator=generator, job=job, reuse=reuse, rejects=rejects, progress=show
         )  # fmt: skip
     _print(summary, as_json=as_json)
+    if summary.gaps:
+        hint = f" ({generator.failure}); the same command asks about them once more" if generator.failure else ""
+        say(f"{summary.gaps} passages have no query in one language or more{hint}")
 
 
 @click.command()
@@ -136,36 +149,12 @@ def merge(out: Path, keep_shards: bool, as_json: bool) -> None:
     )
 
 
-class _Bar:
-    """A context in which calls draw a bar on stderr, if that is a terminal."""
-
-    def __enter__(self) -> Callable[[Progress], None] | None:
-        from tqdm import tqdm
-
-        if not sys.stderr.isatty():
-            self._tqdm = None
-            return None
-        self._tqdm = tqdm(unit="passage", file=sys.stderr)
-        return self._draw
-
-    def _draw(self, progress: Progress) -> None:
-        if self._tqdm is None:
-            return
-        self._tqdm.total, self._tqdm.n = progress.total, progress.passages
-        self._tqdm.set_postfix_str(f"{progress.rate:.2f} queries/s, {progress.eta_seconds / 60:.0f} min to go")
-
-    def __exit__(self, *exc: object) -> None:
-        if self._tqdm is not None:
-            self._tqdm.close()
-
-
 def _print(summary: Summary, *, as_json: bool) -> None:
     if as_json:
         print_json(_record(summary))
         return
     click.echo(f"{summary.path}  {summary.passages} passages, {summary.queries} queries in {summary.seconds:.0f} s")
-    for reason, count in summary.rejected.items():
-        click.echo(f"  {reason:<24}{count}")
+    _print_rejected(summary.rejected, summary.queries)
     for name, count in summary.reused.items():
         click.echo(f"  {count} passages as in {name}")
     if summary.resumed:
@@ -181,6 +170,7 @@ def _record(summary: Summary) -> dict[str, object]:
         "rejected": dict(summary.rejected),
         "resumed": summary.resumed,
         "reused": dict(summary.reused),
+        "gaps": summary.gaps,
     }
 
 
@@ -191,8 +181,9 @@ def _record(summary: Summary) -> dict[str, object]:
 @click.argument("queries", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--max-characters", type=click.IntRange(min=1), default=200, show_default=True, help="Longest query.")
+@skip_option
 @json_option
-def filter_queries(queries: Path, out: Path, max_characters: int, as_json: bool) -> None:
+def filter_queries(queries: Path, out: Path, max_characters: int, skip: tuple[Reason, ...], as_json: bool) -> None:
     """Write the good ones of the generated QUERIES to OUT, and say how many were left out and why.
 
     Rules: wrong language (detected), empty, repeated, repetitive, too long, no question.
@@ -203,11 +194,19 @@ def filter_queries(queries: Path, out: Path, max_characters: int, as_json: bool)
     """  # noqa: D301 - \b is click's
     from xqg_vdb.generate.filters import QueryFilter, Rules, filter_file
 
-    rules = QueryFilter(Rules(max_characters=max_characters))
+    rules = QueryFilter(Rules(max_characters, skip))
     provenance = filter_file(queries, out, query_filter=rules)
     if as_json:
         print_json({"path": str(out), **provenance})
         return
     click.echo(f"{out}  {provenance['passages']} passages, {provenance['queries']} queries kept")
-    for reason, count in provenance["rejected"].items():
+    _print_rejected(provenance["rejected"], provenance["queries"])
+
+
+def _print_rejected(rejected: Mapping[str, int], kept: int) -> None:
+    from xqg_vdb.generate.filters import dominant
+
+    for reason, count in rejected.items():
         click.echo(f"  {reason:<24}{count}")
+    if rule := dominant(rejected, kept):
+        say(f'The rule "{rule}" rejected more than half: look at some queries; --skip "{rule}" switches it off.')

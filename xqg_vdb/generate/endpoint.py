@@ -3,26 +3,30 @@
 Concurrency is bounded, what may pass is retried, tokens and cost are counted.
 
 The key comes from the environment (`XQG_VDB_GENERATOR_KEY`, else `OPENAI_API_KEY`), goes into one header, and never
-into a message, a log or a file. An answer that is no answer is counted and left out; it never ends a run.
+into a message, a log or a file. An answer without a query is asked for once more, then counted; `run` stops when there
+is nothing else.
 """
 
 from __future__ import annotations
 
 import email.utils
+import logging
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
 
 from xqg_vdb.errors import DataError, ServerError
+from xqg_vdb.generate.answers import broken, query_of, said
 from xqg_vdb.generate.prompts import CausalPrompt, chat
 from xqg_vdb.generate.run import InBatches
 from xqg_vdb.models.decode import row_key
@@ -30,7 +34,11 @@ from xqg_vdb.types import GeneratedQueries, Passage
 
 KEY_VARIABLES = ("XQG_VDB_GENERATOR_KEY", "OPENAI_API_KEY")
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+UNREACHED = 5.0  # seconds of patience with a host that has never answered
+LONGEST_BODY = 4_000_000  # bytes of an answer
 LONGEST_PASSAGE = 8_000  # characters; the instruction follows the passage and must survive a server's own cutting
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +71,29 @@ class Endpoint:
 class EndpointGenerator(InBatches):
     """A `QueryGenerator` that asks an endpoint, one request per query; close it, or use it in a `with` block."""
 
+    tries_again = True
+
     def __init__(
         self, endpoint: Endpoint, *, prompt: CausalPrompt | None = None, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self.endpoint, self.prompt = endpoint, prompt or chat("", "")
+        self.endpoint, self.prompt, self.failure = endpoint, prompt or chat("", ""), ""
         self._counts: Counter[str] = Counter()
         self._lock, self._sleep, self._given_up = threading.Lock(), sleep, False
-        key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
-        if key and urlsplit(endpoint.url).scheme == "http" and not _is_loopback(endpoint.url):
+        self._reached, self._warned = False, False
+        self._body: dict[str, Any] = {"model": endpoint.model, "temperature": endpoint.temperature}
+        self._body |= {"max_tokens": endpoint.max_tokens, "seed": endpoint.seed}
+        self._host = urlsplit(endpoint.url).netloc
+        self._key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "")
+        if self._key and urlsplit(endpoint.url).scheme == "http" and not _is_loopback(endpoint.url):
             raise DataError(f"A key would go unencrypted to {urlsplit(endpoint.url).hostname}: use https.")
-        # a redirect would carry the key to another host
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=endpoint.timeout, follow_redirects=False
-        )
+        self._client = _client(endpoint, self._key)
         self._pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="xqg-endpoint")
 
     def describe(self) -> dict[str, Any]:
         """What the queries depend on, as far as we can know it."""
         settings = asdict(self.endpoint)
         asked = {key: settings[key] for key in ("model", "temperature", "max_tokens", "seed")}
-        host = urlsplit(self.endpoint.url).netloc
-        return {"kind": "endpoint", "host": host, **asked, "prompt": self.prompt.to_json()}
+        return {"kind": "endpoint", "host": self._host, **asked, "prompt": self.prompt.to_json()}
 
     def examples(self) -> tuple[str, ...]:
         """Questions in the prompt that must not come back."""
@@ -113,7 +123,7 @@ class EndpointGenerator(InBatches):
             for lang in query_langs
             for i in range(n)
         ]
-        answers = iter(list(self._pool.map(lambda request: self._ask(*request), asked)))
+        answers = iter(list(self._pool.map(lambda request: self._ask(*request, read=query_of), asked)))
         return [
             GeneratedQueries(
                 p.id, {lang: tuple(filter(None, [next(answers) for _ in range(n)])) for lang in query_langs}
@@ -124,7 +134,7 @@ class EndpointGenerator(InBatches):
     def complete(self, messages: Sequence[str]) -> list[str]:
         """One answer per message, in order, empty when there is none. Raises ServerError like `generate_batch`."""
         self._given_up = False
-        asked = [self._pool.submit(self._ask, message, self.endpoint.seed) for message in messages]
+        asked = [self._pool.submit(self._ask, message, self.endpoint.seed, read=said) for message in messages]
         wait(asked)  # a straggler that fails must not stop the next call
         return [answer.result() for answer in asked]
 
@@ -143,75 +153,174 @@ class EndpointGenerator(InBatches):
         before, after = self.prompt.passage_parts(passage)
         return self.prompt.prefix + before[:LONGEST_PASSAGE] + after + self.prompt.ending(lang)
 
-    def _ask(self, message: str, seed: int) -> str:
-        settings = self.endpoint
-        body = {
-            "model": settings.model,
-            "messages": [{"role": "user", "content": message}],
-            "temperature": settings.temperature,
-            "max_tokens": settings.max_tokens,
-            "seed": seed,
-        }
-        for _ in range(2):  # an answer without a question is asked for once more
-            text = self._read(self._post(body))
-            if text:
-                return text
+    def _ask(self, message: str, seed: int, *, read: Callable[[str], str]) -> str:
+        for _ in range(2):  # an answer without a query is asked for once more
+            response = self._post(message, seed)
+            try:
+                if text := read(self._content(response)):
+                    return text
+                reason = f"it wrote {_one_line(self._content(response))!r}"
+            except _NoAnswerError as error:
+                reason = str(error)
+            self.failure = f"{self._host}: {self._without_key(reason)}"
             self._count({"useless_answers": 1})
         return ""
 
-    def _read(self, response: httpx.Response) -> str:
-        """The question in an answer, empty when there is none."""
+    def _content(self, response: httpx.Response) -> str:
+        """The text of an answer. Raises _NoAnswerError, with what the server sent instead."""
+        if len(response.content) > LONGEST_BODY:
+            raise _NoAnswerError(f"an answer of {len(response.content):,} bytes")
         try:
-            record = response.json()
-            usage = record.get("usage") or {}
-            used = {"tokens_read": usage.get("prompt_tokens", 0), "tokens_written": usage.get("completion_tokens", 0)}
-            self._count({name: int(count) for name, count in used.items()})
-            text = record["choices"][0]["message"]["content"]
-            return self.prompt.cut(text.strip()).strip('"“”«» ') if isinstance(text, str) else ""
+            choice = response.json()["choices"][0]
+            content, finish = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            return ""
+            raise _NoAnswerError(_reason(response) or "an empty body") from None
+        if isinstance(content, list):  # in parts
+            parts = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
+            content = "".join(text for part in parts if isinstance(text := part.get("text"), str))
+        if not isinstance(content, str) or not content.strip():
+            thought = any(choice["message"].get(key) for key in ("reasoning_content", "reasoning", "thinking"))
+            why = "it only reasoned" if thought else "the answer is empty"
+            raise _NoAnswerError(why + self._cut_short(finish))
+        if broken(content):
+            raise _NoAnswerError("an answer that is too long or no valid text")
+        if finish == "length" and not said(content):
+            raise _NoAnswerError("it only reasoned" + self._cut_short(finish))
+        return content
 
-    def _post(self, body: dict[str, Any]) -> httpx.Response:
+    def _cut_short(self, finish: object) -> str:
+        limit = self.endpoint.max_tokens
+        return f", and was cut at {limit} tokens: raise --max-tokens, or switch its reasoning off" * (
+            finish == "length"
+        )
+
+    def _post(self, message: str, seed: int) -> httpx.Response:
         """The answer with status 200, however often it takes within the endpoint's patience."""
         start, pause = time.monotonic(), 0.5
         while True:
             if self._given_up:  # another request of the batch was refused for good
                 raise ServerError("not sent")
             reason, wait = "", 0.0
+            body = {**self._body, "messages": [{"role": "user", "content": message}]}
+            body |= {"seed": seed} if "seed" in body else {}
             try:
                 self._count({"requests": 1})
                 response = self._client.post(self.endpoint.url.rstrip("/") + "/chat/completions", json=body)
-                if response.status_code == 200:
+                self._reached, status = True, _status(response)
+                if status == 200:
+                    self._count_tokens(response)
                     return response
-                reason, wait = f"status {response.status_code}", _retry_after(response)
-                if response.status_code not in RETRIED:
-                    self._given_up = True
-                    raise ServerError(self._refusal(response))
+                reason, wait = self._without_key(f"status {status} {_reason(response)}".strip()), _retry_after(response)
+                if status in (400, 422) and self._adapted(body, response):
+                    continue
+                if status not in RETRIED:
+                    self._give_up(self._refusal(response))
             except httpx.HTTPError as error:
                 reason = type(error).__name__
             wait = max(wait, random.uniform(0.1, pause))  # noqa: S311 -- jitter, not a secret
-            if time.monotonic() - start + wait > self.endpoint.patience:
-                self._given_up = True
-                raise ServerError(
-                    f"{urlsplit(self.endpoint.url).netloc} did not answer for {self.endpoint.patience:.0f} s "
-                    f"({reason}); what was made is kept: run the same command again when it is back."
-                )
-            self._count({"retries": 1})
-            self._sleep(wait)
+            self._wait_or_give_up(reason, wait, spent=time.monotonic() - start)
             pause = min(2 * pause, 30.0)
 
+    def _wait_or_give_up(self, reason: str, wait: float, *, spent: float) -> None:
+        patience = self.endpoint.patience
+        if not self._reached and spent + wait > min(UNREACHED, patience):
+            self._give_up(f"{self._host} is not there ({reason}): start it, or correct the URL.")
+        if spent + wait > patience:
+            kept = "what was made is kept: run the same command again when it is back."
+            self._give_up(f"{self._host} did not answer for {patience:.0f} s ({reason}); {kept}")
+        if self._reached and not self._warned:
+            self._warned = True
+            _log.warning("%s: %s; trying again for up to %.0f s", self._host, reason, patience)
+        self._count({"retries": 1})
+        self._sleep(wait)
+
+    def _give_up(self, sentence: str) -> NoReturn:
+        self._given_up = True
+        raise ServerError(sentence)
+
+    def _adapted(self, body: Mapping[str, Any], response: httpx.Response) -> bool:
+        """Whether the server refused a setting that later requests do without; other threads may have seen to it."""
+        reason = _reason(response).lower()
+        if "max_tokens" in body and re.search(
+            r"max_completion_tokens|(?:un|not )(?:supported|known).*max_tokens", reason
+        ):
+            self._body = {key: value for key, value in self._body.items() if key != "max_tokens"}
+            self._body["max_completion_tokens"] = self.endpoint.max_tokens
+            return True
+        for name in ("temperature", "seed"):
+            if name in body and re.search(rf"\b{name}\b", reason):
+                self._body = {key: value for key, value in self._body.items() if key != name}
+                _log.warning("%s takes no %s: asking without", self._host, name)
+                return True
+        return False
+
     def _refusal(self, response: httpx.Response) -> str:
-        host, status = urlsplit(self.endpoint.url).netloc, response.status_code
-        hints = {
+        hint = {
             401: f"set {KEY_VARIABLES[0]} to a valid key",
             403: f"set {KEY_VARIABLES[0]} to a key that may use this model",
             404: f"check the URL, which ends with /v1 as a rule, and the model name {self.endpoint.model!r}",
-        }
-        return f"{host} refused the request with status {status}: {hints.get(status, 'see its log for the reason')}."
+        }.get(status := _status(response), "")
+        reason = self._without_key(_reason(response))
+        told = "; ".join(filter(None, (reason.rstrip("."), hint))) or "see its log for the reason"
+        return f"{self._host} refused the request with status {status}: {told}."
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    def _count_tokens(self, response: httpx.Response) -> None:
+        try:
+            usage = response.json()["usage"]
+            used = {"tokens_read": usage["prompt_tokens"], "tokens_written": usage["completion_tokens"]}
+            self._count({name: int(count) for name, count in used.items()})
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            pass  # a server that does not count; the answer may be good
 
     def _count(self, more: Mapping[str, int]) -> None:
         with self._lock:
             self._counts.update(more)
+
+
+class _NoAnswerError(Exception):
+    """What a server sent instead of an answer."""
+
+
+def _client(endpoint: Endpoint, key: str) -> httpx.Client:
+    try:
+        return httpx.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=endpoint.timeout,
+            follow_redirects=False,  # a redirect would carry the key to another host
+            trust_env=not _is_loopback(endpoint.url),  # no proxy in the way of this machine
+        )
+    except (ImportError, ValueError) as error:
+        raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
+
+
+def _status(response: httpx.Response) -> int:
+    """The status, also one that a gateway wrote into the `error` of a body under status 200."""
+    if response.status_code != 200 or len(response.content) > LONGEST_BODY:
+        return response.status_code
+    try:
+        code = response.json()["error"]["code"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return 200
+    return code if isinstance(code, int) and code in RETRIED else 200
+
+
+def _reason(response: httpx.Response) -> str:
+    """What a server says of an error, on one line; empty when it says nothing."""
+    try:
+        record = response.json()
+    except (ValueError, RecursionError):
+        return _one_line(response.content[:1000].decode(errors="replace"))
+    while isinstance(record, dict):
+        record = next((record[key] for key in ("error", "message", "detail", "msg") if record.get(key)), str(record))
+        record = record[0] if isinstance(record, list) and record else record
+    return _one_line(str(record))
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300]
 
 
 def _is_loopback(url: str) -> bool:

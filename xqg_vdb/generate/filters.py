@@ -1,18 +1,16 @@
-"""Which generated queries are good enough: rules about one query.
-
-In: generated queries. Out: the reason why each one is rejected, or None. Nothing here generates; `runner` retries.
-"""
+"""Which generated queries are good enough: rules about one query. Nothing here generates; `run` tries again."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 
@@ -28,33 +26,29 @@ from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries
 Reason = Literal[
     "empty", "too long", "repetitive", "copied example", "no question", "wrong language", "repeated",
 ]  # fmt: skip
+REASONS: tuple[Reason, ...] = get_args(Reason)
 Verdicts = Mapping[str, tuple[Reason | None, ...]]
 
 # question marks of Latin, Arabic, full-width, Greek, Armenian and Ethiopic writing
 _MARKS = "?؟？\u037e;՞፧"
-_ASKING_WORDS = {
-    "th": "ใคร อะไร ไหน เมื่อ กี่ เท่า ทำไม อย่างไร ยังไง ใด หรือ ไหม มั้ย",
-    "lo": "ໃຜ ຫຍັງ ໃສ ເມື່ອ ຈັກ ເທົ່າ ຍ້ອນ ແນວໃດ ໃດ ບໍ",
-    "km": "អ្វី ណា ប៉ុន្មាន ហេតុ យ៉ាង ទេ",
-    "my": "ဘာ ဘယ် ဘယ်သူ လဲ လား",
-}
+_FIRST = "en de nl sv no da fr es pt it ro ca pl cs sk ru uk bg sr he ar"  # languages whose questions begin with them
+_UNSPACED = frozenset({"zh", "ja", "ko", "th", "lo", "km", "my"})
+_LONGEST_SEARCH = 8  # words of a search without a question word, such as "length of the nile"
+_STOP = ".!。！।።…"
 _LOOP = re.compile(r"(.{2,40}?)\1{3,}|(\S)\2{5,}", re.DOTALL)
+_NUMBER = re.compile(r"[\d\s.,:/-]*\d[\d\s.,:/-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a query must be.
-
-    max_characters: longer ones are no questions people type. check_language, check_question: switch single rules off.
-    """
+    """What a query must be. max_characters: longer ones are no questions people type. skip: rules that do not count."""
 
     max_characters: int = 200
-    check_language: bool = True
-    check_question: bool = True
+    skip: tuple[Reason, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
-        return asdict(self)
+        return {"max_characters": self.max_characters, "skip": sorted(self.skip)}
 
 
 class QueryFilter:
@@ -67,7 +61,7 @@ class QueryFilter:
     def judge(self, records: Sequence[GeneratedQueries]) -> list[Verdicts]:
         """Why each query is rejected, None for a good one; languages of all records are detected together."""
         flat = [text for record in records for texts in record.queries.values() for text in texts]
-        found = iter(detect(flat) if self.rules.check_language else [UNKNOWN_LANGUAGE] * len(flat))
+        found = iter(detect(flat) if "wrong language" not in self.rules.skip else [UNKNOWN_LANGUAGE] * len(flat))
         return [
             {
                 lang: self._judge_several(texts, lang, [next(found) for _ in texts])
@@ -80,36 +74,52 @@ class QueryFilter:
         verdicts: list[Reason | None] = []
         seen: set[str] = set()
         for text, found in zip(texts, detected, strict=True):
-            reason = self._judge(text, lang, found)
-            if reason is None and _plain(text) in seen:
-                reason = "repeated"
+            counted = (reason for reason in self._faults(text, lang, found, seen) if reason not in self.rules.skip)
+            verdicts.append(next(counted, None))
             seen.add(_plain(text))
-            verdicts.append(reason)
         return tuple(verdicts)
 
-    def _judge(self, text: str, lang: str, detected: str) -> Reason | None:
+    def _faults(self, text: str, lang: str, detected: str, seen: Set[str]) -> Iterator[Reason]:
+        plain = _plain(text)
         if not any(character.isalpha() for character in text):
-            return "empty"
+            yield "empty"
         if len(text) > self.rules.max_characters:
-            return "too long"
-        if _LOOP.search(text):
-            return "repetitive"
-        if _plain(text) in self._examples:
-            return "copied example"
-        if self.rules.check_question and not is_question(text, lang):
-            return "no question"
+            yield "too long"
+        if any(not _NUMBER.fullmatch(loop[0]) for loop in _LOOP.finditer(text)):
+            yield "repetitive"
+        if plain in self._examples:
+            yield "copied example"
+        if not is_question(text, lang):
+            yield "no question"
         if detected not in (lang, UNKNOWN_LANGUAGE) and detection_knows(lang):
-            return "wrong language"
-        return None
+            yield "wrong language"
+        if plain in seen:
+            yield "repeated"
 
 
 def is_question(text: str, lang: str) -> bool:
-    """Whether `text` asks: by its mark, or by a question word where the language uses no mark."""
-    if lang in _ASKING_WORDS:
-        return any(word in text for word in _ASKING_WORDS[lang].split()) or text.rstrip()[-1:] in _MARKS
-    return not _marks_questions(lang) or any(
-        mark in text for mark in (_MARKS if lang == "el" else _MARKS.replace(";", ""))
-    )
+    """Whether `text` asks or searches: by a mark, a question word, or as a few words that are no whole sentence."""
+    marks = _MARKS if lang == "el" else _MARKS.replace(";", "")
+    if any(mark in text for mark in marks):
+        return True
+    asking = _question_words().get(lang, "").split()
+    if lang in _UNSPACED:
+        return any(word in text for word in asking) or (lang in ("zh", "ja", "ko") and _is_search(text, lang))
+    if not asking and not _marks_questions(lang):
+        return True
+    words = _plain(text).split()
+    return not set(words[:2] if lang in _FIRST.split() else words).isdisjoint(asking) or _is_search(text, lang)
+
+
+def _is_search(text: str, lang: str) -> bool:
+    words = len(text) / 3 if lang in ("zh", "ja") else len(text.split())
+    return 1 < words <= _LONGEST_SEARCH and text.rstrip()[-1:] not in _STOP
+
+
+@cache
+def _question_words() -> dict[str, str]:
+    """By language: its question words, and endings that ask, where a language writes no spaces."""
+    return dict(orjson.loads(files("xqg_vdb").joinpath("data", "question_words.json").read_bytes()))
 
 
 @cache
@@ -135,6 +145,12 @@ def count_reasons(verdicts: Iterable[Verdicts]) -> dict[str, int]:
         reason for verdict in verdicts for reasons in verdict.values() for reason in reasons if reason is not None
     )
     return {str(reason): count for reason, count in sorted(counts.items())}
+
+
+def dominant(rejected: Mapping[str, int], kept: int) -> str | None:
+    """The rule that rejected more than half of all queries: perhaps it does not fit them."""
+    made = kept + sum(count for reason, count in rejected.items() if reason in REASONS)
+    return next((reason for reason, count in rejected.items() if reason in REASONS and 2 * count > made), None)
 
 
 def without_rejected(record: GeneratedQueries, verdicts: Verdicts) -> GeneratedQueries:

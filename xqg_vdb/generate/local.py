@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import ModelError
+from xqg_vdb.generate.answers import query_of
 from xqg_vdb.generate.prompts import (
     SEQ2SEQ_TEMPLATE,
     CausalPrompt,
@@ -78,7 +79,9 @@ class CausalGenerator(InBatches):
             for i in range(samples)
         ]
         texts = self.model.write(trees, keys, samples=samples, settings=self.decoding)
-        table = iter([tuple(map(self.prompt.cut, texts[i : i + samples])) for i in range(0, len(texts), samples)])
+        # a chat model may talk; what a base model goes on with is cut only
+        useful = query_of if self.prompt.name == "chat" else self.prompt.cut
+        table = iter([tuple(map(useful, texts[i : i + samples])) for i in range(0, len(texts), samples)])
         return [GeneratedQueries(passage.id, {lang: next(table) for lang in query_langs}) for passage in batch]
 
     def _body(self, passage: Passage, ending: int) -> list[int]:

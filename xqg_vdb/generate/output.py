@@ -57,13 +57,14 @@ def provenance_path(out: Path) -> Path:
     return out.with_name(out.name + ".provenance.json")
 
 
-def merge_shards(out: Path, *, keep_logs: bool = False) -> dict[str, Any]:
+def merge_shards(out: Path, *, keep_logs: bool = False, over: bool = False) -> dict[str, Any]:
     """Join the finished shards beside `out` into `out`, in corpus order, with its provenance; returns the provenance.
 
+    over: replace an `out` that is there.
     Raises DataError that names every shard that is missing or unfinished, MismatchError when they were made
     differently.
     """
-    if out.exists():
+    if out.exists() and not over:
         raise DataError(f"{out} is there already: remove it, or give another OUT.")
     paths = _shards_of(out)
     found = {path: scan(path) for path in paths if path.exists()}
@@ -136,6 +137,7 @@ def _provenance(shards: dict[Path, Committed]) -> dict[str, Any]:
         **settings,
         "passages": sum(end["rows"] for end in ends),
         "queries": sum(end["queries"] for end in ends),
+        "gaps": sum(end.get("gaps", 0) for end in ends),
         "rejected": dict(rejected),
         "reused": dict(reused),
         "seconds": round(sum(end["seconds"] for end in ends), 3),
@@ -188,13 +190,13 @@ class EarlierQueries:
     langs: the languages that are taken from it. The rest of the settings are the same as now.
     """
 
-    def __init__(self, path: Path, *, header: Mapping[str, Any]) -> None:
-        """Open `path`; header: the settings of the run that is to reuse it.
+    def __init__(self, path: Path, *, header: Mapping[str, Any], gaps: bool = False) -> None:
+        """Open `path`; header: the settings of the run that reuses it. gaps: languages without a query are missing.
 
         Raises DataError when it has no provenance beside it or is no query file, MismatchError that names the settings
         which differ, or when its records have no digests of their passages.
         """
-        self.name = path.name
+        self.name, self._gaps = path.name, gaps
         self.langs = _shared_languages(path, _provenance_of(path), header)
         self._table = QueryFile([path])
         try:
@@ -213,7 +215,7 @@ class EarlierQueries:
         digest = passage_digest(passage)
         for record in self._table.records(passage.id):
             if record.passage_digest == digest and record.queries.keys() >= set(self.langs):
-                return {lang: record.queries[lang] for lang in self.langs}
+                return {lang: record.queries[lang] for lang in self.langs if record.queries[lang] or not self._gaps}
         return {}
 
     def close(self) -> None:

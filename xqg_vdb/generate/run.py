@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import orjson
 
 from xqg_vdb.batching import windows
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import DataError, MismatchError, ServerError, XqgError
 from xqg_vdb.generate.filters import QueryFilter, Verdicts, count_reasons, without_rejected
 from xqg_vdb.generate.output import (
     SCHEMA,
@@ -35,17 +35,27 @@ from xqg_vdb.generate.output import (
     provenance_path,
 )
 from xqg_vdb.journal import RecordLog, rows
+from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.queries import read_queries
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import GeneratedQueries, Passage
 
-# What the runner is asked for and what it reports: job, progress, summary; and what it needs of a generator.
+SILENT = 32  # passages in a row without an answer of use, after which a run stops
+REPLACED = "replaced by a second try"
+
+# What the runner is asked for and what it reports: job and summary; and what it needs of a generator.
 
 
 class BatchGenerator(Protocol):
-    """What the runner needs of a generator. Equal calls give equal records, whatever was called before."""
+    """What the runner needs of a generator. Equal calls give equal records, whatever was called before.
+
+    tries_again: what it wrote nothing about may succeed in a later run. failure: why it wrote nothing the last time.
+    """
+
+    tries_again: bool
+    failure: str
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages per batch; a function of its arguments and the settings alone."""
@@ -73,6 +83,9 @@ class BatchGenerator(Protocol):
 class InBatches:
     """What every generator makes of its `generate_batch`."""
 
+    tries_again = False
+    failure = ""
+
     def generate(
         self: BatchGenerator, passages: Iterable[Passage], *, query_langs: Sequence[str], n: int
     ) -> Iterator[GeneratedQueries]:
@@ -82,35 +95,11 @@ class InBatches:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is. passages and queries since the start of the run; total counts passages of the shard.
-
-    Passages of which nothing is left to write, because an earlier output has it all, are in none of these numbers.
-    """
-
-    passages: int
-    total: int
-    queries: int
-    seconds: float
-    resumed: int
-
-    @property
-    def rate(self) -> float:
-        """Queries per second of this session."""
-        return self.queries / self.seconds if self.seconds else 0.0
-
-    @property
-    def eta_seconds(self) -> float:
-        """Seconds to go at the present speed."""
-        done = self.passages - self.resumed
-        return (self.total - self.passages) * self.seconds / done if done else float("inf")
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """The result of a run. path is OUT, or the finished shard's log.
 
-    Rejected counts queries by reason when filtered; reused, passages by the earlier output that their queries are from.
+    Rejected counts queries by reason when filtered; reused, passages by the earlier output that their queries are from;
+    gaps, passages that have no query in one language or more.
     """
 
     path: Path
@@ -120,6 +109,7 @@ class Summary:
     rejected: Mapping[str, int]
     resumed: int = 0
     reused: Mapping[str, int] = field(default_factory=dict)
+    gaps: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,9 +132,6 @@ class Job:
         object.__setattr__(self, "query_langs", tuple(codes))
 
 
-__all__ = ["BatchGenerator", "Job", "Progress", "Summary", "generate_file"]
-
-
 def generate_file(
     corpus: Path,
     out: Path,
@@ -153,29 +140,37 @@ def generate_file(
     job: Job,
     reuse: Path | None = None,
     rejects: Rejects | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Progress = silent,
 ) -> Summary:
     """Generate queries for every passage of `corpus` (of the shard), and merge them into `out` when there is one shard.
 
     reuse: an output of an earlier run with the same settings; what it has about unchanged passages is taken from it.
-    Run again after a kill, it goes on where it was: at most one batch is made twice. Raises MismatchError when `out`,
-    its log or `reuse` were made with other settings, or the first two from another corpus; DataError for bad input,
-    DiskError, LockedError, CorruptError.
+    progress: counts passages, without those of which an earlier output has everything.
+    Run again after a kill, it goes on where it was: at most one batch is made twice. Run again after its end, it asks
+    an endpoint once more about passages that have no query. Raises ServerError or DataError when nothing was written,
+    MismatchError when `out`, its log or `reuse` were made with other settings, or the first two from another corpus.
     """
     if reuse is not None and reuse.resolve() == out.resolve():
         raise DataError(f"{out} cannot be reused and written at once: give another OUT.")
     header = _header(generator, job)
     if out.exists():
-        return _finished_before(out, header, read_corpus(corpus, rejects=_fresh(rejects), detect=False))
+        summary = _finished_before(out, header, read_corpus(corpus, rejects=_fresh(rejects), detect=False))
+        if not (summary.gaps and generator.tries_again and job.shard.count == 1):
+            for left in out.parent.glob(f"{glob.escape(out.name)}.shard-*-of-*"):
+                left.unlink()  # a kill came between the merge and its clean-up
+            return summary
+        reuse = out
     with ExitStack() as stack:
-        earlier = None if reuse is None else stack.enter_context(EarlierQueries(reuse, header=header))
+        earlier = None
+        if reuse is not None:
+            earlier = stack.enter_context(EarlierQueries(reuse, header=header, gaps=generator.tries_again))
         total = sum(
             1 for plan in planned(_passages(corpus, job, _fresh(rejects)), job.query_langs, earlier) if plan.missing
         )
         with RecordLog(job.shard.path(out), header) as log:
             summary = _fill(log, _passages(corpus, job, rejects), generator, job, earlier, total, progress)
     if job.shard.count == 1:
-        merge_shards(out)
+        merge_shards(out, over=reuse == out)
         summary = replace(summary, path=out)
     return summary
 
@@ -189,6 +184,7 @@ def _finished_before(out: Path, header: Mapping[str, Any], passages: Iterable[Pa
     record = orjson.loads(path.read_bytes()) if path.is_file() else {}
     if any(record.get(key) != value for key, value in header.items() if key not in ("shard", "schema")):
         raise MismatchError(f"{out} is there already and was made otherwise: remove it, or give another OUT.")
+    gaps = 0
     for written, passage in zip_longest(read_queries(out), passages):
         same = written is not None and passage is not None and written.id == passage.id
         if not same or written.passage_digest not in ("", passage_digest(passage)):
@@ -196,10 +192,9 @@ def _finished_before(out: Path, header: Mapping[str, Any], passages: Iterable[Pa
                 f"{out} is there already and was made from another corpus: give another OUT, with --reuse {out} to "
                 "write only what is new."
             )
-    for left in out.parent.glob(f"{glob.escape(out.name)}.shard-*-of-*"):
-        left.unlink()  # a kill came between the merge and its clean-up
-    passages_there, reused = record["passages"], record.get("reused", {})
-    return Summary(out, passages_there, record["queries"], 0.0, record["rejected"], passages_there, reused)
+        gaps += not all(written.queries.get(lang) for lang in header["langs"])
+    count, reused = record["passages"], record.get("reused", {})
+    return Summary(out, count, record["queries"], 0.0, record["rejected"], count, reused, gaps)
 
 
 def _header(generator: BatchGenerator, job: Job) -> dict[str, Any]:
@@ -224,6 +219,7 @@ class _Tally:
     new_passages: int = 0
     new_queries: int = 0
     seconds: float = 0.0
+    gaps: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
 
@@ -232,37 +228,56 @@ class _Tally:
         self.new_passages += info["new_passages"]
         self.new_queries += info["new_queries"]
         self.seconds += info["seconds"]
+        self.gaps += info.get("gaps", 0)
         self.rejected.update(info["rejected"])
         self.reused.update(info["reused"])
 
 
 def _fill(
     log: RecordLog, passages: Iterator[Passage], generator: BatchGenerator, job: Job, earlier: EarlierQueries | None,
-    total: int, progress: Callable[[Progress], None] | None,
+    total: int, progress: Progress,
 ) -> Summary:  # fmt: skip
     done = resumed = _skip_done(log, passages)
-    tally = _Tally()
+    tally, silent_for = _Tally(), 0
     for info in log.committed.commits:
         tally.add(info)
-    before, start = replace(tally), time.monotonic()  # only its numbers are looked at; the counters go on
+    before, start = tally.seconds, time.monotonic()
     if log.committed.end is None:
+        progress("passages", tally.new_passages, total)
         plans = planned(passages, job.query_langs, earlier)
         for batch in in_batches(plans, lambda langs: generator.batch_size(langs, job.n)):
             begun = time.monotonic()
             lines, counts = _written(generator, batch, job)
+            silent_for = 0 if counts["new_queries"] or counts["rejected"] else silent_for + counts["new_passages"]
+            if silent_for >= SILENT:
+                raise _nothing_written(log, tally, generator, silent_for)
             reused = {} if earlier is None else {earlier.name: sum(bool(plan.known) for plan in batch)}
             info = {**counts, "reused": reused, "seconds": round(time.monotonic() - begun, 3)}
             done += len(batch)
             log.commit(lines, rows=done, info=info)
             tally.add(info)
-            if progress:
-                made, now = tally.new_queries - before.new_queries, time.monotonic()
-                progress(Progress(tally.new_passages, total, made, now - start, before.new_passages))
-        log.finish({"rows": done, "queries": tally.queries, "rejected": dict(tally.rejected),
-                    "reused": dict(tally.reused), "seconds": round(before.seconds + time.monotonic() - start, 3),
+            progress("passages", tally.new_passages, total)
+        if tally.new_passages and not tally.queries:
+            raise _nothing_written(log, tally, generator, tally.new_passages)
+        log.finish({"rows": done, "queries": tally.queries, "gaps": tally.gaps, "rejected": dict(tally.rejected),
+                    "reused": dict(tally.reused), "seconds": round(before + time.monotonic() - start, 3),
                     "counters": generator.counters(), **environment()})  # fmt: skip
-    seconds = before.seconds + time.monotonic() - start
-    return Summary(log.path, done, tally.queries, seconds, dict(tally.rejected), resumed, dict(tally.reused))
+    seconds = before + time.monotonic() - start
+    rejected, reused = dict(tally.rejected), dict(tally.reused)
+    return Summary(log.path, done, tally.queries, seconds, rejected, resumed, reused, tally.gaps)
+
+
+def _nothing_written(log: RecordLog, tally: _Tally, generator: BatchGenerator, passages: int) -> XqgError:
+    """The error of a run without queries; its log is removed when there is none in it, so that nothing is skipped."""
+    if not tally.queries:
+        log.path.unlink()
+    rejected = {reason: count for reason, count in tally.rejected.items() if count and reason != REPLACED}
+    if rejected:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        return DataError(f"The filter rejected every query ({reasons}): leave --filter out and look, or --skip a rule.")
+    if generator.failure:
+        return ServerError(f"No query for {passages} passages in a row. The last answer from {generator.failure}.")
+    return DataError(f"The generator wrote no query for {passages} passages: take another model or --prompt.")
 
 
 def _written(generator: BatchGenerator, batch: Sequence[Plan], job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -287,7 +302,10 @@ def _written(generator: BatchGenerator, batch: Sequence[Plan], job: Job) -> tupl
     ]
     count = sum(len(texts) for found in queries for texts in found.values())
     made = sum(bool(plan.missing) for plan in batch)
-    return rows, {"queries": count, "new_passages": made, "new_queries": new, "rejected": dict(reasons)}
+    gaps = sum(not all(found[lang] for lang in job.query_langs) for found in queries)
+    return rows, {
+        "queries": count, "new_passages": made, "new_queries": new, "gaps": gaps, "rejected": dict(reasons),
+    }  # fmt: skip
 
 
 def _skip_done(log: RecordLog, passages: Iterator[Passage]) -> int:
@@ -342,4 +360,4 @@ def _counts(
     made = sum(len(texts) for record in records for texts in record.queries.values())
     left = sum(len(texts) for record in kept for texts in record.queries.values())
     reasons = count_reasons(verdicts)
-    return {**reasons, "replaced by a second try": sum(reasons.values()) - (made - left)} if reasons else {}
+    return {**reasons, REPLACED: sum(reasons.values()) - (made - left)} if reasons else {}

@@ -47,8 +47,8 @@ class Decoding:
             raise ValueError(f"top_k must lie between 1 and 1000, got {self.top_k}")
         if not 0.0 < self.temperature <= 10.0:
             raise ValueError(f"temperature must be above 0 and at most 10, got {self.temperature}")
-        if not 1 <= self.max_tokens <= 1024:
-            raise ValueError(f"max_tokens must lie between 1 and 1024, got {self.max_tokens}")
+        if not 1 <= self.max_tokens <= 32_768:
+            raise ValueError(f"max_tokens must lie between 1 and 32768, got {self.max_tokens}")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
