@@ -14,6 +14,8 @@ LETTERS = ["<pad>", "</s>", "<unk>", "<s>", "\n"] + [chr(i) for i in range(32, 1
 class FakeGenerator:
     """Deterministic queries; `bad` maps (id, lang, index) to what the first attempt writes."""
 
+    tries_again, failure = False, ""
+
     def __init__(self, bad=None, size=3, seed=1):
         self.bad, self.size, self.seed, self.calls = bad or {}, size, seed, []
 

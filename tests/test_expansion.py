@@ -161,7 +161,7 @@ def test_an_endpoint_that_refuses_leaves_plain_questions(server, script, monkeyp
 def test_an_endpoint_that_is_away_costs_its_patience_only(monkeypatch):
     monkeypatch.setattr(expander, "PATIENCE", 0.0)
     asking = Expander("http://127.0.0.1:9/v1")
-    assert asking.expand([NILE]) == [(NILE,)] and "did not answer" in asking.writer.failure
+    assert asking.expand([NILE]) == [(NILE,)] and "is not there" in asking.writer.failure
     asking.close()
 
 

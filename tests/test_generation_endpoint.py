@@ -116,7 +116,7 @@ def test_odd_retry_after_headers_are_bounded(server, value):
 
 @pytest.mark.parametrize(
     ("status", "hint"),
-    [(401, "set XQG_VDB_GENERATOR_KEY to a valid key"), (404, "check the URL"), (400, "see its log")],
+    [(401, "no; set XQG_VDB_GENERATOR_KEY to a valid key"), (404, "no; check the URL"), (400, "no")],
 )
 def test_a_refusal_is_not_repeated(server, status, hint):
     server.script = [(status, {}, b"no")] * 99

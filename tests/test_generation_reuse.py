@@ -21,7 +21,7 @@ from xqg_vdb.generate.output import Shard, merge_shards, provenance_path
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.types import GeneratedQueries
 
-FILTER = QueryFilter(Rules(check_language=False), examples=FakeGenerator().examples())
+FILTER = QueryFilter(Rules(skip=("wrong language",)), examples=FakeGenerator().examples())
 
 
 class Writer(FakeGenerator):
@@ -135,10 +135,10 @@ def test_batches_are_full_although_most_is_known_and_progress_counts_the_rest(tm
         generator=generator,
         job=Job(("de", "sw"), 2),
         reuse=tmp_path / "a.q",
-        progress=seen.append,
+        progress=lambda *said: seen.append(said),
     )
     assert [ids for ids, _, _ in generator.calls] == [["p7", "p50", "p51"], ["p80"]]
-    assert [(one.passages, one.total, one.queries) for one in seen] == [(3, 4, 12), (4, 4, 16)]
+    assert seen == [("passages", done, 4) for done in (0, 3, 4)]
     assert (summary.passages, summary.queries, dict(summary.reused)) == (100, 400, {"a.q": 96})
 
 
@@ -190,7 +190,7 @@ def test_killed_at_every_batch_the_same_command_ends_with_the_same_bytes(tmp_pat
     [
         ({"seed": 2}, r"\(generator\.seed was 1, is 2\)"),
         ({"n": 3}, r"\(n was 2, is 3\)"),
-        ({"filtered": False}, r"\(filter\.check_language was False, is None; .*\)"),
+        ({"filtered": False}, r"\(filter\.max_characters was 200, is None; .*\)"),
         ({"langs": ("de", "sw", "ha")}, r"\(langs was \['de', 'sw'\], is \['de', 'ha', 'sw'\]\)"),
     ],
 )

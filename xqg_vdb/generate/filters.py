@@ -107,7 +107,7 @@ def is_question(text: str, lang: str) -> bool:
         return any(word in text for word in asking) or (lang in ("zh", "ja", "ko") and _is_search(text, lang))
     if not asking and not _marks_questions(lang):
         return True
-    words = _plain(text).split()
+    words = re.findall(r"[^\s.,;:!।()\"]+", text.casefold())
     return not set(words[:2] if lang in _FIRST.split() else words).isdisjoint(asking) or _is_search(text, lang)
 
 

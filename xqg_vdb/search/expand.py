@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from xqg_vdb.batching import windows
 from xqg_vdb.calibration import resolve_languages
 from xqg_vdb.errors import DataError, ModelError, ServerError
+from xqg_vdb.generate.answers import QUOTES, said, unlabelled, without_talk
 from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
 from xqg_vdb.generate.prompts import CausalPrompt
 from xqg_vdb.models.decode import Decoding, decode
@@ -153,47 +154,20 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:LONGEST_QUESTION]
 
 
-# "To answer this question, I will …" is about no passage; the patterns are English, as models talk about a task in it
-_META = re.compile(
-    r"(?:in order )?to (?:answer|address|respond to|translate)\b.{0,80}?\b(?:i|we|you|let)\b"
-    r"|(?:first|next|then|now|finally|okay|ok|so|well)?,?\s*(?:i|we)(?:'ll|'d| will| would| need| should| am going"
-    r"| have to| must)\b.{0,40}?\b(?:answer|write|respond|translate|provide|generate|think|list|break"
-    r"|start|explain|identify|consider|look|find|create|give|determine|use)\b"
-    r"|let(?:'s| me| us)\s+(?:think|break|first|start|begin|answer|see|consider|write|translate)\b"
-    r"|(?:sure|certainly|of course|absolutely|okay|ok|great question)\b[,!.:]*\s*(?:here\b.*)?$"
-    r"|(?:sure|certainly|of course|okay)?[,!.]?\s*here(?: is|'s| are)\b.{0,60}?"
-    r"\b(?:passage|paragraph|text|document|answer|response|translation|question)\b[^.]*[:.]?"
-    r"|as an ai\b"
-    r"|(?:the|this|your) question (?:is asking|asks|wants|is about|can be|could be|seeks)\b"
-    r"|i(?:'m sorry| am sorry| hope| don't know| do not know| cannot| can't)\b",
-    re.IGNORECASE,
-)
 _SENTENCE = re.compile(r"(?<=[.!?。！？؟।])\s+|(?<=:)\s*\n+|\n+|(?<=[。！？])")
-_LABEL = re.compile(  # at the start of a line or a sentence; elsewhere the word belongs to the text
-    r"(?:^|(?<=[.!?:]\s)|(?<=\n))(?:Passage|Translation|Answer|Response)(?: in [A-Z]\w+)?\s*:\s*", re.IGNORECASE
-)
 _NEXT_ITEM = re.compile(r"\bQuestion\s*:")
-_MARKUP = re.compile(r"[*#`_]{1,3}(?=\S)|(?<=\S)[*#`]{1,3}")
-_LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+", re.MULTILINE)
-_QUOTES = "\"“”«» '"
 
 
 def clean(text: str) -> str:
     """The useful part of an answer on one line, without talk about the task, labels and loops; may be empty."""
-    text = _NEXT_ITEM.split(_LIST_MARK.sub("", _MARKUP.sub("", text)))[0]
-    sentences = filter(None, _SENTENCE.split(_LABEL.sub("\n", text)))
-    return " ".join(_without_repeats(map(_without_meta, sentences))).strip(_QUOTES)
+    text = _NEXT_ITEM.split(said(text))[0]
+    sentences = filter(None, _SENTENCE.split(unlabelled(text, by="\n")))
+    return " ".join(_without_repeats(map(without_talk, sentences))).strip(QUOTES)
 
 
 def _useful(answer: str, question: str) -> str:
     text = clean(answer)
     return "" if text.casefold().strip(" .?!") == question.casefold().strip(" .?!") else text  # an echo says nothing
-
-
-def _without_meta(sentence: str) -> str:
-    while sentence and _META.match(sentence.strip(_QUOTES)):
-        sentence = sentence.partition(":")[2].strip()  # of "Here is a passage: …" what follows
-    return sentence
 
 
 def _without_repeats(sentences: Iterable[str]) -> list[str]:

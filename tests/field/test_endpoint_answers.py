@@ -1,0 +1,254 @@
+"""What strangers' endpoints answer: reasoning, markup, talk, refusals, nothing. Every quirk is a real server's."""
+
+import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cli_cases import run_cli, write_lines
+
+from xqg_vdb.errors import ServerError
+from xqg_vdb.generate import endpoint
+from xqg_vdb.generate.answers import query_of
+from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
+from xqg_vdb.generate.run import Job, generate_file
+from xqg_vdb.search.expand import Expander, clean
+from xqg_vdb.types import Passage, Question
+
+Q = "Mto Nile una urefu gani?"
+
+GOOD = [
+    f"<think>\nThe passage is about the Nile.\n</think>\n\n{Q}",
+    f"<think>The Nile.</think>{Q}", f"The Nile.\n</think>{Q}",
+    f"<think>a<think>b</think>c</think>{Q}", f"<thinking>a</thinking>{Q}", f"[THINK]a[/THINK]{Q}",
+    f"◁think▷a◁/think▷{Q}",
+    f"<seed:think>a</seed:think>{Q}", f"<|START_THINKING|>a<|END_THINKING|>{Q}",
+    f"Here is my thought process: a\nHere is my response: {Q}",
+    f"<|channel|>analysis<|message|>Need<|end|><|start|>assistant<|channel|>final<|message|>{Q}",
+    f"<|start|>assistant<|channel|>final <|constrain|>json<|message|>{Q}<|return|>",
+    f"analysisWe ask.assistantfinal{Q}",
+    f"{Q}<|im_end|>", f"{Q}</s>", f"{Q}<end_of_turn>\n<start_of_turn>user", f"<|im_start|>assistant\n{Q}<|im_end|>",
+    f"{Q}<｜end▁of▁sentence｜>", f"```\n{Q}\n```", f"```text\n{Q}\n```", f'```json\n{{"question": "{Q}"}}\n```',
+    f'["{Q}"]', f"<answer>{Q}</answer>", f"Here is a question in Swahili:\n\n{Q}", f"Hapa kuna swali:\n{Q}",
+    f"Sure! Here is a question in Swahili: {Q}", f"Sure thing! {Q}", f"Here is the question you asked for.\n{Q}",
+    f"Question: {Q}", f"**Question in Swahili:** {Q}", f"Swahili: {Q}", f"Swali: {Q}", f"Question (Swahili): {Q}",
+    f"Q1: {Q}",
+    f"1. {Q}", f"1) {Q}\n2) Nini?", f"- {Q}", f"**{Q}**", f"*{Q}*", f"__{Q}__", f"`{Q}`", f"### {Q}", f"> {Q}",
+    f"<b>{Q}</b>",
+    f"**1. {Q}**", f'"{Q}"', f"“{Q}”", f"« {Q} »", f"{Q}\n\nThis question asks about its length.",
+    f"{Q} (How long is the Nile?)", f"\ufeff{Q}", f"Sure! **1. Question:** {Q}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", GOOD)
+def test_the_query_is_found(answer):
+    assert query_of(answer) == Q
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", " \n", "<think>\nOkay, the user wants a question in Swahili about the", "<think></think>",
+     "[THINK]what is it?",
+     "<|channel|>analysis<|message|>What do they want?", "analysisWhat do they want",
+     "I'm sorry, but I cannot do that.",
+     "Here is a question in Swahili:", "a?\0", "a?\ud83d", "a?\x1b[2J", "???", "```\n```", "N/A", "x" * 20_000_000,
+     "<think>" * 200_000, "wort " * 1000],
+)  # fmt: skip
+def test_an_answer_without_a_query_gives_none(answer):
+    assert query_of(answer) == ""
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["Is C# older than F#?", "Was bedeutet a_b_c?", "Wer schrieb „Faust“?", "Star Wars: Who directed it?",
+     "3.5 % von was?",
+     "Who wrote “Faust”", "length of the nile", "ナイル川の長さは？", "What is 2 * 3 * 4?", "Was ist <script>?"],
+)  # fmt: skip
+def test_a_good_query_stays_as_it_is(query):
+    assert query_of(query) == query
+
+
+def test_expansion_is_cleaned_alike():
+    assert clean(f"<think>Let me see.</think>**Translation:** {Q}<|im_end|>") == Q
+    assert clean("<think>Let me see. The Nile is long.") == ""
+
+
+def ok(content, finish="stop", usage=None, **more):
+    message = {"role": "assistant", "content": content, **more}
+    return 200, {"choices": [{"finish_reason": finish, "message": message}], "usage": usage}
+
+
+def refused(status, message):
+    return status, {"error": {"message": message}}
+
+
+class Server:
+    """Answers each request with what `quirk` makes of its body."""
+
+    def __init__(self, quirk):
+        outer = self
+        self.bodies, self.quirk = [], quirk
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.bodies.append(body)
+                status, answer = outer.quirk(body)
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}/v1"
+        threading.Thread(target=self.httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(quirk):
+        servers.append(Server(quirk))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.httpd.shutdown()
+        server.httpd.server_close()
+
+
+def ask(server, **options):
+    with EndpointGenerator(Endpoint(server.url, "m", patience=5.0, **options), sleep=lambda seconds: None) as generator:
+        (record,) = generator.generate_batch([Passage("p", "The Nile.")], query_langs=["sw"], n=1)
+        return record.queries["sw"], generator
+
+
+def test_parts_and_answers_without_usage_are_good(serve):
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": Q}]
+    for content, usage in ((parts, None), (Q, None), (Q, {"prompt_tokens": None}), (Q, "x")):
+        queries, generator = ask(serve(lambda body, c=content, u=usage: ok(c, usage=u)))
+        assert queries == (Q,) and generator.counters() == {"requests": 1, "cost": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (ok("<think>\nOkay", finish="length"), "reasoned, and was cut at 64 tokens: raise --max"),
+        (ok("", finish="length", reasoning_content="hm"), "reasoned, and was cut at 64 tokens: raise --max"),
+        (ok(None, reasoning="hm"), "it only reasoned"),
+        (ok(""), "the answer is empty"),
+        ((200, {"error": {"message": "quota exceeded", "code": "quota"}}), "quota exceeded"),
+        ((200, b"<html>Bad Gateway</html>"), "<html>Bad Gateway</html>"),
+        ((200, {"choices": []}), "choices"),
+        (ok("I'm sorry, I cannot."), "it wrote \"I'm sorry, I cannot.\""),
+        (ok("a\0b?"), "no valid text"),
+        (ok("x" * 20_000_000), "20,000,"),
+    ],
+)  # fmt: skip
+def test_a_useless_answer_is_asked_for_again_and_counted_with_its_reason(serve, answer, reason):
+    server = serve(lambda body: answer)
+    queries, generator = ask(server)
+    assert queries == () and len(server.bodies) == 2
+    assert generator.counters()["useless_answers"] == 2 and reason in generator.failure
+
+
+def test_a_limit_told_under_status_200_is_waited_for(serve):
+    server = serve(lambda body: ok(Q) if len(server.bodies) > 2 else (200, {"error": {"code": 429, "message": "slow"}}))
+    queries, generator = ask(server)
+    assert queries == (Q,) and generator.counters()["retries"] == 2
+
+
+def test_settings_that_a_server_refuses_are_left_out(serve):
+    def quirk(body):
+        if "max_tokens" in body:
+            return refused(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        if body.get("temperature") not in (None, 1):
+            return refused(400, "Unsupported value: 'temperature' does not support 0.8 with this model.")
+        return refused(422, "Extra inputs are not permitted: seed") if "seed" in body else ok(Q)
+
+    server = serve(quirk)
+    assert ask(server)[0] == (Q,) and len(server.bodies) == 4
+    assert server.bodies[-1].keys() == {"model", "max_completion_tokens", "messages"}
+    expander = Expander(server.url)
+    assert expander.expand([Question("1", "Wie lang?", "de")])[0][0].text == f"Wie lang? {Q}"
+    expander.close()
+
+
+def test_the_servers_own_reason_is_told(serve):
+    reason = "the request exceeds the available context size (2048 tokens), try increasing it"
+    with pytest.raises(ServerError, match=r"status 400: the request exceeds .*try increasing it\."):
+        ask(serve(lambda body: refused(400, reason)))
+    with pytest.raises(ServerError, match="status 404: model 'm' not found; check the URL"):
+        ask(serve(lambda body: refused(404, "model 'm' not found")))
+
+
+def test_a_server_that_is_down_is_told_within_seconds(serve, monkeypatch):
+    server = serve(lambda body: ok(Q))
+    server.httpd.shutdown()
+    server.httpd.server_close()
+    monkeypatch.setattr(endpoint, "UNREACHED", 0.3)
+    with pytest.raises(ServerError, match=r"is not there \(ConnectError\): start it, or correct the URL"):
+        ask(server)
+
+
+CORPUS = [{"id": f"p{i}", "text": f"The Nile {i}."} for i in range(3)]
+SETTINGS = ("-l", "sw", "-n", "1", "--json")
+
+
+def test_a_run_without_one_query_stops_with_what_the_server_said(serve, tmp_path):
+    server = serve(lambda body: ok("<think>Okay", finish="length"))
+    write_lines(tmp_path / "c.jsonl", CORPUS)
+    done = run_cli(tmp_path, "generate", "c.jsonl", "q.jsonl", "--endpoint", server.url, *SETTINGS)
+    assert done.returncode == 5 and "No query for 3 passages in a row" in done.stderr
+    assert "it only reasoned, and was cut at 48 tokens: raise --max-tokens" in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("q")] == []
+    server.quirk = lambda body: ok(Q)
+    done = run_cli(tmp_path, "generate", "c.jsonl", "q.jsonl", "--endpoint", server.url, *SETTINGS)
+    assert done.returncode == 0 and json.loads(done.stdout)["queries"] == 3
+
+
+def test_a_later_run_asks_again_about_passages_without_a_query(serve, tmp_path):
+    server = serve(lambda body: ok("" if "Nile 1." in body["messages"][0]["content"] else Q))
+    write_lines(tmp_path / "c.jsonl", CORPUS)
+    command = ("generate", "c.jsonl", "q.jsonl", "--endpoint", server.url, *SETTINGS)
+    done = run_cli(tmp_path, *command)
+    assert done.returncode == 0 and json.loads(done.stdout)["gaps"] == 1
+    assert "1 passages have no query in one language or more" in done.stderr and "the answer is empty" in done.stderr
+    server.quirk = lambda body: ok(Q)
+    server.bodies.clear()
+    done = run_cli(tmp_path, *command)
+    assert done.returncode == 0 and len(server.bodies) == 1 and json.loads(done.stdout)["gaps"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text("utf-8").splitlines()]
+    assert [line["generated_queries"] for line in lines] == [{"sw": [Q]}] * 3
+    server.bodies.clear()
+    assert run_cli(tmp_path, *command).returncode == 0 and not server.bodies
+
+
+def test_a_server_that_breaks_amid_a_run_stops_it_and_what_was_made_is_kept(serve, tmp_path):
+    server = serve(lambda body: ok(Q if len(server.bodies) <= 40 else None))
+    write_lines(tmp_path / "c.jsonl", [{"id": f"p{i}", "text": f"Text {i}."} for i in range(200)])
+    job = Job(("sw",), 1)
+    with EndpointGenerator(Endpoint(server.url, "m", concurrency=2), sleep=time.sleep) as generator:
+        with pytest.raises(ServerError, match="No query for 32 passages in a row"):
+            generate_file(tmp_path / "c.jsonl", tmp_path / "q.jsonl", generator=generator, job=job)
+        server.quirk = lambda body: ok(Q)
+        summary = generate_file(tmp_path / "c.jsonl", tmp_path / "q.jsonl", generator=generator, job=job)
+    assert summary.passages == 200 and summary.resumed >= 40
+
+
+def test_no_proxy_stands_before_this_machine(serve, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert ask(serve(lambda body: ok(Q)))[0] == (Q,)

@@ -1,0 +1,58 @@
+"""The text filter on queries that people type: searches without a mark, other languages, numbers."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cli_cases import run_cli, write_lines
+
+from xqg_vdb.generate.filters import QueryFilter, Rules, is_question
+from xqg_vdb.types import GeneratedQueries
+
+INPUTS = Path(__file__).parent / "inputs"
+
+
+def test_searches_as_people_type_them_are_good(tmp_path):
+    shutil.copy(INPUTS / "marco.jsonl", tmp_path)
+    done = run_cli(tmp_path, "filter", "marco.jsonl", "good.jsonl", "--skip", "wrong language", "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == 0 and said["queries"] == 7 and said["rejected"] == {}
+
+
+@pytest.mark.parametrize(
+    ("lang", "text"),
+    [("en", "In which year was the bridge over the river built and opened."), ("de", "wie lang ist der nil."),
+     ("ja", "ナイル川はどこに流れていますか。"), ("zh", "尼罗河有多长。"), ("ko", "나일강의 길이는 얼마입니까."),
+     ("sw", "Mto Nile una urefu gani."), ("hi", "नील नदी कितनी लंबी है।"), ("tr", "Nil nehri kaç kilometre."),
+     ("es", "síntomas de la gripe"), ("th", "แม่น้ำไนล์ยาวเท่าไร")],
+)  # fmt: skip
+def test_it_asks_or_searches(lang, text):
+    assert is_question(text, lang)
+
+
+@pytest.mark.parametrize(
+    ("lang", "text"),
+    [("de", "Die erste Universität wurde 1386 gegründet."), ("en", "The Nile is a river in Africa."), ("de", "nein"),
+     ("ja", "ナイル川は長い。"), ("en", "the nile is the longest river of africa and flows north to the sea")],
+)  # fmt: skip
+def test_a_statement_does_not(lang, text):
+    assert not is_question(text, lang)
+
+
+def test_digits_are_no_loop():
+    texts = ("Who was number 1000000000000?", "What is 192.168.168.168.168?", "What is aaaaaaaaaa?")
+    rules = Rules(skip=("wrong language",))
+    assert QueryFilter(rules).judge([GeneratedQueries("p", {"en": texts})])[0]["en"] == (None, None, "repetitive")
+
+
+def test_a_rule_that_takes_more_than_half_is_named_and_can_be_switched_off(tmp_path):
+    texts = ["The Nile is a very long river.", "The river is in Africa.", "How long is the river?"]
+    write_lines(tmp_path / "q.jsonl", [{"id": "1", "generated_queries": {"en": texts}}])
+    done = run_cli(tmp_path, "filter", "q.jsonl", "good.jsonl")
+    assert 'The rule "no question" rejected more than half' in done.stderr and '--skip "no question"' in done.stderr
+    done = run_cli(tmp_path, "filter", "q.jsonl", "all.jsonl", "--skip", "no question", "--json")
+    assert json.loads(done.stdout)["queries"] == 3 and "more than half" not in done.stderr
