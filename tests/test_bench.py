@@ -17,7 +17,7 @@ from xqg_vdb.evaluate.datasets import load_task
 from xqg_vdb.evaluate.metrics import macro_mean, parse_metrics, per_query, read_run
 from xqg_vdb.evaluate.records import Report
 from xqg_vdb.evaluate.suite import Comparison, Suite, SweepPlan, System, preset, read_suite
-from xqg_vdb.evaluate.systems import content_of, place, prepare
+from xqg_vdb.evaluate.systems import place, prepare, rows_of
 from xqg_vdb.index.encode import digest_of, encode_cached, encode_query_files
 from xqg_vdb.types import Search
 
@@ -115,11 +115,11 @@ def test_controls_have_everything_but_the_content(data):
     queries = encode_query_files(
         [data / "queries.jsonl"], [p.id for p in material.passages], encoder=made, folder=data / "v"
     )
-    n = len(material.passages)
     means = made.language_means.means
-    own = content_of(System("s", queries="q"), queries, passages=n, means=means)
-    direction = content_of(System("s", queries="q", content="direction"), queries, passages=n, means=means)
-    shuffled = content_of(System("s", queries="q", content="shuffled"), queries, passages=n, means=means)
+    own, direction, shuffled = (
+        rows_of(System("s", queries="q", content=content), material, queries, means=made.language_means).sums
+        for content in ("own", "direction", "shuffled")
+    )
     for lang, (total, count) in own.items():
         np.testing.assert_array_equal(direction[lang][1], count)
         np.testing.assert_allclose(direction[lang][0], count[:, None] * means[lang], rtol=1e-6)

@@ -26,7 +26,7 @@ from xqg_vdb.evaluate.matrix import Judgements, Rows, Values, best_columns, id_o
 from xqg_vdb.evaluate.metrics import Metric, group_means, mean, parse_metrics
 from xqg_vdb.evaluate.records import Point, Sweep
 from xqg_vdb.evaluate.suite import SweepPlan, System
-from xqg_vdb.evaluate.systems import calibrated_passages, content_of, means_of, question_languages
+from xqg_vdb.evaluate.systems import calibrated_passages, means_of, question_languages, rows_of
 from xqg_vdb.evaluate.workbench import Workbench
 from xqg_vdb.fusion import Sums, pooled_queries, recipe_languages
 from xqg_vdb.types import Recipe, Vectors
@@ -321,7 +321,7 @@ def _measure(
     table = means_of(system, encoder=encoder, queries=queries, asked=bench.question_means(system))
     normalize = encoder.facts.normalize
     passages = calibrated_passages(system, material, normalize=normalize)
-    sums = {} if queries is None else content_of(system, queries, passages=len(passages), means=table.means)
+    sums = rows_of(system, material, queries, means=table).sums
     tables = recipe_tables(
         material.question_vectors, passages, sums, recipe=system.recipe, table=table,
         langs=question_languages(system, material), normalize=normalize,

@@ -1,13 +1,13 @@
-"""A system's two sets of vectors: passages as they are written, questions as they are asked.
+"""A system's two sets of vectors: passages as `load` writes them (`vectors_of`), questions as `Retriever` asks them.
 
-This is what `load` and `Retriever` do (the tests compare), with the switches that experiments need: fewer queries,
-other language means, and the controls that share everything with xQG but the queries' content.
+With the switches that experiments need: fewer queries, other language means, and the controls that share everything
+with xQG but the queries' content.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,19 +19,23 @@ from xqg_vdb.calibration import (
     calibrate,
     calibrate_passages,
     language_means,
+    pack_means,
     passage_means,
     resolve_languages,
+    unpack_means,
 )
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.methods import WordingVectors
 from xqg_vdb.evaluate.suite import System
-from xqg_vdb.fusion import Sums, fuse
+from xqg_vdb.index.build import QuerySums, Window
 from xqg_vdb.index.encode import QueryVectors, encode_cached
+from xqg_vdb.index.write import vectors_of
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import mean_rows
 from xqg_vdb.store.bm25 import SAMPLE, WordWriter, settings_of
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Bm25Settings, Hybrid, Passage, Recipe, SparseVector, Vectors
+from xqg_vdb.store.layout import TEXT_DENSE
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Bm25Settings, Card, Hybrid, Passage, Recipe, SparseVector, Vectors
 
 # What systems are made from: the vectors of one task under one encoder.
 
@@ -103,6 +107,7 @@ def words_of(questions: Sequence[str], passages: Sequence[Passage]) -> Words:
 
 _SHUFFLE_SEED = 313
 _PLAIN = Recipe(alpha=0.0)
+_NO_MEANS = LanguageMeans()
 
 
 @dataclass(frozen=True)
@@ -135,21 +140,31 @@ def place(
     Raises DataError when the recipe wants a language that the query file lacks.
     """
     table = means_of(system, encoder=encoder, queries=queries, asked=asked)
-    normalize = encoder.facts.normalize
-    passages = calibrated_passages(system, material, normalize=normalize)
-    sums: Sums = {}
+    facts = encoder.facts
+    langs: tuple[str, ...] = ()
     if queries is not None and system.recipe.alpha > 0.0:
-        sums = content_of(system, queries, passages=len(passages), means=table.means)
-    recipe = system.recipe if sums else _PLAIN
-    strength = encoder.calibration if system.calibration is None else system.calibration
-    moved = partial(calibrate, table=table, strength=strength, normalize=normalize)
+        langs = tuple(sorted(system.recipe.query_langs or queries.langs))
+    passage_langs = [passage.lang for passage in material.passages]
+    means = passage_means([(material.passage_vectors, passage_langs)]) if system.passage_calibration else _NO_MEANS
+    card = Card(
+        encoder=facts,
+        distance="cosine" if facts.normalize else "dot",
+        recipe=system.recipe if langs else _PLAIN,
+        calibration=encoder.calibration if system.calibration is None else system.calibration,
+        query_langs=langs,
+        query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in langs if lang in table.means})),
+        passage_calibration=system.passage_calibration,
+        passage_means=pack_means(means),
+    )
+    window = rows_of(system, material, queries if langs else None, means=unpack_means(card.query_means, dim=facts.dim))
+    moved = partial(calibrate, table=table, strength=card.calibration, normalize=facts.normalize)
     if wordings is None:
         questions = moved(material.question_vectors, langs=question_languages(system, material))
     else:
         several = moved(wordings.vectors, langs=wordings.langs)
-        questions = mean_rows(several, wordings.starts, normalize=normalize)
-    fused = fuse(passages, sums, recipe=recipe, means=table.means, normalize=normalize)
-    return Placed(fused, questions, recipe, strength, tuple(sorted(sums)))
+        questions = mean_rows(several, wordings.starts, normalize=facts.normalize)
+    fused = vectors_of(window, langs=passage_langs, card=card)[TEXT_DENSE]
+    return Placed(fused, questions, card.recipe, card.calibration, langs)
 
 
 def means_of(
@@ -173,7 +188,7 @@ def means_of(
 def means_of_questions(vectors: Vectors, langs: Sequence[str | None]) -> LanguageMeans:
     """The language means of some dataset's questions, (q, dim)."""
     known = sorted({lang for lang in langs if lang})
-    rows = {lang: vectors[[i for i, own in enumerate(langs) if own == lang]] for lang in known}
+    rows = {lang: vectors[[i for i, given in enumerate(langs) if given == lang]] for lang in known}
     return language_means(rows, source="questions")
 
 
@@ -186,23 +201,37 @@ def question_languages(system: System, material: Material) -> list[str]:
     return resolve_languages([query.text for query in asked], given)
 
 
-def content_of(system: System, queries: QueryVectors, *, passages: int, means: Mapping[str, Vectors]) -> Sums:
-    """The query sums that the system folds in: its own, or a control's with the same counts."""
-    langs = system.recipe.query_langs
-    missing = sorted(set(langs or ()) - set(queries.langs))
-    if missing:
-        raise DataError(f"system {system.name!r}: no queries in {', '.join(missing)}; there are {queries.langs}.")
-    sums = queries.sums(passages=passages, n=system.n, langs=langs)
-    if system.content == "own":
-        return sums
-    if system.content == "direction":
-        return {lang: (own.astype(np.float32)[:, None] * means[lang][None, :], own) for lang, (_, own) in sums.items()}
-    has_queries = np.flatnonzero(np.add.reduce([own for _, own in sums.values()]))
-    moved = np.arange(passages)
-    # a cycle through a random order: nobody keeps its own queries
+def rows_of(system: System, material: Material, queries: QueryVectors | None, *, means: LanguageMeans) -> Window:
+    """What the system's collection is made from: passage rows and query sums, its own or a control's.
+
+    means: of the generated queries, for the control that has nothing else.
+    """
+    ids, n = [passage.id for passage in material.passages], len(material.passages)
+    sums: QuerySums = {}
+    if queries is not None:
+        langs = system.recipe.query_langs
+        if missing := sorted(set(langs or ()) - set(queries.langs)):
+            raise DataError(f"system {system.name!r}: no queries in {', '.join(missing)}; there are {queries.langs}.")
+        sums = queries.sums(passages=n, n=system.n, langs=langs)
+    window = Window(ids, np.zeros(n, np.uint64), material.passage_vectors, sums)
+    if system.content == "own" or not sums:
+        return window
+    return direction_only(window, means) if system.content == "direction" else shuffled(window)
+
+
+def direction_only(window: Window, means: LanguageMeans) -> Window:
+    """The control in which every query is its language's mean: no content."""
+    sums = {lang: (n.astype(np.float32)[:, None] * means.means[lang], n) for lang, (_, n) in window.sums.items()}
+    return replace(window, sums=sums)
+
+
+def shuffled(window: Window) -> Window:
+    """The control in which every passage that has queries gets another's: a cycle through a random order."""
+    has_queries = np.flatnonzero(np.add.reduce([counts for _, counts in window.sums.values()]))
+    moved = np.arange(len(window))
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(has_queries)
     moved[order] = np.roll(order, 1)
-    return {lang: (total[moved], own[moved]) for lang, (total, own) in sums.items()}
+    return replace(window, sums={lang: (total[moved], counts[moved]) for lang, (total, counts) in window.sums.items()})
 
 
 def calibrated_passages(system: System, material: Material, *, normalize: bool) -> Vectors:
