@@ -18,7 +18,7 @@ from xqg_vdb.types import Search
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from small_task import by_id, collection_of, first_questions, measured, options, print_table, say  # noqa: E402
+from small_task import by_id, collection_of, measured, options, print_table, say, some_questions  # noqa: E402
 
 from xqg_vdb.evaluate.methods import KeptWriter  # noqa: E402
 from xqg_vdb.export.encoder import ensure_encoder  # noqa: E402
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--endpoint-model", default="default")
     given = parser.parse_args()
-    task = first_questions(given)
+    task = some_questions(given)
     encoder = Encoder(ensure_encoder("starter", report=say), threads=given.threads)
     collection = collection_of(task, encoder, given.work)
     asked = open_writer(given.model, endpoint_model=given.endpoint_model, threads=given.threads)

@@ -23,6 +23,7 @@ import numpy as np
 
 from xqg_vdb import Encoder
 from xqg_vdb.evaluate.datasets import data_folder, load_task
+from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.matrix import id_order, judge
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
 from xqg_vdb.evaluate.significance import compare_groups
@@ -67,7 +68,7 @@ def main(data_dir: Path | None, work: Path, model: str, queries: Path) -> None:
                 values = measured(material, asked[lang], lang, sums, encoder)
                 for key, several in values.items():
                     found.setdefault(name, {}).setdefault(key, {}).update(several)
-    show(found, dict(material.task.groups))
+    show(found, material.task)
 
 
 def halves(material: Material) -> tuple[dict[str, list[int]], QueryVectors]:
@@ -112,13 +113,13 @@ def measured(material: Material, asked: Sequence[int], lang: str, sums: Sums, en
     }
 
 
-def show(found: dict[str, Values], groups: dict[str, str]) -> None:
+def show(found: dict[str, Values], task: RetrievalTask) -> None:
     """A table per metric, and the tests."""
     for metric in map(str, METRICS):
         click.echo(f"\n{metric} by α\n\n| | " + " | ".join(f"{alpha:g}" for alpha in ALPHAS) + " |")
         click.echo("|---|" + "---|" * len(ALPHAS))
         for name, values in found.items():
-            cells = (mean(group_means(values[metric, alpha], groups=groups)) for alpha in ALPHAS)
+            cells = (mean(group_means(values[metric, alpha], groups=task.groups)) for alpha in ALPHAS)
             click.echo(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
     click.echo(f"\nDifferences at α = {TESTED:g} (paired sign-flip test over all languages)\n")
     pairs = [(name, name, 0.0) for name in found]  # against calibration alone
@@ -126,7 +127,10 @@ def show(found: dict[str, Values], groups: dict[str, str]) -> None:
     pairs += [("human", f"human, {less}", TESTED) for less in ("one a language", "English", "all but its own")]
     for metric in map(str, METRICS):
         for system, baseline, alpha in pairs:
-            macro = compare_groups(found[baseline][metric, alpha], found[system][metric, TESTED], groups=groups).macro
+            macro = compare_groups(
+                found[baseline][metric, alpha], found[system][metric, TESTED], groups=task.groups,
+                clusters=task.clusters(),
+            ).macro  # fmt: skip
             against = baseline if alpha else "calibration alone"
             click.echo(f"{metric} {system} - {against}: {macro.difference:+.3f}, p = {macro.p_permutation:.4f}")
 

@@ -1,20 +1,19 @@
-"""What the benchmarks of the two neighbouring methods share: a task's first questions, its collection, a table."""
+"""What the benchmarks of the two neighbouring methods share: some of a task's questions, its collection, a table."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import islice, zip_longest
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import orjson
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import load_task
-from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics, per_query
 from xqg_vdb.index.load import load
 from xqg_vdb.models.encoder import Encoder
@@ -32,31 +31,19 @@ def options(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="starter:generator", help="generator folder or name")
     parser.add_argument("--task", default="xquad", choices=["xquad", "afriqa"])
     parser.add_argument("--langs", nargs="+", default=["de", "ar", "zh"], help="question languages")
-    parser.add_argument("--questions", type=int, default=20, help="first questions of each language")
+    parser.add_argument("--questions", type=int, default=20, help="a sample of so many of each language")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     return parser
 
 
-def first_questions(given: argparse.Namespace) -> RetrievalTask:
-    """The task with the first questions of each language only."""
+def some_questions(given: argparse.Namespace) -> RetrievalTask:
+    """The task with a sample of the questions of each language only."""
     try:
         task = load_task(given.task, given.data_dir)
     except DataError as error:
         sys.exit(f"skipped: {error}")
-    groups = {lang: [q for q in task.queries if task.groups[q.id] == lang] for lang in given.langs}
-    queries = tuple(query for several in groups.values() for query in islice(several, given.questions))
-    return narrowed(task, {query.id for query in queries})
-
-
-def narrowed(task: RetrievalTask, kept: Container[str]) -> RetrievalTask:
-    """The task with the questions in `kept` only."""
-    return replace(
-        task,
-        queries=tuple(query for query in task.queries if query.id in kept),
-        qrels={qid: grades for qid, grades in task.qrels.items() if qid in kept},
-        groups={qid: group for qid, group in task.groups.items() if qid in kept},
-    )
+    return sampled_questions(task.narrowed(q.id for q in task.queries if q.lang in given.langs), given.questions)
 
 
 def in_turn(task: RetrievalTask) -> list[Question]:

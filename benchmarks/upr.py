@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
-from small_task import collection_of, first_questions, in_turn, measured, narrowed, options, print_table, say  # noqa: E402
+from small_task import collection_of, in_turn, measured, options, print_table, say, some_questions  # noqa: E402
 
 from xqg_vdb.batching import windows  # noqa: E402
 from xqg_vdb.export.encoder import ensure_encoder  # noqa: E402
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then report on the windows done so far")
     given = parser.parse_args()
     end = time.monotonic() + 60 * given.minutes
-    task = first_questions(given)
+    task = some_questions(given)
     encoder = Encoder(ensure_encoder("starter", report=say), threads=given.threads)
     retriever = Retriever(encoder, collection_of(task, encoder, given.work))
     start = time.perf_counter()
@@ -132,7 +132,7 @@ def main() -> None:
     reranker = Reranker(scorer, weight=1.0)  # the likelihoods themselves; `mixed` weighs them
     queries = in_turn(task)
     scored, together = rank_in_windows(queries, first, reranker, together=given.together)
-    done = narrowed(task, scored)
+    done = task.narrowed(scored)
     if not done.queries:
         sys.exit(f"No window of {given.together} questions is finished yet; repeat the command to go on.")
     rows, latency = {"first stage": measured(done, first)}, {"together": together}

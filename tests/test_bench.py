@@ -236,6 +236,33 @@ def test_the_report_round_trips_and_compares(data):
     assert report.environment["tokenizer"] == ""
 
 
+@pytest.mark.parametrize("average", ["queries", "groups"])
+def test_a_row_shows_one_mean_and_small_groups_are_marked(tmp_path, monkeypatch, average):
+    """A value minus its baseline's value is the difference beside it, in the record and in every report."""
+    from xqg_vdb.evaluate import workbench
+    from xqg_vdb.evaluate.report import render_markdown
+    from xqg_vdb.evaluate.report.tables import group_table, headline_table
+
+    write_afriqa(tmp_path, per_lang=40, langs=("hau",))
+    write_afriqa(tmp_path, per_lang=31, langs=("ibo",), seed=1)
+    write_afriqa(tmp_path, per_lang=2, langs=("zul",), seed=2)
+    monkeypatch.setattr(workbench, "load_task", lambda *given: replace(load_task(*given), average=average))
+    report = run(replace(preset("afriqa", search="memory"), metrics=("MRR@10",)), tmp_path)
+    before, after = (
+        next(r for r in report.results if r.system == system).headline for system in ("plain", "calibrated")
+    )
+    (found,) = report.comparisons
+    assert before.n == found.macro.n == (73 if average == "queries" else 71)
+    assert (found.macro.baseline, found.macro.system) == pytest.approx((before.value, after.value))
+    groups = next(r for r in report.results if r.system == "plain").groups
+    sizes = {"ha": 40, "ig": 31} | ({"zu": 2} if average == "queries" else {})
+    weights = {lang: n / 73 if average == "queries" else 1 / 2 for lang, n in sizes.items()}
+    assert before.value == pytest.approx(sum(weight * groups[lang].value for lang, weight in weights.items()))
+    assert ["zu", "2†"] in [row[:2] for row in group_table(report, "afriqa", "MRR@10").rows]
+    assert average.replace("queries", "questions") in headline_table(report, "afriqa", "MRR@10").note.split("†")[0]
+    assert "2†" in render_markdown(report)
+
+
 def test_answer_metrics_name_their_tokenizer(data):
     report = run(suite(data, metrics=("R@2kt",), sweeps=()), data)
     assert report.environment["tokenizer"].startswith("nltk")

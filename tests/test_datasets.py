@@ -30,7 +30,9 @@ from xqg_vdb.evaluate.datasets import (
     xquad,
 )
 from xqg_vdb.evaluate.datasets.squad import read_squad
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.metrics import parse_metrics
+from xqg_vdb.types import Question
 
 
 def write(path, *records) -> None:
@@ -416,3 +418,46 @@ def test_damaged_squad(tmp_path):
     write(tmp_path / "xquad-r/en.json", '{"data": [{"paragraphs": [{"context": "x"}]}]}')
     with pytest.raises(DataError, match=r"en.json is not SQuAD v1.1 JSON \(KeyError: 'qas'\)"):
         load_task("xquad", tmp_path)
+
+
+def test_translations_and_questions_of_one_paragraph_belong_together(tmp_path):
+    for lang in ("en", "de"):
+        squad_file(tmp_path / f"mlqa-r/{lang}.json", lang)
+    task = load_task("mlqa-r", tmp_path)
+    clusters = task.clusters()
+    assert clusters.keys() == task.groups.keys() and len(set(clusters.values())) == 1 < len(clusters)
+
+
+def made_task(*, langs=("ar", "de", "zh"), passages=40, each=5):
+    """Questions about passages in file order, all languages of one question next to no other."""
+    queries = [
+        Question(f"{p}-{i}-{lang}", "text", lang) for lang in langs for p in range(passages) for i in range(each)
+    ]
+    return RetrievalTask(
+        "made", [], tuple(queries), {q.id: {f"p{q.id.split('-')[0]}": 1} for q in queries}, ("R@1",),
+        {q.id: str(q.lang) for q in queries},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 13, 20, 55, 500])
+def test_a_sample_of_questions_is_spread_over_passages_and_languages(n):
+    """The slow twin counts: as many in every language, and no passage is asked about twice while another waits."""
+    task = made_task()
+    few = sampled_questions(task, n)
+    assert Counter(few.groups.values()) == dict.fromkeys(("ar", "de", "zh"), min(n, 200))
+    times = Counter(few.clusters().values())
+    asked = [times[f"passage p{number}"] for number in range(40)]
+    assert max(asked) - min(asked) <= 1 or n == 500
+    assert [q.id for q in few.queries] == [q.id for q in task.queries if q.id in few.groups], "in the task's order"
+    assert few.queries == sampled_questions(task, n).queries
+    if n < 200:
+        first = [q.id for lang in ("ar", "de", "zh") for q in task.queries if q.lang == lang][:n]
+        assert [q.id for q in few.queries][:n] != first
+    elif n > 200:
+        assert few.queries == task.queries
+
+
+def test_a_sample_takes_languages_whose_questions_are_about_few_passages():
+    task = made_task(langs=("ar",), passages=2, each=9)
+    asked = Counter(sampled_questions(task, 8).clusters().values())
+    assert asked == {"passage p0": 4, "passage p1": 4}

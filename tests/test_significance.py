@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import MismatchError
+from xqg_vdb.evaluate.metrics import FEW, counted, headline, macro_mean, mean
 from xqg_vdb.evaluate.significance import compare, compare_groups, holm, mean_interval
 
 stats = pytest.importorskip("scipy.stats", reason="needs the extra bench")
@@ -140,7 +141,7 @@ def test_holm_equals_its_definition(p_values):
 
 def test_groups_are_compared_apart_and_together():
     rng = np.random.default_rng(11)
-    sizes = {"ar": 30, "bn": 10, "sw": 4}
+    sizes = {"ar": 24, "bn": 26, "sw": 20}
     groups = {f"{lang}{i}": lang for lang, n in sizes.items() for i in range(n)}
     baseline = {qid: float(rng.integers(0, 2)) for qid in groups}
     system = {qid: min(1.0, value + float(rng.integers(0, 2)) * 0.5) for qid, value in baseline.items()}
@@ -156,7 +157,7 @@ def test_groups_are_compared_apart_and_together():
         assert own == alone
     gains = [c.difference for c in result.groups.values()]
     assert result.macro.difference == pytest.approx(sum(gains) / 3)
-    assert result.macro.n == 44
+    assert result.macro.n == 70
     assert result.macro.p_t == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
     assert list(result.holm_t.values()) == holm([c.p_t for c in result.groups.values()])
     assert list(result.holm_permutation.values()) == holm([c.p_permutation for c in result.groups.values()])
@@ -185,3 +186,113 @@ def test_different_questions_are_refused():
     )
     with pytest.raises(MismatchError, match="1 questions have no group, such as 'b'"):
         compare_groups({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, groups={"a": "ar"})
+
+
+# One mean a row, and questions that belong together.
+
+SIZES = {"ha": 40, "ig": 31, "ki": 3, "zu": 1}
+
+
+def uneven(seed=3):
+    """Values of two systems in groups of these sizes, the small ones far from the others."""
+    rng = np.random.default_rng(seed)
+    groups = {f"{lang}{i}": lang for lang, n in SIZES.items() for i in range(n)}
+    before = {qid: float(rng.integers(0, 2)) for qid in groups}
+    after = {
+        qid: 1.0 if lang in ("ki", "zu") else max(before[qid], float(rng.random() < 0.2))
+        for qid, lang in groups.items()
+    }
+    return groups, before, after
+
+
+@pytest.mark.parametrize("average", ["queries", "groups"])
+def test_values_differences_and_tests_are_of_one_mean(average):
+    """The slow twin: the mean spelt out, its enumeration by draws, and the headline of each system."""
+    groups, before, after = uneven()
+    macro = compare_groups(before, after, groups=groups, average=average).macro
+    weights = dict.fromkeys(groups, 1 / len(groups))
+    if average == "groups":
+        weights = {qid: 1 / (2 * SIZES[lang]) for qid, lang in groups.items() if SIZES[lang] >= FEW}
+    assert macro.baseline == pytest.approx(sum(w * before[qid] for qid, w in weights.items()))
+    assert macro.system == pytest.approx(sum(w * after[qid] for qid, w in weights.items()))
+    assert macro.difference == pytest.approx(macro.system - macro.baseline)
+    assert (macro.baseline, macro.system) == pytest.approx(
+        (headline(before, groups=groups, average=average), headline(after, groups=groups, average=average))
+    )
+    assert macro.n == len(weights)
+    shares = np.array([w * (after[qid] - before[qid]) for qid, w in weights.items()])
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], size=(20_000, len(shares)))
+    assert macro.p_permutation == pytest.approx((abs(signs @ shares) >= abs(shares.sum()) - 1e-12).mean(), abs=0.01)
+    parts = counted(before, groups=groups, average=average)
+    interval = mean_interval({q: after[q] - before[q] for q in parts}, groups=parts)
+    assert macro.interval == interval and interval.low < macro.difference < interval.high
+
+
+def test_small_groups_count_where_no_group_is_large():
+    values = {"a": 1.0, "b": 0.0, "c": 0.0}
+    groups = {"a": "ha", "b": "zu", "c": "zu"}
+    assert counted(values, groups=groups, average="groups") == groups
+    assert headline(values, groups=groups, average="groups") == macro_mean(values, groups=groups) == 0.5
+    assert headline(values, groups=groups, average="queries") == mean(values) == pytest.approx(1 / 3)
+
+
+def clustered(*, paragraphs, langs, each, seed=2, spread=0.3):
+    """Differences that are alike within a paragraph: id -> value, language and paragraph."""
+    rng = np.random.default_rng(seed)
+    values, groups, clusters = {}, {}, {}
+    for paragraph in range(paragraphs):
+        middle = rng.standard_normal()
+        for lang in langs:
+            for number in range(each):
+                qid = f"{paragraph}-{number}-{lang}"
+                values[qid] = middle + spread * rng.standard_normal()
+                groups[qid], clusters[qid] = lang, f"p{paragraph}"
+    return values, groups, clusters
+
+
+@pytest.mark.parametrize("average", ["queries", "groups"])
+def test_intervals_and_flips_take_clusters_as_wholes(average):
+    """The slow twin draws paragraphs in a loop, with everything that belongs to them."""
+    values, groups, clusters = clustered(paragraphs=40, langs=["ar", "de", "zh"], each=2)
+    zero = dict.fromkeys(values, 0.0)
+    found = compare_groups(zero, values, groups=groups, clusters=clusters, average=average, resamples=4000).macro
+    members = {}
+    for qid, name in clusters.items():
+        members.setdefault(name, []).append(values[qid])
+    means = np.array([np.mean(own) for own in members.values()])  # every paragraph has as many of each language
+    rng = np.random.default_rng(9)
+    drawn = [means[rng.integers(0, len(means), len(means))].mean() for _ in range(4000)]
+    assert (found.interval.low, found.interval.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+    signs = rng.choice([-1.0, 1.0], size=(4000, len(means)))
+    assert found.p_permutation == pytest.approx((abs(signs @ means) >= abs(means.sum())).mean(), abs=0.03)
+    apart = compare_groups(zero, values, groups=groups, average=average, resamples=4000).macro
+    assert found.difference == apart.difference
+    assert found.interval.high - found.interval.low > 1.8 * (apart.interval.high - apart.interval.low)
+    alone = compare(zero, values, clusters=clusters)
+    assert alone.p_t == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
+
+
+def test_clusters_of_unequal_size_against_a_loop():
+    """Some questions have translations, some have none: every draw is the mean of what was drawn."""
+    values, groups, clusters = clustered(paragraphs=30, langs=["ar", "de"], each=1)
+    more, others, own = clustered(paragraphs=20, langs=["ar"], each=3, seed=5)
+    values |= {f"x{qid}": value for qid, value in more.items()}
+    groups |= {f"x{qid}": lang for qid, lang in others.items()}
+    clusters |= {f"x{qid}": f"x{name}" for qid, name in own.items()}
+    ours = mean_interval(values, groups=groups, clusters=clusters, resamples=4000)
+    rng, names = np.random.default_rng(4), sorted(set(clusters.values()))
+    members = {name: [qid for qid in values if clusters[qid] == name] for name in names}
+    kinds = [[n for n in names if n.startswith("x")], [n for n in names if not n.startswith("x")]]
+    means = []
+    for _ in range(4000):
+        drawn = [qid for kind in kinds for name in rng.choice(kind, len(kind)) for qid in members[name]]
+        means.append(np.mean([np.mean([values[q] for q in drawn if groups[q] == lang]) for lang in ("ar", "de")]))
+    assert (ours.low, ours.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.03)
+
+
+def test_one_cluster_has_no_interval():
+    values = named([0.0, 1.0, 1.0])
+    interval = mean_interval(values, clusters=dict.fromkeys(values, "p"))
+    assert math.isnan(interval.low) and math.isnan(interval.high)
+    alone = compare(zeros(3), values, clusters=dict.fromkeys(values, "p"))
+    assert alone.p_t == alone.p_permutation == 1.0

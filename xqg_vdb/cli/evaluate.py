@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     type=click.Choice(["exact", "graph", "memory"]),
     help="Exact or graph search of a real collection, or ranking in memory  [default: exact, or the suite's]",
 )
-@click.option("--questions", type=click.IntRange(min=1), help="Only the first so many of each question language.")
+@click.option("--questions", type=click.IntRange(min=1), help="Only a sample of so many of each language.")
 @expand_options
 @rerank_options
 @store_options

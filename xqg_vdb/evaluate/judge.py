@@ -12,7 +12,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.answers import answer_recall
 from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
-from xqg_vdb.evaluate.metrics import Run, group_means, mean, parse_metrics, per_query
+from xqg_vdb.evaluate.metrics import Run, counted, macro_mean, parse_metrics, per_query
 from xqg_vdb.evaluate.records import Compared, Difference, Ends, Result, Value
 from xqg_vdb.evaluate.significance import RESAMPLES, Comparison, Interval, compare_groups, mean_interval
 from xqg_vdb.evaluate.systems import Placed
@@ -107,18 +107,12 @@ def _mined(task: RetrievalTask, passages: Sequence[Passage], placed: Placed) -> 
     return found
 
 
-def groups_of(metric: str, values: Mapping[str, float], task: RetrievalTask) -> Mapping[str, str]:
-    """What the questions of a metric are broken down by."""
-    return {group: group for group in values} if metric == BITEXT else task.groups
-
-
 # Values per question -> the records of a report: means with intervals, paired comparisons corrected by Holm.
 
 
 def summarize(
     values: Mapping[str, float],
     *,
-    groups: Mapping[str, str],
     task: RetrievalTask,
     dataset: str,
     system: str,
@@ -128,18 +122,21 @@ def summarize(
     resamples: int = RESAMPLES,
 ) -> Result:
     """One system's mean by the publisher's average, and each group's, with bootstrap intervals."""
-    means = group_means(values, groups=groups)
-    macro = task.average == "groups"
-    whole = mean_interval(values, groups=groups if macro else None, resamples=resamples)
-    members = {name: {qid: v for qid, v in values.items() if groups[qid] == name} for name in means}
+    groups, clusters = _groups_of(metric, values, task), task.clusters()
+
+    def summary(parts: Mapping[str, str]) -> Value:
+        own = {qid: values[qid] for qid in parts}
+        interval = mean_interval(own, groups=parts, clusters=clusters, resamples=resamples)
+        return Value(len(own), macro_mean(own, groups=parts), _ends(interval))
+
     return Result(
         dataset=dataset,
         system=system,
         metric=metric,
-        headline=Value(len(values), mean(means) if macro else mean(values), _ends(whole)),
+        headline=summary(counted(values, groups=groups, average=task.average)),
         groups={
-            name: Value(len(own), means[name], _ends(mean_interval(own, resamples=resamples)))
-            for name, own in members.items()
+            name: summary({qid: name for qid in values if groups[qid] == name})
+            for name in sorted({groups[qid] for qid in values})
         },
         seconds=seconds,
         cost=cost,
@@ -150,14 +147,17 @@ def contrast(
     baseline: Mapping[str, float],
     system: Mapping[str, float],
     *,
-    groups: Mapping[str, str],
+    task: RetrievalTask,
     dataset: str,
     metric: str,
     names: tuple[str, str],
     resamples: int = RESAMPLES,
 ) -> Compared:
-    """The paired comparison of `names` = (baseline, system) in every group and over all."""
-    found = compare_groups(baseline, system, groups=groups, resamples=resamples)
+    """The paired comparison of `names` = (baseline, system) in every group and of the headline."""
+    found = compare_groups(
+        baseline, system, groups=_groups_of(metric, baseline, task), clusters=task.clusters(), average=task.average,
+        resamples=resamples,
+    )  # fmt: skip
     return Compared(
         dataset=dataset,
         metric=metric,
@@ -169,6 +169,11 @@ def contrast(
             for name, one in found.groups.items()
         },
     )
+
+
+def _groups_of(metric: str, values: Mapping[str, float], task: RetrievalTask) -> Mapping[str, str]:
+    """What the questions of a metric are broken down by."""
+    return {group: group for group in values} if metric == BITEXT else task.groups
 
 
 def _difference(found: Comparison, *, holm_t: float | None = None, holm_permutation: float | None = None) -> Difference:

@@ -1,9 +1,6 @@
 """Ranking metrics per question: what one run scores against one set of judgements.
 
-In: a run (question id -> scored passage ids) and qrels (question id -> passage id -> grade). Out: one number per
-question of the qrels. This file knows no benchmark, no language and no file format; `score_matrix.py` computes the same
-numbers from vectors, `answer_recall.py` and `bitext.py` what cannot be read off a ranking.
-
+`matrix.py` computes the same numbers from vectors, `answers.py` and `bitext.py` what cannot be read off a ranking.
 One tie rule everywhere: higher score first, equal scores by ascending id, as strings (`ranked`). A question without a
 ranking scores 0 and stays in the mean.
 """
@@ -12,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +119,39 @@ def group_means(values: Mapping[str, float], *, groups: Mapping[str, str]) -> di
 def macro_mean(values: Mapping[str, float], *, groups: Mapping[str, str]) -> float:
     """Average the group means without weights, as XOR-TyDi, Tatoeba and Mewsli-X do; NaN without questions."""
     return mean(group_means(values, groups=groups))
+
+
+Average = Literal["queries", "groups"]
+"""What a headline is the mean over."""
+
+FEW = 30
+"""A group with fewer questions says little, and would weigh as much in a mean over groups as one with hundreds."""
+
+
+def counted(qids: Iterable[str], *, groups: Mapping[str, str], average: Average) -> dict[str, str]:
+    """The questions that the headline counts, each with the group whose mean it is part of.
+
+    The headline is `macro_mean` over these: one group with every question for a mean over questions, else the groups
+    with `FEW` questions or more; all groups where none has as many. What a report says of all questions together
+    (values, differences, intervals, tests, sweeps) goes through here, so that it is of one mean.
+    """
+    if average == "queries":
+        return dict.fromkeys(qids, "")
+    members = {qid: groups[qid] for qid in qids}
+    sizes = Counter(members.values())
+    large = {group for group, n in sizes.items() if n >= FEW} or set(sizes)
+    return {qid: group for qid, group in members.items() if group in large}
+
+
+def headline(values: Mapping[str, float], *, groups: Mapping[str, str], average: Average) -> float:
+    """The mean that a report shows of one system."""
+    parts = counted(values, groups=groups, average=average)
+    return macro_mean({qid: values[qid] for qid in parts}, groups=parts)
+
+
+def asked_passage(grades: Mapping[str, int]) -> str | None:
+    """Name the passage that a question asks for: the first relevant one, None without."""
+    return min((docid for docid, grade in grades.items() if grade > 0), default=None)
 
 
 def _through_ir_measures(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xqg_vdb.evaluate.cells import SHARE_DEPTH, Cell
-from xqg_vdb.evaluate.judge import check_metrics, contrast, groups_of, summarize
+from xqg_vdb.evaluate.judge import check_metrics, contrast, summarize
 from xqg_vdb.evaluate.records import Compared, HeatMap, Report, Result, environment
 from xqg_vdb.evaluate.significance import RESAMPLES
 from xqg_vdb.evaluate.suite import Suite, System
@@ -89,7 +89,7 @@ def _description(suite: Suite) -> str:
 
 
 def _limit(questions: int) -> str:
-    return f"the first {questions} question{'s' * (questions > 1)} of each language"
+    return f"a sample of {questions} question{'s' * (questions > 1)} of each group, spread over passages"
 
 
 def _check(bench: Workbench) -> None:
@@ -137,8 +137,8 @@ def _results(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Result]
         task = bench.task(dataset)
         for metric, values in cell.values.items():
             yield summarize(
-                values, groups=groups_of(metric, values, task), task=task, dataset=dataset, system=system,
-                metric=metric, seconds=cell.seconds, cost=cell.cost, resamples=resamples,
+                values, task=task, dataset=dataset, system=system, metric=metric, seconds=cell.seconds,
+                cost=cell.cost, resamples=resamples,
             )  # fmt: skip
 
 
@@ -156,8 +156,8 @@ def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Com
         before, after = cells[dataset, baseline].values, cells[dataset, system].values
         if metric in before and metric in after:
             yield contrast(
-                before[metric], after[metric], groups=groups_of(metric, before[metric], bench.task(dataset)),
-                dataset=dataset, metric=metric, names=(baseline, system), resamples=resamples,
+                before[metric], after[metric], task=bench.task(dataset), dataset=dataset, metric=metric,
+                names=(baseline, system), resamples=resamples,
             )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """Is the difference between two systems more than noise? Paired tests, bootstrap intervals, corrections, effect sizes.
 
-In: per-question values of two systems on the same questions (`metrics.per_query`). Out: frozen records for reports.
-This file knows no metric and no benchmark. Everything random is seeded, so that a report can be made again.
+Everything random is seeded, so that a report can be made again. Questions that belong together (translations of one
+question, questions of one passage) are a cluster: drawn together, and their signs flipped together. Without clusters
+every question is its own.
 
-Per language (`compare`): paired t-test (scipy), sign-flip permutation test, percentile bootstrap over questions,
-Cohen's d_z. Over all languages (`compare_groups`): the mean of the per-language means, as the publishers report it,
-with questions resampled and signs flipped within their language; per-language p-values are corrected by Holm (1979).
+Per group (`compare`): paired t-test (scipy), sign-flip permutation test, percentile bootstrap, Cohen's d_z. Over all
+(`compare_groups`): the same mean as the report's headline; the groups' p-values are corrected by Holm (1979).
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import MismatchError, MissingExtra
-
-# The mean of group means under resampling: a percentile bootstrap interval and a sign-flip permutation test.
+from xqg_vdb.evaluate.metrics import Average, counted
 
 Numbers = NDArray[np.float64]
 
 EXACT_UP_TO = 14
-"""So many questions that differ have at most 16,384 sign patterns, which are all tried."""
+"""So many clusters that differ have at most 16,384 sign patterns, which are all tried."""
 SAME = 1e-12
 """Sums of the same numbers in another order differ by less."""
 
@@ -36,21 +35,45 @@ _MULTINOMIAL_PAYS = 8
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A percentile bootstrap interval at `level`; both ends NaN when there is nothing to resample (n < 2)."""
+    """A percentile bootstrap interval at `level`; both ends NaN when there is nothing to resample."""
 
     low: float
     high: float
     level: float
 
 
-def sign_flip_p(changes: Sequence[Numbers], *, resamples: int, seed: int) -> float:
-    """Two-sided p of the mean of group means when each question's difference could as well have the other sign.
+class _Places:
+    """Which group and which cluster each question belongs to, as numbers, and how many of each there are."""
 
-    Exact over all sign patterns of up to `EXACT_UP_TO` differing questions, else (1 + as extreme) / (1 + resamples).
+    def __init__(
+        self, qids: Sequence[str], groups: Mapping[str, str] | None, clusters: Mapping[str, str] | None
+    ) -> None:
+        names = [""] * len(qids) if groups is None else [groups[qid] for qid in qids]
+        owners = qids if clusters is None else [clusters.get(qid, qid) for qid in qids]
+        known, self.group = np.unique(names, return_inverse=True)
+        others, self.cluster = np.unique(owners, return_inverse=True)
+        self.groups, self.clusters = len(known), len(others)
+
+    def totals(self, values: Numbers) -> Numbers:
+        """Sums of values by cluster and group, (clusters, groups)."""
+        flat = self.cluster * self.groups + self.group
+        sums = np.bincount(flat, weights=values, minlength=self.clusters * self.groups)
+        return sums.astype(np.float64).reshape(self.clusters, self.groups)
+
+    def shares(self, values: Numbers) -> Numbers:
+        """What each cluster contributes to the mean of group means, (clusters,): their sum is that mean."""
+        sizes = np.bincount(self.group, minlength=self.groups)
+        weights = values / (sizes[self.group] * max(self.groups, 1))
+        return np.bincount(self.cluster, weights=weights, minlength=self.clusters).astype(np.float64)
+
+
+def sign_flip_p(shares: Numbers, *, resamples: int, seed: int) -> float:
+    """Two-sided p of the sum of shares (clusters,) when each could as well have the other sign.
+
+    Exact over all sign patterns of up to `EXACT_UP_TO` shares that are not 0, else (1 + as extreme) / (1 + resamples).
     scipy.stats.permutation_test gives the same p (tests compare them) at about 25 times the cost.
     """
-    weighted = np.concatenate([change / (len(change) * len(changes)) for change in changes])
-    weighted = weighted[weighted != 0.0]  # flipping a zero changes nothing
+    weighted = shares[np.abs(shares) > SAME]  # flipping a zero changes nothing
     observed = abs(float(weighted.sum())) - SAME
     if len(weighted) <= EXACT_UP_TO:
         patterns = np.array(list(product((-1.0, 1.0), repeat=len(weighted))), dtype=np.float64)
@@ -66,40 +89,59 @@ def sign_flip_p(changes: Sequence[Numbers], *, resamples: int, seed: int) -> flo
     return (1 + extreme) / (1 + resamples)
 
 
-def bootstrap_interval(groups: Sequence[Numbers], *, level: float, resamples: int, seed: int) -> Interval:
-    """Percentile interval of the mean of group means; a group of one question keeps its value in every resample."""
-    many = tuple(group for group in groups if len(group) > 1)
-    fixed = sum(float(group[0]) for group in groups if len(group) == 1)
-    if not many:
-        return Interval(math.nan, math.nan, level)
+def _bootstrap(values: Numbers, places: _Places, *, level: float, resamples: int, seed: int) -> Interval:
+    """Percentile interval of the mean of group means, clusters drawn with replacement.
 
+    A cluster is drawn in the place of one that touches the same groups, so that every group keeps its questions; those
+    that have no such fellow are drawn among each other.
+    """
+    sums, counts = places.totals(values), places.totals(np.ones_like(values))
+    strata = _strata(counts > 0)
+    if all(len(members) < 2 for members in strata):
+        return Interval(math.nan, math.nan, level)
     rng = np.random.default_rng(seed)
-    macro = (sum(_resampled_means(group, resamples=resamples, rng=rng) for group in many) + fixed) / len(groups)
-    low, high = np.quantile(macro, [(1 - level) / 2, (1 + level) / 2])
+    total, n = (np.zeros((resamples, places.groups)) for _ in range(2))
+    for members in strata:
+        touched = np.flatnonzero(counts[members].any(axis=0))
+        rows = np.concatenate([sums[members][:, touched], counts[members][:, touched]], axis=1)
+        drawn = _resampled_totals(rows, resamples=resamples, rng=rng)
+        total[:, touched] += drawn[:, : len(touched)]
+        n[:, touched] += drawn[:, len(touched) :]
+    observed = np.broadcast_to(sums.sum(axis=0) / counts.sum(axis=0), total.shape)
+    means = np.divide(total, n, out=observed.copy(), where=n > 0).mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), level)
 
 
-def _resampled_means(values: Numbers, *, resamples: int, rng: np.random.Generator) -> Numbers:
-    """Means of `resamples` samples with replacement, (resamples,); the distribution of scipy.stats.bootstrap's.
+def _strata(touches: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+    """Rows of the clusters that touch the same groups, given (clusters, groups); those without a fellow together."""
+    if not len(touches):
+        return []
+    kinds = np.unique(touches, axis=0, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(kinds)
+    alone = np.flatnonzero(sizes[kinds] == 1)
+    several = [np.flatnonzero(kinds == kind) for kind in np.flatnonzero(sizes > 1)]
+    return [*several, alone] if len(alone) else several
+
+
+def _resampled_totals(rows: Numbers, *, resamples: int, rng: np.random.Generator) -> Numbers:
+    """Sums of `resamples` samples of as many rows (n, m) with replacement, (resamples, m).
 
     A metric has few distinct values (R@k two, MRR@10 eleven), and how often each is drawn is multinomial: drawing these
-    numbers costs as much as there are values, not as there are questions.
+    numbers costs as much as there are values, not as there are rows.
     """
-    distinct, counts = np.unique(values, return_counts=True)
-    means = np.empty(resamples, dtype=np.float64)
-    few = len(distinct) * _MULTINOMIAL_PAYS < len(values)
-    block = max(1, _BLOCK_NUMBERS // (len(distinct) if few else len(values)))
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    few = len(distinct) * _MULTINOMIAL_PAYS < rows.size / 2
+    sums = np.empty((resamples, rows.shape[1]), dtype=np.float64)
+    block = max(1, _BLOCK_NUMBERS // (len(distinct) if few else rows.size))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         if few:
-            drawn = rng.multinomial(len(values), counts / len(values), size=size) @ distinct / len(values)
+            sums[start : start + size] = rng.multinomial(len(rows), counts / len(rows), size=size) @ distinct
         else:
-            drawn = values[rng.integers(0, len(values), size=(size, len(values)))].mean(axis=1)
-        means[start : start + size] = drawn
-    return means
+            sums[start : start + size] = rows[rng.integers(0, len(rows), size=(size, len(rows)))].sum(axis=1)
+    return sums
 
-
-__all__ = ["Comparison", "GroupComparison", "Interval", "compare", "compare_groups", "holm", "mean_interval"]
 
 RESAMPLES = 10_000
 
@@ -109,8 +151,8 @@ class Comparison:
     """System against baseline on n shared questions; differences are system minus baseline, in the metric's unit.
 
     d_z: mean difference over the standard deviation (n-1) of the differences (Cohen 1988); infinite when all differ
-    equally. t, p_t: paired t-test, two-sided. p_permutation: two-sided sign-flip test. With n < 2, t and d_z are NaN
-    and both p-values 1: nothing can be concluded. With no difference at all, t and d_z are 0 and both p-values 1.
+    equally. t, p_t: paired t-test over the clusters' sums, two-sided. p_permutation: two-sided sign-flip test. With one
+    question, t and d_z are NaN and both p-values 1; with no difference at all, t and d_z are 0 and both p-values 1.
     """
 
     n: int
@@ -129,8 +171,8 @@ class GroupComparison:
     """System against baseline per group (usually a language) and over all groups.
 
     groups: name -> its own comparison. holm_t, holm_permutation: name -> p-value corrected for the number of groups.
-    macro: means of the group means. Its interval and p_permutation resample questions within groups; its t, p_t and
-    d_z come from the groups' mean differences (one number per group): would *other languages* gain?
+    macro: all values are of the headline's mean (see `metrics.counted`). Where that is one over groups, t, p_t and d_z
+    come from the groups' mean differences, one number per group: would *other languages* gain?
     """
 
     groups: Mapping[str, Comparison]
@@ -143,23 +185,24 @@ def compare(
     baseline: Mapping[str, float],
     system: Mapping[str, float],
     *,
+    clusters: Mapping[str, str] | None = None,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two systems on the same questions (question id -> value).
+    """Compare two systems on the same questions (question id -> value); clusters: question id -> what it belongs to.
 
     Raises MismatchError when the questions are not the same, MissingExtra without the extra `bench`.
     """
     _refuse_other_questions(baseline, system)
     qids = sorted(baseline)
     before, after = _values(baseline, qids), _values(system, qids)
-    change = after - before
-    t, p_t = _paired_t(change)
+    places = _Places(qids, None, clusters)
+    shares = places.shares(after - before)
     return Comparison(
-        len(qids), _mean(before), _mean(after), _mean(change),
-        bootstrap_interval([change], level=level, resamples=resamples, seed=seed),
-        _d_z(change), t, p_t, sign_flip_p([change], resamples=resamples, seed=seed),
+        len(qids), _mean(before), _mean(after), _mean(after - before),
+        _bootstrap(after - before, places, level=level, resamples=resamples, seed=seed),
+        _d_z(after - before), *_paired_t(shares * len(shares)), sign_flip_p(shares, resamples=resamples, seed=seed),
     )  # fmt: skip
 
 
@@ -168,35 +211,41 @@ def compare_groups(
     system: Mapping[str, float],
     *,
     groups: Mapping[str, str],
+    clusters: Mapping[str, str] | None = None,
+    average: Average = "groups",
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> GroupComparison:
-    """Compare per group and over all groups; groups: question id -> group, for every question.
+    """Compare per group and over all; groups: question id -> group, for every question; average: of the headline.
 
     Raises MismatchError when the questions differ or one has no group, MissingExtra without the extra `bench`.
     """
     _refuse_other_questions(baseline, system)
-    members = _members(baseline, groups)
-    each = {
-        name: compare(
+
+    def within(qids: Sequence[str]) -> Comparison:
+        return compare(
             {qid: baseline[qid] for qid in qids}, {qid: system[qid] for qid in qids},
-            level=level, resamples=resamples, seed=seed,
-        )
-        for name, qids in members.items()
-    }  # fmt: skip
-    changes = [_values(system, qids) - _values(baseline, qids) for qids in members.values()]
-    means = np.array([_mean(change) for change in changes], dtype=np.float64)
-    t, p_t = _paired_t(means)
-    macro = Comparison(
-        len(baseline),
-        _mean(np.array([c.baseline for c in each.values()])),
-        _mean(np.array([c.system for c in each.values()])),
-        _mean(means),
-        bootstrap_interval(changes, level=level, resamples=resamples, seed=seed),
-        _d_z(means), t, p_t, sign_flip_p(changes, resamples=resamples, seed=seed),
-    )  # fmt: skip
+            clusters=clusters, level=level, resamples=resamples, seed=seed,
+        )  # fmt: skip
+
+    each = {name: within(qids) for name, qids in _members(baseline, groups).items()}
     names = list(each)
+    parts = counted(baseline, groups=groups, average=average)
+    if average == "queries":
+        macro = within(list(parts))
+    else:
+        qids = sorted(parts)
+        changes, places = _values(system, qids) - _values(baseline, qids), _Places(qids, parts, clusters)
+        own = [each[name] for name in sorted(set(parts.values()))]
+        before, after, means = (
+            np.array([getattr(one, what) for one in own]) for what in ("baseline", "system", "difference")
+        )
+        macro = Comparison(
+            len(qids), _mean(before), _mean(after), _mean(means),
+            _bootstrap(changes, places, level=level, resamples=resamples, seed=seed),
+            _d_z(means), *_paired_t(means), sign_flip_p(places.shares(changes), resamples=resamples, seed=seed),
+        )  # fmt: skip
     return GroupComparison(
         groups=each,
         holm_t=dict(zip(names, holm([c.p_t for c in each.values()]), strict=True)),
@@ -209,18 +258,20 @@ def mean_interval(
     values: Mapping[str, float],
     *,
     groups: Mapping[str, str] | None = None,
+    clusters: Mapping[str, str] | None = None,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap one system's mean over questions; with `groups`, the mean of group means, resampled within groups.
+    """Bootstrap one system's mean over questions; with `groups`, the mean of group means.
 
-    Raises MismatchError when a question has no group, MissingExtra without the extra `bench`.
+    Raises MismatchError when a question has no group.
     """
-    members = {"": sorted(values)} if groups is None else _members(values, groups)
-    return bootstrap_interval(
-        [_values(values, qids) for qids in members.values()], level=level, resamples=resamples, seed=seed
-    )
+    if groups is not None:
+        _members(values, groups)
+    qids = sorted(values)
+    places = _Places(qids, groups, clusters)
+    return _bootstrap(_values(values, qids), places, level=level, resamples=resamples, seed=seed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -133,8 +133,8 @@ class Suite:
     """What to run. metrics: None for each dataset's own. depth: passages kept a question, at least what metrics need.
 
     queries: query set -> dataset (or `*`) -> file. search: `exact` and `graph` ask a real collection, `memory` ranks by
-    matrix product (the same ranking as exact, without a store). questions: only the first so many of each question
-    language, in the dataset's order; None for all.
+    matrix product (the same ranking as exact, without a store). questions: a sample of so many of each group (usually
+    a language), see `datasets.task.sampled_questions`; None for all.
     """
 
     name: str

@@ -23,7 +23,7 @@ from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.matrix import Judgements, Rows, Values, best_columns, id_order, judge, per_row
-from xqg_vdb.evaluate.metrics import Metric, group_means, mean, parse_metrics
+from xqg_vdb.evaluate.metrics import Metric, group_means, headline, parse_metrics
 from xqg_vdb.evaluate.records import Point, Sweep
 from xqg_vdb.evaluate.suite import SweepPlan, System
 from xqg_vdb.evaluate.systems import calibrated_passages, means_of, question_languages, rows_of
@@ -331,5 +331,4 @@ def _measure(
 
 def _point(label: float | str, values: Values, task: RetrievalTask) -> Point:
     own = {query.id: float(value) for query, value in zip(task.queries, values, strict=True)}
-    groups = group_means(own, groups=task.groups)
-    return Point(label, mean(groups) if task.average == "groups" else mean(own), groups)
+    return Point(label, headline(own, groups=task.groups, average=task.average), group_means(own, groups=task.groups))

@@ -17,7 +17,7 @@ from xqg_vdb.calibration import PRIOR, CalibratedEncoder, LanguageMeans
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.cells import Cell, cell_key, load_cell, run_cell, save_cell, with_spent
 from xqg_vdb.evaluate.datasets import load_task
-from xqg_vdb.evaluate.datasets.task import RetrievalTask, first_questions
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.judge import BITEXT
 from xqg_vdb.evaluate.methods import Methods, WordingVectors, vectors_of
 from xqg_vdb.evaluate.metrics import Run
@@ -68,7 +68,9 @@ class Workbench:
         if dataset not in self._tasks:
             task = load_task(dataset, self.data_dir)
             self._wholes[dataset] = task
-            self._tasks[dataset] = task if self.suite.questions is None else first_questions(task, self.suite.questions)
+            self._tasks[dataset] = (
+                task if self.suite.questions is None else sampled_questions(task, self.suite.questions)
+            )
         return self._tasks[dataset]
 
     def metrics(self, dataset: str) -> tuple[str, ...]:

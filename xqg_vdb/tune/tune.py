@@ -8,7 +8,8 @@ out; then, told but not used, how many queries a language are needed. What does 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.matrix import Judgements, Values, id_order, judge
-from xqg_vdb.evaluate.metrics import Metric
+from xqg_vdb.evaluate.metrics import FEW, Metric, asked_passage, counted
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
 from xqg_vdb.evaluate.sweep import Setting, recipe_tables
 from xqg_vdb.fusion import Sums
@@ -27,9 +28,6 @@ from xqg_vdb.types import Recipe
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(20))
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 SHRINKS = (1.0, 5.0, 20.0)
-FEW = 30
-"""Questions of a language below which its own numbers say little."""
-
 _SAME = 1e-9  # values that differ by less are equal
 _DEFAULT = Recipe()
 
@@ -53,10 +51,12 @@ class Split:
         self._data, self._metric = data, metric
         self._judged: Judgements = judge(data.qrels, query_ids=self.ids, passage_ids=data.pool.ids)
         self._order = id_order(data.pool.ids)
-        counts = self.languages()
-        self._weights = np.array([1.0 / (counts[lang] * len(counts)) for lang in self.langs], dtype=np.float64)
-        names = [_asked_passage(data.qrels[qid]) for qid in self.ids]
-        self._clusters = np.unique(names, return_inverse=True)[1]
+        parts = counted(self.ids, groups=dict(zip(self.ids, self.langs, strict=True)), average="groups")
+        sizes = Counter(parts.values())
+        weights = {lang: 1.0 / (n * len(sizes)) for lang, n in sizes.items()}
+        self._weights = np.array([weights.get(lang, 0.0) for lang in self.langs], dtype=np.float64)
+        self.clusters = {qid: str(asked_passage(data.qrels[qid])) for qid in self.ids}
+        self._clusters = np.unique(list(self.clusters.values()), return_inverse=True)[1]
 
     def languages(self) -> dict[str, int]:
         """Number of questions by language, sorted."""
@@ -188,7 +188,7 @@ def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tu
         without=without,
         counts=counts,
         held_out={
-            name: compare_groups(held.by_id(sums, recipe, strength), mine, groups=groups)
+            name: compare_groups(held.by_id(sums, recipe, strength), mine, groups=groups, clusters=held.clusters)
             for name, (recipe, strength) in baselines.items()
         },
         notes=(*data.notes, *_few(held.languages())),
@@ -225,7 +225,7 @@ def _languages_that_help(dev: Split, sums: Sums, best: Choice) -> tuple[Choice, 
 
 
 def _split(data: TuneData, metric: Metric) -> tuple[Split, Split]:
-    side = np.array([hash_order(f"half {_asked_passage(data.qrels[qid])}") % 2 for qid in data.question_ids])
+    side = np.array([hash_order(f"half {asked_passage(data.qrels[qid])}") % 2 for qid in data.question_ids])
     dev, held = np.flatnonzero(side == 0), np.flatnonzero(side == 1)
     if not len(dev) or not len(held):
         raise DataError(
@@ -235,10 +235,6 @@ def _split(data: TuneData, metric: Metric) -> tuple[Split, Split]:
 
 
 def _few(questions: dict[str, int]) -> list[str]:
-    few = [lang for lang, n in questions.items() if n < FEW]
-    return [f"fewer than {FEW} held-out questions in {', '.join(few)}: their own numbers say little"] if few else []
-
-
-def _asked_passage(grades: Mapping[str, int]) -> str:
-    """Name the passage that a question asks for: the first relevant one."""
-    return min(docid for docid, grade in grades.items() if grade > 0)
+    few = ", ".join(lang for lang, n in questions.items() if n < FEW)
+    left_out = "" if max(questions.values(), default=0) < FEW else ", and are not in the means"
+    return [f"fewer than {FEW} held-out questions in {few}: their own numbers say little{left_out}"] if few else []

@@ -53,10 +53,14 @@ def _lareqa(data_dir: Path, name: str, folders: Sequence[str], context: bool, la
     passages: list[Passage] = []
     queries: list[Question] = []
     relevant: dict[str, list[str]] = {}  # SQuAD id -> candidates that answer it, in all languages
+    topics: dict[str, str] = {}  # SQuAD id -> its paragraph, the same in all languages
     skipped = 0
     for lang in langs:
         for paragraph in read_squad(find_file(data_dir, *(f"{f}/{lang}.json" for f in folders), source=SOURCE)):
             sentences = paragraph.sentences
+            known = (topics[one.id] for one in paragraph.questions if one.id in topics)
+            topic = next(known, f"{lang}_{paragraph.number}")
+            topics.update({one.id: topic for one in paragraph.questions})
             ids = [f"{lang}_{paragraph.number}_{place}" for place in range(len(sentences))]
             asked = [(question, paragraph.answer_sentence(question)) for question in paragraph.questions]
             skipped += sum(answer is None for _, answer in asked)
@@ -77,6 +81,7 @@ def _lareqa(data_dir: Path, name: str, folders: Sequence[str], context: bool, la
         groups=by_language(queries),
         average="queries",
         notes={"questions skipped: answer in no sentence": skipped},
+        topics={query.id: topics[query.id.rsplit("_", 1)[0]] for query in queries},
     )
 
 

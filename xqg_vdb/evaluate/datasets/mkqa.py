@@ -34,6 +34,7 @@ def load(data_dir: Path, *, langs: Sequence[str] | None = None) -> RetrievalTask
     queries: list[Question] = []
     answers: dict[str, tuple[str, ...]] = {}
     groups: dict[str, str] = {}
+    topics: dict[str, str] = {}
     skipped = 0
     for source, record in read_objects(path, Rejects()):
         try:
@@ -46,7 +47,7 @@ def load(data_dir: Path, *, langs: Sequence[str] | None = None) -> RetrievalTask
         for lang, text in asked.items() if golds else ():
             query = Question(f"{number}-{lang}", text, normalize(lang.replace("_", "-")))
             queries.append(query)
-            answers[query.id], groups[query.id] = golds, lang
+            answers[query.id], groups[query.id], topics[query.id] = golds, lang, str(number)
     return RetrievalTask(
         name="mkqa",
         passages=CorpusFiles([corpus], lang="en"),
@@ -56,6 +57,7 @@ def load(data_dir: Path, *, langs: Sequence[str] | None = None) -> RetrievalTask
         groups=groups,
         answers=answers,
         notes={"questions skipped: unanswerable, yes/no or long answers": skipped},
+        topics=topics,
     )
 
 

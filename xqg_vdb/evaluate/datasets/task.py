@@ -6,16 +6,17 @@ The readers beside this file know formats; this one knows none. It also holds wh
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from heapq import heapify, heappop, heappush
 from pathlib import Path
-from typing import Literal
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.metrics import Qrels
+from xqg_vdb.evaluate.metrics import Average, Qrels, asked_passage
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Question
@@ -37,6 +38,8 @@ class RetrievalTask:
     pooled: every group has its own pool, `Passage.meta["pool"]`; see `pools`.
     ignored: ids of sentences that are searched but whose pairs do not count (BUCC).
     notes: counts for the report, such as rows skipped and why.
+    topics: question id -> a name that it shares with its translations and with questions of the same passage, where
+    the relevant passages alone do not tell; see `clusters`.
     """
 
     name: str
@@ -46,10 +49,11 @@ class RetrievalTask:
     metrics: tuple[str, ...]
     groups: Mapping[str, str]
     answers: Mapping[str, tuple[str, ...]] | None = None
-    average: Literal["queries", "groups"] = "groups"
+    average: Average = "groups"
     pooled: bool = False
     ignored: frozenset[str] = frozenset()
     notes: Mapping[str, int | str] = field(default_factory=dict)
+    topics: Mapping[str, str] = field(default_factory=dict)
 
     def pools(self) -> Iterator[RetrievalTask]:
         """Yield the task itself, or, when pooled, one task per group, which searches that group's passages only."""
@@ -59,36 +63,62 @@ class RetrievalTask:
         for group in sorted(set(self.groups.values())):
             passages = self.passages
             part = passages.parts[group] if isinstance(passages, Pools) else Reread(partial(_members, passages, group))
-            queries = tuple(query for query in self.queries if self.groups[query.id] == group)
-            yield replace(
-                self,
-                name=f"{self.name}/{group}",
-                passages=part,
-                queries=queries,
-                qrels={query.id: self.qrels[query.id] for query in queries if query.id in self.qrels},
-                groups={query.id: group for query in queries},
-                answers=self.answers and {q.id: self.answers[q.id] for q in queries if q.id in self.answers},
-                pooled=False,
-            )
+            inside = {qid for qid, name in self.groups.items() if name == group}
+            yield replace(self.narrowed(inside), name=f"{self.name}/{group}", passages=part, pooled=False)
+
+    def narrowed(self, kept: Iterable[str]) -> RetrievalTask:
+        """The task with these questions only, in its own order; all passages stay."""
+        ids = set(kept)
+        return replace(
+            self,
+            queries=tuple(query for query in self.queries if query.id in ids),
+            qrels={qid: grades for qid, grades in self.qrels.items() if qid in ids},
+            groups={qid: group for qid, group in self.groups.items() if qid in ids},
+            answers=self.answers and {qid: golds for qid, golds in self.answers.items() if qid in ids},
+        )
+
+    def clusters(self) -> dict[str, str]:
+        """Question id -> what it shares with others: its `topics` entry, else the passage that it asks for."""
+        asked = {query.id: asked_passage(self.qrels.get(query.id, {})) for query in self.queries}
+        return {
+            qid: self.topics.get(qid) or (f"question {qid}" if passage is None else f"passage {passage}")
+            for qid, passage in asked.items()
+        }
 
 
-def first_questions(task: RetrievalTask, n: int) -> RetrievalTask:
-    """The task with the first n questions of each question language, in its own order; all passages stay."""
-    seen: Counter[str] = Counter()
-    kept: list[Question] = []
+def sampled_questions(task: RetrievalTask, n: int) -> RetrievalTask:
+    """The task with n questions of each group, spread over clusters, in its own order; all passages stay.
+
+    One question a group in turn, each time from the cluster that has been asked about least in any group; which of
+    equals is decided by a hash of its id, so that the same n gives the same questions everywhere.
+    """
+    clusters, asked = task.clusters(), Counter[str]()
+    waiting: dict[str, list[tuple[int, int, str]]] = {}
     for query in task.queries:
-        lang = query.lang or UNKNOWN_LANGUAGE
-        seen[lang] += 1
-        if seen[lang] <= n:
-            kept.append(query)
-    ids = {query.id for query in kept}
-    return replace(
-        task,
-        queries=tuple(kept),
-        qrels={qid: grades for qid, grades in task.qrels.items() if qid in ids},
-        groups={qid: group for qid, group in task.groups.items() if qid in ids},
-        answers=task.answers and {qid: own for qid, own in task.answers.items() if qid in ids},
-    )
+        waiting.setdefault(task.groups[query.id], []).append((0, _hash_order(query.id), query.id))
+    for heap in waiting.values():
+        heapify(heap)
+    kept: set[str] = set()
+    for _ in range(n):
+        for group in sorted(waiting):
+            if (qid := _least_asked(waiting[group], clusters, asked)) is not None:
+                kept.add(qid)
+                asked[clusters[qid]] += 1
+    return task.narrowed(kept)
+
+
+def _least_asked(heap: list[tuple[int, int, str]], clusters: Mapping[str, str], asked: Counter[str]) -> str | None:
+    """Take the question whose cluster has been asked about least; counts in the heap may lag behind, and only grow."""
+    while heap:
+        times, order, qid = heappop(heap)
+        if asked[clusters[qid]] == times:
+            return qid
+        heappush(heap, (asked[clusters[qid]], order, qid))
+    return None
+
+
+def _hash_order(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=b"xqg questions 1").digest(), "big")
 
 
 class Reread:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from xqg_vdb.evaluate.metrics import FEW
 from xqg_vdb.evaluate.records import Compared, Difference, Ends, HeatMap, Report, Result, Sweep
 
 # Numbers and untrusted names as the text of a cell, the same in every kind of report.
@@ -214,8 +215,8 @@ def headline_table(report: Report, dataset: str, metric: str) -> Table:
     for one in results_of(report, dataset, metric):
         row = [one.system, share(one.headline.value), interval(one.headline.interval), str(one.headline.n)]
         rows.append(row if baseline is None else row + _against_cells(against.get(one.system)))
-    note = "" if baseline is None else _stars_note(baseline)
-    return Table(f"{dataset}: {metric}", columns, rows, note)
+    note = _mean_note(report, dataset) + ("" if baseline is None else f" {_stars_note(baseline)}")
+    return Table(f"{dataset}: {metric}", columns, rows, note.strip())
 
 
 def _against_cells(compared: Compared | None) -> list[str]:
@@ -228,9 +229,24 @@ def _against_cells(compared: Compared | None) -> list[str]:
 
 def _stars_note(baseline: str) -> str:
     return (
-        f"Differences to {baseline} are means over the groups; p: sign-flip permutation test, two-sided."
+        f"Differences to {baseline}, intervals and p are of the same mean; p: sign-flip permutation test, two-sided."
+        " Questions of one passage and translations of one question are resampled and flipped together."
         " * p < 0.05, ** p < 0.01, *** p < 0.001."
     )
+
+
+def _mean_note(report: Report, dataset: str) -> str:
+    """What all questions of a dataset together are averaged by."""
+    means = {"queries": "Means over questions.", "groups": f"Means over groups; {_FEW_NOTE}"}
+    return means.get(report.datasets.get(dataset, {}).get("average", ""), "")
+
+
+_FEW_NOTE = f"† marks groups with fewer than {FEW} questions, which are left out."
+
+
+def _count(n: int, others: Iterable[int]) -> str:
+    """The questions of a group, marked where they are few beside other groups'."""
+    return f"{n}†" if n < FEW <= max(others, default=0) else str(n)
 
 
 def group_table(report: Report, dataset: str, metric: str) -> Table:
@@ -238,11 +254,11 @@ def group_table(report: Report, dataset: str, metric: str) -> Table:
     results = results_of(report, dataset, metric)
     baseline = baseline_of(report, dataset, metric)
     against = _against(report, dataset, metric, baseline)
-    rows = []
-    for name in groups_of(results):
-        counts = [one.groups[name].n for one in results if name in one.groups]
-        cells = [_group_cell(one, name, against.get(one.system)) for one in results]
-        rows.append([name, str(max(counts)), *cells])
+    counts = {name: max(one.groups[name].n for one in results if name in one.groups) for name in groups_of(results)}
+    rows = [
+        [name, _count(n, counts.values()), *(_group_cell(one, name, against.get(one.system)) for one in results)]
+        for name, n in counts.items()
+    ]
     note = ""
     if baseline is not None:
         note = f"Stars: against {baseline}, p corrected by Holm for the number of groups; ↓ marks what is worse."
@@ -282,7 +298,7 @@ def comparison_table(report: Report, dataset: str, metric: str) -> Table:
         cells += [p_value(one.macro.p_permutation), p_value(one.macro.p_t), str(one.macro.n)]
         rows.append([f"{one.system} − {one.baseline}", *cells, better, worse])
     note = (
-        "Means over groups. p: permutation test within groups; p (t) and d_z: over the groups' mean differences."
+        "p: permutation test of the mean difference; p (t) and d_z: over what the mean is over, questions or groups."
         " Better and worse: groups with p < 0.05 after Holm's correction."
     )
     return Table(f"{dataset}: {metric}, comparisons", columns, rows, note, words=(7, 8))
@@ -292,15 +308,16 @@ def difference_table(compared: Compared) -> Table:
     """One row a group of one comparison, with every number of the record."""
     columns = ["group", "n", compared.baseline, compared.system, "difference", "95 % interval", "d_z"]
     columns += ["p", "p, Holm", "p (t)", "p (t), Holm"]
-    rows = [_difference_row("mean", compared.macro)]
-    rows += [_difference_row(name, one) for name, one in compared.groups.items()]
+    counts = [one.n for one in compared.groups.values()]
+    rows = [_difference_row("mean", compared.macro, str(compared.macro.n))]
+    rows += [_difference_row(name, one, _count(one.n, counts)) for name, one in compared.groups.items()]
     return Table(f"{compared.system} − {compared.baseline} on {compared.dataset}, {compared.metric}", columns, rows)
 
 
-def _difference_row(name: str, one: Difference) -> list[str]:
+def _difference_row(name: str, one: Difference, n: str) -> list[str]:
     values = [share(one.baseline), share(one.system), signed(one.difference) + stars(corrected(one))]
     tests = [p_value(p) for p in (one.p_permutation, one.holm_permutation, one.p_t, one.holm_t)]
-    return [name, str(one.n), *values, interval(one.interval, sign=True), effect(one.d_z), *tests]
+    return [name, n, *values, interval(one.interval, sign=True), effect(one.d_z), *tests]
 
 
 def sweep_table(sweep: Sweep) -> Table:
