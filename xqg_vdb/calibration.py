@@ -67,12 +67,10 @@ class CalibratedEncoder(TextEncoder, Protocol):
     @property
     def language_means(self) -> LanguageMeans:
         """Mean query vectors that came with the encoder."""
-        ...
 
     @property
     def calibration(self) -> float:
         """The λ to use unless told otherwise."""
-        ...
 
 
 def language_means(vectors: Mapping[str, Vectors], *, source: str) -> LanguageMeans:

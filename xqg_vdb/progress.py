@@ -13,7 +13,6 @@ class Progress(Protocol):
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Report; called often, so it must be quick."""
-        ...
 
 
 def silent(stage: str, done: int, total: int | None) -> None:

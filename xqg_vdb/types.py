@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, Protocol, Self, get_args, get_origin, get_type_hints, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +15,63 @@ Pooling = Literal["mean", "cls"]
 Distance = Literal["cosine", "dot"]
 
 
+class Stored:
+    """A record that lies in a file or a collection as a JSON object."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict from which `from_json` makes an equal record."""
+        return dict(_plain(self))
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The record that `to_json` wrote, its unknown keys left out. ValueError names what is missing or wrong."""
+        made: Self = _checked(cls, record, cls.__name__)
+        return made
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {_key(f): _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _key(entry: Field[Any]) -> str:
+    return str(entry.metadata.get("json", entry.name))
+
+
+def _checked(kind: Any, value: Any, name: str) -> Any:
+    """A JSON value as the type that a field has: a record, a tuple, one of several words, a plain value."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _checked(inside[0], value, name)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_checked(inside[0], item, name) for item in value)
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
+        hints = get_type_hints(kind)
+        there = [f for f in fields(kind) if _key(f) in value]
+        known = {f.name: _checked(hints[f.name], value[_key(f)], _key(f)) for f in there}
+        try:
+            return kind(**known)
+        except TypeError as error:
+            raise ValueError(str(error).partition("__init__() ")[2]) from None
+    plain = type(value) is kind or (kind is float and type(value) is int)
+    if plain or (origin is Literal and value in inside) or (origin is Mapping and isinstance(value, dict)):
+        return value
+    raise ValueError(f"{name} cannot be {value!r:.60}")
+
+
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(Stored):
     """How query vectors are folded into passage vectors; see `fusion.fuse` for the equations.
 
     alpha: weight of the queries, 0 (plain passages) to 1.
     pool: `shrunk` (default), `mean`, or `sum` (the paper's; all passages must have equally many queries).
     shrink: pseudo-queries k at the language mean that `shrunk` adds to every passage.
-    center: subtract each language's mean query vector before pooling (`shrunk` only), so that only
-        content is added; the other half, the language's own direction, is subtracted from the question.
+    center: subtract each language's mean query vector before pooling (`shrunk` only), so that only content is added.
     query_langs: languages of the generated queries to use; None means all that the build holds.
     """
 
@@ -30,7 +79,7 @@ class Recipe:
     pool: Pool = "shrunk"
     shrink: float = 5.0
     center: bool = True
-    query_langs: tuple[str, ...] | None = None
+    query_langs: tuple[str, ...] | None = field(default=None, metadata={"json": "langs"})
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
@@ -42,21 +91,9 @@ class Recipe:
         if self.query_langs is not None:
             object.__setattr__(self, "query_langs", tuple(self.query_langs))
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict from which `from_json` makes an equal recipe."""
-        record = asdict(self)
-        langs = record.pop("query_langs")
-        return {**record, "langs": None if langs is None else list(langs)}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Recipe:
-        """The recipe that `to_json` wrote; unknown keys are ignored, missing ones take their default."""
-        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
-        return cls(**{"query_langs": record.get("langs"), **known})
-
 
 @dataclass(frozen=True, slots=True)
-class EncoderFacts:
+class EncoderFacts(Stored):
     """What makes two sets of vectors comparable; equal `fingerprint` means equal weights, tokeniser and conventions."""
 
     fingerprint: str
@@ -68,15 +105,6 @@ class EncoderFacts:
     passage_prefix: str
     max_length: int
     precision: str
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> EncoderFacts:
-        """The facts that `to_json` wrote."""
-        return cls(**{f.name: record[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +118,8 @@ class Hybrid:
 
 
 @dataclass(frozen=True, slots=True)
-class Bm25Settings:
-    """How the sparse vectors of a collection were made; its questions are cut into tokens in the same way.
-
-    lang: whose stemmer and stop words, `none` for neither. avg_len: tokens of an average document. k, b: BM25's own.
-    """
+class Bm25Settings(Stored):
+    """How sparse vectors were made: `Hybrid.lang`, tokens of an average document, BM25's k and b."""
 
     lang: str = "none"
     avg_len: float = 256.0
@@ -103,19 +128,16 @@ class Bm25Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """The record that travels with vectors: who made them and how; kept in the collection and copied into reports.
+class Card(Stored):
+    """Who made the vectors of a collection and how; kept in it and copied into reports.
 
-    count and digest describe the finished collection (order-free digest over id and content), 0 and "" while loading.
-    rows_digest: hash of everything that was encoded, in order; tells one corpus from another while loading.
-    query_langs: languages whose generated queries are folded in.
-    query_means: mean generated-query vector per language (base64 of little-endian float16 rows), which refine the
-        encoder's own calibration for this collection; empty when there were no queries.
+    vectors: names of the dense vectors of every point, each `encoder.dim` wide. bm25: of the sparse one, if there is.
     calibration: the λ that `search` subtracts by default, as the encoder's folder recommended at load time.
-    passage_calibration: the λ of the passages' side, 0 for passages as they were encoded; passage_means: what was
-        subtracted, per language and for all others (`und`), packed as `query_means`.
-    vectors: names of the dense vectors that every point has, each `encoder.dim` wide; the collection is made from them.
-    bm25: how the sparse vector beside them was made; None when there is none.
+    query_langs: languages whose generated queries are folded in; query_means: their mean vectors
+        (`calibration.pack_means`), which refine the encoder's own calibration for this collection.
+    passage_calibration: the λ of the passages' side; passage_means: what was subtracted, packed alike.
+    count, digest: of the finished collection (over id and content, in any order), 0 and "" while loading.
+    rows_digest: of everything that was encoded, in order; tells one corpus from another while loading.
     storage: how the collection is laid out, where that was asked for (`CollectionOptions.layout`).
     """
 
@@ -138,32 +160,14 @@ class Card:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict from which `from_json` makes an equal card."""
-        record = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {
-            **record,
-            "schema": 1,
-            "encoder": self.encoder.to_json(),
-            "recipe": self.recipe.to_json(),
-            "vectors": list(self.vectors),
-            "bm25": None if self.bm25 is None else asdict(self.bm25),
-            "query_langs": list(self.query_langs),
-            "query_means": dict(self.query_means),
-            "passage_means": dict(self.passage_means),
-            "storage": dict(self.storage),
-        }
+        return {**_plain(self), "schema": 1}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Card:
-        """The card that `to_json` wrote; KeyError or TypeError when `record` is not one."""
-        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
-        known["encoder"] = EncoderFacts.from_json(record["encoder"])
-        known["recipe"] = Recipe.from_json(record["recipe"])
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The card that `to_json` wrote. Raises ValueError."""
+        card: Self = _checked(cls, record, "the card")
         # a multivector that earlier versions could make; nothing reads it any more
-        known["vectors"] = tuple(name for name in record.get("vectors", ("text-dense",)) if name != "text-dense-maxsim")
-        known["query_langs"] = tuple(record.get("query_langs", ()))
-        if (bm25 := record.get("bm25")) is not None:
-            known["bm25"] = Bm25Settings(**{f.name: bm25[f.name] for f in fields(Bm25Settings)})
-        return cls(**known)
+        return replace(card, vectors=tuple(name for name in card.vectors if name != "text-dense-maxsim"))
 
 
 # Texts: what is retrieved, what is asked, what was generated, what was found.
@@ -199,11 +203,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedQueries:
-    """The machine-generated queries of one passage: language code -> questions.
-
-    passage_digest: 16 hex digits (`vectors.row_digest` without queries) of the passage that they were generated from;
-    empty when unknown.
-    """
+    """The generated queries of one passage by language, and the digest of the text that they are from, if known."""
 
     id: str
     queries: Mapping[str, tuple[str, ...]]
@@ -242,11 +242,9 @@ QuestionRows = Vectors | Sequence[SparseVector]
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What to look up for each question.
+    """What to look up for each question: `k` passages, all in `passage_langs`, by the vector `using`.
 
-    k: how many passages. passage_langs: only passages in these languages. using: the vector to compare with.
-    exact: compare with every passage instead of walking the graph. ef: candidates that the walk keeps, None for the
-    engine's own number.
+    exact: compare with every passage. ef: candidates that the walk of the graph keeps, None for the engine's number.
     """
 
     k: int = 10
@@ -258,10 +256,9 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class PointBatch:
-    """Rows to write: passages and, per vector name, a float32 matrix (len(passages), dim) in the same order.
+    """Points to write: passages and, in their order, a matrix (len(passages), dim) per vector name.
 
-    query_langs: per passage the languages of its generated queries, for the payload.
-    sparse: per passage its token weights.
+    query_langs: languages of each passage's generated queries, for the payload. sparse: each passage's token weights.
     """
 
     passages: Sequence[Passage]
@@ -290,17 +287,14 @@ class TextEncoder(Protocol):
     @property
     def facts(self) -> EncoderFacts:
         """The conventions and the fingerprint."""
-        ...
 
     def encode_queries(
         self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
     ) -> Vectors:
         """Rows (n, dim) for questions, calibrated for their languages (None: detected) unless told otherwise."""
-        ...
 
     def encode_passages(self, texts: Iterable[str]) -> Vectors:
         """Rows (n, dim) for passages."""
-        ...
 
 
 @runtime_checkable
@@ -311,7 +305,6 @@ class QueryGenerator(Protocol):
         self, passages: Iterable[Passage], *, query_langs: Sequence[str], n: int
     ) -> Iterator[GeneratedQueries]:
         """One record per passage, in input order."""
-        ...
 
 
 class CollectionWriter(Protocol):
@@ -320,26 +313,18 @@ class CollectionWriter(Protocol):
     @property
     def committed(self) -> int:
         """Rows that survive a power cut: what the last `commit` named, 0 for a new version."""
-        ...
 
     def upsert(self, batch: PointBatch) -> None:
         """Validate, then write; nothing of a bad batch is written. Raises DataError, DiskError, ServerError."""
-        ...
 
     def commit(self, rows: int) -> None:
         """Make everything durable, then record that the first `rows` rows of the input are in."""
-        ...
 
     def publish(self, card: Card, *, indexed: Callable[[int], None] | None = None) -> None:
-        """Check the count, build the index, write the card and switch readers to this version.
-
-        indexed: told how many vectors are indexed so far, where the engine says so.
-        """
-        ...
+        """Check the count, build the index (`indexed` is told how far it is), write the card and switch readers."""
 
     def close(self) -> None:
         """Release the handle and the lock; what was committed stays for the next run."""
-        ...
 
     def __enter__(self) -> CollectionWriter: ...
 
@@ -351,32 +336,24 @@ class VectorStore(Protocol):
 
     def names(self) -> list[str]:
         """The published collections, sorted."""
-        ...
 
     def card(self, name: str) -> Card:
         """The card of the published version. DataError when there is no such collection or it is not ours."""
-        ...
 
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
         """A new version, or the unfinished one of an equal card (same encoder, distance, recipe, means)."""
-        ...
 
     def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, ordered by score, then id."""
-        ...
 
     def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points."""
-        ...
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
         """Every point, in the engine's order."""
-        ...
 
     def delete(self, name: str) -> None:
         """Remove the collection with all its versions."""
-        ...
 
     def close(self) -> None:
         """Release handles and locks."""
-        ...

@@ -62,7 +62,7 @@ class Version:
         path = self.path / "card.json"
         try:
             return Card.from_json(_read(path))
-        except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise CorruptError(f"{path} is not a card ({error!r}); load the collection again.") from error
 
     def write_card(self, card: Card) -> None:

@@ -71,7 +71,7 @@ class Names:
         record = self.metadata(version).get(CARD_KEY)
         try:
             return Card.from_json(record) if record else None
-        except (KeyError, TypeError):
+        except ValueError:
             return None
 
     def cursor(self, version: str) -> int:

@@ -195,7 +195,7 @@ class ServerStore:
         record = (info.config.metadata or {}).get(CARD_KEY)
         try:
             return Card.from_json(cast(Mapping[str, Any], record))
-        except (KeyError, TypeError) as error:
+        except ValueError as error:
             raise DataError(
                 f"Collection {name!r} on {self._server.where} has no card of xqg-vdb: it was not made by `xqg-vdb"
                 " load`."
