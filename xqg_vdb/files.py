@@ -36,10 +36,23 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_folder(path.parent)
+            _remove_abandoned(path)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete what processes that were killed left half-written beside `path`."""
+    for name in os.listdir(path.parent):
+        if name.startswith(f".{path.name}.tmp-"):
+            try:
+                os.kill(int(name.rsplit("-", 2)[1]), 0)
+            except ProcessLookupError:
+                (path.parent / name).unlink(missing_ok=True)
+            except (OSError, ValueError):
+                continue  # somebody else's, who lives
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
