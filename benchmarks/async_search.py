@@ -23,8 +23,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from xqg_vdb import AsyncRetriever, Encoder, Hit, Question, Retriever, load, open_store
+from xqg_vdb import AsyncRetriever, Encoder, Hit, Retriever, load
+from xqg_vdb.store import open_store
 from xqg_vdb.texts.questions import read_questions, sample_corpus
+from xqg_vdb.types import Question
 
 BATCH = 32
 Found = list[list[Hit]]

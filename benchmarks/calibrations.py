@@ -27,9 +27,9 @@ from xqg_vdb.evaluate.matrix import best_columns, id_order, judge, per_row, row_
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
 from xqg_vdb.evaluate.suite import System
 from xqg_vdb.evaluate.systems import Material, calibrated_passages, prepare
-from xqg_vdb.export.encoder import ensure_encoder
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.index.encode import encode_cached
+from xqg_vdb.models.folder import encoder_folder
 from xqg_vdb.texts.questions import question_bank
 
 NEAREST = 10
@@ -43,7 +43,7 @@ Score = Callable[[slice], NDArray[np.float32]]
 @click.option("--encoder", "model", default="starter", show_default=True)
 def main(datasets: Sequence[str], data_dir: Path | None, work: Path, model: str) -> None:
     """Print one table per dataset."""
-    with Encoder(ensure_encoder(model, report=lambda line: click.echo(line, err=True))) as encoder:
+    with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
         for name in datasets:
             task = load_task(name, data_folder(data_dir))
             material = prepare(task, encoder=encoder, folder=work)

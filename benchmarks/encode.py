@@ -24,10 +24,10 @@ import onnxruntime
 import orjson
 from tokenizers import Tokenizer
 
-from xqg_vdb import Encoder, export_encoder
+from xqg_vdb import Encoder
 from xqg_vdb.evaluate.datasets import afriqa, data_folder
 from xqg_vdb.export.checkpoints import STARTER_ENCODER
-from xqg_vdb.export.encoder import Precision
+from xqg_vdb.export.encoder import Precision, export_encoder
 from xqg_vdb.export.quantise import cpu_has_vnni
 from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
 from xqg_vdb.models.folder import STARTER, cached_model

@@ -21,9 +21,9 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from small_task import by_id, collection_of, measured, options, print_table, say, some_questions  # noqa: E402
 
 from xqg_vdb.evaluate.methods import KeptWriter  # noqa: E402
-from xqg_vdb.export.encoder import ensure_encoder  # noqa: E402
 from xqg_vdb.journal import KeptRows  # noqa: E402
 from xqg_vdb.models.encoder import Encoder  # noqa: E402
+from xqg_vdb.models.folder import encoder_folder  # noqa: E402
 from xqg_vdb.search.expand import PROMPTS, Expander, open_writer  # noqa: E402
 from xqg_vdb.search.retriever import Retriever  # noqa: E402
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--endpoint-model", default="default")
     given = parser.parse_args()
     task = some_questions(given)
-    encoder = Encoder(ensure_encoder("starter", report=say), threads=given.threads)
+    encoder = Encoder(encoder_folder("starter", report=say), threads=given.threads)
     collection = collection_of(task, encoder, given.work)
     asked = open_writer(given.model, endpoint_model=given.endpoint_model, threads=given.threads)
     header = {"prompts": PROMPTS, "writer": asked.describe()}

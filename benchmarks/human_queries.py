@@ -29,9 +29,9 @@ from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
 from xqg_vdb.evaluate.significance import compare_groups
 from xqg_vdb.evaluate.sweep import Setting, recipe_tables
 from xqg_vdb.evaluate.systems import Material, prepare
-from xqg_vdb.export.encoder import ensure_encoder
 from xqg_vdb.fusion import Sums
 from xqg_vdb.index.encode import QueryVectors, encode_query_files
+from xqg_vdb.models.folder import encoder_folder
 from xqg_vdb.types import Recipe
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
@@ -51,7 +51,7 @@ Values = dict[tuple[str, float], dict[str, float]]
 @click.option("--queries", type=click.Path(path_type=Path), default=RECORDED, help="The generated queries.")
 def main(data_dir: Path | None, work: Path, model: str, queries: Path) -> None:
     """Print R@1 and MRR@10 by α, and the differences at α = 0.3."""
-    with Encoder(ensure_encoder(model, report=lambda line: click.echo(line, err=True))) as encoder:
+    with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
         material = prepare(load_task("xquad", data_folder(data_dir)), encoder=encoder, folder=work)
         size, ids = len(material.passages), [passage.id for passage in material.passages]
         asked, human = halves(material)

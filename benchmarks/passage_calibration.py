@@ -28,9 +28,9 @@ from xqg_vdb.evaluate.datasets.squad import read_squad
 from xqg_vdb.evaluate.datasets.task import find_file
 from xqg_vdb.evaluate.matrix import row_blocks
 from xqg_vdb.evaluate.systems import Material, prepare
-from xqg_vdb.export.encoder import ensure_encoder
 from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.folder import encoder_folder
 from xqg_vdb.types import Vectors
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -54,7 +54,7 @@ class Asked:
 def main(data_dir: Path | None, work: Path, model: str) -> None:
     """Print a table per pool."""
     data = data_folder(data_dir)
-    with Encoder(ensure_encoder(model, report=lambda line: click.echo(line, err=True))) as encoder:
+    with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
         afriqa, xquad = (prepare(load_task(name, data), encoder=encoder, folder=work) for name in ("afriqa", "xquad"))
         copies = {"en": np.array(xquad.passage_vectors)}
         for lang in ("de", "ar"):

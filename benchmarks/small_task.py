@@ -17,7 +17,8 @@ from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics, per_query
 from xqg_vdb.index.load import load
 from xqg_vdb.models.encoder import Encoder
-from xqg_vdb.store import Collection, open_store
+from xqg_vdb.search.collection import Collection
+from xqg_vdb.store import open_store
 from xqg_vdb.types import Hit, Question
 
 METRICS = ("R@1", "R@10", "MRR@10")

@@ -70,11 +70,11 @@ def random_task(questions: int, passages: int, relevant: int, langs: int, metric
 def real_task(name: str, data_dir: Path, vectors: Path, metrics: Sequence[str]) -> Task:
     from xqg_vdb.evaluate.datasets import load_task
     from xqg_vdb.evaluate.systems import prepare
-    from xqg_vdb.export.encoder import ensure_encoder
     from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.models.folder import encoder_folder
 
     task = load_task(name, data_dir)
-    with Encoder(ensure_encoder("starter", report=lambda line: None)) as encoder:
+    with Encoder(encoder_folder("starter", report=lambda line: None)) as encoder:
         found = prepare(task, encoder=encoder, folder=vectors)
     ids = [passage.id for passage in found.passages]
     langs = [query.lang or "und" for query in task.queries]

@@ -27,8 +27,8 @@ import numpy as np  # noqa: E402
 from small_task import collection_of, in_turn, measured, options, print_table, say, some_questions  # noqa: E402
 
 from xqg_vdb.batching import windows  # noqa: E402
-from xqg_vdb.export.encoder import ensure_encoder  # noqa: E402
 from xqg_vdb.models.encoder import Encoder  # noqa: E402
+from xqg_vdb.models.folder import encoder_folder  # noqa: E402
 from xqg_vdb.progress import bars  # noqa: E402
 from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scores, open_scorer, standardised  # noqa: E402  # noqa: E402
 from xqg_vdb.search.retriever import Retriever  # noqa: E402
@@ -122,7 +122,7 @@ def main() -> None:
     given = parser.parse_args()
     end = time.monotonic() + 60 * given.minutes
     task = some_questions(given)
-    encoder = Encoder(ensure_encoder("starter", report=say), threads=given.threads)
+    encoder = Encoder(encoder_folder("starter", report=say), threads=given.threads)
     retriever = Retriever(encoder, collection_of(task, encoder, given.work))
     start = time.perf_counter()
     answers = retriever.run(task.queries, Search(given.depth, exact=True))

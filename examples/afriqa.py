@@ -17,11 +17,12 @@ from pathlib import Path
 import click
 import orjson
 
-from xqg_vdb import Encoder, Question, Retriever, load, open_store
+from xqg_vdb import Encoder, Retriever, load
 from xqg_vdb.evaluate.datasets import afriqa, data_folder
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.export.encoder import ensure_encoder
-from xqg_vdb.types import Search
+from xqg_vdb.models.folder import encoder_folder
+from xqg_vdb.store import open_store
+from xqg_vdb.types import Question, Search
 
 K = 10
 
@@ -44,7 +45,7 @@ def main(data_dir: Path | None, model: str, path: Path | None, as_json: bool) ->
         write_corpus(corpus, dev)
         write_questions(questions, train.queries)
         store = open_store(place)
-        with Encoder(ensure_encoder(model, report=lambda line: click.echo(line, err=True))) as encoder:
+        with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
             start = time.perf_counter()
             options = {"encoder": encoder, "store": store, "build": place / "vectors"}
             collection = load(corpus, "afriqa", **options)

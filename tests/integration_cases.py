@@ -15,7 +15,8 @@ from cli_cases import run_cli, sentence, write_inputs
 from fake_qdrant import FakeQdrant
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb import Collection, Encoder, Retriever, open_store
+from xqg_vdb import Collection, Encoder, Retriever
+from xqg_vdb.store import open_store
 
 SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
 KEY = os.environ.get("XQG_TEST_QDRANT_API_KEY")

@@ -15,12 +15,12 @@ from integration_cases import loaded_on, questions
 from rankings import assert_same, scored
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb import AsyncRetriever, Collection, Encoder, Question, Retriever, load
+from xqg_vdb import AsyncRetriever, Collection, Encoder, Retriever, load
 from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server.store import ServerStore
-from xqg_vdb.types import Search
+from xqg_vdb.types import Question, Search
 
 SEARCH = "POST .*/points/query/batch"
 

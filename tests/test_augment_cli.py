@@ -13,9 +13,10 @@ from fake_qdrant import FakeQdrant
 from qdrant_client import models
 from tiny_model import DIM, write_tiny_encoder
 
-from xqg_vdb import Encoder, open_store
+from xqg_vdb import Encoder
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index.augment import check_encoder
+from xqg_vdb.store import open_store
 from xqg_vdb.store.server.foreign import PayloadLayout, recognised
 from xqg_vdb.testing import HashEncoder
 

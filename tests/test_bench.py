@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rankings import assert_same, scored
 
-from xqg_vdb import Hybrid, Recipe, Retriever, load, open_store
+from xqg_vdb import Recipe, Retriever, load
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.cells import run_cell
 from xqg_vdb.evaluate.datasets import load_task
@@ -19,7 +19,8 @@ from xqg_vdb.evaluate.records import Report
 from xqg_vdb.evaluate.suite import Comparison, Suite, SweepPlan, System, preset, read_suite
 from xqg_vdb.evaluate.systems import place, prepare, rows_of
 from xqg_vdb.index.encode import digest_of, encode_cached, encode_query_files
-from xqg_vdb.types import Search
+from xqg_vdb.store import open_store
+from xqg_vdb.types import Hybrid, Search
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from cli_cases import run_cli, write_starter
 from generation_cases import tiny_checkpoint
 from rankings import assert_same
 
-from xqg_vdb import Hybrid, Retriever, load, open_store
+from xqg_vdb import Retriever, load
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.evaluate import methods
 from xqg_vdb.evaluate import methods as likelihoods
@@ -23,7 +23,8 @@ from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, wit
 from xqg_vdb.journal import KeptRows
 from xqg_vdb.search.expand import Expander
 from xqg_vdb.search.rerank import Reranker
-from xqg_vdb.types import Question, Search
+from xqg_vdb.store import open_store
+from xqg_vdb.types import Hybrid, Question, Search
 
 DEPTH = 5
 

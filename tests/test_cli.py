@@ -229,7 +229,7 @@ def test_the_encoder_that_made_a_collection_is_found_by_name_only(call, loaded):
     assert (code, out) == (3, "")
     assert re.fullmatch(
         r"Error: Collection 'wiki' was made by an encoder from 'tiny' \(fingerprint \w{16}\), which cannot be found by"
-        r" that name: give its model folder with --encoder.\n", err,
+        r" that name: give its model folder \(encoder, --encoder\).\n", err,
     )  # fmt: skip
 
 

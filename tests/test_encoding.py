@@ -12,7 +12,9 @@ from tiny_model import DIM, WORDS, write_tiny_encoder
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import CorruptError, DataError, ModelError
+from xqg_vdb.models import folder as folders
 from xqg_vdb.models.encoder import WINDOW, Encoder
+from xqg_vdb.models.folder import locate_model
 from xqg_vdb.types import TextEncoder
 
 
@@ -185,10 +187,44 @@ def test_unknown_models_say_what_to_type(tmp_path, monkeypatch):
     with pytest.raises(
         ModelError, match="'starter' has not been exported on this machine yet: run `xqg-vdb export starter:enc"
     ):
-        Encoder("starter")
+        locate_model("starter")
     write_tiny_encoder(tmp_path / "models" / "mymodel")
     with pytest.raises(ModelError, match=r"There is no model '.*mymodle'.* Did you mean '.*mymodel'\?"):
         Encoder(tmp_path / "models" / "mymodle")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no model\.json: if it is a checkpoint, run `xqg-vdb export"):
         Encoder(tmp_path / "empty")
+
+
+def test_a_named_encoder_is_exported_when_it_is_first_used(tmp_path, monkeypatch):
+    """The exporter is a stand-in that writes a tiny encoder; test_readme.py runs the real one."""
+    monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
+    asked = []
+
+    def export(checkpoint, out, precision, report):
+        asked.append((checkpoint, out.name, precision))
+        write_tiny_encoder(out)
+
+    monkeypatch.setattr(folders, "_exporters", [export])
+    for _ in range(2):
+        with Encoder("starter") as first, Encoder("owner/model") as second:
+            assert repr(first) == f"Encoder({first.facts.source!r}, fp32, 12 dimensions, λ=0)"
+            assert first.facts == second.facts
+    assert asked == [("starter:encoder", "starter-int8", "int8"), ("owner/model", "owner--model-int8", "int8")]
+    with pytest.raises(ModelError, match="There is no model 'nobody'"):
+        Encoder("nobody")
+
+
+def test_one_text_in_place_of_a_list_is_refused_with_the_cure(tmp_path):
+    with Encoder(write_tiny_encoder(tmp_path / "m")) as encoder:
+        for encode in (encoder.encode_queries, encoder.encode_passages):
+            with pytest.raises(DataError, match=r"Give a list of texts, not one text: \['w1 w2'\]\."):
+                encode("w1 w2")
+
+
+def test_questions_are_calibrated_for_their_language_unless_told_otherwise(tmp_path):
+    with Encoder(write_tiny_encoder(tmp_path / "m", calibration=0.5)) as encoder:
+        texts = ["w1 w2", "w3"]
+        detected = encoder.encode_queries(texts)
+        np.testing.assert_array_equal(detected, encoder.encode_queries(texts, question_langs=[None, None]))
+        assert not np.allclose(detected, encoder.encode_queries(texts, calibrate=False))

@@ -18,17 +18,18 @@ from collection_cases import a_batch, a_card, passages, vectors
 from fake_qdrant import FakeQdrant
 from rankings import assert_best
 
-from xqg_vdb import AsyncRetriever, Hit, Hybrid, Passage, Question, Retriever, load, open_store
+from xqg_vdb import AsyncRetriever, Hit, Retriever, load
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
 from xqg_vdb.search.retriever import fuse_ranks
+from xqg_vdb.store import open_store
 from xqg_vdb.store.bm25 import WordWriter, settings_of
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import sparse_vector
 from xqg_vdb.store.server.store import ServerStore
-from xqg_vdb.types import Bm25Settings, Card, Search
+from xqg_vdb.types import Bm25Settings, Card, Hybrid, Passage, Question, Search
 
 N = 60
 

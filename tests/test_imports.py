@@ -23,10 +23,10 @@ LAYERS = [
     ["texts", "journal"],  # what users bring, and what is kept line by line
     ["fusion", "calibration"],  # the equations
     ["models", "testing"],  # what computes
-    ["store"],  # all that is known of Qdrant
-    ["index", "generate"],  # the two jobs at index time
-    ["export"],  # checkpoints into models
+    ["store", "generate"],  # all that is known of Qdrant; what writes queries
     ["search"],
+    ["index"],
+    ["export"],  # checkpoints into models
     ["evaluate"],
     ["tune", "train"],
     ["integrations"],  # RAG frameworks

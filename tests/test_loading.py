@@ -21,8 +21,8 @@ from xqg_vdb.index import load as load_folder
 from xqg_vdb.index import write as writing
 from xqg_vdb.index.load import load, load_with_report
 from xqg_vdb.models.folder import cache_folder
+from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import Retriever
-from xqg_vdb.store import Collection
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder

@@ -9,13 +9,14 @@ from bench_cases import encoder, sentence
 from cli_cases import run_cli, write_inputs, write_starter
 from rankings import assert_best
 
-from xqg_vdb import Passage, Question, Recipe, Retriever, load, open_store
+from xqg_vdb import Recipe, Retriever, load
 from xqg_vdb.fusion import fuse
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
-from xqg_vdb.store import Collection
+from xqg_vdb.search.collection import Collection
+from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import digest
-from xqg_vdb.types import Card, PointBatch, Search
+from xqg_vdb.types import Card, Passage, PointBatch, Question, Search
 
 PLAIN, GENERAL = "text-dense-plain", "text-dense"
 

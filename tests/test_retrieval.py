@@ -4,15 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from cli_cases import write_starter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rankings import assert_same, scored
 
 from xqg_vdb.calibration import LanguageMeans, unpack_means
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import DataError, MismatchError, ModelError
 from xqg_vdb.index.load import load
+from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import CALIBRATED_EF, Retriever, collection_means
-from xqg_vdb.store import Collection
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
@@ -244,3 +245,34 @@ def test_a_blank_question_is_refused_by_its_id(collection, text):
 def test_wrong_arguments_are_named(collection, more, said):
     with pytest.raises(DataError, match=said):
         Retriever(an_encoder(), collection).search("maji", **more)
+
+
+def test_a_collection_searches_with_the_encoder_at_hand(collection):
+    """The one that loaded it, one that is given, or the one that the card names."""
+    expected = Retriever(an_encoder(), collection).search(SWAHILI, k=3, passage_langs=["sw"])
+    assert collection.search(SWAHILI, k=3, passage_langs=["sw"]) == expected
+    again = Collection("wiki", collection.store, encoder=an_encoder())
+    assert again.search(SWAHILI, k=3, passage_langs=["sw"], question_lang="sw") == expected
+    with pytest.raises(MismatchError, match="was made by hash"):
+        Collection("wiki", collection.store, encoder=an_encoder(name="other")).search(SWAHILI)
+    with pytest.raises(ModelError, match=r"was made by an encoder from 'hash' .* give its model folder"):
+        Collection("wiki", collection.store).search(SWAHILI)
+
+
+def test_a_collection_is_opened_by_its_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
+    write_starter(tmp_path / "cache")
+    rows = [{"id": f"p{i}", "text": f"w{i} w{i + 1}", "lang": "en"} for i in range(1, 9)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with load(tmp_path / "corpus.jsonl", "wiki", encoder="starter", store=EmbeddedStore(tmp_path / "store")) as made:
+        expected = made.search("w3 w4", k=2)
+        assert [repr(made), repr(Retriever(made.encoder, made))] == [
+            f"Collection('wiki', {made.store!r})",
+            f"Retriever({made.encoder!r}, {made!r}, λ=0.5)",
+        ]
+    with Collection.open("wiki", path=tmp_path / "store") as opened:
+        assert opened.search("w3 w4", k=2) == expected
+    with pytest.raises(DataError, match="There is no collection 'wikki'"):
+        Collection.open("wikki", path=tmp_path / "store")
+    with pytest.raises(ValueError, match="give path or url, not both"):
+        Collection.open("wiki", path=tmp_path / "store", url="http://localhost:6333")

@@ -10,12 +10,13 @@ from cli_cases import run_cli, sentence, write_lines
 from click.testing import CliRunner
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb import Recipe, Retriever, load, open_store
+from xqg_vdb import Recipe, Retriever, load
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.cli import cli
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.evaluate.metrics import parse_metrics
 from xqg_vdb.index.build import Build
+from xqg_vdb.store import open_store
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.tune.audit import audit
 from xqg_vdb.tune.material import hash_order, labelled

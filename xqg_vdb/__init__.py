@@ -1,10 +1,9 @@
 """Make a Qdrant collection answer questions asked in languages its passages are not written in.
 
-    from xqg_vdb import Encoder, Recipe, Retriever, load
+    from xqg_vdb import load
 
-    encoder = Encoder("starter")
-    collection = load("corpus.jsonl", "wiki", encoder=encoder, queries="queries.jsonl")
-    hits = Retriever(encoder, collection).search("Mto Nile una urefu gani?", k=5, passage_langs=["en"])
+    collection = load("corpus.jsonl", "wiki", encoder="starter", queries="queries.jsonl")
+    hits = collection.search("Mto Nile una urefu gani?", k=5, passage_langs=["en"])
 
 Importing this package loads neither onnxruntime nor qdrant_client; the names below load what they need when first used.
 """
@@ -13,18 +12,17 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.types import Hit, Hybrid, Passage, Question, Recipe
+from xqg_vdb.models.folder import Report, export_when_missing
+from xqg_vdb.types import Hit, Recipe
 
 if TYPE_CHECKING:
-    from xqg_vdb.export.encoder import export_encoder
     from xqg_vdb.index.load import load
     from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.search.expand import Expander
-    from xqg_vdb.search.rerank import Reranker
+    from xqg_vdb.search.collection import Collection
     from xqg_vdb.search.retriever import AsyncRetriever, Retriever
-    from xqg_vdb.store import Collection, open_store
 
 
 try:
@@ -34,20 +32,13 @@ except PackageNotFoundError:  # a source tree that was not installed
 
 _HOMES = {
     "AsyncRetriever": "xqg_vdb.search.retriever",
-    "Collection": "xqg_vdb.store",
+    "Collection": "xqg_vdb.search.collection",
     "Encoder": "xqg_vdb.models.encoder",
-    "Expander": "xqg_vdb.search.expand",
-    "Reranker": "xqg_vdb.search.rerank",
     "Retriever": "xqg_vdb.search.retriever",
-    "export_encoder": "xqg_vdb.export.encoder",
     "load": "xqg_vdb.index.load",
-    "open_store": "xqg_vdb.store",
 }
 
-__all__ = [
-    "AsyncRetriever", "Collection", "Encoder", "Expander", "Hit", "Hybrid", "Passage", "Question", "Recipe", "Reranker",
-    "Retriever",    "__version__", "export_encoder", "load", "open_store",
-]  # fmt: skip
+__all__ = ["AsyncRetriever", "Collection", "Encoder", "Hit", "Recipe", "Retriever", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:  # PEP 562
@@ -58,3 +49,12 @@ def __getattr__(name: str) -> Any:  # PEP 562
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _export(checkpoint: str, out: Path, precision: str, report: Report | None) -> None:
+    from xqg_vdb.export.encoder import export_on_first_use
+
+    export_on_first_use(checkpoint, out, precision, report)
+
+
+export_when_missing(_export)

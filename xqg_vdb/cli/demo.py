@@ -111,12 +111,11 @@ def demo(path: Path, as_json: bool) -> None:
     Example:
       xqg-vdb demo
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.export.encoder import ensure_encoder
     from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import STARTER
+    from xqg_vdb.models.folder import STARTER, encoder_folder
     from xqg_vdb.store import open_store
 
-    folder = ensure_encoder(STARTER, report=say)
+    folder = encoder_folder(STARTER, report=say)
     with closing(open_store(path)) as store, Encoder(folder) as encoder:
         result = run_demo(encoder, store, build=path / "demo-vectors", report=say)
     if as_json:

@@ -90,8 +90,8 @@ def bench(
     from xqg_vdb.evaluate.report.text import render_terminal
     from xqg_vdb.evaluate.run import run_suite
     from xqg_vdb.evaluate.suite import System
-    from xqg_vdb.export.encoder import ensure_encoder
     from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.models.folder import encoder_folder
     from xqg_vdb.progress import bars
 
     methods = System(
@@ -103,7 +103,7 @@ def bench(
         store = stack.enter_context(closing(chosen_store(path, url))) if path or url else None
 
         def open_encoder(name: str) -> Encoder:
-            return stack.enter_context(Encoder(ensure_encoder(name, report=say), threads=threads))
+            return stack.enter_context(Encoder(encoder_folder(name, report=say), threads=threads))
 
         progress = stack.enter_context(bars(unit=""))
         if download:
@@ -187,11 +187,10 @@ def audit(
     Example:
       xqg-vdb audit wiki queries.jsonl -k 10
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.export.encoder import encoder_of, ensure_encoder
     from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import cache_folder
+    from xqg_vdb.models.folder import cache_folder, encoder_folder, folder_of
     from xqg_vdb.progress import bars
-    from xqg_vdb.store import Collection
+    from xqg_vdb.search.collection import Collection
     from xqg_vdb.texts.records import open_lines
     from xqg_vdb.tune.audit import audit as run_audit
 
@@ -200,7 +199,9 @@ def audit(
     with ExitStack() as stack:
         found = stack.enter_context(Collection(collection, chosen_store(path, url)))
         made_by = (
-            ensure_encoder(model, report=say) if model else encoder_of(found.card, collection=collection, report=say)
+            encoder_folder(model, report=say)
+            if model
+            else folder_of(found.card.encoder, collection=collection, report=say)
         )
         encoder = stack.enter_context(Encoder(made_by, threads=threads))
         progress = stack.enter_context(bars(unit=""))
@@ -293,9 +294,8 @@ def tune(
     if questions is None or qrels is None:
         raise click.UsageError(_NO_LABELS)
     from xqg_vdb.evaluate.metrics import parse_metrics
-    from xqg_vdb.export.encoder import ensure_encoder
     from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import cache_folder
+    from xqg_vdb.models.folder import cache_folder, encoder_folder
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import open_lines
     from xqg_vdb.tune.material import labelled, with_calibrated_passages
@@ -306,7 +306,7 @@ def tune(
         open_lines(file)  # what is missing is said before a model is exported
     folder = cache_folder() / "tuning" if build is None else build.with_name(f"{build.name}.tuning")
     with ExitStack() as stack:
-        encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads))
+        encoder = stack.enter_context(Encoder(encoder_folder(model, report=say), threads=threads))
         progress = stack.enter_context(bars(unit=""))
         data = labelled(
             corpus, query_files, questions=questions, qrels=qrels, encoder=encoder, build=build, folder=folder,

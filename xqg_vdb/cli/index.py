@@ -101,9 +101,9 @@ def load(
     Example:
       xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.export.encoder import ensure_encoder
     from xqg_vdb.index.load import check_inputs, load_with_report
     from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.models.folder import encoder_folder
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import Rejects
 
@@ -119,7 +119,7 @@ def load(
     with ExitStack() as stack:
         store = stack.enter_context(closing(chosen_store(path, url, options=chosen_layout())))
         strength = 0.0 if no_calibration else calibration
-        encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads, calibration=strength))
+        encoder = stack.enter_context(Encoder(encoder_folder(model, report=say), threads=threads, calibration=strength))
         progress = stack.enter_context(bars(unit=" passages"))
         report = load_with_report(
             corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe,
@@ -200,11 +200,11 @@ def augment(
       xqg-vdb augment docs --queries queries.jsonl --encoder my-model/ --url http://localhost:6333
       xqg-vdb augment docs --undo --url http://localhost:6333
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.export.encoder import ensure_encoder
     from xqg_vdb.index.augment import Wishes
     from xqg_vdb.index.augment import augment as run
     from xqg_vdb.index.augment import undo as take_back
     from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.models.folder import encoder_folder
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import Rejects
 
@@ -218,7 +218,7 @@ def augment(
             print_json({"undone": said}) if as_json else click.echo(said)
             return
         store.foreign(collection)  # a wrong name says so before a model is exported
-        encoder = stack.enter_context(Encoder(ensure_encoder(model, report=say), threads=threads))
+        encoder = stack.enter_context(Encoder(encoder_folder(model, report=say), threads=threads))
         report = run(
             collection, store=store, encoder=encoder, queries=query_files, recipe=recipe,
             wishes=Wishes(to, vector, text_key, id_key), sample=sample, rejects=Rejects(max_rejects),

@@ -78,11 +78,11 @@ def search(
     """  # noqa: D301 - \b is click's
     if (text is None) == (questions is None):
         raise click.UsageError("give a question, or --questions FILE")
-    from xqg_vdb.export.encoder import encoder_of, ensure_encoder
     from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.models.folder import encoder_folder, folder_of
     from xqg_vdb.progress import bars
+    from xqg_vdb.search.collection import Collection
     from xqg_vdb.search.retriever import Retriever
-    from xqg_vdb.store import Collection
     from xqg_vdb.texts.questions import read_questions
     from xqg_vdb.types import Question, Search
 
@@ -90,7 +90,9 @@ def search(
     asked = [replace(question, lang=question.lang or question_lang) for question in asked]
     with Collection(collection, chosen_store(path, url)) as found:
         folder = (
-            ensure_encoder(model, report=say) if model else encoder_of(found.card, collection=collection, report=say)
+            encoder_folder(model, report=say)
+            if model
+            else folder_of(found.card.encoder, collection=collection, report=say)
         )
         expander = chosen_expander(expand, lang=expand_lang, endpoint_model=expand_model, threads=threads)
         reranker = chosen_reranker(rerank, depth=rerank_depth, weight=rerank_weight, threads=threads)

@@ -18,10 +18,8 @@ import orjson
 
 from xqg_vdb.errors import ModelError
 from xqg_vdb.export.starter_generator import SOURCE, TERMS_URL, build_generator_checkpoint
-from xqg_vdb.models.folder import TOKENIZER, EncoderSpec, is_hub_id
+from xqg_vdb.models.folder import STARTER_ENCODER, TOKENIZER, EncoderSpec, is_hub_id
 from xqg_vdb.types import Pooling
-
-STARTER_ENCODER = "starter:encoder"
 
 _SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "1_Pooling/config.json", "*_Dense/*")
 _HUB_ONNX = ("onnx/model.onnx", "model.onnx")

@@ -7,6 +7,7 @@ file as fp32.
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,7 +26,6 @@ from numpy.typing import NDArray
 from xqg_vdb.calibration import LanguageMeans, calibrate, language_means, save_means
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import (
-    STARTER_ENCODER,
     Checkpoint,
     conventions,
     copy_tokenizer,
@@ -39,18 +40,19 @@ from xqg_vdb.models.folder import (
     GRAPH,
     MANIFEST,
     STARTER,
+    STARTER_ENCODER,
     TOKENIZER,
     EncoderSpec,
     ModelFolder,
     cached_model,
     is_hub_id,
-    locate_model,
     open_model_folder,
     write_manifest,
 )
+from xqg_vdb.progress import bars
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
-from xqg_vdb.types import Card, Pooling, TextEncoder, Vectors
+from xqg_vdb.types import Pooling, TextEncoder, Vectors
 
 # What calibration gains for an encoder, measured at export without any labels of the user's: which λ to recommend.
 
@@ -398,33 +400,19 @@ def _speed(encoder: Encoder) -> dict[str, Any]:
 # Models by name: the exported folder of MODEL, exporting it into the cache the first time it is asked for.
 
 
-def ensure_encoder(model: str, *, report: Report, precision: Precision = "int8") -> Path:
-    """The folder of an exported encoder; `starter` and hub ids are exported when they are not in the cache yet.
-
-    Raises ModelError when there is no such model, and whatever `export_encoder` raises.
-    """
-    if not _has_a_name(model):
-        return locate_model(model)
-    try:
-        return locate_model(model)
-    except ModelError:
-        return _exported(model, report=report, precision=precision)
-
-
-def encoder_of(card: Card, *, collection: str, report: Report) -> Path:
-    """The folder of the encoder that made a collection, exported like it when it is not in the cache.
-
-    Raises ModelError when it has no name by which to find it, and whatever `export_encoder` raises.
-    """
-    made_by = card.encoder
-    name = STARTER if made_by.source == STARTER_ENCODER else made_by.source
-    precision = cast(Precision, made_by.precision)
-    if not _has_a_name(name) or precision not in ("int8", "fp32"):
-        raise ModelError(
-            f"Collection {collection!r} was made by an encoder from {made_by.source!r} (fingerprint"
-            f" {made_by.fingerprint}), which cannot be found by that name: give its model folder with --encoder."
+def export_on_first_use(checkpoint: str, out: Path, precision: str, report: Report | None) -> None:
+    """Export an encoder that somebody asked for by name; without a `report` a log line and a bar say so."""
+    began = f"exporting {checkpoint} once, into {out}"
+    if report is not None:
+        report(began)
+        export_encoder(checkpoint, out, precision=cast(Precision, precision), report=report)
+        return
+    logging.getLogger("xqg_vdb").warning("%s", began)
+    with bars(unit=" steps") as show:
+        steps = count(1)
+        export_encoder(
+            checkpoint, out, precision=cast(Precision, precision), report=lambda line: show(line, next(steps), None)
         )
-    return _exported(name, report=report, precision=precision)
 
 
 def default_folder(checkpoint: str, *, precision: Precision) -> Path:
@@ -435,18 +423,4 @@ def default_folder(checkpoint: str, *, precision: Precision) -> Path:
     folder = cached_model(name, precision=precision)
     if (folder / MANIFEST).is_file():
         raise ModelError(f"{checkpoint} is exported already, in {folder}: remove that folder to export it again.")
-    return folder
-
-
-def _has_a_name(model: str) -> bool:
-    return model == STARTER or (is_hub_id(model) and not Path(model).exists())
-
-
-def _exported(name: str, *, report: Report, precision: Precision) -> Path:
-    """The cached export of a named model, made now if it is not there."""
-    folder = cached_model(name, precision=precision)
-    if not (folder / MANIFEST).is_file():
-        report(f"exporting {name} once, into {folder}")
-        checkpoint = STARTER_ENCODER if name == STARTER else name
-        export_encoder(checkpoint, folder, precision=precision, report=report)
     return folder

@@ -26,7 +26,8 @@ from xqg_vdb.index.encode import Encoded, Row, encode_corpus, read_rows
 from xqg_vdb.index.write import measure_passages, write_collection
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.store import Collection, open_store
+from xqg_vdb.search.collection import Collection
+from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.queries import QueryFile
@@ -159,7 +160,7 @@ def load(
     corpus: str | PathLike[str],
     name: str,
     *,
-    encoder: CalibratedEncoder,
+    encoder: CalibratedEncoder | str | Path,
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     recipe: Recipe | None = None,
     passage_calibration: float = 0.0,
@@ -174,7 +175,14 @@ def load(
     rejects: Rejects | None = None,
     progress: Progress = silent,
 ) -> Collection:
-    """Load a corpus into the collection `name` and return it, ready to search; see `load_with_report` for the rest."""
+    """Load a corpus into the collection `name` and return it, ready to search; see `load_with_report` for the rest.
+
+    encoder: ready, or its folder or name.
+    """
+    if isinstance(encoder, str | Path):
+        from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
+
+        encoder = Encoder(encoder)
     chosen = open_store() if store is None else store
     try:
         load_with_report(
@@ -187,7 +195,7 @@ def load(
         if store is None:
             chosen.close()
         raise
-    return Collection(name, chosen)
+    return Collection(name, chosen, encoder=encoder)
 
 
 def load_with_report(

@@ -16,8 +16,9 @@ from typing import Any, Generic, Self, TypeVar
 from xqg_vdb.errors import MissingExtra
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
+from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
-from xqg_vdb.store import Collection, open_store
+from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Passage, Question
 

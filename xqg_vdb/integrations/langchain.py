@@ -11,8 +11,8 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import MissingExtra
+from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
-from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Question
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import MissingExtra
+from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
-from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Question
 

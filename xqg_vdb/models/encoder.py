@@ -21,7 +21,7 @@ from xqg_vdb.batching import token_budget_batches, windows
 from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.models.engine import CPU, open_session
-from xqg_vdb.models.folder import GRAPH, STARTER, TOKENIZER, ModelFolder, locate_model, open_model_folder
+from xqg_vdb.models.folder import GRAPH, STARTER, TOKENIZER, ModelFolder, encoder_folder, open_model_folder
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
 Ids = NDArray[np.int64]
@@ -38,7 +38,8 @@ _MAX_ROWS = 256
 class Encoder:
     """A dual encoder exported by `xqg-vdb export`, ready to encode; safe to use from several threads at once.
 
-    model: a model folder, or the name under which it was exported (`starter`, a hub id).
+    model: a model folder, a hub id, or `starter`; what has a name is exported when it is first used, which needs the
+    extra `export` (and `starter`) and a minute or two.
     threads: CPU threads, default all that this process may use.
     provider: an onnxruntime execution provider, as named by `onnxruntime.get_available_providers()`.
     calibration: λ for `encode_queries`; None takes what `export` measured for this encoder, 0 switches it
@@ -56,7 +57,7 @@ class Encoder:
         batch_tokens: int = 1024,
         max_length: int | None = None,
     ) -> None:
-        self.folder: ModelFolder = open_model_folder(locate_model(model))
+        self.folder: ModelFolder = open_model_folder(encoder_folder(model))
         self.spec = self.folder.spec
         self.threads = _checked_threads(threads)
         self.provider = provider
@@ -87,6 +88,8 @@ class Encoder:
 
     def stream_passages(self, texts: Iterable[str]) -> Iterator[Vectors]:
         """The rows of `encode_passages`, a window at a time, for streams of any length in bounded memory."""
+        if isinstance(texts, str):
+            texts = texts_of(texts)
         return self._stream(texts, prefix=self.spec.passage_prefix)
 
     def encode_queries(
@@ -103,6 +106,10 @@ class Encoder:
             return vectors
         table, normalize = self.language_means, self.spec.normalize
         return calibrated(vectors, texts, question_langs, table=table, strength=self.calibration, normalize=normalize)
+
+    def __repr__(self) -> str:
+        facts = self.facts
+        return f"Encoder({facts.source!r}, {facts.precision}, {facts.dim} dimensions, λ={self.calibration:g})"
 
     def close(self) -> None:
         """Stop the worker threads; the encoder cannot be used afterwards."""

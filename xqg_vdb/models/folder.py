@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,6 +27,7 @@ GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
 CALIBRATION = "calibration.npz"
 STARTER = "starter"
+STARTER_ENCODER = "starter:encoder"
 
 Kind = Literal["encoder", "seq2seq-generator", "causal-generator"]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -160,7 +161,7 @@ def locate_model(model: str | Path) -> Path:
             cached = cached_model(name, precision=precision)
             if (cached / MANIFEST).is_file():
                 return cached
-        checkpoint = "starter:encoder" if name == STARTER else name
+        checkpoint = STARTER_ENCODER if name == STARTER else name
         raise ModelError(f"{name!r} has not been exported on this machine yet: run `xqg-vdb export {checkpoint}` once.")
     if folder.is_dir():
         raise ModelError(
@@ -169,6 +170,58 @@ def locate_model(model: str | Path) -> Path:
     near = difflib.get_close_matches(name, _known_names(folder), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ModelError(f"There is no model {name!r}: give a model folder, a hub id (owner/model) or {STARTER!r}.{hint}")
+
+
+Report = Callable[[str], None]
+Exporter = Callable[[str, Path, str, Report | None], object]
+"""Makes the model folder of (checkpoint, folder, precision), telling each step; None: as it sees fit."""
+
+_exporters: list[Exporter] = []
+
+
+def export_when_missing(exporter: Exporter) -> None:
+    """Register what makes the folder of a named encoder that is not there yet; the package does, when it is imported.
+
+    A model knows nothing of how it is made: exporting stands above, and needs torch.
+    """
+    _exporters[:] = [exporter]
+
+
+def encoder_folder(model: str | Path, *, report: Report | None = None) -> Path:
+    """The folder of an encoder: like `locate_model`, but `starter` and hub ids are exported when first asked for."""
+    try:
+        return locate_model(model)
+    except ModelError:
+        if not _has_a_name(str(model)) or not _exporters:
+            raise
+        return _cached_or_made(str(model), precision="int8", report=report)
+
+
+def folder_of(made_by: EncoderFacts, *, collection: str, report: Report | None = None) -> Path:
+    """The folder of the encoder that made a collection, exported like it when it is not in the cache.
+
+    Raises ModelError when it has no name by which to find it.
+    """
+    name = STARTER if made_by.source == STARTER_ENCODER else made_by.source
+    if not _has_a_name(name) or made_by.precision not in ("int8", "fp32"):
+        raise ModelError(
+            f"Collection {collection!r} was made by an encoder from {made_by.source!r} (fingerprint"
+            f" {made_by.fingerprint}), which cannot be found by that name: give its model folder (encoder, --encoder)."
+        )
+    return _cached_or_made(name, precision=made_by.precision, report=report)
+
+
+def _has_a_name(model: str) -> bool:
+    return model == STARTER or (is_hub_id(model) and not Path(model).exists())
+
+
+def _cached_or_made(name: str, *, precision: str, report: Report | None) -> Path:
+    folder = cached_model(name, precision=precision)
+    if not (folder / MANIFEST).is_file():
+        if not _exporters:
+            locate_model(name)  # raises, and says how
+        _exporters[0](STARTER_ENCODER if name == STARTER else name, folder, precision, report)
+    return folder
 
 
 def _known_names(folder: Path) -> list[str]:

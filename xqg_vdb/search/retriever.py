@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.store import Collection
 from xqg_vdb.store.layout import TEXT_SPARSE, check_hybrid, check_langs
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, Vectors
+
+if TYPE_CHECKING:
+    from xqg_vdb.search.collection import Collection
 
 T = TypeVar("T")
 

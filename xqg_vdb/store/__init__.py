@@ -1,22 +1,19 @@
 """Where passages and their vectors live: one interface, two stores, chosen by an address.
 
-In: a folder or a URL. Out: a VectorStore, or a Collection bound to a name. Neither engine is imported before it is
-used.
+Neither engine is imported before it is used.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Store
-from xqg_vdb.types import Card, Hit, QuestionRows, Search, StoredPoint, VectorStore
 
 DEFAULT_PATH = "./xqg-data"
 GRPC_PORT = 6334
 
-__all__ = ["DEFAULT_PATH", "Collection", "CollectionOptions", "open_store"]
+__all__ = ["DEFAULT_PATH", "CollectionOptions", "open_store"]
 
 
 def open_store(
@@ -56,41 +53,3 @@ def open_store(
     from xqg_vdb.store.embedded.store import EmbeddedStore
 
     return EmbeddedStore(path or DEFAULT_PATH, options=options)
-
-
-class Collection:
-    """One published collection of a store. A context manager that closes the store."""
-
-    def __init__(self, name: str, store: VectorStore) -> None:
-        self.name = name
-        self.store = store
-
-    def __repr__(self) -> str:
-        return f"Collection({self.name!r}, {self.store!r})"
-
-    def __enter__(self) -> Collection:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    @property
-    def card(self) -> Card:
-        """Who made its vectors and how; read anew each time, because a load may publish another version."""
-        return self.store.card(self.name)
-
-    def nearest(self, questions: QuestionRows, search: Search | None = None) -> list[list[Hit]]:
-        """The k best per question, by score, then id."""
-        return self.store.search(self.name, questions, search or Search())
-
-    def count(self, *, passage_langs: Sequence[str] | None = None) -> int:
-        """Exact number of passages, of those languages when given."""
-        return self.store.count(self.name, passage_langs=passage_langs)
-
-    def scroll(self, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
-        """Every point, in the engine's order."""
-        return self.store.scroll(self.name, with_vectors=with_vectors)
-
-    def close(self) -> None:
-        """Close the store."""
-        self.store.close()

@@ -1,0 +1,106 @@
+"""A collection as its users hold it: a name in a store, and the encoder that its questions are encoded with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.models.folder import folder_of
+from xqg_vdb.search.retriever import Retriever
+from xqg_vdb.store import open_store
+from xqg_vdb.types import Card, Hit, QuestionRows, Search, StoredPoint, VectorStore
+
+
+class Collection:
+    """One published collection of a store. A context manager that closes the store.
+
+    encoder: ready, or its folder or name; without one, `search` opens the encoder that the card names.
+    """
+
+    def __init__(self, name: str, store: VectorStore, *, encoder: CalibratedEncoder | str | Path | None = None) -> None:
+        self.name = name
+        self.store = store
+        self._encoder = encoder
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        encoder: CalibratedEncoder | str | Path | None = None,
+    ) -> Collection:
+        """The collection `name` in the folder `path` or on the server at `url`; see `open_store` for what is not given.
+
+        Raises DataError when there is none of that name.
+        """
+        store = open_store(path, url=url, api_key=api_key)
+        try:
+            store.card(name)
+        except BaseException:
+            store.close()
+            raise
+        return cls(name, store, encoder=encoder)
+
+    def __repr__(self) -> str:
+        return f"Collection({self.name!r}, {self.store!r})"
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def card(self) -> Card:
+        """Who made its vectors and how; read anew each time, because a load may publish another version."""
+        return self.store.card(self.name)
+
+    @cached_property
+    def encoder(self) -> CalibratedEncoder:
+        """What its questions are encoded with. Raises ModelError when none was given and the card's cannot be found."""
+        if self._encoder is not None and not isinstance(self._encoder, str | Path):
+            return self._encoder
+        from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
+
+        return Encoder(self._encoder or folder_of(self.card.encoder, collection=self.name))
+
+    @cached_property
+    def _retriever(self) -> Retriever:
+        return Retriever(self.encoder, self)
+
+    def search(
+        self,
+        text: str,
+        *,
+        k: int = 10,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The k best passages for one question in any language; see `Retriever.search`."""
+        return self._retriever.search(text, k=k, passage_langs=passage_langs, question_lang=question_lang, exact=exact)
+
+    def nearest(self, questions: QuestionRows, search: Search | None = None) -> list[list[Hit]]:
+        """The k best for each row, by score, then id."""
+        return self.store.search(self.name, questions, search or Search())
+
+    def count(self, *, passage_langs: Sequence[str] | None = None) -> int:
+        """Exact number of passages, of those languages when given."""
+        return self.store.count(self.name, passage_langs=passage_langs)
+
+    def scroll(self, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
+        """Every point, in the engine's order."""
+        return self.store.scroll(self.name, with_vectors=with_vectors)
+
+    def close(self) -> None:
+        """Close the store, and the encoder if it was opened here."""
+        self.store.close()
+        opened = self.__dict__.get("encoder")
+        if opened is not None and opened is not self._encoder:
+            opened.close()
