@@ -574,7 +574,7 @@ def test_a_file_that_changes_is_noticed(tmp_path):
 
 
 def test_ids_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(queries, "_hash64", lambda id: 7)
+    monkeypatch.setattr(queries, "hash64", lambda id: 7)
     path = _write(tmp_path / "q.jsonl", *[{"id": id, "generated_queries": {"sw": [id]}} for id in "abca"])
     with QueryFile([path]) as found:
         assert found.get("a").queries == {"sw": ("a", "a")}

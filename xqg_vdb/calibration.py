@@ -3,8 +3,6 @@
 Passages that lie close to *every* question of a language lose their head start (a hub correction). It needs no labels
 and no parallel data, only some thirty questions of the language, whatever they are about; it costs one subtraction a
 question.
-
-In: query rows, languages, a `LanguageMeans` table. Out: query rows. This file knows no model and no store.
 """
 
 from __future__ import annotations

@@ -1,24 +1,22 @@
 """Passages in: JSON lines, Parquet, TSV (DPR, XOR-TyDi) and BEIR folders become `Passage` records, one at a time.
 
 Memory grows by some 50 bytes a passage (to know duplicates), never by texts. What cannot be used goes to `Rejects`.
-This file refuses to know generated queries, models and collections.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import orjson
 
+from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors
 from xqg_vdb.texts import languages
@@ -29,6 +27,8 @@ from xqg_vdb.texts.records import (
     Rows,
     Source,
     check_value,
+    decoded,
+    hash64,
     language_of,
     read_objects,
     read_sources,
@@ -66,11 +66,7 @@ def _header(source: Source) -> list[str]:
 
 
 def _tsv_row(names: list[str], raw: bytes) -> dict[str, Any]:
-    try:
-        line = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of the line") from None
-    fields = _tsv_fields(line)
+    fields = _tsv_fields(decoded(raw))
     if len(fields) != len(names):
         raise BadRecord(f"{len(fields)} columns, the header has {len(names)}")
     row = dict(zip(names, fields, strict=True))
@@ -138,15 +134,12 @@ def read_corpus(
     rejects: counts, and how many bad records to bear; None stops at the first.
     default_lang: language of records that name none; None asks detection, or gives `und` where `detect` is off.
 
-    An id seen before with equal content is skipped and counted; with other content it is rejected.
-    Raises DataError when the path is missing or of an unknown kind (at once), when there are too many rejects, and at
-    the end when there was no passage at all.
+    An id seen before with equal content is skipped and counted; with other content it is rejected. Raises DataError at
+    once when the path is missing or of an unknown kind, and at the end when there was no passage at all.
     """
     files = _files_of(Path(path))
-    rejects = Rejects() if rejects is None else rejects
     fallback = None if default_lang is None else languages.normalize(default_lang)
-    passages = _passages(files, rejects)
-    return _with_languages(_or_empty_error(passages, path), fallback, detect)
+    return _with_languages(_passages(files, Rejects() if rejects is None else rejects, path), fallback, detect)
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -182,7 +175,7 @@ def _reader(path: Path) -> Callable[[Path, Rejects], Rows]:
     return _READERS[suffix]
 
 
-def _passages(files: list[Path], rejects: Rejects) -> Iterator[Passage]:
+def _passages(files: list[Path], rejects: Rejects, path: str | Path) -> Iterator[Passage]:
     seen = _Seen()
     for file in files:
         for source, record in _reader(file)(file, rejects):
@@ -197,6 +190,8 @@ def _passages(files: list[Path], rejects: Rejects) -> Iterator[Passage]:
             else:
                 rejects.accepted += 1
                 yield passage
+    if not seen.count:
+        raise DataError(f'{path} holds no passage that can be used; expected lines such as {{"id": "1", "text": "…"}}.')
 
 
 def _passage(record: Mapping[str, Any]) -> Passage:
@@ -218,18 +213,9 @@ def _meta_of(record: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, 
     return {**nested, **beside}
 
 
-def _or_empty_error(passages: Iterator[Passage], path: str | Path) -> Iterator[Passage]:
-    empty = True
-    for passage in passages:
-        empty = False
-        yield passage
-    if empty:
-        raise DataError(f'{path} holds no passage that can be used; expected lines such as {{"id": "1", "text": "…"}}.')
-
-
 def _with_languages(passages: Iterator[Passage], fallback: str | None, detect: bool) -> Iterator[Passage]:
     """Fill in the language of the passages that have none; window by window, in order."""
-    while window := list(islice(passages, _WINDOW)):
+    for window in windows(passages, _WINDOW):
         unknown = [i for i, passage in enumerate(window) if passage.lang == UNKNOWN_LANGUAGE]
         if unknown and fallback is None and detect:
             found = languages.detect([window[i].text for i in unknown])
@@ -248,19 +234,19 @@ class _Seen:
     """
 
     def __init__(self) -> None:
-        self._count, self._mask = 0, (1 << 12) - 1
+        self.count, self._mask = 0, (1 << 12) - 1
         self._ids, self._contents = self._empty(), self._empty()
 
     def add(self, passage: Passage) -> Literal["new", "same", "different"]:
-        identity = _hash64(passage.id.encode()) or 1  # 0 marks an empty slot
+        identity = hash64(passage.id.encode()) or 1  # 0 marks an empty slot
         fields = [passage.title, passage.text, passage.lang, passage.meta]
-        content = _hash64(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS))
+        content = hash64(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS))
         slot = self._slot(identity)
         if self._ids[slot]:
             return "same" if self._contents[slot] == content else "different"
         self._ids[slot], self._contents[slot] = identity, content
-        self._count += 1
-        if self._count * 3 > self._mask * 2:
+        self.count += 1
+        if self.count * 3 > self._mask * 2:
             self._grow()
         return "new"
 
@@ -281,7 +267,3 @@ class _Seen:
             if identity:
                 slot = self._slot(identity)
                 self._ids[slot], self._contents[slot] = identity, content
-
-
-def _hash64(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -1,8 +1,7 @@
 """Language codes, their English names, and detection.
 
-In: whatever code a file or user gives, or plain texts. Out: one primary-language BCP 47 code per language (`sw`, never
-`swa`, `swh` or `sw-KE`), so that data, generated queries and filters meet; `und` when nothing is known.
-This file refuses to know formats, models and collections.
+A language has one primary BCP 47 code (`sw`, never `swa`, `swh` or `sw-KE`), so that data, generated queries and
+filters meet; `und` when nothing is known.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from typing import cast
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.types import UNKNOWN_LANGUAGE
@@ -101,8 +101,8 @@ def _primary(code: str) -> str | None:
     try:
         if not langcodes.tag_is_valid(code):
             return None
-        own = _OWN.get(_language_of(langcodes.standardize_tag(code)))
-        language = own or _language_of(langcodes.standardize_tag(code, macro=True))
+        own = _OWN.get(langcodes.standardize_tag(code).split("-", 1)[0])
+        language = own or langcodes.standardize_tag(code, macro=True).split("-", 1)[0]
     except (langcodes.LanguageTagError, ValueError):
         return None
     if language in _NOT_ONE_LANGUAGE:
@@ -111,10 +111,6 @@ def _primary(code: str) -> str | None:
         language = MACROLANGUAGES[language]
     # the code becomes a file name and a vector name: letters only, whatever the data package says
     return language if language.isascii() and language.isalpha() and 2 <= len(language) <= 3 else None
-
-
-def _language_of(tag: str) -> str:
-    return tag.split("-", 1)[0]
 
 
 @cache
@@ -141,7 +137,5 @@ def _load_ranker() -> Callable[[str], list[tuple[str, float]]]:
     # an identifier of our own: the module-level one is shared with the host program, which may restrict its languages
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    rank: Callable[[str], list[tuple[str, float]]] = LanguageIdentifier.from_model_file(
-        MODEL_FILE, norm_probs=True
-    ).rank
-    return rank
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return cast(Callable[[str], list[tuple[str, float]]], identifier.rank)

@@ -1,13 +1,8 @@
-"""Generated queries by passage id: the paper's JSON lines, in and out.
-
-`QueryFile` finds the queries of a passage while it holds some 20 bytes a record, never the texts.
-This file refuses to know passages, models and collections.
-"""
+"""Generated queries by passage id: the paper's JSON lines, in and out."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +16,22 @@ import orjson
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import atomic_file, disk_errors
-from xqg_vdb.texts.records import BadRecord, Rejects, has_content, language_of, parse_object, read_sources, record_id
+from xqg_vdb.texts.records import (
+    GZIP_MAGIC,
+    BadRecord,
+    Rejects,
+    has_content,
+    hash64,
+    language_of,
+    parse_object,
+    read_sources,
+    record_id,
+)
 from xqg_vdb.types import GeneratedQueries, Passage
 
 
 class QueryFile:
-    """Generated queries of one or several files by passage id; a context manager that closes the files.
+    """Generated queries of one or several files by passage id, in some 20 bytes a record; closes them as a context.
 
     Lines are `{"id", "generated_queries": {language: [question, ...]}}` (`_id` and `docid` too). Records of one id, be
     they one per language or one per file, are merged in the order of `paths` and lines. Asking in the files' order is
@@ -64,7 +69,7 @@ class QueryFile:
 
         Raises DataError when a file has changed.
         """
-        wanted = _hash64(id)
+        wanted = hash64(id.encode())
         row = int(np.searchsorted(self._hashes, np.uint64(wanted)))
         while row < len(self._hashes) and int(self._hashes[row]) == wanted:
             record = self._read(row, wanted)
@@ -104,7 +109,7 @@ class QueryFile:
         for number, path in enumerate(self.paths):
             for record, offset in self._scan_file(path, rejects):
                 seen.update(record.queries)
-                hashes.append(_hash64(record.id))
+                hashes.append(hash64(record.id.encode()))
                 numbers.append(number)
                 offsets.append(offset)
         if not hashes:
@@ -129,7 +134,9 @@ class QueryFile:
                     rejects.accepted += 1
                     kept = _without_blank(record)
                     self.blank += _count(record) - _count(kept)
-                    yield kept, _append_line(file, source.raw) if copied else cast(int, source.offset)
+                    yield kept, file.tell() if copied else cast(int, source.offset)
+                    if copied:
+                        file.write(source.raw + b"\n")
 
     def _read(self, row: int, wanted: int) -> GeneratedQueries:
         number = int(self._numbers[row])
@@ -138,12 +145,11 @@ class QueryFile:
             line = self._files[number].readline()
         try:
             record = _parsed(line)
+            if hash64(record.id.encode()) != wanted:
+                raise BadRecord(f"another id, {record.id[:80]!r}")
         except BadRecord as bad:
-            raise DataError(
-                f"{self.paths[number]} changed while it was in use ({bad}); run the command again."
-            ) from None
-        if _hash64(record.id) != wanted:
-            raise DataError(f"{self.paths[number]} changed while it was in use; run the command again.")
+            said = f"{self.paths[number]} changed while it was in use ({bad}); run the command again."
+            raise DataError(said) from None
         return record
 
 
@@ -152,13 +158,7 @@ def _must_copy(path: Path) -> bool:
     if path.is_fifo() or path.suffix == ".gz":
         return True
     with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _append_line(copy: IO[bytes], raw: bytes) -> int:
-    offset = copy.tell()
-    copy.write(raw + b"\n")
-    return offset
+        return file.read(2) == GZIP_MAGIC
 
 
 def _parsed(raw: bytes) -> GeneratedQueries:
@@ -216,12 +216,7 @@ def write_queries(path: str | Path, records: Iterable[GeneratedQueries]) -> int:
     return count
 
 
-def _hash64(id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little")
-
-
 def row_digest(passage: Passage, queries: GeneratedQueries | None) -> int:
     """Hash what a row is computed from (id, title, text, queries by language) to 64 bits."""
     texts = {} if queries is None else {lang: list(questions) for lang, questions in queries.queries.items()}
-    data = orjson.dumps([passage.id, passage.title, passage.text, texts], option=orjson.OPT_SORT_KEYS)
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    return hash64(orjson.dumps([passage.id, passage.title, passage.text, texts], option=orjson.OPT_SORT_KEYS))

@@ -1,11 +1,8 @@
-"""Questions asked of a collection: files in, and the question bank and sample files that ship with the package.
-
-This file refuses to know generated queries, models and collections.
-"""
+"""Questions asked of a collection: files in, and the question bank and sample files that ship with the package."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
@@ -14,16 +11,7 @@ from typing import Any
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.texts import languages
-from xqg_vdb.texts.records import (
-    BadRecord,
-    Rejects,
-    Source,
-    language_of,
-    parse_objects,
-    read_sources,
-    record_id,
-    text_of,
-)
+from xqg_vdb.texts.records import Rejects, Source, decoded, language_of, parse_object, read_sources, record_id, text_of
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 
 _QUESTION_KEYS = ("text", "question", "query")
@@ -40,9 +28,12 @@ def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[
     sources = read_sources(path, rejects)
     first = next(sources, None)
     json_lines = first is not None and first.raw.lstrip().startswith(b"{")
-    read = _json_questions if json_lines else _plain_questions
+    make = (lambda source: _question(parse_object(source.raw))) if json_lines else _plain_question
     questions: dict[str, Question] = {}
-    for source, question in read(chain([first] if first else [], sources), rejects):
+    for source in chain([first] if first else [], sources):
+        question = rejects.attempt(source, make, source)
+        if question is None:
+            continue
         if questions.setdefault(question.id, question) is question:
             rejects.accepted += 1
         elif questions[question.id] == question:
@@ -54,32 +45,14 @@ def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[
     return list(questions.values())
 
 
-def _json_questions(sources: Iterable[Source], rejects: Rejects) -> Iterator[tuple[Source, Question]]:
-    for source, record in parse_objects(sources, rejects):
-        question = rejects.attempt(source, _question, record)
-        if question is not None:
-            yield source, question
-
-
 def _question(record: Mapping[str, Any]) -> Question:
     key = next((key for key in _QUESTION_KEYS if key in record), "text")
     code = language_of(record.get("lang"))
     return Question(record_id(record), text_of(record, key), None if code == UNKNOWN_LANGUAGE else code)
 
 
-def _plain_questions(sources: Iterable[Source], rejects: Rejects) -> Iterator[tuple[Source, Question]]:
-    for source in sources:
-        text = rejects.attempt(source, _plain_text, source.raw)
-        if text is not None:
-            yield source, Question(str(source.line), text)
-
-
-def _plain_text(raw: bytes) -> str:
-    try:
-        text = raw.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of the line") from None
-    return text_of({"text": text.replace("\0", "")}, "text")
+def _plain_question(source: Source) -> Question:
+    return Question(str(source.line), text_of({"text": decoded(source.raw).strip().replace("\0", "")}, "text"))
 
 
 def question_bank() -> dict[str, tuple[str, ...]]:

@@ -1,18 +1,15 @@
-"""Untrusted lines in, checked JSON objects out; whatever cannot be used is counted and kept, never dropped silently.
-
-`Rejects` is the one object here that changes: a run has one per input, and its counts add up to the lines read.
-This file refuses to know what a passage or a query is.
-"""
+"""Untrusted lines in, checked JSON objects out; whatever cannot be used is counted and kept, never dropped silently."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -24,18 +21,13 @@ from xqg_vdb.files import disk_errors
 from xqg_vdb.texts import languages
 
 MAX_LINE_BYTES = 16 << 20
-
 MAX_GZIP_RATIO = 100
 """JSON lines of prose shrink 3 to 10 times; what shrinks more than 100 times is a bomb or not text."""
 
+GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
-
-_GZIP_MAGIC = b"\x1f\x8b"
-
 _HEAD_BYTES = 1024
-
 _BLOCK = 1 << 16
-
 _RATIO_FREE_BYTES = 64 << 20  # small files may shrink as much as they like
 
 
@@ -54,9 +46,8 @@ Line = tuple[int, int, bytes | LongLine]
 def open_lines(path: str | Path, *, max_bytes: int = MAX_LINE_BYTES, max_ratio: int = MAX_GZIP_RATIO) -> Iterator[Line]:
     r"""Read the lines of `path`, plain or gzip, split on b"\n" only, without one trailing b"\r" and a leading BOM.
 
-    A line over `max_bytes` comes as a `LongLine`. Memory stays bounded by `max_bytes` whatever the file holds.
-    Raises DataError now when `path` is missing or a folder, and while reading when gzip data is cut short or damaged
-    or unpacks to more than `max_ratio` times its size; DiskError when it may not be read.
+    A line over `max_bytes` comes as a `LongLine`: memory stays bounded whatever the file holds. Raises DataError now
+    when `path` is missing, and while reading when gzip data is damaged or unpacks to over `max_ratio` times its size.
     """
     path = Path(path)
     with disk_errors(path):
@@ -69,7 +60,7 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Line]:
     number, offset = 0, 0
     with disk_errors(path), open(path, "rb") as raw:
         allowed = max(_RATIO_FREE_BYTES, max_ratio * os.fstat(raw.fileno()).st_size)
-        packed = path.suffix == ".gz" or raw.peek(2)[:2] == _GZIP_MAGIC
+        packed = path.suffix == ".gz" or raw.peek(2)[:2] == GZIP_MAGIC
         stream = _unpacked(raw) if packed else cast(BinaryIO, raw)
         try:
             while line := stream.readline(max_bytes + 2):
@@ -146,12 +137,10 @@ Rows = Iterator[tuple[Source, dict[str, Any]]]
 
 
 class Rejects:
-    """Counts what was read from one input and keeps what was refused.
+    """Counts what was read from one input: accepted + duplicates + blank + rejected = read, but for the record in hand.
 
     max_rejects: how many refused records are borne; one more raises DataError. 0 stops at the first.
     path: JSON-lines file for refused records (file, line, offset, reason, head), replaced at the first of them.
-
-    At any time accepted + duplicates + blank + rejected = read, give or take the record in hand.
     """
 
     def __init__(self, max_rejects: int = 0, path: str | Path | None = None) -> None:
@@ -212,15 +201,23 @@ def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
 
 def read_objects(path: Path, rejects: Rejects) -> Rows:
     """Read the JSON objects of a JSON-lines file, with where they stand; malformed lines go to `rejects`."""
-    return parse_objects(read_sources(path, rejects), rejects)
-
-
-def parse_objects(sources: Iterable[Source], rejects: Rejects) -> Rows:
-    """Parse one JSON object per source; those that are malformed go to `rejects`."""
-    for source in sources:
+    for source in read_sources(path, rejects):
         record = rejects.attempt(source, parse_object, source.raw)
         if record is not None:
             yield source, record
+
+
+def decoded(raw: bytes) -> str:
+    """The text of a line. Raises BadRecord when it is not UTF-8."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of the line") from None
+
+
+def hash64(data: bytes) -> int:
+    """64 bits that tell one id or content from another."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -283,23 +280,16 @@ def record_id(record: Mapping[str, Any]) -> str:
     key = next((k for k in ID_KEYS if k in record), None)
     if key is None:
         raise BadRecord(f"no id (expected one of the keys {', '.join(ID_KEYS)})")
-    value = record[key]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise BadRecord(f"{key} must be text or a whole number, not {_name_of(value)}")
-    if not has_content(value):
-        raise BadRecord(f"{key} is blank")
-    return value
+    return str(record[key]) if type(record[key]) is int else text_of(record, key, kind="text or a whole number")
 
 
-def text_of(record: Mapping[str, Any], key: str) -> str:
+def text_of(record: Mapping[str, Any], key: str, *, kind: str = "text") -> str:
     """Return the text under `key`. Raises BadRecord when it is missing, no text, or shows nothing."""
     value = record.get(key)
-    if value is None:
+    if value is None and key not in ID_KEYS:
         raise BadRecord(f"no {key}")
     if not isinstance(value, str):
-        raise BadRecord(f"{key} must be text, not {_name_of(value)}")
+        raise BadRecord(f"{key} must be {kind}, not {_name_of(value)}")
     if not has_content(value):
         raise BadRecord(f"{key} is blank")
     return value
@@ -321,8 +311,6 @@ def has_content(text: str) -> bool:
 
 
 def _name_of(value: Any) -> str:
-    if value is None:
-        return "null"
     names = {
         bool: "true or false",
         int: "a number",
@@ -331,4 +319,4 @@ def _name_of(value: Any) -> str:
         list: "a list",
         dict: "an object",
     }
-    return names.get(type(value), type(value).__name__)
+    return "null" if value is None else names.get(type(value), type(value).__name__)
