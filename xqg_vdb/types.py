@@ -337,6 +337,10 @@ class VectorStore(Protocol):
     def names(self) -> list[str]:
         """The published collections, sorted."""
 
+    def version(self, name: str) -> str:
+        """Which version searches see now, such as v0003: read as `wiki@v0003`, all answers are of that one."""
+        ...
+
     def card(self, name: str) -> Card:
         """The card of the published version. DataError when there is no such collection or it is not ours."""
 

@@ -61,6 +61,15 @@ class Collection:
         """Who made its vectors and how; read anew each time, because a load may publish another version."""
         return self.store.card(self.name)
 
+    @property
+    def version(self) -> str:
+        """Which version searches see now, such as v0003; "" where it has none."""
+        return self.store.version(self.name)
+
+    def at(self, version: str) -> Collection:
+        """The same, bound to one version: its searches raise `Moved` when that one is gone."""
+        return Collection(f"{self.name.partition('@')[0]}@{version}", self.store) if version else self
+
     @cached_property
     def encoder(self) -> CalibratedEncoder:
         """What its questions are encoded with. Raises ModelError when none was given and the card's cannot be found."""

@@ -11,7 +11,6 @@ from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Store
 
 DEFAULT_PATH = "./xqg-data"
-GRPC_PORT = 6334
 
 __all__ = ["DEFAULT_PATH", "CollectionOptions", "open_store"]
 
@@ -30,7 +29,8 @@ def open_store(
     XQG_VDB_URL, XQG_VDB_PATH and XQG_VDB_API_KEY are read in this order when neither is given; without them the folder
     is ./xqg-data. With XQG_VDB_INSECURE=1 the key may travel unencrypted to another machine.
     options: of the collections that it makes.
-    timeout: seconds for one request to a server. grpc: speak gRPC (port 6334, or XQG_VDB_GRPC_PORT) instead of REST.
+    timeout: seconds for one request to a server. grpc: speak gRPC instead of REST, on the port after that of `url` or
+    on XQG_VDB_GRPC_PORT; a url may also be grpc://host:port.
     Raises ValueError when both are given.
     """
     if path is not None and url is not None:
@@ -38,15 +38,16 @@ def open_store(
     if path is None and url is None:
         url, path = os.environ.get("XQG_VDB_URL") or None, os.environ.get("XQG_VDB_PATH") or DEFAULT_PATH
     if url is not None:
+        from xqg_vdb.store.server.client import port_number
         from xqg_vdb.store.server.store import ServerStore
 
-        key = api_key or os.environ.get("XQG_VDB_API_KEY") or None
-        port = int(os.environ.get("XQG_VDB_GRPC_PORT") or GRPC_PORT) if grpc else None
+        key, port = api_key or os.environ.get("XQG_VDB_API_KEY") or None, os.environ.get("XQG_VDB_GRPC_PORT")
         return ServerStore.connect(
             url,
             api_key=key,
             timeout=timeout,
-            grpc_port=port,
+            grpc=grpc,
+            grpc_port=port_number(port, of="XQG_VDB_GRPC_PORT") if grpc and port else None,
             options=options,
             insecure=os.environ.get("XQG_VDB_INSECURE") == "1",
         )

@@ -63,6 +63,18 @@ def check_name(name: str) -> str:
     return name
 
 
+class Moved(DataError):
+    """A version that a search was bound to is not there, or not published, any more: look again which one is."""
+
+
+def split_version(name: str) -> tuple[str, str | None]:
+    """("wiki", "v0003") for wiki@v0003, ("wiki", None) for wiki. Raises DataError for other names."""
+    base, at, version = name.partition("@")
+    if at and not re.fullmatch(r"v\d{4,}", version):
+        raise DataError(f"{name!r} names no version of a collection; write it like {base}@v0001.")
+    return check_name(base), version or None
+
+
 def point_id(docid: str) -> uuid.UUID:
     """The id of a passage's point: equal for equal passages ids, so that loading twice changes nothing."""
     return uuid.uuid5(_NAMESPACE, docid)

@@ -1,7 +1,6 @@
 """What operators do with a store beside loading and searching: versions, rollback, clean-up, states, snapshots.
 
-In: names. Out: small records. Both stores have an `admin` that does these things; this file says what they are and
-refuses to know how they are done.
+Both stores have an `admin` that does these things; here is what they have in common: records and policy.
 """
 
 from __future__ import annotations
@@ -17,12 +16,16 @@ from xqg_vdb.types import Card, VectorStore
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
-    """One version of a collection: finished ones have a `card` with a date; `published` is the one that is searched."""
+    """One version of a collection: finished ones have a `card` with a date; `published` is the one that is searched.
+
+    reachable: False where a server's node that holds it is away.
+    """
 
     name: str
     published: bool
     finished: bool
     card: Card | None
+    reachable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +108,15 @@ def rollback_target(name: str, states: Sequence[VersionState], wanted: str | Non
 
     Raises DataError that says which there are.
     """
-    published = max((state.name for state in states if state.published), default="")
+    published = next((state.name for state in states if state.published), None)
     others = [state.name for state in states if state.finished and not state.published]
     if not others:
         raise DataError(
             f"Collection {name!r} has no other finished version to go back to: `xqg-vdb load --keep 2` keeps one."
         )
-    older = [other for other in others if _number(other) < _number(published)]
+    if wanted is None and published is None:
+        raise unpublished(name, others)
+    older = [other for other in others if _number(other) < _number(published or "")]
     if wanted is None and older:
         return older[-1]
     if wanted is None:
@@ -119,6 +124,27 @@ def rollback_target(name: str, states: Sequence[VersionState], wanted: str | Non
     if wanted not in others:
         raise DataError(f"Collection {name!r} has no version {wanted!r} to go back to; it has {', '.join(others)}.")
     return wanted
+
+
+def check_published(name: str, states: Sequence[VersionState]) -> None:
+    """Raise DataError when there are finished versions and none is published: which of them to keep, nobody knows."""
+    finished = [state.name for state in states if state.finished]
+    if finished and not any(state.published for state in states):
+        raise unpublished(name, finished)
+
+
+def unpublished(name: str, finished: Sequence[str]) -> DataError:
+    """The error for a collection whose pointer, or alias, is lost."""
+    return DataError(
+        f"Collection {name!r} has the finished versions {', '.join(finished)}, and none is published: publish one with"
+        f" `xqg-vdb rollback {name} --to {finished[-1]}`."
+    )
+
+
+def latest(finished: Sequence[str], count: int, *, first: str | None = None) -> list[str]:
+    """`count` of the finished versions, oldest first, that stay beside the published one: `first`, then the newest."""
+    before = [first] if first in finished and first is not None else []
+    return [*before, *(version for version in reversed(finished) if version != first)][: max(count, 0)]
 
 
 def _number(version: str) -> int:

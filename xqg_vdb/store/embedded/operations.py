@@ -36,7 +36,7 @@ from xqg_vdb.files import (
 )
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.versions import Folder, Version
-from xqg_vdb.store.operations import CollectionState, Snapshot, VersionState, rollback_target
+from xqg_vdb.store.operations import CollectionState, Snapshot, VersionState, check_published, rollback_target
 
 if TYPE_CHECKING:
     from xqg_vdb.store.embedded.store import EmbeddedStore
@@ -270,6 +270,7 @@ class EmbeddedAdmin:
         unfinished: delete what stopped loads left as well.
         """
         with self._locked(name) as folder:
+            check_published(name, self.versions(name))
             current, kept = folder.current(), folder.kept()
             if current is not None and len(kept) > keep - 1:
                 folder.point_to(current, keep=keep)
@@ -368,7 +369,8 @@ def _state(version: Version, *, current: Version | None, kept: list[Version]) ->
         card = version.card()
     except CorruptError:
         card = None
-    finished = version == current or version in kept
+    lost = current is None and card is not None and bool(card.created)  # finished, and the pointer is gone
+    finished = version == current or version in kept or lost
     return VersionState(version.name, published=version == current, finished=finished, card=card)
 
 

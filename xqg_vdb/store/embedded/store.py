@@ -117,14 +117,22 @@ class EmbeddedStore:
                 return []
             return sorted(folder.path.name for folder in folders if folder.stamp() is not None)
 
+    def version(self, name: str) -> str:
+        """Which version searches see now: they may lag behind the pointer while its publisher still holds it."""
+        with self.reading(name) as reader:
+            return reader.version.name
+
     def card(self, name: str) -> Card:
         """The card of the published version; does not open it. Raises DataError, CorruptError."""
-        folder = self.folder(name)
+        base, wanted = layout.split_version(name)
+        folder = self.folder(base)
         with disk_errors(folder.path):
             version = folder.current()
             if version is None:
                 raise self.missing(folder)
-            return version.card()
+            if wanted and not (folder.path / wanted).is_dir():
+                raise layout.Moved(f"Collection {base!r} in {self.path} has no version {wanted}.")
+            return Version(folder.path / wanted).card() if wanted else version.card()
 
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
         """A new version, or the unfinished one of an equal card. Raises LockedError when another loader is at work."""
@@ -203,8 +211,11 @@ class EmbeddedStore:
     def reading(self, name: str) -> Iterator[Reader]:
         """The reader of the published version; it stays open until the block ends, whatever is published meanwhile."""
         self.check_process()
+        base, wanted = layout.split_version(name)
         with self._mutex:
-            reader = self._fresh(name)
+            reader = self._fresh(base)
+            if wanted not in (None, reader.version.name):
+                raise layout.Moved(f"Version {wanted} of {base!r} in {self.path} is not the published one.")
             reader.users += 1
         try:
             yield reader

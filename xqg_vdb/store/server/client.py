@@ -1,8 +1,7 @@
-"""One call to a Qdrant server, repeated while that can help, and its last error in words of ours.
+"""One call to a Qdrant server: what its answer means, whether to repeat it, and its last error in words of ours.
 
-In: a function that calls the client. Out: its value, or one of our errors. qdrant-client's own bulk methods repeat
-without a pause, repeat refusals too, and obey `Retry-After: 0` for ever; this file is why nothing here uses them. It
-refuses to know what is called, and no key ever reaches a message.
+qdrant-client's own bulk methods repeat without a pause, repeat refusals too, and obey `Retry-After: 0` for ever; this
+file is why nothing here uses them. No key ever reaches a message.
 """
 
 from __future__ import annotations
@@ -14,77 +13,169 @@ import json
 import logging
 import random
 import re
-import ssl
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import grpc
 import httpx
+from pydantic import ValidationError
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from xqg_vdb.errors import DataError, MismatchError, ServerError, XqgError
+from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError, XqgError
 
-# What an exception of qdrant-client means: whether and when to try again, its HTTP status, and its words on one line.
+# What a server says, and what it means: over REST and gRPC, for the client and its twin for coroutines.
 
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-PASSING_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
+
+class Outcome(Enum):
+    """What an answer that is no success means."""
+
+    AGAIN = auto()
+    PENDING = auto()
+    """The cluster has no quorum: it may carry the change out later, so nothing proposes it twice."""
+    TOO_LARGE = auto()
+    LIMITED = auto()
+    EXISTS = auto()
+    MISSING = auto()
+    MISFIT = auto()
+    DISK_FULL = auto()
+    QUOTA = auto()
+    BROKEN_FILE = auto()
+    NO_ACCESS = auto()
+    NOT_QDRANT = auto()
+    UNTRUSTED = auto()
+    REFUSED = auto()
+
+
+_ANY = frozenset(range(400, 600))
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+OUTCOMES: tuple[tuple[frozenset[int], str, Outcome], ...] = (
+    (_ANY, r"no space left on device", Outcome.DISK_FULL),
+    (_ANY, r"is larger than allowed|larger than max|length too large", Outcome.TOO_LARGE),
+    (_ANY, r"larger than rate limiter capacity", Outcome.TOO_LARGE),
+    (_ANY, r"limit exceeded \S+ > \S+ for \"upsert limit\"", Outcome.TOO_LARGE),
+    (_ANY, r"limit exceeded|limit reached|exact search disabled|max_points_count|max_collection_", Outcome.LIMITED),
+    (_ANY, r"waiting for consensus operation|no leader|consensus is not", Outcome.PENDING),
+    (_ANY, r"malformed tar|checksum mismatch|failed to (read|unpack|open) .*snapshot", Outcome.BROKEN_FILE),
+    (_ANY, r"dimension error|not existing vector name|not aligned|is not found in the collection", Outcome.MISFIT),
+    (_ANY, r"http1\.x server|illegal (status|request) line|wrong_version_number|unknown protocol", Outcome.NOT_QDRANT),
+    (_ANY, r"certificate.verify.failed|ssl handshake failed|ssl_error_ssl", Outcome.UNTRUSTED),
+    (frozenset({400, 409}), r"already exists", Outcome.EXISTS),
+    (frozenset({401, 403}), "", Outcome.NO_ACCESS),
+    (frozenset({404}), "", Outcome.MISSING),
+    (frozenset({409}), "", Outcome.EXISTS),
+    (frozenset({413}), "", Outcome.TOO_LARGE),
+    (frozenset({507}), "", Outcome.QUOTA),
+    (_TRANSIENT, "", Outcome.AGAIN),
+    (_ANY, "", Outcome.REFUSED),
+)
+"""HTTP statuses, words in the answer, and their meaning; the first row that fits counts. The words are those of a real
+server 1.19.0; a gRPC code stands for the status that REST gives in its place."""
 _STATUS_OF_CODE = {
     "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "OUT_OF_RANGE": 413,
+    "ALREADY_EXISTS": 409, "UNIMPLEMENTED": 405, "DATA_LOSS": 400, "DEADLINE_EXCEEDED": 408, "RESOURCE_EXHAUSTED": 429,
+    "INTERNAL": 500, "FAILED_PRECONDITION": 500, "UNKNOWN": 500, "CANCELLED": 500, "ABORTED": 503, "UNAVAILABLE": 503,
 }  # fmt: skip
+
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 SHORTEST_ASKED, LONGEST_ASKED = 0.1, 120.0
 """Bounds on what `Retry-After` may ask for, in seconds."""
-
 _BAD_RETRY_AFTER = re.compile(r"Retry-After header value is not a valid integer: (.*)")
+_NO_COLLECTION = re.compile(r"^Collection \S+ not found", re.IGNORECASE)
 
 
 class NotDone(Exception):
     """The server answered, but has not finished what was asked for (`wait_timeout`): ask again."""
 
 
-def wait_after(error: Exception, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None when repeating cannot help."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an error of qdrant-client says. retry_after: the wait that the server asks for, as it writes it."""
+
+    outcome: Outcome
+    said: str
+    retry_after: str | None = None
+
+
+def answer_of(error: Exception) -> Answer:
+    """What an exception of qdrant-client, of either protocol, or of its local mode means."""
+    said = _words(error)
+    if isinstance(error, NotDone):
+        return Answer(Outcome.AGAIN, said)
     if isinstance(error, ResourceExhaustedResponse):
-        return _asked(float(error.retry_after_s))
+        return Answer(_meaning(429, said), said, str(error.retry_after_s))
     if isinstance(error, QdrantException):  # how the client fails on a Retry-After that is a date
         found = _BAD_RETRY_AFTER.search(str(error))
-        return _retry_after(found[1], attempt) if found else None
+        return Answer(Outcome.AGAIN if found else Outcome.REFUSED, said, found[1] if found else None)
     if isinstance(error, UnexpectedResponse):
-        header = error.headers.get("Retry-After")
-        return _retry_after(header, attempt) if error.status_code in TRANSIENT else None
-    if isinstance(error, ResponseHandlingException):
-        return _backoff(attempt) if _is_passing(error.source) else None
+        return Answer(_meaning(error.status_code or 500, said), said, error.headers.get("Retry-After"))
     if isinstance(error, grpc.RpcError):
-        return _backoff(attempt) if _code(error) in PASSING_CODES and status_of(error) is None else None
-    return _backoff(attempt) if isinstance(error, NotDone) else None
+        return Answer(_meaning(_STATUS_OF_CODE.get(_code(error), 500), said), said)
+    if isinstance(error, ResponseHandlingException):
+        return Answer(_of_conversation(error.source), said)
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, ValidationError)):
+        return Answer(Outcome.NOT_QDRANT, said)
+    if isinstance(error, (ValueError, TypeError)):  # the local mode's way to refuse
+        return Answer(Outcome.MISSING if _NO_COLLECTION.match(said) else _meaning(400, said), said)
+    return Answer(Outcome.REFUSED, said)
+
+
+def _meaning(status: int, said: str) -> Outcome:
+    rows = (row for row in OUTCOMES if status in row[0] and re.search(row[1], said, re.IGNORECASE))
+    return next((outcome for _, _, outcome in rows), Outcome.REFUSED)
+
+
+def _of_conversation(source: Exception) -> Outcome:
+    """Whether a broken conversation may go better next time; another protocol or certificate will not."""
+    said = f"{source} {source.__cause__ or ''}"
+    if (known := _meaning(503, said)) in (Outcome.NOT_QDRANT, Outcome.UNTRUSTED):
+        return known
+    if isinstance(source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeDecodeError, ValidationError)):
+        return Outcome.NOT_QDRANT
+    return Outcome.AGAIN if isinstance(source, httpx.TransportError) else Outcome.REFUSED
 
 
 def _code(error: grpc.RpcError) -> str:
-    """Such as UNAVAILABLE; what gRPC raises is a call, too, which knows it."""
-    return error.code().name if isinstance(error, grpc.Call) else "UNKNOWN"
+    """Such as UNAVAILABLE; what gRPC raises, for coroutines as well, knows its code."""
+    code = getattr(error, "code", None)
+    return str(code().name) if callable(code) else "UNKNOWN"
 
 
-def status_of(error: Exception) -> int | None:
-    """The HTTP status of a refusal, or the one that a gRPC code stands for; None for everything else."""
+def _words(error: Exception) -> str:
+    """What went wrong, on one line."""
     if isinstance(error, UnexpectedResponse):
-        return error.status_code
-    if not isinstance(error, grpc.RpcError):
-        return None
-    if "message larger than max" in words_of(error):  # by the server's limit or ours
-        return 413
-    return _STATUS_OF_CODE.get(_code(error))
+        return f"{error.status_code} {error.reason_phrase} {_server_words(error)}".strip()
+    if isinstance(error, ResponseHandlingException):
+        return f"{type(error.source).__name__}: {error.source}".partition("\n")[0][:200]
+    if isinstance(error, grpc.RpcError) and (details := getattr(error, "details", None)):
+        return f"{_code(error)}: {details()}".partition("\n")[0][:300]
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
-def _is_passing(source: Exception) -> bool:
-    """Whether a broken conversation may go better next time; a certificate that is not trusted will not."""
-    if isinstance(source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
-        return False
-    untrusted = isinstance(source.__cause__, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(source)
-    return isinstance(source, httpx.TransportError) and not untrusted
+def _server_words(error: UnexpectedResponse) -> str:
+    try:
+        return str(error.structured()["status"]["error"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return error.content[:100].decode("utf-8", "replace").partition("\n")[0]
+
+
+def wait_before(answer: Answer, attempt: int) -> float:
+    """Seconds to wait before the next attempt: what the answer asks for (seconds or a date), else the usual."""
+    header = (answer.retry_after or "").strip()
+    try:
+        return _asked(float(header))
+    except ValueError:
+        pass
+    try:
+        moment = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return _backoff(attempt)
+    return _asked((moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _backoff(attempt: int) -> float:
@@ -93,64 +184,75 @@ def _backoff(attempt: int) -> float:
     return max(SHORTEST_ASKED, random.uniform(0, ceiling))  # noqa: S311 - not a secret
 
 
-def _retry_after(header: str | None, attempt: int) -> float:
-    """The wait that a header asks for (seconds or a date), else the usual one."""
-    if not header:
-        return _backoff(attempt)
-    try:
-        return _asked(float(header))
-    except ValueError:
-        pass
-    try:
-        moment = email.utils.parsedate_to_datetime(header.strip())
-    except ValueError:
-        return _backoff(attempt)
-    return _asked((moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
 def _asked(seconds: float) -> float:
     return min(max(seconds, SHORTEST_ASKED), LONGEST_ASKED)
-
-
-def words_of(error: Exception) -> str:
-    """What went wrong, on one line."""
-    if isinstance(error, UnexpectedResponse):
-        return f"{error.status_code} {error.reason_phrase} {_server_words(error)}".strip()
-    if isinstance(error, ResponseHandlingException):
-        return f"{type(error.source).__name__}: {error.source}".partition("\n")[0][:200]
-    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
-        return f"{_code(error)}: {error.details()}".partition("\n")[0][:200]
-    return str(error).partition("\n")[0][:200] or type(error).__name__
-
-
-def _server_words(error: UnexpectedResponse) -> str:
-    try:
-        return str(error.structured()["status"]["error"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return error.content[:100].decode("utf-8", "replace").partition("\n")[0]
-
-
-T = TypeVar("T")
-
-_LOG_EVERY = 10.0
-_FITS_NOT = re.compile(
-    r"dimension error|not existing vector name|not aligned|is not found in the collection", re.IGNORECASE
-)
-_NO_COLLECTION = re.compile(r"^Collection \S+ not found", re.IGNORECASE)
-
-_log = logging.getLogger(__name__)
 
 
 class NotFound(ServerError):
     """The server has no such collection; the store says which ones there are."""
 
 
+class Exists(ServerError):
+    """There is a collection of that name already: another loader was quicker."""
+
+
 class TooLarge(ServerError):
     """The server refuses a request of this size; the writer halves it."""
 
 
+class Limited(ServerError):
+    """The server's strict mode refuses a parameter. what: which; most: what it allows, where it says so."""
+
+    def __init__(self, message: str, *, what: str, most: int | None) -> None:
+        super().__init__(message)
+        self.what, self.most = what, most
+
+
 class Refused(ServerError):
     """The server refuses what a request holds; the writer finds out which point it means."""
+
+
+class Pending(ServerError):
+    """A cluster without a quorum has noted a change: it may carry it out later."""
+
+
+_MESSAGES: dict[Outcome, tuple[type[XqgError], str]] = {
+    Outcome.PENDING: (
+        Pending,
+        "The cluster of {where} has no quorum ({said}). The change may still be carried out: look at `xqg-vdb versions`"
+        " when the cluster is whole, before you repeat it.",
+    ),
+    Outcome.TOO_LARGE: (TooLarge, "{where} refuses a request of this size ({said}); use smaller batches."),
+    Outcome.EXISTS: (Exists, "{where} has that already ({said})."),
+    Outcome.MISSING: (NotFound, "{where} has no such collection ({said})."),
+    Outcome.MISFIT: (MismatchError, "The vectors do not fit the collection on {where}: {said}."),
+    Outcome.DISK_FULL: (ServerError, "The disk of {where} is full ({said}); make room there, then run it again."),
+    Outcome.QUOTA: (ServerError, "{where} has reached its quota ({said}); raise it, or delete what is not needed."),
+    Outcome.BROKEN_FILE: (CorruptError, "{where} cannot read the snapshot ({said}); take another copy of it."),
+    Outcome.NO_ACCESS: (
+        ServerError,
+        "{where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY to one that may do this.",
+    ),
+    Outcome.NOT_QDRANT: (
+        ServerError,
+        "{where} does not answer as a Qdrant server does ({said}); check the port and http:// or https:// in the"
+        " address (REST is port 6333, gRPC 6334).",
+    ),
+    Outcome.UNTRUSTED: (
+        ServerError,
+        "The certificate of {where} is not trusted ({said}); name its authority's file in SSL_CERT_FILE (for gRPC in"
+        " GRPC_DEFAULT_SSL_ROOTS_FILE_PATH).",
+    ),
+    Outcome.REFUSED: (Refused, "{where} refused the request for good ({said})."),
+}
+
+
+T = TypeVar("T")
+
+_LOG_EVERY = 10.0
+_PROPOSAL_PATIENCE, _PROPOSAL_LOOK = 30.0, 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Server:
@@ -174,14 +276,18 @@ class Server:
         self._sleep = sleep
         self._clock = clock
         self._logged = -_LOG_EVERY
+        self.before_first: Callable[[], None] | None = None
+        """What is to be found out before the first call."""
 
     def call(self, request: Callable[[], T], *, deadline: float | None = None) -> T:
         """What `request()` returns, after as many attempts as the deadline allows. It must be safe to repeat.
 
-        Raises ServerError (NotFound, TooLarge), MismatchError or DataError.
+        Raises one of the errors in `_MESSAGES`.
         """
-        end = self._end(deadline)
-        attempt = 0
+        if (check := self.before_first) is not None:
+            self.before_first = None
+            check()
+        end, attempt = self._end(deadline), 0
         while True:
             try:
                 return request()
@@ -194,8 +300,7 @@ class Server:
 
     async def call_async(self, request: Callable[[], Awaitable[T]], *, deadline: float | None = None) -> T:
         """The same for a request that is awaited; other coroutines run while it waits."""
-        end = self._end(deadline)
-        attempt = 0
+        end, attempt = self._end(deadline), 0
         while True:
             try:
                 return await request()
@@ -206,79 +311,139 @@ class Server:
             await asyncio.sleep(wait)
             attempt += 1
 
-    def _end(self, deadline: float | None) -> float:
-        return self._clock() + (self.deadline if deadline is None else deadline)
+    def read(self, request: Callable[[], T]) -> T:
+        """`call` for somebody who waits: given up after 30 s at the latest."""
+        return self.call(request, deadline=self.read_deadline)
 
-    def _pause(self, error: Exception, attempt: int, *, end: float) -> float:
-        """Seconds to wait before trying again; raises when that cannot help, or not in time."""
-        wait = wait_after(error, attempt)
-        if wait is None:
-            raise self._translated(error) from error
-        if self._clock() + wait >= end:
-            raise self._given_up(error) from error
-        self._note(error, wait)
-        return wait
+    @property
+    def read_deadline(self) -> float:
+        """Seconds after which reading is given up."""
+        return min(READ_DEADLINE, self.deadline)
+
+    def propose(
+        self, request: Callable[[], object], *, done: Callable[[], bool], deadline: float | None = None
+    ) -> None:
+        """Send a change that a cluster agrees on. One that it only noted is not sent again: its effect is waited for.
+
+        Raises Pending when that does not come.
+        """
+        try:
+            self.call(request, deadline=deadline)
+        except Pending:
+            end = self._end(_PROPOSAL_PATIENCE)
+            while self._clock() < end:
+                self._sleep(_PROPOSAL_LOOK)
+                if self.read(done):
+                    return
+            raise
 
     def pause(self, seconds: float) -> None:
         """Wait between two looks at the server."""
         self._sleep(seconds)
 
-    def _note(self, error: Exception, wait: float) -> None:
+    def now(self) -> float:
+        """The clock by which it waits."""
+        return self._clock()
+
+    def _end(self, deadline: float | None) -> float:
+        return self._clock() + (self.deadline if deadline is None else deadline)
+
+    def _pause(self, error: Exception, attempt: int, *, end: float) -> float:
+        """Seconds to wait before trying again; raises when that cannot help, or not in time."""
+        answer = answer_of(error)
+        said = answer.said.replace(self._secret, "***") if self._secret else answer.said
+        if answer.outcome is not Outcome.AGAIN:
+            raise self._translated(answer.outcome, said) from error
+        wait = wait_before(answer, attempt)
+        if self._clock() + wait >= end:
+            raise ServerError(
+                f"{self.where} is away or overloaded ({said}); check that it runs, then run the same command again."
+            ) from error
         if self._clock() - self._logged >= _LOG_EVERY:
             self._logged = self._clock()
-            _log.warning("%s: %s; trying again in %.1f s", self.where, self._said(error), wait)
+            _log.warning("%s: %s; trying again in %.1f s", self.where, said, wait)
+        return wait
 
-    def _given_up(self, error: Exception) -> ServerError:
-        return ServerError(
-            f"{self.where} is away or overloaded ({self._said(error)}); check that it runs, then run the same command"
-            " again."
-        )
-
-    def _translated(self, error: Exception) -> XqgError:
-        said = self._said(error)
-        status = status_of(error)
-        if status in (401, 403):
-            return ServerError(f"{self.where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY.")
-        if status == 413:
-            return TooLarge(f"{self.where} refuses a request of this size ({said}); use smaller batches.")
-        if _FITS_NOT.search(said):
-            return MismatchError(f"The vectors do not fit the collection on {self.where}: {said}.")
-        if status == 404 or _NO_COLLECTION.match(said):
-            return NotFound(f"{self.where} has no such collection ({said}).")
-        if status in (400, 422):
-            return Refused(f"{self.where} refused the request for good ({said}).")
-        if isinstance(error, json.JSONDecodeError):
-            return ServerError(f"{self.where} does not answer in JSON ({said}); is it a Qdrant server?")
-        if isinstance(error, (ValueError, TypeError)):  # the local mode's way to refuse
+    def _translated(self, outcome: Outcome, said: str) -> XqgError:
+        if outcome is Outcome.LIMITED:
+            found = re.search(r'> (\d+)\S* for "([^"]+)"', said)
+            what, most = (found[2], int(found[1])) if found else ("", None)
+            return Limited(f"A limit of {self.where} (its strict mode) forbids this: {said}.", what=what, most=most)
+        if self.where == ":memory:" and outcome is Outcome.REFUSED:
             return DataError(f"{self.where} refuses the data: {said}.")
-        return ServerError(f"{self.where} refused the request for good ({said}).")
+        kind, message = _MESSAGES[outcome]
+        return kind(message.format(where=self.where, said=said))
 
-    def _said(self, error: Exception) -> str:
-        text = words_of(error)
-        return text.replace(self._secret, "***") if self._secret else text
+
+READ_DEADLINE = 30.0
+"""Seconds after which reading is given up: somebody waits for it."""
 
 
 # The address of a Qdrant server, checked before anything is sent there, an API key least of all.
 
 
-def checked_address(url: str, *, api_key: str | None, insecure: bool) -> str:
-    """Host and port for messages.
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A checked address. url: of the REST interface. where: host and port for messages. grpc_port: None for REST."""
 
-    Raises DataError for a URL without host or with a password in it, ServerError for a key that would be readable on
-    the way.
+    url: str
+    where: str
+    grpc_port: int | None
+
+
+def checked_address(
+    url: str, *, api_key: str | None, insecure: bool, grpc: bool = False, grpc_port: int | None = None
+) -> Address:
+    """Where to speak to: gRPC has the port after REST's, unless `grpc_port` or a grpc:// address names another.
+
+    Raises DataError for a URL without host, with a password or several hosts in it, ServerError for a key that would
+    be readable on the way.
     """
-    parts = urlsplit(url if re.match(r"https?://", url) else f"//{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = urlsplit(url if re.match(r"(https?|grpcs?)://", url) else f"//{url}")
+    port = _port(parts, url)
+    if parts.scheme not in _SCHEMES or not parts.hostname:
         raise DataError("The address of a Qdrant server looks like http://localhost:6333 or https://host:6333.")
     if parts.username or parts.password:
         raise DataError(f"The address of {parts.hostname} holds a password; take it out and set XQG_VDB_API_KEY.")
-    where = f"{parts.hostname}:{parts.port or 6333}"
-    if api_key and parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
+    scheme, is_grpc = _SCHEMES[parts.scheme]
+    if is_grpc:
+        grpc_port = grpc_port or port or 6334
+        rest = grpc_port - 1
+    else:
+        rest = port or 6333
+        grpc_port = grpc_port or (rest + 1 if grpc else None)
+    where = f"{parts.hostname}:{rest if not is_grpc else grpc_port}"
+    if api_key and scheme == "http" and not insecure and not _is_loopback(parts.hostname):
         raise ServerError(
             f"The API key would travel unencrypted to {where}; use https, or XQG_VDB_INSECURE=1 (insecure=True) if you"
             " must."
         )
-    return where
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    path = "" if is_grpc else parts.path.rstrip("/")
+    return Address(f"{scheme}://{host}:{rest}{path}", where, grpc_port)
+
+
+_SCHEMES = {
+    "http": ("http", False), "https": ("https", False), "grpc": ("http", True), "grpcs": ("https", True),
+}  # fmt: skip
+
+
+def _port(parts: SplitResult, url: str) -> int | None:
+    if "," in parts.netloc or " " in url:
+        raise DataError(
+            "One address is wanted, several were given: name one node, or a load balancer before all of them."
+        )
+    try:
+        return parts.port
+    except ValueError:
+        raise DataError(f"The address of {parts.hostname} has no valid port: 1 to 65535, usually 6333.") from None
+
+
+def port_number(text: str, *, of: str) -> int:
+    """A port as it stands in the environment variable `of`. Raises DataError for anything else."""
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise DataError(f"{of} must be a port from 1 to 65535, usually 6334; found {text!r}.")
+    return int(text)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,13 +1,11 @@
-"""A collection on a server that somebody else made: reading it page by page.
-
-In: its name. Out: points as they lie there, in the order of their ids. This file writes nothing; where texts are is in
-`foreign_payloads`, copies are in `foreign_copy`.
-"""
+"""A collection on a server that somebody else made: reading it in the order of ids, and copying it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import orjson
@@ -15,13 +13,12 @@ from qdrant_client import QdrantClient, models
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.store.layout import missing_collection
-from xqg_vdb.store.server.client import NotDone, NotFound, Server, TooLarge
-from xqg_vdb.store.server.names import CARD_KEY, CURSOR_KEY, Names, version_number
+from xqg_vdb.store.server.client import Exists, NotDone, NotFound, Server, TooLarge
+from xqg_vdb.store.server.names import AUGMENT_KEY, CARD_KEY, CURSOR_KEY, Names
+from xqg_vdb.store.server.requests import Limits, exact_count, pages
 from xqg_vdb.store.server.writer import build_index
 from xqg_vdb.types import Card, Distance
 
-AUGMENT_KEY = "xqg_augment"
-"""Metadata of a copy that `augment` makes: of what, and by which run, so that it can be continued and undone."""
 PAGE = 256
 
 PointId = int | str
@@ -95,21 +92,17 @@ class ForeignCollection:
 
     def count(self) -> int:
         """Exact number of points."""
-        return self.server.call(lambda: self.client.count(self.physical, exact=True)).count
+        return exact_count(self.client, self.server.call, self.physical, limits=Limits())
 
     def pages(self, *, vectors: Sequence[str] | None, after: PointId | None = None) -> Iterator[list[ForeignPoint]]:
         """All points from the one with the id `after` on; of their vectors those named, all with None."""
         wanted: bool | list[str] = True if vectors is None or "" in vectors else list(vectors)
-        offset: Any = after
-        while True:
-            records, offset = self.server.call(
-                lambda offset=offset: self.client.scroll(  # type: ignore[misc]
-                    self.physical, limit=PAGE, offset=offset, with_payload=True, with_vectors=wanted or False
-                )
-            )
-            yield [_point(record) for record in records]
-            if offset is None:
-                return
+        found = pages(
+            self.client, self.server.call, self.physical, limits=Limits(), page=PAGE, after=after,
+            vectors=wanted or False,
+        )  # fmt: skip
+        for page in found:
+            yield [_point(record) for record in page]
 
 
 def chosen_vector(vectors: Mapping[str, models.VectorParams], wanted: str | None, *, name: str) -> str:
@@ -187,7 +180,7 @@ class ForeignCopy:
 
         Raises CorruptError when points are missing: the source changed meanwhile.
         """
-        found = self._names.server.call(lambda: self._names.client.count(self.physical, exact=True)).count
+        found = exact_count(self._names.client, self._names.look, self.physical, limits=Limits())
         if found != card.count:
             self._names.remove(self.physical)
             raise CorruptError(
@@ -197,7 +190,7 @@ class ForeignCopy:
         if not self._is_local:
             build_index(self._names, self.physical, indexed=indexed)
         self._names.write_metadata(self.physical, {CARD_KEY: card.to_json(), AUGMENT_KEY: dict(record)})
-        self._names.switch(name, self.physical)
+        self._names.publish(name, self.physical)
 
 
 def open_copy(source: ForeignCollection, name: str, *, record: Mapping[str, Any]) -> ForeignCopy:
@@ -207,18 +200,15 @@ def open_copy(source: ForeignCollection, name: str, *, record: Mapping[str, Any]
     """
     names = source.names
     names.refuse_plain(name)
-    current = version_number(name, names.target(name) or "") or 0
-    highest = current
-    for version in names.versions(name):
-        highest = max(highest, version_number(name, version) or 0)
-        found = names.metadata(version).get(AUGMENT_KEY) or {}
+    for version, metadata in names.records(name).items():
+        found = metadata.get(AUGMENT_KEY) or {}
         if not found or found.get("finished"):
             continue
         if found.get("run") == record["run"] and found.get("source") == source.physical:
             return ForeignCopy(source, version)
         names.remove(version)
-    physical = f"{name}__v{highest + 1:04d}"
-    names.server.call(lambda: _create_like(source, physical, {AUGMENT_KEY: dict(record)}))
+    physical = names.new_version(name)
+    _create_like(source, physical, {AUGMENT_KEY: dict(record)})
     return ForeignCopy(source, physical)
 
 
@@ -232,23 +222,27 @@ def _create_like(source: ForeignCollection, physical: str, metadata: Mapping[str
             " its texts into a new collection with `xqg-vdb load`."
         )
     graph = info.config.hnsw_config.model_dump(include=set(models.HnswConfigDiff.model_fields), exclude_none=True)
-    if not client.collection_exists(physical):
-        client.create_collection(
+    with suppress(Exists):  # an answer was lost
+        source.names.create(
             physical,
-            vectors_config=params.vectors,
-            sparse_vectors_config=params.sparse_vectors,
-            shard_number=params.shard_number,
-            replication_factor=params.replication_factor,
-            write_consistency_factor=params.write_consistency_factor,
-            on_disk_payload=params.on_disk_payload,
-            hnsw_config=models.HnswConfigDiff(**graph),
-            quantization_config=info.config.quantization_config,
-            metadata=dict(metadata),
+            lambda: client.create_collection(
+                physical,
+                vectors_config=params.vectors,
+                sparse_vectors_config=params.sparse_vectors,
+                shard_number=params.shard_number,
+                replication_factor=params.replication_factor,
+                write_consistency_factor=params.write_consistency_factor,
+                on_disk_payload=params.on_disk_payload,
+                hnsw_config=models.HnswConfigDiff(**graph),
+                quantization_config=info.config.quantization_config,
+                metadata=dict(metadata),
+            ),
         )
     if source.is_local:  # it has no indexes, and says so each time
         return
     for key, index in (info.payload_schema or {}).items():
-        client.create_payload_index(physical, key, field_schema=index.params or index.data_type, wait=True)
+        schema = index.params or index.data_type
+        source.server.call(partial(client.create_payload_index, physical, key, field_schema=schema, wait=True))
 
 
 def previous_target(source: ForeignCollection, name: str) -> tuple[str | None, str | None]:
@@ -272,18 +266,17 @@ def remove_copy(names: Names, name: str, physical: str, *, previous: str | None)
     """Point the alias `name` at `previous` again, or take it away, then delete the copy."""
     if names.target(name) == physical:
         if previous is not None:
-            names.switch(name, previous)
+            names.publish(name, previous)
         else:
-            gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
-            names.server.call(lambda: names.client.update_collection_aliases([gone]))
+            names.unpublish(name)
     names.remove(physical)
 
 
 def remove_unfinished(source: ForeignCollection, name: str) -> list[str]:
     """Delete what stopped runs left of copies of `source` under `name`; their names."""
     removed = []
-    for version in source.names.versions(name):
-        found = source.names.metadata(version).get(AUGMENT_KEY) or {}
+    for version, metadata in source.names.records(name).items():
+        found = metadata.get(AUGMENT_KEY) or {}
         if found.get("source") == source.physical and not found.get("finished"):
             source.names.remove(version)
             removed.append(version)

@@ -1,10 +1,11 @@
 """The names of collections on a server: an alias per collection, a numbered version behind it, records in its metadata.
 
-In: a client. Out: names, cards, cursors. This file refuses to know points.
+Nothing is deleted that has none of our records, or that an alias points to.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -12,55 +13,119 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
 
-from xqg_vdb.errors import MismatchError, XqgError
-from xqg_vdb.store.server.client import Server
+from xqg_vdb.errors import LockedError, MismatchError, XqgError
+from xqg_vdb.store.server.client import NotFound, Server
 from xqg_vdb.types import Card
 
 CARD_KEY = "xqg_card"
 CURSOR_KEY = "xqg_cursor"
-READ_DEADLINE = 30.0
-"""Seconds after which reading is given up: somebody waits for it."""
+LOADER_KEY = "xqg_loader"
+BULK_KEY = "xqg_bulk"
+"""Of a version whose index waits: the threshold that the server would have used."""
+AUGMENT_KEY = "xqg_augment"
+"""Of a copy that `augment` makes: of what, and by which run, so that it can be continued and undone."""
+LEAVING_KEY = "xqg_leaving"
+"""Of a version that is being deleted. Who deletes writes it, then looks at the aliases; who publishes moves the alias,
+then looks for it: whichever comes second sees the other and gives way, without a lock."""
+_OURS = frozenset({CARD_KEY, CURSOR_KEY, LOADER_KEY, BULK_KEY, AUGMENT_KEY})
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class Names:
-    """Which versions a server has of a name, and which one its alias points to."""
+    """Which versions a server has of a name, and which one its alias points to.
 
-    def __init__(self, client: QdrantClient, server: Server) -> None:
+    waited_for: somebody waits for it, so that it is given up as soon as reading is.
+    """
+
+    def __init__(self, client: QdrantClient, server: Server, *, waited_for: bool = False) -> None:
         self.client = client
         self.server = server
+        self._waited_for = waited_for
+
+    def look(self, request: Callable[[], T]) -> T:
+        """What the request returns."""
+        return self.server.call(request, deadline=self._deadline)
+
+    @property
+    def _deadline(self) -> float | None:
+        return self.server.read_deadline if self._waited_for else None
+
+    def aliases(self) -> dict[str, str]:
+        """Every alias with the collection behind it."""
+        found = self.look(self.client.get_aliases).aliases
+        return {alias.alias_name: alias.collection_name for alias in found}
 
     def published(self) -> list[str]:
         """Aliases that point to a version of their own name, sorted; a wrong address is found out in seconds."""
-        deadline = min(READ_DEADLINE, self.server.deadline)
-        aliases = self.server.call(self.client.get_aliases, deadline=deadline).aliases
+        found = self.server.read(self.client.get_aliases).aliases
         return sorted(
-            one.alias_name for one in aliases if version_number(one.alias_name, one.collection_name) is not None
+            alias.alias_name for alias in found if version_number(alias.alias_name, alias.collection_name) is not None
         )
 
     def target(self, name: str) -> str | None:
         """The collection behind the alias `name`, None when there is no such alias."""
-        aliases = self.server.call(self.client.get_aliases).aliases
-        return next((one.collection_name for one in aliases if one.alias_name == name), None)
+        return self.aliases().get(name)
+
+    def numbered(self, name: str) -> list[str]:
+        """Collections that are named like versions of `name`, oldest first, whoever made them."""
+        found = self.look(self.client.get_collections).collections
+        numbers = [(version_number(name, collection.name), collection.name) for collection in found]
+        return [full for number, full in sorted((n, full) for n, full in numbers if n is not None)]
+
+    def new_version(self, name: str) -> str:
+        """The name of the next version: past all that are named like one."""
+        highest = max((version_number(name, version) or 0 for version in self.numbered(name)), default=0)
+        return f"{name}__v{highest + 1:04d}"
+
+    def records(self, name: str) -> dict[str, Mapping[str, Any]]:
+        """The metadata of its versions, oldest first: of collections that have a record of ours."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for version in self.numbered(name):
+            with suppress(NotFound):  # deleted meanwhile
+                record = self.metadata(version)
+                if is_ours(record):
+                    found[version] = record
+        return found
 
     def versions(self, name: str) -> list[str]:
-        """Its versioned collections, oldest first."""
-        found = self.server.call(self.client.get_collections).collections
-        numbered = [(version_number(name, one.name), one.name) for one in found]
-        return [full for number, full in sorted((n, full) for n, full in numbered if n is not None)]
+        """Its versions that have a record of ours, oldest first."""
+        return list(self.records(name))
 
     def finished(self, name: str) -> list[str]:
         """Those of its versions that were published once, oldest first."""
-        cards = {version: self.card(version) for version in self.versions(name)}
-        return [version for version, card in cards.items() if card is not None and card.created]
+        return [version for version, record in self.records(name).items() if is_finished(record)]
+
+    def refuse_foreign(self, name: str) -> str | None:
+        """The published version of `name`, if any.
+
+        Raises MismatchError when `name` is somebody's collection, or an alias of one.
+        """
+        self.refuse_plain(name)
+        target = self.target(name)
+        if target is None:
+            return None
+        try:
+            record = self.metadata(target)
+        except NotFound:
+            return None
+        if version_number(name, target) is None or not is_ours(record):
+            raise MismatchError(
+                f"{name!r} on {self.server.where} is an alias of the collection {target!r}, which is no version that"
+                " xqg-vdb made; choose another name, or delete that alias first."
+            )
+        return target
 
     def refuse_plain(self, name: str) -> None:
         """Raise MismatchError when `name` is a collection itself: an alias of that name cannot be made beside it."""
-        found = self.server.call(self.client.get_collections).collections
-        if any(one.name == name for one in found):
+        found = self.look(self.client.get_collections).collections
+        if any(collection.name == name for collection in found):
             raise MismatchError(
                 f"{self.server.where} has a collection {name!r} that xqg-vdb did not make (its own are aliases); choose"
                 " another name, or delete that collection first."
@@ -68,50 +133,100 @@ class Names:
 
     def card(self, version: str) -> Card | None:
         """The card of a version, None when it has none."""
-        record = self.metadata(version).get(CARD_KEY)
-        try:
-            return Card.from_json(record) if record else None
-        except ValueError:
-            return None
+        return card_in(self.metadata(version))
 
     def cursor(self, version: str) -> int:
         """Rows that are durable in a version."""
-        record = self.metadata(version).get(CURSOR_KEY)
-        return int(record["rows"]) if record else 0
-
-    def write_metadata(self, version: str, record: Mapping[str, Any], *, deadline: float | None = None) -> None:
-        """Add or replace entries of a version's metadata."""
-        self.server.call(lambda: self.client.update_collection(version, metadata=dict(record)), deadline=deadline)
-
-    def switch(self, name: str, version: str) -> None:
-        """Point the alias at a version in one request."""
-        self.server.call(lambda: self._switch(name, version))
-
-    def _switch(self, name: str, version: str) -> None:
-        """Looks again each time, so that a repeated attempt is right as well."""
-        here = models.CreateAlias(collection_name=version, alias_name=name)
-        operations: list[Any] = [models.CreateAliasOperation(create_alias=here)]
-        aliases = self.client.get_aliases().aliases
-        if any(one.alias_name == name for one in aliases):
-            gone = models.DeleteAlias(alias_name=name)
-            operations.insert(0, models.DeleteAliasOperation(delete_alias=gone))
-        self.client.update_collection_aliases(operations)
-
-    def remove(self, version: str) -> None:
-        """Delete a version; one that is gone already is fine."""
-        self.server.call(lambda: self.client.delete_collection(version))
-
-    def drop(self, name: str) -> None:
-        """Delete the alias and all versions."""
-        if self.target(name) is not None:
-            operation = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
-            self.server.call(lambda: self.client.update_collection_aliases([operation]))
-        for version in self.versions(name):
-            self.remove(version)
+        return cursor_in(self.metadata(version))
 
     def metadata(self, version: str) -> Mapping[str, Any]:
         """All entries of a version's metadata."""
-        return self.server.call(lambda: self.client.get_collection(version)).config.metadata or {}
+        return self.look(lambda: self.client.get_collection(version)).config.metadata or {}
+
+    def write_metadata(self, version: str, record: Mapping[str, Any], *, deadline: float | None = None) -> None:
+        """Add or replace entries of a version's metadata."""
+        deadline = self._deadline if deadline is None else deadline
+        self.server.call(lambda: self.client.update_collection(version, metadata=dict(record)), deadline=deadline)
+
+    def _propose(self, request: Callable[[], object], *, done: Callable[[], bool]) -> None:
+        self.server.propose(request, done=done, deadline=self._deadline)
+
+    def create(self, version: str, request: Callable[[], object]) -> None:
+        """Make a collection. Raises Exists when there is one of that name."""
+        self._propose(request, done=lambda: self.client.collection_exists(version))
+
+    def publish(self, name: str, version: str) -> None:
+        """Point the alias at a version, in the one step that the server saves whole.
+
+        Raises LockedError when somebody is deleting that version; the alias is then where it was.
+        """
+        before = self.target(name)
+        self._point(name, version)
+        try:
+            leaving = self.metadata(version).get(LEAVING_KEY)
+        except NotFound:
+            leaving = True
+        if leaving:
+            if before not in (None, version):
+                self._point(name, str(before))
+            raise LockedError(f"{version} on {self.server.where} is being deleted; look at `xqg-vdb versions {name}`.")
+
+    def _point(self, name: str, version: str) -> None:
+        here = models.CreateAliasOperation(
+            create_alias=models.CreateAlias(collection_name=version, alias_name=name)
+        )  # replaces an alias of that name
+        self._propose(lambda: self.client.update_collection_aliases([here]), done=lambda: self._behind(name) == version)
+
+    def _behind(self, name: str) -> str | None:
+        found = self.client.get_aliases().aliases
+        return next((alias.collection_name for alias in found if alias.alias_name == name), None)
+
+    def remove(self, version: str) -> bool:
+        """Delete a version unless an alias points to it: False then. One that is gone already is fine."""
+        try:
+            self.write_metadata(version, {LEAVING_KEY: {"by": os.getpid()}})
+        except NotFound:
+            return True
+        if version in self.aliases().values():
+            self.write_metadata(version, {LEAVING_KEY: {}})
+            return False
+        self._warn_of_snapshots(version)
+        self._propose(
+            lambda: self.client.delete_collection(version), done=lambda: not self.client.collection_exists(version)
+        )
+        return True
+
+    def _warn_of_snapshots(self, version: str) -> None:
+        """Snapshots stay on the server's disk when their version goes, where only its operator reaches them."""
+        if self.server.where == ":memory:":
+            return
+        with suppress(XqgError):
+            if left := [shot.name for shot in self.server.read(lambda: self.client.list_snapshots(version))]:
+                _log.warning(
+                    "%s: the snapshots of %s stay in its folder snapshots/%s, out of reach for `xqg-vdb snapshot`: %s",
+                    self.server.where, version, version, ", ".join(left),
+                )  # fmt: skip
+
+    def drop(self, name: str) -> None:
+        """Delete the alias and all versions. Raises MismatchError when another alias points to one of them."""
+        versions = self.versions(name)
+        others = [alias for alias, target in self.aliases().items() if alias != name and target in versions]
+        if others:
+            raise MismatchError(
+                f"{name!r} on {self.server.where} is searched as {', '.join(sorted(others))} too: delete that alias"
+                " first."
+            )
+        self.unpublish(name)
+        for version in versions:
+            self.remove(version)
+
+    def unpublish(self, name: str) -> None:
+        """Delete the alias `name`, if there is one."""
+        if self.target(name) is not None:
+            gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
+            self._propose(
+                lambda: self.client.update_collection_aliases([gone]), done=lambda: self._behind(name) is None
+            )
 
 
 def version_number(name: str, version: str) -> int | None:
@@ -120,9 +235,40 @@ def version_number(name: str, version: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def short(version: str) -> str:
+    """v0004 for name__v0004."""
+    return version.rpartition("__")[2]
+
+
+def is_ours(record: Mapping[str, Any]) -> bool:
+    """Whether a collection with this metadata was made by xqg-vdb."""
+    return not _OURS.isdisjoint(record)
+
+
+def card_in(record: Mapping[str, Any]) -> Card | None:
+    """The card in a collection's metadata; None when there is none, or something else in its place."""
+    try:
+        return Card.from_json(record[CARD_KEY])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def cursor_in(record: Mapping[str, Any]) -> int:
+    """Rows that are durable, by a collection's metadata; 0 where that says nothing."""
+    try:
+        return int(record[CURSOR_KEY]["rows"])
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def is_finished(record: Mapping[str, Any]) -> bool:
+    """Whether a version was published once, and is not being deleted."""
+    card = card_in(record)
+    return card is not None and bool(card.created) and not record.get(LEAVING_KEY)
+
+
 # Who is loading a version on a server: a record in its metadata that its loader renews, because a server has no locks.
 
-LOADER_KEY = "xqg_loader"
 RENEWED_EVERY = 10.0
 PATIENCE = 30.0
 """Seconds without a sign of life after which a loader counts as dead; thrice the time between two signs."""
@@ -160,24 +306,39 @@ class Lease:
             self._names.write_metadata(version, {LOADER_KEY: {}}, deadline=0.0)
 
 
-def holder(names: Names, version: str) -> str | None:
-    """Who is loading the version, such as "process 71 on host"; None when nobody is. Watches for 30 s if need be."""
-    first = _record(names, version)
-    if not first or _is_dead(first):
-        return None
-    for _ in range(round(PATIENCE / _LOOK_EVERY)):
-        names.server.pause(_LOOK_EVERY)
-        record = _record(names, version)
-        if not record:
+class Watch:
+    """Looks whether versions are being loaded. A loader that gave no sign of life once is not waited for again."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._silent: list[Mapping[str, Any]] = []
+        self.waited = False
+        """Whether time has passed in which everything may have changed."""
+        self.joined: str | None = None
+        """The version whose living loader is to be helped."""
+
+    def holder(self, version: str) -> str | None:
+        """Who is loading the version, such as "process 71 on host"; None when nobody is. Watches 30 s if need be."""
+        first = self._record(version)
+        if not first or first in self._silent or _is_dead(first):
             return None
-        if record != first:
-            return f"process {record.get('pid')} on {record.get('host')}"
-    return None
+        self.waited = True
+        for _ in range(round(PATIENCE / _LOOK_EVERY)):
+            self._names.server.pause(_LOOK_EVERY)
+            record = self._record(version)
+            if not record:
+                return None
+            if record != first:
+                return f"process {record.get('pid')} on {record.get('host')}"
+        self._silent.append(first)
+        return None
 
-
-def _record(names: Names, version: str) -> Mapping[str, Any]:
-    record = names.metadata(version).get(LOADER_KEY)
-    return record if isinstance(record, dict) else {}
+    def _record(self, version: str) -> Mapping[str, Any]:
+        try:
+            record = self._names.metadata(version).get(LOADER_KEY)
+        except NotFound:
+            return {}
+        return record if isinstance(record, dict) else {}
 
 
 def _is_dead(record: Mapping[str, Any]) -> bool:

@@ -1,28 +1,51 @@
 """The operators' side of a server: versions, rollback, clean-up, states and snapshots.
 
-In: names. Out: the records of `admin`. An alias is moved in one request before anything is deleted.
+An alias is moved before anything is deleted, and nothing that an alias points to is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 from qdrant_client import models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from xqg_vdb.errors import CorruptError, DataError, LockedError
+from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.files import disk_errors
-from xqg_vdb.store.layout import LANG_KEY, check_name, missing_collection
-from xqg_vdb.store.operations import CollectionState, Snapshot, VersionState, rollback_target
-from xqg_vdb.store.server.names import CARD_KEY, CURSOR_KEY, READ_DEADLINE, Names, holder, version_number
+from xqg_vdb.store.layout import LANG_KEY, Digest, check_name, missing_collection
+from xqg_vdb.store.operations import (
+    CollectionState,
+    Snapshot,
+    VersionState,
+    check_published,
+    latest,
+    rollback_target,
+    unpublished,
+)
+from xqg_vdb.store.server.client import Limited, NotFound, Refused
+from xqg_vdb.store.server.names import (
+    CARD_KEY,
+    CURSOR_KEY,
+    LEAVING_KEY,
+    LOADER_KEY,
+    Names,
+    Watch,
+    card_in,
+    is_finished,
+    is_ours,
+    short,
+)
+from xqg_vdb.store.server.requests import Limits, exact_count, pages
+from xqg_vdb.types import Card
 
 # Snapshot files from and to a server, over its REST interface: the client library can neither fetch nor send them.
 
@@ -40,7 +63,10 @@ class RestAddress:
 
 
 def download(address: RestAddress, collection: str, snapshot: str, *, to: Path, checksum: str | None) -> None:
-    """Copy a snapshot into the file `to`, which appears when it is whole. Raises CorruptError, DiskError."""
+    """Copy a snapshot into the file `to`, which appears when it is whole, and its SHA-256 beside it.
+
+    Raises CorruptError, DiskError.
+    """
     temporary, total = to.with_name(f".{to.name}.tmp"), hashlib.sha256()
     with disk_errors(to), _client(address) as client, _errors():
         try:
@@ -55,17 +81,28 @@ def download(address: RestAddress, collection: str, snapshot: str, *, to: Path, 
             if checksum and total.hexdigest() != checksum:
                 raise CorruptError(f"{snapshot} did not arrive as the server has it; download it again.")
             os.replace(temporary, to)
+            _sum_file(to).write_text(f"{total.hexdigest()}  {to.name}\n", "utf-8")  # as `sha256sum -c` reads it
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def upload(address: RestAddress, collection: str, file: Path) -> None:
-    """Make a collection of a snapshot file; one of that name must not exist."""
+    """Make a collection of a snapshot file, whose SHA-256 the server checks where `download` left it beside the file.
+
+    No collection of that name must exist.
+    """
     with disk_errors(file), open(file, "rb") as snapshot, _client(address) as client, _errors():
         path = f"/collections/{quote(collection, safe='')}/snapshots/upload"
         params = {"wait": "true", "priority": "snapshot"}
+        if _sum_file(file).exists():
+            params["checksum"] = _sum_file(file).read_text("utf-8").partition(" ")[0].strip()
         timeout = httpx.Timeout(address.timeout, read=_LONGEST_RESTORE)
-        _refuse_failure(client.post(path, params=params, files={"snapshot": (file.name, snapshot)}, timeout=timeout))
+        sent = {"snapshot": (f"{collection}-restored.snapshot", snapshot)}
+        _refuse_failure(client.post(path, params=params, files=sent, timeout=timeout))
+
+
+def _sum_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
 
 
 def _client(address: RestAddress) -> httpx.Client:
@@ -88,29 +125,38 @@ def _errors() -> Iterator[None]:
         raise ResponseHandlingException(error) from error
 
 
-T = TypeVar("T")
-
 _MOST_LANGUAGES = 10_000
+_REPLICA_PATIENCE, _REPLICA_LOOK = 600.0, 1.0
 
 
 class ServerAdmin:
     """See `admin.Admin`. Snapshots are the server's own: of one node, where a cluster has several."""
 
-    def __init__(self, names: Names, *, rest: RestAddress | None) -> None:
+    def __init__(self, names: Names, *, rest: RestAddress | None, limits: Limits) -> None:
         self._names = names
         self._client = names.client
         self._server = names.server
         self._rest = rest
+        self._limits = limits
 
     def versions(self, name: str) -> list[VersionState]:
-        """All versions of a collection, oldest first. Raises DataError when there are none."""
-        check_name(name)
-        published = self._names.target(name)
+        """All versions of a collection, oldest first; those on nodes that are away are marked.
+
+        Raises DataError when there are none.
+        """
+        published = self._names.target(check_name(name))
         states = []
-        for version in self._names.versions(name):
-            card = self._names.card(version)
-            finished = version == published or (card is not None and bool(card.created))
-            states.append(VersionState(_short(version), version == published, finished, card))
+        for version in self._names.numbered(name):
+            try:
+                record = self._names.metadata(version)
+            except NotFound:  # deleted meanwhile
+                continue
+            except ServerError:
+                states.append(VersionState(short(version), version == published, False, None, reachable=False))
+                continue
+            if is_ours(record):
+                finished = version == published or is_finished(record)
+                states.append(VersionState(short(version), version == published, finished, card_in(record)))
         if not states:
             raise self._missing(name)
         return states
@@ -118,8 +164,9 @@ class ServerAdmin:
     def rollback(self, name: str, *, version: str | None = None) -> str:
         """Publish a finished version again, after its points were counted; returns its name.
 
-        Raises DataError when there is none, CorruptError when points are missing.
+        Raises DataError when there is none, CorruptError when points are missing, LockedError when it is being deleted.
         """
+        left = self._names.refuse_foreign(check_name(name))
         states = self.versions(name)
         wanted = rollback_target(name, states, version)
         target = f"{name}__{wanted}"
@@ -127,108 +174,211 @@ class ServerAdmin:
         if card is None:
             raise CorruptError(f"{target} on {self._server.where} has no card; load the collection again.")
         self._check_count(target, card.count)
-        left = self._names.target(name)
         if left is not None:  # a load of the same build shall write it anew, not put it back as it is
             self._names.write_metadata(left, {CURSOR_KEY: {"rows": 0}})
-        self._names.switch(name, target)
+        self._names.publish(name, target)
         return wanted
 
     def gc(self, name: str, *, keep: int, unfinished: bool = False) -> list[str]:
         """Delete finished versions except the published and the newest `keep` - 1 others; returns their names.
 
-        unfinished: delete what stopped loads left as well. Raises LockedError when a load is still at work there.
+        unfinished: delete what stopped loads left as well. Raises LockedError when a load is still at work there,
+        DataError when finished versions are there and none is published.
         """
-        states = self.versions(name)
+        states = [state for state in self.versions(name) if state.reachable]
+        check_published(name, states)
         others = [state.name for state in states if state.finished and not state.published]
-        gone = others[: max(len(others) - (keep - 1), 0)]
+        staying = latest(others, keep - 1)
+        chosen = [version for version in others if version not in staying]
         if unfinished:
-            gone += [state.name for state in states if not state.finished]
-        for version in gone:
-            by = holder(self._names, f"{name}__{version}")
+            chosen += [state.name for state in states if not state.finished]
+        gone = []
+        for version in chosen:
+            by = Watch(self._names).holder(f"{name}__{version}")
             if by is not None:
                 raise LockedError(f"{name}__{version} on {self._server.where} is being loaded by {by}.")
-            self._names.remove(f"{name}__{version}")
+            if self._names.remove(f"{name}__{version}"):
+                gone.append(version)
         return sorted(gone)
 
     def state(self, name: str) -> CollectionState:
         """What the server says about the published version; it does not say what that takes on disk."""
         version = self._published(name)
-        card = self._names.card(version)
+        info = self._names.look(lambda: self._client.get_collection(version))
+        card = card_in(info.config.metadata or {})
         if card is None:
             raise DataError(f"Collection {name!r} on {self._server.where} has no card: xqg-vdb did not make it.")
-        info = self._read(lambda: self._client.get_collection(version))
-        facet = self._read(lambda: self._client.facet(version, key=LANG_KEY, limit=_MOST_LANGUAGES, exact=True))
         params = info.config.params
-        details = {
+        details: dict[str, Any] = {
             "segments": info.segments_count,
             "shards": params.shard_number,
             "replicas": params.replication_factor,
             "write consistency": params.write_consistency_factor,
         }
+        if info.status == models.CollectionStatus.GREY:
+            details["grey"] = (
+                "the index is not being built since the server restarted; `xqg-vdb load` once more wakes it"
+            )
         return CollectionState(
             card=card,
-            points=self._read(lambda: self._client.count(version, exact=True)).count,
-            languages=dict(sorted((str(hit.value), hit.count) for hit in facet.hits)),
+            points=self._count(version),
+            languages=self._languages(version),
             indexed=info.indexed_vectors_count or 0,
             status=info.status.value,
             disk_bytes=None,
             details={name: value for name, value in details.items() if value is not None},
         )
 
+    def _languages(self, version: str) -> dict[str, int]:
+        """Points by language; of a collection without an index of languages none."""
+        while True:
+            most = self._limits.most("limit", _MOST_LANGUAGES)
+            ask = partial(self._client.facet, version, key=LANG_KEY, limit=most, exact=True)
+            try:
+                return dict(sorted((str(hit.value), hit.count) for hit in self._names.look(ask).hits))
+            except Limited as error:
+                self._limits.learn(error)
+            except Refused:
+                return {}
+
     def create_snapshot(self, name: str) -> Snapshot:
-        """A snapshot of the published version, made and kept by the server."""
+        """A snapshot of the published version, made and kept by the server.
+
+        Raises MismatchError where its node holds only some of the shards: the file would be a part.
+        """
         version = self._published(name)
-        before = {one.name for one in self.snapshots(name)}
-        made = self._server.call(lambda: self._client.create_snapshot(version, wait=True))
+        self._check_shards(name, version)
+        before = {shot.name for shot in self._snapshots(version)}
+        try:  # once: what timed out may be made all the same, and each is a whole copy
+            made = self._server.call(lambda: self._client.create_snapshot(version, wait=True), deadline=0.0)
+        except ServerError:
+            made = self._appeared(version, before)
+            if made is None:
+                raise
         if made is not None:
             return _described(made)
-        return next(one for one in self.snapshots(name) if one.name not in before)
+        return next(_described(shot) for shot in self._snapshots(version) if shot.name not in before)
+
+    def _appeared(self, version: str, before: set[str]) -> models.SnapshotDescription | None:
+        """A snapshot that is made although its request failed; it is waited for as long as a read."""
+        end = self._server.now() + self._server.read_deadline
+        while self._server.now() < end:
+            if new := [shot for shot in self._snapshots(version) if shot.name not in before]:
+                return new[0]
+            self._server.pause(_REPLICA_LOOK)
+        return None
+
+    def _check_shards(self, name: str, version: str) -> None:
+        cluster = self._cluster(version)
+        if cluster is None:
+            return
+        here = {shard.shard_id for shard in cluster.local_shards}
+        if len(here) < cluster.shard_count:
+            raise MismatchError(
+                f"This node of {self._server.where} holds {len(here)} of {cluster.shard_count} shards of {version}, and"
+                f" a snapshot is of one node: copy the collection instead with `xqg-vdb migrate {name} --to-path"
+                " FOLDER`."
+            )
+
+    def _cluster(self, version: str) -> models.CollectionClusterInfo | None:
+        """Where its shards are; None where the server does not say."""
+        try:
+            return self._names.look(lambda: self._client.collection_cluster_info(version))
+        except (Refused, NotFound, NotImplementedError, AttributeError):
+            return None
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        """The snapshots of the published version that the server keeps, oldest first."""
-        version = self._published(name)
-        found = self._read(lambda: self._client.list_snapshots(version))
-        return sorted(map(_described, found), key=lambda one: one.created)
+        """The snapshots of all its versions that the server keeps, oldest first."""
+        self._published(name)
+        return sorted((_described(shot) for _, shot in self._all_snapshots(name)), key=lambda shot: shot.created)
 
     def download_snapshot(self, name: str, snapshot: str, to: Path) -> None:
         """Copy a snapshot into the file `to`, its SHA-256 compared where the server gives one."""
-        version = self._published(name)
-        found = {one.name: one for one in self._read(lambda: self._client.list_snapshots(version))}
+        self._published(name)
+        found = {shot.name: (version, shot) for version, shot in self._all_snapshots(name)}
         if snapshot not in found:
             raise DataError(f"Collection {name!r} has no snapshot {snapshot!r}; see `xqg-vdb snapshot list {name}`.")
-        checksum = found[snapshot].checksum
-        self._server.call(lambda: download(self._address(), version, snapshot, to=to, checksum=checksum))
+        version, shot = found[snapshot]
+        self._server.call(lambda: download(self._address(), version, snapshot, to=to, checksum=shot.checksum))
 
     def restore_snapshot(self, name: str, file: Path) -> str:
         """Upload a snapshot as a new version, check it, publish it; the version before stays for a rollback.
 
-        Raises DataError for a snapshot of something else, CorruptError when points are missing; it is removed then.
+        Raises DataError for a snapshot of something else, CorruptError when points or texts are not what its card says;
+        it is removed then.
         """
-        self._names.refuse_plain(check_name(name))
-        numbers = [version_number(name, version) or 0 for version in self._names.versions(name)]
-        version = f"{name}__v{max(numbers, default=0) + 1:04d}"
+        self._names.refuse_foreign(check_name(name))
+        version = self._names.new_version(name)
         address = self._address()
         try:
             self._server.call(lambda: upload(address, version, file), deadline=0.0)  # a second try would be hours
+            self._await_copies(version)
             card = self._names.card(version)
             if card is None or not card.created:
                 raise DataError(f"{file} is no snapshot of a collection that `xqg-vdb load` finished.")
             self._check_count(version, card.count)
-            self._names.write_metadata(version, {CARD_KEY: replace(card, version=_short(version)).to_json()})
+            self._check_texts(version, card, file)
+            fresh = {CARD_KEY: replace(card, version=short(version)).to_json(), LOADER_KEY: {}, LEAVING_KEY: {}}
+            self._names.write_metadata(version, fresh)
+            self._forget_uploads(version)
         except BaseException:
+            self._forget_uploads(version)
             self._names.remove(version)
             raise
-        self._names.switch(name, version)
-        return _short(version)
+        self._names.publish(name, version)
+        return short(version)
+
+    def _await_copies(self, version: str) -> None:
+        """Wait until every copy of every shard is active: until then a count is of some of them."""
+        end = self._server.now() + _REPLICA_PATIENCE
+        while (cluster := self._cluster(version)) is not None:
+            states = [shard.state for shard in cluster.local_shards] + [shard.state for shard in cluster.remote_shards]
+            waiting = [state for state in states if state != models.ReplicaState.ACTIVE]
+            if not waiting:
+                return
+            if self._server.now() > end:
+                raise ServerError(
+                    f"{len(waiting)} of {len(states)} copies of the shards of {version} on {self._server.where} are"
+                    " still not active; look at its log, then restore the snapshot again."
+                )
+            self._server.pause(_REPLICA_LOOK)
+
+    def _check_texts(self, version: str, card: Card, file: Path) -> None:
+        """Raise CorruptError when the texts are not those that the card's digest is of."""
+        if not card.digest:
+            return
+        digest = Digest()
+        for page in pages(self._client, self._server.read, version, limits=self._limits, payload=["id", "content"]):
+            for point in page:
+                payload = point.payload or {}
+                digest.add(str(payload.get("id", "")), str(payload.get("content", "")))
+        if digest.hexdigest() != card.digest:
+            raise CorruptError(f"{file} holds other texts than its card promises; take another copy of it.")
+
+    def _forget_uploads(self, version: str) -> None:
+        """Delete the file that an upload leaves among the snapshots of what was made of it."""
+        with suppress(XqgError):
+            for shot in self._snapshots(version):
+                self._names.look(partial(self._client.delete_snapshot, version, shot.name))
+
+    def _snapshots(self, version: str) -> list[models.SnapshotDescription]:
+        return self._names.look(lambda: self._client.list_snapshots(version))
+
+    def _all_snapshots(self, name: str) -> list[tuple[str, models.SnapshotDescription]]:
+        """(version, snapshot) of all its versions."""
+        return [(version, shot) for version in self._names.versions(name) for shot in self._snapshots(version)]
 
     def _published(self, name: str) -> str:
-        version = self._names.target(check_name(name))
+        version = self._names.refuse_foreign(check_name(name))
         if version is None:
             raise self._missing(name)
         return version
 
+    def _count(self, version: str) -> int:
+        return exact_count(self._client, self._names.look, version, limits=self._limits)
+
     def _check_count(self, version: str, expected: int) -> None:
-        found = self._read(lambda: self._client.count(version, exact=True)).count
+        found = self._count(version)
         if found != expected:
             raise CorruptError(
                 f"{version} on {self._server.where} holds {found:,} points where its card promises {expected:,};"
@@ -240,15 +390,11 @@ class ServerAdmin:
             raise DataError(f"{self._server.where} makes no snapshots: only a server does, or an embedded store.")
         return self._rest
 
-    def _read(self, request: Callable[[], T]) -> T:
-        return self._server.call(request, deadline=min(READ_DEADLINE, self._server.deadline))
-
     def _missing(self, name: str) -> DataError:
+        finished = self._names.finished(name)
+        if finished:
+            return unpublished(name, [short(version) for version in finished])
         return missing_collection(name, self._names.published(), where=self._server.where)
-
-
-def _short(version: str) -> str:
-    return version.rpartition("__")[2]
 
 
 def _described(found: models.SnapshotDescription) -> Snapshot:

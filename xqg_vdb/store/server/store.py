@@ -1,7 +1,7 @@
 """The store on a Qdrant server (qdrant-client), also its in-memory stand-in `:memory:`.
 
-In: a client. Out: a VectorStore. A collection `wiki` is the alias of a versioned one, `wiki__v0001`, whose metadata
-holds the card and the loader's cursor. Loading is in `server_writer`; this file refuses to know how points get in.
+A collection `wiki` is the alias of a versioned one, `wiki__v0001`, whose metadata holds the card and the loader's
+cursor. A search asks the version that the alias points to by its own name, all of its requests the same one.
 """
 
 from __future__ import annotations
@@ -13,25 +13,38 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import httpx
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.local.qdrant_local import QdrantLocal
 from qdrant_client.qdrant_remote import QdrantRemote
 
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.store import layout
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.store.server.client import NotFound, Server, checked_address
-from xqg_vdb.store.server.names import CARD_KEY, READ_DEADLINE, Names
+from xqg_vdb.store.operations import unpublished
+from xqg_vdb.store.server.client import Address, Limited, NotFound, Server, checked_address
+from xqg_vdb.store.server.names import Names, card_in, is_finished, short
 from xqg_vdb.store.server.operations import RestAddress, ServerAdmin
-from xqg_vdb.store.server.requests import batched_requests, found_in, language_filter, search_params, search_requests
+from xqg_vdb.store.server.requests import (
+    Limits,
+    batched_requests,
+    exact_count,
+    found_in,
+    language_filter,
+    pages,
+    search_params,
+    search_requests,
+)
 from xqg_vdb.store.server.writer import open_writer
 from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, Search, StoredPoint
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.foreign import ForeignCollection
 
+T = TypeVar("T")
 
-# Searching a Qdrant server from coroutines (AsyncQdrantClient): any number of searches wait without a thread each.
+_MOST_MOVES = 5
+"""Times that a search begins anew because its version was replaced and deleted meanwhile."""
 
 
 class AsyncServerSearch:
@@ -51,14 +64,21 @@ class AsyncServerSearch:
     async def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id."""
         rows, k = layout.check_search(questions, search), search.k
-        params = models.SearchParams(hnsw_ef=search.ef, exact=search.exact)
-        requests = partial(search_requests, search=search, params=params)
-        found = await self._ask(name, requests(rows, limit=k + 1))
+        for last in range(_MOST_MOVES):
+            physical = await asyncio.to_thread(self._store.physical, name)
+            requests = await asyncio.to_thread(self._store.requests_for, physical, search)
+            try:
+                found = await self._ask(physical, requests(rows, k + 1))
+            except NotFound as error:
+                if last == _MOST_MOVES - 1 or not await asyncio.to_thread(self._store.moved, name, physical):
+                    raise await asyncio.to_thread(self._store.missing, name) from error
+                continue
+            break
 
         def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
             if limit == k + 1:
                 return found
-            return self._store.ask(name, requests(questions, limit=limit))  # rare: equal scores at the kth place
+            return self._store.ask(physical, requests(questions, limit))  # rare: equal scores at the kth place
 
         return await asyncio.to_thread(layout.best, rows, ask, k=k)
 
@@ -69,20 +89,20 @@ class AsyncServerSearch:
         if client is not None:
             await client.close()
 
-    async def _ask(self, name: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
-        layout.check_name(name)
-        client = self._client()
-        deadline = min(READ_DEADLINE, self._server.deadline)
-        found: list[list[layout.Found]] = []
-        for batch in batched_requests(requests):
+    async def _ask(self, physical: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
+        client, deadline = self._client(), self._server.read_deadline
+        while True:
+            found: list[list[layout.Found]] = []
             try:
-                answers = await self._server.call_async(
-                    partial(client.query_batch_points, name, batch), deadline=deadline
-                )
-            except NotFound as error:
-                raise await asyncio.to_thread(self._store.missing, name) from error
-            found += [found_in(answer) for answer in answers]
-        return found
+                for batch in batched_requests(requests, self._store.limits):
+                    answers = await self._server.call_async(
+                        partial(client.query_batch_points, physical, batch), deadline=deadline
+                    )
+                    found += map(found_in, answers)
+            except Limited as error:
+                self._store.limits.learn(error)
+                continue
+            return found
 
     def _client(self) -> AsyncQdrantClient:
         loop = asyncio.get_running_loop()
@@ -94,11 +114,6 @@ class AsyncServerSearch:
                     warnings.simplefilter("ignore", UserWarning)
                     self._clients[loop] = AsyncQdrantClient(**self._options)
             return self._clients[loop]
-
-
-T = TypeVar("T")
-
-_SCROLL_PAGE = 512
 
 
 class ServerStore:
@@ -125,6 +140,9 @@ class ServerStore:
         self._owned = False
         self._is_local = isinstance(client._client, QdrantLocal)
         self._names = Names(client, self._server)
+        self._looks = Names(client, self._server, waited_for=True)
+        self._quantized: dict[str, bool] = {}
+        self.limits = Limits()
 
     @classmethod
     def connect(
@@ -135,34 +153,40 @@ class ServerStore:
         timeout: int = 60,
         deadline: float = 600.0,
         insecure: bool = False,
+        grpc: bool = False,
         grpc_port: int | None = None,
         options: CollectionOptions | None = None,
     ) -> ServerStore:
         """A store on the server at `url` (`:memory:` for one inside this process); sends nothing yet.
 
         timeout: seconds for one request. insecure: allow the key to travel unencrypted to another machine.
-        grpc_port: speak gRPC on this port instead of REST. options: of the collections that it makes.
+        grpc: speak gRPC instead of REST, on the port after that of `url`, or on `grpc_port`.
+        url: may also be grpc://host:port (or grpcs), whose REST port is the one before.
+        options: of the collections that it makes.
         Raises DataError for a URL without host or with a password in it, ServerError for a key that would be readable
         on the way.
         """
         if url == ":memory:":
             store = cls(QdrantClient(":memory:"), where=url, deadline=deadline, options=options)
-        else:
-            where = checked_address(url, api_key=api_key, insecure=insecure)
-            with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
-                warnings.simplefilter("ignore", UserWarning)
-                client = QdrantClient(
-                    url=url,
-                    api_key=api_key,
-                    timeout=timeout,
-                    check_compatibility=False,
-                    prefer_grpc=grpc_port is not None,
-                    grpc_port=grpc_port or 6334,
-                    grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
-                )
-            store = cls(client, where=where, deadline=deadline, secret=api_key, options=options)
-            store._rest = RestAddress(cast(QdrantRemote, client._client).rest_uri, api_key, timeout)
+            store._owned = True
+            return store
+        address = checked_address(url, api_key=api_key, insecure=insecure, grpc=grpc, grpc_port=grpc_port)
+        with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
+            warnings.simplefilter("ignore", UserWarning)
+            client = QdrantClient(
+                url=address.url,
+                api_key=api_key,
+                timeout=timeout,
+                check_compatibility=False,
+                prefer_grpc=address.grpc_port is not None,
+                grpc_port=address.grpc_port or 6334,
+                grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
+            )
+        store = cls(client, where=address.where, deadline=deadline, secret=api_key, options=options)
         store._owned = True
+        store._rest = RestAddress(cast(QdrantRemote, client._client).rest_uri, api_key, timeout)
+        if address.grpc_port is not None:
+            store._server.before_first = partial(store._check_ends, store._rest, address)
         return store
 
     def __repr__(self) -> str:
@@ -177,7 +201,7 @@ class ServerStore:
     @property
     def admin(self) -> ServerAdmin:
         """Versions, states and snapshots."""
-        return ServerAdmin(self._names, rest=self._rest)
+        return ServerAdmin(self._looks, rest=self._rest, limits=self.limits)
 
     def foreign(self, name: str) -> ForeignCollection:
         """Any collection of the server, whoever made it. Raises DataError when there is none of that name."""
@@ -187,25 +211,34 @@ class ServerStore:
 
     def names(self) -> list[str]:
         """The published collections, sorted; those that others made are not among them."""
-        return self._names.published()
+        return self._looks.published()
+
+    def version(self, name: str) -> str:
+        """Which version searches see now, such as v0003: wiki@v0003 is that one; "" for what has no versions."""
+        base, version = layout.split_version(name)
+        return version or short(self._looks.target(base) or "")
 
     def card(self, name: str) -> Card:
         """The card of the published version. Raises DataError when there is no such collection or it is not ours."""
-        info = self._read(name, lambda: self._client.get_collection(name))
-        record = (info.config.metadata or {}).get(CARD_KEY)
+        base, version = layout.split_version(name)
+        physical = f"{base}__{version}" if version else base
         try:
-            return Card.from_json(cast(Mapping[str, Any], record))
-        except ValueError as error:
+            info = self._server.read(lambda: self._client.get_collection(physical))
+        except NotFound as error:
+            raise self.missing(name) from error
+        card = card_in(info.config.metadata or {})
+        if card is None:
             raise DataError(
                 f"Collection {name!r} on {self._server.where} has no card of xqg-vdb: it was not made by `xqg-vdb"
                 " load`."
-            ) from error
+            )
+        return card
 
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
         """A new version, or the unfinished one of an equal card.
 
         Two loaders of equal builds help each other; of different ones the later is refused while the earlier lives.
-        Raises LockedError then, MismatchError when a collection, not an alias, has that name.
+        Raises LockedError then, MismatchError when somebody else's collection, or an alias of one, has that name.
         """
         layout.check_name(name)
         return open_writer(self._names, name, card=card, options=self._options, is_local=self._is_local)
@@ -213,35 +246,43 @@ class ServerStore:
     def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id; without an `ef`, the server's own."""
         rows = layout.check_search(questions, search)
+
+        def run(physical: str) -> list[list[Hit]]:
+            requests = self.requests_for(physical, search)
+
+            def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
+                return self.ask(physical, requests(questions, limit))
+
+            return layout.best(rows, ask, k=search.k)
+
+        return self._bound(name, run)
+
+    def requests_for(self, physical: str, search: Search) -> Callable[[QuestionRows, int], list[models.QueryRequest]]:
+        """Makes the requests of questions and a limit; for both clients."""
         # the local mode is always exact and warns when it is asked to be
-        params = None if self._is_local else search_params(exact=search.exact, ef=search.ef)
-
-        def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
-            return self.ask(name, search_requests(questions, limit=limit, search=search, params=params))
-
-        return layout.best(rows, ask, k=search.k)
+        params = None if self._is_local else search_params(search, quantized=self._is_quantized(physical))
+        return lambda questions, limit: search_requests(questions, limit=limit, search=search, params=params)
 
     def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
         layout.check_langs(passage_langs)
         wanted = language_filter(passage_langs)
-        return self._read(name, lambda: self._client.count(name, count_filter=wanted, exact=True)).count
+        count = partial(exact_count, self._client, self._server.read, limits=self.limits, wanted=wanted)
+        return self._bound(name, count)
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
         """Every point of the version that is published when the first one is asked for."""
-        physical = self._names.target(layout.check_name(name)) or name
-        offset: Any = None
-        while True:
-            page = partial(self._client.scroll, physical, limit=_SCROLL_PAGE, offset=offset, with_vectors=with_vectors)
-            records, offset = self._read(name, page)
-            yield from map(_stored, records)
-            if offset is None:
-                return
+        physical = self.physical(name)
+        try:
+            for page in pages(self._client, self._server.read, physical, limits=self.limits, vectors=with_vectors):
+                yield from map(_stored, page)
+        except NotFound as error:
+            raise self.missing(name) from error
 
     def delete(self, name: str) -> None:
         """Remove the collection with all its versions. Raises DataError when unknown, MismatchError when not ours."""
-        self._names.refuse_plain(layout.check_name(name))
-        if self._names.target(name) is None and not self._names.versions(name):
+        target = self._names.refuse_foreign(layout.check_name(name))
+        if target is None and not self._names.versions(name):
             raise self.missing(name)
         self._names.drop(name)
 
@@ -250,35 +291,91 @@ class ServerStore:
         if self._owned:
             self._client.close()
 
-    def ask(self, name: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
+    def ask(self, physical: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
         """The server's own answers to the requests, in their order."""
-        batches = batched_requests(requests)
-        answers = [self._read(name, partial(self._client.query_batch_points, name, batch)) for batch in batches]
-        return [found_in(answer) for batch in answers for answer in batch]
+        while True:
+            try:
+                answers = [
+                    self._server.read(partial(self._client.query_batch_points, physical, batch))
+                    for batch in batched_requests(requests, self.limits)
+                ]
+            except Limited as error:
+                self.limits.learn(error)
+                continue
+            return [found_in(answer) for batch in answers for answer in batch]
 
     def async_search(self) -> AsyncServerSearch | None:
         """Its search for coroutines, with the same address, key and patience; None for the in-memory stand-in."""
         if self._is_local:
             return None
-
         return AsyncServerSearch(self, self._server, options=self._client.init_options)
 
-    def _read(self, name: str, request: Callable[[], T]) -> T:
-        layout.check_name(name)
-        try:
-            return self._server.call(request, deadline=min(READ_DEADLINE, self._server.deadline))
-        except NotFound as error:
-            raise self.missing(name) from error
+    def physical(self, name: str) -> str:
+        """The collection that `name` is just now; `name` itself where a key may not see what is behind it."""
+        base, version = layout.split_version(name)
+        return f"{base}__{version}" if version else self._looks.target(base) or base
+
+    def moved(self, name: str, physical: str) -> bool:
+        """Whether `name` is another collection now."""
+        return self.physical(name) != physical
 
     def missing(self, name: str) -> DataError:
         """Why `name` cannot be read, with the names that could."""
-        if self._names.versions(name):
+        base, version = layout.split_version(name)
+        records = self._looks.records(base)
+        if version:
+            return layout.Moved(f"Collection {base!r} on {self._server.where} has no version {version}.")
+        if finished := [short(one) for one, record in records.items() if is_finished(record)]:
+            return unpublished(base, finished)
+        if records:
             return DataError(
-                f"Collection {name!r} on {self._server.where} is not finished: run the load again, it continues where"
+                f"Collection {base!r} on {self._server.where} is not finished: run the load again, it continues where"
                 " it stopped."
             )
-        return layout.missing_collection(name, self.names(), where=self._server.where)
+        return layout.missing_collection(base, self.names(), where=self._server.where)
+
+    def _bound(self, name: str, run: Callable[[str], T]) -> T:
+        """What `run` returns of the collection behind `name`; anew as a whole when that was replaced meanwhile."""
+        for _ in range(_MOST_MOVES):
+            physical = self.physical(name)
+            try:
+                return run(physical)
+            except NotFound as error:
+                if not self.moved(name, physical):
+                    raise self.missing(name) from error
+        raise self.missing(name)
+
+    def _is_quantized(self, physical: str) -> bool:
+        """Whether the collection keeps small copies of its vectors; asked once, a version never changes that."""
+        if physical not in self._quantized:
+            config = self._server.read(lambda: self._client.get_collection(physical)).config
+            vectors = config.params.vectors
+            named = [vectors] if isinstance(vectors, models.VectorParams) else list((vectors or {}).values())
+            own = any(params.quantization_config is not None for params in named)
+            self._quantized[physical] = own or config.quantization_config is not None
+        return self._quantized[physical]
+
+    def _check_ends(self, rest: RestAddress, address: Address) -> None:
+        """Raise MismatchError when REST and gRPC reach different servers: by the names of their collections.
+
+        A server whose REST port is closed to us is believed.
+        """
+        for _ in range(3):  # another client may make a collection between the two looks
+            try:
+                answer = httpx.get(
+                    f"{rest.base}/collections", headers={"api-key": rest.key} if rest.key else {}, timeout=5.0
+                )
+                seen = {one["name"] for one in answer.json()["result"]["collections"]}
+            except (httpx.HTTPError, ValueError, KeyError, TypeError):
+                return
+            if seen == {one.name for one in self._server.read(self._client.get_collections).collections}:
+                return
+        raise MismatchError(
+            f"{rest.base} and gRPC port {address.grpc_port} are two different servers: they have other collections."
+            " Name the right port in XQG_VDB_GRPC_PORT, or write --url grpc://host:port."
+        )
 
 
 def _stored(record: models.Record) -> StoredPoint:
-    return layout.stored_point(record.payload or {}, cast(Mapping[str, Any], record.vector or {}))
+    vectors: Any = record.vector
+    return layout.stored_point(record.payload or {}, vectors if isinstance(vectors, dict) else {})

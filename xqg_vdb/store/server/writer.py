@@ -1,8 +1,7 @@
 """Fill a version of a collection on a server and publish it; stopped at any point, the next run continues.
 
-In: a name, a card, batches. Out: an alias on a finished version. Every write waits until the server has it in its log
-and says `completed`; ids are fixed, so that a repeated request changes nothing. This file refuses to know where batches
-come from.
+Every write waits until the server has it in its log and says `completed`; ids are fixed, so that a repeated request
+changes nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +21,24 @@ from qdrant_client import models
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.store.gate import Rows, checked
 from xqg_vdb.store.layout import TEXT_SPARSE, CollectionOptions, same_build
+from xqg_vdb.store.operations import latest
 from xqg_vdb.store.server.client import NotDone, Refused, TooLarge
-from xqg_vdb.store.server.names import CARD_KEY, CURSOR_KEY, LOADER_KEY, Lease, Names, holder, version_number
-from xqg_vdb.store.server.requests import BULK_KEY, create
+from xqg_vdb.store.server.names import (
+    BULK_KEY,
+    CARD_KEY,
+    CURSOR_KEY,
+    LEAVING_KEY,
+    LOADER_KEY,
+    Lease,
+    Names,
+    Watch,
+    card_in,
+    cursor_in,
+    is_finished,
+    short,
+    version_number,
+)
+from xqg_vdb.store.server.requests import Limits, create, exact_count, prepare
 from xqg_vdb.types import Card, PointBatch
 
 # Build the index of a filled version on a server, and wait until it is done.
@@ -32,6 +46,7 @@ from xqg_vdb.types import Card, PointBatch
 POLL = 0.5
 GREY_PATIENCE = 30.0
 """Seconds that a server may take to start what it says is to be done."""
+_WOKEN_EVERY = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +66,8 @@ def build_index(
     before that is right, but slow. Raises ServerError when the server says that it cannot.
     """
     server, client = names.server, names.client
-    _end_bulk(names, version)
-    changed, seen = clock(), (-1, -1)
+    threshold = _end_bulk(names, version)
+    changed, seen, woken, greens = clock(), (-1, -1), clock(), 0
     while True:
         info = server.call(lambda: client.get_collection(version))
         count = info.indexed_vectors_count or 0
@@ -60,24 +75,39 @@ def build_index(
             indexed(count)
         if info.status == models.CollectionStatus.RED:
             raise ServerError(f"{server.where} cannot build the index of {version}; see its log.")
-        if info.status == models.CollectionStatus.GREEN:
+        greens = greens + 1 if info.status == models.CollectionStatus.GREEN else 0
+        if greens and (greens > 1 or threshold is None):  # one look just after the change can be early
             return
         meanwhile()
         if (count, info.segments_count) != seen:
             changed, seen = clock(), (count, info.segments_count)
-        patience = GREY_PATIENCE if info.status == models.CollectionStatus.GREY else server.deadline
-        if clock() - changed > min(patience, server.deadline):
+        is_grey = info.status == models.CollectionStatus.GREY
+        if is_grey and clock() - woken >= _WOKEN_EVERY:
+            wake(names, version, threshold=threshold)
+            woken = clock()
+        if clock() - changed > min(GREY_PATIENCE if is_grey else server.deadline, server.deadline):
             _log.warning("%s: the index of %s is still %s; going on", server.where, version, info.status.value)
             return
         server.pause(POLL)
 
 
-def _end_bulk(names: Names, version: str) -> None:
+def _end_bulk(names: Names, version: str) -> int | None:
     """Give the collection the threshold back that it had before; the server then starts to index."""
     noted = names.metadata(version).get(BULK_KEY)
-    if noted:
-        usual = models.OptimizersConfigDiff(indexing_threshold=int(noted["indexing_threshold"]))
-        names.server.call(lambda: names.client.update_collection(version, optimizers_config=usual))
+    if not isinstance(noted, dict) or not noted:
+        return None
+    wake(names, version, threshold=int(noted["indexing_threshold"]))
+    return int(noted["indexing_threshold"])
+
+
+def wake(names: Names, version: str, *, threshold: int | None = None) -> None:
+    """Set the threshold that is set already: after a restart, a server starts no optimizer before a change (grey)."""
+    client = names.client
+    if threshold is None:
+        info = names.look(lambda: client.get_collection(version))
+        threshold = info.config.optimizer_config.indexing_threshold
+    usual = models.OptimizersConfigDiff(indexing_threshold=threshold)
+    names.look(lambda: client.update_collection(version, optimizers_config=usual))
 
 
 MAX_REQUEST_BYTES = 8 << 20
@@ -113,6 +143,7 @@ class ServerWriter:
         self._connections = 1 if is_local else options.parallel
         self._pool = ThreadPoolExecutor(self._connections) if self._connections > 1 else None
         self._sending: deque[Future[None]] = deque()
+        self._most_bytes = MAX_REQUEST_BYTES
 
     def __enter__(self) -> ServerWriter:
         return self
@@ -134,7 +165,7 @@ class ServerWriter:
         self._check_open()
         rows = checked(batch, card=self._card)
         self._lease.renew(self._version)
-        for start, stop in _requests(rows.sizes):
+        for start, stop in _requests(rows.sizes, most=self._most_bytes):
             self._begin(partial(self._send, rows, batch, start, stop))
 
     def commit(self, rows: int) -> None:
@@ -157,18 +188,27 @@ class ServerWriter:
             raise MismatchError("The card to publish describes another build than the one that was loaded.")
         self._check_count(card)
         created = card.created or datetime.now(UTC).isoformat(timespec="seconds")
-        final = replace(card, version=self._version.rpartition("__")[2], created=created)
+        final = replace(card, version=short(self._version), created=created)
         if not self._is_local:
             renew = partial(self._lease.renew, self._version)
             build_index(self._names, self._version, indexed=indexed, meanwhile=renew)
         self._names.write_metadata(self._version, {CARD_KEY: final.to_json(), LOADER_KEY: {}})
-        staying = {self._version, *self._latest_others()}
-        self._names.switch(self._name, self._version)
-        for version in self._names.versions(self._name):
-            if version not in staying:
-                self._names.remove(version)
+        before = self._names.target(self._name)
+        self._names.publish(self._name, self._version)
+        self._clean_up(before)
         self._closed = True
         self._stop_sending()
+
+    def _clean_up(self, before: str | None) -> None:
+        """Delete the versions that are not to be kept, but not what somebody began after this one."""
+        records = self._names.records(self._name)
+        finished = [version for version, record in records.items() if is_finished(record) and version != self._version]
+        staying = {self._version, *latest(finished, self._keep - 1, first=before)}
+        number = version_number(self._name, self._version) or 0
+        for version, record in records.items():
+            is_later = not is_finished(record) and (version_number(self._name, version) or 0) > number
+            if version not in staying and not is_later:
+                self._names.remove(version)
 
     def close(self) -> None:
         """What was committed stays for the next run."""
@@ -181,13 +221,6 @@ class ServerWriter:
     def _stop_sending(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-    def _latest_others(self) -> list[str]:
-        """The finished versions that stay: the published one first, then by age."""
-        current = self._names.target(self._name)
-        finished = [one for one in reversed(self._names.finished(self._name)) if one not in (current, self._version)]
-        before = [current, *finished] if current not in (None, self._version) else finished
-        return [one for one in before if one is not None][: self._keep - 1]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -223,6 +256,8 @@ class ServerWriter:
         try:
             self._server.call(lambda: self._upsert(batch))
         except (TooLarge, Refused) as error:
+            if isinstance(error, TooLarge):  # later requests are made as small
+                self._most_bytes = min(self._most_bytes, _JSON_BYTES_PER_FLOAT32 * sum(rows.sizes[start:stop]) // 2)
             if stop - start == 1:
                 if isinstance(error, TooLarge):
                     raise
@@ -238,7 +273,7 @@ class ServerWriter:
             raise NotDone(f"an upsert was answered with {result.status.value}")
 
     def _check_count(self, card: Card) -> None:
-        found = self._server.call(lambda: self._client.count(self._version, exact=True)).count
+        found = exact_count(self._client, self._names.look, self._version, limits=Limits())
         if found == card.count:
             return
         self._names.write_metadata(self._version, {CURSOR_KEY: {"rows": 0}})  # nobody continues a version at row 0
@@ -258,12 +293,12 @@ def _columns(batch: PointBatch, rows: slice) -> dict[str, list[Any]]:
     return columns
 
 
-def _requests(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Spans of rows whose JSON stays below MAX_REQUEST_BYTES; a single row may be above it."""
+def _requests(sizes: list[int], *, most: int) -> Iterator[tuple[int, int]]:
+    """Spans of rows whose JSON stays below `most` bytes; a single row may be above it."""
     start, total = 0, 0
     for at, size in enumerate(sizes):
         estimate = _JSON_BYTES_PER_FLOAT32 * size
-        if at > start and total + estimate > MAX_REQUEST_BYTES:
+        if at > start and total + estimate > most:
             yield start, at
             start, total = at, 0
         total += estimate
@@ -277,52 +312,79 @@ def _requests(sizes: list[int]) -> Iterator[tuple[int, int]]:
 def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptions, is_local: bool) -> ServerWriter:
     """Continue the newest unfinished version if it has a commit of the same build, else begin a new one.
 
-    Finished versions stay as they are. Raises LockedError when somebody loads another build into the collection; who
-    loads an equal one is joined. MismatchError when a collection, not an alias, has that name.
+    Finished versions stay as they are. Raises LockedError when somebody loads another build into the collection, also
+    one that ended while this was found out; who loads an equal one is joined. MismatchError when a collection, or an
+    alias, of somebody else has that name.
     """
-    names.refuse_plain(name)
     card = replace(card, storage=options.layout())
-    current = version_number(name, names.target(name) or "") or 0
-    kept, highest = None, current
-    for version in reversed(names.versions(name)):
-        number = version_number(name, version) or 0
-        highest = max(highest, number)
-        if number <= current:
-            continue
-        stored = names.card(version)
-        equal = kept is None and stored is not None and same_build(stored, card)
-        if equal and (names.cursor(version) > 0 or holder(names, version)):
-            kept = version
-        elif stored is None or not stored.created:
-            _remove_abandoned(names, name, version)
-    version = kept or f"{name}__v{highest + 1:04d}"
+    watch, kept = Watch(names), None
+    while True:  # what was read before a wait is not true after it
+        watch.waited = False
+        current = version_number(name, names.refuse_foreign(name) or "") or 0
+        kept = _continued(names, name, current, card=card, watch=watch)
+        if not watch.waited:
+            break
+    version = kept or names.new_version(name)
     lease = Lease(names)
     if kept is None:
-        _begin_version(names, name, version, card=card, options=options, is_local=is_local, lease=lease)
+        _begin_version(names, name, version, card=card, options=options, lease=lease)
     else:
         lease.write(version)
+    if not is_local:  # that one has no indexes, and says so each time
+        prepare(names, version, bulk=options.bulk)
     return ServerWriter(names, name, version, card=card, options=options, lease=lease, is_local=is_local)
 
 
-def _remove_abandoned(names: Names, name: str, version: str) -> None:
-    by = holder(names, version)
-    if by is not None:
-        raise _busy(names, name, by)
-    names.remove(version)
+def _continued(names: Names, name: str, current: int, *, card: Card, watch: Watch) -> str | None:
+    """The version to go on with; other unfinished ones above the published one are removed. Stops after a wait."""
+    kept = None
+    for version, record in reversed(names.records(name).items()):
+        stored = card_in(record)
+        if (version_number(name, version) or 0) <= current or (is_finished(record) and not _same(stored, card)):
+            continue
+        equal = kept is None and _same(stored, card) and not record.get(LEAVING_KEY)
+        if equal and (cursor_in(record) > 0 or watch.joined == version):
+            kept = version
+            continue
+        by = watch.holder(version)
+        if by is not None and equal:
+            kept = watch.joined = version
+        elif by is not None:
+            raise _busy(names, name, by)
+        elif watch.waited:
+            _refuse_overtaken(names, name, version, card=card)
+            return None
+        elif not is_finished(record):
+            names.remove(version)
+    return kept
+
+
+def _same(stored: Card | None, card: Card) -> bool:
+    return stored is not None and same_build(stored, card)
+
+
+def _refuse_overtaken(names: Names, name: str, version: str, *, card: Card) -> None:
+    """Raise LockedError when somebody has published a version of another build while we waited."""
+    record = names.records(name).get(version, {})
+    if is_finished(record) and not _same(card_in(record), card):
+        raise LockedError(
+            f"Collection {name!r} on {names.server.where} was loaded a moment ago from another corpus or with other"
+            " options; if yours is to replace it, run the same command again."
+        )
 
 
 def _begin_version(
-    names: Names, name: str, version: str, *, card: Card, options: CollectionOptions, is_local: bool, lease: Lease
+    names: Names, name: str, version: str, *, card: Card, options: CollectionOptions, lease: Lease
 ) -> None:
     """Create the version; of two loaders that do so at once, the server lets one, and the other finds its record."""
-    wanted = replace(card, version=version.rpartition("__")[2], count=0, digest="", created="")
-    metadata = {CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()}
-    names.server.call(
-        lambda: create(names.client, version, card=card, options=options, metadata=metadata, is_local=is_local)
-    )
-    found = names.metadata(version).get(LOADER_KEY) or {}
-    stored = names.card(version)
-    if found.get("id") != lease.id and (stored is None or not same_build(stored, card)):
+    wanted = replace(card, version=short(version), count=0, digest="", created="")
+    create(
+        names, version, card=card, options=options,
+        metadata={CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()},
+    )  # fmt: skip
+    record = names.metadata(version)
+    found = record.get(LOADER_KEY) or {}
+    if found.get("id") != lease.id and not _same(card_in(record), card):
         raise _busy(names, name, f"process {found.get('pid')} on {found.get('host')}")
 
 
