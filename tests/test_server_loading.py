@@ -26,7 +26,7 @@ POINTS = "PUT .*/points$"
 
 @pytest.fixture
 def fake():
-    with FakeQdrant() as server:
+    with FakeQdrant(threshold=DEFAULT_THRESHOLD) as server:
         yield server
 
 
@@ -79,7 +79,7 @@ def test_without_options_the_server_decides(fake):
 
 
 def test_the_index_waits_for_the_last_point_and_is_told_until_it_is_green(fake, waits):
-    fake.building = [("grey", 0), ("yellow", 0), ("yellow", 25), ("green", 40)]
+    fake.building = [("grey", 0), ("yellow", 0), ("yellow", 25), ("green", 40), ("green", 40)]
     seen = []
     with connect(fake) as store, store.writer("wiki", card=a_card()) as writer:
         assert fake.thresholds["wiki__v0001"] == 0
@@ -87,8 +87,8 @@ def test_the_index_waits_for_the_last_point_and_is_told_until_it_is_green(fake, 
         assert fake.thresholds["wiki__v0001"] == 0
         writer.publish(finished(a_card(), passages(40)), indexed=seen.append)
     assert fake.thresholds["wiki__v0001"] == DEFAULT_THRESHOLD
-    assert seen == [0, 0, 25, 40]
-    assert waits == [server_index.POLL] * 3
+    assert seen == [0, 0, 25, 40, 40]  # green is believed when it is seen twice
+    assert waits == [server_index.POLL] * 4
 
 
 def test_no_bulk_leaves_the_servers_threshold_alone(fake):
@@ -212,6 +212,7 @@ def test_a_second_loader_of_another_build_is_refused_while_the_first_lives(fake,
         at = first.committed
         first.publish(replace(finished(a_card(), passages(at)), count=at))
         assert two.names() == ["wiki"]
+        two._server._sleep = lambda seconds: None
         load(two, "wiki", passages(3), vectors(3), card=a_card(alpha=0.9))
         assert two.card("wiki").version == "v0002"
 
@@ -248,7 +249,7 @@ def test_a_closed_loader_leaves_no_lease(fake):
 def test_of_two_loaders_that_begin_at_once_one_is_refused(fake, hurry, monkeypatch):
     """The second one sees no version, and creates the one that the first has created meanwhile."""
     with connect(fake) as one, connect(fake) as two:
-        real = two._names.versions
+        real = two._names.new_version
         first = []
 
         def slow(name):
@@ -257,7 +258,7 @@ def test_of_two_loaders_that_begin_at_once_one_is_refused(fake, hurry, monkeypat
                 first.append(one.writer("wiki", card=a_card()))
             return found
 
-        monkeypatch.setattr(two._names, "versions", slow)
+        monkeypatch.setattr(two._names, "new_version", slow)
         with pytest.raises(LockedError, match="is being loaded by process"):
             two.writer("wiki", card=a_card(alpha=0.9))
         first[0].close()

@@ -19,18 +19,22 @@ from numpy.typing import NDArray
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.store.layout import TEXT_SPARSE, check_hybrid, check_langs
+from xqg_vdb.store.layout import TEXT_SPARSE, Moved, check_hybrid, check_langs
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, Vectors
 
 if TYPE_CHECKING:
     from xqg_vdb.search.collection import Collection
+    from xqg_vdb.store.bm25 import WordWriter
 
 T = TypeVar("T")
 
 CALIBRATED_EF = 256
 """Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the engine's default
 breadth overlooks more neighbours than it does for plain ones."""
+
+MOST_MOVES = 5
+"""Times that a run begins anew because its version was replaced and deleted meanwhile."""
 
 CONSTANT = 60  # of reciprocal rank fusion
 DEPTH = 100
@@ -68,7 +72,7 @@ class QuestionEncoder:
         recommended = encoder.calibration
         if collection is not None:
             card = collection.card
-            check_same_encoder(encoder, card, name=collection.name)
+            check_same_encoder(encoder, card, name=collection.name.partition("@")[0])
             self.language_means = collection_means(encoder, card)
             recommended = card.calibration
         self.strength = recommended if calibration is None else calibration
@@ -206,15 +210,29 @@ class Retriever:
     ) -> None:
         self.encoder = encoder
         self.collection = collection
-        self.question_encoder = QuestionEncoder(encoder, collection=collection, calibration=calibration)
         self.expander = expander
         self.reranker = reranker
-        self._words = None
-        if hybrid:
-            settings = check_hybrid(collection.card, name=collection.name)
-            from xqg_vdb.store.bm25 import WordWriter  # brings the embedded engine
+        self._calibration = calibration
+        self._hybrid = hybrid
+        self._words: WordWriter | None = None
+        self._version: str | None = None
+        self.bind()
 
-            self._words = WordWriter(settings)
+    def bind(self) -> Collection:
+        """The version that is published now: a run asks that one all along, with the calibration of its card.
+
+        Raises MismatchError when a load with another encoder has been published meanwhile.
+        """
+        version = self.collection.version
+        bound = self.collection.at(version)
+        if version != self._version:
+            self.question_encoder = QuestionEncoder(self.encoder, collection=bound, calibration=self._calibration)
+            if self._hybrid:
+                from xqg_vdb.store.bm25 import WordWriter  # brings the embedded engine
+
+                self._words = WordWriter(check_hybrid(bound.card, name=self.collection.name))
+            self._version = version
+        return bound
 
     def __repr__(self) -> str:
         extras = {"hybrid": self._words, "expander": self.expander, "reranker": self.reranker}
@@ -248,8 +266,16 @@ class Retriever:
         if not questions:
             return []
         search = search or Search()
-        encoded, calls = self.prepare(questions, search)
-        hits = [self.collection.nearest(call.asked, call.search) for call in calls]
+        for last in range(MOST_MOVES):
+            bound = self.bind()
+            encoded, calls = self.prepare(questions, search)
+            try:
+                hits = [bound.nearest(call.asked, call.search) for call in calls]
+            except Moved:  # its version was replaced and deleted: all of it again, of the next one
+                if last == MOST_MOVES - 1:
+                    raise
+                continue
+            break
         return self.answers(questions, encoded, calls, hits, k=search.k, progress=progress)
 
     def encode(self, questions: Sequence[Question]) -> EncodedQuestions:
@@ -358,9 +384,16 @@ class AsyncRetriever:
         retriever, search = self.retriever, search or Search()
         if self._server is None or not questions:
             return await self._in_thread(partial(retriever.run, questions, search))
-        encoded, calls = await self._in_thread(partial(retriever.prepare, questions, search))
-        name = retriever.collection.name
-        found = await asyncio.gather(*(self._server.search(name, call.asked, call.search) for call in calls))
+        for last in range(MOST_MOVES):
+            name = (await self._in_thread(retriever.bind)).name
+            encoded, calls = await self._in_thread(partial(retriever.prepare, questions, search))
+            try:
+                found = await asyncio.gather(*(self._server.search(name, call.asked, call.search) for call in calls))
+            except Moved:
+                if last == MOST_MOVES - 1:
+                    raise
+                continue
+            break
         finish = partial(retriever.answers, questions, encoded, calls, found, k=search.k)
         return finish() if retriever.reranker is None else await self._in_thread(finish)
 

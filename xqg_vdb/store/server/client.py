@@ -50,6 +50,8 @@ class Outcome(Enum):
     NOT_QDRANT = auto()
     UNTRUSTED = auto()
     REFUSED = auto()
+    """What the request holds is wrong; in a batch, perhaps one point of it."""
+    IMPOSSIBLE = auto()
 
 
 _ANY = frozenset(range(400, 600))
@@ -72,7 +74,8 @@ OUTCOMES: tuple[tuple[frozenset[int], str, Outcome], ...] = (
     (frozenset({413}), "", Outcome.TOO_LARGE),
     (frozenset({507}), "", Outcome.QUOTA),
     (_TRANSIENT, "", Outcome.AGAIN),
-    (_ANY, "", Outcome.REFUSED),
+    (frozenset({400, 422}), "", Outcome.REFUSED),
+    (_ANY, "", Outcome.IMPOSSIBLE),
 )
 """HTTP statuses, words in the answer, and their meaning; the first row that fits counts. The words are those of a real
 server 1.19.0; a gRPC code stands for the status that REST gives in its place."""
@@ -111,7 +114,7 @@ def answer_of(error: Exception) -> Answer:
         return Answer(_meaning(429, said), said, str(error.retry_after_s))
     if isinstance(error, QdrantException):  # how the client fails on a Retry-After that is a date
         found = _BAD_RETRY_AFTER.search(str(error))
-        return Answer(Outcome.AGAIN if found else Outcome.REFUSED, said, found[1] if found else None)
+        return Answer(Outcome.AGAIN if found else Outcome.IMPOSSIBLE, said, found[1] if found else None)
     if isinstance(error, UnexpectedResponse):
         return Answer(_meaning(error.status_code or 500, said), said, error.headers.get("Retry-After"))
     if isinstance(error, grpc.RpcError):
@@ -122,12 +125,12 @@ def answer_of(error: Exception) -> Answer:
         return Answer(Outcome.NOT_QDRANT, said)
     if isinstance(error, (ValueError, TypeError)):  # the local mode's way to refuse
         return Answer(Outcome.MISSING if _NO_COLLECTION.match(said) else _meaning(400, said), said)
-    return Answer(Outcome.REFUSED, said)
+    return Answer(Outcome.IMPOSSIBLE, said)
 
 
 def _meaning(status: int, said: str) -> Outcome:
     rows = (row for row in OUTCOMES if status in row[0] and re.search(row[1], said, re.IGNORECASE))
-    return next((outcome for _, _, outcome in rows), Outcome.REFUSED)
+    return next(outcome for _, _, outcome in rows)
 
 
 def _of_conversation(source: Exception) -> Outcome:
@@ -137,7 +140,7 @@ def _of_conversation(source: Exception) -> Outcome:
         return known
     if isinstance(source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeDecodeError, ValidationError)):
         return Outcome.NOT_QDRANT
-    return Outcome.AGAIN if isinstance(source, httpx.TransportError) else Outcome.REFUSED
+    return Outcome.AGAIN if isinstance(source, httpx.TransportError) else Outcome.IMPOSSIBLE
 
 
 def _code(error: grpc.RpcError) -> str:
@@ -244,6 +247,10 @@ _MESSAGES: dict[Outcome, tuple[type[XqgError], str]] = {
         " GRPC_DEFAULT_SSL_ROOTS_FILE_PATH).",
     ),
     Outcome.REFUSED: (Refused, "{where} refused the request for good ({said})."),
+    Outcome.IMPOSSIBLE: (
+        ServerError,
+        "{where} cannot do this ({said}); is it a Qdrant server of version 1.16 or later?",
+    ),
 }
 
 
