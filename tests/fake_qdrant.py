@@ -128,6 +128,8 @@ class FakeQdrant:
         except ValueError:
             said = f"EOF while parsing a list at line 1 column {len(body)}"
             return self._reply(400, error=f"Format error in JSON body: {said}")
+        if path == "/":
+            return 200, {}, b'{"title":"qdrant - vector search engine","version":"1.19.0","commit":""}'
         if method == "GET" and "/snapshots/" in path:
             return self._snapshot_file(path)
         for pattern, call in ROUTES:
@@ -529,7 +531,6 @@ def _upload(fake, body, name):
 DONE = {"operation_id": 0, "status": "completed"}
 DEFAULT_THRESHOLD = 12_345  # of a server that was told to index from there
 ROUTES: list[tuple[str, Callable]] = [
-    ("GET /", lambda f, r: {"title": "qdrant - vector search engine", "version": "1.19.0"}),
     ("GET /collections", lambda f, r: _json(f.client.get_collections())),
     ("GET /aliases", lambda f, r: _json(f.client.get_aliases())),
     ("POST /collections/aliases", _aliases),

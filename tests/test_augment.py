@@ -170,7 +170,7 @@ def test_queries_are_found_by_a_key_of_the_payload(client, store, tmp_path):
 def test_an_alias_is_switched_and_switched_back(fake, client, store, queries):
     encoder = an_encoder()
     write_langchain(fake.url, "docs-2024", encoder)
-    store.foreign("docs-2024").names.switch("docs", "docs-2024")
+    store.foreign("docs-2024").names.publish("docs", "docs-2024")
     plain = stored(client, "docs")
     for recipe in (Recipe(), Recipe(alpha=0.1)):  # the second time, the alias points to our copy
         augment("docs", store=store, encoder=encoder, queries=queries, recipe=recipe, wishes=Wishes(to="docs"))

@@ -252,8 +252,8 @@ def test_of_two_loaders_that_begin_at_once_one_is_refused(fake, hurry, monkeypat
         real = two._names.new_version
         first = []
 
-        def slow(name):
-            found = real(name)
+        def slow(name, *, past):
+            found = real(name, past=past)
             if not first:
                 first.append(one.writer("wiki", card=a_card()))
             return found

@@ -200,6 +200,7 @@ def open_copy(source: ForeignCollection, name: str, *, record: Mapping[str, Any]
     """
     names = source.names
     names.refuse_plain(name)
+    taken = names.numbered(name)
     for version, metadata in names.records(name).items():
         found = metadata.get(AUGMENT_KEY) or {}
         if not found or found.get("finished"):
@@ -207,7 +208,7 @@ def open_copy(source: ForeignCollection, name: str, *, record: Mapping[str, Any]
         if found.get("run") == record["run"] and found.get("source") == source.physical:
             return ForeignCopy(source, version)
         names.remove(version)
-    physical = names.new_version(name)
+    physical = names.new_version(name, past=taken)
     _create_like(source, physical, {AUGMENT_KEY: dict(record)})
     return ForeignCopy(source, physical)
 

@@ -11,7 +11,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -79,9 +79,10 @@ class Names:
         numbers = [(version_number(name, collection.name), collection.name) for collection in found]
         return [full for number, full in sorted((n, full) for n, full in numbers if n is not None)]
 
-    def new_version(self, name: str) -> str:
-        """The name of the next version: past all that are named like one."""
-        highest = max((version_number(name, version) or 0 for version in self.numbered(name)), default=0)
+    def new_version(self, name: str, *, past: Sequence[str] = ()) -> str:
+        """The name of the next version: past all that are named like one, and past those that just went."""
+        taken = [*past, *self.numbered(name)]
+        highest = max((version_number(name, version) or 0 for version in taken), default=0)
         return f"{name}__v{highest + 1:04d}"
 
     def records(self, name: str) -> dict[str, Mapping[str, Any]]:

@@ -320,11 +320,12 @@ def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptio
     watch, kept = Watch(names), None
     while True:  # what was read before a wait is not true after it
         watch.waited = False
+        taken = names.numbered(name)
         current = version_number(name, names.refuse_foreign(name) or "") or 0
         kept = _continued(names, name, current, card=card, watch=watch)
         if not watch.waited:
             break
-    version = kept or names.new_version(name)
+    version = kept or names.new_version(name, past=taken)
     lease = Lease(names)
     if kept is None:
         _begin_version(names, name, version, card=card, options=options, lease=lease)
