@@ -177,7 +177,7 @@ WORK = """
 from pathlib import Path
 import numpy, onnxruntime, tokenizers
 from xqg_vdb.generate.output import merge_shards
-from xqg_vdb.generate.open import Options, open_generator
+from xqg_vdb.generate.local import open_generator
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.models.decode import Decoding
 
@@ -186,8 +186,8 @@ def work(out, *inputs):
         merge_shards(Path(out))
         return
     model, corpus = inputs
-    langs, options = ["de", "sw"], Options("few-shot", Decoding(max_tokens=6), threads=1)
-    generator = open_generator(Path(model), query_langs=langs, options=options)
+    langs, decoding = ["de", "sw"], Decoding(max_tokens=6)
+    generator = open_generator(Path(model), query_langs=langs, prompt="few-shot", decoding=decoding, threads=1)
     generate_file(Path(corpus), Path(out), generator=generator, job=Job(tuple(langs), 2))
 """
 

@@ -172,17 +172,14 @@ def test_generators_refuse_folders_of_another_kind(folders):
 
 
 def test_opening_picks_the_prompt_and_checks_scripts(folders, tmp_path):
-    from xqg_vdb.generate.open import Options, open_generator
+    from xqg_vdb.generate.local import open_generator
 
     path = folders["llama"][1].path
     with pytest.raises(ModelError, match=r"does not know the script of Hindi \(hi\), Russian \(ru\): leave them out"):
-        open_generator(path, query_langs=["de", "hi", "ru"], options=Options(threads=1))
-    assert (
-        open_generator(path, query_langs=["nl", "sw"], options=Options(threads=1)).describe()["translation"]["pairs"]
-        == 16
-    )
+        open_generator(path, query_langs=["de", "hi", "ru"], threads=1)
+    assert open_generator(path, query_langs=["nl", "sw"], threads=1).describe()["translation"]["pairs"] == 16
     with pytest.raises(ModelError, match="has no chat template"):
-        open_generator(path, query_langs=["nl"], options=Options(prompt="chat", threads=1))
+        open_generator(path, query_langs=["nl"], prompt="chat", threads=1)
     moved = shutil.copytree(path, tmp_path / "copy")
     (moved / "model.onnx").write_bytes(b"\0" * 100)
     with pytest.raises(Exception, match="is not the file that was exported"):

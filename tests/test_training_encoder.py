@@ -168,7 +168,7 @@ def test_a_tiny_encoder_overfits_and_its_export_passes_the_gate(bert, tmp_path):
         mine=2, negatives=1, overrides=Overrides(query_prefix="q: ", passage_prefix="p: ", max_length=100),
     )  # fmt: skip
     outcome = train_encoder(
-        Base(str(bert)), tmp_path / "out", pairs=pairs, dev=pairs, settings=settings, report=lines.append
+        Base(str(bert)), tmp_path / "out", pairs=pairs, dev=pairs, settings=settings, say=lines.append
     )
     assert outcome.losses[-1] < 0.1 < 1 < outcome.losses[0]
     assert outcome.before["MRR@10"] < 0.8 and outcome.after["MRR@10"] > 0.95 and outcome.after["R@10"] == 1.0
@@ -191,7 +191,7 @@ def test_the_papers_preset(bert, tmp_path):
     assert (XQG_PRESET.schedule.batch_size, XQG_PRESET.negatives, XQG_PRESET.schedule.epochs) == (128, 7, 40)
     assert (XQG_PRESET.query_tokens, XQG_PRESET.passage_tokens, XQG_PRESET.temperature) == (32, 128, 1.0)
     short = replace(XQG_PRESET, schedule=Schedule(max_steps=2, batch_size=8))
-    train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs(), settings=short, report=silent)
+    train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs(), settings=short, say=silent)
     pooling = orjson.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_bytes())
     assert pooling["pooling_mode_cls_token"] and not pooling["pooling_mode_mean_tokens"]
     modules = orjson.loads((tmp_path / "out" / "modules.json").read_bytes())
@@ -200,9 +200,9 @@ def test_the_papers_preset(bert, tmp_path):
 
 def test_what_cannot_be_trained_is_refused(bert, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="two training pairs"):
-        train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs()[:1], report=silent)
+        train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs()[:1], say=silent)
     with pytest.raises(ModelError, match="no checkpoint"):
-        train_encoder(Base(str(tmp_path / "nothing")), tmp_path / "a", pairs=twenty_pairs(), report=silent)
+        train_encoder(Base(str(tmp_path / "nothing")), tmp_path / "a", pairs=twenty_pairs(), say=silent)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ModelError, match="without torchrun"):
-        train_encoder(Base(str(bert)), tmp_path / "b", pairs=twenty_pairs(), report=silent)
+        train_encoder(Base(str(bert)), tmp_path / "b", pairs=twenty_pairs(), say=silent)

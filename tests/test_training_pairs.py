@@ -12,7 +12,7 @@ from xqg_vdb.train.pairs import (
     TrainingPair,
     content_key,
     describe_pairs,
-    measure_leakage,
+    leakage,
     read_pairs,
     read_training_pairs,
     translated,
@@ -117,11 +117,11 @@ def test_leaks_are_counted_by_content_and_left_out():
         TrainingPair("d1", "Neu?", "de", Passage("elsewhere", "Nile  is number 0 of ten.", "Nile")),
         TrainingPair("d2", "Was ist tea?", "de", Passage("new", "Something else")),
     ]
-    leaks = measure_leakage(pairs, dev)
-    assert (leaks.passages, leaks.evaluation_passages, leaks.pairs, leaks.questions) == (1, 2, 2, 1)
+    shared = "{} of 2 dev passages are positives of {} training pairs, {} dev questions are training questions"
+    assert leakage(pairs, dev) == shared.format(1, 2, 1)
     kept = without_leaks(pairs, dev)
     assert [p.id for p in pairs if p not in kept] == ["0-sw", "0-de", "2-de"]
-    assert measure_leakage(kept, dev).passages == measure_leakage(kept, dev).questions == 0
+    assert leakage(kept, dev) == shared.format(0, 0, 0)
 
 
 def test_translations_and_selection(tmp_path):
@@ -131,11 +131,11 @@ def test_translations_and_selection(tmp_path):
     train, dev = write_pairs(tmp_path / "train.jsonl"), write_pairs(tmp_path / "dev.jsonl", pairs[:2])
     told = []
     selection = Selection(question_langs=("swa",), english="also", drop_leaks=True)
-    chosen, held_out = read_training_pairs([str(train)], [str(dev)], selection=selection, report=told.append)
+    chosen, held_out = read_training_pairs([str(train)], [str(dev)], selection=selection, say=told.append)
     assert describe_pairs(chosen)["languages"] == {"en": 9, "sw": 9} and len(held_out) == 1
     assert told[0].startswith("1 of 1 dev passages are positives of 1 training pairs")
     with pytest.raises(DataError, match="No training pair is left"):
-        read_training_pairs([str(train)], [], selection=Selection(question_langs=("fi",)), report=told.append)
+        read_training_pairs([str(train)], [], selection=Selection(question_langs=("fi",)), say=told.append)
     assert describe_pairs(pairs) == describe_pairs(twenty_pairs()) != describe_pairs(pairs[::-1])
 
 
@@ -144,5 +144,6 @@ def test_afriqas_splits_and_what_they_share():
     train, dev = (read_pairs("afriqa", split=split, data_dir=FOLDER) for split in ("train", "dev"))
     assert (len(train), len(dev)) == (1810, 1579)
     assert train[0].translation and train[0].positive.lang == "en"
-    leaks = measure_leakage(train, dev)
-    assert (leaks.passages, leaks.evaluation_passages, leaks.pairs, leaks.questions) == (124, 1504, 140, 16)
+    assert leakage(train, dev) == (
+        "124 of 1504 dev passages are positives of 140 training pairs, 16 dev questions are training questions"
+    )

@@ -94,7 +94,7 @@ def generate(
         raise click.UsageError("give --generator or --endpoint, one of them")
     from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
     from xqg_vdb.generate.filters import QueryFilter, Rules
-    from xqg_vdb.generate.open import Options, open_generator
+    from xqg_vdb.generate.local import open_generator
     from xqg_vdb.generate.output import Shard
     from xqg_vdb.generate.run import Job, generate_file
     from xqg_vdb.models.decode import Decoding
@@ -113,7 +113,7 @@ def generate(
             generator = stack.enter_context(EndpointGenerator(where))
         else:
             generator = open_generator(
-                str(model), query_langs=query_langs, options=Options(prompt, decoding, threads or 0)
+                str(model), query_langs=query_langs, prompt=prompt, decoding=decoding, threads=threads or 0
             )
         good = QueryFilter(Rules(skip=skip), examples=generator.examples()) if filtered else None
         job, rejects = Job(query_langs, n, Shard.parse(shard), good), Rejects(max_errors)

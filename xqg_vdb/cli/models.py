@@ -103,7 +103,6 @@ def train() -> None:
 @training_options
 @click.option("--max-passage-tokens", type=click.IntRange(min=16), help="[default: 160]")
 @click.option("--freeze-embeddings", is_flag=True, help="Leave the token tables as they are.")
-@click.option("--lora", type=click.IntRange(min=0), default=0, show_default=True, help="Rank; 0 trains all weights.")
 @click.option("--accept-license", is_flag=True, help="Accept the terms that starter:generator comes under.")
 @json_option
 def generator(
@@ -111,7 +110,6 @@ def generator(
     out: Path,
     max_passage_tokens: int | None,
     freeze_embeddings: bool,
-    lora: int,
     accept_license: bool,
     as_json: bool,
 ) -> None:
@@ -130,10 +128,10 @@ def generator(
     from xqg_vdb.train.generator import XQG_PRESET, GeneratorSettings, train_generator
 
     pairs, dev = chosen_pairs()
-    own = {"max_passage_tokens": max_passage_tokens, "freeze_embeddings": freeze_embeddings, "lora": lora}
+    own = {"max_passage_tokens": max_passage_tokens, "freeze_embeddings": freeze_embeddings}
     settings = chosen_settings(GeneratorSettings(), preset=XQG_PRESET, own=own)
     base = Base(checkpoint, accept_license)
-    outcome = train_generator(base, out, pairs=pairs, dev=dev, settings=settings, report=say)
+    outcome = train_generator(base, out, pairs=pairs, dev=dev, settings=settings, say=say)
     _print(outcome, as_json=as_json)
 
 
@@ -190,7 +188,7 @@ def encoder(
         "pooling": pooling, "normalize": normalize, "query_prefix": query_prefix, "passage_prefix": passage_prefix,
     }  # fmt: skip
     settings = replace(settings, overrides=replace(settings.overrides, **given(conventions)))
-    outcome = train_encoder(Base(checkpoint), out, pairs=pairs, dev=dev, settings=settings, report=say)
+    outcome = train_encoder(Base(checkpoint), out, pairs=pairs, dev=dev, settings=settings, say=say)
     _print(outcome, as_json=as_json)
 
 

@@ -344,7 +344,7 @@ def chosen_pairs() -> tuple[list[TrainingPair], list[TrainingPair]]:
     need_training_packages()
     selection = Selection(**{one.name: remembered(one.name) for one in fields(Selection)})
     sources, dev_sources = remembered("sources"), remembered("dev_sources")
-    return read_training_pairs(sources, dev_sources, data_dir=remembered("data_dir"), selection=selection, report=say)
+    return read_training_pairs(sources, dev_sources, data_dir=remembered("data_dir"), selection=selection, say=say)
 
 
 def chosen_settings(plain: S, *, preset: S, own: Mapping[str, Any]) -> S:

@@ -28,7 +28,7 @@ import httpx
 from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.generate.answers import broken, query_of, said
 from xqg_vdb.generate.prompts import CausalPrompt, chat
-from xqg_vdb.generate.run import InBatches
+from xqg_vdb.generate.run import BatchGenerator
 from xqg_vdb.models.decode import row_key
 from xqg_vdb.types import GeneratedQueries, Passage
 
@@ -68,7 +68,7 @@ class Endpoint:
             raise DataError(f"Put no key into the URL of {parts.hostname}; set {KEY_VARIABLES[0]} instead.")
 
 
-class EndpointGenerator(InBatches):
+class EndpointGenerator(BatchGenerator):
     """A `QueryGenerator` that asks an endpoint, one request per query; close it, or use it in a `with` block."""
 
     tries_again = True

@@ -8,19 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import orjson
 
+from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import write_atomic
 from xqg_vdb.generate.output import provenance_path
 from xqg_vdb.texts.languages import detect, normalize
-from xqg_vdb.texts.queries import write_queries
+from xqg_vdb.texts.queries import read_queries, write_queries
 from xqg_vdb.texts.questions import question_bank
-from xqg_vdb.texts.records import open_lines
 from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries
 
 Reason = Literal[
@@ -194,22 +193,10 @@ def filter_file(queries: Path, out: Path, *, query_filter: QueryFilter) -> dict[
 
 
 def _kept(queries: Path, query_filter: QueryFilter, counts: Counter[str]) -> Iterator[GeneratedQueries]:
-    records = _records(queries)
-    while window := list(islice(records, WINDOW)):
+    for window in windows(read_queries(queries), WINDOW):
         verdicts = query_filter.judge(window)
         counts.update(count_reasons(verdicts))
         for record, verdict in zip(window, verdicts, strict=True):
             good = without_rejected(record, verdict)
             counts["kept"] += sum(map(len, good.queries.values()))
             yield good
-
-
-def _records(path: Path) -> Iterator[GeneratedQueries]:
-    for number, _, line in open_lines(path):
-        try:
-            record = orjson.loads(bytes(line)) if isinstance(line, bytes) else {}
-            yield GeneratedQueries(
-                str(record["id"]), {lang: tuple(map(str, texts)) for lang, texts in record["generated_queries"].items()}
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(f"{path} line {number} is no record of generated queries.") from None

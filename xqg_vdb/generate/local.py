@@ -9,34 +9,54 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError
 from xqg_vdb.generate.answers import query_of
 from xqg_vdb.generate.prompts import (
     SEQ2SEQ_TEMPLATE,
     CausalPrompt,
+    PromptName,
+    chat,
     english_questions,
+    few_shot,
+    finetuned,
     passage_tokens,
     seq2seq_tokens,
     translation,
 )
-from xqg_vdb.generate.run import InBatches
-from xqg_vdb.models.decode import Decoding, Stems, decode, row_key, samples_of, width_of
-from xqg_vdb.models.decoder import CausalModel, describe_folder, greedily, stop_tokens
+from xqg_vdb.generate.run import BatchGenerator
+from xqg_vdb.models.decode import Decoding, Stems, decode, row_key
+from xqg_vdb.models.decoder import CausalModel, describe_folder, stop_tokens
 from xqg_vdb.models.engine import open_session, ort_value
-from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder
+from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper
+from xqg_vdb.texts.languages import english_name, normalize
+from xqg_vdb.texts.questions import question_bank
 from xqg_vdb.types import GeneratedQueries, Passage
 
 ROWS = 32  # rows per step that keep the cores busy; more passages are taken together until there are so many
 
 
-class CausalGenerator(InBatches):
+def _keys(decoding: Decoding, batch: Sequence[Passage], langs: Sequence[str], samples: int, attempt: int) -> list[int]:
+    seed = decoding.seed + attempt
+    return [row_key(seed, passage.id, lang, i) for passage in batch for lang in langs for i in range(samples)]
+
+
+def _records(
+    batch: Sequence[Passage], langs: Sequence[str], texts: Sequence[str], samples: int
+) -> list[GeneratedQueries]:
+    several = iter([tuple(group) for group in windows(texts, samples)])
+    return [GeneratedQueries(passage.id, {lang: next(several) for lang in langs}) for passage in batch]
+
+
+class CausalGenerator(BatchGenerator):
     """A `QueryGenerator` that asks for a question in every language straight from the passage."""
 
     def __init__(self, model: CausalModel, *, prompt: CausalPrompt, decoding: Decoding) -> None:
@@ -58,13 +78,13 @@ class CausalGenerator(InBatches):
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are decoded together."""
-        return max(1, ROWS // max(1, len(query_langs) * samples_of(self.decoding, n)))
+        return max(1, ROWS // max(1, len(query_langs) * self.decoding.samples(n)))
 
     def generate_batch(
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
-        samples = samples_of(self.decoding, n)
+        samples = self.decoding.samples(n)
         endings = [self.model.ids(self.prompt.ending(lang)) for lang in query_langs]
         trees = [
             self.model.branch(
@@ -72,17 +92,11 @@ class CausalGenerator(InBatches):
             )
             for passage in batch
         ]
-        keys = [
-            row_key(self.decoding.seed + attempt, passage.id, lang, i)
-            for passage in batch
-            for lang in query_langs
-            for i in range(samples)
-        ]
+        keys = _keys(self.decoding, batch, query_langs, samples, attempt)
         texts = self.model.write(trees, keys, samples=samples, settings=self.decoding)
         # a chat model may talk; what a base model goes on with is cut only
         useful = query_of if self.prompt.name == "chat" else self.prompt.cut
-        table = iter([tuple(map(useful, texts[i : i + samples])) for i in range(0, len(texts), samples)])
-        return [GeneratedQueries(passage.id, {lang: next(table) for lang in query_langs}) for passage in batch]
+        return _records(batch, query_langs, list(map(useful, texts)), samples)
 
     def _body(self, passage: Passage, ending: int) -> list[int]:
         """Tokens of the passage part.
@@ -109,7 +123,7 @@ PAIRS = 16  # example translations in the prompt
 LONGEST_QUESTION = 64  # tokens of an English question that are translated
 
 
-class PivotGenerator(InBatches):
+class PivotGenerator(BatchGenerator):
     """A `QueryGenerator` for `query_langs`, in two steps. Chance is in the first step only: translations are greedy."""
 
     def __init__(self, model: CausalModel, *, query_langs: Sequence[str], decoding: Decoding) -> None:
@@ -133,7 +147,7 @@ class PivotGenerator(InBatches):
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are taken together: so many that each language has enough questions to translate at once."""
-        return max(1, ROWS // samples_of(self.decoding, n))
+        return max(1, ROWS // self.decoding.samples(n))
 
     def generate_batch(
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
@@ -155,7 +169,7 @@ class PivotGenerator(InBatches):
             self.model.ids(before + question)[:LONGEST_QUESTION] + self.model.ids(after + prompt.ending(lang))
             for question in flat
         ]
-        settings = greedily(self.decoding)
+        settings = replace(self.decoding, mode="greedy")
         tree = self.model.branch(prefix, [], endings, settings=settings)
         texts = self.model.write([tree], [0] * len(flat), samples=1, settings=settings)
         rest = iter(prompt.cut(text) if question else "" for text, question in zip(texts, flat, strict=True))
@@ -167,7 +181,7 @@ class PivotGenerator(InBatches):
 ENCODER_GRAPH = "encoder.onnx"
 
 
-class Seq2SeqGenerator(InBatches):
+class Seq2SeqGenerator(BatchGenerator):
     """A `QueryGenerator` on a folder of kind `seq2seq-generator`. max_passage_tokens: the paper's is 256."""
 
     def __init__(
@@ -197,35 +211,25 @@ class Seq2SeqGenerator(InBatches):
         prompt = {"template": self.template, "max_input": self.max_input}
         return {**describe_folder(self.folder), "prompt": prompt, "decoding": self.decoding.to_json()}
 
-    def examples(self) -> tuple[str, ...]:
-        """None: the prompt shows no question."""
-        return ()
-
     def counters(self) -> dict[str, float]:
         """Prompts cut so far, and seconds per phase."""
         return {"prompts_cut": self.truncated, **self.clock.seconds}
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are decoded together."""
-        return max(1, ROWS // max(1, len(query_langs) * samples_of(self.decoding, n)))
+        return max(1, ROWS // max(1, len(query_langs) * self.decoding.samples(n)))
 
     def generate_batch(
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
-        samples = samples_of(self.decoding, n)
+        samples = self.decoding.samples(n)
         forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in query_langs])
         stems = self.begin(forest)
-        keys = [
-            row_key(self.decoding.seed + attempt, passage.id, lang, i)
-            for passage in batch
-            for lang in query_langs
-            for i in range(samples)
-        ]
+        keys = _keys(self.decoding, batch, query_langs, samples, attempt)
         tokens = decode(forest, stems, keys, self.decoding, samples=samples, stops=self.stops, clock=self.clock)
         texts = [" ".join(text.split()) for text in self.tokenizer.decode_batch(tokens, skip_special_tokens=True)]
-        table = iter([tuple(texts[i : i + samples]) for i in range(0, len(texts), samples)])
-        return [GeneratedQueries(passage.id, {lang: next(table) for lang in query_langs}) for passage in batch]
+        return _records(batch, query_langs, texts, samples)
 
     def input_ids(self, passage: Passage, lang: str) -> list[int]:
         """Token ids of the prompt, at most `max_input` with the end token; what is cut is the passage's end."""
@@ -263,10 +267,81 @@ class Seq2SeqGenerator(InBatches):
         first: Ints = np.zeros((trees, 1), np.int64)
         mask = np.ones((trees, 1, 1), np.bool_)
         now = time.perf_counter()
-        best = forest.step(first + self.start, first, mask, np.arange(trees), k=width_of(self.decoding))
+        best = forest.step(first + self.start, first, mask, np.arange(trees), k=self.decoding.width)
         self.clock.add("decode", now)
         return Stems(best, np.arange(trees), mask[:, 0], np.ones(trees, np.int64))
 
 
 def _padded(parts: Sequence[np.ndarray], length: int) -> np.ndarray:
     return np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, length - part.shape[2]), (0, 0))) for part in parts])
+
+
+# One door to all of them; languages that a tokenizer cannot write are refused here, before hours of run.
+
+UNKNOWN_SHARE = 0.1  # of a language's tokens; one in ten unknown is no language any more
+
+
+def open_generator(
+    model: str | Path,
+    *,
+    query_langs: Sequence[str],
+    prompt: PromptName | None = None,
+    decoding: Decoding | None = None,
+    threads: int = 0,
+) -> BatchGenerator:
+    """A ready generator that can write `query_langs`: of a model folder, the name of an exported one, or `starter`.
+
+    prompt: None takes what suits the model. threads: 0 takes all cores. Raises ModelError when there is no such model
+    or it cannot write one of the languages, CorruptError for a damaged folder, DataError for an unknown language.
+    """
+    decoding = decoding or Decoding()
+    folder = open_model_folder(generator_folder(model))
+    if folder.kind == "encoder":
+        raise ModelError(f"{folder.path} holds an encoder; `generate` needs a generator, such as starter:generator.")
+    langs = [normalize(lang) for lang in query_langs]
+    check_writable(Tokenizer.from_file(str(folder.path / TOKENIZER)), langs, str(folder.path))
+    if folder.kind == "seq2seq-generator":
+        if prompt is not None:
+            raise ModelError(f"{folder.path} is an encoder-decoder, which has its own prompt: leave --prompt out.")
+        return Seq2SeqGenerator(folder, decoding=decoding, threads=threads)
+    text = _prompt(folder, prompt or _suited(folder, langs))
+    causal = CausalModel(folder, stop=text.stop, threads=threads)
+    if text.name == "english":
+        return PivotGenerator(causal, query_langs=langs, decoding=decoding)
+    return CausalGenerator(causal, prompt=text, decoding=decoding)
+
+
+def _suited(folder: ModelFolder, langs: Sequence[str]) -> PromptName:
+    record = folder.manifest.get("generator") or {}
+    if record.get("finetuned"):
+        return "finetuned"
+    return "chat" if record.get("chat") else "pivot" if set(langs) <= question_bank().keys() else "few-shot"
+
+
+def _prompt(folder: ModelFolder, name: PromptName) -> CausalPrompt:
+    record = folder.manifest.get("generator") or {}
+    if name == "chat":
+        if not record.get("chat"):
+            raise ModelError(f"{folder.path} has no chat template: it is a base model, use --prompt pivot or few-shot.")
+        before, after = record["chat"]
+        return chat(str(before), str(after))
+    if name == "finetuned":
+        trained = record.get("finetuned")
+        return finetuned(max_passage_tokens=int(trained["max_passage_tokens"])) if trained else finetuned()
+    return english_questions() if name == "pivot" else few_shot()
+
+
+def check_writable(tokenizer: Tokenizer, query_langs: Sequence[str], name: str) -> None:
+    """Raise ModelError that names every language whose script the tokenizer does not know."""
+    lacking = [lang for lang in query_langs if _unknown_share(tokenizer, question_bank().get(lang, ())) > UNKNOWN_SHARE]
+    if lacking:
+        names = ", ".join(f"{english_name(lang)} ({lang})" for lang in lacking)
+        raise ModelError(
+            f"The tokenizer of {name} does not know the script of {names}: leave them out, or take another model."
+        )
+
+
+def _unknown_share(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    unknown = next((i for t in ("<unk>", "[UNK]", "<|unk|>") if (i := tokenizer.token_to_id(t)) is not None), None)
+    ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]
+    return ids.count(unknown) / len(ids) if ids and unknown is not None else 0.0

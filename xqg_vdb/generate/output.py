@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -152,14 +152,8 @@ def _provenance(shards: dict[Path, Committed]) -> dict[str, Any]:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """The installed version of every package, `source` for one that runs from a checkout."""
-    return {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "source"
+    found = {name: next(iter(distributions(name=name)), None) for name in packages}
+    return {name: "source" if package is None else package.version for name, package in found.items()}
 
 
 def environment() -> dict[str, object]:
@@ -176,8 +170,6 @@ def environment() -> dict[str, object]:
 LONGEST = 4096
 """Passages of a batch at most, most of them known: a kill loses no more, and no more texts are in memory."""
 
-Queries = Mapping[str, tuple[str, ...]]
-
 
 def passage_digest(passage: Passage) -> str:
     """16 hex digits of id, title and text: all that a prompt and its random numbers take from a passage."""
@@ -185,7 +177,7 @@ def passage_digest(passage: Passage) -> str:
 
 
 class EarlierQueries:
-    """A finished output of `generate`, asked passage by passage; a context manager that closes the file.
+    """A finished output of `generate`, asked passage by passage; close it.
 
     langs: the languages that are taken from it. The rest of the settings are the same as now.
     """
@@ -210,7 +202,7 @@ class EarlierQueries:
             self.close()
             raise
 
-    def find(self, passage: Passage) -> Queries:
+    def find(self, passage: Passage) -> Mapping[str, tuple[str, ...]]:
         """The queries of a passage that is as it was, by language; none when it is new or changed."""
         digest = passage_digest(passage)
         for record in self._table.records(passage.id):
@@ -221,12 +213,6 @@ class EarlierQueries:
     def close(self) -> None:
         """Close the file."""
         self._table.close()
-
-    def __enter__(self) -> EarlierQueries:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _provenance_of(path: Path) -> dict[str, Any]:
@@ -287,7 +273,7 @@ class Plan:
     """A passage, its known queries by language, and the languages that are left to write."""
 
     passage: Passage
-    known: Queries
+    known: Mapping[str, tuple[str, ...]]
     missing: tuple[str, ...]
 
 

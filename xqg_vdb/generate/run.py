@@ -11,7 +11,7 @@ import glob
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -54,8 +54,8 @@ class BatchGenerator(Protocol):
     tries_again: what it wrote nothing about may succeed in a later run. failure: why it wrote nothing the last time.
     """
 
-    tries_again: bool
-    failure: str
+    tries_again: bool = False
+    failure: str = ""
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages per batch; a function of its arguments and the settings alone."""
@@ -73,21 +73,14 @@ class BatchGenerator(Protocol):
 
     def examples(self) -> tuple[str, ...]:
         """Questions in the prompt that must not come back."""
-        ...
+        return ()
 
     def counters(self) -> dict[str, float]:
         """Counts and seconds so far: passages cut, seconds per phase, tokens, failed requests."""
         ...
 
-
-class InBatches:
-    """What every generator makes of its `generate_batch`."""
-
-    tries_again = False
-    failure = ""
-
     def generate(
-        self: BatchGenerator, passages: Iterable[Passage], *, query_langs: Sequence[str], n: int
+        self, passages: Iterable[Passage], *, query_langs: Sequence[str], n: int
     ) -> Iterator[GeneratedQueries]:
         """One record per passage, in input order; greedy gives one query per language whatever n is."""
         for batch in windows(passages, self.batch_size(query_langs, n)):
@@ -163,7 +156,7 @@ def generate_file(
     with ExitStack() as stack:
         earlier = None
         if reuse is not None:
-            earlier = stack.enter_context(EarlierQueries(reuse, header=header, gaps=generator.tries_again))
+            earlier = stack.enter_context(closing(EarlierQueries(reuse, header=header, gaps=generator.tries_again)))
         total = sum(
             1 for plan in planned(_passages(corpus, job, _fresh(rejects)), job.query_langs, earlier) if plan.missing
         )

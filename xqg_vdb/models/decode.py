@@ -1,8 +1,7 @@
 """The decoding loop: from trees with stems to token lists; greedy and seeded top-k sampling.
 
 A *stem* is a place from which rows start: the end of a prompt in one language. All samples of a language leave from the
-same stem, and see its slots without copying them. Finished rows leave the batch at once, finished trees too. In: a
-forest, stems, keys. Out: token ids per row. This file knows no text, no prompt and no model.
+same stem, and see its slots without copying them. Finished rows leave the batch at once, finished trees too.
 """
 
 from __future__ import annotations
@@ -20,9 +19,6 @@ from xqg_vdb.models.forest import Best, Bools, Clock, Forest, Ints
 
 # Choosing the next token: greedy, or top-k with seeded numbers.
 
-Mode = Literal["sample", "greedy"]
-Keys = NDArray[np.uint64]
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -34,7 +30,7 @@ class Decoding:
     max_tokens: longest query in tokens; what is longer is cut there.
     """
 
-    mode: Mode = "sample"
+    mode: Literal["sample", "greedy"] = "sample"
     top_k: int = 10
     temperature: float = 1.0
     max_tokens: int = 48
@@ -43,12 +39,18 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.mode not in ("sample", "greedy"):
             raise ValueError(f"mode must be sample or greedy, got {self.mode!r}")
-        if not 1 <= self.top_k <= 1000:
-            raise ValueError(f"top_k must lie between 1 and 1000, got {self.top_k}")
-        if not 0.0 < self.temperature <= 10.0:
-            raise ValueError(f"temperature must be above 0 and at most 10, got {self.temperature}")
-        if not 1 <= self.max_tokens <= 32_768:
-            raise ValueError(f"max_tokens must lie between 1 and 32768, got {self.max_tokens}")
+        for name, least, most in (("top_k", 1, 1000), ("temperature", 1e-6, 10.0), ("max_tokens", 1, 32_768)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie between {least} and {most}, got {getattr(self, name)}")
+
+    @property
+    def width(self) -> int:
+        """How many of the best tokens every step must know."""
+        return 1 if self.mode == "greedy" else self.top_k
+
+    def samples(self, n: int) -> int:
+        """Texts per stem: greedy has one answer."""
+        return 1 if self.mode == "greedy" else n
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
@@ -61,7 +63,7 @@ def row_key(seed: int, passage_id: str, lang: str, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(blob, digest_size=8).digest(), "little")
 
 
-def uniforms(keys: Keys, step: int) -> NDArray[np.float64]:
+def uniforms(keys: NDArray[np.uint64], step: int) -> NDArray[np.float64]:
     """One number in [0, 1) per key (n,) for this step: SplitMix64 (Steele, Lea, Flood 2014) at counter `step`."""
     with np.errstate(over="ignore"):
         z = keys + _GOLDEN * np.uint64(step + 1)
@@ -72,7 +74,7 @@ def uniforms(keys: Keys, step: int) -> NDArray[np.float64]:
 
 
 def draw(
-    scores: NDArray[np.float32], tokens: NDArray[np.int64], *, keys: Keys, step: int, temperature: float
+    scores: NDArray[np.float32], tokens: NDArray[np.int64], *, keys: NDArray[np.uint64], step: int, temperature: float
 ) -> NDArray[np.int64]:
     """One token per row of `scores` and `tokens` (n, k), the k best logits best first.
 
@@ -97,16 +99,6 @@ class Stems:
     position: Ints
 
 
-def samples_of(settings: Decoding, n: int) -> int:
-    """Texts per stem: greedy has one answer."""
-    return 1 if settings.mode == "greedy" else n
-
-
-def width_of(settings: Decoding) -> int:
-    """How many of the best tokens every step must know."""
-    return 1 if settings.mode == "greedy" else settings.top_k
-
-
 def decode(
     forest: Forest,
     stems: Stems,
@@ -128,7 +120,9 @@ def decode(
     tree, visible, best = stems.tree[rows], stems.visible[rows], stems.best.rows(rows)
     for step in range(settings.max_tokens):
         now = time.perf_counter()
-        chosen = _choose(best, numbers[live], step, settings)
+        chosen = best.tokens[:, 0]
+        if settings.mode == "sample":
+            chosen = draw(best.scores, best.tokens, keys=numbers[live], step=step, temperature=settings.temperature)
         for row, token in zip(live.tolist(), chosen.tolist(), strict=True):
             written[row].append(token)
         going = ~np.isin(chosen, list(stops))
@@ -139,7 +133,7 @@ def decode(
         forest, tree = without_finished(forest, tree)
         now = time.perf_counter()
         position = stems.position[rows[live]] + step
-        best, visible = grow(forest, tree, visible, chosen, position, k=width_of(settings))
+        best, visible = grow(forest, tree, visible, chosen, position, k=settings.width)
         clock.add("decode", now)
     return written
 
@@ -168,9 +162,3 @@ def without_finished(forest: Forest, tree: Ints) -> tuple[Forest, Ints]:
     if len(kept) == len(forest.positions):
         return forest, tree
     return forest.keep(kept), np.searchsorted(kept, tree)
-
-
-def _choose(best: Best, keys: Keys, step: int, settings: Decoding) -> Ints:
-    if settings.mode == "greedy":
-        return best.tokens[:, 0]
-    return draw(best.scores, best.tokens, keys=keys, step=step, temperature=settings.temperature)

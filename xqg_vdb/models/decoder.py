@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import ModelError
-from xqg_vdb.models.decode import Decoding, Stems, decode, width_of
+from xqg_vdb.models.decode import Decoding, Stems, decode
 from xqg_vdb.models.engine import open_session
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder
 from xqg_vdb.models.forest import (
@@ -26,8 +25,6 @@ from xqg_vdb.models.forest import (
     join,
     join_best,
 )
-
-Tree = tuple[Forest, Stems]
 
 
 class CausalModel:
@@ -72,7 +69,7 @@ class CausalModel:
 
     def branch(
         self, prefix: Forest, body: Sequence[int], endings: Sequence[Sequence[int]], *, settings: Decoding
-    ) -> Tree:
+    ) -> tuple[Forest, Stems]:
         """A tree that continues `prefix` (of one tree) by `body`, with a stem per ending; one pass over all of it."""
         now = time.perf_counter()
         old, shared = prefix.slots, len(body)
@@ -89,7 +86,9 @@ class CausalModel:
         self.clock.add("prefill", now)
         return forest, stems
 
-    def write(self, trees: Sequence[Tree], keys: Sequence[int], *, samples: int, settings: Decoding) -> list[str]:
+    def write(
+        self, trees: Sequence[tuple[Forest, Stems]], keys: Sequence[int], *, samples: int, settings: Decoding
+    ) -> list[str]:
         """`samples` texts per stem, tree by tree; `keys` has one entry per text."""
         forest = join([forest for forest, _ in trees])
         stems = join_stems([stems for _, stems in trees], forest.slots)
@@ -100,7 +99,7 @@ class CausalModel:
         self, forest: Forest, ids: Sequence[int], places: Ints, mask: Bools, take: Sequence[int], settings: Decoding
     ) -> Best:
         where, tokens = np.array(take, np.int64), np.array([ids], np.int64)
-        return forest.step(tokens, places[None], mask[None], where, k=width_of(settings))
+        return forest.step(tokens, places[None], mask[None], where, k=settings.width)
 
 
 def describe_folder(folder: ModelFolder) -> dict[str, Any]:
@@ -109,11 +108,6 @@ def describe_folder(folder: ModelFolder) -> dict[str, Any]:
     if found["source"] and found["revision"] == "local":
         found["source"] = Path(str(found["source"])).name
     return {"fingerprint": folder.fingerprint, **found}
-
-
-def greedily(settings: Decoding) -> Decoding:
-    """The same settings without chance."""
-    return replace(settings, mode="greedy")
 
 
 def stop_tokens(tokenizer: Tokenizer, eos: Iterable[int], stops: Sequence[str]) -> frozenset[int]:

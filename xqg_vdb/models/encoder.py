@@ -24,8 +24,6 @@ from xqg_vdb.models.engine import CPU, open_session
 from xqg_vdb.models.folder import GRAPH, STARTER, TOKENIZER, ModelFolder, encoder_folder, open_model_folder
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
-Ids = NDArray[np.int64]
-
 WINDOW = 512
 """Texts that are sorted together; also what a killed load has to encode again, at most."""
 
@@ -148,7 +146,7 @@ class Encoder:
             self._workers = os.getpid(), ThreadPoolExecutor(self.threads, thread_name_prefix="xqg-encode")
         return self._workers[1]
 
-    def _tokenize(self, texts: Sequence[str], *, prefix: str, first: int) -> list[Ids]:
+    def _tokenize(self, texts: Sequence[str], *, prefix: str, first: int) -> list[NDArray[np.int64]]:
         longest = self._max_length * _CHARACTERS_PER_TOKEN
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
@@ -164,7 +162,7 @@ class Encoder:
             raise DataError(f"Text {first + bad} is not valid Unicode ({texts[bad][:60]!a}): {error}.") from error
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
-    def _run(self, token_ids: Sequence[Ids]) -> Vectors:
+    def _run(self, token_ids: Sequence[NDArray[np.int64]]) -> Vectors:
         """One batch through the graph, pooled: (rows, dim)."""
         lengths = np.array([len(ids) for ids in token_ids])
         mask = np.arange(lengths.max()) < lengths[:, None]

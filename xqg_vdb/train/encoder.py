@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,6 @@ from xqg_vdb.store.layout import TEXT_DENSE, digest
 from xqg_vdb.train.pairs import TrainingPair, content_key
 from xqg_vdb.train.run import (
     Outcome,
-    Report,
-    Save,
     Schedule,
     carry_out,
     identity_of,
@@ -130,14 +128,12 @@ def mine_negatives(
 def _write(store: VectorStore, passages: Sequence[Passage], encoder: TextEncoder) -> None:
     card = Card(encoder.facts, "cosine" if encoder.facts.normalize else "dot", Recipe(alpha=0.0))
     with store.writer(_NAME, card=card) as writer:
-        done = 0
         for window in windows(passages, _WINDOW):
             rows = encoder.encode_passages([passage.title_and_text for passage in window])
             plain = [Passage(p.id, p.text, p.title, p.lang) for p in window]
             writer.upsert(PointBatch(plain, {TEXT_DENSE: rows}, [()] * len(window)))
-            done += len(window)
-        writer.commit(done)
-        writer.publish(replace(card, count=done, digest=digest((p.id, p.text) for p in passages)))
+        writer.commit(len(passages))
+        writer.publish(replace(card, count=len(passages), digest=digest((p.id, p.text) for p in passages)))
 
 
 COSINE_TEMPERATURE = 0.02
@@ -185,11 +181,11 @@ def train_encoder(
     pairs: Sequence[TrainingPair],
     dev: Sequence[TrainingPair] = (),
     settings: EncoderSettings | None = None,
-    report: Report,
+    say: Callable[[str], None],
 ) -> Outcome:
     """Train `base` on `pairs` into the folder `out`; a run that was stopped goes on when it is called again.
 
-    report: called with one line now and then. Raises DataError without two pairs, ModelError for a checkpoint that
+    say: called with one line now and then. Raises DataError without two pairs, ModelError for a checkpoint that
     cannot be trained, MismatchError when `out` holds an unfinished run of something else, MissingExtra without torch.
     """
     settings = settings or EncoderSettings()
@@ -201,10 +197,10 @@ def train_encoder(
             "The encoder trains on one device, where all negatives of a batch are; run it without torchrun."
         )
 
-    def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Save]:
+    def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Callable[[Path], None]]:
         spec = settings.overrides.apply(conventions(checkpoint)[0])
         model, tokenizer = _load(checkpoint, seed=settings.schedule.seed)
-        outcome = _run(model, tokenizer, spec, run, pairs, spread(dev, settings.dev_limit), settings, report)
+        outcome = _run(model, tokenizer, spec, run, pairs, spread(dev, settings.dev_limit), settings, say)
         return outcome, partial(_save, model, spec)
 
     return carry_out(base, out, identity=identity_of("encoder", base, pairs, dev, settings), train=train)
@@ -218,7 +214,7 @@ def _run(
     pairs: Sequence[TrainingPair],
     dev: Sequence[TrainingPair],
     settings: EncoderSettings,
-    report: Report,
+    say: Callable[[str], None],
 ) -> Outcome:
     from xqg_vdb.train.contrastive import EncoderTrainer, Scoring, TorchEncoder
 
@@ -228,7 +224,7 @@ def _run(
     encoder = TorchEncoder(
         model, tokenizer, spec, query_tokens=settings.query_tokens, passage_tokens=settings.passage_tokens
     )
-    pairs = _mined(pairs, encoder, run, settings, report)
+    pairs = _mined(pairs, encoder, run, settings, say)
     trainer = EncoderTrainer(
         model=model,
         args=arguments,
@@ -247,12 +243,12 @@ def _run(
         encoder=encoder,
         dev=dev,
     )
-    trainer.watch(save_minutes=schedule.save_minutes, batch_size=schedule.batch_size, report=report)
-    return run_training(trainer, run, evaluates=bool(dev), report=report)
+    trainer.watch(save_minutes=schedule.save_minutes, batch_size=schedule.batch_size, say=say)
+    return run_training(trainer, run, evaluates=bool(dev), say=say)
 
 
 def _mined(
-    pairs: Sequence[TrainingPair], encoder: Any, run: Path, settings: EncoderSettings, report: Report
+    pairs: Sequence[TrainingPair], encoder: Any, run: Path, settings: EncoderSettings, say: Callable[[str], None]
 ) -> Sequence[TrainingPair]:
     """The pairs with mined negatives; those of an earlier try are in the run folder, so a resumed run has the same."""
     if not settings.mine:
@@ -263,7 +259,7 @@ def _mined(
     if kept.exists():
         rows = orjson.loads(kept.read_bytes())
         return [replace(p, negatives=tuple(by_key[key] for key in keys)) for p, keys in zip(pairs, rows, strict=True)]
-    report(f"mining {settings.mine} hard negatives for each of {len(pairs)} pairs")
+    say(f"mining {settings.mine} hard negatives for each of {len(pairs)} pairs")
     mined = mine_negatives(pairs, encoder, count=settings.mine, skip=settings.skip)
     write_atomic(kept, orjson.dumps([[content_key(passage) for passage in pair.negatives] for pair in mined]))
     return mined

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.errors import DataError, MissingExtra, ModelError
+from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.export.checkpoints import Base, Checkpoint, load_weights
 from xqg_vdb.export.generator import FINETUNED_KEY, SEQ2SEQ, end_tokens, save_tokenizer, start_token
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, CausalPrompt, finetuned, passage_tokens, seq2seq_tokens
@@ -20,8 +20,6 @@ from xqg_vdb.models.folder import TOKENIZER
 from xqg_vdb.train.pairs import TrainingPair, content_key, describe_pairs
 from xqg_vdb.train.run import (
     Outcome,
-    Report,
-    Save,
     Schedule,
     carry_out,
     identity_of,
@@ -107,58 +105,45 @@ class TreeCollator:
         """
         import torch
 
-        row = _Row()
+        ids: list[int] = []
+        places: list[int] = []
+        keep: list[int] = []
+        labels: list[int] = []
+        length = sum(len(tree.shared) + sum(len(b.ending) + len(b.target) - 1 for b in tree.branches) for tree in trees)
+        mask = torch.zeros(length, length, dtype=torch.bool)
         for tree in trees:
-            row.add(tree)
-        mask = torch.zeros(len(row.ids), len(row.ids), dtype=torch.bool)
-        for start, trunk, at, end in row.spans:
-            mask[at:end, start:trunk] = True
-            mask[at:end, at:end] = torch.ones(end - at, end - at, dtype=torch.bool).tril()
-        places = torch.tensor(row.places)
-        near = mask & (places[:, None] - places[None, :] < self.window) if self.window else mask
+            start, shared = len(ids), len(tree.shared)
+            trunk = start + shared
+            ids += tree.shared
+            places += range(shared)
+            mask[start:trunk, start:trunk] = _causal(shared)
+            for branch in tree.branches:
+                at = len(ids)
+                ids += [*branch.ending, *branch.target[:-1]]
+                places += range(shared, shared + len(ids) - at)
+                keep += range(at + len(branch.ending) - 1, len(ids))
+                labels += branch.target
+                mask[at : len(ids), start:trunk] = True
+                mask[at : len(ids), at : len(ids)] = _causal(len(ids) - at)
+        where = torch.tensor(places)
+        near = mask & (where[:, None] - where[None, :] < self.window) if self.window else mask
         by_kind = {kind: (near if kind == "sliding_attention" else mask)[None, None] for kind in self.kinds}
         return {
-            "input_ids": torch.tensor([row.ids]),
-            "position_ids": places[None],
+            "input_ids": torch.tensor([ids]),
+            "position_ids": where[None],
             "attention_mask": by_kind or near[None, None],
-            "logits_to_keep": torch.tensor(row.keep),
-            "labels": torch.tensor([row.labels]),
+            "logits_to_keep": torch.tensor(keep),
+            "labels": torch.tensor([labels]),
         }
 
 
-@dataclass(slots=True)
-class _Row:
-    """A row that grows by trees. spans: tree start, end of what is shared, start and end of what sees it and itself."""
+def _causal(length: int) -> Any:
+    import torch
 
-    ids: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    keep: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    spans: list[tuple[int, int, int, int]] = field(default_factory=list)
-
-    def add(self, tree: Tree) -> None:
-        start, shared = len(self.ids), len(tree.shared)
-        self.ids += tree.shared
-        self.places += range(shared)
-        self.spans.append((start, start, start, start + shared))
-        for branch in tree.branches:
-            at = len(self.ids)
-            self.ids += [*branch.ending, *branch.target[:-1]]
-            self.places += range(shared, shared + len(self.ids) - at)
-            self.spans.append((start, start + shared, at, len(self.ids)))
-            self.keep += range(at + len(branch.ending) - 1, len(self.ids))
-            self.labels += branch.target
+    return torch.ones(length, length, dtype=torch.bool).tril()
 
 
 # Training examples of an encoder-decoder generator: the paper's prompt in, the question's tokens out.
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """prompt: ids that the encoder reads; target: ids of the question, with the end token."""
-
-    prompt: tuple[int, ...]
-    target: tuple[int, ...]
 
 
 def seq2seq_examples(
@@ -168,11 +153,14 @@ def seq2seq_examples(
     eos: int,
     max_input: int,
     max_question_tokens: int,
-) -> list[Example]:
-    """One example per pair, in order. encode: text to ids without special tokens."""
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Per pair the ids that the encoder reads, and those of the question with the end token.
+
+    encode: text to ids without special tokens.
+    """
     return [
-        Example(
-            tuple(seq2seq_tokens(encode, SEQ2SEQ_TEMPLATE, p.positive, lang=p.lang, max_input=max_input, eos=eos)[0]),
+        (
+            seq2seq_tokens(encode, SEQ2SEQ_TEMPLATE, p.positive, lang=p.lang, max_input=max_input, eos=eos)[0],
             (*encode(" ".join(p.query.split()))[:max_question_tokens], eos),
         )
         for p in pairs
@@ -186,11 +174,11 @@ class Seq2SeqCollator:
     pad: int
     start: int
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Any]:
         """input_ids, attention_mask: int64 (n, S). decoder_input_ids, labels: int64 (n, T); −100 where nothing is."""
         import torch
 
-        prompts, targets = [e.prompt for e in examples], [e.target for e in examples]
+        prompts, targets = zip(*examples, strict=True)
         shifted = [(self.start, *target[:-1]) for target in targets]
         return {
             "input_ids": torch.tensor(_padded(prompts, self.pad)),
@@ -200,7 +188,7 @@ class Seq2SeqCollator:
         }
 
 
-def _padded(rows: Sequence[tuple[int, ...]], value: int) -> list[list[int]]:
+def _padded(rows: Sequence[Sequence[int]], value: int) -> list[list[int]]:
     longest = max(map(len, rows))
     return [[*row, *([value] * (longest - len(row)))] for row in rows]
 
@@ -211,14 +199,13 @@ class GeneratorSettings:
 
     max_passage_tokens: passages are cut there; an encoder-decoder's whole prompt is. freeze_embeddings: leave the token
     tables as they are; with 250,000 tokens they are most of a small model, and few pairs would only disturb them.
-    lora: rank, 0 for full fine-tuning. dev_limit: dev examples that are evaluated, evenly spread.
+    dev_limit: dev examples that are evaluated, evenly spread.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
     max_passage_tokens: int = 160
     max_question_tokens: int = 48
     freeze_embeddings: bool = False
-    lora: int = 0
     dev_limit: int = 200
 
 
@@ -229,14 +216,6 @@ XQG_PRESET = GeneratorSettings(
 """What xQG's generators were trained with (DSI-QG step 1, written there for mT5-large); the last weights are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """What the two architectures differ in. make: pairs to examples. collate: examples to a batch."""
-
-    make: Callable[[Sequence[TrainingPair]], list[Any]]
-    collate: Callable[[Any], dict[str, Any]]
-
-
 def train_generator(
     base: Base,
     out: Path,
@@ -244,11 +223,11 @@ def train_generator(
     pairs: Sequence[TrainingPair],
     dev: Sequence[TrainingPair] = (),
     settings: GeneratorSettings | None = None,
-    report: Report,
+    say: Callable[[str], None],
 ) -> Outcome:
     """Fine-tune `base` on `pairs` into the folder `out`; a run that was stopped goes on when it is called again.
 
-    The loss is the mean negative log-probability of a question token (nats), the end token included. report: called
+    The loss is the mean negative log-probability of a question token (nats), the end token included. say: called
     with one line now and then. Raises DataError without pairs, ModelError for a checkpoint that cannot be trained,
     MismatchError when `out` holds an unfinished run of something else, MissingExtra without torch.
     """
@@ -257,9 +236,9 @@ def train_generator(
     if not pairs:
         raise DataError("There is no training pair: give --pairs with at least one question and its passage.")
 
-    def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Save]:
+    def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Callable[[Path], None]]:
         model = _model(checkpoint, settings)
-        outcome = _run(model, _shape(checkpoint, run, model, settings), run, pairs, dev, settings, report)
+        outcome = _run(model, checkpoint, run, pairs, dev, settings, say)
         return outcome, partial(_save, model, checkpoint, settings)
 
     return carry_out(base, out, identity=identity_of("generator", base, pairs, dev, settings), train=train)
@@ -267,28 +246,29 @@ def train_generator(
 
 def _run(
     model: Any,
-    shape: _Shape,
+    checkpoint: Checkpoint,
     run: Path,
     pairs: Sequence[TrainingPair],
     dev: Sequence[TrainingPair],
     settings: GeneratorSettings,
-    report: Report,
+    say: Callable[[str], None],
 ) -> Outcome:
     from xqg_vdb.train.trainer import WatchedTrainer, question_loss
 
-    examples, held_out = shape.make(pairs), spread(shape.make(dev), settings.dev_limit)
-    report(f"{len(pairs)} questions about {describe_pairs(pairs)['passages']} passages; {_parameters(model)}")
+    make, collate = _shape(checkpoint, run, model, settings)
+    examples, held_out = make(pairs), spread(make(dev), settings.dev_limit)
+    say(f"{len(pairs)} questions about {describe_pairs(pairs)['passages']} passages; {_parameters(model)}")
     schedule = settings.schedule
     trainer = WatchedTrainer(
         model=model,
         args=training_arguments(run, schedule, evaluates=bool(held_out)),
         train_dataset=examples,
         eval_dataset=held_out or None,
-        data_collator=shape.collate,
+        data_collator=collate,
         compute_loss_func=question_loss,
     )
-    trainer.watch(save_minutes=schedule.save_minutes, batch_size=schedule.batch_size, report=report)
-    return run_training(trainer, run, evaluates=bool(held_out), report=report)
+    trainer.watch(save_minutes=schedule.save_minutes, batch_size=schedule.batch_size, say=say)
+    return run_training(trainer, run, evaluates=bool(held_out), say=say)
 
 
 def _model(checkpoint: Checkpoint, settings: GeneratorSettings) -> Any:
@@ -297,23 +277,18 @@ def _model(checkpoint: Checkpoint, settings: GeneratorSettings) -> Any:
     seq2seq = checkpoint.config["model_type"] in SEQ2SEQ
     kind = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
     model = load_weights(kind, checkpoint, attention="eager" if seq2seq else "sdpa")
-    transformers.set_seed(settings.schedule.seed)  # for adapters, which start at random
+    transformers.set_seed(settings.schedule.seed)  # for dropout
     model.config.use_cache = False
     if settings.freeze_embeddings:
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
             table.weight.requires_grad_(False)
-    return _with_adapters(model, settings.lora) if settings.lora else model
+    return model
 
 
-def _with_adapters(model: Any, rank: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtra(f'--lora needs {error.name}: pip install "xqg-vdb[train]".') from error
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
-
-
-def _shape(checkpoint: Checkpoint, run: Path, model: Any, settings: GeneratorSettings) -> _Shape:
+def _shape(
+    checkpoint: Checkpoint, run: Path, model: Any, settings: GeneratorSettings
+) -> tuple[Callable[..., list[Any]], Any]:
+    """What makes examples of pairs, and what makes a batch of them: all in which the architectures differ."""
     from tokenizers import Tokenizer
 
     save_tokenizer(checkpoint.path, run)
@@ -330,7 +305,7 @@ def _shape(checkpoint: Checkpoint, run: Path, model: Any, settings: GeneratorSet
         pad = int(model.config.pad_token_id or 0)
         start = model.config.decoder_start_token_id
         make = partial(seq2seq_examples, encode=encode, eos=ends[0], max_input=longest, max_question_tokens=question)
-        return _Shape(make, Seq2SeqCollator(pad, pad if start is None else int(start)))
+        return make, Seq2SeqCollator(pad, pad if start is None else int(start))
     trees = partial(
         question_trees,
         encode=encode,
@@ -339,7 +314,7 @@ def _shape(checkpoint: Checkpoint, run: Path, model: Any, settings: GeneratorSet
         eos=ends[0],
         max_question_tokens=question,
     )
-    return _Shape(trees, TreeCollator.of(model.config))
+    return trees, TreeCollator.of(model.config)
 
 
 def _parameters(model: Any) -> str:
@@ -348,9 +323,7 @@ def _parameters(model: Any) -> str:
 
 
 def _save(model: Any, base: Checkpoint, settings: GeneratorSettings, finished: Path) -> None:
-    """Merged weights, and what the prompt must be."""
-    if settings.lora:
-        model = model.merge_and_unload()
+    """The weights, and what the prompt must be."""
     model.config.use_cache = True
     if base.config["model_type"] not in SEQ2SEQ:
         setattr(model.config, FINETUNED_KEY, {"max_passage_tokens": settings.max_passage_tokens})

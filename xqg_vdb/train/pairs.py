@@ -1,7 +1,4 @@
-"""Question-passage pairs, the training data of both trainers, and what of them the evaluation must not have seen.
-
-In: records of `pair_files` and `datasets`. Out: `TrainingPair`. This file refuses to know formats, tokens and models.
-"""
+"""Question-passage pairs, the training data of both trainers, and what of them the evaluation must not have seen."""
 
 from __future__ import annotations
 
@@ -39,44 +36,20 @@ class TrainingPair:
     translation: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Leakage:
-    """What training and evaluation pairs have in common.
-
-    passages: evaluation passages (distinct by content) that are positives of training pairs; pairs: training pairs with
-    such a positive; questions: evaluation questions that are training questions too, letter for letter.
-    """
-
-    passages: int
-    pairs: int
-    questions: int
-    evaluation_passages: int
-
-    @property
-    def summary(self) -> str:
-        """One line for people."""
-        return (
-            f"{self.passages} of {self.evaluation_passages} dev passages are positives of {self.pairs} training pairs, "
-            f"{self.questions} dev questions are training questions"
-        )
-
-
 def content_key(passage: Passage) -> str:
     """A digest of title and text; ids are ignored, because they differ from file to file."""
     text = " ".join(passage.title.split()) + "\n" + " ".join(passage.text.split())
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def measure_leakage(train: Sequence[TrainingPair], dev: Sequence[TrainingPair]) -> Leakage:
-    """Count the passages and questions that are in both."""
+def leakage(train: Sequence[TrainingPair], dev: Sequence[TrainingPair]) -> str:
+    """What both have in common, in a line: passages by content, questions letter for letter."""
     held_out = {content_key(pair.positive) for pair in dev}
-    seen = {content_key(pair.positive) for pair in train}
-    questions = {pair.query for pair in train}
-    return Leakage(
-        passages=len(held_out & seen),
-        pairs=sum(content_key(pair.positive) in held_out for pair in train),
-        questions=sum(pair.query in questions for pair in dev),
-        evaluation_passages=len(held_out),
+    seen, questions = {content_key(pair.positive) for pair in train}, {pair.query for pair in train}
+    pairs = sum(content_key(pair.positive) in held_out for pair in train)
+    return (
+        f"{len(held_out & seen)} of {len(held_out)} dev passages are positives of {pairs} training pairs, "
+        f"{sum(pair.query in questions for pair in dev)} dev questions are training questions"
     )
 
 
@@ -118,14 +91,12 @@ def describe_pairs(pairs: Sequence[TrainingPair]) -> dict[str, Any]:
 
 # Where pairs come from: AfriQA's gold passages by name, or a file: plain JSON lines, Tevatron's, or SQuAD's format.
 
-Split = Literal["train", "dev"]
-
 _MAX_DOCUMENT = 2 << 30  # bytes of a SQuAD file, which is read at once
 _PARENT = "_parentSection"
 
 
 def read_pairs(
-    source: str, *, split: Split, data_dir: Path | None = None, rejects: Rejects | None = None
+    source: str, *, split: Literal["train", "dev"], data_dir: Path | None = None, rejects: Rejects | None = None
 ) -> list[TrainingPair]:
     """Read `afriqa` (of `data_dir`, this split), a `.jsonl` file (also `.gz`) or a SQuAD `.json` file.
 
@@ -152,7 +123,7 @@ def read_pairs(
     return pairs
 
 
-def afriqa_pairs(data_dir: Path, *, split: Split) -> list[TrainingPair]:
+def afriqa_pairs(data_dir: Path, *, split: Literal["train", "dev"]) -> list[TrainingPair]:
     """AfriQA's questions of one split with their gold passages and English translations. Raises like `afriqa.load`."""
     task = afriqa.load(data_dir, split=split, pool_splits=(split,))
     english = afriqa.load(data_dir, split=split, translated=True, pool_splits=(split,))
@@ -170,10 +141,7 @@ def afriqa_pairs(data_dir: Path, *, split: Split) -> list[TrainingPair]:
     ]
 
 
-_Found = Iterator[tuple[Source, TrainingPair]]
-
-
-def _line_pairs(path: Path, rejects: Rejects) -> _Found:
+def _line_pairs(path: Path, rejects: Rejects) -> Iterator[tuple[Source, TrainingPair]]:
     for source, record in read_objects(path, rejects):
         pair = rejects.attempt(source, _pair_of, {"id": f"{path.name}:{source.line}", **record})
         if pair is not None:
@@ -222,7 +190,7 @@ def _passage(value: Any, key: str) -> Passage:
     return replace(passage, id=record_id(value) if named else content_key(passage))
 
 
-def _squad_pairs(path: Path, rejects: Rejects) -> _Found:
+def _squad_pairs(path: Path, rejects: Rejects) -> Iterator[tuple[Source, TrainingPair]]:
     with disk_errors(path):
         if path.stat().st_size > _MAX_DOCUMENT:
             raise DataError(f"{path} has more than 2 GiB; split it, or write its pairs as JSON lines.")
@@ -255,7 +223,7 @@ def _squad_pair(parts: tuple[Any, Any, Any]) -> TrainingPair:
     return TrainingPair(record_id(question), text_of(question, "question"), lang, passage)
 
 
-def _distinct(found: _Found, rejects: Rejects) -> _Found:
+def _distinct(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects) -> Iterator[tuple[Source, TrainingPair]]:
     seen: set[tuple[str, str]] = set()
     for source, pair in found:
         key = (pair.query, content_key(pair.positive))
@@ -303,9 +271,9 @@ def read_training_pairs(
     *,
     data_dir: Path | None = None,
     selection: Selection | None = None,
-    report: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Read training and dev pairs, report what they share, and select. Dev keeps its own questions, untranslated.
+    """Read training and dev pairs, say what they share, and select. Dev keeps its own questions, untranslated.
 
     Raises DataError like `read_pairs`, and when nothing is left to train on.
     """
@@ -313,10 +281,10 @@ def read_training_pairs(
     train = _read(sources, "train", data_dir, selection)
     dev = _read(dev_sources, "dev", data_dir, selection)
     if dev:
-        report(measure_leakage(train, dev).summary)
+        say(leakage(train, dev))
     if selection.drop_leaks:
         kept = without_leaks(train, dev)
-        report(f"{len(train) - len(kept)} training pairs left out, because dev has their passage or question")
+        say(f"{len(train) - len(kept)} training pairs left out, because dev has their passage or question")
         train = kept
     if selection.english != "no":
         train = translated(train) if selection.english == "only" else with_translations(train)
@@ -325,7 +293,9 @@ def read_training_pairs(
     return train, dev
 
 
-def _read(sources: Sequence[str], split: Split, data_dir: Path | None, selection: Selection) -> list[TrainingPair]:
+def _read(
+    sources: Sequence[str], split: Literal["train", "dev"], data_dir: Path | None, selection: Selection
+) -> list[TrainingPair]:
     langs = {normalize(lang) for lang in selection.question_langs}
     pairs = []
     for source in sources:

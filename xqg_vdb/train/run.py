@@ -21,7 +21,7 @@ from xqg_vdb.errors import DataError, MismatchError, MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import Base, Checkpoint, copy_tokenizer_files
 from xqg_vdb.files import lock_folder, sync_folder, write_atomic
 from xqg_vdb.generate.output import versions
-from xqg_vdb.train.pairs import TrainingPair, describe_pairs, measure_leakage
+from xqg_vdb.train.pairs import TrainingPair, describe_pairs, leakage
 
 if TYPE_CHECKING:
     from xqg_vdb.train.encoder import EncoderSettings
@@ -68,8 +68,6 @@ class Schedule:
 
 
 RUN = "run"
-Report = Callable[[str], None]
-
 _IDENTITY = "identity.json"
 
 
@@ -106,7 +104,7 @@ def need_training_packages() -> None:
 
 
 def open_run(out: Path, identity: Mapping[str, Any]) -> Path:
-    """The run folder inside `out`, new or that of an unfinished run of equal `identity`; hold it with `lock_folder`.
+    """The run folder inside `out`, new or that of an unfinished run of equal `identity`.
 
     Raises ModelError when `out` holds a finished checkpoint or something else, MismatchError for another run.
     """
@@ -173,7 +171,7 @@ def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_
     return arguments
 
 
-def run_training(trainer: Any, run: Path, *, evaluates: bool, report: Report) -> Outcome:
+def run_training(trainer: Any, run: Path, *, evaluates: bool, say: Callable[[str], None]) -> Outcome:
     """Train to the end, from the last whole checkpoint in `run` if there is one; dev is evaluated before and after."""
     began = time.monotonic()
     checkpoint = _last_checkpoint(run)
@@ -186,15 +184,15 @@ def run_training(trainer: Any, run: Path, *, evaluates: bool, report: Report) ->
         before = figures(trainer.evaluate())
         write_atomic(baseline, orjson.dumps(before))
     if before:
-        report(f"dev before training: {spoken(before)}")
+        say(f"dev before training: {spoken(before)}")
     if checkpoint:
-        report(f"going on from step {state['global_step']}")
+        say(f"going on from step {state['global_step']}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="mtime may not be reliable")  # file times are not what we go by
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = figures(trainer.evaluate()) if evaluates else {}
     if after:
-        report(f"dev after training: {spoken(after)}")
+        say(f"dev after training: {spoken(after)}")
     return Outcome(
         run.parent,
         steps=int(trainer.state.global_step),
@@ -204,28 +202,6 @@ def run_training(trainer: Any, run: Path, *, evaluates: bool, report: Report) ->
         after=after,
         resumed_at=int(state.get("global_step", 0)),
     )
-
-
-def new_finished(run: Path) -> Path:
-    """An empty folder in `run` to put the finished files into."""
-    finished = run / "finished"
-    shutil.rmtree(finished, ignore_errors=True)
-    finished.mkdir()
-    return finished
-
-
-def finish(run: Path, finished: Path) -> None:
-    """Move what is in `finished` (a folder in `run`) to the output folder, config.json last, and remove `run`."""
-    out = run.parent
-    for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
-        file.replace(out / file.name)
-    sync_folder(out)
-    shutil.rmtree(run)
-
-
-def hold(run: Path) -> Any:
-    """A lock on the run folder, to be closed. Raises LockedError when another process trains there."""
-    return lock_folder(run)
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -327,10 +303,6 @@ def _number(value: float | None) -> str:
 
 # What both trainers do round their training: identity, run folder, base checkpoint, finished folder.
 
-Save = Callable[[Path], None]
-Train = Callable[[Checkpoint, Path], tuple[Outcome, Save]]
-"""Trains the checkpoint in the run folder; returns what became of it, and what writes the weights into a folder."""
-
 
 def identity_of(
     kind: str,
@@ -345,26 +317,38 @@ def identity_of(
         "base": base.name,
         "pairs": describe_pairs(pairs),
         "dev": describe_pairs(dev),
-        "leakage": measure_leakage(pairs, dev).summary,
+        "leakage": leakage(pairs, dev),
         "settings": {**asdict(settings), "schedule": settings.schedule.to_json()},
     }
 
 
-def carry_out(base: Base, out: Path, *, identity: Mapping[str, Any], train: Train) -> Outcome:
-    """Train `base` into the folder `out`, where tokenizer and model card join what `train` saves; goes on after a stop.
+def carry_out(
+    base: Base,
+    out: Path,
+    *,
+    identity: Mapping[str, Any],
+    train: Callable[[Checkpoint, Path], tuple[Outcome, Callable[[Path], None]]],
+) -> Outcome:
+    """Train `base` into the folder `out`; goes on after a stop.
 
-    Raises ModelError when `out` holds something else or the base cannot be read, MismatchError for an unfinished run of
-    another identity, LockedError when another process is at it.
+    train: trains a checkpoint in the run folder; returns what became of it, and what writes the weights into a folder,
+    where tokenizer and model card join them. Raises ModelError when `out` holds something else or the base cannot be
+    read, MismatchError for an unfinished run of another identity, LockedError when another process is at it.
     """
     run = open_run(out, identity)
-    with hold(run):
+    with lock_folder(run):
         checkpoint = base.fetch(run / "base")
         outcome, save = train(checkpoint, run)
-        finished = new_finished(run)
+        finished = run / "finished"
+        shutil.rmtree(finished, ignore_errors=True)
+        finished.mkdir()
         save(finished)
         copy_tokenizer_files(checkpoint, finished)
         write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
-        finish(run, finished)
+        for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
+            file.replace(out / file.name)  # config.json is the last one: then the folder is a checkpoint
+        sync_folder(out)
+        shutil.rmtree(run)
     return outcome
 
 

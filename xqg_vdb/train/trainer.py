@@ -6,13 +6,14 @@ Needs torch and transformers to be imported; nothing else of ours does before a 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer
 
-from xqg_vdb.train.run import Report, figures, spoken
+from xqg_vdb.train.run import figures, spoken
 
 REPORT_SECONDS = 30.0
 
@@ -30,10 +31,10 @@ def question_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) 
 class WatchedTrainer(Trainer):  # type: ignore[misc]
     """A `Trainer` that writes a checkpoint every `save_minutes` and reports a line now and then."""
 
-    def watch(self, *, save_minutes: float, batch_size: int, report: Report) -> None:
+    def watch(self, *, save_minutes: float, batch_size: int, say: Callable[[str], None]) -> None:
         """To be called once, before training. batch_size: examples per step, for the rate."""
         self.remove_callback(PrinterCallback)
-        self._every, self._examples, self._report = save_minutes * 60, batch_size, report
+        self._every, self._examples, self._say = save_minutes * 60, batch_size, say
         self._began: tuple[float, int] | None = None
         self._saved = self._told = 0.0
 
@@ -53,10 +54,10 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]
         step, last, now = self.state.global_step, self.state.max_steps, time.monotonic()
         if any(key.startswith("eval_") for key in logs):
             if 0 < step < last:  # before and after training, the caller says it
-                self._report(f"step {step} of {last}, dev: {spoken(figures(logs))}")
+                self._say(f"step {step} of {last}, dev: {spoken(figures(logs))}")
         elif "loss" in logs and self._began and (now - self._told >= REPORT_SECONDS or step == last):
             start, first = self._began
             seconds = max((now - start) / max(1, step - first), 1e-9)
             self._told = now
             rate, left = self._examples / seconds, seconds * (last - step) / 60
-            self._report(f"step {step} of {last}, loss {logs['loss']:.4f}, {rate:.2f} examples/s, {left:.0f} min to go")
+            self._say(f"step {step} of {last}, loss {logs['loss']:.4f}, {rate:.2f} examples/s, {left:.0f} min to go")
