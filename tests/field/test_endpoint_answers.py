@@ -199,8 +199,12 @@ def test_a_server_that_is_down_is_told_within_seconds(serve, monkeypatch):
     server.httpd.shutdown()
     server.httpd.server_close()
     monkeypatch.setattr(endpoint, "UNREACHED", 0.3)
-    with pytest.raises(ServerError, match=r"is not there \(ConnectError\): start it, or correct the URL"):
-        ask(server)
+    passages = [Passage(f"p{i}", "The Nile.") for i in range(9)]
+    with (
+        EndpointGenerator(Endpoint(server.url, "m")) as generator,
+        pytest.raises(ServerError, match=r"is not there \(ConnectError\): start it, or correct the URL"),
+    ):
+        generator.generate_batch(passages, query_langs=["sw"], n=1)
 
 
 CORPUS = [{"id": f"p{i}", "text": f"The Nile {i}."} for i in range(3)]

@@ -78,7 +78,7 @@ class EndpointGenerator(BatchGenerator):
     ) -> None:
         self.endpoint, self.prompt, self.failure = endpoint, prompt or chat("", ""), ""
         self._counts: Counter[str] = Counter()
-        self._lock, self._sleep, self._given_up = threading.Lock(), sleep, False
+        self._lock, self._sleep, self._given_up = threading.Lock(), sleep, ""
         self._reached, self._warned = False, False
         self._body: dict[str, Any] = {"model": endpoint.model, "temperature": endpoint.temperature}
         self._body |= {"max_tokens": endpoint.max_tokens, "seed": endpoint.seed}
@@ -115,7 +115,7 @@ class EndpointGenerator(BatchGenerator):
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages. Raises ServerError when the endpoint is away for good or refuses."""
-        self._given_up = False
+        self._given_up = ""
         seed = self.endpoint.seed + attempt
         asked = [
             (self._message(passage, lang), row_key(seed, passage.id, lang, i) % 2**31)
@@ -133,7 +133,7 @@ class EndpointGenerator(BatchGenerator):
 
     def complete(self, messages: Sequence[str]) -> list[str]:
         """One answer per message, in order, empty when there is none. Raises ServerError like `generate_batch`."""
-        self._given_up = False
+        self._given_up = ""
         asked = [self._pool.submit(self._ask, message, self.endpoint.seed, read=said) for message in messages]
         wait(asked)  # a straggler that fails must not stop the next call
         return [answer.result() for answer in asked]
@@ -199,9 +199,10 @@ class EndpointGenerator(BatchGenerator):
         start, pause = time.monotonic(), 0.5
         while True:
             if self._given_up:  # another request of the batch was refused for good
-                raise ServerError("not sent")
+                raise ServerError(self._given_up)
             reason, wait = "", 0.0
-            body = {**self._body, "messages": [{"role": "user", "content": message}]}
+            with self._lock:
+                body = {**self._body, "messages": [{"role": "user", "content": message}]}
             body |= {"seed": seed} if "seed" in body else {}
             try:
                 self._count({"requests": 1})
@@ -235,7 +236,7 @@ class EndpointGenerator(BatchGenerator):
         self._sleep(wait)
 
     def _give_up(self, sentence: str) -> NoReturn:
-        self._given_up = True
+        self._given_up = sentence
         raise ServerError(sentence)
 
     def _adapted(self, body: Mapping[str, Any], response: httpx.Response) -> bool:
@@ -244,13 +245,15 @@ class EndpointGenerator(BatchGenerator):
         if "max_tokens" in body and re.search(
             r"max_completion_tokens|(?:un|not )(?:supported|known).*max_tokens", reason
         ):
-            self._body = {key: value for key, value in self._body.items() if key != "max_tokens"}
-            self._body["max_completion_tokens"] = self.endpoint.max_tokens
+            with self._lock:
+                self._body.pop("max_tokens", None)
+                self._body["max_completion_tokens"] = self.endpoint.max_tokens
             return True
         for name in ("temperature", "seed"):
             if name in body and re.search(rf"\b{name}\b", reason):
-                self._body = {key: value for key, value in self._body.items() if key != name}
-                _log.warning("%s takes no %s: asking without", self._host, name)
+                with self._lock:
+                    if self._body.pop(name, None) is not None:
+                        _log.warning("%s takes no %s: asking without", self._host, name)
                 return True
         return False
 

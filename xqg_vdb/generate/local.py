@@ -44,19 +44,30 @@ from xqg_vdb.types import GeneratedQueries, Passage
 ROWS = 32  # rows per step that keep the cores busy; more passages are taken together until there are so many
 
 
-def _keys(decoding: Decoding, batch: Sequence[Passage], langs: Sequence[str], samples: int, attempt: int) -> list[int]:
-    seed = decoding.seed + attempt
-    return [row_key(seed, passage.id, lang, i) for passage in batch for lang in langs for i in range(samples)]
+class _LocalGenerator(BatchGenerator):
+    """What both architectures make of a batch: keys for the random numbers, texts, records."""
+
+    decoding: Decoding
+
+    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
+        """Passages that are decoded together."""
+        return max(1, ROWS // max(1, len(query_langs) * self.decoding.samples(n)))
+
+    def generate_batch(
+        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
+    ) -> list[GeneratedQueries]:
+        """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
+        samples, seed = self.decoding.samples(n), self.decoding.seed + attempt
+        keys = [row_key(seed, p.id, lang, i) for p in batch for lang in query_langs for i in range(samples)]
+        texts = windows(self._texts(batch, query_langs, keys, samples), samples)
+        return [GeneratedQueries(p.id, {lang: tuple(next(texts)) for lang in query_langs}) for p in batch]
+
+    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], samples: int) -> list[str]:
+        """`samples` texts per passage and language."""
+        raise NotImplementedError
 
 
-def _records(
-    batch: Sequence[Passage], langs: Sequence[str], texts: Sequence[str], samples: int
-) -> list[GeneratedQueries]:
-    several = iter([tuple(group) for group in windows(texts, samples)])
-    return [GeneratedQueries(passage.id, {lang: next(several) for lang in langs}) for passage in batch]
-
-
-class CausalGenerator(BatchGenerator):
+class CausalGenerator(_LocalGenerator):
     """A `QueryGenerator` that asks for a question in every language straight from the passage."""
 
     def __init__(self, model: CausalModel, *, prompt: CausalPrompt, decoding: Decoding) -> None:
@@ -76,27 +87,16 @@ class CausalGenerator(BatchGenerator):
         """Passages cut so far, and seconds per phase."""
         return {"passages_cut": self.truncated, **self.model.clock.seconds}
 
-    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
-        """Passages that are decoded together."""
-        return max(1, ROWS // max(1, len(query_langs) * self.decoding.samples(n)))
-
-    def generate_batch(
-        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
-    ) -> list[GeneratedQueries]:
-        """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
-        samples = self.decoding.samples(n)
-        endings = [self.model.ids(self.prompt.ending(lang)) for lang in query_langs]
+    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], samples: int) -> list[str]:
+        endings = [self.model.ids(self.prompt.ending(lang)) for lang in langs]
+        longest = max(map(len, endings))
         trees = [
-            self.model.branch(
-                self._prefix, self._body(passage, max(map(len, endings))), endings, settings=self.decoding
-            )
+            self.model.branch(self._prefix, self._body(passage, longest), endings, settings=self.decoding)
             for passage in batch
         ]
-        keys = _keys(self.decoding, batch, query_langs, samples, attempt)
         texts = self.model.write(trees, keys, samples=samples, settings=self.decoding)
         # a chat model may talk; what a base model goes on with is cut only
-        useful = query_of if self.prompt.name == "chat" else self.prompt.cut
-        return _records(batch, query_langs, list(map(useful, texts)), samples)
+        return list(map(query_of if self.prompt.name == "chat" else self.prompt.cut, texts))
 
     def _body(self, passage: Passage, ending: int) -> list[int]:
         """Tokens of the passage part.
@@ -181,7 +181,7 @@ class PivotGenerator(BatchGenerator):
 ENCODER_GRAPH = "encoder.onnx"
 
 
-class Seq2SeqGenerator(BatchGenerator):
+class Seq2SeqGenerator(_LocalGenerator):
     """A `QueryGenerator` on a folder of kind `seq2seq-generator`. max_passage_tokens: the paper's is 256."""
 
     def __init__(
@@ -215,21 +215,11 @@ class Seq2SeqGenerator(BatchGenerator):
         """Prompts cut so far, and seconds per phase."""
         return {"prompts_cut": self.truncated, **self.clock.seconds}
 
-    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
-        """Passages that are decoded together."""
-        return max(1, ROWS // max(1, len(query_langs) * self.decoding.samples(n)))
-
-    def generate_batch(
-        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
-    ) -> list[GeneratedQueries]:
-        """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
-        samples = self.decoding.samples(n)
-        forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in query_langs])
+    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], samples: int) -> list[str]:
+        forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in langs])
         stems = self.begin(forest)
-        keys = _keys(self.decoding, batch, query_langs, samples, attempt)
         tokens = decode(forest, stems, keys, self.decoding, samples=samples, stops=self.stops, clock=self.clock)
-        texts = [" ".join(text.split()) for text in self.tokenizer.decode_batch(tokens, skip_special_tokens=True)]
-        return _records(batch, query_langs, texts, samples)
+        return [" ".join(text.split()) for text in self.tokenizer.decode_batch(tokens, skip_special_tokens=True)]
 
     def input_ids(self, passage: Passage, lang: str) -> list[int]:
         """Token ids of the prompt, at most `max_input` with the end token; what is cut is the passage's end."""
