@@ -20,8 +20,8 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from small_task import by_id, collection_of, measured, options, print_table, say, some_questions  # noqa: E402
 
-from xqg_vdb.evaluate.methods import KeptWriter  # noqa: E402
-from xqg_vdb.journal import KeptRows  # noqa: E402
+from xqg_vdb.evaluate.methods import MemoWriter  # noqa: E402
+from xqg_vdb.journal import Memo  # noqa: E402
 from xqg_vdb.models.encoder import Encoder  # noqa: E402
 from xqg_vdb.models.folder import encoder_folder  # noqa: E402
 from xqg_vdb.search.expand import PROMPTS, Expander, open_writer  # noqa: E402
@@ -40,7 +40,7 @@ def main() -> None:
     collection = collection_of(task, encoder, given.work)
     asked = open_writer(given.model, endpoint_model=given.endpoint_model, threads=given.threads)
     header = {"prompts": PROMPTS, "writer": asked.describe()}
-    writer = KeptWriter(asked, kept=KeptRows(given.work / "expansions.log", header=header))
+    writer = MemoWriter(asked, memo=Memo(given.work / "expansions.log", header=header, field="text"))
     rows, costs, samples = {}, {}, {}
 
     def add(name: str, expander: Expander | None) -> None:

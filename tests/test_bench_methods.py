@@ -20,7 +20,7 @@ from xqg_vdb.evaluate.datasets.task import sampled_questions
 from xqg_vdb.evaluate.methods import timed_rows
 from xqg_vdb.evaluate.metrics import read_run
 from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, with_methods
-from xqg_vdb.journal import KeptRows
+from xqg_vdb.journal import Memo
 from xqg_vdb.search.expand import Expander
 from xqg_vdb.search.rerank import Reranker
 from xqg_vdb.store import open_store
@@ -175,9 +175,9 @@ def test_passages_are_read_once_for_questions_that_share_them(data, generator, m
     """Beyond those that are timed alone; these have no time of their own, and no cell claims one for them."""
     monkeypatch.setattr("xqg_vdb.evaluate.methods.TIMED", 1)
     calls = []
-    original = likelihoods.KeptScorer._compute
+    original = likelihoods.MemoScorer._compute
     monkeypatch.setattr(
-        likelihoods.KeptScorer, "_compute",
+        likelihoods.MemoScorer, "_compute",
         lambda self, passage, new: (calls.append((passage, len(new))), original(self, passage, new))[1],
     )  # fmt: skip
     system = System("upr", rerank=f"upr:{generator}", rerank_depth=DEPTH)
@@ -252,12 +252,12 @@ def test_an_answer_that_failed_is_not_kept(tmp_path):
         def write(self, prompts):
             return ["" if prompt == "b" else prompt.upper() for prompt in prompts]
 
-    kept = KeptRows(tmp_path / "rows.log", header={"expansions of": "x"})
-    writer = wordings.KeptWriter(Away(), kept=kept)
+    memo = Memo(tmp_path / "rows.log", header={"expansions of": "x"}, field="text")
+    writer = wordings.MemoWriter(Away(), memo=memo)
     for reused in (0, 1):
         assert writer.write(["a", "b"]) == ["A", ""]
-        assert writer.reused == reused and writer.failure == "away"
-    kept.close()
+        assert memo.reused == reused and writer.failure == "away"
+    memo.close()
 
 
 def test_finished_cells_open_no_model_and_another_model_makes_another_cell(data, generator, monkeypatch, tmp_path):
@@ -394,19 +394,26 @@ def test_kept_rows_go_on_and_tell_other_headers(tmp_path):
     from xqg_vdb.errors import LockedError, MismatchError
 
     path = tmp_path / "sub" / "rows.log"
-    with closing(KeptRows(path, header={"model": "a"})) as kept:
-        assert kept.get("x") is None
-        kept.add([{"key": "x", "score": 1.5}, {"key": "y", "score": -2.0}])
+
+    def opened(model):
+        return closing(Memo(path, header={"model": model}, field="score"))
+
+    with opened("a") as memo:
+        assert not memo.has("x")
+        assert memo.recall("xyx", lambda places: [float(place) for place in places]) == [2.0, 1.0, 2.0]
+        assert (memo.fresh, memo.reused, memo.took) == (2, 1, [None] * 3)
         with pytest.raises(LockedError):
-            KeptRows(path, header={"model": "a"})
+            opened("a")
     path.write_bytes(path.read_bytes() + b"half a li")
-    with closing(KeptRows(path, header={"model": "a"})) as kept:
-        assert kept.get("x") == {"key": "x", "score": 1.5}
-        kept.add([{"key": "z", "score": 0.0}])
-    with closing(KeptRows(path, header={"model": "a"})) as kept:
-        assert [kept.get(key)["score"] for key in "xyz"] == [1.5, -2.0, 0.0]
+    with opened("a") as memo:
+        assert memo.has("xy") and not memo.has("xz")
+        memo.alone = True
+        assert memo.recall("xz", lambda places: [-5.0 for _ in places]) == [2.0, -5.0]
+    with opened("a") as memo:
+        assert memo.recall("xyz", lambda places: 1 / 0) == [2.0, 1.0, -5.0]
+        assert memo.took[:2] == [None, None] and memo.took[2] >= 0
     with pytest.raises(MismatchError):
-        KeptRows(path, header={"model": "b"})
+        opened("b")
 
 
 def test_on_the_command_line(data, generator):

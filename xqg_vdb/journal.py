@@ -2,17 +2,17 @@
 
 Every line is a CRC-32 (8 hex digits), a blank and a JSON object. The first one is the header; a batch is its rows and a
 commit, written at once and synced. On opening, what follows the last commit is cut away (it was never promised); damage
-before it is an error, never a silent skip. This file knows nothing about queries.
+before it is an error, never a silent skip.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 import orjson
@@ -45,9 +45,9 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Committed:
-    """What a log promises.
+    """What a log promises: its header, how many rows, its commits, the end record if it is finished.
 
-    Its header, rows, the last commit, the end record if it is finished, and where it all ends.
+    size: bytes up to there. cut: bytes after it, which do not count.
     """
 
     header: dict[str, Any]
@@ -158,9 +158,7 @@ class RecordLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._file.close()
 
 
@@ -176,33 +174,47 @@ def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, inner in record.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
 
 
-# Small results of a generator, kept by key in an append-only log, which a stopped run need not compute again.
+class Memo:
+    """Small results of a generator by key, kept in a log, which a stopped run need not compute again.
 
-
-class KeptRows:
-    """Rows with a `key` each, all in memory while the log is open; one process at a time.
-
-    header: what they are and of which model. Raises LockedError, CorruptError, DiskError, and MismatchError when the
-    log was begun with another header.
+    All are in memory while the log is open, by one process at a time. field: the result's name in the log.
+    alone: whether what is computed next is timed. took: the seconds of every result that was asked for, None for those
+    that were computed untimed. fresh, reused: how many were computed, and how many there already. The caller resets
+    these four. Raises LockedError, CorruptError, DiskError, and MismatchError when the log has another header.
     """
 
-    def __init__(self, path: Path, *, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, *, header: Record, field: str) -> None:
         with disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = RecordLog(path, header)
-        self._written = self._log.committed.rows
+        self._log, self._field = RecordLog(path, header), field
         self._rows = {row["key"]: row for row in rows(path, self._log.committed)}
+        self._written = self._log.committed.rows
+        self.alone, self.fresh, self.reused = False, 0, 0
+        self.took: list[float | None] = []
 
-    def get(self, key: str) -> Mapping[str, Any] | None:
-        """The last row that was kept under `key`, None without one."""
-        return self._rows.get(key)
+    def has(self, keys: Sequence[str]) -> bool:
+        """Whether nothing needs to be computed."""
+        return all(key in self._rows for key in keys)
 
-    def add(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Keep rows; they are on the disk when this returns."""
-        self._written += len(batch)
-        self._log.commit(batch, rows=self._written, info={})
+    def recall(self, keys: Sequence[str], compute: Callable[[list[int]], Sequence[Any]]) -> list[Any]:
+        """The result of every key; `compute` makes those at the given places, which are on the disk on return.
+
+        An empty text is a failure, and is not kept.
+        """
+        new = {key: place for place, key in enumerate(keys) if key not in self._rows}
+        started = time.perf_counter()
+        results = compute(list(new.values())) if new else ()
+        timed = {"seconds": time.perf_counter() - started} if self.alone else {}
+        made = {key: {"key": key, self._field: result, **timed} for key, result in zip(new, results, strict=True)}
+        if batch := [row for row in made.values() if row[self._field] != ""]:
+            self._written += len(batch)
+            self._log.commit(batch, rows=self._written, info={})
+        answers = [self._rows.get(key) or made[key] for key in keys]
         self._rows.update({row["key"]: row for row in batch})
+        self.took += [row.get("seconds") for row in answers]
+        self.fresh, self.reused = self.fresh + len(new), self.reused + len(keys) - len(new)
+        return [row[self._field] for row in answers]
 
     def close(self) -> None:
         """Release the file and its lock."""
-        self._log.__exit__(None, None, None)
+        self._log.__exit__()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError
 from xqg_vdb.evaluate.suite import System, expansion_of, scorer_of
-from xqg_vdb.journal import KeptRows
+from xqg_vdb.journal import Memo
 from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.progress import Progress
 from xqg_vdb.search.expand import BATCH, MAX_TOKENS, PROMPTS, Expander, Writer, open_writer
@@ -72,45 +72,35 @@ def timed_rows(n: int) -> list[int]:
 # UPR in a benchmark: a question's likelihood after a passage is computed once, whatever systems ask for it.
 
 
-class KeptScorer:
-    """A `Scorer` that asks its model, opened when first needed, only for what `kept` does not hold.
+class MemoScorer:
+    """A `Scorer` that asks its model, opened when first needed, only for likelihoods that `memo` does not hold."""
 
-    kept: the log of that model: log-likelihoods, with the seconds of those that were computed for a question `alone`.
-    took: those seconds per passage that was asked about, None for passages read for many questions. fresh: how many
-    likelihoods were computed. Both are the caller's to reset.
-    """
-
-    def __init__(self, model: str, *, kept: KeptRows, threads: int) -> None:
-        self._model, self._kept, self._threads = model, kept, threads
+    def __init__(self, model: str, *, memo: Memo, threads: int) -> None:
+        self._model, self.memo, self._threads = model, memo, threads
         self._scorer: Scorer | None = None
-        self.truncated, self.fresh, self.alone = 0, 0, False
-        self.took: list[float | None] = []
+        self.truncated = 0
 
     def score(self, passage: str, questions: Sequence[str]) -> Scores:
-        """See `Scorer`; what is computed is on the disk when this returns."""
+        """See `Scorer`."""
         keys = [_key(passage, question) for question in questions]
-        new = {key: text for key, text in zip(keys, questions, strict=True) if self._kept.get(key) is None}
-        if new:
-            self._compute(passage, new)
-        rows = [self._kept.get(key) or {} for key in keys]
-        self.took += [row.get("seconds") for row in rows]
-        return np.array([row["score"] for row in rows], np.float64)
-
-    def _compute(self, passage: str, new: dict[str, str]) -> None:
-        if self._scorer is None:
+        if self._scorer is None and not self.memo.has(keys):
             self._scorer = open_scorer(self._model, threads=self._threads)
-        started = time.perf_counter()
-        scores = self._scorer.score(passage, list(new.values())).tolist()
-        seconds = {"seconds": time.perf_counter() - started} if self.alone else {}
-        self.truncated, self.fresh = self._scorer.truncated, self.fresh + len(new)
-        self._kept.add([{"key": key, "score": score, **seconds} for key, score in zip(new, scores, strict=True)])
+        scores = self.memo.recall(keys, lambda places: self._compute(passage, [questions[i] for i in places]))
+        return np.array(scores, np.float64)
+
+    def _compute(self, passage: str, questions: Sequence[str]) -> list[float]:
+        if self._scorer is None:
+            raise RuntimeError("the scorer is not open")
+        scores = self._scorer.score(passage, questions)
+        self.truncated = self._scorer.truncated
+        return [float(score) for score in scores]
 
 
 def rank_again(
     run: Ranking,
     *,
     reranker: Reranker,
-    scorer: KeptScorer,
+    scorer: MemoScorer,
     queries: Sequence[Question],
     passages: Sequence[Passage],
     progress: Progress,
@@ -120,7 +110,7 @@ def rank_again(
     scorer: the reranker's. Some questions are asked alone, for their time; the others together, which reads a passage
     once for all of them. What stands behind the first keeps its order and gets scores below theirs, one less a place.
     """
-    started, scorer.fresh = time.perf_counter(), 0
+    started, scorer.memo.fresh = time.perf_counter(), 0
     text = {passage.id: passage for passage in passages}
     best = [sorted(run[query.id], key=lambda pair: (-pair[1], pair[0])) for query in queries]
     hits = [[_hit(text[docid], score) for docid, score in own[: reranker.depth]] for own in best]
@@ -138,16 +128,18 @@ def rank_again(
         found[query.id] = [*((hit.id, hit.score) for hit in first), *behind]
     known = [one for one in seconds if one is not None]
     pairs = {(hit.title, hit.text, query.text) for query, own in zip(queries, hits, strict=True) for hit in own}
-    return found, Spent("rerank", time.perf_counter() - started, known, _likelihood_notes(len(pairs), scorer.fresh))
+    return found, Spent(
+        "rerank", time.perf_counter() - started, known, _likelihood_notes(len(pairs), scorer.memo.fresh)
+    )
 
 
-def _seconds_alone(reranker: Reranker, scorer: KeptScorer, query: Question, hits: Sequence[Hit]) -> float | None:
+def _seconds_alone(reranker: Reranker, scorer: MemoScorer, query: Question, hits: Sequence[Hit]) -> float | None:
     """What one question takes, or took when it was first asked; None where its passages were read for many."""
-    scorer.took, scorer.alone = [], True
+    scorer.memo.took, scorer.memo.alone = [], True
     reranker.rerank(query, hits)
-    scorer.alone = False
-    known = [one for one in scorer.took if one is not None]
-    return sum(known) if len(known) == len(scorer.took) else None
+    scorer.memo.alone = False
+    known = [one for one in scorer.memo.took if one is not None]
+    return sum(known) if len(known) == len(scorer.memo.took) else None
 
 
 def _likelihood_notes(pairs: int, fresh: int) -> tuple[str, ...]:
@@ -190,36 +182,22 @@ class WordingVectors:
         return ["\n".join(self.texts[a:b]) for a, b in zip(self.starts.tolist(), ends, strict=True)]
 
 
-class KeptWriter:
-    """A `Writer` that asks another one only for what `kept` does not hold.
+class MemoWriter:
+    """A `Writer` that asks another one only for what `memo` does not hold."""
 
-    took: per answer the seconds of a prompt that was written `alone`, None for those that were written with others.
-    reused: how many answers were kept from before. Both are the caller's to reset.
-    """
-
-    def __init__(self, writer: Writer, *, kept: KeptRows) -> None:
-        self._writer, self._kept = writer, kept
-        self.took: list[float | None] = []
-        self.reused, self.alone, self.failure = 0, False, ""
+    def __init__(self, writer: Writer, *, memo: Memo) -> None:
+        self._writer, self.memo, self.failure = writer, memo, ""
 
     def describe(self) -> dict[str, Any]:
         """See `Writer`."""
         return self._writer.describe()
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """See `Writer`; what is written is on the disk when this returns, failures are not kept."""
+        """See `Writer`."""
         keys = [hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest() for prompt in prompts]
-        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if self._kept.get(key) is None}
-        started = time.perf_counter()
-        texts = dict(zip(new, self._writer.write(list(new.values())), strict=True)) if new else {}
+        texts = self.memo.recall(keys, lambda places: self._writer.write([prompts[i] for i in places]))
         self.failure = self._writer.failure
-        seconds = {"seconds": time.perf_counter() - started} if self.alone else {}
-        if written := [{"key": key, "text": text, **seconds} for key, text in texts.items() if text]:
-            self._kept.add(written)
-        rows = [self._kept.get(key) or {"text": "", **seconds} for key in keys]
-        self.took += [row.get("seconds") for row in rows]
-        self.reused += len(prompts) - len(new)
-        return [row["text"] for row in rows]
+        return texts
 
     def close(self) -> None:
         """See `Writer`."""
@@ -227,7 +205,7 @@ class KeptWriter:
 
 
 def expand_all(
-    expander: Expander, writer: KeptWriter, queries: Sequence[Question], *, progress: Progress, stage: str
+    expander: Expander, writer: MemoWriter, queries: Sequence[Question], *, progress: Progress, stage: str
 ) -> tuple[Wordings, Spent]:
     """The wordings of every question, and what they cost; the questions' languages must be settled.
 
@@ -236,17 +214,17 @@ def expand_all(
     """
     found: dict[int, tuple[Question, ...]] = {}
     seconds: list[float] = []
-    started, writer.reused = time.perf_counter(), 0
+    started, writer.memo.reused = time.perf_counter(), 0
     for row in timed_rows(len(queries)):
         progress(stage, len(found), len(queries))
-        writer.took, writer.alone = [], True
+        writer.memo.took, writer.memo.alone = [], True
         found[row] = expander.expand([queries[row]])[0]
-        writer.alone = False
-        seconds += [one for one in writer.took if one is not None]
+        writer.memo.alone = False
+        seconds += [one for one in writer.memo.took if one is not None]
     for rows in windows([row for row in range(len(queries)) if row not in found], BATCH):
         progress(stage, len(found), len(queries))
         found.update(zip(rows, expander.expand([queries[row] for row in rows]), strict=True))
-    notes = _expansion_notes(expander, writer.reused, len(queries))
+    notes = _expansion_notes(expander, writer.memo.reused, len(queries))
     return [found[row] for row in range(len(queries))], Spent("expand", time.perf_counter() - started, seconds, notes)
 
 
@@ -280,9 +258,9 @@ class Methods:
     def __init__(self, folder: Path, *, threads: int, progress: Progress) -> None:
         self.folder, self.threads, self.progress = folder, threads, progress
         self._folders: dict[str, ModelFolder] = {}
-        self._scorers: dict[str, KeptScorer] = {}
-        self._writers: dict[tuple[str, str], KeptWriter] = {}
-        self._logs: dict[str, KeptRows] = {}
+        self._scorers: dict[str, MemoScorer] = {}
+        self._writers: dict[tuple[str, str], MemoWriter] = {}
+        self._logs: dict[str, Memo] = {}
 
     def facts(self, system: System) -> dict[str, Any]:
         """What a cell depends on besides the system's own settings; {} without generators.
@@ -328,9 +306,9 @@ class Methods:
         for writer in self._writers.values():
             writer.close()
 
-    def _log(self, name: str, header: dict[str, Any]) -> KeptRows:
+    def _log(self, name: str, header: dict[str, Any], *, field: str) -> Memo:
         if name not in self._logs:
-            self._logs[name] = KeptRows(self.folder / f"{name}.log", header=header)
+            self._logs[name] = Memo(self.folder / f"{name}.log", header=header, field=field)
         return self._logs[name]
 
     def _model_folder(self, model: str) -> ModelFolder:
@@ -341,21 +319,21 @@ class Methods:
             self._folders[model] = found
         return self._folders[model]
 
-    def _scorer(self, model: str) -> KeptScorer:
+    def _scorer(self, model: str) -> MemoScorer:
         if model not in self._scorers:
             fingerprint = self._model_folder(model).fingerprint
-            kept = self._log(f"likelihoods-{fingerprint}", {"likelihoods of": fingerprint})
-            self._scorers[model] = KeptScorer(model, kept=kept, threads=self.threads)
+            memo = self._log(f"likelihoods-{fingerprint}", {"likelihoods of": fingerprint}, field="score")
+            self._scorers[model] = MemoScorer(model, memo=memo, threads=self.threads)
         return self._scorers[model]
 
-    def _writer(self, model: str, system: System) -> KeptWriter:
+    def _writer(self, model: str, system: System) -> MemoWriter:
         key = model, system.expand_model
         if key not in self._writers:
             writer = open_writer(model, endpoint_model=system.expand_model, threads=self.threads)
             facts = {**writer.describe(), "max_tokens": MAX_TOKENS}
             digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-            kept = self._log(f"expansions-{digest}", {"expansions of": digest})
-            self._writers[key] = KeptWriter(writer, kept=kept)
+            memo = self._log(f"expansions-{digest}", {"expansions of": digest}, field="text")
+            self._writers[key] = MemoWriter(writer, memo=memo)
         return self._writers[key]
 
     def _writer_facts(self, system: System, model: str) -> dict[str, Any]:
