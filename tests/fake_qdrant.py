@@ -59,6 +59,7 @@ class FakeQdrant:
         self.strict: dict[str, float] = {}
         self.searches: list[dict] = []
         self.query = ""
+        self.actions: list[list[dict]] = []
         self.before = lambda method, path: None
         self.created: dict[str, dict] = {}
         self.thresholds: dict[str, int] = {}
@@ -437,6 +438,7 @@ def _count(fake, record, name):
 
 def _aliases(fake, record):
     """Each action is saved by itself: what comes before one that fails stays done."""
+    fake.actions.append(record["actions"])
     for action in record["actions"]:
         if made := action.get("create_alias"):
             existing = {one.name for one in fake.client.get_collections().collections}

@@ -1,0 +1,453 @@
+"""A server that others use as well, restarts, loses nodes and answers late: nothing of theirs goes, nothing is half."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from collection_cases import a_batch, a_card, finished, load, passages, vectors
+from fake_qdrant import FakeQdrant, Fault
+from qdrant_client import QdrantClient, models
+
+from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError
+from xqg_vdb.index.migrate import migrate
+from xqg_vdb.store.layout import CollectionOptions, Moved
+from xqg_vdb.store.server import client as client_errors
+from xqg_vdb.store.server import writer as server_writer
+from xqg_vdb.store.server.client import Pending, Server, checked_address, port_number
+from xqg_vdb.store.server.names import LEAVING_KEY, LOADER_KEY
+from xqg_vdb.store.server.store import ServerStore
+from xqg_vdb.types import Search
+
+NO_QUORUM = b'{"status":{"error":"Service internal error: Waiting for consensus operation commit failed. Timeout"}}'
+ONE = models.VectorParams(size=16, distance=models.Distance.COSINE)
+
+
+@pytest.fixture
+def fake():
+    with FakeQdrant() as server:
+        yield server
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time passes when somebody sleeps, and only then."""
+    now = [0.0]
+    extra = {"sleep": lambda seconds: now.__setitem__(0, now[0] + seconds), "clock": lambda: now[0]}
+    monkeypatch.setattr(Server.__init__, "__kwdefaults__", {**Server.__init__.__kwdefaults__, **extra})
+    monkeypatch.setattr(client_errors.random, "uniform", lambda low, high: high)
+    return now
+
+
+@pytest.fixture
+def store(fake, clock):
+    """Keeps three versions."""
+    with ServerStore.connect(fake.url, timeout=60, options=CollectionOptions(keep=3, bulk=False)) as opened:
+        yield opened
+
+
+def edition(store, number, *, n=20):
+    load(store, "wiki", passages(n, tag=f"{number}-"), vectors(n, seed=number), card=a_card(alpha=number / 10))
+
+
+def theirs(fake, name):
+    """A collection that somebody else made, with one point."""
+    client = QdrantClient(url=fake.url, check_compatibility=False)
+    client.create_collection(name, vectors_config={"text-dense": ONE})
+    client.upsert(name, [models.PointStruct(id=1, vector={"text-dense": [1.0] * 16}, payload={"mine": True})])
+    client.close()
+
+
+def point(fake, alias, collection):
+    here = models.CreateAlias(collection_name=collection, alias_name=alias)
+    fake.client.update_collection_aliases([models.CreateAliasOperation(create_alias=here)])
+
+
+def unpoint(fake, alias):
+    gone = models.DeleteAlias(alias_name=alias)
+    fake.client.update_collection_aliases([models.DeleteAliasOperation(delete_alias=gone)])
+
+
+def collections(fake):
+    return sorted(one.name for one in fake.client.get_collections().collections)
+
+
+def behind(fake):
+    return {one.alias_name: one.collection_name for one in fake.client.get_aliases().aliases}
+
+
+# what others made
+
+
+def test_a_collection_of_others_that_is_named_like_a_version_stays(fake, store):
+    theirs(fake, "wiki__v0001")
+    theirs(fake, "wiki__v0007")
+    edition(store, 1)
+    edition(store, 2)
+    assert store.card("wiki").version == "v0009"
+    store.admin.gc("wiki", keep=1, unfinished=True)
+    assert collections(fake) == ["wiki__v0001", "wiki__v0007", "wiki__v0009"]
+    assert fake.client.count("wiki__v0001").count == 1
+    store.delete("wiki")
+    assert collections(fake) == ["wiki__v0001", "wiki__v0007"]
+
+
+def test_an_alias_of_others_is_not_moved(fake, store, tmp_path):
+    theirs(fake, "production")
+    point(fake, "wiki", "production")
+    (tmp_path / "file").write_bytes(b"x")
+    with ServerStore.connect(":memory:") as other:
+        load(other, "docs", passages(5), vectors(5), card=a_card())
+        for call in (
+            lambda: store.writer("wiki", card=a_card()),
+            lambda: store.admin.restore_snapshot("wiki", tmp_path / "file"),
+            lambda: store.admin.create_snapshot("wiki"),
+            lambda: store.delete("wiki"),
+            lambda: migrate(other, "docs", store, to_name="wiki"),
+        ):
+            with pytest.raises(MismatchError, match="'wiki' .*is an alias of the collection 'production'"):
+                call()
+    assert behind(fake) == {"wiki": "production"}
+    assert collections(fake) == ["production"]
+
+
+def test_a_version_that_another_alias_points_to_stays(fake, store):
+    for number in (1, 2, 3):
+        edition(store, number)
+    point(fake, "live", "wiki__v0001")
+    assert store.admin.gc("wiki", keep=1) == ["v0002"]
+    assert collections(fake) == ["wiki__v0001", "wiki__v0003"]
+    with pytest.raises(MismatchError, match="is searched as live too"):
+        store.delete("wiki")
+
+
+# a lost alias
+
+
+def test_without_an_alias_nothing_is_deleted_and_everything_says_what_to_do(fake, store):
+    edition(store, 1)
+    edition(store, 2)
+    unpoint(fake, "wiki")
+    said = r"has the finished versions v0001, v0002, and none is published: .*`xqg-vdb rollback wiki --to v0002`"
+    search = Search(k=1)
+    for call in (
+        lambda: store.admin.gc("wiki", keep=1),
+        lambda: store.admin.gc("wiki", keep=1, unfinished=True),
+        lambda: store.admin.rollback("wiki"),
+        lambda: store.search("wiki", vectors(1), search),
+        lambda: store.card("wiki"),
+        lambda: store.admin.state("wiki"),
+    ):
+        with pytest.raises(DataError, match=said):
+            call()
+    assert collections(fake) == ["wiki__v0001", "wiki__v0002"]
+    assert store.admin.rollback("wiki", version="v0002") == "v0002"
+    assert store.count("wiki") == 20
+
+
+def test_the_alias_moves_in_one_step_that_the_server_saves_whole(fake, store):
+    edition(store, 1)
+    edition(store, 2)
+    store.admin.rollback("wiki")
+    assert [list(actions[0]) for actions in fake.actions] == [["create_alias"]] * 3
+    assert all(len(actions) == 1 for actions in fake.actions)
+
+
+# two at once
+
+
+def test_what_was_published_during_a_wait_is_not_deleted(fake, store, clock):
+    with store.writer("wiki", card=a_card()) as first:
+        first.upsert(a_batch(passages(20), vectors(20)))
+        first.commit(20)
+        with ServerStore.connect(fake.url, timeout=60) as other:
+
+            def publish(seconds):
+                clock[0] += seconds
+                if not behind(fake):
+                    first.publish(finished(a_card(), passages(20)))
+
+            other._server._sleep = publish
+            with pytest.raises(LockedError, match="was loaded a moment ago from another corpus"):
+                other.writer("wiki", card=a_card(alpha=0.9))
+    assert behind(fake) == {"wiki": "wiki__v0001"}
+    assert (store.count("wiki"), collections(fake)) == (20, ["wiki__v0001"])
+
+
+def test_a_silent_loader_is_waited_for_once(fake, store, clock):
+    writer = store.writer("wiki", card=a_card())
+    writer.upsert(a_batch(passages(5), vectors(5)))
+    writer.commit(5)
+    store._names.write_metadata("wiki__v0001", {LOADER_KEY: {"id": "x", "host": "elsewhere", "pid": 1, "beat": 1}})
+    with store.writer("wiki", card=a_card(alpha=0.9)) as other:
+        assert other.committed == 0
+    assert 30 <= clock[0] < 60
+    assert collections(fake) == ["wiki__v0002"]
+
+
+@pytest.mark.parametrize("cleaner", ["gc", "load"])
+def test_a_rollback_beside_a_clean_up_keeps_its_version(fake, store, cleaner):
+    """It moves the alias when the clean-up has chosen that version, and not looked at the aliases yet."""
+    edition(store, 1)
+    edition(store, 2)
+
+    def before(method, path):
+        marked = fake.client.get_collection("wiki__v0001").config.metadata.get(LEAVING_KEY)
+        if marked and method == "GET" and path == "/aliases":
+            point(fake, "wiki", "wiki__v0001")
+
+    fake.before = before
+    if cleaner == "gc":
+        assert store.admin.gc("wiki", keep=1) == []
+    else:
+        with ServerStore.connect(fake.url, options=CollectionOptions(bulk=False)) as other:
+            edition(other, 3)
+    fake.before = lambda method, path: None
+    assert behind(fake) == {"wiki": "wiki__v0001"}
+    assert store.count("wiki") == 20
+
+
+def test_a_rollback_to_what_is_being_deleted_is_taken_back(fake, store):
+    edition(store, 1)
+    edition(store, 2)
+    record = store._names.metadata("wiki__v0001")
+    fake.before = lambda method, path: (
+        fake.client.update_collection("wiki__v0001", metadata={**record, LEAVING_KEY: {"by": 1}})
+        if (method, path) == ("POST", "/collections/aliases")
+        else None
+    )
+    with pytest.raises(LockedError, match="wiki__v0001 .*is being deleted"):
+        store.admin.rollback("wiki")
+    assert behind(fake) == {"wiki": "wiki__v0002"}
+
+
+# a restart, an outage
+
+
+def test_an_index_that_sleeps_since_a_restart_is_woken(fake, clock, caplog):
+    with ServerStore.connect(fake.url, timeout=60) as store, store.writer("wiki", card=a_card()) as writer:
+        writer.upsert(a_batch(passages(5), vectors(5)))
+
+        def restart(method, path):
+            if (method, path) == ("PATCH", "/collections/wiki__v0001") and fake.thresholds["wiki__v0001"]:
+                fake.before = lambda method, path: None
+            elif fake.thresholds["wiki__v0001"]:
+                fake.grey.add("wiki__v0001")
+
+        fake.before = restart
+        server_writer.build_index(store._names, "wiki__v0001", clock=lambda: clock[0])
+        assert fake.grey == set()
+        assert 10 <= clock[0] < server_writer.GREY_PATIENCE
+        fake.before = lambda method, path: None
+        writer.publish(finished(a_card(), passages(5)))
+        fake.grey.add("wiki__v0001")
+        assert "wakes it" in store.admin.state("wiki").details["grey"]
+    assert "still grey" not in caplog.text
+
+
+def test_a_change_that_a_cluster_only_noted_is_proposed_once(fake, store, clock):
+    edition(store, 1)
+    edition(store, 2)
+    fake.faults = [Fault(500, body=NO_QUORUM, only="POST /collections/aliases") for _ in range(9)]
+    with pytest.raises(Pending, match="may still be carried out: look at `xqg-vdb versions`"):
+        store.admin.rollback("wiki")
+    assert len(fake.faults) == 8
+    fake.faults = [Fault(500, body=NO_QUORUM, only="POST /collections/aliases", applied=True)]
+    assert store.admin.rollback("wiki") == "v0001"
+    assert behind(fake) == {"wiki": "wiki__v0001"}
+
+
+def test_versions_on_a_node_that_is_away_are_listed_and_marked(fake, store):
+    edition(store, 1)
+    edition(store, 2)
+    fake.faults = [Fault(503, only="GET /collections/wiki__v0001$") for _ in range(99)]
+    assert [(one.name, one.reachable) for one in store.admin.versions("wiki")] == [("v0001", False), ("v0002", True)]
+
+
+# searches and the switch
+
+
+def switch_at_first_search(fake, to, *, delete=None):
+    def before(method, path):
+        if path.endswith("/query/batch"):
+            fake.before = lambda method, path: None
+            point(fake, "wiki", to)
+            if delete:
+                fake.client.delete_collection(delete)
+
+    fake.before = before
+
+
+@pytest.mark.parametrize("delete", [None, "wiki__v0001"])
+def test_a_run_sees_one_version(fake, store, delete):
+    """150 questions are three requests; the alias moves before the first is answered."""
+    edition(store, 1)
+    edition(store, 2)
+    store.admin.rollback("wiki")
+    switch_at_first_search(fake, "wiki__v0002", delete=delete)
+    hits = store.search("wiki", vectors(150), Search(k=3))
+    assert {hit.text.partition("-")[0] for found in hits for hit in found} == {"text 2" if delete else "text 1"}
+    assert len(hits) == 150
+
+
+def test_a_search_can_name_its_version(fake, store):
+    edition(store, 1)
+    edition(store, 2)
+    assert store.version("wiki") == "v0002"
+    for version, text in (("v0001", "text 1"), ("v0002", "text 2")):
+        assert store.search(f"wiki@{version}", vectors(1), Search(k=1))[0][0].text.startswith(text)
+        assert store.card(f"wiki@{version}").version == version
+    with pytest.raises(Moved, match="has no version v0009"):
+        store.search("wiki@v0009", vectors(1), Search())
+    with pytest.raises(DataError, match=r"write it like wiki@v0001"):
+        store.count("wiki@9")
+
+
+@pytest.mark.parametrize("quantization", [None, "scalar", "turbo", "product"])
+async def test_coroutines_ask_for_what_threads_ask_for(fake, clock, quantization):
+    with ServerStore.connect(fake.url, options=CollectionOptions(quantization=quantization)) as store:
+        edition(store, 1)
+        search = Search(k=3, ef=64, passage_langs=["en"])
+        store.search("wiki", vectors(2), search)
+        asynchronous = store.async_search()
+        await asynchronous.search("wiki", vectors(2), search)
+        await asynchronous.aclose()
+    assert fake.searches[:2] == fake.searches[2:]
+    sent = fake.searches[0]["params"]
+    again = {"ignore": False, "rescore": True, "oversampling": 3.0} if quantization else None
+    assert (sent["hnsw_ef"], sent.get("quantization")) == (64, again)
+
+
+# snapshots
+
+
+def shards(*states):
+    return [{"shard_id": at % 3, "state": state, **({"peer_id": at} if at else {})} for at, state in enumerate(states)]
+
+
+def test_a_snapshot_of_some_of_the_shards_is_refused(fake, store):
+    edition(store, 1)
+    fake.shards["wiki__v0001"] = shards("Active", "Active", "Active")
+    with pytest.raises(MismatchError, match=r"holds 1 of 3 shards of wiki__v0001.*migrate wiki --to-path"):
+        store.admin.create_snapshot("wiki")
+    assert not fake.snapshots.get("wiki__v0001")
+
+
+@pytest.fixture
+def taken(store, tmp_path):
+    """The downloaded snapshot of the first edition."""
+    edition(store, 1)
+    store.admin.download_snapshot("wiki", store.admin.create_snapshot("wiki").name, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_copies_that_are_not_active_yet_are_waited_for(fake, store, clock, taken):
+    looks = iter([shards("Active", "Initializing", "Partial"), shards("Active", "Active", "Recovery")])
+    fake.shards["wiki__v0002"] = lambda: next(looks, shards("Active", "Active", "Active"))
+    assert store.admin.restore_snapshot("wiki", taken) == "v0002"
+    assert clock[0] >= 2
+    fake.shards["wiki__v0003"] = shards("Active", "Dead")
+    with pytest.raises(ServerError, match=r"1 of 2 copies of the shards of wiki__v0003 .*not active"):
+        store.admin.restore_snapshot("wiki", taken)
+    assert behind(fake) == {"wiki": "wiki__v0002"}
+    assert "wiki__v0003" not in collections(fake)
+
+
+def test_snapshots_of_all_versions_are_found_and_uploads_leave_nothing(fake, store, taken, caplog):
+    edition(store, 2)
+    assert [one.name for one in store.admin.snapshots("wiki")] == ["wiki__v0001-0.snapshot"]
+    store.admin.download_snapshot("wiki", "wiki__v0001-0.snapshot", taken)
+    store.admin.restore_snapshot("wiki", taken)
+    assert fake.snapshots["wiki__v0003"] == {}
+    store.admin.gc("wiki", keep=1)
+    assert "the snapshots of wiki__v0001 stay in its folder snapshots/wiki__v0001" in caplog.text
+
+
+def test_a_snapshot_whose_request_timed_out_is_made_once(fake, store):
+    edition(store, 1)
+    fake.faults = [Fault(504, only="POST .*/snapshots", applied=True)]
+    made = store.admin.create_snapshot("wiki")
+    assert list(fake.snapshots["wiki__v0001"]) == [made.name]
+    fake.faults = [Fault(504, only="POST .*/snapshots")]
+    with pytest.raises(ServerError):
+        store.admin.create_snapshot("wiki")
+    assert fake.count("POST", "/snapshots") == 2
+
+
+@pytest.mark.parametrize("with_sum", [True, False])
+def test_a_changed_snapshot_is_not_published(fake, store, taken, with_sum):
+    whole = json.loads(taken.read_text())
+    whole["points"][3]["payload"]["content"] = "changed"
+    taken.write_text(json.dumps(whole))
+    if not with_sum:
+        taken.with_name("copy.sha256").unlink()
+    said = "cannot read the snapshot .*hecksum mismatch" if with_sum else "holds other texts than its card promises"
+    with pytest.raises(CorruptError, match=said):
+        store.admin.restore_snapshot("wiki", taken)
+    assert behind(fake) == {"wiki": "wiki__v0001"}
+    assert collections(fake) == ["wiki__v0001"]
+
+
+# addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "port", "expected"),
+    [
+        ("http://localhost", None, ("http://localhost:6333", 6334)),
+        ("http://localhost:7333", None, ("http://localhost:7333", 7334)),
+        ("http://localhost:7333", 9000, ("http://localhost:7333", 9000)),
+        ("grpc://localhost:7334", None, ("http://localhost:7333", 7334)),
+        ("grpcs://qdrant.example.org", None, ("https://qdrant.example.org:6333", 6334)),
+        ("http://[::1]:7333", None, ("http://[::1]:7333", 7334)),
+    ],
+)
+def test_grpc_is_spoken_beside_the_given_port(url, port, expected):
+    address = checked_address(url, api_key=None, insecure=False, grpc=True, grpc_port=port)
+    assert (address.url, address.grpc_port) == expected
+
+
+@pytest.mark.parametrize("url", ["http://localhost:99999", "http://a:1,http://b:2", "http://a:1, http://b:2"])
+def test_addresses_that_would_lead_elsewhere_are_refused(url):
+    with pytest.raises(DataError):
+        checked_address(url, api_key=None, insecure=False)
+    with pytest.raises(DataError, match="XQG_VDB_GRPC_PORT must be a port"):
+        port_number("abc", of="XQG_VDB_GRPC_PORT")
+
+
+# strict mode
+
+
+def test_what_strict_mode_forbids_is_sent_smaller(fake, store):
+    fake.strict = {"limit": 7, "search batch size": 2, "hnsw_ef": 100, "exact": False, "upsert limit": 6}
+    edition(store, 1)
+    assert store.count("wiki") == 20
+    assert len(list(store.scroll("wiki"))) == 20
+    assert len(store.search("wiki", vectors(5), Search(k=3, ef=256))) == 5
+    state = store.admin.state("wiki")
+    assert (state.points, sum(state.languages.values())) == (20, 20)
+    with pytest.raises(ServerError, match=r"strict mode.* forbids this.*Exact search disabled"):
+        store.search("wiki", vectors(1), Search(k=3, exact=True))
+
+
+def test_oversampling_is_sent_where_vectors_are_quantised_and_as_allowed(fake, clock):
+    fake.strict = {"oversampling": 2}
+    with ServerStore.connect(fake.url, options=CollectionOptions(quantization="scalar")) as store:
+        edition(store, 1)
+        assert len(store.search("wiki", vectors(1), Search(k=3))[0]) == 3
+    assert fake.searches[-1]["params"]["quantization"]["oversampling"] == 2.0
+
+
+def test_a_full_collection_does_not_blame_a_passage(fake, store):
+    said = b'{"status":{"error":"Bad request: Max points count limit of 10 reached! Help: Reduce points."}}'
+    fake.faults = [Fault(400, body=said, only="PUT .*/points$")]
+    with store.writer("wiki", card=a_card()) as writer, pytest.raises(ServerError, match="strict mode"):
+        writer.upsert(a_batch(passages(5), vectors(5)))
+
+
+def test_the_card_of_a_load_is_kept_when_meta_of_others_is_odd(fake, store):
+    edition(store, 1)
+    fake.client.update_collection("wiki__v0001", metadata={"xqg_cursor": "odd", "xqg_loader": [1], "xqg_bulk": 3})
+    load(store, "wiki", passages(5), vectors(5), card=replace(a_card(), rows_digest="x"))
+    assert store.count("wiki") == 5
