@@ -218,11 +218,6 @@ def _create(fake, record, name):
     if "/" in name:
         said = 'collection_name: collection name cannot contain "/" char'
         raise Refusal(422, f"Validation error in path parameters: [{said}]")
-    if name in {one.name for one in fake.client.get_collections().collections}:
-        raise Refusal(409, f"Wrong input: Collection `{name}` already exists!")
-    if name in _behind(fake):
-        said = f"Can't create collection with name {name}. Alias with the same name already exists"
-        raise Refusal(400, f"Wrong input: {said}")
     for key in ("shard_number", "replication_factor", "write_consistency_factor"):
         if record.get(key) == 0:
             raise Refusal(422, f"Validation error in JSON body: [{key}: value 0 invalid, must be 1 or larger]")
@@ -234,6 +229,11 @@ def _create(fake, record, name):
     except ValueError:
         said = "data did not match any variant of untagged enum VectorsConfig at line 1 column 53"
         raise Refusal(400, f"Format error in JSON body: {said}") from None
+    if name in {one.name for one in fake.client.get_collections().collections}:
+        raise Refusal(409, f"Wrong input: Collection `{name}` already exists!")
+    if name in _behind(fake):
+        said = f"Can't create collection with name {name}. Alias with the same name already exists"
+        raise Refusal(400, f"Wrong input: {said}")
     fake.created[name], fake.thresholds[name], fake.indexes[name] = record, fake.threshold, set()
     return fake.client.create_collection(
         name,

@@ -106,7 +106,7 @@ def test_an_alias_of_others_is_not_moved(fake, store, tmp_path):
             lambda: store.delete("wiki"),
             lambda: migrate(other, "docs", store, to_name="wiki"),
         ):
-            with pytest.raises(MismatchError, match="'wiki' .*is an alias of the collection 'production'"):
+            with pytest.raises(MismatchError, match=r"'wiki' .*is an alias of the collection 'production'"):
                 call()
     assert behind(fake) == {"wiki": "production"}
     assert collections(fake) == ["production"]
@@ -217,7 +217,7 @@ def test_a_rollback_to_what_is_being_deleted_is_taken_back(fake, store):
         if (method, path) == ("POST", "/collections/aliases")
         else None
     )
-    with pytest.raises(LockedError, match="wiki__v0001 .*is being deleted"):
+    with pytest.raises(LockedError, match=r"wiki__v0001 .*is being deleted"):
         store.admin.rollback("wiki")
     assert behind(fake) == {"wiki": "wiki__v0002"}
 

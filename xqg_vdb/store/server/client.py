@@ -61,7 +61,7 @@ OUTCOMES: tuple[tuple[frozenset[int], str, Outcome], ...] = (
     (_ANY, r"is larger than allowed|larger than max|length too large", Outcome.TOO_LARGE),
     (_ANY, r"larger than rate limiter capacity", Outcome.TOO_LARGE),
     (_ANY, r"limit exceeded \S+ > \S+ for \"upsert limit\"", Outcome.TOO_LARGE),
-    (_ANY, r"limit exceeded|limit reached|exact search disabled|max_points_count|max_collection_", Outcome.LIMITED),
+    (_ANY, r"limit exceeded|limit reached|limit of \S+ reached|exact search disabled", Outcome.LIMITED),
     (_ANY, r"waiting for consensus operation|no leader|consensus is not", Outcome.PENDING),
     (_ANY, r"malformed tar|checksum mismatch|failed to (read|unpack|open) .*snapshot", Outcome.BROKEN_FILE),
     (_ANY, r"dimension error|not existing vector name|not aligned|is not found in the collection", Outcome.MISFIT),

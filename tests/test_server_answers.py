@@ -1,0 +1,161 @@
+"""What a Qdrant server says, and what it means: every row of the table over REST and gRPC, threads and coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import httpx
+import pytest
+from httpx import Headers
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError
+from xqg_vdb.store.server.client import (
+    OUTCOMES,
+    Exists,
+    Limited,
+    NotFound,
+    Outcome,
+    Pending,
+    Refused,
+    Server,
+    TooLarge,
+    answer_of,
+)
+
+CODES = grpc.StatusCode
+ROWS = [  # status, code, words, outcome, error, what the error says
+    (500, CODES.INTERNAL, "Service internal error: No space left on device: WAL buffer size exceeds available space",
+     Outcome.DISK_FULL, ServerError, "The disk of HOST is full"),
+    (400, CODES.OUT_OF_RANGE, "Payload error: JSON payload (40 bytes) is larger than allowed (limit: 30 bytes).",
+     Outcome.TOO_LARGE, TooLarge, "use smaller batches"),
+    (413, CODES.OUT_OF_RANGE, "Error, decoded message length too large: found 40 bytes, the limit is: 30 bytes",
+     Outcome.TOO_LARGE, TooLarge, "use smaller batches"),
+    (429, CODES.RESOURCE_EXHAUSTED, "Rate limiting exceeded: request larger than rate limiter capacity, please try to"
+     " split your request", Outcome.TOO_LARGE, TooLarge, "use smaller batches"),
+    (400, CODES.INVALID_ARGUMENT, 'Bad request: Limit exceeded 90 > 10 for "upsert limit". Help: Reduce it.',
+     Outcome.TOO_LARGE, TooLarge, "use smaller batches"),
+    (400, CODES.INVALID_ARGUMENT, 'Bad request: Limit exceeded 512 > 100 for "limit". Help: Reduce the "limit".',
+     Outcome.LIMITED, Limited, "strict mode"),
+    (400, CODES.INVALID_ARGUMENT, "Bad request: Max points count limit of 10 reached!",
+     Outcome.LIMITED, Limited, "strict mode"),
+    (500, CODES.INTERNAL, "Service internal error: Waiting for consensus operation commit failed. Timeout set at: 10",
+     Outcome.PENDING, Pending, "may still be carried out"),
+    (500, CODES.INTERNAL, "Service internal error: File IO error: Malformed tar archive, reached unknown entry",
+     Outcome.BROKEN_FILE, CorruptError, "take another copy"),
+    (400, CODES.DATA_LOSS, "Checksum mismatch: expected aa, actual bb",
+     Outcome.BROKEN_FILE, CorruptError, "take another copy"),
+    (400, CODES.INVALID_ARGUMENT, "Wrong input: Vector dimension error: expected dim: 8, got 2",
+     Outcome.MISFIT, MismatchError, "do not fit"),
+    (400, CODES.INVALID_ARGUMENT, "Wrong input: Not existing vector name error: nope",
+     Outcome.MISFIT, MismatchError, "do not fit"),
+    (400, CODES.INVALID_ARGUMENT, "Wrong input: Can't create collection with name x. Alias with the same name already"
+     " exists", Outcome.EXISTS, Exists, "has that already"),
+    (409, CODES.ALREADY_EXISTS, "Wrong input: Collection `x` already exists!", Outcome.EXISTS, Exists, "already"),
+    (401, CODES.UNAUTHENTICATED, "Must provide an API key", Outcome.NO_ACCESS, ServerError, "set XQG_VDB_API_KEY"),
+    (403, CODES.PERMISSION_DENIED, "Forbidden: Global manage access is required",
+     Outcome.NO_ACCESS, ServerError, "to one that may do this"),
+    (404, CODES.NOT_FOUND, "Not found: Collection `x` doesn't exist!", Outcome.MISSING, NotFound, "no such collection"),
+    (507, None, "Insufficient storage: disk usage", Outcome.QUOTA, ServerError, "has reached its quota"),
+    (422, CODES.INVALID_ARGUMENT, "Validation error in JSON body: [limit: value 0 invalid]",
+     Outcome.REFUSED, Refused, "for good"),
+    (405, CODES.UNIMPLEMENTED, "no", Outcome.IMPOSSIBLE, ServerError, "cannot do this"),
+    *[(status, code, "away", Outcome.AGAIN, ServerError, "away or overloaded") for status, code in (
+        (408, CODES.DEADLINE_EXCEEDED), (425, None), (429, CODES.RESOURCE_EXHAUSTED), (500, CODES.INTERNAL),
+        (502, None), (503, CODES.UNAVAILABLE), (504, CODES.ABORTED), (500, CODES.UNKNOWN))],
+]  # fmt: skip
+
+
+class Refusal(grpc.RpcError):
+    """As gRPC's clients raise it; the one for coroutines is no `grpc.Call`."""
+
+    def __init__(self, code, words):
+        super().__init__(words)
+        self._code, self._words = code, words
+
+    def code(self):
+        return self._code
+
+    def details(self):
+        return self._words
+
+
+def over_rest(status, words):
+    body = b'{"status":{"error":"%s"}}' % words.replace('"', '\\"').encode()
+    return UnexpectedResponse(status, "", body, Headers())
+
+
+def over_grpc(code, words):
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=words)
+
+
+def raised(error, *, coroutine):
+    """What a server that answers like that ends in, at once or when patience has ended."""
+    server, calls = Server("HOST", deadline=0.0), []
+
+    def request():
+        calls.append(1)
+        raise error
+
+    async def awaited():
+        request()
+
+    with pytest.raises(Exception) as caught:
+        asyncio.run(server.call_async(awaited)) if coroutine else server.call(request)
+    assert len(calls) == 1
+    return caught.value
+
+
+@pytest.mark.parametrize("coroutine", [False, True])
+@pytest.mark.parametrize(("status", "code", "words", "outcome", "kind", "says"), ROWS)
+def test_an_answer_means_the_same_over_both_protocols(status, code, words, outcome, kind, says, coroutine):
+    errors = [over_rest(status, words)]
+    if code is not None:
+        errors += [Refusal(code, words), over_grpc(code, words)]
+    for error in errors:
+        assert answer_of(error).outcome is outcome
+        found = raised(error, coroutine=coroutine)
+        assert type(found) is kind
+        assert says in str(found) and "HOST" in str(found)
+
+
+def test_every_row_of_the_table_has_its_test():
+    assert {outcome for _, _, outcome in OUTCOMES} - {Outcome.NOT_QDRANT, Outcome.UNTRUSTED} == {row[3] for row in ROWS}
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "says"),
+    [
+        (ResponseHandlingException(httpx.RemoteProtocolError("illegal status line: bytearray(b'HTT')")),
+         Outcome.NOT_QDRANT, "check the port"),
+        (ResponseHandlingException(httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number")),
+         Outcome.NOT_QDRANT, "http:// or https://"),
+        (Refusal(CODES.UNAVAILABLE, "Trying to connect an http1.x server"), Outcome.NOT_QDRANT, "check the port"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), Outcome.NOT_QDRANT, "as a Qdrant server"),
+        (ResponseHandlingException(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")),
+         Outcome.UNTRUSTED, "SSL_CERT_FILE"),
+        (Refusal(CODES.UNAVAILABLE, "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED"),
+         Outcome.UNTRUSTED, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"),
+    ],
+)  # fmt: skip
+def test_a_wrong_end_is_certain_at_the_first_try(error, outcome, says):
+    assert answer_of(error).outcome is outcome
+    assert says in str(raised(error, coroutine=False))
+
+
+@pytest.mark.parametrize("source", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.ReadError("reset")])
+def test_a_broken_conversation_may_go_better(source):
+    assert answer_of(ResponseHandlingException(source)).outcome is Outcome.AGAIN
+
+
+def test_a_rate_limit_is_waited_for_as_it_asks():
+    answer = answer_of(ResourceExhaustedResponse(message="Too many requests", retry_after_s=3))
+    assert (answer.outcome, answer.retry_after) == (Outcome.AGAIN, "3")
+
+
+def test_what_the_local_mode_refuses_is_the_datas_fault():
+    server = Server(":memory:", deadline=0.0)
+    with pytest.raises(DataError, match="refuses the data: odd"):
+        server.call(lambda: (_ for _ in ()).throw(ValueError("odd")))
