@@ -64,22 +64,44 @@ def _checked(kind: Any, value: Any, name: str) -> Any:
     raise ValueError(f"{name} cannot be {value!r:.60}")
 
 
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: bool = False,
+    flags: Sequence[str] = (),
+    metavar: str | None = None,
+    varies: bool = False,
+    json: str | None = None,
+) -> Any:
+    """A field of a record that users set: its default and its help, for Python and for the command line.
+
+    least, most: bounds of a number; above: not the lower one itself. flags: on the command line, where they are not the
+    field's name. varies: whoever uses the record has another default. json: its key in files, where that is another.
+    """
+    said = {"help": help, "least": least, "most": most, "open": above, "flags": tuple(flags), "metavar": metavar}
+    said["varies"] = varies
+    return field(default=default, metadata=said if json is None else {**said, "json": json})
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe(Stored):
     """How query vectors are folded into passage vectors; see `fusion.fuse` for the equations.
 
-    alpha: weight of the queries, 0 (plain passages) to 1.
-    pool: `shrunk` (default), `mean`, or `sum` (the paper's; all passages must have equally many queries).
-    shrink: pseudo-queries k at the language mean that `shrunk` adds to every passage.
-    center: subtract each language's mean query vector before pooling (`shrunk` only), so that only content is added.
-    query_langs: languages of the generated queries to use; None means all that the build holds.
+    alpha 0 gives plain passages. pool `sum` wants equally many queries of every passage. shrink: pseudo-queries k at
+    the language mean that `shrunk` adds to every passage. center (`shrunk` only): subtract each language's mean query
+    vector before pooling.
     """
 
-    alpha: float = 0.3
-    pool: Pool = "shrunk"
-    shrink: float = 5.0
-    center: bool = True
-    query_langs: tuple[str, ...] | None = field(default=None, metadata={"json": "langs"})
+    alpha: float = option(0.3, "Weight of the queries.", least=0, most=1)
+    pool: Pool = option("shrunk", "How queries are pooled; sum is the paper's.")
+    shrink: float = option(5.0, "Strength of pool shrunk.", least=0)
+    center: bool = option(True, "Fold in the queries' content only, or (no) their language too.")
+    query_langs: tuple[str, ...] | None = option(
+        None, "Fold in queries in this language only; repeatable.", json="langs"
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
@@ -242,15 +264,12 @@ QuestionRows = Vectors | Sequence[SparseVector]
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What to look up for each question: `k` passages, all in `passage_langs`, by the vector `using`.
+    """What to look up for each question. using: the vector. ef: candidates that graph search keeps, None: its own."""
 
-    exact: compare with every passage. ef: candidates that the walk of the graph keeps, None for the engine's number.
-    """
-
-    k: int = 10
-    passage_langs: Sequence[str] | None = None
+    k: int = option(10, "How many passages.", least=1, most=10_000, flags=("-k",))
+    passage_langs: Sequence[str] | None = option(None, "Only passages in this language; repeatable.")
     using: str = "text-dense"
-    exact: bool = False
+    exact: bool = option(False, "Compare with every passage instead of walking the graph.")
     ef: int | None = None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
-from xqg_vdb.cli.options import json_option, print_json, say
+from xqg_vdb.cli.options import Model, json_option, print_json, say
 from xqg_vdb.texts.questions import read_questions, sample_corpus
 from xqg_vdb.types import Hit, Question, Recipe, Search, VectorStore
 
@@ -111,12 +111,9 @@ def demo(path: Path, as_json: bool) -> None:
     Example:
       xqg-vdb demo
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import STARTER, encoder_folder
     from xqg_vdb.store import open_store
 
-    folder = encoder_folder(STARTER, report=say)
-    with closing(open_store(path)) as store, Encoder(folder) as encoder:
+    with closing(open_store(path)) as store, Model().open() as encoder:
         result = run_demo(encoder, store, build=path / "demo-vectors", report=say)
     if as_json:
         print_json({**asdict(result), "example": None})

@@ -13,25 +13,28 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from xqg_vdb.cli.options import (
-    chosen_store,
-    encoder_options,
-    expand_options,
+    Model,
+    Place,
+    command,
     json_option,
+    methods_options,
+    model_options,
+    place_options,
     print_json,
-    rerank_options,
     say,
-    store_options,
 )
 
 if TYPE_CHECKING:
     from xqg_vdb.evaluate.suite import Suite, System
+    from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.progress import Progress
+    from xqg_vdb.search.methods import Methods
     from xqg_vdb.tune.audit import Audited, Share
     from xqg_vdb.tune.tune import Choice, Tuned
     from xqg_vdb.types import Recipe
 
 
-@click.command()
+@command()
 @click.argument("what", metavar="DATASET|SUITE.toml")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of reports, runs and kept vectors.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the benchmarks  [default: XQG_DATA_DIR]")
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     "--download", is_flag=True, help="Fetch what the data folder lacks from the publishers, checksums checked."
 )
 @click.option("--vectors", type=click.Path(path_type=Path), help="Where encoded texts are kept  [default: OUT/vectors]")
-@encoder_options
+@model_options
 @click.option("--queries", type=click.Path(path_type=Path), help="Generated queries of DATASET's passages: adds xQG.")
 @click.option(
     "--search",
@@ -47,9 +50,8 @@ if TYPE_CHECKING:
     help="Exact or graph search of a real collection, or ranking in memory  [default: exact, or the suite's]",
 )
 @click.option("--questions", type=click.IntRange(min=1), help="Only a sample of so many of each language.")
-@expand_options
-@rerank_options
-@store_options
+@methods_options
+@place_options
 @json_option
 def bench(
     what: str,
@@ -57,19 +59,12 @@ def bench(
     data_dir: Path | None,
     download: bool,
     vectors: Path | None,
-    model: str,
-    threads: int | None,
+    model: Model,
     queries: Path | None,
     search: Literal["exact", "graph", "memory"] | None,
     questions: int | None,
-    expand: str | None,
-    expand_lang: str | None,
-    expand_model: str,
-    rerank: str | None,
-    rerank_depth: int,
-    rerank_weight: float,
-    path: str | None,
-    url: str | None,
+    methods: Methods,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Measure systems on benchmarks: recall per language, with intervals and paired tests.
@@ -90,27 +85,22 @@ def bench(
     from xqg_vdb.evaluate.report.text import render_terminal
     from xqg_vdb.evaluate.run import run_suite
     from xqg_vdb.evaluate.suite import System
-    from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import encoder_folder
     from xqg_vdb.progress import bars
 
-    methods = System(
-        "from the command line", rerank=rerank, rerank_depth=rerank_depth, rerank_weight=rerank_weight,
-        expand=expand, expand_lang=expand_lang, expand_model=expand_model,
-    )  # fmt: skip
-    suite = _suite(what, model=model, queries=queries, search=search, questions=questions, methods=methods)
+    system = System("from the command line", **asdict(methods))
+    suite = _suite(what, model=model.name, queries=queries, search=search, questions=questions, methods=system)
     with ExitStack() as stack:
-        store = stack.enter_context(closing(chosen_store(path, url))) if path or url else None
+        store = stack.enter_context(closing(place.open())) if place.path or place.url else None
 
         def open_encoder(name: str) -> Encoder:
-            return stack.enter_context(Encoder(encoder_folder(name, report=say), threads=threads))
+            return stack.enter_context(model.open(name=name))
 
         progress = stack.enter_context(bars(unit=""))
         if download:
             _download(suite, data_dir, progress=progress)
         report = run_suite(
             suite, data_dir=data_dir, out=out, open_encoder=open_encoder, vectors=vectors, store=store,
-            threads=threads or len(os.sched_getaffinity(0)), command=_command(), progress=progress,
+            threads=model.threads or len(os.sched_getaffinity(0)), command=_command(), progress=progress,
         )  # fmt: skip
     written = write_report(report, out)
     if as_json:
@@ -158,24 +148,21 @@ def _command() -> str:
 _SHOWN = 5
 
 
-@click.command()
+@command()
 @click.argument("collection")
 @click.argument("query_files", metavar="QUERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Found means among the first k.")
 @click.option("--sample", type=click.IntRange(min=10), default=2000, show_default=True, help="Passages to ask for.")
-@click.option("--encoder", "model", metavar="MODEL", help="Folder, hub id or starter  [default: the one that made it]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
-@store_options
+@model_options
+@place_options
 @json_option
 def audit(
     collection: str,
     query_files: tuple[Path, ...],
     k: int,
     sample: int,
-    model: str | None,
-    threads: int | None,
-    path: str | None,
-    url: str | None,
+    model: Model,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Tell which languages COLLECTION fails, worst first, without labels.
@@ -187,23 +174,16 @@ def audit(
     Example:
       xqg-vdb audit wiki queries.jsonl -k 10
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import cache_folder, encoder_folder, folder_of
+    from xqg_vdb.models.folder import cache_folder
     from xqg_vdb.progress import bars
-    from xqg_vdb.search.collection import Collection
     from xqg_vdb.texts.records import open_lines
     from xqg_vdb.tune.audit import audit as run_audit
 
     for file in query_files:
         open_lines(file)
     with ExitStack() as stack:
-        found = stack.enter_context(Collection(collection, chosen_store(path, url)))
-        made_by = (
-            encoder_folder(model, report=say)
-            if model
-            else folder_of(found.card.encoder, collection=collection, report=say)
-        )
-        encoder = stack.enter_context(Encoder(made_by, threads=threads))
+        found = stack.enter_context(place.collection(collection))
+        encoder = stack.enter_context(model.open_for(found))
         progress = stack.enter_context(bars(unit=""))
         result = run_audit(
             found, query_files, encoder=encoder, folder=cache_folder() / "tuning", k=k, sample=sample, progress=progress
@@ -245,7 +225,7 @@ _NO_LABELS = (
 )
 
 
-@click.command()
+@command()
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option(
     "--queries",
@@ -255,7 +235,7 @@ _NO_LABELS = (
     type=click.Path(path_type=Path),
     help="Generated queries; repeatable.",
 )
-@encoder_options
+@model_options
 @click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, a hundred or more.")
 @click.option("--qrels", type=click.Path(path_type=Path), help="Which passages answer --questions (TREC or BEIR).")
 @click.option("--build", type=click.Path(path_type=Path), help="Take vectors from this folder of `load --build`.")
@@ -272,8 +252,7 @@ _NO_LABELS = (
 def tune(
     corpus: Path,
     query_files: tuple[Path, ...],
-    model: str,
-    threads: int | None,
+    model: Model,
     questions: Path | None,
     qrels: Path | None,
     build: Path | None,
@@ -294,8 +273,7 @@ def tune(
     if questions is None or qrels is None:
         raise click.UsageError(_NO_LABELS)
     from xqg_vdb.evaluate.metrics import parse_metrics
-    from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import cache_folder, encoder_folder
+    from xqg_vdb.models.folder import cache_folder
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import open_lines
     from xqg_vdb.tune.material import labelled, with_calibrated_passages
@@ -306,7 +284,7 @@ def tune(
         open_lines(file)  # what is missing is said before a model is exported
     folder = cache_folder() / "tuning" if build is None else build.with_name(f"{build.name}.tuning")
     with ExitStack() as stack:
-        encoder = stack.enter_context(Encoder(encoder_folder(model, report=say), threads=threads))
+        encoder = stack.enter_context(model.open())
         progress = stack.enter_context(bars(unit=""))
         data = labelled(
             corpus, query_files, questions=questions, qrels=qrels, encoder=encoder, build=build, folder=folder,
@@ -358,14 +336,22 @@ def _load_line(
     found: Tuned,
     corpus: Path,
     query_files: tuple[Path, ...],
-    model: str,
+    model: Model,
     build: Path | None,
     passage_calibration: float,
 ) -> str:
     queries = [part for file in query_files for part in ("--queries", str(file))]
-    by = [] if model == "starter" else ["--encoder", model]
     kept = [] if build is None else ["--build", str(build)]
-    words = ["xqg-vdb", "load", str(corpus), "NAME", *queries, *by, *kept, *_recipe_options(found.chosen.recipe)]
+    words = [
+        "xqg-vdb",
+        "load",
+        str(corpus),
+        "NAME",
+        *queries,
+        *model.typed(),
+        *kept,
+        *_recipe_options(found.chosen.recipe),
+    ]
     passages = ["--passage-calibration", f"{passage_calibration:g}"] if passage_calibration else []
     return shlex.join([*words, "--calibration", f"{found.chosen.strength:g}", *passages])
 

@@ -9,22 +9,16 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from xqg_vdb.cli.options import json_option, print_json, say
+from xqg_vdb.cli.options import command, json_option, print_json, say, takes
 from xqg_vdb.progress import bars
 
 if TYPE_CHECKING:
-    from xqg_vdb.generate.filters import Reason
+    from xqg_vdb.generate.filters import Rules
     from xqg_vdb.generate.run import BatchGenerator, Summary
+    from xqg_vdb.models.decode import Decoding
 
 
-skip_option = click.option(
-    "--skip", multiple=True, type=click.Choice([
-        "too long", "repetitive", "copied example", "no question", "wrong language", "repeated"]),
-    help="A rule of the filter that is not to count; repeat it.",
-)  # fmt: skip
-
-
-@click.command()
+@command()
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -41,17 +35,13 @@ skip_option = click.option(
 @click.option(
     "--prompt", type=click.Choice(["chat", "pivot", "few-shot", "finetuned"]), help="[default: what suits the model]"
 )
-@click.option("--decode", type=click.Choice(["sample", "greedy"]), default="sample", show_default=True)
-@click.option("--top-k", type=click.IntRange(1, 1000), default=10, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0, 10, min_open=True), default=1.0, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(1, 32_768), default=48, show_default=True, help="Longest query.")
-@click.option("--seed", type=int, default=313, show_default=True)
+@takes("decoding", "xqg_vdb.models.decode.Decoding")
 @click.option("--shard", metavar="i/n", default="1/1", help="Every n-th passage only; join with `xqg-vdb merge`.")
 @click.option(
     "--reuse", type=click.Path(path_type=Path), help="OUT of an earlier run: write only what is new or changed since."
 )
 @click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
-@skip_option
+@takes("rules", "xqg_vdb.generate.filters.Rules", only=("skip",))
 @click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True, help="Bad records to skip.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
 @json_option
@@ -66,15 +56,11 @@ def generate(
     query_langs: tuple[str, ...],
     n: int,
     prompt: Literal["chat", "pivot", "few-shot", "finetuned"] | None,
-    decode: Literal["sample", "greedy"],
-    top_k: int,
-    temperature: float,
-    max_tokens: int,
-    seed: int,
+    decoding: Decoding,
     shard: str,
     reuse: Path | None,
     filtered: bool,
-    skip: tuple[Reason, ...],
+    rules: Rules,
     max_errors: int,
     threads: int | None,
     as_json: bool,
@@ -93,21 +79,19 @@ def generate(
     if bool(model) == bool(endpoint):
         raise click.UsageError("give --generator or --endpoint, one of them")
     from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
-    from xqg_vdb.generate.filters import QueryFilter, Rules
+    from xqg_vdb.generate.filters import QueryFilter
     from xqg_vdb.generate.local import open_generator
     from xqg_vdb.generate.output import Shard
     from xqg_vdb.generate.run import Job, generate_file
-    from xqg_vdb.models.decode import Decoding
     from xqg_vdb.texts.records import Rejects
 
     Job(query_langs, n, Shard.parse(shard))  # a wrong code is named before a model is loaded
-    decoding = Decoding(decode, top_k, temperature, max_tokens, seed=seed)
     with ExitStack() as stack:
         generator: BatchGenerator
         if endpoint:
             read, written = price or (0.0, 0.0)
             where = Endpoint(
-                endpoint, endpoint_model, concurrency, temperature, max_tokens, seed,
+                endpoint, endpoint_model, concurrency, decoding.temperature, decoding.max_tokens, decoding.seed,
                 price_read=read, price_written=written,
             )  # fmt: skip
             generator = stack.enter_context(EndpointGenerator(where))
@@ -115,7 +99,7 @@ def generate(
             generator = open_generator(
                 str(model), query_langs=query_langs, prompt=prompt, decoding=decoding, threads=threads or 0
             )
-        good = QueryFilter(Rules(skip=skip), examples=generator.examples()) if filtered else None
+        good = QueryFilter(rules, examples=generator.examples()) if filtered else None
         job, rejects = Job(query_langs, n, Shard.parse(shard), good), Rejects(max_errors)
         show = stack.enter_context(bars(unit=" passages"))
         summary = generate_file(
@@ -127,7 +111,7 @@ def generate(
         say(f"{summary.gaps} passages have no query in one language or more{hint}")
 
 
-@click.command()
+@command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--keep-shards", is_flag=True, help="Leave the shards' logs where they are.")
 @json_option
@@ -177,13 +161,12 @@ def _record(summary: Summary) -> dict[str, object]:
 # `xqg-vdb filter`.
 
 
-@click.command("filter")
+@command("filter")
 @click.argument("queries", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--max-characters", type=click.IntRange(min=1), default=200, show_default=True, help="Longest query.")
-@skip_option
+@takes("rules", "xqg_vdb.generate.filters.Rules")
 @json_option
-def filter_queries(queries: Path, out: Path, max_characters: int, skip: tuple[Reason, ...], as_json: bool) -> None:
+def filter_queries(queries: Path, out: Path, rules: Rules, as_json: bool) -> None:
     """Write the good ones of the generated QUERIES to OUT, and say how many were left out and why.
 
     Rules: wrong language (detected), empty, repeated, repetitive, too long, no question.
@@ -192,10 +175,9 @@ def filter_queries(queries: Path, out: Path, max_characters: int, skip: tuple[Re
     Example:
       xqg-vdb filter queries.jsonl good.jsonl
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.generate.filters import QueryFilter, Rules, filter_file
+    from xqg_vdb.generate.filters import QueryFilter, filter_file
 
-    rules = QueryFilter(Rules(max_characters, skip))
-    provenance = filter_file(queries, out, query_filter=rules)
+    provenance = filter_file(queries, out, query_filter=QueryFilter(rules))
     if as_json:
         print_json({"path": str(out), **provenance})
         return

@@ -1,11 +1,11 @@
-"""`xqg-vdb load`."""
+"""`xqg-vdb load`, `augment`, `migrate` and `verify`."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,35 +13,33 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from xqg_vdb.cli.options import (
-    chosen_hybrid,
-    chosen_layout,
-    chosen_recipe,
-    chosen_store,
-    encoder_options,
+    Model,
+    Place,
+    command,
     json_option,
     layout_options,
+    model_options,
+    place_options,
     print_json,
+    queries_option,
     recipe_options,
-    remembered,
     say,
-    store_options,
-    vector_options,
 )
 from xqg_vdb.errors import DataError
+from xqg_vdb.types import Hybrid, Recipe
 
 if TYPE_CHECKING:
     from xqg_vdb.index.augment import AugmentReport
     from xqg_vdb.index.load import LoadReport
+    from xqg_vdb.store.layout import CollectionOptions
     from xqg_vdb.store.server.store import ServerStore
 
 
-@click.command()
+@command()
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.argument("collection")
-@encoder_options
-@click.option(
-    "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
-)
+@model_options
+@queries_option
 @recipe_options
 @click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, to calibrate on.")
 @click.option(
@@ -64,32 +62,37 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A --build folder of an earlier load: encode only what changed since; repeatable.",
 )
-@vector_options
+@click.option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain.")
+@click.option("--hybrid", is_flag=True, help="Also vectors of the words (BM25), for search --hybrid.")
+@click.option("--hybrid-lang", metavar="LANG", help="Whose stemmer and stop words, or none  [default: the passages']")
 @click.option("--distance", type=click.Choice(["cosine", "dot"]), help="Default: what suits the encoder.")
 @click.option("--default-lang", help="Language of passages that name none  [default: detected]")
 @click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
 @click.option("--rejects", "rejects_file", type=click.Path(path_type=Path), help="Write bad lines to this file.")
 @layout_options
-@store_options
+@place_options
 @json_option
 def load(
     corpus: Path,
     collection: str,
-    model: str,
-    threads: int | None,
+    model: Model,
     query_files: tuple[Path, ...],
+    recipe: Recipe,
     questions: Path | None,
     calibration: float | None,
     no_calibration: bool,
     passage_calibration: float,
     build: Path | None,
     reuse: tuple[Path, ...],
+    keep_plain: bool,
+    hybrid: bool,
+    hybrid_lang: str | None,
     distance: Literal["cosine", "dot"] | None,
     default_lang: str | None,
     max_rejects: int,
     rejects_file: Path | None,
-    path: str | None,
-    url: str | None,
+    layout: CollectionOptions,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Load CORPUS into COLLECTION, its generated queries folded into the passages' vectors.
@@ -102,30 +105,28 @@ def load(
       xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/
     """  # noqa: D301 - \b is click's
     from xqg_vdb.index.load import check_inputs, load_with_report
-    from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import encoder_folder
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import Rejects
 
-    recipe = chosen_recipe()
     for option, value in (("--calibration", calibration), ("--passage-calibration", passage_calibration)):
         if value is not None and not isfinite(value):
             raise click.UsageError(f"{option} must be a finite number, got {value}")
     if calibration is not None and no_calibration:
         raise click.UsageError("give --calibration or --no-calibration, not both")
     rejects = Rejects(max_rejects, rejects_file)
-    hybrid = chosen_hybrid()
+    if hybrid_lang is not None and not hybrid:
+        raise click.UsageError("--hybrid-lang says how: give --hybrid with it")
     files = check_inputs(corpus, collection, queries=query_files, questions=questions)
     with ExitStack() as stack:
-        store = stack.enter_context(closing(chosen_store(path, url, options=chosen_layout())))
-        strength = 0.0 if no_calibration else calibration
-        encoder = stack.enter_context(Encoder(encoder_folder(model, report=say), threads=threads, calibration=strength))
+        store = stack.enter_context(closing(place.open(options=layout)))
+        encoder = stack.enter_context(model.open(calibration=0.0 if no_calibration else calibration))
         progress = stack.enter_context(bars(unit=" passages"))
         report = load_with_report(
-            corpus, collection, encoder=encoder, store=store, queries=files, recipe=recipe,
+            corpus, collection, encoder=encoder, store=store, queries=files, recipe=spelt(recipe),
             passage_calibration=passage_calibration, questions=questions,
-            build=build, reuse=reuse, distance=distance, keep_plain=bool(remembered("keep_plain")), hybrid=hybrid,
-            default_lang=default_lang, rejects=rejects, progress=progress,
+            build=build, reuse=reuse, distance=distance, keep_plain=keep_plain,
+            hybrid=Hybrid(hybrid_lang) if hybrid else None, default_lang=default_lang, rejects=rejects,
+            progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))
@@ -133,9 +134,15 @@ def load(
     _show_load(report)
     for note in report.notes:
         say(f"note: {note}")
-    where = ["--path", path] if path else ["--url", url] if url else []
-    by = [] if model == "starter" else ["--encoder", model]
-    say("next: " + shlex.join(["xqg-vdb", "search", collection, "your question", *where, *by]))
+    say("next: " + shlex.join(["xqg-vdb", "search", collection, "your question", *place.typed(), *model.typed()]))
+
+
+def spelt(recipe: Recipe) -> Recipe:
+    """The recipe with its languages as collections spell them."""
+    from xqg_vdb.texts.languages import normalize
+
+    langs = tuple(sorted({normalize(code) for code in recipe.query_langs or ()}))
+    return replace(recipe, query_langs=langs or None)
 
 
 def _show_load(report: LoadReport) -> None:
@@ -155,12 +162,10 @@ def _show_load(report: LoadReport) -> None:
 # `xqg-vdb augment`.
 
 
-@click.command()
+@command()
 @click.argument("collection")
-@encoder_options
-@click.option(
-    "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
-)
+@model_options
+@queries_option
 @click.option("--to", metavar="NAME", help="Name of the new collection  [default: COLLECTION-xqg]")
 @click.option("--undo", is_flag=True, help="Delete the copy; an alias points where it pointed before.")
 @click.option("--vector", metavar="VECTOR", help='The searched vector, "" for the unnamed  [default: recognised]')
@@ -171,22 +176,21 @@ def _show_load(report: LoadReport) -> None:
     "--sample", type=click.IntRange(1, 256), default=32, show_default=True, help="Passages to check the encoder on."
 )
 @click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
-@store_options
+@place_options
 @json_option
 def augment(
     collection: str,
-    model: str,
-    threads: int | None,
+    model: Model,
     query_files: tuple[Path, ...],
     to: str | None,
     undo: bool,
     vector: str | None,
     text_key: str | None,
     id_key: str | None,
+    recipe: Recipe,
     sample: int,
     max_rejects: int,
-    path: str | None,
-    url: str | None,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Fold generated queries into COLLECTION of a Qdrant server, whoever made it (LangChain, LlamaIndex, Haystack ...).
@@ -203,24 +207,21 @@ def augment(
     from xqg_vdb.index.augment import Wishes
     from xqg_vdb.index.augment import augment as run
     from xqg_vdb.index.augment import undo as take_back
-    from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import encoder_folder
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import Rejects
 
     if undo == bool(query_files):
         raise click.UsageError("give --queries, or --undo")
-    recipe = chosen_recipe()
     with ExitStack() as stack:
-        store = stack.enter_context(closing(_server(path, url)))
+        store = stack.enter_context(closing(_server(place)))
         if undo:
             said = take_back(collection, store=store, to=to)
             print_json({"undone": said}) if as_json else click.echo(said)
             return
         store.foreign(collection)  # a wrong name says so before a model is exported
-        encoder = stack.enter_context(Encoder(encoder_folder(model, report=say), threads=threads))
+        encoder = stack.enter_context(model.open())
         report = run(
-            collection, store=store, encoder=encoder, queries=query_files, recipe=recipe,
+            collection, store=store, encoder=encoder, queries=query_files, recipe=spelt(recipe),
             wishes=Wishes(to, vector, text_key, id_key), sample=sample, rejects=Rejects(max_rejects),
             progress=stack.enter_context(bars(unit=" points")),
         )  # fmt: skip
@@ -230,10 +231,10 @@ def augment(
         _show_augment(report)
 
 
-def _server(path: str | None, url: str | None) -> ServerStore:
+def _server(place: Place) -> ServerStore:
     from xqg_vdb.store.server.store import ServerStore
 
-    store = chosen_store(path, url)
+    store = place.open()
     if not isinstance(store, ServerStore):
         store.close()
         raise DataError("augment is for collections on a Qdrant server: give its address with --url.")
@@ -260,21 +261,21 @@ def _show_augment(report: AugmentReport) -> None:
 # `xqg-vdb migrate`.
 
 
-@click.command()
+@command()
 @click.argument("collection")
 @click.option("--to-path", metavar="DIR", type=click.Path(file_okay=False), help="Copy into this embedded store.")
 @click.option("--to-url", metavar="URL", help="Copy to this server (key from XQG_VDB_TO_API_KEY, XQG_VDB_API_KEY).")
 @click.option("--to-name", metavar="NAME", help="Under this name  [default: the same]")
 @layout_options
-@store_options
+@place_options
 @json_option
 def migrate(
     collection: str,
     to_path: str | None,
     to_url: str | None,
     to_name: str | None,
-    path: str | None,
-    url: str | None,
+    layout: CollectionOptions,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Copy COLLECTION into another store without encoding anything again; stopped, the same command goes on.
@@ -294,9 +295,9 @@ def migrate(
     elsewhere = to_path is not None or to_url is not None
     key = os.environ.get("XQG_VDB_TO_API_KEY") if elsewhere else None
     with ExitStack() as stack:
-        source = stack.enter_context(closing(chosen_store(path, url)))
-        place = (to_path, to_url) if elsewhere else (path, url)
-        target = stack.enter_context(closing(chosen_store(*place, options=chosen_layout(), api_key=key)))
+        source = stack.enter_context(closing(place.open()))
+        there = replace(place, path=to_path, url=to_url) if elsewhere else place
+        target = stack.enter_context(closing(there.open(options=layout, api_key=key)))
         progress = stack.enter_context(bars(unit=" passages"))
         card = copy(source, collection, target, to_name=to_name, progress=progress)
     name = to_name or collection
@@ -309,13 +310,13 @@ def migrate(
 # `xqg-vdb verify`.
 
 
-@click.command()
+@command()
 @click.argument("collection")
 @click.option("--build", type=click.Path(path_type=Path), help="Compare sampled vectors with what this build makes.")
 @click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="How many of them.")
-@store_options
+@place_options
 @json_option
-def verify(collection: str, build: Path | None, sample: int, path: str | None, url: str | None, as_json: bool) -> None:
+def verify(collection: str, build: Path | None, sample: int, place: Place, as_json: bool) -> None:
     """Read every point of COLLECTION and compare counts, texts and vectors with its card; exit code 8 when they differ.
 
     \b
@@ -327,7 +328,7 @@ def verify(collection: str, build: Path | None, sample: int, path: str | None, u
     from xqg_vdb.progress import bars
 
     with ExitStack() as stack:
-        store = stack.enter_context(closing(chosen_store(path, url)))
+        store = stack.enter_context(closing(place.open()))
         progress = stack.enter_context(bars(unit=" points"))
         found = check(store, collection, build=build, sample=sample, progress=progress)
     if as_json:

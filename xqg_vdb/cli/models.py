@@ -1,28 +1,32 @@
-"""`xqg-vdb export`."""
+"""`xqg-vdb export` and `xqg-vdb train`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from xqg_vdb.cli.options import chosen_pairs, chosen_settings, given, json_option, print_json, say, training_options
+from xqg_vdb.cli.options import F, RecordCommand, command, json_option, print_json, say, takes
+from xqg_vdb.types import option
 
 if TYPE_CHECKING:
+    from xqg_vdb.export.encoder import Overrides
+    from xqg_vdb.train.encoder import EncoderSettings
+    from xqg_vdb.train.generator import GeneratorSettings
+    from xqg_vdb.train.pairs import Selection, TrainingPair
     from xqg_vdb.train.run import Outcome
 
+S = TypeVar("S", "EncoderSettings", "GeneratorSettings")
 
-@click.command()
+
+@command()
 @click.argument("checkpoint")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
-@click.option("--pooling", type=click.Choice(["mean", "cls"]), help="Override what the checkpoint says.")
-@click.option("--normalize/--no-normalize", default=None, help="Override what the checkpoint says.")
-@click.option("--query-prefix", help="Override, for instance 'query: '.")
-@click.option("--passage-prefix", help="Override, for instance 'passage: '.")
-@click.option("--max-length", type=click.IntRange(min=8), help="Tokens that are read of a text.")
+@takes("overrides", "xqg_vdb.export.encoder.Overrides")
 @click.option("--generator", is_flag=True, help="CHECKPOINT writes queries (mT5 or a causal model).")
 @click.option("--accept-license", is_flag=True, help="Accept the terms that starter:generator comes under.")
 @json_option
@@ -30,11 +34,7 @@ def export(
     checkpoint: str,
     out: Path | None,
     precision: Literal["int8", "fp32"],
-    pooling: Literal["mean", "cls"] | None,
-    normalize: bool | None,
-    query_prefix: str | None,
-    passage_prefix: str | None,
-    max_length: int | None,
+    overrides: Overrides,
     generator: bool,
     accept_license: bool,
     as_json: bool,
@@ -50,12 +50,11 @@ def export(
       xqg-vdb export intfloat/multilingual-e5-small models/e5 --precision fp32
       xqg-vdb export starter:generator --accept-license
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.export.encoder import Overrides, default_folder, export_encoder
+    from xqg_vdb.export.encoder import default_folder, export_encoder
 
     if generator or checkpoint == "starter:generator":
         _export_generator(checkpoint, out, precision=precision, accept_license=accept_license, as_json=as_json)
         return
-    overrides = Overrides(pooling, normalize, query_prefix, passage_prefix, max_length)
     target = out or default_folder(checkpoint, precision=precision)
     folder = export_encoder(checkpoint, target, precision=precision, overrides=overrides, report=say)
     if as_json:
@@ -97,19 +96,63 @@ def train() -> None:
     """  # noqa: D301 - \b is click's
 
 
-@train.command()
+@dataclass(frozen=True)
+class Material:
+    """Which pairs a trainer reads, and whose recipe it starts from."""
+
+    pairs: tuple[str, ...] = option((), "afriqa, or a .jsonl or SQuAD .json file; repeat it.", metavar="SOURCE")
+    dev: tuple[str, ...] = option((), "Pairs to evaluate on.", metavar="SOURCE")
+    data_dir: Path | None = option(None, "For afriqa  [default: XQG_DATA_DIR]")
+    preset: Literal["xqg"] | None = option(None, "The paper's recipe; other options change it.")
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ValueError("Missing option '--pairs'.")
+
+    def read(self, selection: Selection) -> tuple[list[TrainingPair], list[TrainingPair]]:
+        """Training and dev pairs. Raises MissingExtra before minutes of reading, DataError."""
+        from xqg_vdb.train.pairs import read_training_pairs
+        from xqg_vdb.train.run import need_training_packages
+
+        need_training_packages()
+        return read_training_pairs(self.pairs, self.dev, data_dir=self.data_dir, selection=selection, say=say)
+
+
+def training_options(settings: str) -> Callable[[F], F]:
+    """Which pairs, how long and how fast; `settings`: the trainer's own record."""
+
+    def add(function: F) -> F:
+        for group in (
+            takes("own", settings, changes=True),
+            takes("schedule", "xqg_vdb.train.run.Schedule", changes=True),
+            takes("selection", "xqg_vdb.train.pairs.Selection"),
+            takes("material", "xqg_vdb.cli.models.Material"),
+        ):
+            function = group(function)
+        return function
+
+    return add
+
+
+def _changed(start: S, schedule: Mapping[str, Any], own: Mapping[str, Any]) -> S:
+    """The settings with what the user said; epochs that were asked for are not cut by a preset's steps."""
+    before = replace(start.schedule, max_steps=None) if "epochs" in schedule else start.schedule
+    return replace(start, schedule=replace(before, **schedule), **own)
+
+
+@train.command(cls=RecordCommand)
 @click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
-@training_options
-@click.option("--max-passage-tokens", type=click.IntRange(min=16), help="[default: 160]")
-@click.option("--freeze-embeddings", is_flag=True, help="Leave the token tables as they are.")
+@training_options("xqg_vdb.train.generator.GeneratorSettings")
 @click.option("--accept-license", is_flag=True, help="Accept the terms that starter:generator comes under.")
 @json_option
 def generator(
     checkpoint: str,
     out: Path,
-    max_passage_tokens: int | None,
-    freeze_embeddings: bool,
+    material: Material,
+    selection: Selection,
+    schedule: dict[str, Any],
+    own: dict[str, Any],
     accept_license: bool,
     as_json: bool,
 ) -> None:
@@ -127,42 +170,26 @@ def generator(
     from xqg_vdb.export.checkpoints import Base
     from xqg_vdb.train.generator import XQG_PRESET, GeneratorSettings, train_generator
 
-    pairs, dev = chosen_pairs()
-    own = {"max_passage_tokens": max_passage_tokens, "freeze_embeddings": freeze_embeddings}
-    settings = chosen_settings(GeneratorSettings(), preset=XQG_PRESET, own=own)
+    pairs, dev = material.read(selection)
+    settings = _changed(XQG_PRESET if material.preset else GeneratorSettings(), schedule, own)
     base = Base(checkpoint, accept_license)
-    outcome = train_generator(base, out, pairs=pairs, dev=dev, settings=settings, say=say)
-    _print(outcome, as_json=as_json)
+    _print(train_generator(base, out, pairs=pairs, dev=dev, settings=settings, say=say), as_json=as_json)
 
 
-@train.command()
+@train.command(cls=RecordCommand)
 @click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
-@training_options
-@click.option("--negatives", type=click.IntRange(min=0), help="Hard negatives per pair and step  [default: 0]")
-@click.option("--mine", type=click.IntRange(min=0), help="Hard negatives to find for every pair before training.")
-@click.option("--skip", type=click.IntRange(min=0), help="Leave out the best so many of those found  [default: 0]")
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[default: 0.02 for cosine, 1 for dot]")
-@click.option("--pooling", type=click.Choice(["mean", "cls"]), help="[default: the checkpoint's]")
-@click.option("--normalize/--no-normalize", default=None, help="Cosine or dot  [default: the checkpoint's]")
-@click.option("--query-prefix", help="[default: the checkpoint's]")
-@click.option("--passage-prefix", help="[default: the checkpoint's]")
-@click.option("--query-tokens", type=click.IntRange(min=8), help="[default: 64]")
-@click.option("--passage-tokens", type=click.IntRange(min=8), help="[default: 192]")
+@training_options("xqg_vdb.train.encoder.EncoderSettings")
+@takes("overrides", "xqg_vdb.export.encoder.Overrides", changes=True)
 @json_option
 def encoder(
     checkpoint: str,
     out: Path,
-    negatives: int | None,
-    mine: int | None,
-    skip: int | None,
-    temperature: float | None,
-    pooling: Literal["mean", "cls"] | None,
-    normalize: bool | None,
-    query_prefix: str | None,
-    passage_prefix: str | None,
-    query_tokens: int | None,
-    passage_tokens: int | None,
+    material: Material,
+    selection: Selection,
+    schedule: dict[str, Any],
+    own: dict[str, Any],
+    overrides: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Train the dense retriever CHECKPOINT on pairs; OUT is then a checkpoint for `xqg-vdb export`.
@@ -178,18 +205,10 @@ def encoder(
     from xqg_vdb.export.checkpoints import Base
     from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, train_encoder
 
-    pairs, dev = chosen_pairs()
-    own = {
-        "negatives": negatives, "mine": mine, "skip": skip, "temperature": temperature, "query_tokens": query_tokens,
-        "passage_tokens": passage_tokens,
-    }  # fmt: skip
-    settings = chosen_settings(EncoderSettings(), preset=XQG_PRESET, own=own)
-    conventions = {
-        "pooling": pooling, "normalize": normalize, "query_prefix": query_prefix, "passage_prefix": passage_prefix,
-    }  # fmt: skip
-    settings = replace(settings, overrides=replace(settings.overrides, **given(conventions)))
-    outcome = train_encoder(Base(checkpoint), out, pairs=pairs, dev=dev, settings=settings, say=say)
-    _print(outcome, as_json=as_json)
+    pairs, dev = material.read(selection)
+    settings = _changed(XQG_PRESET if material.preset else EncoderSettings(), schedule, own)
+    settings = replace(settings, overrides=replace(settings.overrides, **overrides))
+    _print(train_encoder(Base(checkpoint), out, pairs=pairs, dev=dev, settings=settings, say=say), as_json=as_json)
 
 
 def _print(outcome: Outcome, *, as_json: bool) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from xqg_vdb.cli.options import chosen_store, json_option, print_json, say, store_options
+from xqg_vdb.cli.options import Place, RecordCommand, command, json_option, place_options, print_json, say
 
 
-@click.command()
+@command()
 @click.argument("collection")
-@store_options
+@place_options
 @json_option
-def versions(collection: str, path: str | None, url: str | None, as_json: bool) -> None:
+def versions(collection: str, place: Place, as_json: bool) -> None:
     """List the versions of COLLECTION; * marks the one that searches see.
 
     A load makes a new version and publishes it in one step; `load --keep 2` keeps the one before for `rollback`.
@@ -24,7 +24,7 @@ def versions(collection: str, path: str | None, url: str | None, as_json: bool) 
     Example:
       xqg-vdb versions wiki
     """  # noqa: D301 - \b is click's
-    with closing(chosen_store(path, url)) as store:
+    with closing(place.open()) as store:
         states = store.admin.versions(collection)
     if as_json:
         print_json(
@@ -47,35 +47,35 @@ def versions(collection: str, path: str | None, url: str | None, as_json: bool) 
         click.echo(f"{mark} {state.name}  {said}")
 
 
-@click.command()
+@command()
 @click.argument("collection")
 @click.option("--to", "version", metavar="VERSION", help="Such as v0001  [default: the one before the published]")
-@store_options
-def rollback(collection: str, version: str | None, path: str | None, url: str | None) -> None:
+@place_options
+def rollback(collection: str, version: str | None, place: Place) -> None:
     """Publish an older version of COLLECTION again, in one step; --to also goes forward.
 
     \b
     Example:
       xqg-vdb rollback wiki
     """  # noqa: D301
-    with closing(chosen_store(path, url)) as store:
+    with closing(place.open()) as store:
         published = store.admin.rollback(collection, version=version)
     click.echo(f"{collection}: searches see {published}")
 
 
-@click.command()
+@command()
 @click.argument("collection")
 @click.option("--keep", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Versions to keep.")
 @click.option("--unfinished", is_flag=True, help="Also delete what stopped loads left, which could be continued.")
-@store_options
-def gc(collection: str, keep: int, unfinished: bool, path: str | None, url: str | None) -> None:
+@place_options
+def gc(collection: str, keep: int, unfinished: bool, place: Place) -> None:
     """Delete versions of COLLECTION that are not published, except the latest ones to keep.
 
     \b
     Example:
       xqg-vdb gc wiki --keep 2
     """  # noqa: D301
-    with closing(chosen_store(path, url)) as store:
+    with closing(place.open()) as store:
         gone = store.admin.gc(collection, keep=keep, unfinished=unfinished)
     for version in gone:
         click.echo(f"deleted {version}")
@@ -98,51 +98,51 @@ def snapshot() -> None:
     """  # noqa: D301 - \b is click's
 
 
-@snapshot.command()
+@snapshot.command(cls=RecordCommand)
 @click.argument("collection")
-@store_options
-def create(collection: str, path: str | None, url: str | None) -> None:
+@place_options
+def create(collection: str, place: Place) -> None:
     """Make a snapshot of COLLECTION and print its name; searches go on meanwhile."""
-    with closing(chosen_store(path, url)) as store:
+    with closing(place.open()) as store:
         made = store.admin.create_snapshot(collection)
     click.echo(made.name)
 
 
-@snapshot.command("list")
+@snapshot.command("list", cls=RecordCommand)
 @click.argument("collection")
-@store_options
+@place_options
 @json_option
-def list_(collection: str, path: str | None, url: str | None, as_json: bool) -> None:
+def list_(collection: str, place: Place, as_json: bool) -> None:
     """List the snapshots of COLLECTION that its store keeps."""
-    with closing(chosen_store(path, url)) as store:
-        found = store.admin.snapshots(collection)
+    with closing(place.open()) as store:
+        kept = store.admin.snapshots(collection)
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(snapshot) for snapshot in kept])
         return
-    for one in found:
-        click.echo(f"{one.name}\t{one.size}\t{one.created}")
-    if not found:
+    for snapshot in kept:
+        click.echo(f"{snapshot.name}\t{snapshot.size}\t{snapshot.created}")
+    if not kept:
         say("No snapshots yet; make one with `xqg-vdb snapshot create`.")
 
 
-@snapshot.command()
+@snapshot.command(cls=RecordCommand)
 @click.argument("collection")
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@store_options
-def download(collection: str, name: str, file: Path, path: str | None, url: str | None) -> None:
+@place_options
+def download(collection: str, name: str, file: Path, place: Place) -> None:
     """Copy the snapshot NAME of COLLECTION into FILE; FILE appears when it is whole."""
-    with closing(chosen_store(path, url)) as store:
+    with closing(place.open()) as store:
         store.admin.download_snapshot(collection, name, file)
     click.echo(str(file))
 
 
-@snapshot.command()
+@snapshot.command(cls=RecordCommand)
 @click.argument("collection")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@store_options
-def restore(collection: str, file: Path, path: str | None, url: str | None) -> None:
+@place_options
+def restore(collection: str, file: Path, place: Place) -> None:
     """Publish the snapshot in FILE as a new version of COLLECTION; the version before stays for `rollback`."""
-    with closing(chosen_store(path, url)) as store:
+    with closing(place.open()) as store:
         version = store.admin.restore_snapshot(collection, file)
     click.echo(f"{collection}: searches see {version}")

@@ -1,101 +1,213 @@
-"""Options that several commands share, and small printing helpers."""
+"""Options from records: a frozen dataclass says its defaults and its help once, and a command receives it whole."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import Field, dataclass, fields
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 import orjson
 
+from xqg_vdb.types import option
+
 if TYPE_CHECKING:
-    from xqg_vdb.search.expand import Expander
-    from xqg_vdb.search.rerank import Reranker
+    from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.search.collection import Collection
     from xqg_vdb.store.layout import CollectionOptions
     from xqg_vdb.store.operations import Store
-    from xqg_vdb.train.encoder import EncoderSettings
-    from xqg_vdb.train.generator import GeneratorSettings
-    from xqg_vdb.train.pairs import TrainingPair
-    from xqg_vdb.types import Hybrid, Recipe
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_TIMEOUT = 60
-_KEY = "xqg_vdb.options."
+
+class _Fields(click.Option):
+    """Stands for the options of a record, which is imported when a command is run or asked for its help."""
+
+    def __init__(self, names: Sequence[str], *, record: str, only: Sequence[str], changes: bool) -> None:
+        super().__init__(names)
+        self.record, self.only, self.changes = record, only, changes
+        self.made: list[_FieldOption] = []
+
+    def options(self) -> list[_FieldOption]:
+        if not self.made:
+            module, _, name = self.record.rpartition(".")
+            record = getattr(import_module(module), name)
+            hints = get_type_hints(record)
+            self.made = [
+                _FieldOption(self, record, one, hints[one.name])
+                for one in fields(record)
+                if "help" in one.metadata and (not self.only or one.name in self.only)
+            ]
+        return self.made
 
 
-def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    context.meta[f"{_KEY}{parameter.name}"] = value
+class _FieldOption(click.Option):
+    """The option of one field."""
+
+    def __init__(self, group: _Fields, record: type[Any], of: Field[Any], hint: Any) -> None:
+        said = of.metadata
+        default = of.default
+        flags = said.get("flags") or ("--" + of.name.replace("_", "-"),)
+        kind, several = _kind(hint, said)
+        shown = default not in (None, (), "", False) and not said["varies"]
+        settings: dict[str, Any] = {"help": said["help"], "metavar": said.get("metavar")}
+        if kind is bool:
+            long = flags[-1]
+            flags = (*flags[:-1], long if default is False else f"{long}/--no-{long[2:]}")
+            settings |= {"is_flag": True, "default": default}
+        elif several:
+            settings |= {"type": kind, "multiple": True}
+        else:
+            settings |= {"type": kind, "default": default, "show_default": shown}
+        super().__init__([f"{group.name}__{of.name}", *flags], **settings)
+        self.group, self.record, self.field, self.empty = group, record, of.name, default
 
 
-remembered_option = partial(click.option, expose_value=False, callback=_remember)
-"""An option that several commands share: `remembered` reads it, so that commands need not hand it on."""
+def _kind(hint: Any, said: Any) -> tuple[Any, bool]:
+    """The type for click of an annotation, and whether the option may be repeated."""
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = [one for one in get_args(hint) if one is not NoneType]
+    several = get_origin(hint) not in (None, Literal)
+    kind = get_args(hint)[0] if several else hint
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind)), several
+    least, most = said.get("least"), said.get("most")
+    if said.get("metavar") == "DIR":
+        return click.Path(file_okay=False), several
+    if kind is Path:
+        return click.Path(path_type=Path), several
+    if least is None and most is None:
+        return kind, several
+    if kind is int:
+        return click.IntRange(least, most), several
+    if kind is float:
+        return click.FloatRange(least, most, min_open=said.get("open", False)), several
+    return kind, several
 
 
-def remembered(name: str) -> Any:
-    """What the command that runs was given for a `remembered_option`; None when it has no such option."""
-    return click.get_current_context().meta.get(_KEY + name)
+class RecordCommand(click.Command):
+    """A command whose `takes` records are made of what was typed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its options, those of the records in the place of their stand-ins."""
+        params = super().get_params(ctx)
+        return [one for param in params for one in (param.options() if isinstance(param, _Fields) else [param])]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Make the records and run the command. Raises UsageError for values that a record refuses."""
+        for group in [param for param in self.params if isinstance(param, _Fields)]:
+            given = dict(self._given(ctx, group))
+            try:
+                ctx.params[str(group.name)] = given if group.changes else group.options()[0].record(**given)
+            except ValueError as error:
+                raise click.UsageError(str(error), ctx) from error
+        return super().invoke(ctx)
+
+    @staticmethod
+    def _given(ctx: click.Context, group: _Fields) -> Iterator[tuple[str, Any]]:
+        for one in group.options():
+            value = ctx.params.pop(str(one.name))
+            if one.multiple and not value:
+                value = one.empty
+            source = ctx.get_parameter_source(str(one.name))
+            if not group.changes or source not in (None, click.core.ParameterSource.DEFAULT):
+                yield one.field, value
 
 
-def store_options(command: F) -> F:
-    """--path and --url: where the data lives; --grpc and --timeout: how to speak to a server."""
-    for option in (
-        remembered_option(
-            "--timeout",
-            metavar="SECONDS",
-            type=click.IntRange(min=1),
-            help=f"For one request to a server  [default: {_TIMEOUT}]",
-        ),
-        remembered_option("--grpc", is_flag=True, help="Speak gRPC to the server (port 6334, or XQG_VDB_GRPC_PORT)."),
-        click.option("--url", metavar="URL", help="Qdrant server (XQG_VDB_URL; API key from XQG_VDB_API_KEY)."),
-        click.option(
-            "--path",
-            metavar="DIR",
-            type=click.Path(file_okay=False),
-            help="Embedded store  [default: XQG_VDB_PATH or ./xqg-data]",
-        ),
-    ):
-        command = option(command)
-    return command
+def command(name: str | None = None) -> Callable[[Callable[..., Any]], RecordCommand]:
+    """`click.command` for functions that take records."""
+    return click.command(name, cls=RecordCommand)
 
 
-def encoder_options(command: F) -> F:
-    """--encoder and --threads."""
-    for option in (
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]"),
-        click.option(
-            "--encoder",
-            "model",
-            metavar="MODEL",
-            default="starter",
-            show_default=True,
-            help="Folder, hub id or starter.",
-        ),
-    ):
-        command = option(command)
-    return command
+def takes(into: str, record: str, *, only: Sequence[str] = (), changes: bool = False) -> Callable[[F], F]:
+    """The options of a record (its dotted name) as the parameter `into`; of its fields those that have a help.
+
+    changes: the command gets a dict of what the user said, not a record: to change another one with.
+    """
+    return click.option(f"--{into}", cls=_Fields, record=record, only=only, changes=changes)
 
 
-def json_option(command: F) -> F:
-    """--json: machine-readable output."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+@dataclass(frozen=True)
+class Place:
+    """Where the data lives, and how to speak to a server."""
+
+    path: str | None = option(None, "Embedded store  [default: XQG_VDB_PATH or ./xqg-data]", metavar="DIR")
+    url: str | None = option(None, "Qdrant server (XQG_VDB_URL; API key from XQG_VDB_API_KEY).", metavar="URL")
+    grpc: bool = option(False, "Speak gRPC to the server (port 6334, or XQG_VDB_GRPC_PORT).")
+    timeout: int = option(60, "For one request to a server.", least=1, metavar="SECONDS")
+
+    def __post_init__(self) -> None:
+        if self.path and self.url:
+            raise ValueError("give --path or --url, not both")
+
+    def open(self, *, options: CollectionOptions | None = None, api_key: str | None = None) -> Store:
+        """The store."""
+        from xqg_vdb.store import open_store
+
+        return open_store(
+            self.path, url=self.url, api_key=api_key, timeout=self.timeout, grpc=self.grpc, options=options
+        )
+
+    def collection(self, name: str) -> Collection:
+        """A collection of the store, which is closed with it."""
+        from xqg_vdb.search.collection import Collection
+
+        return Collection(name, self.open())
+
+    def typed(self) -> list[str]:
+        """The words that lead another command to the same place."""
+        return ["--path", self.path] if self.path else ["--url", self.url] if self.url else []
 
 
-def chosen_store(
-    path: str | None, url: str | None, *, options: CollectionOptions | None = None, api_key: str | None = None
-) -> Store:
-    """The store of --path or --url, spoken to as --grpc and --timeout say."""
-    if path and url:
-        raise click.UsageError("give --path or --url, not both")
-    from xqg_vdb.store import open_store
+@dataclass(frozen=True)
+class Model:
+    """An encoder, and the threads of whatever computes."""
 
-    timeout, grpc = remembered("timeout") or _TIMEOUT, bool(remembered("grpc"))
-    return open_store(path, url=url, api_key=api_key, timeout=timeout, grpc=grpc, options=options)
+    encoder: str | None = option(
+        None, "Folder, hub id or starter  [default: the one that made COLLECTION, else starter]", metavar="MODEL"
+    )
+    threads: int | None = option(None, "CPU threads  [default: all]", least=1)
+
+    @property
+    def name(self) -> str:
+        """What was asked for."""
+        return self.encoder or "starter"
+
+    def open(self, *, calibration: float | None = None, name: str | None = None) -> Encoder:
+        """The encoder, exported first where it has a name and is not there."""
+        from xqg_vdb.models.encoder import Encoder
+        from xqg_vdb.models.folder import encoder_folder
+
+        folder = encoder_folder(name or self.name, report=say)
+        return Encoder(folder, threads=self.threads, calibration=calibration)
+
+    def open_for(self, collection: Collection) -> Encoder:
+        """The encoder that was named, or the one that made a collection."""
+        if self.encoder:
+            return self.open()
+        from xqg_vdb.models.encoder import Encoder
+        from xqg_vdb.models.folder import folder_of
+
+        return Encoder(folder_of(collection.card.encoder, collection=collection.name, report=say), threads=self.threads)
+
+    def typed(self) -> list[str]:
+        """The words that make another command take the same encoder."""
+        return [] if self.name == "starter" else ["--encoder", self.name]
+
+
+place_options = takes("place", "xqg_vdb.cli.options.Place")
+model_options = takes("model", "xqg_vdb.cli.options.Model")
+recipe_options = takes("recipe", "xqg_vdb.types.Recipe")
+layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions")
+methods_options = takes("methods", "xqg_vdb.search.methods.Methods")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+queries_option = click.option(
+    "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
+)
 
 
 def say(line: str) -> None:
@@ -110,288 +222,3 @@ def print_json(value: object) -> None:
     except orjson.JSONEncodeError:  # a path that is not Unicode
         text = json.dumps(value, indent=2)
     click.echo(text)
-
-
-# The options of `load` and `migrate` that say how a collection is laid out and filled.
-
-_COUNT = click.IntRange(min=1)
-
-
-def layout_options(command: F) -> F:
-    """Versions to keep, quantisation, graph, disk, and what only a server has; read by `chosen_layout`."""
-    for option in reversed(_LAYOUT):
-        command = option(command)
-    return command
-
-
-def chosen_layout() -> CollectionOptions:
-    """The options of the command that runs."""
-    from xqg_vdb.store.layout import CollectionOptions
-
-    given = {one.name: remembered(one.name) for one in fields(CollectionOptions)}
-    return CollectionOptions(**{name: value for name, value in given.items() if value is not None})
-
-
-_LAYOUT = [
-    remembered_option(
-        "--keep", metavar="N", type=_COUNT, help="Finished versions to keep, for `rollback`  [default: 1]"
-    ),
-    remembered_option(
-        "--quantization",
-        type=click.Choice(["scalar", "binary", "product", "turbo"]),
-        help="Search small copies of the vectors, and compare the best candidates again with the full ones.",
-    ),
-    remembered_option("--hnsw-m", metavar="N", type=_COUNT, help="Edges per node of the graph."),
-    remembered_option(
-        "--hnsw-ef-construct", metavar="N", type=click.IntRange(min=4), help="Candidates while it is built."
-    ),
-    remembered_option("--on-disk-vectors", is_flag=True, default=None, help="Leave the full vectors on disk."),
-    remembered_option("--on-disk-payload", is_flag=True, default=None, help="Leave the texts on disk."),
-    remembered_option("--shards", metavar="N", type=_COUNT, help="Shards (server)."),
-    remembered_option("--replication-factor", metavar="N", type=_COUNT, help="Copies of each shard (server)."),
-    remembered_option(
-        "--write-consistency", metavar="N", type=_COUNT, help="Copies that must confirm a write (server)."
-    ),
-    remembered_option(
-        "--parallel", metavar="N", type=click.IntRange(1, 64), help="Connections that write at once (server)."
-    ),
-    remembered_option("--bulk/--no-bulk", default=None, help="Index after the last point (server)  [default: --bulk]"),
-]
-
-
-# --expand and --rerank: the two neighbouring methods, for commands that search.
-
-
-def rerank_options(command: F) -> F:
-    """--rerank and what belongs to it."""
-    for option in (
-        click.option(
-            "--rerank-weight",
-            type=click.FloatRange(0, 1),
-            default=0.25,
-            show_default=True,
-            help="Weight of UPR against the first score; 1 is UPR alone.",
-        ),
-        click.option(
-            "--rerank-depth",
-            type=click.IntRange(1, 10_000),
-            default=100,
-            show_default=True,
-            help="Passages that are ranked again.",
-        ),
-        click.option("--rerank", metavar="upr:MODEL", help="Rank again by how likely a generator finds the question."),
-    ):
-        command = option(command)
-    return command
-
-
-def expand_options(command: F) -> F:
-    """--expand and what belongs to it."""
-    for option in (
-        click.option(
-            "--expand-model", metavar="NAME", default="default", show_default=True, help="Model name at an endpoint."
-        ),
-        click.option("--expand-lang", metavar="CODE", help="Language of the expansion  [default: the question's]"),
-        click.option(
-            "--expand",
-            metavar="METHOD:MODEL",
-            help="Search also with a generator's (or an endpoint URL's) translation of the question, or with a passage "
-            "that it writes: translation or pseudo-document.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def chosen_reranker(spec: str | None, *, depth: int, weight: float, threads: int | None) -> Reranker | None:
-    """The reranker of --rerank, None without."""
-    if spec is None:
-        return None
-    from xqg_vdb.search.rerank import open_reranker
-
-    return open_reranker(spec, depth=depth, weight=weight, threads=threads or 0)
-
-
-def chosen_expander(spec: str | None, *, lang: str | None, endpoint_model: str, threads: int | None) -> Expander | None:
-    """The expander of --expand, None without."""
-    if spec is None:
-        return None
-    from xqg_vdb.search.expand import Expander, expansion_spec
-
-    method, model = expansion_spec(spec)
-    return Expander(model, method=method, lang=lang, endpoint_model=endpoint_model, threads=threads or 0)
-
-
-def report_methods(expander: Expander | None, reranker: Reranker | None) -> dict[str, float]:
-    """Say on stderr what the methods did; returns mean seconds a question, for JSON."""
-    seconds: dict[str, float] = {}
-    if expander is not None:
-        counts = expander.counters()
-        seconds["expand"] = _per_question(counts)
-        say(
-            f"Expanded {counts['questions']:.0f} questions, {seconds['expand']:.2f} s each "
-            f"({counts['fallbacks']:.0f} searched as they are)."
-        )
-        if expander.writer.failure:
-            say(expander.writer.failure)
-    if reranker is not None:
-        counts = reranker.counters()
-        seconds["rerank"] = _per_question(counts)
-        say(
-            f"Ranked {counts['passages']:.0f} passages again, {seconds['rerank']:.2f} s a question "
-            f"({counts['passages_cut']:.0f} passages cut)."
-        )
-    return seconds
-
-
-def _per_question(counts: Mapping[str, float]) -> float:
-    return round(counts["seconds"] / max(counts["questions"], 1), 4)
-
-
-# The options of `load` and `augment` that say how queries are folded into a passage's vector.
-
-_RECIPE = [
-    remembered_option(
-        "--alpha", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Weight of the queries."
-    ),
-    remembered_option(
-        "--pool",
-        type=click.Choice(["shrunk", "mean", "sum"]),
-        default="shrunk",
-        show_default=True,
-        help="How queries are pooled; sum is the paper's.",
-    ),
-    remembered_option(
-        "--shrink", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Strength of pool shrunk."
-    ),
-    remembered_option("--no-center", is_flag=True, help="Fold in the queries' language too, not only their content."),
-    remembered_option("--query-langs", multiple=True, help="Fold in queries in this language only; repeatable."),
-]
-
-
-def recipe_options(command: F) -> F:
-    """Weight, pooling and languages; read by `chosen_recipe`."""
-    for option in reversed(_RECIPE):
-        command = option(command)
-    return command
-
-
-def chosen_recipe() -> Recipe:
-    """The recipe of the command that runs. Raises UsageError for what cannot be one, such as an alpha of nan."""
-    from xqg_vdb.texts.languages import normalize
-    from xqg_vdb.types import Recipe
-
-    try:
-        langs = tuple(sorted({normalize(code) for code in remembered("query_langs")})) or None
-        return Recipe(
-            alpha=remembered("alpha"),
-            pool=remembered("pool"),
-            shrink=remembered("shrink"),
-            center=not remembered("no_center"),
-            query_langs=langs,
-        )
-    except ValueError as error:  # nan is within every range
-        raise click.UsageError(str(error)) from error
-
-
-# Options that both `xqg-vdb train` commands have, and what they ask for.
-
-S = TypeVar("S", "EncoderSettings", "GeneratorSettings")
-
-_POSITIVE = click.IntRange(min=1)
-_ABOVE_ZERO = click.FloatRange(0, min_open=True)
-_TRAINING = [
-    remembered_option(
-        "--pairs", "sources", multiple=True, required=True, metavar="SOURCE",
-        help="afriqa, or a .jsonl or SQuAD .json file; repeat it.",
-    ),
-    remembered_option("--dev", "dev_sources", multiple=True, metavar="SOURCE", help="Pairs to evaluate on."),
-    remembered_option("--data-dir", type=click.Path(path_type=Path), help="For afriqa  [default: XQG_DATA_DIR]"),
-    remembered_option("--question-langs", multiple=True, help="Question language; repeat it  [default: all]"),
-    remembered_option(
-        "--english", type=click.Choice(["no", "also", "only"]), default="no", show_default=True,
-        help="The questions' human English translations.",
-    ),
-    remembered_option("--drop-leaks", is_flag=True, help="Leave out pairs whose passage or question is in --dev."),
-    remembered_option("--max-errors", type=click.IntRange(min=0), default=0, help="Bad records to skip  [default: 0]"),
-    remembered_option("--preset", type=click.Choice(["xqg"]), help="The paper's recipe; other options change it."),
-    remembered_option("--epochs", type=_ABOVE_ZERO, help="[default: 3]"),
-    remembered_option("--max-steps", type=_POSITIVE, help="Instead of --epochs."),
-    remembered_option("--batch-size", type=_POSITIVE, help="Per step: pairs, or a decoder-only model's passages."),
-    remembered_option("--micro-batch", type=_POSITIVE, help="As many in memory at a time  [default: all]"),
-    remembered_option("--learning-rate", type=_ABOVE_ZERO),
-    remembered_option("--warmup", type=click.FloatRange(0, 1), help="Share of the steps  [default: 0.1]"),
-    remembered_option("--eval-every", type=click.IntRange(min=0), help="Steps; 0: before and after only."),
-    remembered_option("--dev-limit", type=_POSITIVE, help="Dev examples, evenly spread."),
-    remembered_option("--save-minutes", type=click.FloatRange(0), help="Between checkpoints  [default: 10]"),
-    remembered_option("--seed", type=int, help="[default: 313]"),
-    remembered_option("--threads", type=_POSITIVE, help="CPU threads  [default: all]"),
-]  # fmt: skip
-
-
-def training_options(command: F) -> F:
-    """Which pairs, how long and how fast; read by `chosen_pairs` and `chosen_settings`."""
-    for option in reversed(_TRAINING):
-        command = option(command)
-    return command
-
-
-def chosen_pairs() -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Training and dev pairs of the command that runs. Raises MissingExtra before minutes of reading, DataError."""
-    from xqg_vdb.train.pairs import Selection, read_training_pairs
-    from xqg_vdb.train.run import need_training_packages
-
-    need_training_packages()
-    selection = Selection(**{one.name: remembered(one.name) for one in fields(Selection)})
-    sources, dev_sources = remembered("sources"), remembered("dev_sources")
-    return read_training_pairs(sources, dev_sources, data_dir=remembered("data_dir"), selection=selection, say=say)
-
-
-def chosen_settings(plain: S, *, preset: S, own: Mapping[str, Any]) -> S:
-    """The trainer's settings, or with --preset the paper's, with what the user said; None is what nobody said.
-
-    own: options of this trainer alone. Epochs that were asked for are not cut by a preset's steps.
-    """
-    from xqg_vdb.train.run import Schedule
-
-    start = preset if remembered("preset") else plain
-    plan = given({one.name: remembered(one.name) for one in fields(Schedule)})
-    schedule = replace(start.schedule, max_steps=None) if "epochs" in plan else start.schedule
-    chosen = given({"dev_limit": remembered("dev_limit"), **own})
-    return replace(start, schedule=replace(schedule, **plan), **chosen)
-
-
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the user said."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-# The options of `load` that say which vectors a point has beside the fused one.
-
-
-def vector_options(command: F) -> F:
-    """Plain vectors, and words; the latter are read by `chosen_hybrid`."""
-    for option in reversed(_VECTORS):
-        command = option(command)
-    return command
-
-
-def chosen_hybrid() -> Hybrid | None:
-    """What the sparse vectors are to be made from; None for none."""
-    from xqg_vdb.types import Hybrid
-
-    lang = remembered("hybrid_lang")
-    if remembered("hybrid"):
-        return Hybrid(lang=lang)
-    if lang is not None:
-        raise click.UsageError("--hybrid-lang says how: give --hybrid with it")
-    return None
-
-
-_VECTORS = [
-    remembered_option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain."),
-    remembered_option("--hybrid", is_flag=True, help="Also vectors of the words (BM25), for search --hybrid."),
-    remembered_option(
-        "--hybrid-lang", metavar="LANG", help="Whose stemmer and stop words, or none  [default: the passages']"
-    ),
-]

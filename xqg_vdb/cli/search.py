@@ -1,7 +1,8 @@
-"""`xqg-vdb search`."""
+"""`xqg-vdb search` and `xqg-vdb info`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,19 +11,23 @@ from typing import TYPE_CHECKING
 import click
 
 from xqg_vdb.cli.options import (
-    chosen_expander,
-    chosen_reranker,
-    chosen_store,
-    expand_options,
+    Model,
+    Place,
+    command,
     json_option,
+    methods_options,
+    model_options,
+    place_options,
     print_json,
-    report_methods,
-    rerank_options,
     say,
-    store_options,
+    takes,
 )
+from xqg_vdb.types import Search
 
 if TYPE_CHECKING:
+    from xqg_vdb.search.expand import Expander
+    from xqg_vdb.search.methods import Methods
+    from xqg_vdb.search.rerank import Reranker
     from xqg_vdb.search.retriever import Answer
     from xqg_vdb.store.operations import CollectionState
     from xqg_vdb.types import Card
@@ -31,42 +36,29 @@ if TYPE_CHECKING:
 _SNIPPET = 160
 
 
-@click.command()
+@command()
 @click.argument("collection")
 @click.argument("text", required=False)
-@click.option("-k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many passages.")
-@click.option("--passage-langs", multiple=True, help="Only passages in this language; repeatable.")
+@takes("wanted", "xqg_vdb.types.Search")
 @click.option("--question-lang", help="Language of the question  [default: detected]")
 @click.option("--questions", type=click.Path(path_type=Path), help="Ask every question of this file instead.")
 @click.option("--no-calibration", is_flag=True, help="Do not calibrate for the question's language.")
 @click.option("--hybrid", is_flag=True, help="Search the words too (BM25) and fuse both rankings (RRF).")
-@click.option("--exact", is_flag=True, help="Compare with every passage instead of walking the graph.")
-@click.option("--encoder", "model", metavar="MODEL", help="Folder, hub id or starter  [default: the one that made it]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
-@expand_options
-@rerank_options
-@store_options
+@model_options
+@methods_options
+@place_options
 @json_option
 def search(
     collection: str,
     text: str | None,
-    k: int,
-    passage_langs: tuple[str, ...],
+    wanted: Search,
     question_lang: str | None,
     questions: Path | None,
     no_calibration: bool,
     hybrid: bool,
-    exact: bool,
-    model: str | None,
-    threads: int | None,
-    expand: str | None,
-    expand_lang: str | None,
-    expand_model: str,
-    rerank: str | None,
-    rerank_depth: int,
-    rerank_weight: float,
-    path: str | None,
-    url: str | None,
+    model: Model,
+    methods: Methods,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Ask COLLECTION a question in any language.
@@ -78,33 +70,23 @@ def search(
     """  # noqa: D301 - \b is click's
     if (text is None) == (questions is None):
         raise click.UsageError("give a question, or --questions FILE")
-    from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.models.folder import encoder_folder, folder_of
     from xqg_vdb.progress import bars
-    from xqg_vdb.search.collection import Collection
     from xqg_vdb.search.retriever import Retriever
     from xqg_vdb.texts.questions import read_questions
-    from xqg_vdb.types import Question, Search
+    from xqg_vdb.types import Question
 
     asked = read_questions(questions) if questions is not None else [Question("0", text or "")]
     asked = [replace(question, lang=question.lang or question_lang) for question in asked]
-    with Collection(collection, chosen_store(path, url)) as found:
-        folder = (
-            encoder_folder(model, report=say)
-            if model
-            else folder_of(found.card.encoder, collection=collection, report=say)
-        )
-        expander = chosen_expander(expand, lang=expand_lang, endpoint_model=expand_model, threads=threads)
-        reranker = chosen_reranker(rerank, depth=rerank_depth, weight=rerank_weight, threads=threads)
-        with Encoder(folder, threads=threads) as encoder, bars(unit=" passages") as progress:
-            strength = 0.0 if no_calibration else None
-            retriever = Retriever(
-                encoder, found, calibration=strength, hybrid=hybrid, expander=expander, reranker=reranker
-            )
-            answers = retriever.run(asked, Search(k, passage_langs or None, exact=exact), progress=progress)
-    if expander is not None:
-        expander.close()
-    seconds = report_methods(expander, reranker)
+    with (
+        place.collection(collection) as found,
+        model.open_for(found) as encoder,
+        methods.open(threads=model.threads) as (expander, reranker),
+        bars(unit=" passages") as progress,
+    ):
+        strength = 0.0 if no_calibration else None
+        retriever = Retriever(encoder, found, calibration=strength, hybrid=hybrid, expander=expander, reranker=reranker)
+        answers = retriever.run(asked, wanted, progress=progress)
+    seconds = _report_methods(expander, reranker)
     if as_json:
         print_json([_record(answer) | ({"seconds": seconds} if seconds else {}) for answer in answers])
         return
@@ -112,6 +94,32 @@ def search(
         if questions is not None:
             click.secho(f"{answer.question.id}\t{answer.question.text}", bold=True)
         _show(answer)
+
+
+def _report_methods(expander: Expander | None, reranker: Reranker | None) -> dict[str, float]:
+    """Say on stderr what the methods did; returns mean seconds a question, for JSON."""
+    seconds: dict[str, float] = {}
+    if expander is not None:
+        counts = expander.counters()
+        seconds["expand"] = _per_question(counts)
+        say(
+            f"Expanded {counts['questions']:.0f} questions, {seconds['expand']:.2f} s each "
+            f"({counts['fallbacks']:.0f} searched as they are)."
+        )
+        if expander.writer.failure:
+            say(expander.writer.failure)
+    if reranker is not None:
+        counts = reranker.counters()
+        seconds["rerank"] = _per_question(counts)
+        say(
+            f"Ranked {counts['passages']:.0f} passages again, {seconds['rerank']:.2f} s a question "
+            f"({counts['passages_cut']:.0f} passages cut)."
+        )
+    return seconds
+
+
+def _per_question(counts: Mapping[str, float]) -> float:
+    return round(counts["seconds"] / max(counts["questions"], 1), 4)
 
 
 def _show(answer: Answer) -> None:
@@ -137,11 +145,11 @@ def _snippet(text: str) -> str:
 _MIB = 1 << 20
 
 
-@click.command()
+@command()
 @click.argument("collection", required=False)
-@store_options
+@place_options
 @json_option
-def info(collection: str | None, path: str | None, url: str | None, as_json: bool) -> None:
+def info(collection: str | None, place: Place, as_json: bool) -> None:
     """Show a collection's card (encoder, recipe, calibration), its counts by language, disk and index.
 
     Without COLLECTION, list the collections. While another process has an embedded collection open, the card is all
@@ -153,7 +161,7 @@ def info(collection: str | None, path: str | None, url: str | None, as_json: boo
     """  # noqa: D301 - \b is click's
     from xqg_vdb.errors import LockedError
 
-    with closing(chosen_store(path, url)) as store:
+    with closing(place.open()) as store:
         if collection is None:
             _list(store.names(), as_json=as_json)
             return

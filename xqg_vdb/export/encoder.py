@@ -52,7 +52,7 @@ from xqg_vdb.models.folder import (
 from xqg_vdb.progress import bars
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
-from xqg_vdb.types import Pooling, TextEncoder, Vectors
+from xqg_vdb.types import Pooling, TextEncoder, Vectors, option
 
 # What calibration gains for an encoder, measured at export without any labels of the user's: which λ to recommend.
 
@@ -220,11 +220,11 @@ INT8_COSINE = 0.98
 class Overrides:
     """What the user knows better than the checkpoint's files; None leaves a convention as it was found."""
 
-    pooling: Pooling | None = None
-    normalize: bool | None = None
-    query_prefix: str | None = None
-    passage_prefix: str | None = None
-    max_length: int | None = None
+    pooling: Pooling | None = option(None, "[default: the checkpoint's]")
+    normalize: bool | None = option(None, "Cosine or dot  [default: the checkpoint's]")
+    query_prefix: str | None = option(None, "Such as 'query: '  [default: the checkpoint's]")
+    passage_prefix: str | None = option(None, "Such as 'passage: '  [default: the checkpoint's]")
+    max_length: int | None = option(None, "Tokens that are read of a text.", least=8)
 
     def apply(self, spec: EncoderSpec) -> EncoderSpec:
         """`spec` with the given values in place."""

@@ -20,7 +20,7 @@ from xqg_vdb.generate.output import provenance_path
 from xqg_vdb.texts.languages import detect, normalize
 from xqg_vdb.texts.queries import read_queries, write_queries
 from xqg_vdb.texts.questions import question_bank
-from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries
+from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, option
 
 Reason = Literal[
     "empty", "too long", "repetitive", "copied example", "no question", "wrong language", "repeated",
@@ -40,10 +40,10 @@ _NUMBER = re.compile(r"[\d\s.,:/-]*\d[\d\s.,:/-]*")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a query must be. max_characters: longer ones are no questions people type. skip: rules that do not count."""
+    """What a query must be."""
 
-    max_characters: int = 200
-    skip: tuple[Reason, ...] = ()
+    max_characters: int = option(200, "Longest query.", least=1)
+    skip: tuple[Reason, ...] = option((), "A rule of the filter that is not to count; repeat it.")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.models.forest import Best, Bools, Clock, Forest, Ints
+from xqg_vdb.types import option
 
 # Choosing the next token: greedy, or top-k with seeded numbers.
 
@@ -24,17 +25,15 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How queries are drawn. `greedy` gives one query whatever n is.
+    """How queries are drawn. top_k and temperature are for `sample`, and the paper's unless told otherwise."""
 
-    top_k, temperature: for `sample`; 10 and 1.0 are the paper's.
-    max_tokens: longest query in tokens; what is longer is cut there.
-    """
-
-    mode: Literal["sample", "greedy"] = "sample"
-    top_k: int = 10
-    temperature: float = 1.0
-    max_tokens: int = 48
-    seed: int = 313
+    mode: Literal["sample", "greedy"] = option(
+        "sample", "Draw queries, or write the likeliest one, whatever -n is.", flags=("--decode",)
+    )
+    top_k: int = option(10, "Likeliest tokens that are drawn from.", least=1, most=1000)
+    temperature: float = option(1.0, "Above 1: bolder; below: safer.", least=0, most=10, above=True)
+    max_tokens: int = option(48, "Longest query.", least=1, most=32_768)
+    seed: int = option(313, "Of the dice.")
 
     def __post_init__(self) -> None:
         if self.mode not in ("sample", "greedy"):

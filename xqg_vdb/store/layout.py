@@ -29,6 +29,7 @@ from xqg_vdb.types import (
     SparseVector,
     StoredPoint,
     Vectors,
+    option,
 )
 
 TEXT_DENSE = "text-dense"
@@ -259,28 +260,23 @@ _FILLING = frozenset({"keep", "bulk", "parallel"})
 class CollectionOptions:
     """Options of the collections that a store makes; None leaves the choice to the engine.
 
-    shards, replication_factor, write_consistency: of a server's collection; the last is how many replicas must confirm.
-    on_disk_vectors, on_disk_payload: leave them on disk instead of in memory; quantised vectors stay in memory.
-    hnsw_m, hnsw_ef_construct: edges per node of the graph, and candidates while it is built.
-    quantization: keep small copies of the vectors, and compare the best candidates again with the full ones.
-        `scalar` takes 1 byte a number, `product` 1/4, `turbo` 1/2 and `binary` 1/8.
-    keep: how many finished versions stay, the published one among them; what more than 1 is needed for is `rollback`.
-    bulk: build the index after the last point instead of while they come in (server; nobody searches a version before).
-    parallel: connections that write to a server at once.
-    Raises ValueError for numbers below 1 and unknown words.
+    quantization `scalar` takes 1 byte a number, `product` 1/4, `turbo` 1/2 and `binary` 1/8; quantised vectors stay in
+    memory. bulk: nobody searches a version before it is complete. Raises ValueError for what cannot be.
     """
 
-    shards: int | None = None
-    replication_factor: int | None = None
-    write_consistency: int | None = None
-    on_disk_vectors: bool | None = None
-    on_disk_payload: bool | None = None
-    hnsw_m: int | None = None
-    hnsw_ef_construct: int | None = None
-    quantization: Quantization | None = None
-    keep: int = 1
-    bulk: bool = True
-    parallel: int = 1
+    keep: int = option(1, "Finished versions to keep, for `rollback`.", least=1, metavar="N")
+    quantization: Quantization | None = option(
+        None, "Search small copies of the vectors, and compare the best candidates again with the full ones."
+    )
+    hnsw_m: int | None = option(None, "Edges per node of the graph.", least=1, metavar="N")
+    hnsw_ef_construct: int | None = option(None, "Candidates while it is built.", least=4, metavar="N")
+    on_disk_vectors: bool | None = option(None, "Leave the full vectors on disk.")
+    on_disk_payload: bool | None = option(None, "Leave the texts on disk.")
+    shards: int | None = option(None, "Shards (server).", least=1, metavar="N")
+    replication_factor: int | None = option(None, "Copies of each shard (server).", least=1, metavar="N")
+    write_consistency: int | None = option(None, "Copies that must confirm a write (server).", least=1, metavar="N")
+    parallel: int = option(1, "Connections that write at once (server).", least=1, most=64, metavar="N")
+    bulk: bool = option(True, "Index after the last point (server).")
 
     def __post_init__(self) -> None:
         for name in ("shards", "replication_factor", "write_consistency", "hnsw_m", "keep", "parallel"):

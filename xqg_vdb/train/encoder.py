@@ -36,7 +36,7 @@ from xqg_vdb.train.run import (
     spread,
     training_arguments,
 )
-from xqg_vdb.types import Card, Passage, PointBatch, Recipe, Search, TextEncoder, VectorStore
+from xqg_vdb.types import Card, Passage, PointBatch, Recipe, Search, TextEncoder, VectorStore, option
 
 # Pairs to batches of a dual encoder: which negatives, which tokens, which passages are the same.
 
@@ -141,25 +141,21 @@ COSINE_TEMPERATURE = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderSettings:
-    """How an encoder is trained.
+    """How an encoder is trained. ignore_copies: another copy of a question's passage in the batch is no negative.
 
-    negatives: hard ones per pair and step. mine: how many to mine for every pair before training, by the checkpoint
-    itself; skip: of what is found, leave out the best so many. temperature: None takes 0.02 for cosine, 1 for dot.
-    query_tokens, passage_tokens: texts are cut there in training. ignore_copies: another copy of a question's passage
-    in the batch is no negative. overrides: conventions that the checkpoint does not have or that are to change.
-    dev_limit: dev pairs that are evaluated, evenly spread, against all their passages.
+    overrides: conventions that the checkpoint does not have or that are to change.
     """
 
     schedule: Schedule = field(default_factory=lambda: Schedule(batch_size=64, learning_rate=2e-5))
-    negatives: int = 0
-    mine: int = 0
-    skip: int = 0
-    temperature: float | None = None
-    query_tokens: int = 64
-    passage_tokens: int = 192
+    negatives: int = option(0, "Hard negatives per pair and step  [default: 0]", least=0)
+    mine: int = option(0, "Hard negatives to find for every pair before training, by the checkpoint itself.", least=0)
+    skip: int = option(0, "Leave out the best so many of those found  [default: 0]", least=0)
+    temperature: float | None = option(None, "[default: 0.02 for cosine, 1 for dot]", least=0, above=True)
+    query_tokens: int = option(64, "Questions are cut there in training.", least=8)
+    passage_tokens: int = option(192, "Passages are cut there in training.", least=8)
     ignore_copies: bool = True
     overrides: Overrides = field(default_factory=Overrides)
-    dev_limit: int = 1000
+    dev_limit: int = option(1000, "Dev pairs that are evaluated, evenly spread.", least=1)
 
 
 XQG_PRESET = EncoderSettings(

@@ -28,6 +28,7 @@ from xqg_vdb.train.run import (
     spread,
     training_arguments,
 )
+from xqg_vdb.types import option
 
 # Training examples of a decoder-only generator: a passage read once, its questions branching from it.
 
@@ -197,16 +198,14 @@ def _padded(rows: Sequence[Sequence[int]], value: int) -> list[list[int]]:
 class GeneratorSettings:
     """How a generator is trained.
 
-    max_passage_tokens: passages are cut there; an encoder-decoder's whole prompt is. freeze_embeddings: leave the token
-    tables as they are; with 250,000 tokens they are most of a small model, and few pairs would only disturb them.
-    dev_limit: dev examples that are evaluated, evenly spread.
+    freeze_embeddings: with 250,000 tokens the tables are most of a small model, and few pairs would only disturb them.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
-    max_passage_tokens: int = 160
+    max_passage_tokens: int = option(160, "Passages, or an encoder-decoder's prompts, are cut there.", least=16)
     max_question_tokens: int = 48
-    freeze_embeddings: bool = False
-    dev_limit: int = 200
+    freeze_embeddings: bool = option(False, "Leave the token tables as they are.")
+    dev_limit: int = option(200, "Dev examples, evenly spread.", least=1)
 
 
 XQG_PRESET = GeneratorSettings(

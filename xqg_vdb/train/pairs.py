@@ -17,7 +17,7 @@ from xqg_vdb.files import disk_errors
 from xqg_vdb.texts import languages
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import BadRecord, Rejects, Source, language_of, read_objects, record_id, text_of
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,16 +253,12 @@ def _languages_filled(found: Iterable[tuple[Source, TrainingPair]], rejects: Rej
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which pairs are trained on.
+    """Which pairs are trained on."""
 
-    question_langs: () for all. english: the translated questions too, or only they (zero-shot training).
-    drop_leaks: leave out pairs whose passage or question is in dev. max_errors: bad records to bear in each source.
-    """
-
-    question_langs: tuple[str, ...] = ()
-    english: Literal["no", "also", "only"] = "no"
-    drop_leaks: bool = False
-    max_errors: int = 0
+    question_langs: tuple[str, ...] = option((), "Question language; repeat it  [default: all]")
+    english: Literal["no", "also", "only"] = option("no", "The questions' human English translations.")
+    drop_leaks: bool = option(False, "Leave out pairs whose passage or question is in --dev.")
+    max_errors: int = option(0, "Bad records to skip in each source  [default: 0]", least=0)
 
 
 def read_training_pairs(

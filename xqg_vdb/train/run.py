@@ -22,6 +22,7 @@ from xqg_vdb.export.checkpoints import Base, Checkpoint, copy_tokenizer_files
 from xqg_vdb.files import lock_folder, sync_folder, write_atomic
 from xqg_vdb.generate.output import versions
 from xqg_vdb.train.pairs import TrainingPair, describe_pairs, leakage
+from xqg_vdb.types import option
 
 if TYPE_CHECKING:
     from xqg_vdb.train.encoder import EncoderSettings
@@ -33,25 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long and how fast.
+    """How long and how fast. threads: 0 leaves torch's own. Raises ValueError for what cannot be."""
 
-    batch_size: pairs (encoder) or passages (generator) per optimiser step. micro_batch: as many are in memory at a
-    time; None takes all. max_steps: instead of `epochs`. warmup: share of the steps, 0 to 1. eval_every, save_minutes:
-    how often dev is evaluated (steps; 0 for the end only) and a checkpoint is written. threads: 0 leaves torch's own.
-    Raises ValueError for what cannot be.
-    """
-
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch_size: int = 16
-    micro_batch: int | None = None
-    learning_rate: float = 1e-4
-    warmup: float = 0.1
+    epochs: float = option(3.0, "Rounds through the pairs.", least=0, above=True)
+    max_steps: int | None = option(None, "Instead of --epochs.", least=1)
+    batch_size: int = option(16, "Per step: pairs, or a decoder-only model's passages.", least=1, varies=True)
+    micro_batch: int | None = option(None, "As many in memory at a time  [default: all]", least=1)
+    learning_rate: float = option(1e-4, "At its highest.", least=0, above=True, varies=True)
+    warmup: float = option(0.1, "Share of the steps.", least=0, most=1)
     weight_decay: float = 0.0
-    seed: int = 313
-    eval_every: int = 0
-    save_minutes: float = 10.0
-    threads: int = 0
+    seed: int = option(313, "Of the order, and of what is drawn.")
+    eval_every: int = option(0, "Steps; 0: before and after only.", least=0)
+    save_minutes: float = option(10.0, "Between checkpoints.", least=0)
+    threads: int = option(0, "CPU threads  [default: all]", least=1)
 
     def __post_init__(self) -> None:
         if not self.epochs > 0 or (self.max_steps is not None and self.max_steps < 1):
