@@ -1,7 +1,7 @@
 """Searches from coroutines against the same searches one by one, on every store.
 
-The server is `fake_qdrant` over HTTP, and the real one at XQG_TEST_QDRANT_URL when that is set; it was NOT run against
-a real server where this was written.
+The server is `fake_qdrant` over HTTP, and the real one at XQG_TEST_QDRANT_URL when that is set; it was run on a
+real server 1.19.0.
 """
 
 import asyncio
@@ -12,12 +12,14 @@ import pytest
 from cli_cases import write_inputs
 from fake_qdrant import FakeQdrant, Fault
 from integration_cases import loaded_on, questions
+from qdrant_client import models
 from rankings import assert_same, scored
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import AsyncRetriever, Collection, Encoder, Retriever, load
-from xqg_vdb.errors import DataError, ServerError
+from xqg_vdb.errors import DataError, MismatchError, ServerError
 from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Question, Search
@@ -203,3 +205,70 @@ async def test_a_collection_that_is_gone_is_named(fake_and_searcher):
         searcher.retriever.collection.store.delete("wiki")
         with pytest.raises(DataError, match=r"There is no collection 'wiki' in 127\.0\.0\.1"):
             await searcher.search("w1 w2")
+
+
+@pytest.fixture
+def two_versions(tmp_path):
+    """(store, retriever of the first version, how to publish the next one with an encoder of another seed)."""
+    write_inputs(tmp_path, 40)
+    corpus, queries = tmp_path / "corpus.jsonl", tmp_path / "queries.jsonl"
+    with FakeQdrant() as fake, ServerStore.connect(fake.url, options=CollectionOptions(keep=2, bulk=False)) as store:
+
+        def publish(seed, **recipe):
+            with Encoder(write_tiny_encoder(tmp_path / f"tiny{seed}", seed=seed, calibration=0.5)) as encoder:
+                load(corpus, "wiki", encoder=encoder, queries=queries, store=store, **recipe)
+
+        with Encoder(write_tiny_encoder(tmp_path / "tiny0", calibration=0.5)) as encoder:
+            load(corpus, "wiki", encoder=encoder, store=store)
+            yield fake, Retriever(encoder, Collection("wiki", store)), publish
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_load_by_another_encoder_is_noticed_by_who_searches_already(two_versions, asynchronous):
+    _, retriever, publish = two_versions
+    searcher = AsyncRetriever(retriever)
+    (text,) = questions(1)
+    assert retriever.search(text)
+    publish(1)
+    with pytest.raises(MismatchError, match="was made by"):
+        _ = await searcher.search(text) if asynchronous else retriever.search(text)
+    await searcher.aclose()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_new_version_brings_its_own_means(two_versions, asynchronous):
+    """The second version has generated queries, which its card measures means on."""
+    _, retriever, publish = two_versions
+    (text,) = questions(1)
+    retriever.search(text, question_lang="sw")
+    publish(0)
+    fresh = Retriever(retriever.encoder, retriever.collection)
+    async with AsyncRetriever(retriever) as searcher:
+        found = (
+            await searcher.search(text, question_lang="sw")
+            if asynchronous
+            else retriever.search(text, question_lang="sw")
+        )
+    agree([found], [fresh.search(text, question_lang="sw")])
+    assert retriever.question_encoder.language_means.means.keys() == fresh.question_encoder.language_means.means.keys()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_version_that_goes_during_a_run_is_asked_again_of_the_next(two_versions, asynchronous):
+    fake, retriever, publish = two_versions
+    publish(0)
+    expected = Retriever(retriever.encoder, retriever.collection).run([Question("q", text) for text in questions(70)])
+    retriever.collection.store.admin.rollback("wiki")
+
+    def switch(method, path):
+        if path.endswith("/query/batch"):
+            fake.before = lambda method, path: None
+            here = models.CreateAlias(collection_name="wiki__v0002", alias_name="wiki")
+            fake.client.update_collection_aliases([models.CreateAliasOperation(create_alias=here)])
+            fake.client.delete_collection("wiki__v0001")
+
+    fake.before = switch
+    asked = [Question("q", text) for text in questions(70)]
+    async with AsyncRetriever(retriever) as searcher:
+        found = await searcher.run(asked) if asynchronous else retriever.run(asked)
+    agree([answer.hits for answer in found], [answer.hits for answer in expected])

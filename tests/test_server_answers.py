@@ -45,6 +45,8 @@ ROWS = [  # status, code, words, outcome, error, what the error says
      Outcome.PENDING, Pending, "may still be carried out"),
     (500, CODES.INTERNAL, "Service internal error: File IO error: Malformed tar archive, reached unknown entry",
      Outcome.BROKEN_FILE, CorruptError, "take another copy"),
+    (500, CODES.INTERNAL, "Service internal error: File IO error: failed to unpack `/storage/tmp/0/segments/5fd.tar`",
+     Outcome.BROKEN_FILE, CorruptError, "take another copy"),
     (400, CODES.DATA_LOSS, "Checksum mismatch: expected aa, actual bb",
      Outcome.BROKEN_FILE, CorruptError, "take another copy"),
     (400, CODES.INVALID_ARGUMENT, "Wrong input: Vector dimension error: expected dim: 8, got 2",

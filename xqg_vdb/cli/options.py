@@ -137,7 +137,7 @@ class Place:
 
     path: str | None = option(None, "Embedded store  [default: XQG_VDB_PATH or ./xqg-data]", metavar="DIR")
     url: str | None = option(None, "Qdrant server (XQG_VDB_URL; API key from XQG_VDB_API_KEY).", metavar="URL")
-    grpc: bool = option(False, "Speak gRPC to the server (port 6334, or XQG_VDB_GRPC_PORT).")
+    grpc: bool = option(False, "Speak gRPC (port after the url's, or XQG_VDB_GRPC_PORT).")
     timeout: int = option(60, "For one request to a server.", least=1, metavar="SECONDS")
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ OUTCOMES: tuple[tuple[frozenset[int], str, Outcome], ...] = (
     (_ANY, r"limit exceeded \S+ > \S+ for \"upsert limit\"", Outcome.TOO_LARGE),
     (_ANY, r"limit exceeded|limit reached|limit of \S+ reached|exact search disabled", Outcome.LIMITED),
     (_ANY, r"waiting for consensus operation|no leader|consensus is not", Outcome.PENDING),
-    (_ANY, r"malformed tar|checksum mismatch|failed to (read|unpack|open) .*snapshot", Outcome.BROKEN_FILE),
+    (_ANY, r"malformed tar|checksum mismatch|failed to unpack", Outcome.BROKEN_FILE),
     (_ANY, r"dimension error|not existing vector name|not aligned|is not found in the collection", Outcome.MISFIT),
     (_ANY, r"http1\.x server|illegal (status|request) line|wrong_version_number|unknown protocol", Outcome.NOT_QDRANT),
     (_ANY, r"certificate.verify.failed|ssl handshake failed|ssl_error_ssl", Outcome.UNTRUSTED),

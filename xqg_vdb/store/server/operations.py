@@ -6,9 +6,10 @@ An alias is moved before anything is deleted, and nothing that an alias points t
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -97,8 +98,12 @@ def upload(address: RestAddress, collection: str, file: Path) -> None:
         if _sum_file(file).exists():
             params["checksum"] = _sum_file(file).read_text("utf-8").partition(" ")[0].strip()
         timeout = httpx.Timeout(address.timeout, read=_LONGEST_RESTORE)
-        sent = {"snapshot": (f"{collection}-restored.snapshot", snapshot)}
+        sent = {"snapshot": (_upload_name(collection), snapshot)}
         _refuse_failure(client.post(path, params=params, files=sent, timeout=timeout))
+
+
+def _upload_name(collection: str) -> str:
+    return f"{collection}-restored.snapshot"
 
 
 def _sum_file(file: Path) -> Path:
@@ -124,6 +129,8 @@ def _errors() -> Iterator[None]:
     except httpx.TransportError as error:
         raise ResponseHandlingException(error) from error
 
+
+_log = logging.getLogger(__name__)
 
 _MOST_LANGUAGES = 10_000
 _REPLICA_PATIENCE, _REPLICA_LOOK = 600.0, 1.0
@@ -322,7 +329,11 @@ class ServerAdmin:
             self._names.write_metadata(version, fresh)
             self._forget_uploads(version)
         except BaseException:
-            self._forget_uploads(version)
+            if not self._forget_uploads(version):
+                _log.warning(
+                    "%s may keep the upload as snapshots/%s/%s; the next restore under this name replaces it.",
+                    self._server.where, version, _upload_name(version),
+                )  # fmt: skip
             self._names.remove(version)
             raise
         self._names.publish(name, version)
@@ -355,11 +366,14 @@ class ServerAdmin:
         if digest.hexdigest() != card.digest:
             raise CorruptError(f"{file} holds other texts than its card promises; take another copy of it.")
 
-    def _forget_uploads(self, version: str) -> None:
-        """Delete the file that an upload leaves among the snapshots of what was made of it."""
-        with suppress(XqgError):
+    def _forget_uploads(self, version: str) -> bool:
+        """Delete the file that an upload leaves among the snapshots of what was made of it; False if out of reach."""
+        try:
             for shot in self._snapshots(version):
                 self._names.look(partial(self._client.delete_snapshot, version, shot.name))
+        except XqgError:
+            return False
+        return True
 
     def _snapshots(self, version: str) -> list[models.SnapshotDescription]:
         return self._names.look(lambda: self._client.list_snapshots(version))
