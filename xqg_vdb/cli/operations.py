@@ -44,6 +44,7 @@ def versions(collection: str, place: Place, as_json: bool) -> None:
         mark = "*" if state.published else " "
         card = state.card
         said = f"{card.count} passages, {card.created}" if card and state.finished else "unfinished"
+        said = said if state.reachable else "out of reach: a node of the server is away"
         click.echo(f"{mark} {state.name}  {said}")
 
 
