@@ -18,7 +18,13 @@ import xqg_vdb
 
 ROOT = Path(xqg_vdb.__file__).parent
 LAYERS = [
-    ["types", "errors", "batching", "progress"],  # words and numbers that everybody shares; they know nothing of ours
+    [
+        "types",
+        "errors",
+        "batching",
+        "progress",
+        "face",
+    ],  # words and numbers that everybody shares; they know nothing of ours
     ["files"],  # bytes
     ["texts", "journal"],  # what users bring, and what is kept line by line
     ["fusion", "calibration"],  # the equations

@@ -19,10 +19,13 @@ from xqg_vdb.models.folder import Report, export_when_missing
 from xqg_vdb.types import Hit, Recipe
 
 if TYPE_CHECKING:
+    from xqg_vdb.export.run import export
+    from xqg_vdb.generate.write import generate
     from xqg_vdb.index.load import load
     from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.search.collection import Collection
     from xqg_vdb.search.retriever import AsyncRetriever, Retriever
+    from xqg_vdb.tune.tune import tune
 
 
 try:
@@ -38,10 +41,24 @@ _HOMES = {
     "load": "xqg_vdb.index.load",
 }
 
-__all__ = ["AsyncRetriever", "Collection", "Encoder", "Hit", "Recipe", "Retriever", "__version__", "load"]
+__all__ = [
+    "AsyncRetriever",
+    "Collection",
+    "Encoder",
+    "Hit",
+    "Recipe",
+    "Retriever",
+    "__version__",
+    "export",
+    "generate",
+    "load",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:  # PEP 562
+    if name in ("export", "generate", "tune"):  # folders that can be called
+        return import_module(f"xqg_vdb.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'xqg_vdb' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

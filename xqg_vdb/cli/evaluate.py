@@ -273,25 +273,18 @@ def tune(
     if questions is None or qrels is None:
         raise click.UsageError(_NO_LABELS)
     from xqg_vdb.evaluate.metrics import parse_metrics
-    from xqg_vdb.models.folder import cache_folder
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import open_lines
-    from xqg_vdb.tune.material import labelled, with_calibrated_passages
-    from xqg_vdb.tune.tune import choose
+    from xqg_vdb.tune.tune import tune as run
 
-    (metric,) = parse_metrics([metric_name])
+    parse_metrics([metric_name])
     for file in (*query_files, questions, qrels):
         open_lines(file)  # what is missing is said before a model is exported
-    folder = cache_folder() / "tuning" if build is None else build.with_name(f"{build.name}.tuning")
-    with ExitStack() as stack:
-        encoder = stack.enter_context(model.open())
-        progress = stack.enter_context(bars(unit=""))
-        data = labelled(
-            corpus, query_files, questions=questions, qrels=qrels, encoder=encoder, build=build, folder=folder,
-            sample=sample, progress=progress,
+    with model.open() as encoder, bars(unit="") as progress:
+        found = run(
+            corpus, queries=query_files, questions=questions, qrels=qrels, encoder=encoder, metric=metric_name,
+            build=build, passage_calibration=passage_calibration, sample=sample, progress=progress,
         )  # fmt: skip
-        data = with_calibrated_passages(data, corpus, strength=passage_calibration, build=build, progress=progress)
-        found = choose(data, metric=metric, progress=progress)
     command = _load_line(found, corpus, query_files, model, build, passage_calibration)
     if as_json:
         print_json({**asdict(found), "command": command, "counts": {str(n): v for n, v in found.counts.items()}})

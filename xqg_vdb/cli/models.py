@@ -50,13 +50,18 @@ def export(
       xqg-vdb export intfloat/multilingual-e5-small models/e5 --precision fp32
       xqg-vdb export starter:generator --accept-license
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.export.encoder import default_folder, export_encoder
+    from xqg_vdb.export.run import export as run
 
-    if generator or checkpoint == "starter:generator":
-        _export_generator(checkpoint, out, precision=precision, accept_license=accept_license, as_json=as_json)
+    folder = run(
+        checkpoint, out, precision=precision, overrides=overrides, generator=generator, accept_license=accept_license,
+        report=say,
+    )  # fmt: skip
+    if folder.kind != "encoder":
+        if as_json:
+            print_json({"path": str(folder.path), **folder.manifest})
+        else:
+            click.echo(f"{folder.path}  {folder.kind}")
         return
-    target = out or default_folder(checkpoint, precision=precision)
-    folder = export_encoder(checkpoint, target, precision=precision, overrides=overrides, report=say)
     if as_json:
         print_json({"path": str(folder.path), "fingerprint": folder.fingerprint, **folder.manifest})
         return
@@ -67,20 +72,6 @@ def export(
         click.echo(f"parity   cosine min {lowest:.4f}, mean {mean:.4f} ({parity['texts']} texts)")
     click.echo(f"speed    {speed['passages_per_second']} passages/s on {speed['threads']} threads")
     click.echo(f"calibration λ = {folder.recommended_calibration} ({len(folder.language_means().means)} languages)")
-
-
-def _export_generator(
-    checkpoint: str, out: Path | None, *, precision: Literal["int8", "fp32"], accept_license: bool, as_json: bool
-) -> None:
-    from xqg_vdb.export.generator import export_generator
-    from xqg_vdb.models.folder import cached_model
-
-    target = out or cached_model(checkpoint, precision=precision)
-    folder = export_generator(checkpoint, target, precision=precision, accept_license=accept_license, report=say)
-    if as_json:
-        print_json({"path": str(folder.path), **folder.manifest})
-        return
-    click.echo(f"{folder.path}  {folder.kind}")
 
 
 # `xqg-vdb train encoder` and `xqg-vdb train generator`.

@@ -204,6 +204,16 @@ def _passage(record: Mapping[str, Any]) -> Passage:
     return Passage(record_id(record), text_of(record, "text"), title or "", lang, _meta_of(record, meta or {}))
 
 
+def as_passage(record: Passage | Mapping[str, Any]) -> Passage:
+    """A passage, or what a line of a corpus says as a dict. Raises DataError for one that says none."""
+    if isinstance(record, Passage):
+        return record
+    try:
+        return _passage(record)
+    except BadRecord as error:
+        raise DataError(f"{record!r:.60} is no passage: {error}.") from error
+
+
 def _meta_of(record: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
     id_key = next(key for key in ID_KEYS if key in record)
     beside = {key: value for key, value in record.items() if key not in _NOT_META and key != id_key}

@@ -11,18 +11,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.matrix import Judgements, Values, id_order, judge
-from xqg_vdb.evaluate.metrics import FEW, Metric, asked_passage, counted
+from xqg_vdb.evaluate.metrics import FEW, Metric, asked_passage, counted, parse_metrics
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
 from xqg_vdb.evaluate.sweep import Setting, recipe_tables
 from xqg_vdb.fusion import Sums
+from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.tune.material import TuneData, hash_order
+from xqg_vdb.texts.records import open_lines
+from xqg_vdb.tune.material import SAMPLE, TuneData, hash_order, labelled, with_calibrated_passages
 from xqg_vdb.types import Recipe
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(20))
@@ -148,6 +154,45 @@ class Tuned:
     counts: dict[int, float]
     held_out: dict[str, GroupComparison]
     notes: tuple[str, ...]
+
+
+def tune(
+    corpus: str | PathLike[str],
+    *,
+    queries: Sequence[str | PathLike[str]],
+    questions: str | PathLike[str],
+    qrels: str | PathLike[str],
+    encoder: CalibratedEncoder | str | Path = "starter",
+    metric: str = "R@10",
+    build: str | PathLike[str] | None = None,
+    passage_calibration: float = 0.0,
+    sample: int = SAMPLE,
+    progress: Progress = silent,
+) -> Tuned:
+    """Choose the recipe for a corpus: half of the labelled questions choose, the other half report, once.
+
+    questions, qrels: what users ask, and which passages answer it. encoder: ready, or its folder or name. build: take
+    the vectors from this folder of a load. passage_calibration: λ that the load shall use for the passages.
+    sample: passages to tune on. What was encoded is kept: the same call again takes seconds.
+    """
+    (measured,) = parse_metrics([metric])
+    files = [Path(file) for file in queries]
+    for file in (*files, Path(questions), Path(qrels)):
+        open_lines(file)  # what is missing is said before a model is opened or exported
+    if isinstance(encoder, str | Path):
+        with Encoder(encoder) as opened:
+            return tune(
+                corpus, queries=files, questions=questions, qrels=qrels, encoder=opened, metric=metric, build=build,
+                passage_calibration=passage_calibration, sample=sample, progress=progress,
+            )  # fmt: skip
+    kept = None if build is None else Path(build)
+    folder = cache_folder() / "tuning" if kept is None else kept.with_name(f"{kept.name}.tuning")
+    data = labelled(
+        Path(corpus), files, questions=Path(questions), qrels=Path(qrels), encoder=encoder, build=kept, folder=folder,
+        sample=sample, progress=progress,
+    )  # fmt: skip
+    data = with_calibrated_passages(data, Path(corpus), strength=passage_calibration, build=kept, progress=progress)
+    return choose(data, metric=measured, progress=progress)
 
 
 def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tuned:
