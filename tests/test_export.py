@@ -1,7 +1,9 @@
 """Export: the gate, the starter (real, needs torch), hostile checkpoints, conventions. Nothing here needs a network."""
 
+import dataclasses
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +13,15 @@ import pytest
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
-from xqg_vdb.export.checkpoints import conventions, fetch_checkpoint, strip_code_keys
-from xqg_vdb.export.encoder import Overrides, export_encoder, measure_parity, torch_vectors
+from xqg_vdb.export.checkpoints import (
+    Checkpoint,
+    Overrides,
+    conventions,
+    fetch_checkpoint,
+    load_weights,
+    strip_code_keys,
+)
+from xqg_vdb.export.encoder import export_encoder, measure_parity, torch_vectors
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import open_model_folder
 
@@ -53,6 +62,13 @@ def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path):
         source = fetch_checkpoint(str(bert), into=tmp_path / "clean")
         _, theirs = torch_vectors(source, folder.spec)(["x"], ["Привет", "a" * 5000])
     np.testing.assert_allclose(rows, theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=1e-4)
+
+
+def test_every_layers_attention_is_fused_in_a_traced_family(bert, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", report=silent)
+    kinds = [node.op_type for node in onnx.load(str(folder.path / "model.onnx")).graph.node]
+    assert kinds.count("QAttention") + kinds.count("Attention") == 2
 
 
 def test_int8_and_overrides(bert, tmp_path):
@@ -198,14 +214,48 @@ def hostile(folder, marker, *, weights):
     return folder
 
 
-def test_pickled_weights_are_refused_and_never_read(tmp_path):
+def test_pickled_code_never_runs(tmp_path):
+    """torch's restricted loader refuses it, in a process of its own."""
+    pytest.importorskip("torch")
     marker = tmp_path / "marker"
     folder = hostile(tmp_path / "evil", marker, weights=False)
-    with pytest.raises(
-        ModelError, match=r"has model\.pt, pytorch_model\.bin, training_args\.bin but no safetensors file"
-    ):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is refused by torch's restricted loader"):
         export_encoder(str(folder), tmp_path / "out", report=silent)
     assert not marker.exists()
+
+
+def test_other_pickles_are_not_even_tried(tmp_path):
+    folder = hostile(tmp_path / "evil", tmp_path / "marker", weights=False)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"has model\.pt, training_args\.bin but neither safetensors nor"):
+        export_encoder(str(folder), tmp_path / "out", report=silent)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_honest_pickled_weights_are_converted(bert, tmp_path, shards):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    for part in range(shards):
+        name = "pytorch_model.bin" if shards == 1 else f"pytorch_model-{part + 1:05}-of-{shards:05}.bin"
+        torch.save({key: weights[key] for key in names[part::shards]}, folder / name)
+    source = fetch_checkpoint(str(folder), into=tmp_path / "clean")
+    theirs = load_weights("AutoModel", fetch_checkpoint(str(bert), into=tmp_path / "plain")).state_dict()
+    ours = load_weights("AutoModel", source).state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in weights)
+
+
+def test_a_configuration_too_large_to_be_one_is_refused(bert, tmp_path):
+    folder = tmp_path / "large"
+    shutil.copytree(bert, folder)
+    (folder / "generation_config.json").write_bytes(orjson.dumps({"auto_map": "x" * (5 << 20)}))
+    with pytest.raises(ModelError, match=r"generation_config\.json has over 4 MiB"):
+        fetch_checkpoint(str(folder), into=tmp_path / "clean")
 
 
 def test_a_hostile_checkpoint_runs_nothing(tmp_path):
@@ -231,7 +281,7 @@ def test_code_keys_are_stripped_at_every_depth():
     assert strip_code_keys(record) == {"a": [{"b": {"c": 2}}]}
 
 
-def checkpoint(folder, source, *, config=None, files=None):
+def checkpoint(folder, source, *, config=None, files=None, overrides=None):
     folder.mkdir()
     record = {"model_type": "bert", "hidden_size": 32, "max_position_embeddings": 512, **(config or {})}
     (folder / "config.json").write_bytes(orjson.dumps(record))
@@ -240,9 +290,7 @@ def checkpoint(folder, source, *, config=None, files=None):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(orjson.dumps(value))
     found = fetch_checkpoint(str(folder), into=folder.with_name("clean"))
-    import dataclasses
-
-    return conventions(dataclasses.replace(found, source=source))
+    return conventions(dataclasses.replace(found, source=source), overrides or Overrides())
 
 
 @pytest.mark.parametrize(
@@ -263,7 +311,7 @@ def test_family_conventions(tmp_path, source, expected):
 
 def test_sentence_transformers_files_win_over_the_family(tmp_path):
     files = {
-        "modules.json": [{"type": "sentence_transformers.models.Transformer"}],
+        "modules.json": PIPELINE,
         "1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
         "sentence_bert_config.json": {"max_seq_length": 100},
         "config_sentence_transformers.json": {"prompts": {"query": "Q ", "document": "D "}},
@@ -274,9 +322,130 @@ def test_sentence_transformers_files_win_over_the_family(tmp_path):
     assert spec.max_length == 100
 
 
-def test_odd_pooling_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="pools by pooling_mode_max_tokens; supported are mean and cls"):
-        checkpoint(tmp_path / "c", "x/y", files={"1_Pooling/config.json": {"pooling_mode_max_tokens": True}})
+ST = "sentence_transformers.models."
+PIPELINE = [{"type": ST + "Transformer", "path": ""}, {"type": ST + "Pooling", "path": "1_Pooling"}]
+
+
+def numbered(modules):
+    """Modules as sentence-transformers writes them; a pair is (kind, folder)."""
+    listed = [module if isinstance(module, dict) else {"type": ST + module[0], "path": module[1]} for module in modules]
+    return [{"idx": i, "name": str(i), **module} for i, module in enumerate(listed)]
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode": "mean", "embedding_dimension": 32, "include_prompt": True}, "mean"),
+        ({"pooling_mode": ["lasttoken"]}, "last"),
+        ({"pooling_mode": "weightedmean"}, "weighted-mean"),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": False}, "max"),
+        ({"pooling_mode_cls_token": True, "include_prompt": True}, "cls"),
+    ],
+)
+def test_every_spelling_of_pooling(tmp_path, config, pooling):
+    files = {"modules.json": PIPELINE, "1_Pooling/config.json": config}
+    assert checkpoint(tmp_path / "c", "x/y", files=files)[0].pooling == pooling
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"1_Pooling/config.json": {"pooling_mode_mean_sqrt_len_tokens": True}}, "pools by mean_sqrt_len_tokens; supp"),
+        ({"1_Pooling/config.json": {"pooling_mode": ["mean", "max"]}}, "pools by mean and max; supported: mean"),
+        ({"modules.json": [*PIPELINE, {"type": ST + "LayerNorm", "path": "2_LayerNorm"}]}, "runs .*, LayerNorm; only"),
+        ({"modules.json": PIPELINE[::-1]}, "runs Pooling, Transformer; only"),
+        (
+            {"1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "include_prompt": False},
+             "config_sentence_transformers.json": {"prompts": {"query": "q: "}}},
+            "leaves prompts out of pooling",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_reproduced_is_refused_by_name(tmp_path, files, said):
+    with pytest.raises(ModelError, match=said):
+        checkpoint(tmp_path / "c", "x/y", files={"modules.json": PIPELINE, **files})
+
+
+def test_overrides_come_before_refusals(tmp_path):
+    files = {"modules.json": PIPELINE, "1_Pooling/config.json": {"pooling_mode_mean_sqrt_len_tokens": True}}
+    assert checkpoint(tmp_path / "c", "x/y", files=files, overrides=Overrides(pooling="cls"))[0].pooling == "cls"
+
+
+def test_empty_prompts_do_not_wipe_the_familys_and_a_default_prompt_counts(tmp_path):
+    record = {"prompts": {"query": "", "document": ""}}
+    files = {"config_sentence_transformers.json": record}
+    spec, _ = checkpoint(tmp_path / "a", "intfloat/multilingual-e5-small", files=files)
+    assert (spec.query_prefix, spec.passage_prefix) == ("query: ", "passage: ")
+    record = {"prompts": {"all": "text: "}, "default_prompt_name": "all"}
+    (tmp_path / "more").mkdir()
+    spec, _ = checkpoint(tmp_path / "more" / "b", "x/y", files={"config_sentence_transformers.json": record})
+    assert (spec.query_prefix, spec.passage_prefix) == ("text: ", "text: ")
+
+
+def test_a_length_that_stands_in_the_tokenizer_alone(tmp_path):
+    files = {"tokenizer_config.json": {"model_max_length": 64, "tokenizer_class": "TokenizersBackend"}}
+    assert checkpoint(tmp_path / "c", "x/y", files=files)[0].max_length == 64
+    written = orjson.loads((tmp_path / "clean" / "tokenizer_config.json").read_bytes())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def sentence_transformer(folder, pooling, *, bert, lower=False, prompts=None):
+    """The files that make a sentence-transformers checkpoint of a transformers one."""
+    shutil.copytree(bert, folder)
+    for name, value in {
+        "modules.json": numbered([*PIPELINE, ("Normalize", "2_Normalize")]),
+        "1_Pooling/config.json": {"word_embedding_dimension": 32, **pooling},
+        "sentence_bert_config.json": {"max_seq_length": 64, "do_lower_case": lower},
+        "config_sentence_transformers.json": {"prompts": prompts or {}},
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(orjson.dumps(value))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    ["pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"],
+)
+def test_pooling_equals_sentence_transformers(bert, tmp_path, pooling):
+    pytest.importorskip("sentence_transformers")
+    others = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    config = {f"pooling_mode_{name}": f"pooling_mode_{name}" == pooling for name in others}
+    folder = sentence_transformer(tmp_path / "st", config, bert=bert, prompts={"query": "ask: "})
+    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", report=silent)
+    assert exported.manifest["parity"]["cosine_min"] >= 0.9999 and exported.spec.query_prefix == "ask: "
+
+
+def test_lower_case_equals_sentence_transformers(bert, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = sentence_transformer(tmp_path / "st", {"pooling_mode_mean_tokens": True}, bert=bert, lower=True)
+    export_encoder(str(folder), tmp_path / "out", precision="fp32", report=silent)
+    texts = ["WHERE Is The Nile?", "ПРИВЕТ Мир"]
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts, prompt="")
+    with Encoder(tmp_path / "out", calibration=0.0) as encoder:
+        np.testing.assert_allclose(encoder.encode_passages(texts), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "ModernBert"])
+def test_families_that_are_not_traced(bert, tmp_path, family):
+    """Rotary positions, last-token pooling, sliding windows: through torch.export, in fp32 and int8."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    vocabulary = len((bert / "vocab.txt").read_text("utf-8").split("\n"))
+    own = {"head_dim": 16, "num_key_value_heads": 1} if family == "Qwen3" else {"pad_token_id": 0, "local_attention": 8}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=128, **own,
+    )  # fmt: skip
+    mode = "lasttoken" if family == "Qwen3" else "mean_tokens"
+    folder = sentence_transformer(tmp_path / "st", {f"pooling_mode_{mode}": True}, bert=bert)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(folder)
+    tokenizer = orjson.loads((folder / "tokenizer_config.json").read_bytes())
+    tokenizer |= {"tokenizer_class": "TokenizersBackend", "model_input_names": ["input_ids", "attention_mask"]}
+    (folder / "tokenizer_config.json").write_bytes(orjson.dumps(tokenizer))
+    exported = export_encoder(str(folder), tmp_path / "out", precision="int8", report=silent)
+    assert exported.manifest["parity"]["cosine_min"] >= 0.99
 
 
 def test_xlm_r_positions(tmp_path):
@@ -286,16 +455,18 @@ def test_xlm_r_positions(tmp_path):
 
 def test_a_dense_module_is_part_of_the_export(bert, tmp_path):
     """LaBSE's shape: CLS, then a projection with tanh."""
-    import shutil
-
     from safetensors.numpy import save_file
 
     folder = tmp_path / "labse-like"
     shutil.copytree(bert, folder)
     rng = np.random.default_rng(0)
     for name, value in {
-        "modules.json": [{"type": "sentence_transformers.models.Normalize"}],
-        "1_Pooling/config.json": {"pooling_mode_cls_token": True},
+        "modules.json": numbered([*PIPELINE, ("Dense", "2_Dense"), ("Normalize", "3_Normalize")]),
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": 32,
+            "pooling_mode_cls_token": True,
+            "pooling_mode_mean_tokens": False,
+        },
         "2_Dense/config.json": {
             "in_features": 32,
             "out_features": 16,
@@ -311,7 +482,7 @@ def test_a_dense_module_is_part_of_the_export(bert, tmp_path):
 
 
 def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
-    """A checkpoint that ships its graph: no optimum, and int8 is compared with that graph."""
+    """A checkpoint that ships its graph: no torch, and int8 is compared with that graph."""
     first = export_encoder(str(bert), tmp_path / "first", precision="fp32", report=silent)
     folder = tmp_path / "shipped"
     folder.mkdir()
@@ -331,8 +502,8 @@ def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
 
 
 def test_without_torch_the_message_names_the_extra(tmp_path, monkeypatch):
-    from xqg_vdb.export.encoder import _optimum_export
+    from xqg_vdb.export.encoder_graph import export_graph
 
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r'pip install "xqg-vdb\[export\]"'):
-        _optimum_export(tmp_path, tmp_path)
+        export_graph(Checkpoint(tmp_path, "x", "local", {"model_type": "bert"}), tmp_path / "model.onnx")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pool = Literal["shrunk", "mean", "sum"]
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last", "max", "weighted-mean"]
 Distance = Literal["cosine", "dot"]
 
 

@@ -13,7 +13,7 @@ from xqg_vdb.cli.options import F, RecordCommand, command, json_option, print_js
 from xqg_vdb.types import option
 
 if TYPE_CHECKING:
-    from xqg_vdb.export.encoder import Overrides
+    from xqg_vdb.export.checkpoints import Overrides
     from xqg_vdb.train.encoder import EncoderSettings
     from xqg_vdb.train.generator import GeneratorSettings
     from xqg_vdb.train.pairs import Selection, TrainingPair

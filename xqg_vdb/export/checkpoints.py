@@ -1,42 +1,52 @@
 """Checkpoints come in here: a hub id, folder or `starter:encoder` becomes a clean local folder with known conventions.
 
-A checkpoint is a stranger's: only safetensors weights are taken, never a pickle; no Python file is copied, so none
-can run; configuration keys that make transformers load code (`auto_map`, `_attn_implementation*`) are stripped. No
-torch needed here.
+A checkpoint is a stranger's: no Python file is copied, so none can run; configuration keys that make transformers load
+code (`auto_map`, `_attn_implementation*`) are stripped; pickled weights go through torch's restricted loader in another
+process. What a sentence-transformers checkpoint says of its modules is reproduced, or refused by name.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import orjson
 
-from xqg_vdb.errors import ModelError
+from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.export.starter_generator import SOURCE, TERMS_URL, build_generator_checkpoint
 from xqg_vdb.models.folder import STARTER_ENCODER, TOKENIZER, EncoderSpec, is_hub_id
-from xqg_vdb.types import Pooling
+from xqg_vdb.types import Pooling, option
 
-_SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "1_Pooling/config.json", "*_Dense/*")
+_SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*_*/config.json", "*_*/*.safetensors")
 _HUB_ONNX = ("onnx/model.onnx", "model.onnx")
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _MAX_CONFIG_BYTES = 4 << 20
+_NO_LIMIT = 1 << 20  # tokens; transformers writes 10^30 where there is none
+_TABLES = ("tokenizer.json", "vocab.json", "merges.json")  # large, and no configuration: copied as they are
+_POOLING: Mapping[str, Pooling] = {
+    "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max",
+    "lasttoken": "last", "weightedmean": "weighted-mean", "weightedmean_tokens": "weighted-mean",
+}  # fmt: skip
+"""Names of sentence-transformers (before 5.4 `pooling_mode_NAME: true`, since then `pooling_mode: NAME`) and ours."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A clean local checkpoint. `onnx`: the publisher's own graph, if any; `dense`: a projection after pooling."""
+    """A clean local checkpoint. `onnx`: the publisher's own graph, if any; `dense`: projections after pooling."""
 
     path: Path
     source: str
     revision: str
     config: Mapping[str, Any]
     onnx: Path | None = None
-    dense: Path | None = None
+    dense: tuple[Path, ...] = ()
 
 
 def fetch_checkpoint(name: str, *, into: Path) -> Checkpoint:
@@ -59,27 +69,79 @@ def fetch_checkpoint(name: str, *, into: Path) -> Checkpoint:
     return _clean_copy(origin, into=into, source=name, revision=revision)
 
 
-def conventions(checkpoint: Checkpoint) -> tuple[EncoderSpec, str]:
-    """How a checkpoint wants to be used, and what told: its sentence-transformers files, else its family's rule."""
-    config = checkpoint.config
-    spec = _family_conventions(checkpoint.source, config)
-    learned_from = "family" if spec else "default"
-    spec = spec or EncoderSpec(dim=0, pooling="mean", normalize=True)
-    modules = _read_json(checkpoint.path / "modules.json", default=[])
-    pooling = _read_json(checkpoint.path / "1_Pooling" / "config.json", default={})
-    values: dict[str, Any] = {**spec.__dict__, "dim": int(config["hidden_size"])}
-    if pooling:
-        learned_from = "sentence-transformers files"
-        values["pooling"] = _st_pooling(pooling)
-        values["normalize"] = any("Normalize" in str(module.get("type")) for module in modules)
-    if checkpoint.dense is not None:
-        values["dim"] = int(_read_json(checkpoint.dense / "config.json", default={}).get("out_features", 0))
-    prompts = _read_json(checkpoint.path / "config_sentence_transformers.json", default={}).get("prompts") or {}
-    if prompts:
-        values["query_prefix"] = prompts.get("query", values["query_prefix"])
-        values["passage_prefix"] = prompts.get("passage", prompts.get("document", values["passage_prefix"]))
-    values["max_length"] = _max_length(checkpoint, default=values["max_length"])
-    return EncoderSpec(**values), learned_from
+@dataclass(frozen=True)
+class Overrides:
+    """What the user knows better than the checkpoint's files; None leaves a convention as it was found."""
+
+    pooling: Pooling | None = option(None, "[default: the checkpoint's]")
+    normalize: bool | None = option(None, "Cosine or dot  [default: the checkpoint's]")
+    query_prefix: str | None = option(None, "Such as 'query: '  [default: the checkpoint's]")
+    passage_prefix: str | None = option(None, "Such as 'passage: '  [default: the checkpoint's]")
+    max_length: int | None = option(None, "Tokens that are read of a text.", least=8)
+
+
+def conventions(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> tuple[EncoderSpec, str]:
+    """How a checkpoint wants to be used, and what told: its sentence-transformers files, else its family's rule.
+
+    Raises ModelError that names a module, an order or a flag which cannot be reproduced and is not overridden.
+    """
+    family = _family_conventions(checkpoint.source, checkpoint.config)
+    spec = family or EncoderSpec(dim=0, pooling="mean", normalize=True)
+    given = {key: value for key, value in overrides.__dict__.items() if value is not None}
+    values: dict[str, Any] = {**spec.__dict__, "dim": int(checkpoint.config["hidden_size"]), **given}
+    modules = modules_of(checkpoint.path)
+    if pooling := _module_config(modules, "Pooling"):
+        values["pooling"] = overrides.pooling or _st_pooling(pooling)
+        values["normalize"] = given.get("normalize", any(kind == "Normalize" for kind, _ in modules))
+    if checkpoint.dense:
+        values["dim"] = int(_read_json(checkpoint.dense[-1] / "config.json", default={}).get("out_features", 0))
+    values.update(_prompts(checkpoint, spec) | {key: given[key] for key in given if key.endswith("_prefix")})
+    if pooling.get("include_prompt") is False and values["query_prefix"] + values["passage_prefix"]:
+        raise ModelError(
+            f"{checkpoint.source} leaves prompts out of pooling (include_prompt: false), which cannot be reproduced:"
+            " give --query-prefix '' --passage-prefix '' for a model without prompts."
+        )
+    values["max_length"] = overrides.max_length or _max_length(checkpoint, default=values["max_length"])
+    told = "sentence-transformers files" if pooling else "family" if family else "default"
+    return EncoderSpec(**values), told
+
+
+def modules_of(path: Path) -> list[tuple[str, Path]]:
+    """(kind, folder) of a sentence-transformers checkpoint's modules in order, empty for other checkpoints.
+
+    Raises ModelError for a kind or an order that is not ours: Transformer, Pooling, any Dense, perhaps Normalize.
+    """
+    listed = _read_json(path / "modules.json", default=[])
+    modules = [(str(m["type"]).rsplit(".", 1)[-1], path / Path(str(m.get("path", ""))).name) for m in listed]
+    kinds = [kind for kind, _ in modules]
+    if modules and not re.fullmatch("Transformer Pooling( Dense)*( Normalize)?", " ".join(kinds)):
+        raise ModelError(
+            f"{path.name} runs {', '.join(kinds)}; only Transformer, Pooling, Dense and Normalize in this order can be"
+            " reproduced."
+        )
+    return modules
+
+
+def _module_config(modules: list[tuple[str, Path]], kind: str) -> dict[str, Any]:
+    folder = next((folder for name, folder in modules if name == kind), None)
+    return dict(_read_json(folder / "config.json", default={})) if folder else {}
+
+
+def _prompts(checkpoint: Checkpoint, family: EncoderSpec) -> dict[str, str]:
+    """Prefixes by the checkpoint's prompts; empty ones, which re-saving writes, do not wipe the family's."""
+    record = _read_json(checkpoint.path / "config_sentence_transformers.json", default={})
+    prompts = record.get("prompts") or {}
+    usual = prompts.get(record.get("default_prompt_name")) or ""
+    passage = prompts.get("passage") or prompts.get("document") or usual
+    return {
+        "query_prefix": prompts.get("query") or usual or family.query_prefix,
+        "passage_prefix": passage or family.passage_prefix,
+    }
+
+
+def lower_cases(checkpoint: Checkpoint) -> bool:
+    """Whether the original lowers texts before its tokenizer sees them."""
+    return _read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("do_lower_case") is True
 
 
 def _family_conventions(source: str, config: Mapping[str, Any]) -> EncoderSpec | None:
@@ -101,22 +163,28 @@ def _family_conventions(source: str, config: Mapping[str, Any]) -> EncoderSpec |
 
 
 def _st_pooling(record: Mapping[str, Any]) -> Pooling:
-    modes = [key for key, value in record.items() if key.startswith("pooling_mode_") and value is True]
-    if modes == ["pooling_mode_mean_tokens"]:
-        return "mean"
-    if modes == ["pooling_mode_cls_token"]:
-        return "cls"
+    said = record.get("pooling_mode")
+    modes = [said] if isinstance(said, str) else list(said or ())
+    modes = modes or [key.removeprefix("pooling_mode_") for key, value in record.items() if value is True]
+    modes = [mode for mode in modes if mode != "include_prompt"]
+    if len(modes) == 1 and modes[0] in _POOLING:
+        return _POOLING[modes[0]]
     raise ModelError(
-        f"The checkpoint pools by {', '.join(modes) or 'nothing'}; supported are mean and cls: give --pooling."
+        f"The checkpoint pools by {' and '.join(modes) or 'nothing'}; supported: {', '.join(get_args(Pooling))}:"
+        " give --pooling."
     )
 
 
 def _max_length(checkpoint: Checkpoint, *, default: int) -> int:
     own = _read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("max_seq_length")
-    table = int(checkpoint.config.get("max_position_embeddings", default))
+    if own is None:
+        own = _read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
+    if not isinstance(own, int) or own > _NO_LIMIT:
+        own = default
+    table = int(checkpoint.config.get("max_position_embeddings", own))
     if checkpoint.config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         table -= 2  # their position table starts after the padding index
-    return max(8, min(int(own) if own else default, table))
+    return max(8, min(own, table))
 
 
 def _download(name: str) -> tuple[Path, str]:
@@ -148,33 +216,76 @@ def _clean_copy(origin: Path, *, into: Path, source: str, revision: str) -> Chec
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{origin} has no config.json with a model_type, so it is not a transformers checkpoint.")
     onnx = next((origin / name for name in _HUB_ONNX if (origin / name).is_file()), None)
-    if onnx is None and not list(origin.glob("*.safetensors")):
-        pickles = ", ".join(sorted(p.name for p in (*origin.glob("*.bin"), *origin.glob("*.pt")))) or "no weights"
-        raise ModelError(
-            f"{origin} has {pickles} but no safetensors file; pickled weights can run code and are not read: convert "
-            "them with `python -m safetensors.convert` on a machine that you can lose, or take another revision."
-        )
     into.mkdir(parents=True, exist_ok=True)
+    if onnx is None and not list(origin.glob("*.safetensors")):
+        _convert_pickles(origin, into)
     for pattern in _SAFE_FILES:
         for file in sorted(origin.glob(pattern)):
             _copy_safe(file, into / file.relative_to(origin))
     if onnx is not None:
         for file in sorted(onnx.parent.glob(onnx.name + "*")):
             _copy_safe(file, into / file.name)
-    dense = next((path.parent for path in sorted(into.glob("*_Dense/config.json"))), None)
+    dense = tuple(folder for kind, folder in modules_of(into) if kind == "Dense")
     return Checkpoint(
         into, source, revision, strip_code_keys(config), onnx=into / onnx.name if onnx else None, dense=dense
     )
 
 
+_CONVERT = """
+import json, sys
+def refuse(event, details):
+    if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork")):
+        raise RuntimeError(event)
+import torch
+from safetensors.torch import save_file
+sys.addaudithook(refuse)
+target, files = sys.argv[1], sys.argv[2:]
+where = {}
+for number, file in enumerate(files):
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    weights = {key: value.contiguous().clone() for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    name = "model.safetensors" if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
+    save_file(weights, f"{target}/{name}", metadata={"format": "pt"})
+    where |= dict.fromkeys(weights, name)
+if len(files) > 1:
+    with open(f"{target}/model.safetensors.index.json", "w") as index:
+        json.dump({"metadata": {}, "weight_map": where}, index)
+"""
+
+
+def _convert_pickles(origin: Path, into: Path) -> None:
+    """Write the weights of `pytorch_model*.bin` as safetensors: by torch's restricted loader, in a process of its own.
+
+    That process may open no connection and start no program. Raises ModelError for what the loader refuses.
+    """
+    files = sorted(origin.glob("pytorch_model*.bin"))
+    if not files:
+        others = ", ".join(sorted(p.name for p in (*origin.glob("*.bin"), *origin.glob("*.pt")))) or "no weights"
+        raise ModelError(f"{origin} has {others} but neither safetensors nor pytorch_model.bin: take another revision.")
+    if find_spec("torch") is None:
+        raise MissingExtra('Reading pytorch_model.bin needs torch: pip install "xqg-vdb[export]".')
+    command = [sys.executable, "-I", "-c", _CONVERT, str(into.resolve()), *(str(file.resolve()) for file in files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own program
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+        raise ModelError(
+            f"{files[0]} is refused by torch's restricted loader ({said[:200]}), so it may hold code: take a checkpoint"
+            " with safetensors."
+        )
+
+
 def _copy_safe(file: Path, target: Path) -> None:
     real = file.resolve()  # hub snapshots are links into the hub's own store
-    if not real.is_file() or file.name.startswith("pytorch_model"):
+    if not real.is_file():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".json" and real.stat().st_size <= _MAX_CONFIG_BYTES:
-        record = _read_json(real, default=None)
-        target.write_bytes(orjson.dumps(strip_code_keys(record), option=orjson.OPT_INDENT_2))
+    if file.suffix == ".json" and file.name not in _TABLES and not file.name.endswith(".index.json"):
+        if real.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ModelError(f"{file} has over {_MAX_CONFIG_BYTES >> 20} MiB, too much for a configuration.")
+        record = strip_code_keys(_read_json(real, default=None))
+        if isinstance(record, dict) and record.get("tokenizer_class") == "TokenizersBackend":
+            record["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5
+        target.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
     elif file.suffix in (".safetensors", ".onnx") or file.name.endswith("_data"):
         target.symlink_to(real)
     else:
@@ -209,34 +320,36 @@ def _read_json(path: Path, *, default: Any) -> Any:
 _COMPOSING = ("NFC", "NFKC")
 
 
-def copy_tokenizer(checkpoint: Path, exported: Path, folder: Path) -> None:
+def copy_tokenizer(checkpoint: Path, exported: Path, folder: Path, *, lower: bool = False) -> None:
     """Write `folder`'s tokenizer.json. Raises ModelError when neither place has one, or it is none."""
     # the publisher's own file first: a re-serialised one may differ
     for candidate in (checkpoint / TOKENIZER, exported / TOKENIZER):
         if candidate.is_file():
-            write_composing(candidate, folder / TOKENIZER)
+            write_composing(candidate, folder / TOKENIZER, lower=lower)
             return
     raise ModelError(
         "The checkpoint has no tokenizer.json and none could be made: save it with a fast tokenizer first."
     )
 
 
-def write_composing(source: Path, target: Path) -> None:
+def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
     """Write the tokenizer of `source` with NFC before its own normaliser; as it is where that begins by composing.
 
+    lower: lower-case in front, as sentence-transformers does before tokenizing where `do_lower_case` says so.
     Raises ModelError for a file that is no tokenizer.
     """
     try:
         record = orjson.loads(source.read_bytes())
         own = record["normalizer"] or {"type": "Sequence", "normalizers": []}
         steps = own["normalizers"] if own["type"] == "Sequence" else [own]
-        composes = bool(steps) and steps[0]["type"] in _COMPOSING
+        composes = bool(steps) and steps[0]["type"] in _COMPOSING and not lower
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{source} is not a tokenizer ({error!r}): save the checkpoint's again.") from error
     if composes:
         shutil.copyfile(source, target)
         return
-    record["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, *steps]}
+    first = [{"type": "Lowercase"}] if lower else []
+    record["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, *first, *steps]}
     target.write_bytes(orjson.dumps(record))
 
 

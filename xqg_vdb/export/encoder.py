@@ -1,4 +1,4 @@
-"""Checkpoint to ONNX model folder: optimum's export, an int8 variant, and a parity gate before anything is accepted.
+"""Checkpoint to ONNX model folder: torch's export, an int8 variant, and a parity gate before anything is accepted.
 
 In: a hub id, a local folder or `starter:encoder`. Out: a model folder (`model_folder.py`). torch, transformers,
 optimum and onnx are needed here only (extra `export`), and not at all for a hub repository that ships a suitable ONNX
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -27,14 +27,18 @@ from xqg_vdb.calibration import LanguageMeans, calibrate, language_means, save_m
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import (
     Checkpoint,
+    Overrides,
     conventions,
     copy_tokenizer,
     fetch_checkpoint,
     load_weights,
+    lower_cases,
+    modules_of,
 )
+from xqg_vdb.export.encoder_graph import TRACED, export_graph, tokens_first
 from xqg_vdb.export.quantise import append_dense, cpu_has_vnni, quantize_int8
 from xqg_vdb.fusion import unit_rows
-from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.encoder import POOL, Encoder
 from xqg_vdb.models.folder import (
     CALIBRATION,
     GRAPH,
@@ -52,7 +56,7 @@ from xqg_vdb.models.folder import (
 from xqg_vdb.progress import bars
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
-from xqg_vdb.types import Pooling, TextEncoder, Vectors, option
+from xqg_vdb.types import TextEncoder, Vectors
 
 # What calibration gains for an encoder, measured at export without any labels of the user's: which λ to recommend.
 
@@ -165,7 +169,29 @@ def measure_parity(encoder: Encoder, reference: Reference) -> Parity:
 
 
 def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> Reference:
-    """The original's own vectors, computed with torch and transformers in the plainest way (one text at a time)."""
+    """The original software's vectors, text by text: sentence-transformers' for its checkpoints, else transformers'."""
+    row = _sentence_transformers_row(checkpoint) if modules_of(checkpoint.path) else _transformers_row(checkpoint, spec)
+
+    def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
+        asked = np.stack([row(spec.query_prefix + text) for text in queries])
+        return asked, np.stack([row(spec.passage_prefix + text) for text in passages])
+
+    return encode
+
+
+def _sentence_transformers_row(checkpoint: Checkpoint) -> Callable[[str], Vectors]:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
+    try:
+        model = SentenceTransformer(str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError, AttributeError) as error:
+        raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
+    return lambda text: np.asarray(model.encode([text], prompt="", show_progress_bar=False)[0], np.float32)
+
+
+def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[str], Vectors]:
     try:
         import torch
         from transformers import AutoTokenizer
@@ -173,40 +199,15 @@ def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> Reference:
         raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     model = load_weights("AutoModel", checkpoint).eval()
-    dense = _torch_dense(checkpoint)
 
     def row(text: str) -> Vectors:
         tokens = tokenizer(text, truncation=True, max_length=spec.max_length, return_tensors="pt")
         with torch.inference_mode():
-            hidden = model(**tokens).last_hidden_state[0]
-            pooled = dense(hidden[0] if spec.pooling == "cls" else hidden.mean(dim=0))
-        vector: Vectors = pooled.numpy().astype(np.float32)
+            hidden = model(**tokens).last_hidden_state.numpy()
+        vector: Vectors = POOL[spec.pooling](hidden, np.ones(hidden.shape[:2], np.bool_))[0]
         return vector
 
-    def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
-        rows = [
-            [row(spec.query_prefix + text) for text in queries],
-            [row(spec.passage_prefix + text) for text in passages],
-        ]
-        return np.stack(rows[0]), np.stack(rows[1])
-
-    return encode
-
-
-def _torch_dense(checkpoint: Checkpoint) -> Any:
-    import torch
-
-    if checkpoint.dense is None:
-        return torch.nn.Identity()
-    import orjson
-    from safetensors.torch import load_file
-
-    config = orjson.loads((checkpoint.dense / "config.json").read_bytes())
-    weights = load_file(checkpoint.dense / "model.safetensors")
-    linear = torch.nn.Linear(config["in_features"], config["out_features"], bias="linear.bias" in weights)
-    linear.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
-    activation = getattr(torch.nn, str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1])()
-    return torch.nn.Sequential(linear, activation)
+    return row
 
 
 Precision = Literal["fp32", "int8"]
@@ -214,22 +215,6 @@ Report = Callable[[str], None]
 
 FP32_COSINE = 0.9999
 INT8_COSINE = 0.98
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the user knows better than the checkpoint's files; None leaves a convention as it was found."""
-
-    pooling: Pooling | None = option(None, "[default: the checkpoint's]")
-    normalize: bool | None = option(None, "Cosine or dot  [default: the checkpoint's]")
-    query_prefix: str | None = option(None, "Such as 'query: '  [default: the checkpoint's]")
-    passage_prefix: str | None = option(None, "Such as 'passage: '  [default: the checkpoint's]")
-    max_length: int | None = option(None, "Tokens that are read of a text.", least=8)
-
-    def apply(self, spec: EncoderSpec) -> EncoderSpec:
-        """`spec` with the given values in place."""
-        given = {key: value for key, value in asdict(self).items() if value is not None}
-        return replace(spec, **given)
 
 
 def export_encoder(
@@ -252,8 +237,7 @@ def export_encoder(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         report(f"reading {checkpoint}")
         source = fetch_checkpoint(checkpoint, into=Path(scratch) / "checkpoint")
-        spec, learned_from = conventions(source)
-        spec = (overrides or Overrides()).apply(spec)
+        spec, learned_from = conventions(source, overrides or Overrides())
         report(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
         folder = Path(scratch) / "model"
         folder.mkdir()
@@ -281,10 +265,12 @@ def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precis
             shutil.copyfile(file, fp32.parent / (GRAPH if file.name == source.onnx.name else file.name))
     else:
         report("exporting to ONNX (about a minute)")
-        _optimum_export(source.path, fp32.parent)
-    if source.dense is not None:
-        append_dense(fp32, source.dense)
-    copy_tokenizer(source.path, fp32.parent, folder)
+        export_graph(source, fp32)
+    if source.onnx is not None:
+        tokens_first(fp32)
+    for dense in source.dense:
+        append_dense(fp32, dense, pooling=spec.pooling)
+    copy_tokenizer(source.path, fp32.parent, folder, lower=lower_cases(source))
     if precision == "int8":
         report(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(
@@ -293,6 +279,7 @@ def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precis
             num_heads=int(source.config.get("num_attention_heads", 0)),
             hidden=int(source.config["hidden_size"]),
             samples=_sample_ids(folder / TOKENIZER, spec),
+            fuse=source.config["model_type"] in TRACED or source.onnx is not None,
         )
     else:
         for file in fp32.parent.glob("*.onnx*"):
@@ -310,31 +297,6 @@ def _sample_ids(tokenizer: Path, spec: EncoderSpec) -> list[NDArray[np.int64]]:
     reader.no_padding()
     reader.enable_truncation(spec.max_length)
     return [np.array([encoding.ids], dtype=np.int64) for encoding in reader.encode_batch(texts)]
-
-
-def _optimum_export(checkpoint: Path, out: Path) -> None:
-    try:
-        import transformers
-        from optimum.exporters.onnx import main_export
-    except ImportError as error:
-        raise MissingExtra(
-            f'Exporting needs torch and optimum ({error.name}): pip install "xqg-vdb[export]".'
-        ) from error
-    import warnings
-
-    transformers.logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        main_export(
-            str(checkpoint),
-            output=str(out),
-            task="feature-extraction",
-            library_name="transformers",
-            do_validation=False,  # our own gate compares more
-            trust_remote_code=False,
-            local_files_only=True,
-            device="cpu",
-        )
 
 
 def _manifest(source: Checkpoint, spec: EncoderSpec, *, precision: Precision, learned_from: str) -> dict[str, Any]:

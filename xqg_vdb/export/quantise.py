@@ -258,13 +258,14 @@ def cpu_has_vnni() -> bool:
 
 
 def quantize_int8(
-    fp32: Path, int8: Path, *, num_heads: int, hidden: int, samples: Sequence[NDArray[np.int64]] = ()
+    fp32: Path, int8: Path, *, num_heads: int, hidden: int, samples: Sequence[NDArray[np.int64]] = (), fuse: bool = True
 ) -> None:
     """Write `int8`, a quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
 
     samples: token ids (1, length) of sample texts, from which the activations' ranges are taken (`static_ranges.py`);
     without any they are taken from each batch at run time.
-    Attention, GELU and layer norms are fused first, which makes the int8 graph faster, not other. Without VNNI, AVX2's
+    fuse: attention and embeddings are fused first, which makes the int8 graph faster, not other; onnxruntime knows the
+    pattern of traced BERTs only, and takes others' embeddings for theirs. Without VNNI, AVX2's
     8-bit multiply adds pairs in saturating 16 bits, so weights keep 7 bits there. The feed-forward's second product
     stays fp32: a few of its inputs are so large that one 8-bit scale for all drowns the rest (for E5-small
     `export` prints a mean cosine of 0.9987 with it in fp32, 0.9962 otherwise).
@@ -279,23 +280,26 @@ def quantize_int8(
     except ImportError as error:
         raise MissingExtra(f'int8 export needs {error.name}: pip install "xqg-vdb[export]".') from error
     with _quiet_root_logger(), tempfile.TemporaryDirectory(dir=int8.parent.parent) as scratch:
-        fused = Path(scratch) / "fused.onnx"
-        model = optimize_model(
-            str(fp32), model_type="bert", num_heads=num_heads, hidden_size=hidden, opt_level=0,
-            optimization_options=FusionOptions("bert"),
-        )  # fmt: skip
-        model.save_model_to_file(str(fused), use_external_data_format=fp32.stat().st_size > 1 << 30)
+        ready, graph = fp32, onnx.load(str(fp32), load_external_data=False)
+        if fuse:
+            ready = Path(scratch) / "fused.onnx"
+            model = optimize_model(
+                str(fp32), model_type="bert", num_heads=num_heads, hidden_size=hidden, opt_level=0,
+                optimization_options=FusionOptions("bert"),
+            )  # fmt: skip
+            model.save_model_to_file(str(ready), use_external_data_format=fp32.stat().st_size > 1 << 30)
+            graph = model.model
         quantize_dynamic(
-            str(fused),
+            str(ready),
             str(int8),
             per_channel=True,
             reduce_range=not cpu_has_vnni(),
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_narrowing_products(model.model),
+            nodes_to_exclude=_narrowing_products(graph),
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
         if samples:
-            fix_ranges(fused, int8, samples=samples)
+            fix_ranges(ready, int8, samples=samples)
 
 
 @contextmanager
@@ -318,11 +322,11 @@ def _narrowing_products(model: Any) -> list[str]:
     return [node.name for node in products if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
 
 
-def append_dense(graph: Path, dense: Path) -> None:
+def append_dense(graph: Path, dense: Path, *, pooling: str) -> None:
     """Append the projection of a sentence-transformers `Dense` module (LaBSE) to every token's vector, in place.
 
-    CLS pooling commutes with any projection of single tokens; so does mean pooling with a linear one. For mean
-    pooling with a non-linear activation the folder would be wrong, so that is refused. Raises ModelError.
+    Taking one token commutes with any projection of single tokens; so does the mean with a linear one. For others the
+    folder would be wrong, so that is refused. Raises ModelError.
     """
     import onnx
     import orjson
@@ -331,23 +335,26 @@ def append_dense(graph: Path, dense: Path) -> None:
 
     config = orjson.loads((dense / "config.json").read_bytes())
     activation = str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1]
-    pooling = orjson.loads((dense.parent / "1_Pooling" / "config.json").read_bytes())
-    if activation not in _ACTIVATIONS or (_ACTIVATIONS[activation] and not pooling.get("pooling_mode_cls_token")):
-        raise ModelError(f"The checkpoint's Dense module ({activation} after pooling) is not supported.")
+    one_token = pooling in ("cls", "last")
+    if activation not in _ACTIVATIONS or not (one_token or (pooling == "mean" and not _ACTIVATIONS[activation])):
+        raise ModelError(f"The checkpoint's {dense.name} ({activation} after {pooling} pooling) is not supported.")
+    stem = dense.name
     weights = load_file(dense / "model.safetensors")
     model = onnx.load(str(graph))
     output = model.graph.output[0].name
-    matrix = numpy_helper.from_array(weights["linear.weight"].T.astype("float32").copy(), "dense.weight")
-    nodes = [helper.make_node("MatMul", [output, "dense.weight"], ["dense.product"])]
+    matrix = numpy_helper.from_array(weights["linear.weight"].T.astype("float32").copy(), f"{stem}.weight")
+    nodes = [helper.make_node("MatMul", [output, f"{stem}.weight"], [f"{stem}.product"])]
     model.graph.initializer.append(matrix)
-    last = "dense.product"
+    last = f"{stem}.product"
     if "linear.bias" in weights:
-        model.graph.initializer.append(numpy_helper.from_array(weights["linear.bias"].astype("float32"), "dense.bias"))
-        nodes.append(helper.make_node("Add", [last, "dense.bias"], ["dense.sum"]))
-        last = "dense.sum"
+        model.graph.initializer.append(
+            numpy_helper.from_array(weights["linear.bias"].astype("float32"), f"{stem}.bias")
+        )
+        nodes.append(helper.make_node("Add", [last, f"{stem}.bias"], [f"{stem}.sum"]))
+        last = f"{stem}.sum"
     if _ACTIVATIONS[activation]:
-        nodes.append(helper.make_node(_ACTIVATIONS[activation], [last], ["dense.activated"]))
-        last = "dense.activated"
+        nodes.append(helper.make_node(_ACTIVATIONS[activation], [last], [f"{stem}.activated"]))
+        last = f"{stem}.activated"
     model.graph.node.extend(nodes)
     del model.graph.output[:]
     shape = ["batch_size", "sequence_length", int(config["out_features"])]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from xqg_vdb.export.encoder import Overrides, default_folder, export_encoder
+from xqg_vdb.export.checkpoints import Overrides
+from xqg_vdb.export.encoder import default_folder, export_encoder
 from xqg_vdb.export.generator import export_generator
 from xqg_vdb.models.folder import ModelFolder, cached_model
 

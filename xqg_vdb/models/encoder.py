@@ -171,6 +171,8 @@ class Encoder:
         feeds = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64)}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(input_ids)
+        if "position_ids" in self._inputs:
+            feeds["position_ids"] = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
         (hidden,) = self._session.run([self._output], feeds)
         vectors = POOL[self.spec.pooling](hidden, mask)
         if self.spec.normalize:
@@ -191,7 +193,27 @@ def cls_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
     return np.ascontiguousarray(hidden[:, 0, :], dtype=np.float32)
 
 
-POOL: dict[Pooling, Callable[[Vectors, NDArray[np.bool_]], Vectors]] = {"mean": mean_pool, "cls": cls_pool}
+def last_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
+    """A text's last token."""
+    last: Vectors = hidden[np.arange(len(hidden)), mask.sum(axis=1) - 1]
+    return last
+
+
+def max_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
+    """The largest value of each dimension over a text's tokens."""
+    return np.asarray(np.where(mask[..., None], hidden, -np.inf).max(axis=1), np.float32)
+
+
+def weighted_mean_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
+    """Mean over a text's tokens, the n-th with weight n (SGPT)."""
+    weights = (mask * np.arange(1, mask.shape[1] + 1)).astype(np.float32)
+    total: Vectors = np.einsum("rl,rld->rd", weights, np.where(mask[..., None], hidden, np.float32(0)))
+    return np.asarray(total / weights.sum(axis=1, keepdims=True), np.float32)
+
+
+POOL: dict[Pooling, Callable[[Vectors, NDArray[np.bool_]], Vectors]] = {
+    "mean": mean_pool, "cls": cls_pool, "last": last_pool, "max": max_pool, "weighted-mean": weighted_mean_pool,
+}  # fmt: skip
 
 
 def _checked_threads(threads: int | None) -> int:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import orjson
 
@@ -261,7 +261,7 @@ def _encoder_spec(path: Path, record: object) -> EncoderSpec:
             f"{path / MANIFEST} has no valid 'encoder' record ({error}); export the model again."
         ) from error
     good = (
-        isinstance(spec.dim, int) and 0 < spec.dim <= 65536 and spec.pooling in ("mean", "cls")
+        isinstance(spec.dim, int) and 0 < spec.dim <= 65536 and spec.pooling in get_args(Pooling)
         and isinstance(spec.normalize, bool) and isinstance(spec.max_length, int) and 8 <= spec.max_length <= 131072
         and isinstance(spec.query_prefix, str) and isinstance(spec.passage_prefix, str)
     )  # fmt: skip

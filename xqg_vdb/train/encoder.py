@@ -19,8 +19,7 @@ import orjson
 
 from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.export.checkpoints import Base, Checkpoint, conventions, load_weights
-from xqg_vdb.export.encoder import Overrides
+from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, load_weights
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.store import open_store
@@ -194,7 +193,7 @@ def train_encoder(
         )
 
     def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Callable[[Path], None]]:
-        spec = settings.overrides.apply(conventions(checkpoint)[0])
+        spec = conventions(checkpoint, settings.overrides)[0]
         model, tokenizer = _load(checkpoint, seed=settings.schedule.seed)
         outcome = _run(model, tokenizer, spec, run, pairs, spread(dev, settings.dev_limit), settings, say)
         return outcome, partial(_save, model, spec)
