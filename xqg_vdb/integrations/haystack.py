@@ -1,7 +1,6 @@
 """Haystack: text and document embedders for its stores, and a retriever component (extra `haystack`).
 
-In: arguments that can be written to a pipeline file: names, folders, addresses. Out: embeddings and documents. Haystack
-makes components before it uses them, so the model and the store are opened by `warm_up`, or by the first `run`.
+Components are made before they are used, so the model and the store are opened by `warm_up`, or by the first `run`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""LangChain: `XqgEmbeddings` for its vector stores, `XqgRetriever` for its chains (extra `langchain`).
-
-In: a ready encoder or retriever. Out: LangChain's embeddings and documents. This file refuses to know how either works.
-"""
+"""LangChain: `XqgEmbeddings` for its vector stores, `XqgRetriever` for its chains (extra `langchain`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from qdrant_client import models
 
@@ -87,12 +85,7 @@ class XqgRetriever(BaseRetriever):
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
     ) -> list[Document]:
-        hits = self.retriever.search(
-            query,
-            k=self.k if k is None else k,
-            passage_langs=self.passage_langs if passage_langs is None else passage_langs,
-            question_lang=question_lang or self.question_lang,
-        )
+        hits = self.retriever.search(query, **self._options(k, passage_langs, question_lang))
         return [_document(hit) for hit in hits]
 
     async def _aget_relevant_documents(
@@ -104,13 +97,16 @@ class XqgRetriever(BaseRetriever):
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
     ) -> list[Document]:
-        hits = await self._async.search(
-            query,
-            k=self.k if k is None else k,
-            passage_langs=self.passage_langs if passage_langs is None else passage_langs,
-            question_lang=question_lang or self.question_lang,
-        )
+        hits = await self._async.search(query, **self._options(k, passage_langs, question_lang))
         return [_document(hit) for hit in hits]
+
+    def _options(self, k: int | None, langs: Sequence[str] | None, question_lang: str | None) -> dict[str, Any]:
+        """What the call says, else what the retriever was made with."""
+        return {
+            "k": self.k if k is None else k,
+            "passage_langs": self.passage_langs if langs is None else langs,
+            "question_lang": question_lang or self.question_lang,
+        }
 
 
 def language_filter(passage_langs: Sequence[str]) -> models.Filter:

@@ -1,12 +1,10 @@
-"""LlamaIndex: `XqgEmbedding` for its vector stores, `XqgRetriever` for its query engines (extra `llama-index`).
-
-In: a ready encoder or retriever. Out: LlamaIndex's embeddings and nodes. This file refuses to know how either works.
-"""
+"""LlamaIndex: `XqgEmbedding` for its vector stores, `XqgRetriever` for its query engines (extra `llama-index`)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import MissingExtra
@@ -98,23 +96,20 @@ class XqgRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(callback_manager=callback_manager)
-        self.similarity_top_k = similarity_top_k
-        self.question_lang = question_lang
-        self._passage_langs = passage_languages(passage_langs)
+        wanted = {
+            "k": similarity_top_k,
+            "passage_langs": passage_languages(passage_langs),
+            "question_lang": question_lang,
+        }
+        self._wanted: dict[str, Any] = wanted
         self._retriever = retriever
         self._async = AsyncRetriever(retriever)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        text, k, langs = query_bundle.query_str, self.similarity_top_k, self._passage_langs
-        return list(
-            map(_node, self._retriever.search(text, k=k, passage_langs=langs, question_lang=self.question_lang))
-        )
+        return list(map(_node, self._retriever.search(query_bundle.query_str, **self._wanted)))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        text, k, langs = query_bundle.query_str, self.similarity_top_k, self._passage_langs
-        return list(
-            map(_node, await self._async.search(text, k=k, passage_langs=langs, question_lang=self.question_lang))
-        )
+        return list(map(_node, await self._async.search(query_bundle.query_str, **self._wanted)))
 
 
 def language_filter(passage_langs: Sequence[str]) -> MetadataFilters:
