@@ -1,6 +1,6 @@
 """The house in numbers: what a reader has to hold in mind, counted. `python tests/house.py` prints the table.
 
-`GOALS` are held by tests/test_house.py, so that a new feature pays with what it makes superfluous.
+`GOALS` is where it should go; tests/test_house.py holds `TODAY`: a new feature pays with what it makes superfluous.
 """
 
 from __future__ import annotations

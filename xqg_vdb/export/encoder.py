@@ -1,8 +1,6 @@
 """Checkpoint to ONNX model folder: torch's export, an int8 variant, and a parity gate before anything is accepted.
 
-In: a hub id, a local folder or `starter:encoder`. Out: a model folder (`model_folder.py`). torch, transformers,
-optimum and onnx are needed here only (extra `export`), and not at all for a hub repository that ships a suitable ONNX
-file as fp32.
+torch, transformers and onnx are needed here only (extra `export`); not at all for a repository that has its graph.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ def quantize_int8(
 ) -> None:
     """Write `int8`, a quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
 
-    samples: token ids (1, length) of sample texts, from which the activations' ranges are taken (`static_ranges.py`);
+    samples: token ids (1, length) of sample texts, from which the activations' ranges are taken (`export/quantise.py`);
     without any they are taken from each batch at run time.
     fuse: attention and embeddings are fused first, which makes the int8 graph faster, not other; onnxruntime knows the
     pattern of traced BERTs only, and takes others' embeddings for theirs. Without VNNI, AVX2's

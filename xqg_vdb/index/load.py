@@ -225,7 +225,7 @@ def load_with_report(
     are kept in the cache until the load is done.
     reuse: build folders of earlier loads with this encoder: what is unchanged is copied from them and not encoded.
     distance: by default `cosine`, or `dot` for encoders that do not normalise.
-    passage_calibration: λ of the passages' side, for corpora of several languages (`passage_calibration.py`): each
+    passage_calibration: λ of the passages' side, for corpora of several languages (`calibration.py`): each
     passage's vector less λ times its language's mean passage vector, before queries are folded in. 0 leaves them.
     keep_plain: keep the passages' own vectors, without queries, beside the fused ones; they cost as much memory.
     hybrid: make sparse vectors as well, which `Retriever(hybrid=True)` searches beside the dense ones.
