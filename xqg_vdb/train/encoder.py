@@ -264,7 +264,7 @@ def _load(checkpoint: Checkpoint, *, seed: int) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, set_seed
 
     set_seed(seed)  # for weights that the checkpoint lacks, such as BERT's own pooler, which nothing here uses
-    if checkpoint.dense is not None:
+    if checkpoint.dense:
         raise ModelError(f"{checkpoint.source} has a projection after pooling, which cannot be trained here.")
     model = load_weights("AutoModel", checkpoint)
     try:
