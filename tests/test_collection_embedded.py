@@ -24,7 +24,7 @@ from xqg_vdb.files import FileLock, bytes_on_disk
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded import engine as index_build
 from xqg_vdb.store.embedded.store import EmbeddedStore
-from xqg_vdb.store.layout import digest
+from xqg_vdb.store.layout import CollectionOptions, digest
 from xqg_vdb.types import Search
 
 HERE = Path(__file__).parent
@@ -488,3 +488,21 @@ def test_the_engines_complaints_become_ours(tmp_path):
         with pytest.raises(kind) as caught, engine.errors(tmp_path):
             raise Exception(text)
         assert str(tmp_path) in str(caught.value)
+
+
+def test_without_a_pointer_nothing_is_deleted_and_everything_says_what_to_do(tmp_path):
+    with EmbeddedStore(tmp_path, options=CollectionOptions(keep=2)) as store:
+        for number in (1, 2):
+            load(store, "wiki", passages(5), vectors(5, seed=number), card=a_card(alpha=number / 10))
+        (tmp_path / "wiki" / "CURRENT").unlink()
+        said = r"has the finished versions v0001, v0002, and none is published: .*`xqg-vdb rollback wiki --to v0002`"
+        calls = (
+            lambda: store.admin.gc("wiki", keep=1, unfinished=True),
+            lambda: store.admin.rollback("wiki"),
+            lambda: store.card("wiki"),
+        )
+        for call in calls:
+            with pytest.raises(DataError, match=said):
+                call()
+        assert store.admin.rollback("wiki", version="v0001") == "v0001"
+        assert store.count("wiki") == 5

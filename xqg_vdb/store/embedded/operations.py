@@ -245,8 +245,7 @@ class EmbeddedAdmin:
         """All versions of a collection, oldest first. Raises DataError when there are none."""
         folder = self._store.folder(name)
         with disk_errors(folder.path):
-            current, kept = folder.current(), folder.kept()
-            states = [_state(version, current=current, kept=kept) for version in folder.versions()]
+            states = version_states(folder)
         if not states:
             raise self._store.missing(folder)
         return states
@@ -362,6 +361,12 @@ class EmbeddedAdmin:
                 yield folder
             finally:
                 lock.release()
+
+
+def version_states(folder: Folder) -> list[VersionState]:
+    """All versions, oldest first."""
+    current, kept = folder.current(), folder.kept()
+    return [_state(version, current=current, kept=kept) for version in folder.versions()]
 
 
 def _state(version: Version, *, current: Version | None, kept: list[Version]) -> VersionState:

@@ -17,10 +17,11 @@ from xqg_vdb.errors import CorruptError, DataError, LockedError
 from xqg_vdb.files import FileLock, disk_errors, empty_bin, remove_folder
 from xqg_vdb.store import layout
 from xqg_vdb.store.embedded import engine
-from xqg_vdb.store.embedded.operations import EmbeddedAdmin
+from xqg_vdb.store.embedded.operations import EmbeddedAdmin, version_states
 from xqg_vdb.store.embedded.versions import Folder, Stamp, Version, stamp_of
 from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
 from xqg_vdb.store.layout import CollectionOptions
+from xqg_vdb.store.operations import unpublished
 from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, Search, StoredPoint
 
 # The published version of a collection in a folder, opened for reading: its lock, its card and its shard.
@@ -191,6 +192,8 @@ class EmbeddedStore:
 
     def missing(self, folder: Folder) -> DataError:
         """The error for a collection that is not published: unfinished, or unknown."""
+        if finished := [state.name for state in version_states(folder) if state.finished]:
+            return unpublished(folder.path.name, finished)
         if folder.versions():
             return DataError(
                 f"Collection {folder.path.name!r} in {self.path} is not finished: run the load again, it continues"
