@@ -104,7 +104,7 @@ def _example(
 def demo(path: Path, as_json: bool) -> None:
     """Run the whole flow on the sample corpus with a real multilingual encoder, and show what it gains.
 
-    Exports the starter encoder (once, about two minutes), loads 60 passages in six languages plain and with generated
+    Exports the starter encoder (once, about a minute), loads 60 passages in six languages plain and with generated
     queries in ten languages, and asks 600 held-out questions.
 
     \b

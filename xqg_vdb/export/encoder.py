@@ -35,6 +35,7 @@ from xqg_vdb.export.checkpoints import (
 )
 from xqg_vdb.export.encoder_graph import TRACED, export_graph, tokens_first
 from xqg_vdb.export.quantise import append_dense, cpu_has_vnni, quantize_int8
+from xqg_vdb.export.starter_graph import fetch_filled_starter, stored_rows
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.models.encoder import POOL, Encoder
 from xqg_vdb.models.folder import (
@@ -234,7 +235,7 @@ def export_encoder(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         report(f"reading {checkpoint}")
-        source = fetch_checkpoint(checkpoint, into=Path(scratch) / "checkpoint")
+        source = _fetch(checkpoint, Path(scratch) / "checkpoint", precision=precision, overrides=overrides)
         spec, learned_from = conventions(source, overrides or Overrides())
         report(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
         folder = Path(scratch) / "model"
@@ -254,6 +255,17 @@ def export_encoder(
     return open_model_folder(out)
 
 
+def _fetch(checkpoint: str, into: Path, *, precision: Precision, overrides: Overrides | None) -> Checkpoint:
+    """The checkpoint; the int8 starter, used as it wants to be used, comes with its graph and needs no torch."""
+    if checkpoint == STARTER_ENCODER and precision == "int8" and overrides in (None, Overrides()):
+        return fetch_filled_starter(into)
+    return fetch_checkpoint(checkpoint, into=into)
+
+
+def _is_filled_starter(source: Checkpoint) -> bool:
+    return source.source == STARTER_ENCODER and source.onnx is not None
+
+
 def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, report: Report) -> None:
     fp32 = folder.with_name("fp32") / GRAPH
     fp32.parent.mkdir()
@@ -269,7 +281,7 @@ def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precis
     for dense in source.dense:
         append_dense(fp32, dense, pooling=spec.pooling)
     copy_tokenizer(source.path, fp32.parent, folder, lower=lower_cases(source))
-    if precision == "int8":
+    if precision == "int8" and not _is_filled_starter(source):
         report(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(
             fp32,
@@ -320,8 +332,7 @@ def _gate(
     with Encoder(folder, calibration=0.0) as encoder:
         if source.onnx is not None and precision == "fp32":
             return None, _speed(encoder)
-        reference = torch_vectors(source, spec) if source.onnx is None else _fp32_vectors(folder, spec)
-        parity = measure_parity(encoder, reference)
+        parity = measure_parity(encoder, _reference(source, folder, spec))
         wanted = FP32_COSINE if precision == "fp32" else INT8_COSINE
         report(
             f"cosine to the original, {parity.texts} texts: min {parity.cosine_min:.5f}, mean {parity.cosine_mean:.5f}"
@@ -333,6 +344,12 @@ def _gate(
                 + ("Try --precision fp32." if precision == "int8" else "Please report the checkpoint.")
             )
         return asdict(parity), _speed(encoder)
+
+
+def _reference(source: Checkpoint, folder: Path, spec: EncoderSpec) -> Reference:
+    if source.onnx is None:
+        return torch_vectors(source, spec)
+    return stored_rows if _is_filled_starter(source) else _fp32_vectors(folder, spec)
 
 
 def _fp32_vectors(folder: Path, spec: EncoderSpec) -> Reference:

@@ -12,7 +12,7 @@ import importlib.metadata
 import shutil
 import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -268,12 +268,15 @@ def locate_weights() -> Path:
     return path
 
 
-def write_checkpoint(weights: WeightFile, out: Path) -> Path:
-    """Write the checkpoint into a folder beside `out` (absent, or empty), rename it into place, and return `out`."""
+def write_checkpoint(weights: WeightFile, out: Path, *, save: Callable[[WeightFile, Path], None] | None = None) -> Path:
+    """Write the checkpoint into a folder beside `out` (absent, or empty), rename it into place, and return `out`.
+
+    save: writes the weights into the folder, in place of safetensors.
+    """
     building = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
         building.mkdir(parents=True)
-        _write_tensors(weights, building / "model.safetensors")
+        (save or _write_tensors)(weights, building)
         build_tokenizer(weights).save(str(building / "tokenizer.json"))
         for name, content in settings(weights).items():
             (building / name).parent.mkdir(exist_ok=True)
@@ -287,7 +290,7 @@ def write_checkpoint(weights: WeightFile, out: Path) -> Path:
     return out
 
 
-def _write_tensors(weights: WeightFile, path: Path) -> None:
+def _write_tensors(weights: WeightFile, folder: Path) -> None:
     """Write float32 safetensors piece by piece: the format's own saver wants all 0.5 GB in memory at once."""
     hidden = weights.header["hidden"]
     # The file has no pooler and mean pooling needs none. Zeros, because a loader that finds none makes one up at random
@@ -301,7 +304,7 @@ def _write_tensors(weights: WeightFile, path: Path) -> None:
         entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     head = orjson.dumps(entries)
     head += b" " * (-len(head) % 8)
-    with path.open("wb") as file:
+    with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for _, stored_as, _ in tensor_names(weights.header):
             is_q4, _, raw = weights.tensors[stored_as]

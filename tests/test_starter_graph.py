@@ -1,0 +1,96 @@
+"""The starter's graph filled without torch: onnxruntime's arithmetic, and the graph that torch exports."""
+
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from xqg_vdb.errors import MissingExtra
+from xqg_vdb.export.checkpoints import conventions, fetch_checkpoint
+from xqg_vdb.export.encoder import _write_graphs, parity_texts
+from xqg_vdb.export.quantise import cpu_has_vnni
+from xqg_vdb.export.starter_encoder import locate_weights, read_weights
+from xqg_vdb.export.starter_graph import TEMPLATE, fill_template, per_column, per_tensor, stored_rows
+
+
+@pytest.mark.parametrize("seven_bits", [False, True])
+def test_levels_are_those_of_onnxruntime(seven_bits):
+    onnx, quantization = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime.quantization.quant_utils")
+    random = np.random.default_rng(3)
+    values = random.standard_normal((40, 24)).astype(np.float32) * np.geomspace(1e-4, 9, 24, dtype=np.float32)
+    levels, scale, zero = per_column(values, seven_bits=seven_bits)
+    for at, column in enumerate(values.T):
+        expected = quantization.quantize_data(column, onnx.TensorProto.INT8, True, reduce_range=seven_bits)
+        assert (zero[at], scale[at]) == expected[:2]
+        np.testing.assert_array_equal(levels[:, at], expected[2])
+    for table in (values, np.abs(values), -np.abs(values)):
+        levels, scale, zero = per_tensor(table, seven_bits=seven_bits)
+        expected = quantization.quantize_data(table, onnx.TensorProto.UINT8, False, reduce_range=seven_bits)
+        assert (zero, scale) == expected[:2]
+        np.testing.assert_array_equal(levels, expected[2])
+
+
+def test_a_column_of_zeros_stays_zeros():
+    levels, scale, _ = per_column(np.zeros((4, 2), np.float32), seven_bits=False)
+    assert not levels.any() and (scale == 1).all()
+
+
+def test_the_template_is_small_and_knows_the_texts_of_the_gate():
+    assert TEMPLATE.stat().st_size <= 100_000
+    questions, passages = parity_texts()
+    rows = np.concatenate(stored_rows(questions, passages))
+    assert rows.shape == (len(questions) + len(passages), 384)
+    with np.load(TEMPLATE) as data:
+        assert len(data["rows"]) == len(rows), "other texts: run tests/starter_template.py"
+
+
+def test_without_onnx_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtra, match=r'needs the onnx package: pip install "xqg-vdb\[starter\]"'):
+        fill_template(None, tmp_path / "model.onnx", seven_bits=False)
+    assert not list(tmp_path.iterdir())
+
+
+def weights_of(model):
+    """Every weight (not the few numbers of a range), whatever it is called, with how often it occurs."""
+    from onnx import numpy_helper
+
+    arrays = map(numpy_helper.to_array, model.graph.initializer)
+    return Counter((array.dtype.str, array.shape, array.tobytes()) for array in arrays if array.size > 64)
+
+
+def test_the_filled_graph_is_the_one_that_torch_exports(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    for name in ("torch", "transformers"):
+        pytest.importorskip(name)
+    try:
+        weights = read_weights(locate_weights())
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    source = fetch_checkpoint("starter:encoder", into=tmp_path / "checkpoint")
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    _write_graphs(source, exported, conventions(source)[0], precision="int8", report=lambda line: None)
+    fill_template(weights, tmp_path / "filled.onnx", seven_bits=not cpu_has_vnni())
+    if (tmp_path / "filled.onnx").read_bytes() == (exported / "model.onnx").read_bytes():
+        return
+    # another torch names and rounds a few things otherwise: the operators and all weights are still the same
+    ours, theirs = onnx.load(str(tmp_path / "filled.onnx")), onnx.load(str(exported / "model.onnx"))
+    assert weights_of(ours) == weights_of(theirs)
+    kinds = [Counter(node.op_type for node in model.graph.node) for model in (ours, theirs)]
+    assert kinds[0] == kinds[1] and kinds[0]["QAttention"] == 12
+
+
+def test_a_user_who_overrides_something_gets_the_export_through_torch(tmp_path, monkeypatch):
+    from xqg_vdb.export import encoder
+
+    asked = []
+    monkeypatch.setattr(encoder, "fetch_filled_starter", lambda into: asked.append("filled"))
+    monkeypatch.setattr(encoder, "fetch_checkpoint", lambda name, into: asked.append("torch"))
+    for precision, overrides in (
+        ("int8", None), ("int8", encoder.Overrides()), ("fp32", None), ("int8", encoder.Overrides(pooling="cls")),
+    ):  # fmt: skip
+        encoder._fetch("starter:encoder", tmp_path, precision=precision, overrides=overrides)
+    encoder._fetch("owner/model", tmp_path, precision="int8", overrides=None)
+    assert asked == ["filled", "filled", "torch", "torch", "torch"]
