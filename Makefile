@@ -1,6 +1,7 @@
 # Each target makes .venv when it is missing. Everything comes from a package index; nothing from a model hub.
 PYTHON ?= python3
 WORKERS ?= 2
+LOCKED ?= 1
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= true
 
@@ -9,7 +10,8 @@ export TOKENIZERS_PARALLELISM ?= true
 help: ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-# LOCKED=1: the very versions of requirements-dev.txt. torch first and pinned: a plain `torch` would bring several GB of CUDA packages
+# The versions of requirements-dev.txt, unless LOCKED is empty (`make test LOCKED=`). torch first and pinned: a plain
+# `torch` would bring several GB of CUDA packages.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip

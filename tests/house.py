@@ -27,7 +27,15 @@ GOALS = {
     "rungs of the import ladder": 14,
     "ways to fold queries into vectors": 1,
 }
-"""At most so many; `files at the top` counts `__init__.py`."""
+"""Where it should go; `files at the top` counts `__init__.py`."""
+
+TODAY = GOALS | {
+    "modules": 140,
+    "lines": 27_300,
+    "files that a load of four passages enters": 23,
+    "public classes and type aliases": 300,
+}
+"""At most so many until the goals are met; lower a number when you can, never raise one."""
 
 
 def sources() -> list[Path]:
@@ -189,7 +197,7 @@ systems = ["calibrated"]
 def show() -> None:
     """Print the table, and the largest modules."""
     for name, value in counted().items():
-        print(f"{name:48} {value:7,}   at most {GOALS[name]:,}")
+        print(f"{name:48} {value:7,}   at most {TODAY[name]:,}   goal {GOALS[name]:,}")
     tests = sum(len(p.read_text("utf-8").splitlines()) for p in (ROOT.parent / "tests").rglob("*.py"))
     print(f"{'lines of tests for a line of source':48} {tests / counted()['lines']:7.3f}")
     sizes = Counter({str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in sources()})

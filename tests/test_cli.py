@@ -309,14 +309,14 @@ def test_a_full_disk(call, cwd, model, monkeypatch):
 def test_a_disk_that_is_full_for_the_vectors(call, cwd, model, monkeypatch):
     import errno
 
-    from xqg_vdb.index import build as vectors
+    from xqg_vdb import files
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     corpus_of(cwd, {"id": "1", "text": "w1"})
     with monkeypatch.context() as patch:
-        patch.setattr(vectors, "sync_folder", full)
+        patch.setattr(files, "sync_folder", full)
         code, out, err = call("load", "corpus.jsonl", "wiki", "--encoder", model, "--build", "build")
     assert (code, out) == (6, "")
     assert re.fullmatch(

@@ -339,7 +339,9 @@ def test_two_loads_of_one_name_do_not_share_our_build_folder(files):
     folder = cache_folder() / "builds" / f"wiki-{an_encoder().facts.fingerprint}"
     folder.mkdir(parents=True)
     with lock_folder(folder), ServerStore.connect(":memory:") as store:
-        with pytest.raises(LockedError, match=r"Collection 'wiki' is being loaded already: .* process \d+; .*--build"):
+        with pytest.raises(
+            LockedError, match=r"Collection 'wiki' is being loaded already: .* process \d+ on .*; .*--build"
+        ):
             load(files[0], "wiki", encoder=an_encoder(), store=store)
         load(files[0], "wiki", encoder=an_encoder(), store=store, build=folder.with_name("own"))
 

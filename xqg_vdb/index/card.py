@@ -95,7 +95,7 @@ def question_means(
     asked = read_questions(Path(questions), rejects=rejects)
     texts = [question.text for question in asked]
     langs = resolve_languages(texts, [question.lang for question in asked])
-    vectors = encoder.encode_queries(texts)
+    vectors = encoder.encode_queries(texts, calibrate=False)
     rows = {
         lang: vectors[[i for i, known in enumerate(langs) if known == lang]] for lang in sorted(set(langs) - {"und"})
     }
