@@ -74,7 +74,7 @@ def measure(retriever: Retriever, task: RetrievalTask) -> dict[str, float]:
     """Micro R@10 and MRR@10 over questions; macro (over languages) R@1 and R@10; R@10 per language."""
     found = retriever.run(task.queries, Search(K))
     ranks = {
-        a.query.id: next((r for r, hit in enumerate(a.hits, 1) if task.qrels[a.query.id].get(hit.id)), None)
+        a.question.id: next((r for r, hit in enumerate(a.hits, 1) if task.qrels[a.question.id].get(hit.id)), None)
         for a in found
     }
     groups = sorted({task.groups[q.id] for q in task.queries})
