@@ -30,7 +30,7 @@ from xqg_vdb.batching import windows  # noqa: E402
 from xqg_vdb.models.encoder import Encoder  # noqa: E402
 from xqg_vdb.models.folder import encoder_folder  # noqa: E402
 from xqg_vdb.progress import bars  # noqa: E402
-from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scores, open_scorer, standardised  # noqa: E402  # noqa: E402
+from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scores, open_scorer, standardised  # noqa: E402
 from xqg_vdb.search.retriever import Retriever  # noqa: E402
 from xqg_vdb.types import Hit, Question  # noqa: E402
 
