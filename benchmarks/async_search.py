@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from xqg_vdb import AsyncRetriever, Encoder, Hit, Retriever, load
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
 from xqg_vdb.texts.questions import read_questions, sample_corpus
 from xqg_vdb.types import Question
@@ -102,8 +103,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Encoder(options.encoder, threads=options.threads) as encoder:
         path = None if options.url else Path(folder) / "store"
         store = open_store(path, url=options.url)
-        collection = load(sample.corpus, "async-search-benchmark", encoder=encoder, queries=sample.queries,
-                          store=store, build=Path(folder) / "build")  # fmt: skip
+        collection = load(
+            sample.corpus,
+            "async-search-benchmark",
+            encoder=encoder,
+            queries=sample.queries,
+            store=store,
+            options=LoadOptions(build=Path(folder) / "build"),
+        ).collection
         records = measure(Retriever(encoder, collection), texts, threads=options.threads, repeats=options.repeats)
         cosine = round(lowest_cosine(encoder, texts), 4)
         store.delete("async-search-benchmark")

@@ -64,7 +64,7 @@ def collection_of(task: RetrievalTask, encoder: Encoder, work: Path) -> Collecti
     corpus = work / f"{name}.jsonl"
     records = ({"id": p.id, "title": p.title, "text": p.text, "lang": p.lang} for p in task.passages)
     corpus.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
-    return load(str(corpus), name, encoder=encoder, store=store)
+    return load(str(corpus), name, encoder=encoder, store=store).collection
 
 
 def measured(task: RetrievalTask, rankings: Mapping[str, Sequence[Hit]]) -> dict[str, dict[str, float]]:

@@ -20,6 +20,7 @@ import orjson
 from xqg_vdb import Encoder, Retriever, load
 from xqg_vdb.evaluate.datasets import afriqa, data_folder
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.models.folder import encoder_folder
 from xqg_vdb.store import open_store
 from xqg_vdb.types import Question, Search
@@ -47,10 +48,10 @@ def main(data_dir: Path | None, model: str, path: Path | None, as_json: bool) ->
         store = open_store(place)
         with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
             start = time.perf_counter()
-            options = {"encoder": encoder, "store": store, "build": place / "vectors"}
-            collection = load(corpus, "afriqa", **options)
+            options = {"encoder": encoder, "store": store, "options": LoadOptions(build=place / "vectors")}
+            collection = load(corpus, "afriqa", **options).collection
             click.echo(f"loaded {collection.count()} passages in {time.perf_counter() - start:.0f} s", err=True)
-            from_train = load(corpus, "afriqa-train-questions", questions=questions, **options)
+            from_train = load(corpus, "afriqa-train-questions", questions=questions, **options).collection
             rows = {
                 "plain": measure(Retriever(encoder, collection, calibration=0.0), dev),
                 "calibrated: question bank": measure(Retriever(encoder, collection), dev),

@@ -26,5 +26,5 @@ with Encoder("starter") as encoder:
         print(f"α = {alpha:4.2f}  MRR@10 {value:.3f}")
     print("chosen:", found.chosen.recipe, "λ =", found.chosen.strength)
     recipe = found.chosen.recipe
-    with load(sample.corpus, "sample", encoder=encoder, queries=sample.queries, recipe=recipe) as collection:
+    with load(sample.corpus, "sample", encoder=encoder, queries=sample.queries, recipe=recipe).collection as collection:
         print(collection.count(), "passages in", collection)

@@ -25,7 +25,7 @@ def as_text(documents: list[Document]) -> str:
 def main() -> None:
     question = sys.argv[1] if len(sys.argv) > 1 else "Ni ziwa gani liko nyuma ya bwawa la Aswan?"
     sample, encoder = sample_corpus(), Encoder("starter")
-    with load(sample.corpus, "sample", encoder=encoder, queries=sample.queries) as collection:
+    with load(sample.corpus, "sample", encoder=encoder, queries=sample.queries).collection as collection:
         retriever = XqgRetriever(retriever=Retriever(encoder, collection), k=3, passage_langs=["en"])
         chain = {"passages": retriever | as_text, "question": RunnablePassthrough()} | PROMPT
         # chain = chain | ChatOpenAI(model=…) | StrOutputParser()

@@ -17,7 +17,7 @@ from xqg_vdb.texts.questions import sample_corpus
 def main() -> None:
     question = sys.argv[1] if len(sys.argv) > 1 else "Ni ziwa gani liko nyuma ya bwawa la Aswan?"
     sample, encoder = sample_corpus(), Encoder("starter")
-    with load(sample.corpus, "sample", encoder=encoder, queries=sample.queries) as collection:
+    with load(sample.corpus, "sample", encoder=encoder, queries=sample.queries).collection as collection:
         retriever = XqgRetriever(Retriever(encoder, collection), similarity_top_k=3, passage_langs=["en"])
         llm = MockLLM()  # says its prompt; put OpenAI(model=…) or any other LLM here
         engine = RetrieverQueryEngine(retriever, response_synthesizer=get_response_synthesizer(llm=llm))

@@ -13,6 +13,6 @@ passages = [
 Path("my-corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
 
 encoder = Encoder("starter")
-with load("my-corpus.jsonl", "mine", encoder=encoder) as collection:
+with load("my-corpus.jsonl", "mine", encoder=encoder).collection as collection:
     for hit in Retriever(encoder, collection).search("Mto Nile una urefu gani?", k=2, passage_langs=["en"]):
         print(f"{hit.score:.3f} {hit.title}: {hit.text}")

@@ -147,7 +147,7 @@ def entered(job: Callable[[Path], object]) -> set[str]:
 
 def a_load(folder: Path) -> object:
     """Four passages with a query each into an embedded collection."""
-    from xqg_vdb.index.load import load
+    from xqg_vdb.index.load import LoadOptions, load
     from xqg_vdb.store import open_store
     from xqg_vdb.testing import HashEncoder
 
@@ -158,9 +158,13 @@ def a_load(folder: Path) -> object:
     store = open_store(path=folder / "store")
     try:
         return load(
-            folder / "corpus.jsonl", "four", encoder=HashEncoder(), queries=folder / "queries.jsonl", store=store,
-            build=folder / "build",
-        )  # fmt: skip
+            folder / "corpus.jsonl",
+            "four",
+            encoder=HashEncoder(),
+            queries=folder / "queries.jsonl",
+            store=store,
+            options=LoadOptions(build=folder / "build"),
+        ).collection
     finally:
         store.close()
 

@@ -18,6 +18,7 @@ from tiny_model import write_tiny_encoder
 
 from xqg_vdb import AsyncRetriever, Collection, Encoder, Retriever, load
 from xqg_vdb.errors import DataError, MismatchError, ServerError
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.server import client as client_errors
@@ -39,7 +40,14 @@ def retriever(request, tmp_path_factory):
     store = EmbeddedStore(folder / "store", free_space_floor=0) if embedded else ServerStore.connect(":memory:")
     with Encoder(write_tiny_encoder(folder / "tiny", calibration=0.5), threads=2) as encoder, store:
         build, corpus = folder / "build", folder / "corpus.jsonl"
-        load(corpus, "wiki", encoder=encoder, queries=folder / "queries.jsonl", store=store, build=build)
+        load(
+            corpus,
+            "wiki",
+            encoder=encoder,
+            queries=folder / "queries.jsonl",
+            store=store,
+            options=LoadOptions(build=build),
+        )
         yield Retriever(encoder, Collection("wiki", store))
 
 
@@ -95,7 +103,9 @@ async def test_ties_at_the_last_place_are_settled_by_id(tmp_path):
     corpus.write_text("".join(f'{{"id": "p{(7 * i) % 20:02d}", "text": "w1 w2", "lang": "en"}}\n' for i in range(20)))
     model = write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
     with Encoder(model) as encoder, FakeQdrant() as fake, ServerStore.connect(fake.url) as store:
-        ties = load(corpus, "ties", encoder=encoder, store=store, build=tmp_path / "build")
+        ties = load(
+            corpus, "ties", encoder=encoder, store=store, options=LoadOptions(build=tmp_path / "build")
+        ).collection
         async with AsyncRetriever(Retriever(encoder, ties)) as searcher:
             assert [hit.id for hit in await searcher.search("w3", k=5)] == [f"p{i:02d}" for i in range(5)]
 
@@ -153,7 +163,13 @@ def fake_and_searcher(tmp_path, monkeypatch):
     with Encoder(model) as encoder, FakeQdrant() as fake:
         store = ServerStore.connect(fake.url, api_key="SECRET-CANARY", timeout=60, deadline=30)
         with store:
-            wiki = load(tmp_path / "corpus.jsonl", "wiki", encoder=encoder, store=store, build=tmp_path / "build")
+            wiki = load(
+                tmp_path / "corpus.jsonl",
+                "wiki",
+                encoder=encoder,
+                store=store,
+                options=LoadOptions(build=tmp_path / "build"),
+            ).collection
             fake.keys.clear()
             yield fake, AsyncRetriever(Retriever(encoder, wiki))
 

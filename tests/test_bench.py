@@ -19,6 +19,7 @@ from xqg_vdb.evaluate.records import Report
 from xqg_vdb.evaluate.suite import Comparison, Suite, SweepPlan, System, preset, read_suite
 from xqg_vdb.evaluate.systems import place, prepare, rows_of
 from xqg_vdb.index.encode import digest_of, encode_cached, encode_query_files
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
 from xqg_vdb.types import Hybrid, Search
 
@@ -43,7 +44,7 @@ def test_a_system_is_what_load_and_retriever_do(data):
     records = [{"id": p.id, "title": p.title, "text": p.text, "lang": "en"} for p in task.passages]
     corpus.write_text("\n".join(map(json.dumps, records)))
     with open_store(data / "store") as store:
-        collection = load(corpus, "c", encoder=made, queries=data / "queries.jsonl", store=store)
+        collection = load(corpus, "c", encoder=made, queries=data / "queries.jsonl", store=store).collection
         answers = Retriever(made, collection).run(task.queries, Search(10, exact=True))
         theirs = {a.question.id: scored(a.hits) for a in answers}
     report = run(suite(data), data, made=made)
@@ -390,7 +391,7 @@ def test_hybrid_is_what_load_and_retriever_do(data):
     corpus.write_text("\n".join(map(json.dumps, records)))
     with open_store(data / "store") as store:
         options = {"encoder": made, "queries": data / "queries.jsonl", "store": store}
-        collection = load(corpus, "c", hybrid=Hybrid(), **options)
+        collection = load(corpus, "c", **options, options=LoadOptions(hybrid=Hybrid())).collection
         answers = Retriever(made, collection, hybrid=True).run(task.queries, Search(10, exact=True))
     systems = (System("words", queries="queries", hybrid=True),)
     report = run(suite(data, systems=systems, comparisons=(), sweeps=(), search="exact"), data, made=made)

@@ -20,6 +20,7 @@ from xqg_vdb.evaluate.datasets.task import sampled_questions
 from xqg_vdb.evaluate.methods import timed_rows
 from xqg_vdb.evaluate.metrics import read_run
 from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, with_methods
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.journal import Memo
 from xqg_vdb.search.expand import Expander
 from xqg_vdb.search.rerank import Reranker
@@ -67,7 +68,7 @@ def retrieved(data, made, **options):
     corpus.write_text("\n".join(map(json.dumps, records)))
     loading = options.pop("loading", {})
     with open_store(data / "store") as store:
-        collection = load(corpus, "c", encoder=made, queries=data / "queries.jsonl", store=store, **loading)
+        collection = load(corpus, "c", encoder=made, queries=data / "queries.jsonl", store=store, **loading).collection
         answers = Retriever(made, collection, **options).run(task.queries, Search(DEPTH, exact=True))
     return {answer.question.id: [(hit.id, hit.score) for hit in answer.hits] for answer in answers}
 
@@ -205,7 +206,7 @@ def test_expansion_with_words(data, generator):
     system = System("expanded", queries="queries", expand=f"translation:{generator}", expand_lang="en", hybrid=True)
     run(suite(data, system, search="exact", depth=20), data, made=made)
     expander = Expander(generator, method="translation", lang="en")
-    theirs = retrieved(data, made, expander=expander, loading={"hybrid": Hybrid()}, hybrid=True)
+    theirs = retrieved(data, made, expander=expander, loading={"options": LoadOptions(hybrid=Hybrid())}, hybrid=True)
     ours = {qid: hits[:DEPTH] for qid, hits in found(data, "expanded").items()}
     assert {q: [i for i, _ in f] for q, f in ours.items()} == {q: [i for i, _ in f] for q, f in theirs.items()}
 

@@ -244,7 +244,9 @@ def test_the_mean_of_two_wordings_is_searched(tmp_path):
 
     write_inputs(tmp_path, 12)
     encoder = Encoder(write_starter(tmp_path / "cache"))
-    collection = load(tmp_path / "corpus.jsonl", "wiki", encoder=encoder, store=open_store(tmp_path / "store"))
+    collection = load(
+        tmp_path / "corpus.jsonl", "wiki", encoder=encoder, store=open_store(tmp_path / "store")
+    ).collection
     query = Question("q", "w1 w2", "sw")
 
     def rows(method):

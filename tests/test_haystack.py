@@ -24,6 +24,7 @@ from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Collection, Encoder, Retriever, load
 from xqg_vdb.errors import DataError, LockedError, MismatchError, ModelError
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.integrations.haystack import XqgDocumentEmbedder, XqgRetriever, XqgTextEmbedder, language_filter
 from xqg_vdb.store.embedded.store import EmbeddedStore
 
@@ -37,8 +38,14 @@ def folder(tmp_path_factory):
     write_inputs(path, 90)
     write_tiny_encoder(path / "tiny", calibration=0.5)
     with Encoder(path / "tiny") as encoder, EmbeddedStore(path / "store", free_space_floor=0) as store:
-        load(path / "corpus.jsonl", "wiki", encoder=encoder, queries=path / "queries.jsonl", store=store,
-             build=path / "build")  # fmt: skip
+        load(
+            path / "corpus.jsonl",
+            "wiki",
+            encoder=encoder,
+            queries=path / "queries.jsonl",
+            store=store,
+            options=LoadOptions(build=path / "build"),
+        )
     return path
 
 

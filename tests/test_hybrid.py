@@ -20,6 +20,7 @@ from rankings import assert_best
 
 from xqg_vdb import AsyncRetriever, Hit, Retriever, load
 from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
 from xqg_vdb.search.retriever import fuse_ranks
@@ -57,8 +58,11 @@ def loaded(request, tmp_path_factory):
         else:
             store = ServerStore.connect(":memory:" if request.param == "memory" else fake.url)
         with store:
-            options = {"encoder": made, "store": store, "queries": folder / "queries.jsonl"}
-            yield made, load(folder / "corpus.jsonl", "c", hybrid=Hybrid(), **options), rows
+            collection = load(
+                folder / "corpus.jsonl", "c", encoder=made, store=store, queries=folder / "queries.jsonl",
+                options=LoadOptions(hybrid=Hybrid()),
+            ).collection  # fmt: skip
+            yield made, collection, rows
 
 
 def bm25(rows, question, *, k=1.2, b=0.75, avg_len):
@@ -164,14 +168,20 @@ def test_copied_verified_and_searched_again(loaded, tmp_path):
 def test_a_collection_without_words(tmp_path):
     corpus(tmp_path)
     with open_store(tmp_path / "store") as store:
-        collection = load(tmp_path / "corpus.jsonl", "c", encoder=encoder(), store=store)
+        collection = load(tmp_path / "corpus.jsonl", "c", encoder=encoder(), store=store).collection
         assert collection.card.bm25 is None
         with pytest.raises(MismatchError, match="--hybrid"):
             Retriever(encoder(), collection, hybrid=True)
         with pytest.raises(MismatchError, match="--hybrid"):
             collection.nearest([sparse_vector([1], [1.0])], Search(using="text-sparse"))
         with pytest.raises(DataError, match="'xx'; use 'none'"):
-            load(tmp_path / "corpus.jsonl", "c", encoder=encoder(), store=store, hybrid=Hybrid(lang="xx"))
+            load(
+                tmp_path / "corpus.jsonl",
+                "c",
+                encoder=encoder(),
+                store=store,
+                options=LoadOptions(hybrid=Hybrid(lang="xx")),
+            )
 
 
 ENGLISH = Passage("1", "The dogs were running in the parks", lang="en")
@@ -222,7 +232,9 @@ def test_a_passage_of_stop_words_is_found_by_its_vector(tmp_path):
     rows = [{"id": str(i), "text": text, "lang": "en"} for i, text in enumerate(["the", "w1 the", "w2"])]
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with open_store(tmp_path / "store") as store:
-        collection = load(tmp_path / "corpus.jsonl", "c", encoder=encoder(), store=store, hybrid=Hybrid())
+        collection = load(
+            tmp_path / "corpus.jsonl", "c", encoder=encoder(), store=store, options=LoadOptions(hybrid=Hybrid())
+        ).collection
         assert sorted(len(p.sparse.indices) for p in collection.scroll(with_vectors=True)) == [0, 1, 1]
         assert len(Retriever(encoder(), collection, hybrid=True).search("the", question_lang="en")) == 3
         assert verify(store, "c").problems == ()
@@ -268,10 +280,11 @@ def test_the_card_as_text():
 def test_a_changed_setting_is_another_build(tmp_path):
     """Loaded again without stop words, and without words: nothing of the earlier version is taken for it."""
     corpus(tmp_path)
-    options = {"encoder": encoder(), "queries": tmp_path / "queries.jsonl", "build": tmp_path / "build"}
+    options = {"encoder": encoder(), "queries": tmp_path / "queries.jsonl"}
     with open_store(tmp_path / "store") as store:
         for hybrid in (Hybrid(), Hybrid(lang="none"), None):
-            collection = load(tmp_path / "corpus.jsonl", "c", store=store, hybrid=hybrid, **options)
+            how = LoadOptions(hybrid=hybrid, build=tmp_path / "build")
+            collection = load(tmp_path / "corpus.jsonl", "c", store=store, **options, options=how).collection
             lengths = [len(p.sparse.indices) if p.sparse else 0 for p in collection.scroll(with_vectors=True)]
             assert (sum(lengths) > 0) == (hybrid is not None)
             assert collection.card.bm25 is None or collection.card.bm25.lang == (hybrid.lang or "en")

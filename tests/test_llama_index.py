@@ -19,6 +19,7 @@ from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Collection, Encoder, Retriever, load
 from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.integrations.llama_index import XqgEmbedding, XqgRetriever, language_filter
 from xqg_vdb.store.embedded.store import EmbeddedStore
 
@@ -30,8 +31,14 @@ def ours(tmp_path_factory):
     write_inputs(folder, 90)
     model = write_tiny_encoder(folder / "tiny", calibration=0.5)
     with Encoder(model, threads=2) as encoder, EmbeddedStore(folder / "store", free_space_floor=0) as store:
-        load(folder / "corpus.jsonl", "wiki", encoder=encoder, queries=folder / "queries.jsonl", store=store,
-             build=folder / "build")  # fmt: skip
+        load(
+            folder / "corpus.jsonl",
+            "wiki",
+            encoder=encoder,
+            queries=folder / "queries.jsonl",
+            store=store,
+            options=LoadOptions(build=folder / "build"),
+        )
         yield Retriever(encoder, Collection("wiki", store))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from xqg_vdb.files import lock_folder
 from xqg_vdb.index import build as building
 from xqg_vdb.index import load as load_folder
 from xqg_vdb.index import write as writing
-from xqg_vdb.index.load import load, load_with_report
+from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import Retriever
@@ -27,7 +28,7 @@ from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.texts.records import Rejects
-from xqg_vdb.types import Recipe
+from xqg_vdb.types import GeneratedQueries, Passage, Recipe
 
 DIM = 16
 CORPUS = [
@@ -171,7 +172,7 @@ def test_vectors_are_those_of_the_definitions(files, recipe):
 def test_both_stores_hold_vectors_payloads_and_card(store, files, tmp_path, pool):
     recipe, queries = Recipe(pool=pool, alpha=0.3), QUERIES if pool == "shrunk" else EVEN
     path = write(tmp_path / "q" / "queries.jsonl", queries)
-    collection = load(files[0], "wiki", encoder=an_encoder(), queries=path, recipe=recipe, store=store)
+    collection = load(files[0], "wiki", encoder=an_encoder(), queries=path, recipe=recipe, store=store).collection
     rows, card = rows_of(store), collection.card
     close_to(rows, twin(CORPUS, queries, recipe))
     langs = ["ha", "sw"]
@@ -188,7 +189,15 @@ def test_both_stores_hold_vectors_payloads_and_card(store, files, tmp_path, pool
 
 
 def test_dot_distance_keeps_the_length_of_fused_vectors(store, files):
-    load(files[0], "wiki", encoder=an_encoder(), queries=files[1], recipe=Recipe(), store=store, distance="dot")
+    load(
+        files[0],
+        "wiki",
+        encoder=an_encoder(),
+        queries=files[1],
+        recipe=Recipe(),
+        store=store,
+        options=LoadOptions(distance="dot"),
+    )
     close_to(rows_of(store), twin(CORPUS, QUERIES, Recipe(), distance="dot"))
     assert store.card("wiki").distance == "dot"
 
@@ -197,15 +206,19 @@ def test_distance_suits_the_encoder(files):
     encoder = an_encoder()
     encoder.facts = replace(encoder.facts, normalize=False)
     with ServerStore.connect(":memory:") as store:
-        assert load(files[0], "wiki", encoder=encoder, store=store).card.distance == "dot"
+        assert load(files[0], "wiki", encoder=encoder, store=store).collection.card.distance == "dot"
 
 
 def test_loading_twice_changes_nothing(store, files, tmp_path):
     build = tmp_path / "build"
-    first = load_with_report(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=build)
+    first = load(
+        files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, options=LoadOptions(build=build)
+    ).report
     rows, card = rows_of(store), store.card("wiki")
     encoder = an_encoder()
-    again = load_with_report(files[0], "wiki", encoder=encoder, queries=files[1], store=store, build=build)
+    again = load(
+        files[0], "wiki", encoder=encoder, queries=files[1], store=store, options=LoadOptions(build=build)
+    ).report
     assert encoder.texts_seen == 0
     same(rows, rows_of(store))
     unchanging = {"version": "", "created": ""}
@@ -216,10 +229,18 @@ def test_loading_twice_changes_nothing(store, files, tmp_path):
 def test_another_recipe_encodes_nothing(files, tmp_path):
     build = tmp_path / "build"
     with ServerStore.connect(":memory:") as store:
-        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=build)
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, options=LoadOptions(build=build))
         encoder = an_encoder()
         for recipe in RECIPES[1:]:
-            load(files[0], "wiki", encoder=encoder, queries=files[1], store=store, build=build, recipe=recipe)
+            load(
+                files[0],
+                "wiki",
+                encoder=encoder,
+                queries=files[1],
+                store=store,
+                recipe=recipe,
+                options=LoadOptions(build=build),
+            )
             close_to(rows_of(store), twin(CORPUS, QUERIES, recipe))
         assert encoder.texts_seen == 0
 
@@ -238,13 +259,13 @@ def test_a_changed_corpus_is_refused_with_the_users_build_folder(files, tmp_path
     corpus, queries, first = CHANGES[change]
     build = tmp_path / "build"
     with ServerStore.connect(":memory:") as store:
-        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=build)
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, options=LoadOptions(build=build))
         rows = rows_of(store)
         write(files[0], corpus)
         write(files[1], queries)
         encoder = an_encoder()
         with pytest.raises(MismatchError) as caught:
-            load(files[0], "wiki", encoder=encoder, queries=files[1], store=store, build=build)
+            load(files[0], "wiki", encoder=encoder, queries=files[1], store=store, options=LoadOptions(build=build))
         assert str(caught.value) == (
             f"The corpus or the queries changed since the vectors in {build} were made (first at passage {first}): "
             f"use another --build folder, with --reuse {build} to encode only what changed, or remove that one."
@@ -257,14 +278,25 @@ def test_a_changed_corpus_is_refused_with_the_users_build_folder(files, tmp_path
 def test_a_changed_corpus_encodes_only_what_changed(files, tmp_path, change):
     corpus, queries, _ = CHANGES[change]
     with ServerStore.connect(":memory:") as store:
-        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=tmp_path / "old")
+        load(
+            files[0],
+            "wiki",
+            encoder=an_encoder(),
+            queries=files[1],
+            store=store,
+            options=LoadOptions(build=tmp_path / "old"),
+        )
         write(files[0], corpus)
         write(files[1], queries)
         encoder = an_encoder()
-        report = load_with_report(
-            files[0], "wiki", encoder=encoder, queries=files[1], store=store,
-            build=tmp_path / "new", reuse=[tmp_path / "old"],
-        )  # fmt: skip
+        report = load(
+            files[0],
+            "wiki",
+            encoder=encoder,
+            queries=files[1],
+            store=store,
+            options=LoadOptions(build=tmp_path / "new", reuse=[tmp_path / "old"]),
+        ).report
         close_to(rows_of(store), twin(corpus, queries, Recipe()))
     assert encoder.texts_seen == {"another text": 2, "another query": 2, "one more": 1}.get(change, 0)
     assert report.reused == len(corpus) - (change in ("another text", "another query", "one more"))
@@ -295,9 +327,7 @@ def test_a_changed_corpus_is_begun_anew_in_our_build_folder(files, change, stage
         write(files[0], corpus)
         write(files[1], queries)
         rejects = Rejects()
-        report = load_with_report(
-            files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, rejects=rejects
-        )
+        report = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, rejects=rejects).report
         close_to(rows_of(store), twin(corpus, queries, Recipe()))
         assert report.counts["read"] == report.counts["accepted"] == rejects.accepted == len(corpus)
     assert list((cache_folder() / "builds").iterdir()) == []
@@ -311,16 +341,17 @@ def test_other_fields_and_languages_count_as_a_change_while_writing(kind, files,
     untagged = [{key: value for key, value in record.items() if key != "lang"} for record in CORPUS]
     write(files[0], untagged)
     with a_store(kind, tmp_path / "store") as store:
-        arguments = {"encoder": an_encoder(), "store": store, "build": tmp_path / "build"}
+        arguments = {"encoder": an_encoder(), "store": store}
+        french, german = (LoadOptions(default_lang=lang, build=tmp_path / "build") for lang in ("fr", "de"))
         with pytest.raises(Stop):
-            load(files[0], "wiki", default_lang="fr", progress=stop_at("writing"), **arguments)
-        load(files[0], "wiki", default_lang="de", **arguments)
+            load(files[0], "wiki", progress=stop_at("writing"), **arguments, options=french)
+        load(files[0], "wiki", **arguments, options=german)
         assert {payload["meta"]["lang"] for payload, _ in rows_of(store).values()} == {"de"}
         write(files[0], [{**record, "edition": 1} for record in untagged])
         with pytest.raises(Stop):
-            load(files[0], "wiki", default_lang="de", progress=stop_at("writing"), **arguments)
+            load(files[0], "wiki", progress=stop_at("writing"), **arguments, options=german)
         write(files[0], [{**record, "edition": 2} for record in untagged])
-        load(files[0], "wiki", default_lang="de", **arguments)
+        load(files[0], "wiki", **arguments, options=german)
         assert {payload["meta"]["edition"] for payload, _ in rows_of(store).values()} == {2}
         assert arguments["encoder"].texts_seen == len(CORPUS)
 
@@ -343,13 +374,13 @@ def test_two_loads_of_one_name_do_not_share_our_build_folder(files):
             LockedError, match=r"Collection 'wiki' is being loaded already: .* process \d+ on .*; .*--build"
         ):
             load(files[0], "wiki", encoder=an_encoder(), store=store)
-        load(files[0], "wiki", encoder=an_encoder(), store=store, build=folder.with_name("own"))
+        load(files[0], "wiki", encoder=an_encoder(), store=store, options=LoadOptions(build=folder.with_name("own")))
 
 
 def test_queries_of_other_passages_are_counted(files, tmp_path):
     extra = write(tmp_path / "extra.jsonl", [{"id": f"x{i}", "generated_queries": {"sw": ["swali"]}} for i in range(3)])
     with ServerStore.connect(":memory:") as store:
-        report = load_with_report(files[0], "wiki", encoder=an_encoder(), queries=[files[1], extra], store=store)
+        report = load(files[0], "wiki", encoder=an_encoder(), queries=[files[1], extra], store=store).report
         assert report.unused_queries == 3
         assert report.queries == {"ha": 4, "sw": 4}
         close_to(rows_of(store), twin(CORPUS, QUERIES, Recipe()))
@@ -357,7 +388,7 @@ def test_queries_of_other_passages_are_counted(files, tmp_path):
 
 def test_languages_restrict_vectors_payload_card_and_report(store, files):
     recipe = Recipe(query_langs=("sw",))
-    report = load_with_report(files[0], "wiki", encoder=an_encoder(), queries=files[1], recipe=recipe, store=store)
+    report = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], recipe=recipe, store=store).report
     rows = rows_of(store)
     close_to(rows, twin(CORPUS, QUERIES, recipe))
     assert {key: payload["meta"]["query_langs"] for key, (payload, _) in rows.items()} == {
@@ -385,7 +416,7 @@ def test_a_language_without_queries_is_refused_before_writing(files):
 def test_sum_with_unequal_counts_is_refused_and_the_old_version_served(store, files, tmp_path, monkeypatch, window):
     """Also when every window that is written at once has equal counts within."""
     monkeypatch.setattr(building, "WINDOW", window)
-    load(files[0], "wiki", encoder=an_encoder(), store=store, build=tmp_path / "plain")
+    load(files[0], "wiki", encoder=an_encoder(), store=store, options=LoadOptions(build=tmp_path / "plain"))
     rows = rows_of(store)
     with pytest.raises(MismatchError, match=r"pool 'sum' needs equally many queries for every passage, found 0 to 3"):
         load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, recipe=Recipe(pool="sum"))
@@ -404,7 +435,7 @@ def test_plain_load_under_sum_minds_no_counts(files):
 
 def test_generated_queries_refine_the_calibration(files):
     with ServerStore.connect(":memory:") as store:
-        card = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store).card
+        card = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store).collection.card
     encoder = an_encoder()
     for lang in ("sw", "ha"):
         texts = [q for record in QUERIES for q in record["generated_queries"].get(lang, [])]
@@ -425,7 +456,9 @@ def test_users_questions_win_over_bank_and_generated(files, tmp_path, n):
     sw = own.mean(axis=0) if n == 30 else (3 * bank().means["sw"] + own.sum(axis=0)) / 6
     yo = an_encoder().encode_queries(["ibeere kan"], calibrate=False)[0]
     with ServerStore.connect(":memory:") as store:
-        card = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, questions=questions).card
+        card = load(
+            files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, questions=questions
+        ).collection.card
         means = unpack_means(card.query_means, dim=DIM).means
         assert set(means) == {"ha", "sw", "yo"}
         np.testing.assert_allclose(means["sw"], sw, atol=1e-3)
@@ -443,7 +476,7 @@ def test_questions_without_any_language_are_refused(files, tmp_path):
 
 
 def test_a_corpus_without_queries(store, files):
-    report = load_with_report(files[0], "wiki", encoder=an_encoder(), store=store)
+    report = load(files[0], "wiki", encoder=an_encoder(), store=store).report
     close_to(rows_of(store), twin(CORPUS, [], Recipe()))
     card = store.card("wiki")
     assert (card.query_langs, card.query_means, report.queries, report.unused_queries) == ((), {}, {}, 0)
@@ -487,10 +520,16 @@ def test_bad_lines_are_counted_and_kept_for_every_input(files, tmp_path):
     rejects = Rejects(2, tmp_path / "bad.jsonl")
     with ServerStore.connect(":memory:") as store:
         for _ in range(2):  # resumed or not
-            report = load_with_report(
-                files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store, build=tmp_path / "build",
-                questions=questions, rejects=rejects,
-            )  # fmt: skip
+            report = load(
+                files[0],
+                "wiki",
+                encoder=an_encoder(),
+                queries=files[1],
+                store=store,
+                questions=questions,
+                rejects=rejects,
+                options=LoadOptions(build=tmp_path / "build"),
+            ).report
             assert report.counts == {"read": 9, "accepted": 5, "duplicates": 1, "blank": 1, "rejected": 2}
             assert report.rejected_lines == 2
             rejects = Rejects(2, tmp_path / "bad.jsonl")
@@ -517,9 +556,15 @@ def test_shards_in_the_papers_schema_are_corpus_and_queries_in_one(tmp_path):
     shards[1].write_bytes(gzip.compress(lines.encode()))
     recipe = Recipe(alpha=0.01, pool="sum")
     with ServerStore.connect(":memory:") as store:
-        report = load_with_report(
-            folder, "paper", encoder=an_encoder(), queries=shards, recipe=recipe, store=store, default_lang="en"
-        )
+        report = load(
+            folder,
+            "paper",
+            encoder=an_encoder(),
+            queries=shards,
+            recipe=recipe,
+            store=store,
+            options=LoadOptions(default_lang="en"),
+        ).report
         rows = rows_of(store, "paper")
         close_to(rows, twin(CORPUS, EVEN, recipe))
         assert report.queries == {"ha": 5, "sw": 10}
@@ -543,6 +588,58 @@ def test_wrong_inputs_are_refused_before_anything_is_opened(tmp_path, files):
         with pytest.raises(DataError, match=said):
             load(given.pop("corpus"), given.pop("name"), encoder=encoder, store=Untouchable(), **given)
     assert encoder.texts_seen == 0 and not cache_folder().exists()
+
+
+def in_memory(kind):
+    """The corpus and its queries as a caller may have them."""
+    passages = [
+        Passage(
+            r["id"], r["text"], r.get("title", ""), r["lang"],
+            {**r.get("meta", {}), **{key: r[key] for key in r if key == "year"}},
+        )
+        for r in CORPUS
+    ]  # fmt: skip
+    queries = [GeneratedQueries(r["id"], r["generated_queries"]) for r in QUERIES]
+    if kind == "records":
+        return passages, queries
+    if kind == "generators of dicts":
+        return iter(CORPUS), (record for record in QUERIES)
+    rows = [{key: r.get(key) for key in ("id", "title", "text", "lang", "year", "meta")} for r in CORPUS]
+    index = pa.array(range(len(CORPUS)))  # what pandas adds for an index that is not plain
+    return pa.Table.from_pylist(rows).append_column("__index_level_0__", index), Frame(pa.Table.from_pylist(QUERIES))
+
+
+class Frame:
+    """A data frame by nothing but Arrow's interface."""
+
+    def __init__(self, table):
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+@pytest.mark.parametrize("kind", ["records", "generators of dicts", "tables"])
+def test_a_corpus_in_memory_is_what_its_file_is(store, files, tmp_path, kind):
+    from_file = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store)
+    rows = rows_of(store)
+    corpus, queries = in_memory(kind)
+    made = load(corpus, "wiki", encoder=an_encoder(), queries=queries, store=store)
+    same(rows, rows_of(store))
+    assert made.report.queries == from_file.report.queries and made.report.counts == from_file.report.counts
+    assert replace(made.collection.card, created="", version="") == replace(
+        from_file.collection.card, created="", version=""
+    )
+
+
+def test_bad_records_in_memory_are_counted_or_refused(store):
+    bad = [{"id": "1", "text": "one"}, {"id": "2"}]
+    report = load(bad, "wiki", encoder=an_encoder(), store=store, rejects=Rejects(1)).report
+    assert report.counts["rejected"] == 1 and report.passages == 1
+    with pytest.raises(DataError, match=r"corpus\.jsonl line 2: "):
+        load(bad, "wiki", encoder=an_encoder(), store=store)
+    with pytest.raises(DataError, match="Record 1 in memory cannot be written as JSON"):
+        load([{"id": "1", "text": "one", "more": object()}], "wiki", encoder=an_encoder(), store=store)
 
 
 def test_a_pipe_is_refused_because_it_is_read_twice(tmp_path):
@@ -572,7 +669,12 @@ def test_progress_of_a_resumed_load_starts_where_it_stopped(files, tmp_path, mon
         monkeypatch.setattr(module, name, 2)
     seen = defaultdict(list)
     with ServerStore.connect(":memory:") as store:
-        arguments = {"encoder": an_encoder(), "queries": files[1], "store": store, "build": tmp_path / "build"}
+        arguments = {
+            "encoder": an_encoder(),
+            "queries": files[1],
+            "store": store,
+            "options": LoadOptions(build=tmp_path / "build"),
+        }
         with pytest.raises(Stop):
             load(files[0], "wiki", progress=stop_at("encoding"), **arguments)
         with pytest.raises(Stop):
@@ -674,7 +776,7 @@ def test_interrupted_loads_end_like_an_unbroken_one_embedded(given_inputs, stops
 
 def test_collection_is_bound_to_the_given_client(files):
     client = QdrantClient(":memory:")
-    collection = load(files[0], "wiki", encoder=an_encoder(), store=ServerStore(client))
+    collection = load(files[0], "wiki", encoder=an_encoder(), store=ServerStore(client)).collection
     assert isinstance(collection, Collection)
     assert client.count("wiki").count == 5
     client.close()
@@ -697,5 +799,5 @@ def test_a_load_killed_while_it_tidies_up_is_no_obstacle(store, files, tmp_path,
     monkeypatch.setattr(load_folder.shutil, "rmtree", remove)
     builds = tmp_path / "cache" / "builds"
     assert list(builds.rglob("*.npz")), "nothing was left to stumble over"
-    assert load(corpus, "wiki", encoder=HashEncoder(), store=store, queries=queries).count() == len(CORPUS)
+    assert load(corpus, "wiki", encoder=HashEncoder(), store=store, queries=queries).collection.count() == len(CORPUS)
     assert not list(builds.iterdir())

@@ -20,7 +20,7 @@ from xqg_vdb.cli.search import _card_rows
 from xqg_vdb.errors import DataError
 from xqg_vdb.index import build as building
 from xqg_vdb.index import write as writing
-from xqg_vdb.index.load import load, load_with_report
+from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
 from xqg_vdb.search.retriever import Retriever
@@ -147,8 +147,8 @@ def test_languages_of_few_passages_are_not_what_a_corpus_is_in():
 
 
 def test_a_load_calibrates_the_passages_before_queries_are_folded_in(store, files):
-    options = {"passage_calibration": 0.8, "keep_plain": True, "recipe": Recipe(alpha=0.4)}
-    report = load_with_report(files[0], "wiki", encoder=an_encoder(), store=store, queries=files[1], **options)
+    options = {"options": LoadOptions(passage_calibration=0.8, keep_plain=True), "recipe": Recipe(alpha=0.4)}
+    report = load(files[0], "wiki", encoder=an_encoder(), store=store, queries=files[1], **options).report
     corpus = a_corpus(SIZES)
     plain = an_encoder().encode_passages([passage["text"] for passage in corpus])
     langs = [passage["lang"] for passage in corpus]
@@ -179,7 +179,9 @@ def test_hubs_of_a_language_lose_their_head_start(tmp_path):
     with EmbeddedStore(tmp_path / "store", free_space_floor=0) as store:
         for strength in (0.0, 1.0):
             encoder = HashEncoder(dim=512)  # in which words that differ have little in common
-            collection = load(corpus, "wiki", encoder=encoder, store=store, passage_calibration=strength)
+            collection = load(
+                corpus, "wiki", encoder=encoder, store=store, options=LoadOptions(passage_calibration=strength)
+            ).collection
             hits = Retriever(encoder, collection).search("fluss thing50", k=100, question_lang="de")
             rank[strength] = [hit.id for hit in hits].index("en50")
     assert rank[1.0] == 0 < rank[0.0]
@@ -199,7 +201,8 @@ def test_a_stopped_load_goes_on_to_the_same_bytes(store, files, tmp_path, monkey
             raise Stop
 
     def run(name, **options):
-        load(files[0], name, encoder=an_encoder(), store=store, queries=files[1], passage_calibration=1.0, **options)
+        options |= {"options": LoadOptions(passage_calibration=1.0)}
+        load(files[0], name, encoder=an_encoder(), store=store, queries=files[1], **options)
 
     run("unbroken")
     with pytest.raises(Stop):
@@ -224,11 +227,24 @@ def test_a_changed_corpus_or_strength_is_never_continued_with_other_means(store,
             raise Stop
 
     with pytest.raises(Stop):
-        load(files[0], "wiki", encoder=an_encoder(), store=store, passage_calibration=1.0, progress=stop)
+        load(
+            files[0],
+            "wiki",
+            encoder=an_encoder(),
+            store=store,
+            progress=stop,
+            options=LoadOptions(passage_calibration=1.0),
+        )
     more = write(tmp_path / "more.jsonl", [*a_corpus(SIZES), {"id": "new", "text": "mto new", "lang": "sw"}])
     for corpus, strength in ((more, 1.0), (more, 0.5), (files[0], 0.0)):
         build = tmp_path / f"build{strength}"
-        card = load(corpus, "wiki", encoder=an_encoder(), store=store, passage_calibration=strength, build=build).card
+        card = load(
+            corpus,
+            "wiki",
+            encoder=an_encoder(),
+            store=store,
+            options=LoadOptions(passage_calibration=strength, build=build),
+        ).collection.card
         checked = verify(store, "wiki", build=build)
         assert checked.problems == () and checked.compared == checked.points
         assert card.passage_calibration == strength
@@ -243,7 +259,13 @@ def test_resuming_looks_at_strength_and_means():
 
 def test_verify_sees_passages_that_are_not_as_the_card_says(files, tmp_path):
     with EmbeddedStore(tmp_path / "store", free_space_floor=0) as store:
-        load(files[0], "wiki", encoder=an_encoder(), store=store, passage_calibration=1.0, build=tmp_path / "build")
+        load(
+            files[0],
+            "wiki",
+            encoder=an_encoder(),
+            store=store,
+            options=LoadOptions(passage_calibration=1.0, build=tmp_path / "build"),
+        )
         assert verify(store, "wiki", build=tmp_path / "build").problems == ()
         right = store.card("wiki")
         other = replace(right, passage_calibration=0.5)
@@ -256,7 +278,9 @@ def test_a_copy_keeps_strength_means_and_vectors(files, tmp_path):
         EmbeddedStore(tmp_path / "one", free_space_floor=0) as one,
         EmbeddedStore(tmp_path / "two", free_space_floor=0) as two,
     ):
-        card = load(files[0], "wiki", encoder=an_encoder(), store=one, passage_calibration=1.0).card
+        card = load(
+            files[0], "wiki", encoder=an_encoder(), store=one, options=LoadOptions(passage_calibration=1.0)
+        ).collection.card
         copied = migrate(one, "wiki", two)
         assert (copied.passage_calibration, copied.passage_means) == (1.0, card.passage_means)
         before, after = of(one), of(two)
@@ -269,7 +293,9 @@ def test_a_corpus_in_one_language_is_left_as_it_is_and_the_load_says_so(tmp_path
     corpus = write(tmp_path / "c.jsonl", a_corpus(sizes))
     with ServerStore.connect(":memory:") as store:
         load(corpus, "plain", encoder=an_encoder(), store=store)
-        report = load_with_report(corpus, "wiki", encoder=an_encoder(), store=store, passage_calibration=1.0)
+        report = load(
+            corpus, "wiki", encoder=an_encoder(), store=store, options=LoadOptions(passage_calibration=1.0)
+        ).report
         assert "left as they are" in report.notes[0] and "30 passages or more in each of two" in report.notes[0]
         card, found = store.card("wiki"), of(store)
         assert (card.passage_calibration, card.passage_means) == (0.0, {})
@@ -279,7 +305,7 @@ def test_a_corpus_in_one_language_is_left_as_it_is_and_the_load_says_so(tmp_path
 
 def test_a_corpus_in_several_languages_brings_a_hint_and_no_change(files):
     with ServerStore.connect(":memory:") as store:
-        report = load_with_report(files[0], "wiki", encoder=an_encoder(), store=store)
+        report = load(files[0], "wiki", encoder=an_encoder(), store=store).report
         assert len(report.notes) == 1 and "in 2 languages" in report.notes[0]
         assert "--passage-calibration" in report.notes[0] and store.card("wiki").passage_calibration == 0.0
 
@@ -288,14 +314,16 @@ def test_calibrated_passages_without_calibrated_questions_are_warned_of(files):
     encoder = an_encoder()
     encoder.calibration = 0.0
     with ServerStore.connect(":memory:") as store:
-        report = load_with_report(files[0], "wiki", encoder=encoder, store=store, passage_calibration=0.5)
+        report = load(
+            files[0], "wiki", encoder=encoder, store=store, options=LoadOptions(passage_calibration=0.5)
+        ).report
         assert "questions are not" in report.notes[0]
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
 def test_strengths_that_are_none_are_refused(files, strength):
     with ServerStore.connect(":memory:") as store, pytest.raises(DataError, match="must be a number from 0 up"):
-        load(files[0], "wiki", encoder=an_encoder(), store=store, passage_calibration=strength)
+        load(files[0], "wiki", encoder=an_encoder(), store=store, options=LoadOptions(passage_calibration=strength))
 
 
 def test_rows_of_an_older_card_are_left_alone():
@@ -321,7 +349,7 @@ def test_tuning_sees_the_passages_that_a_load_will_write(tmp_path, files, built)
     build = tmp_path / "build" if built else None
     queries, asked = labels(tmp_path, [p["id"] for p in a_corpus(SIZES)])
     with ServerStore.connect(":memory:") as store:
-        options = {"queries": queries, "passage_calibration": 0.5, "build": tmp_path / "build"}
+        options = {"queries": queries, "options": LoadOptions(passage_calibration=0.5, build=tmp_path / "build")}
         load(files[0], "wiki", encoder=an_encoder(), store=store, recipe=Recipe(alpha=0.0), **options)
         written = of(store)
     plain = labelled(files[0], [queries], encoder=an_encoder(), build=build, **asked)

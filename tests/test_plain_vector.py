@@ -11,6 +11,7 @@ from rankings import assert_best
 
 from xqg_vdb import Recipe, Retriever, load
 from xqg_vdb.fusion import fuse
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
 from xqg_vdb.search.collection import Collection
@@ -36,7 +37,7 @@ def loaded(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     store = open_store(folder / "store")
     options = {"encoder": made, "store": store, "queries": folder / "queries.jsonl"}
-    collection = load(folder / "corpus.jsonl", "c", keep_plain=True, **options)
+    collection = load(folder / "corpus.jsonl", "c", **options, options=LoadOptions(keep_plain=True)).collection
     yield made, collection, passages, queries
     store.close()
 

@@ -11,7 +11,7 @@ from rankings import assert_same, scored
 
 from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.errors import DataError, MismatchError, ModelError
-from xqg_vdb.index.load import load
+from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import CALIBRATED_EF, Retriever, collection_means
 from xqg_vdb.store.embedded.store import EmbeddedStore
@@ -60,7 +60,9 @@ def collection(request, tmp_path_factory):
     queries.write_text("".join(json.dumps(q) + "\n" for q in QUERIES))
     embedded = request.param == "embedded"
     store = EmbeddedStore(folder / "store", free_space_floor=0) if embedded else ServerStore.connect(":memory:")
-    with load(corpus, "wiki", encoder=an_encoder(), queries=queries, store=store, build=folder / "build") as collection:
+    with load(
+        corpus, "wiki", encoder=an_encoder(), queries=queries, store=store, options=LoadOptions(build=folder / "build")
+    ).collection as collection:
         yield collection
 
 
@@ -147,7 +149,13 @@ def test_an_encoder_without_means_is_not_calibrated_but_works(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps(p) + "\n" for p in passages()))
     encoder = HashEncoder(dim=DIM, calibration=0.8)
-    with load(corpus, "wiki", encoder=encoder, store=ServerStore.connect(":memory:"), build=tmp_path / "b") as plain:
+    with load(
+        corpus,
+        "wiki",
+        encoder=encoder,
+        store=ServerStore.connect(":memory:"),
+        options=LoadOptions(build=tmp_path / "b"),
+    ).collection as plain:
         agree(Retriever(encoder, plain).search(GERMAN), twin(plain, GERMAN, mean=None, strength=0))
 
 
@@ -179,8 +187,12 @@ def test_ties_are_ordered_by_id(tmp_path):
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
     same = sorted(row["id"] for row in rows if row["text"] == "maji")
     with load(
-        corpus, "ties", encoder=an_encoder(), store=ServerStore.connect(":memory:"), build=tmp_path / "b"
-    ) as ties:
+        corpus,
+        "ties",
+        encoder=an_encoder(),
+        store=ServerStore.connect(":memory:"),
+        options=LoadOptions(build=tmp_path / "b"),
+    ).collection as ties:
         retriever = Retriever(an_encoder(), ties, calibration=0.0)
         for k in (1, 3, 10):
             assert [hit.id for hit in retriever.search("maji", k=k)] == same[:k]
@@ -264,7 +276,9 @@ def test_a_collection_is_opened_by_its_place(tmp_path, monkeypatch):
     write_starter(tmp_path / "cache")
     rows = [{"id": f"p{i}", "text": f"w{i} w{i + 1}", "lang": "en"} for i in range(1, 9)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with load(tmp_path / "corpus.jsonl", "wiki", encoder="starter", store=EmbeddedStore(tmp_path / "store")) as made:
+    with load(
+        tmp_path / "corpus.jsonl", "wiki", encoder="starter", store=EmbeddedStore(tmp_path / "store")
+    ).collection as made:
         expected = made.search("w3 w4", k=2)
         assert [repr(made), repr(Retriever(made.encoder, made))] == [
             f"Collection('wiki', {made.store!r})",

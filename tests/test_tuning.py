@@ -16,6 +16,7 @@ from xqg_vdb.cli import cli
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.evaluate.metrics import parse_metrics
 from xqg_vdb.index.build import Build
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.tune.audit import audit
@@ -97,9 +98,13 @@ def test_a_value_is_what_a_loaded_collection_scores(tmp_path):
     found = choose(data, metric=R1)
     made.calibration = found.chosen.strength
     with load(
-        tmp_path / "corpus.jsonl", "w", encoder=made, queries=tmp_path / "queries.jsonl", recipe=found.chosen.recipe,
+        tmp_path / "corpus.jsonl",
+        "w",
+        encoder=made,
+        queries=tmp_path / "queries.jsonl",
+        recipe=found.chosen.recipe,
         store=open_store(tmp_path / "store"),
-    ) as collection:  # fmt: skip
+    ).collection as collection:
         asked = [Question(r["id"], r["text"], r["lang"])
                  for r in map(json.loads, (tmp_path / "questions.jsonl").read_text().splitlines())]  # fmt: skip
         answers = Retriever(made, collection).run(asked, Search(1, exact=True))
@@ -125,8 +130,14 @@ def test_nothing_is_encoded_twice(tmp_path):
 def test_a_build_gives_the_same_questions_and_sums(tmp_path):
     made = encoder()
     write_world(tmp_path)
-    load(tmp_path / "corpus.jsonl", "w", encoder=made, queries=tmp_path / "queries.jsonl", build=tmp_path / "b",
-         store=open_store(tmp_path / "store")).close()  # fmt: skip
+    load(
+        tmp_path / "corpus.jsonl",
+        "w",
+        encoder=made,
+        queries=tmp_path / "queries.jsonl",
+        store=open_store(tmp_path / "store"),
+        options=LoadOptions(build=tmp_path / "b"),
+    ).collection.close()
     without, with_build = read_labelled(tmp_path, made), read_labelled(tmp_path, made, build=tmp_path / "b")
     assert with_build.pool.most_queries is None, "sums know nothing of single queries"
     assert without.question_ids == with_build.question_ids
@@ -143,12 +154,23 @@ def test_a_build_gives_the_same_questions_and_sums(tmp_path):
 def test_a_build_that_does_not_fit_is_refused(tmp_path):
     made = encoder()
     write_world(tmp_path)
-    load(tmp_path / "corpus.jsonl", "w", encoder=made, queries=tmp_path / "queries.jsonl", build=tmp_path / "b",
-         store=open_store(tmp_path / "store")).close()  # fmt: skip
+    load(
+        tmp_path / "corpus.jsonl",
+        "w",
+        encoder=made,
+        queries=tmp_path / "queries.jsonl",
+        store=open_store(tmp_path / "store"),
+        options=LoadOptions(build=tmp_path / "b"),
+    ).collection.close()
     with pytest.raises(MismatchError, match=r"was made by the encoder .* tune with that encoder"):
         read_labelled(tmp_path, encoder(name="other"), build=tmp_path / "b")
-    load(tmp_path / "corpus.jsonl", "bare", encoder=made, build=tmp_path / "bare",
-         store=open_store(tmp_path / "store")).close()  # fmt: skip
+    load(
+        tmp_path / "corpus.jsonl",
+        "bare",
+        encoder=made,
+        store=open_store(tmp_path / "store"),
+        options=LoadOptions(build=tmp_path / "bare"),
+    ).collection.close()
     with pytest.raises(DataError, match=r"holds no generated queries: run `xqg-vdb load"):
         read_labelled(tmp_path, made, build=tmp_path / "bare")
     assert Build.open(tmp_path / "b").rows == 60
@@ -177,7 +199,7 @@ def test_a_head_start_of_passages_with_queries_is_told(tmp_path):
 
 
 def loaded(folder, made, **options):
-    return load(folder / "corpus.jsonl", "w", encoder=made, store=open_store(folder / "store"), **options)
+    return load(folder / "corpus.jsonl", "w", encoder=made, store=open_store(folder / "store"), **options).collection
 
 
 def test_audit_against_a_search_of_every_query(tmp_path):

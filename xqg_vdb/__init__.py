@@ -2,7 +2,7 @@
 
     from xqg_vdb import load
 
-    collection = load("corpus.jsonl", "wiki", encoder="starter", queries="queries.jsonl")
+    collection = load("corpus.jsonl", "wiki", encoder="starter", queries="queries.jsonl").collection
     hits = collection.search("Mto Nile una urefu gani?", k=5, passage_langs=["en"])
 
 Importing this package loads neither onnxruntime nor qdrant_client; the names below load what they need when first used.

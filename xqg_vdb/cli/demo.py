@@ -39,17 +39,18 @@ class DemoResult:
 
 def run_demo(encoder: Encoder, store: VectorStore, *, build: Path, report: Callable[[str], None]) -> DemoResult:
     """Load the sample twice (one build folder, so the passages are encoded once), ask, and count."""
-    from xqg_vdb.index.load import load
+    from xqg_vdb.index.load import LoadOptions, load
     from xqg_vdb.search.retriever import Retriever
 
     sample = sample_corpus()
     report("loading 60 passages, plain")
     no_queries = Recipe(alpha=0.0)
+    options = LoadOptions(build=build)
     plain = load(
-        sample.corpus, PLAIN, encoder=encoder, queries=sample.queries, recipe=no_queries, store=store, build=build
-    )
+        sample.corpus, PLAIN, encoder=encoder, queries=sample.queries, recipe=no_queries, store=store, options=options
+    ).collection
     report("loading them again with their queries folded in (nothing is encoded twice)")
-    fused = load(sample.corpus, FUSED, encoder=encoder, queries=sample.queries, store=store, build=build)
+    fused = load(sample.corpus, FUSED, encoder=encoder, queries=sample.queries, store=store, options=options).collection
     questions = read_questions(sample.questions)
     answers = _relevant(sample.questions)
     report(f"asking {len(questions)} held-out questions in ten languages")

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +18,7 @@ from xqg_vdb.cli.options import (
     command,
     json_option,
     layout_options,
+    load_options,
     model_options,
     place_options,
     print_json,
@@ -30,7 +31,7 @@ from xqg_vdb.types import Hybrid, Recipe
 
 if TYPE_CHECKING:
     from xqg_vdb.index.augment import AugmentReport
-    from xqg_vdb.index.load import LoadReport
+    from xqg_vdb.index.load import LoadOptions, LoadReport
     from xqg_vdb.store.layout import CollectionOptions
     from xqg_vdb.store.server.store import ServerStore
 
@@ -46,27 +47,9 @@ if TYPE_CHECKING:
     "--calibration", type=click.FloatRange(min=0), help="λ of this collection's searches  [default: the encoder's]"
 )
 @click.option("--no-calibration", is_flag=True, help="Searches of this collection shall not calibrate.")
-@click.option(
-    "--passage-calibration",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="λ of the passages, for corpora of several languages: 0.5, or 1 where they speak of the same things.",
-)
-@click.option(
-    "--build", type=click.Path(path_type=Path), help="Keep the vectors here: another --alpha then encodes nothing."
-)
-@click.option(
-    "--reuse",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A --build folder of an earlier load: encode only what changed since; repeatable.",
-)
-@click.option("--keep-plain", is_flag=True, help="Also the passages' own vectors, text-dense-plain.")
+@load_options
 @click.option("--hybrid", is_flag=True, help="Also vectors of the words (BM25), for search --hybrid.")
 @click.option("--hybrid-lang", metavar="LANG", help="Whose stemmer and stop words, or none  [default: the passages']")
-@click.option("--distance", type=click.Choice(["cosine", "dot"]), help="Default: what suits the encoder.")
-@click.option("--default-lang", help="Language of passages that name none  [default: detected]")
 @click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
 @click.option("--rejects", "rejects_file", type=click.Path(path_type=Path), help="Write bad lines to this file.")
 @layout_options
@@ -81,14 +64,9 @@ def load(
     questions: Path | None,
     calibration: float | None,
     no_calibration: bool,
-    passage_calibration: float,
-    build: Path | None,
-    reuse: tuple[Path, ...],
-    keep_plain: bool,
+    options: LoadOptions,
     hybrid: bool,
     hybrid_lang: str | None,
-    distance: Literal["cosine", "dot"] | None,
-    default_lang: str | None,
     max_rejects: int,
     rejects_file: Path | None,
     layout: CollectionOptions,
@@ -104,30 +82,29 @@ def load(
     Example:
       xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.index.load import check_inputs, load_with_report
+    from xqg_vdb.index.load import check_inputs
+    from xqg_vdb.index.load import load as run
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import Rejects
 
-    for option, value in (("--calibration", calibration), ("--passage-calibration", passage_calibration)):
-        if value is not None and not isfinite(value):
-            raise click.UsageError(f"{option} must be a finite number, got {value}")
+    if calibration is not None and not isfinite(calibration):
+        raise click.UsageError(f"--calibration must be a finite number, got {calibration}")
     if calibration is not None and no_calibration:
         raise click.UsageError("give --calibration or --no-calibration, not both")
     rejects = Rejects(max_rejects, rejects_file)
     if hybrid_lang is not None and not hybrid:
         raise click.UsageError("--hybrid-lang says how: give --hybrid with it")
+    if hybrid:
+        options = replace(options, hybrid=Hybrid(hybrid_lang))
     files = check_inputs(corpus, collection, queries=query_files, questions=questions)
     with ExitStack() as stack:
         store = stack.enter_context(closing(place.open(options=layout)))
         encoder = stack.enter_context(model.open(calibration=0.0 if no_calibration else calibration))
         progress = stack.enter_context(bars(unit=" passages"))
-        report = load_with_report(
-            corpus, collection, encoder=encoder, store=store, queries=files, recipe=spelt(recipe),
-            passage_calibration=passage_calibration, questions=questions,
-            build=build, reuse=reuse, distance=distance, keep_plain=keep_plain,
-            hybrid=Hybrid(hybrid_lang) if hybrid else None, default_lang=default_lang, rejects=rejects,
-            progress=progress,
-        )  # fmt: skip
+        report = run(
+            corpus, collection, encoder=encoder, store=store, queries=files, recipe=spelt(recipe), questions=questions,
+            options=options, rejects=rejects, progress=progress,
+        ).report  # fmt: skip
     if as_json:
         print_json(asdict(report))
         return

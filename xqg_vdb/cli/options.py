@@ -201,6 +201,7 @@ class Model:
 
 place_options = takes("place", "xqg_vdb.cli.options.Place")
 model_options = takes("model", "xqg_vdb.cli.options.Model")
+load_options = takes("options", "xqg_vdb.index.load.LoadOptions")
 recipe_options = takes("recipe", "xqg_vdb.types.Recipe")
 layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions")
 methods_options = takes("methods", "xqg_vdb.search.methods.Methods")

@@ -8,6 +8,7 @@ the collection, which replaces the published one at the end.
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +17,7 @@ from functools import partial
 from math import isfinite
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 from xqg_vdb.calibration import ENOUGH_PASSAGES, CalibratedEncoder, main_languages
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
@@ -31,8 +33,8 @@ from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.texts.records import Rejects, open_lines
-from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore
+from xqg_vdb.texts.records import Records, Rejects, open_lines, write_records
+from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
 
 # The folder in which a load keeps its vectors: the user's, or one in the cache that goes when the load is done.
 
@@ -92,6 +94,38 @@ def _can_be_read(folder: Path) -> bool:
 # What a load is asked for, checked before a model is opened.
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a corpus becomes a collection; the command line makes its options of these fields.
+
+    passage_calibration: each passage's vector less λ times its language's mean passage vector, before queries are
+    folded in. reuse: what is unchanged since those loads is copied and not encoded. hybrid: sparse vectors (BM25) as
+    well. Raises DataError for values that no corpus could be loaded with.
+    """
+
+    build: Path | None = option(None, "Keep the vectors here: another --alpha then encodes nothing.")
+    reuse: tuple[Path, ...] = option(
+        (), "A --build folder of an earlier load: encode only what changed since; repeatable."
+    )
+    passage_calibration: float = option(
+        0.0,
+        "λ of the passages, for corpora of several languages: 0.5, or 1 where they speak of the same things.",
+        least=0,
+    )
+    keep_plain: bool = option(False, "Also the passages' own vectors, text-dense-plain.")
+    hybrid: Hybrid | None = None
+    distance: Distance | None = option(None, "Default: what suits the encoder.")
+    default_lang: str | None = option(None, "Language of passages that name none  [default: detected]")
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.passage_calibration) and self.passage_calibration >= 0.0):
+            raise DataError(f"passage_calibration must be a number from 0 up, got {self.passage_calibration}.")
+        if self.hybrid is not None and self.hybrid.lang is not None:
+            from xqg_vdb.store.bm25 import check_language  # brings the embedded engine
+
+            check_language(self.hybrid.lang)
+
+
 def check_inputs(
     corpus: str | PathLike[str],
     name: str,
@@ -115,16 +149,6 @@ def check_inputs(
     for file in [*files, *([] if questions is None else [Path(questions)])]:
         open_lines(file)
     return files
-
-
-def check_options(*, passage_calibration: float, hybrid: Hybrid | None) -> None:
-    """Raise DataError for what no corpus could be loaded with."""
-    if not (isfinite(passage_calibration) and passage_calibration >= 0.0):
-        raise DataError(f"passage_calibration must be a number from 0 up, got {passage_calibration}.")
-    if hybrid is not None and hybrid.lang is not None:
-        from xqg_vdb.store.bm25 import check_language  # brings the embedded engine
-
-        check_language(hybrid.lang)
 
 
 def rejects_of(what: str, *, like: Rejects) -> Rejects:
@@ -156,28 +180,36 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A collection that was loaded, ready to search, and what the load did."""
+
+    collection: Collection
+    report: LoadReport
+
+
 def load(
-    corpus: str | PathLike[str],
+    corpus: str | PathLike[str] | Records,
     name: str,
     *,
     encoder: CalibratedEncoder | str | Path,
-    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None = None,
     recipe: Recipe | None = None,
-    passage_calibration: float = 0.0,
-    store: VectorStore | None = None,
     questions: str | PathLike[str] | None = None,
-    build: str | PathLike[str] | None = None,
-    reuse: Sequence[str | PathLike[str]] = (),
-    distance: Distance | None = None,
-    keep_plain: bool = False,
-    hybrid: Hybrid | None = None,
-    default_lang: str | None = None,
+    store: VectorStore | None = None,
+    options: LoadOptions | None = None,
     rejects: Rejects | None = None,
     progress: Progress = silent,
-) -> Collection:
-    """Load a corpus into the collection `name` and return it, ready to search; see `load_with_report` for the rest.
+) -> Loaded:
+    """Load a corpus into the collection `name`.
 
-    encoder: ready, or its folder or name.
+    corpus: a file, a BEIR folder, `Passage`s or dicts, or a data frame. queries: the generated ones, in files or as
+    records; recipe: how they are folded in. questions: users' own questions, which refine the calibration of their
+    languages for this collection. encoder: ready, or its folder or name. store: by default that of `open_store()`.
+    rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
+    the other inputs' in files beside it.
+    A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
+    DiskError, ServerError, CorruptError.
     """
     if isinstance(encoder, str | Path):
         from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
@@ -185,59 +217,55 @@ def load(
         encoder = Encoder(encoder)
     chosen = open_store() if store is None else store
     try:
-        load_with_report(
-            corpus, name, encoder=encoder, store=chosen, queries=queries, recipe=recipe,
-            passage_calibration=passage_calibration, questions=questions,
-            build=build, reuse=reuse, distance=distance, keep_plain=keep_plain, default_lang=default_lang,
-            hybrid=hybrid, rejects=rejects, progress=progress,
-        )  # fmt: skip
+        with ExitStack() as stack:
+            file, files = _as_file(corpus, "corpus.jsonl", stack), _as_files(queries, stack)
+            check_inputs(file, name, queries=files, questions=questions)
+            report = _load(
+                file, name, files, encoder=encoder, recipe=recipe or Recipe(), questions=questions, store=chosen,
+                options=options or LoadOptions(), rejects=rejects or Rejects(), progress=progress,
+            )  # fmt: skip
     except BaseException:
         if store is None:
             chosen.close()
         raise
-    return Collection(name, chosen, encoder=encoder)
+    return Loaded(Collection(name, chosen, encoder=encoder), report)
 
 
-def load_with_report(
-    corpus: str | PathLike[str],
+def _as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack) -> Path:
+    """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
+    if isinstance(records, str | PathLike):
+        return Path(records)
+    return write_records(Path(stack.enter_context(tempfile.TemporaryDirectory()), name), records)
+
+
+def _as_files(
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
+) -> list[Path]:
+    if queries is None:
+        return []
+    if isinstance(queries, str | PathLike):
+        return [Path(queries)]
+    if isinstance(queries, Sequence):
+        paths = [Path(file) for file in queries if isinstance(file, str | PathLike)]
+        if len(paths) == len(queries):
+            return paths
+    return [_as_file(cast(Records, queries), "queries.jsonl", stack)]
+
+
+def _load(
+    corpus: Path,
     name: str,
+    query_files: Sequence[Path],
     *,
     encoder: CalibratedEncoder,
+    recipe: Recipe,
+    questions: str | PathLike[str] | None,
     store: VectorStore,
-    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
-    recipe: Recipe | None = None,
-    passage_calibration: float = 0.0,
-    questions: str | PathLike[str] | None = None,
-    build: str | PathLike[str] | None = None,
-    reuse: Sequence[str | PathLike[str]] = (),
-    distance: Distance | None = None,
-    keep_plain: bool = False,
-    hybrid: Hybrid | None = None,
-    default_lang: str | None = None,
-    rejects: Rejects | None = None,
-    progress: Progress = silent,
+    options: LoadOptions,
+    rejects: Rejects,
+    progress: Progress,
 ) -> LoadReport:
-    """Load a corpus into the collection `name`.
-
-    queries: files of generated queries. recipe: how they are folded in, by default `Recipe()`.
-    questions: users' own questions, which refine the calibration of their languages for this collection.
-    build: a folder that keeps the vectors, so that a later load with another recipe encodes nothing; without it they
-    are kept in the cache until the load is done.
-    reuse: build folders of earlier loads with this encoder: what is unchanged is copied from them and not encoded.
-    distance: by default `cosine`, or `dot` for encoders that do not normalise.
-    passage_calibration: λ of the passages' side, for corpora of several languages (`calibration.py`): each
-    passage's vector less λ times its language's mean passage vector, before queries are folded in. 0 leaves them.
-    keep_plain: keep the passages' own vectors, without queries, beside the fused ones; they cost as much memory.
-    hybrid: make sparse vectors as well, which `Retriever(hybrid=True)` searches beside the dense ones.
-    rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
-    the other inputs' in files beside it.
-    A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
-    DiskError, ServerError, CorruptError.
-    """
-    check_options(passage_calibration=passage_calibration, hybrid=hybrid)
-    corpus, recipe, rejects = Path(corpus), recipe or Recipe(), rejects or Rejects()
-    distance = distance or ("cosine" if encoder.facts.normalize else "dot")
-    query_files = check_inputs(corpus, name, queries=queries, questions=questions)
+    distance = options.distance or ("cosine" if encoder.facts.normalize else "dot")
     store.names()  # a server that is away says so before hours of encoding
     others = {what: rejects_of(what, like=rejects) for what in ("queries", "questions")}
     with ExitStack() as stack:
@@ -246,26 +274,32 @@ def load_with_report(
         def rows(queries: QueryFile | None = None) -> Iterator[Row]:
             """The corpus once more: its bad lines are borne again, and not counted again."""
             again = Rejects(rejects.max_rejects)
-            return read_rows(corpus, queries=queries, default_lang=default_lang, rejects=again)
+            return read_rows(corpus, queries=queries, default_lang=options.default_lang, rejects=again)
 
         asked = question_means(encoder, questions, rejects=others["questions"])
-        folder = stack.enter_context(build_folder(build, name, fingerprint=encoder.facts.fingerprint))
+        folder = stack.enter_context(build_folder(options.build, name, fingerprint=encoder.facts.fingerprint))
         started = time.perf_counter()
         encode = partial(
-            encode_corpus, corpus, encoder=encoder, queries=table, path=folder, reuse=[Path(one) for one in reuse],
-            rejects=rejects, default_lang=default_lang, progress=progress,
+            encode_corpus, corpus, encoder=encoder, queries=table, path=folder, reuse=list(map(Path, options.reuse)),
+            rejects=rejects, default_lang=options.default_lang, progress=progress,
         )  # fmt: skip
-        kept = encode() if build is not None else encode_or_begin_anew(encode, folder, rejects)
+        kept = encode() if options.build is not None else encode_or_begin_anew(encode, folder, rejects)
         encoded = time.perf_counter()
         generated = generated_means(kept.build.windows())
         card = card_of(
-            kept, encoder, recipe=recipe, distance=distance, generated=generated, asked=asked, keep_plain=keep_plain
+            kept,
+            encoder,
+            recipe=recipe,
+            distance=distance,
+            generated=generated,
+            asked=asked,
+            keep_plain=options.keep_plain,
         )
-        if passage_calibration:
+        if options.passage_calibration:
             measured = measure_passages((passage for passage, _ in rows()), kept.build, progress=progress)
-            card = with_passage_means(card, passage_calibration, measured)
-        if hybrid is not None:
-            card = with_words(card, hybrid, rows())
+            card = with_passage_means(card, options.passage_calibration, measured)
+        if options.hybrid is not None:
+            card = with_words(card, options.hybrid, rows())
         with store.writer(name, card=card) as writer:
             written = write_collection(rows(table), kept.build, writer, card=card, progress=progress)
             total = kept.build.rows
@@ -281,10 +315,10 @@ def load_with_report(
         unused_queries=table.unused_count if table is not None else 0,
         rejected_lines=sum(other.rejected for other in others.values()),
         seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
-        build=str(folder) if build is not None else None,
+        build=str(folder) if options.build is not None else None,
         reused=kept.reused,
         languages=dict(sorted(written.languages.items())),
-        notes=_notes(written.languages, asked_for=passage_calibration, card=card),
+        notes=_notes(written.languages, asked_for=options.passage_calibration, card=card),
     )
 
 

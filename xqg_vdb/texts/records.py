@@ -9,16 +9,17 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import orjson
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors
 from xqg_vdb.texts import languages
+from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage
 
 MAX_LINE_BYTES = 16 << 20
 MAX_GZIP_RATIO = 100
@@ -184,6 +185,57 @@ class Rejects:
         record = {"file": source.file, "line": source.line, "offset": source.offset, "reason": reason, "head": head}
         with disk_errors(path), open(path, "wb" if self.rejected == 1 else "ab") as file:
             file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+
+
+class ArrowStream(Protocol):
+    """A data frame of pandas or polars, a table of pyarrow: what hands out its rows in Arrow's format."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+
+Records = Iterable[Passage | GeneratedQueries | Mapping[str, Any]] | ArrowStream
+"""Records in memory, such as a line of a file holds."""
+
+
+def write_records(path: Path, records: Records) -> Path:
+    """Write records in memory as the JSON lines that the readers check. Raises DataError for what JSON cannot hold."""
+    with disk_errors(path), open(path, "wb") as file:
+        for number, record in enumerate(_plain_records(records), 1):
+            try:
+                file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+            except orjson.JSONEncodeError as error:
+                raise DataError(f"Record {number} in memory cannot be written as JSON: {error}.") from None
+    return path
+
+
+def _plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
+    if isinstance(records, Iterable) and not hasattr(records, "__arrow_c_stream__"):
+        for record in records:
+            if isinstance(record, Passage | GeneratedQueries):
+                yield _plain(record)
+            else:
+                yield record
+        return
+    import pyarrow as pa
+
+    for batch in pa.RecordBatchReader.from_stream(records):
+        for row in batch.to_pylist():
+            # absent, as a cell is; an index that pandas numbers is no field
+            yield {key: _filled(value) for key, value in row.items() if value is not None and key[:8] != "__index_"}
+
+
+def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
+    if isinstance(record, GeneratedQueries):
+        line = {"id": record.id, "generated_queries": dict(record.queries)}
+        return {**line, "passage_digest": record.passage_digest}
+    line = {"id": record.id, "title": record.title, "text": record.text, "meta": dict(record.meta)}
+    return line if record.lang == UNKNOWN_LANGUAGE else {**line, "lang": record.lang}
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], tuple):
+        value = dict(value)  # a map
+    return {key: inner for key, inner in value.items() if inner is not None} if isinstance(value, dict) else value
 
 
 def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
