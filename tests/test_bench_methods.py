@@ -19,10 +19,11 @@ from xqg_vdb.evaluate.datasets import load_task
 from xqg_vdb.evaluate.datasets.task import sampled_questions
 from xqg_vdb.evaluate.methods import timed_rows
 from xqg_vdb.evaluate.metrics import read_run
-from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, with_methods
+from xqg_vdb.evaluate.suite import Expansion, Reranking, System, preset, read_methods, read_suite, with_methods
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.journal import Memo
 from xqg_vdb.search.expand import Expander
+from xqg_vdb.search.methods import Methods
 from xqg_vdb.search.rerank import Reranker
 from xqg_vdb.store import open_store
 from xqg_vdb.types import Hybrid, Question, Search
@@ -110,8 +111,8 @@ def counted(monkeypatch, stop_after=None):
 def test_upr_is_what_retriever_does(data, generator, search):
     made = encoder()
     systems = [
-        System("upr", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH, rerank_weight=1.0),
-        System("mixed", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH, rerank_weight=0.4),
+        System("upr", queries="queries", rerank=Reranking(str(generator), DEPTH, 1.0)),
+        System("mixed", queries="queries", rerank=Reranking(str(generator), DEPTH, 0.4)),
     ]
     report = run(suite(data, *systems, search=search), data, made=made)
     same_runs(found(data, "upr"), retrieved(data, made, reranker=Reranker(generator, depth=DEPTH, weight=1.0)))
@@ -127,7 +128,7 @@ def test_upr_is_what_retriever_does(data, generator, search):
 
 def test_what_stands_behind_the_reranked_passages_keeps_its_order(data, generator):
     base = System("base", queries="queries")
-    again = replace(base, name="again", rerank=f"upr:{generator}", rerank_depth=2, rerank_weight=1.0)
+    again = replace(base, name="again", rerank=Reranking(str(generator), 2, 1.0))
     run(suite(data, base, again), data)
     plain = found(data, "base")
     changed = 0
@@ -141,7 +142,7 @@ def test_what_stands_behind_the_reranked_passages_keeps_its_order(data, generato
 
 
 def test_likelihoods_survive_a_stop_and_serve_every_weight(data, generator, monkeypatch):
-    system = System("upr", queries="queries", rerank=f"upr:{generator}", rerank_depth=DEPTH)
+    system = System("upr", queries="queries", rerank=Reranking(str(generator), DEPTH))
     first = counted(monkeypatch, stop_after=7)
     with pytest.raises(KeyboardInterrupt):
         run(suite(data, system), data)
@@ -153,12 +154,12 @@ def test_likelihoods_survive_a_stop_and_serve_every_weight(data, generator, monk
     assert f"{len(first)} of {8 * DEPTH} likelihoods were kept from before" in kept_notes(report)[0]
     stopped = found(data, "upr")
     monkeypatch.setattr(likelihoods, "open_scorer", lambda *_, **__: pytest.fail("nothing is left to compute"))
-    others = [replace(system, name=f"w{w}", rerank_weight=w) for w in (0.0, 0.5)]
-    others.append(replace(system, name="shallow", rerank_depth=3))
+    others = [replace(system, name=f"w{w}", rerank=Reranking(str(generator), DEPTH, w)) for w in (0.0, 0.5)]
+    others.append(replace(system, name="shallow", rerank=Reranking(str(generator), 3)))
     report = run(suite(data, system, *others), data)
     assert [note.split(":")[1] for note in kept_notes(report)] == [" upr", " w0.0", " w0.5", " shallow"]
     assert all("rerank p50 ms" in one.cost for one in report.results)
-    base = replace(system, name="base", rerank=None, rerank_depth=100)
+    base = replace(system, name="base", rerank=None)
     run(suite(data, base), data)
     assert {q: [i for i, _ in f] for q, f in found(data, "w0.0").items()} == {
         q: [i for i, _ in f] for q, f in found(data, "base").items()
@@ -181,7 +182,7 @@ def test_passages_are_read_once_for_questions_that_share_them(data, generator, m
         likelihoods.MemoScorer, "_compute",
         lambda self, passage, new: (calls.append((passage, len(new))), original(self, passage, new))[1],
     )  # fmt: skip
-    system = System("upr", rerank=f"upr:{generator}", rerank_depth=DEPTH)
+    system = System("upr", rerank=Reranking(str(generator), DEPTH))
     run(suite(data, system), data)
     assert sum(n for _, n in calls) == 8 * DEPTH
     assert len(calls) == DEPTH + len({passage for passage, _ in calls[DEPTH:]}), "one question alone, then by passage"
@@ -191,7 +192,7 @@ def test_passages_are_read_once_for_questions_that_share_them(data, generator, m
 @pytest.mark.parametrize("method", ["translation", "pseudo-document"])
 def test_expansion_is_what_retriever_does(data, generator, method):
     made = encoder()
-    system = System("expanded", queries="queries", expand=f"{method}:{generator}", expand_lang="eng")
+    system = System("expanded", queries="queries", expand=Expansion(method, str(generator), "en"))
     report = run(suite(data, system), data, made=made)
     theirs = retrieved(data, made, expander=Expander(generator, method=method, lang="en"))
     same_runs(found(data, "expanded"), theirs)
@@ -203,7 +204,7 @@ def test_expansion_is_what_retriever_does(data, generator, method):
 
 def test_expansion_with_words(data, generator):
     made = encoder()
-    system = System("expanded", queries="queries", expand=f"translation:{generator}", expand_lang="en", hybrid=True)
+    system = System("expanded", queries="queries", expand=Expansion("translation", str(generator), "en"), hybrid=True)
     run(suite(data, system, search="exact", depth=20), data, made=made)
     expander = Expander(generator, method="translation", lang="en")
     theirs = retrieved(data, made, expander=expander, loading={"options": LoadOptions(hybrid=Hybrid())}, hybrid=True)
@@ -231,7 +232,7 @@ def test_expansions_are_written_once(data, generator, monkeypatch):
         return writer
 
     monkeypatch.setattr(methods, "open_writer", opened)
-    system = System("joined", queries="queries", expand=f"pseudo-document:{generator}")
+    system = System("joined", queries="queries", expand=Expansion("pseudo-document", str(generator)))
     with pytest.raises(KeyboardInterrupt):
         run(suite(data, system), data)
     assert len(written) == 2
@@ -267,14 +268,15 @@ def test_finished_cells_open_no_model_and_another_model_makes_another_cell(data,
     from xqg_vdb.models.folder import open_model_folder, write_manifest
 
     systems = [
-        System("upr", rerank=f"upr:{generator}", rerank_depth=2),
-        System("both", rerank=f"upr:{generator}", rerank_depth=2, expand=f"pseudo-document:{generator}"),
+        System("upr", rerank=Reranking(str(generator), 2)),
+        System("both", rerank=Reranking(str(generator), 2), expand=Expansion("pseudo-document", str(generator))),
     ]
     first = run(suite(data, *systems), data)
     cells = set((data / "out" / "cells").iterdir())
     moved = shutil.copytree(generator, tmp_path / "moved")
     systems = [
-        replace(one, rerank=f"upr:{moved}", expand=one.expand and f"pseudo-document:{moved}") for one in systems
+        replace(one, rerank=Reranking(str(moved), 2), expand=one.expand and Expansion("pseudo-document", str(moved)))
+        for one in systems
     ]  # fmt: skip
     for module in (likelihoods, methods):
         for name in {"open_scorer", "open_writer"} & set(vars(module)):
@@ -352,7 +354,7 @@ expand_lang = "en"
 def test_methods_are_checked_when_the_suite_is_read(tmp_path, change, says):
     path = tmp_path / "suite.toml"
     path.write_text(SUITE)
-    assert read_suite(path).systems[0].rerank_weight == 0.25
+    assert read_suite(path).systems[0].rerank == Reranking("MODEL", 10, 0.25)
     path.write_text(SUITE.replace(*change))
     with pytest.raises(DataError, match=r"suite\.toml") as error:
         read_suite(path)
@@ -364,28 +366,27 @@ def test_what_does_not_go_together_is_told_before_encoding(data, tmp_path):
 
     made = encoder()
     no_generator = write_tiny_encoder(tmp_path / "e")
-    for spec in (f"upr:{no_generator}", f"upr:{tmp_path / 'absent'}"):
+    for model in (no_generator, tmp_path / "absent"):
         with pytest.raises(ModelError):
-            run(suite(data, System("s", rerank=spec)), data, made=made)
+            run(suite(data, System("s", rerank=Reranking(str(model)))), data, made=made)
     with pytest.raises(ModelError):
-        run(suite(data, System("s", expand=f"pseudo-document:{no_generator}")), data, made=made)
+        run(suite(data, System("s", expand=Expansion("pseudo-document", str(no_generator)))), data, made=made)
     assert made.texts_seen == 0
-    check_system(System("s"))
 
 
 def test_a_preset_gets_the_methods_on_top_of_its_best_system():
-    options = System("o", rerank="upr:m", rerank_depth=7, expand="pseudo-document:m", expand_lang="en")
-    made = with_methods(preset("afriqa"), options)
+    asked = read_methods(Methods(rerank="upr:m", rerank_depth=7, expand="pseudo-document:m", expand_lang="eng"))
+    made = with_methods(preset("afriqa"), *asked)
     assert [system.name for system in made.systems[2:]] == [
         "calibrated + UPR", "calibrated + expansion", "calibrated + expansion + UPR",
     ]  # fmt: skip
     upr, expansion, both = made.systems[2:]
-    assert (upr.rerank, upr.rerank_depth, upr.expand, upr.means) == ("upr:m", 7, None, "bank")
-    assert (expansion.expand_lang, expansion.rerank, expansion.rerank_depth) == ("en", None, 100)
-    assert both.rerank == "upr:m" and both.expand == "pseudo-document:m"
+    assert (upr.rerank, upr.expand, upr.means) == (Reranking("m", 7), None, "bank")
+    assert (expansion.rerank, expansion.expand) == (None, Expansion("pseudo-document", "m", "en"))
+    assert (both.expand, both.rerank) == asked
     assert made.comparisons[-1].baseline == "calibrated"
-    assert with_methods(preset("afriqa"), System("o")) == preset("afriqa")
-    folded = with_methods(preset("afriqa", queries="q.jsonl"), replace(options, expand=None, expand_lang=None))
+    assert with_methods(preset("afriqa"), *read_methods(Methods())) == preset("afriqa")
+    folded = with_methods(preset("afriqa", queries="q.jsonl"), None, asked[1])
     assert folded.systems[-1].name == "calibrated + xQG + UPR" and folded.systems[-1].queries == "queries"
 
 

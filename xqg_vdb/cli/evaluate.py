@@ -25,7 +25,7 @@ from xqg_vdb.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from xqg_vdb.evaluate.suite import Suite, System
+    from xqg_vdb.evaluate.suite import Suite
     from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.progress import Progress
     from xqg_vdb.search.methods import Methods
@@ -84,11 +84,9 @@ def bench(
     from xqg_vdb.evaluate.report.files import write_report
     from xqg_vdb.evaluate.report.text import render_terminal
     from xqg_vdb.evaluate.run import run_suite
-    from xqg_vdb.evaluate.suite import System
     from xqg_vdb.progress import bars
 
-    system = System("from the command line", **asdict(methods))
-    suite = _suite(what, model=model.name, queries=queries, search=search, questions=questions, methods=system)
+    suite = _suite(what, model=model.name, queries=queries, search=search, questions=questions, methods=methods)
     with ExitStack() as stack:
         store = stack.enter_context(closing(place.open())) if place.path or place.url else None
 
@@ -111,17 +109,17 @@ def bench(
 
 
 def _suite(
-    what: str, *, model: str, queries: Path | None, search: Any, questions: int | None, methods: System
+    what: str, *, model: str, queries: Path | None, search: Any, questions: int | None, methods: Methods
 ) -> Suite:
     """The suite file, or the preset of a dataset, with what the command line says of either."""
-    from xqg_vdb.evaluate.suite import System, check_system, preset, read_suite, with_methods
+    from xqg_vdb.evaluate.suite import preset, read_methods, read_suite, with_methods
+    from xqg_vdb.search.methods import Methods
 
     if not what.endswith(".toml"):
-        check_system(methods)
-        suite = with_methods(preset(what, encoder=model, queries=queries), methods)
+        suite = with_methods(preset(what, encoder=model, queries=queries), *read_methods(methods))
     elif queries is not None:
         raise click.UsageError("a suite names its own query files; --queries goes with a DATASET")
-    elif methods != System(methods.name):
+    elif methods != Methods():
         raise click.UsageError("a suite names its own systems; --rerank and --expand go with a DATASET")
     else:
         suite = read_suite(what)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError
-from xqg_vdb.evaluate.suite import System, expansion_of, scorer_of
+from xqg_vdb.evaluate.suite import Expansion, System
 from xqg_vdb.journal import Memo
 from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.progress import Progress
@@ -268,33 +268,37 @@ class Methods:
         Raises ModelError, CorruptError and DataError for models that are not there or are none.
         """
         found: dict[str, Any] = {}
-        if (expansion := expansion_of(system)) is not None:
-            method, model, lang = expansion
-            made_by = self._writer_facts(system, model)
+        if (expansion := system.expand) is not None:
+            made_by = self._writer_facts(expansion)
             found["expand"] = {
-                "method": method, "lang": lang, "prompts": PROMPTS, "max_tokens": MAX_TOKENS, "writer": made_by,
+                "method": expansion.method, "lang": expansion.lang, "prompts": PROMPTS, "max_tokens": MAX_TOKENS,
+                "writer": made_by,
             }  # fmt: skip
-        if (scorer := scorer_of(system)) is not None:
-            found["rerank"] = {"model": self._model_folder(scorer).fingerprint, "instruction": INSTRUCTION}
+        if (again := system.rerank) is not None:
+            found["rerank"] = {
+                "depth": again.depth, "weight": again.weight, "model": self._model_folder(again.model).fingerprint,
+                "instruction": INSTRUCTION,
+            }  # fmt: skip
         return found
 
     def wordings(self, system: System, queries: Sequence[Question], *, dataset: str) -> tuple[Wordings, Spent] | None:
         """What the system searches for in place of each question, None when it searches for the question."""
-        expansion = expansion_of(system)
+        expansion = system.expand
         if expansion is None:
             return None
-        method, model, lang = expansion
-        writer = self._writer(model, system)
-        expander, stage = Expander(writer, method=method, lang=lang), f"{dataset}: expansions of {system.name}"
+        writer = self._writer(expansion)
+        expander, stage = (
+            Expander(writer, method=expansion.method, lang=expansion.lang),
+            f"{dataset}: expansions of {system.name}",
+        )
         return expand_all(expander, writer, queries, progress=self.progress, stage=stage)
 
     def again(self, system: System, *, queries: Sequence[Question], passages: Sequence[Passage]) -> Again | None:
         """The system's reranker, ready for a run of these questions; None without one. See `likelihoods.rank_again`."""
-        model = scorer_of(system)
-        if model is None:
+        if system.rerank is None:
             return None
-        scorer = self._scorer(model)
-        reranker = Reranker(scorer, depth=system.rerank_depth, weight=system.rerank_weight)
+        scorer = self._scorer(system.rerank.model)
+        reranker = Reranker(scorer, depth=system.rerank.depth, weight=system.rerank.weight)
         return partial(
             rank_again, reranker=reranker, scorer=scorer, queries=queries, passages=passages, progress=self.progress
         )
@@ -326,19 +330,19 @@ class Methods:
             self._scorers[model] = MemoScorer(model, memo=memo, threads=self.threads)
         return self._scorers[model]
 
-    def _writer(self, model: str, system: System) -> MemoWriter:
-        key = model, system.expand_model
+    def _writer(self, expansion: Expansion) -> MemoWriter:
+        key = expansion.model, expansion.served
         if key not in self._writers:
-            writer = open_writer(model, endpoint_model=system.expand_model, threads=self.threads)
+            writer = open_writer(expansion.model, endpoint_model=expansion.served, threads=self.threads)
             facts = {**writer.describe(), "max_tokens": MAX_TOKENS}
             digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
             memo = self._log(f"expansions-{digest}", {"expansions of": digest}, field="text")
             self._writers[key] = MemoWriter(writer, memo=memo)
         return self._writers[key]
 
-    def _writer_facts(self, system: System, model: str) -> dict[str, Any]:
+    def _writer_facts(self, expansion: Expansion) -> dict[str, Any]:
         """Which model writes, without opening a local one."""
-        if model.startswith(("http://", "https://")):
-            return self._writer(model, system).describe()
-        found = self._model_folder(model)
+        if expansion.model.startswith(("http://", "https://")):
+            return self._writer(expansion).describe()
+        found = self._model_folder(expansion.model)
         return {"fingerprint": found.fingerprint, "chat": (found.manifest.get("generator") or {}).get("chat")}

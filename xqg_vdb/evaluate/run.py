@@ -221,9 +221,12 @@ def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
 def _generator_facts(bench: Workbench, system: System) -> dict[str, Any]:
     """As a report shows them: which generators, and how they are used."""
     found = bench.method_facts(system)
-    expand = {"expand": system.expand, "expansion": found["expand"]} if system.expand else {}
-    options = {"depth": system.rerank_depth, "weight": system.rerank_weight}
-    return {**expand, **({"rerank": system.rerank, "reranking": options | found["rerank"]} if system.rerank else {})}
+    facts: dict[str, Any] = {}
+    if system.expand:
+        facts |= {"expand": f"{system.expand.method}:{system.expand.model}", "expansion": found["expand"]}
+    if system.rerank:
+        facts |= {"rerank": f"upr:{system.rerank.model}", "reranking": found["rerank"]}
+    return facts
 
 
 def _file_name(name: str) -> str:

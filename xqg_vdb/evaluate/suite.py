@@ -17,6 +17,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import DATASETS
 from xqg_vdb.files import disk_errors
 from xqg_vdb.search.expand import Method, expansion_spec, target_language
+from xqg_vdb.search.methods import Methods
 from xqg_vdb.search.rerank import WEIGHT, reranker_spec
 from xqg_vdb.types import Pool, Recipe
 
@@ -25,7 +26,46 @@ from xqg_vdb.types import Pool, Recipe
 Content = Literal["own", "direction", "shuffled"]
 Languages = Literal["given", "detected", "unknown"]
 
-_EXAMPLES = {"rerank": "upr:starter:generator", "expand": "pseudo-document:starter:generator"}
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """What a generator adds to each question, see `search.expand.Expander`; served: the model's name at an endpoint."""
+
+    method: Method
+    model: str
+    lang: str | None = None
+    served: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """UPR by a generator of the first `depth` passages, see `search.rerank.Reranker`; the others keep their order."""
+
+    model: str
+    depth: int = 100
+    weight: float = WEIGHT
+
+
+def read_methods(given: Methods) -> tuple[Expansion | None, Reranking | None]:
+    """What a suite file or the command line says of generators. DataError for what cannot be meant."""
+    for method, example in (("rerank", "upr:starter:generator"), ("expand", "pseudo-document:starter:generator")):
+        changed = [
+            name for name, usual in vars(Methods()).items()
+            if name.startswith(f"{method}_") and getattr(given, name) != usual
+        ]  # fmt: skip
+        if changed and getattr(given, method) is None:
+            raise DataError(f"{changed[0]} says nothing without {method}; add {method} = {example!r}")
+    if given.rerank_depth < 1:
+        raise DataError(f"rerank_depth must be at least 1, got {given.rerank_depth}")
+    if not 0.0 <= given.rerank_weight <= 1.0:
+        raise DataError(f"rerank_weight must lie between 0 and 1, got {given.rerank_weight}")
+    expansion = reranking = None
+    if given.expand is not None:
+        name, model = expansion_spec(given.expand)
+        expansion = Expansion(name, model, target_language(name, given.expand_lang), given.expand_model)
+    if given.rerank is not None:
+        reranking = Reranking(reranker_spec(given.rerank), given.rerank_depth, given.rerank_weight)
+    return expansion, reranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +80,7 @@ class System:
     languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
     passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
     hybrid: search the words as well and fuse the rankings.
-    expand: `METHOD:MODEL` searches with what a generator adds to the question, in `expand_lang` (see
-        `expansion.Expander`); expand_model: the model's name at an endpoint.
-    rerank: `upr:MODEL` ranks the first `rerank_depth` passages again, what is behind them keeps its order;
-        rerank_weight: `weight` of `rerank.Reranker`.
+    expand, rerank: what generators do; a suite file says `expand`, `expand_lang`, `rerank` … (see `read_methods`).
     """
 
     name: str
@@ -57,46 +94,8 @@ class System:
     languages: Languages = "given"
     passage_calibration: float = 0.0
     hybrid: bool = False
-    expand: str | None = None
-    expand_lang: str | None = None
-    expand_model: str = "default"
-    rerank: str | None = None
-    rerank_depth: int = 100
-    rerank_weight: float = WEIGHT
-
-
-def check_system(system: System) -> None:
-    """Raise DataError, naming the system, for specs and options of its generators that cannot be meant."""
-    try:
-        for method, example in _EXAMPLES.items():
-            fields = System.__dataclass_fields__
-            changed = [
-                name for name, one in fields.items()
-                if name.startswith(f"{method}_") and getattr(system, name) != one.default
-            ]  # fmt: skip
-            if changed and getattr(system, method) is None:
-                raise DataError(f"{changed[0]} says nothing without {method}; add {method} = {example!r}")
-        expansion_of(system)
-        scorer_of(system)
-        if system.rerank_depth < 1:
-            raise DataError(f"rerank_depth must be at least 1, got {system.rerank_depth}")
-        if not 0.0 <= system.rerank_weight <= 1.0:
-            raise DataError(f"rerank_weight must lie between 0 and 1, got {system.rerank_weight}")
-    except DataError as error:
-        raise DataError(f"system {system.name!r}: {str(error).rstrip('.')}.") from error
-
-
-def expansion_of(system: System) -> tuple[Method, str, str | None] | None:
-    """Method, model and language of `expand`, None without; raises DataError for what cannot be meant."""
-    if system.expand is None:
-        return None
-    method, model = expansion_spec(system.expand)
-    return method, model, target_language(method, system.expand_lang)
-
-
-def scorer_of(system: System) -> str | None:
-    """The model of `rerank`, None without; raises DataError for another method than UPR."""
-    return None if system.rerank is None else reranker_spec(system.rerank)
+    expand: Expansion | None = None
+    rerank: Reranking | None = None
 
 
 SearchMode = Literal["exact", "graph", "memory"]
@@ -158,8 +157,6 @@ class Suite:
         for comparison in self.comparisons:
             _known([comparison.baseline, *comparison.systems], names, "system")
         _known([sweep.system for sweep in self.sweeps], names, "system")
-        for system in self.systems:
-            check_system(system)
         if self.questions is not None and self.questions < 1:
             raise DataError(f"questions must be at least 1, got {self.questions}; leave it out to ask all.")
         _known([system.queries for system in self.systems if system.queries], list(self.queries), "query set")
@@ -214,13 +211,18 @@ class _Head:
 
 def _system(table: dict[str, Any], where: str) -> System:
     place = f"{where}, system {table.get('name', '?')!r}"
+    flat = {name: table.pop(name) for name in Methods.__dataclass_fields__ if name in table}
     try:
         recipe = _record(Recipe, table.pop("recipe", {}), f"{place}, recipe")
     except ValueError as error:
         raise DataError(f"{place}: {error}.") from error
-    system = _record(System, table, place)
-    fields = {name: getattr(system, name) for name in System.__dataclass_fields__}
-    return System(**{**fields, "recipe": recipe})
+    methods = _record(Methods, flat, place)
+    try:
+        expand, rerank = read_methods(methods)
+    except DataError as error:
+        raise DataError(f"{place}: {str(error).rstrip('.')}.") from error
+    system: System = _record(System, table, place)
+    return replace(system, recipe=recipe, expand=expand, rerank=rerank)
 
 
 def _files(given: object, folder: Path) -> dict[str, Path]:
@@ -316,27 +318,21 @@ def preset(
     )
 
 
-def with_methods(suite: Suite, options: System) -> Suite:
-    """The preset with UPR and query expansion on top of its best system; the suite as it is when neither is asked for.
-
-    options: a system whose `rerank*` and `expand*` say how; with both, a system that does both is added, too.
-    """
+def with_methods(suite: Suite, expand: Expansion | None, rerank: Reranking | None) -> Suite:
+    """The preset with UPR and query expansion on top of its best system, and with both; as it is without either."""
     names = [system.name for system in suite.systems]
     base = suite.systems[names.index("calibrated + xQG" if "calibrated + xQG" in names else "calibrated")]
-    kinds = {"UPR": ("rerank",), "expansion": ("expand",), "expansion + UPR": ("expand", "rerank")}
-    added = tuple(
-        replace(base, name=f"{base.name} + {kind}", **_settings(options, methods))
-        for kind, methods in kinds.items()
-        if all(getattr(options, method) for method in methods)
-    )
+    added: list[System] = []
+    if rerank is not None:
+        added.append(replace(base, name=f"{base.name} + UPR", rerank=rerank))
+    if expand is not None:
+        added.append(replace(base, name=f"{base.name} + expansion", expand=expand))
+    if rerank is not None and expand is not None:
+        added.append(replace(base, name=f"{base.name} + expansion + UPR", expand=expand, rerank=rerank))
     if not added:
         return suite
     compared = Comparison(base.name, tuple(system.name for system in added))
-    return replace(suite, systems=suite.systems + added, comparisons=(*suite.comparisons, compared))
-
-
-def _settings(options: System, methods: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in System.__dataclass_fields__ if name.startswith(tuple(methods))}
+    return replace(suite, systems=(*suite.systems, *added), comparisons=(*suite.comparisons, compared))
 
 
 def xqg_systems(encoder: str, queries: str) -> list[System]:

@@ -169,7 +169,7 @@ class Workbench:
             wordings = vectors_of(expanded[0], encode)
         cell, found = run_cell(
             material.task, material.passages, self.placed(system, dataset, wordings), encoder=encoder.facts,
-            metrics=self.metrics(dataset), depth=max(self.suite.depth, system.rerank_depth if system.rerank else 0),
+            metrics=self.metrics(dataset), depth=max(self.suite.depth, system.rerank.depth if system.rerank else 0),
             search=self.suite.search, store=store,
             again=self._methods.again(system, queries=asked, passages=material.passages),
         )  # fmt: skip
@@ -183,14 +183,8 @@ class Workbench:
         """All that a cell depends on: change any of it and it is another cell."""
         encoder = self.encoder(system.encoder)
         file = self.suite.query_file(system, dataset)
-        # a setting that a later version adds changes no old cell; the weight's default was 1 in the first ones
-        usual = asdict(System("")) | {"rerank_weight": 1.0}
-        unused = ("expand",) if system.rerank else ("expand", "rerank")
-        settings = {
-            name: value
-            for name, value in asdict(system).items()
-            if value != usual[name] and not name.startswith(unused)
-        }
+        usual = asdict(System(""))  # a setting that a later version adds changes no old cell
+        settings = {name: value for name, value in asdict(system).items() if value != usual[name]}
         settings.update(name="", encoder="", queries=file and sha256_of(file), **self.method_facts(system))
         if system.passage_calibration:
             settings["passage prior"] = PRIOR  # cells of the time before it were other vectors
