@@ -25,10 +25,12 @@ from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import Retriever
 from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.layout import CollectionOptions, point_id
+from xqg_vdb.store.server.names import CARD_KEY
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.texts.records import Rejects
-from xqg_vdb.types import GeneratedQueries, Passage, Recipe
+from xqg_vdb.types import GeneratedQueries, Hybrid, Passage, Recipe
 
 DIM = 16
 CORPUS = [
@@ -188,17 +190,21 @@ def test_both_stores_hold_vectors_payloads_and_card(store, files, tmp_path, pool
     assert [hit.id for hit in hits] == ["nile"]
 
 
-def test_dot_distance_keeps_the_length_of_fused_vectors(store, files):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_dot_distance_keeps_the_length_that_the_encoder_gives(store, files, normalize):
+    """A passage without queries is as long as the others: its own length, or 1."""
+    encoder = an_encoder()
+    encoder.facts = replace(encoder.facts, normalize=normalize)
     load(
         files[0],
         "wiki",
-        encoder=an_encoder(),
+        encoder=encoder,
         queries=files[1],
         recipe=Recipe(),
         store=store,
         options=LoadOptions(distance="dot"),
     )
-    close_to(rows_of(store), twin(CORPUS, QUERIES, Recipe(), distance="dot"))
+    close_to(rows_of(store), twin(CORPUS, QUERIES, Recipe(), distance="cosine" if normalize else "dot"))
     assert store.card("wiki").distance == "dot"
 
 
@@ -221,9 +227,60 @@ def test_loading_twice_changes_nothing(store, files, tmp_path):
     ).report
     assert encoder.texts_seen == 0
     same(rows, rows_of(store))
-    unchanging = {"version": "", "created": ""}
-    assert replace(store.card("wiki"), **unchanging) == replace(card, **unchanging)
-    assert replace(again, seconds={}) == replace(first, seconds={})
+    assert store.card("wiki") == card
+    assert again.unchanged and not first.unchanged
+    assert (again.passages, again.counts, again.unused_queries) == (first.passages, first.counts, first.unused_queries)
+
+
+SETTINGS = {
+    "recipe": {"recipe": Recipe(alpha=0.2)},
+    "passages' means": {"options": LoadOptions(passage_calibration=0.5)},
+    "hybrid": {"options": LoadOptions(hybrid=Hybrid("none"))},
+    "language": {"options": LoadOptions(default_lang="sw")},
+    "force": {"options": LoadOptions(force=True)},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_load_that_is_not_the_same_is_written_and_says_what_it_replaces(store, files, setting):
+    load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store)
+    encoder = an_encoder()
+    assert load(files[0], "wiki", encoder=encoder, queries=files[1], store=store).report.unchanged
+    assert encoder.texts_seen == 0 and store.version("wiki") == "v0001"
+    given = {"encoder": an_encoder(), "queries": files[1], "store": store, **SETTINGS[setting]}
+    report = load(files[0], "wiki", **given).report
+    assert not report.unchanged and store.version("wiki") == "v0002"
+    assert report.replaced.startswith("v0001 (5 passages, ha, sw queries at α 0.3, ")
+    if setting != "force":
+        assert load(files[0], "wiki", **given).report.unchanged
+
+
+@pytest.mark.parametrize("change", ["corpus", "queries", "meta", "encoder", "layout", "lost point"])
+def test_a_changed_input_or_a_damaged_collection_is_loaded_again(files, tmp_path, change):
+    with ServerStore.connect(":memory:") as store:
+        load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store)
+        encoder = HashEncoder(dim=DIM, name="other") if change == "encoder" else an_encoder()
+        if change == "corpus":
+            write(files[0], [*CORPUS[:-1], {**CORPUS[-1], "text": "Sugar dissolves too"}])
+        elif change == "meta":
+            write(files[0], [*CORPUS[:-1], {**CORPUS[-1], "year": 1}])
+        elif change == "queries":
+            write(files[1], QUERIES[:-1])
+        elif change == "layout":
+            store._options = CollectionOptions(hnsw_m=8)
+        elif change == "lost point":
+            store._client.delete("wiki__v0001", [str(point_id("salt"))])
+        report = load(files[0], "wiki", encoder=encoder, queries=files[1], store=store).report
+        assert not report.unchanged and store.count("wiki") == 5 and report.counts["read"] == 5
+
+
+def test_a_card_of_before_is_written_once_more(files):
+    with ServerStore.connect(":memory:") as store:
+        load(files[0], "wiki", encoder=an_encoder(), store=store)
+        old = replace(store.card("wiki"), inputs="")
+        store._names.write_metadata("wiki__v0001", {CARD_KEY: old.to_json()})
+        assert not load(files[0], "wiki", encoder=an_encoder(), store=store).report.unchanged
+        assert load(files[0], "wiki", encoder=an_encoder(), store=store).report.unchanged
 
 
 def test_another_recipe_encodes_nothing(files, tmp_path):
@@ -528,7 +585,7 @@ def test_bad_lines_are_counted_and_kept_for_every_input(files, tmp_path):
                 store=store,
                 questions=questions,
                 rejects=rejects,
-                options=LoadOptions(build=tmp_path / "build"),
+                options=LoadOptions(build=tmp_path / "build", force=True),
             ).report
             assert report.counts == {"read": 9, "accepted": 5, "duplicates": 1, "blank": 1, "rejected": 2}
             assert report.rejected_lines == 2
@@ -624,7 +681,8 @@ def test_a_corpus_in_memory_is_what_its_file_is(store, files, tmp_path, kind):
     from_file = load(files[0], "wiki", encoder=an_encoder(), queries=files[1], store=store)
     rows = rows_of(store)
     corpus, queries = in_memory(kind)
-    made = load(corpus, "wiki", encoder=an_encoder(), queries=queries, store=store)
+    forced = LoadOptions(force=True)
+    made = load(corpus, "wiki", encoder=an_encoder(), queries=queries, store=store, options=forced)
     same(rows, rows_of(store))
     assert made.report.queries == from_file.report.queries and made.report.counts == from_file.report.counts
     assert replace(made.collection.card, created="", version="") == replace(

@@ -221,5 +221,5 @@ def rows_of_card(rows: Vectors, *, langs: Sequence[str], card: Card) -> Vectors:
     if not card.passage_calibration:
         return rows
     table = unpack_means(card.passage_means, dim=card.encoder.dim)
-    normalize = card.distance == "cosine"
-    return calibrate_passages(rows, langs=langs, table=table, strength=card.passage_calibration, normalize=normalize)
+    strength, normalize = card.passage_calibration, card.has_unit_rows
+    return calibrate_passages(rows, langs=langs, table=table, strength=strength, normalize=normalize)

@@ -9,8 +9,8 @@ query vector, k the recipe's `shrink`:
     shrunk, centred (default)
             v = (1-α)·E + α·Σ_l (S_l - c_l·μ_l) / (n + k)           adds content only; E's direction where n = 0
 
-One rule for length: a collection whose distance is cosine keeps rows of length 1 (`normalize`), one whose distance is
-dot keeps them as they come out, whatever the encoder does (`index.write.vectors_of` and `calibration.rows_of_card`).
+One rule for length (`Card.has_unit_rows`): rows get length 1 (`normalize`) where the distance is cosine or the
+encoder's own have it; others stay as they come out.
 
 The sum is linear in α, so scores of any α are `(1-α)·(q·E) + α·(q·g)` with `g = pooled_queries(...)`.
 """

@@ -160,6 +160,8 @@ class Card(Stored):
     passage_calibration: the λ of the passages' side; passage_means: what was subtracted, packed alike.
     count, digest: of the finished collection (over id and content, in any order), 0 and "" while loading.
     rows_digest: of everything that was encoded, in order; tells one corpus from another while loading.
+    inputs: of all that the load was given, for a second load that finds nothing changed; "" once passages were added
+        or deleted.
     storage: how the collection is laid out, where that was asked for (`CollectionOptions.layout`).
     """
 
@@ -176,9 +178,15 @@ class Card(Stored):
     count: int = 0
     digest: str = ""
     rows_digest: str = ""
+    inputs: str = ""
     storage: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     created: str = ""
+
+    @property
+    def has_unit_rows(self) -> bool:
+        """Whether fused vectors get length 1: for cosine, and where the encoder's own have it."""
+        return self.distance == "cosine" or self.encoder.normalize
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict from which `from_json` makes an equal card."""
@@ -352,6 +360,10 @@ class CollectionWriter(Protocol):
 
 class VectorStore(Protocol):
     """Where collections live: a folder (qdrant-edge) or a Qdrant server. `name` is the user's; versions are inside."""
+
+    @property
+    def storage(self) -> Mapping[str, Any]:
+        """What the cards of its new collections say of their options."""
 
     def names(self) -> list[str]:
         """The published collections, sorted."""

@@ -76,7 +76,7 @@ def load(
     """Load CORPUS into COLLECTION, its generated queries folded into the passages' vectors.
 
     CORPUS is .jsonl, .jsonl.gz, .tsv, .parquet or a BEIR folder. Stopped at any point, the same command goes on; run
-    again on the same corpus, it changes nothing. Searches see the old version until the new one is complete.
+    again on the same corpus, it writes nothing. Searches see the old version until the new one is complete.
 
     \b
     Example:
@@ -109,6 +109,8 @@ def load(
         print_json(asdict(report))
         return
     _show_load(report)
+    if report.replaced:
+        say(f"replaced: {report.replaced}")
     for note in report.notes:
         say(f"note: {note}")
     say("next: " + shlex.join(["xqg-vdb", "search", collection, "your question", *place.typed(), *model.typed()]))
@@ -123,8 +125,11 @@ def spelt(recipe: Recipe) -> Recipe:
 
 
 def _show_load(report: LoadReport) -> None:
-    folded = ", ".join(f"{n} {lang}" for lang, n in report.queries.items()) or "none"
-    click.echo(f"{report.collection}: {report.passages} passages; queries folded in: {folded}")
+    if report.unchanged:
+        click.echo(f"{report.collection}: {report.passages} passages; nothing changed, nothing written (or --force)")
+    else:
+        folded = ", ".join(f"{n} {lang}" for lang, n in report.queries.items()) or "none"
+        click.echo(f"{report.collection}: {report.passages} passages; queries folded in: {folded}")
     if report.reused:
         click.echo(f"not encoded again: {report.reused} passages")
     skipped = {name: report.counts[name] for name in ("duplicates", "blank", "rejected") if report.counts[name]}

@@ -98,7 +98,7 @@ def encode_corpus(
     def rows() -> Iterator[Row]:
         # languages are not encoded: detecting them can wait
         for row in read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False):
-            payloads.update(orjson.dumps([row[0].lang, row[0].meta], option=orjson.OPT_SORT_KEYS))
+            payloads.update(_payload(row[0]))
             yield row
 
     def encode(rows: Sequence[Row], digests: Digests) -> Window:
@@ -135,6 +135,20 @@ def count_lines(corpus: Path) -> int | None:
 def digests_of(rows: Sequence[Row]) -> Digests:
     """What tells one passage with its queries from another, (n,)."""
     return np.array([row_digest(*row) for row in rows], dtype=np.uint64)
+
+
+def rows_digest(rows: Iterable[Row]) -> str:
+    """Of all that a load stores, in order: what is encoded, and then what is not (`Card.rows_digest`)."""
+    encoded, payloads = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    for row in rows:
+        encoded.update(digests_of([row]).tobytes())
+        payloads.update(_payload(row[0]))
+    encoded.update(payloads.hexdigest().encode())
+    return encoded.hexdigest()
+
+
+def _payload(passage: Passage) -> bytes:
+    return orjson.dumps([passage.lang, passage.meta], option=orjson.OPT_SORT_KEYS)
 
 
 def _encoded(rows: Sequence[Row], digests: Digests, encoder: TextEncoder, known: EarlierBuild) -> tuple[Window, int]:

@@ -7,24 +7,27 @@ the collection, which replaces the published one at the end.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import cast
 
-from xqg_vdb.calibration import ENOUGH_PASSAGES, CalibratedEncoder, main_languages
+import orjson
+
+from xqg_vdb.calibration import ENOUGH_PASSAGES, CalibratedEncoder, main_languages, pack_means
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
-from xqg_vdb.files import disk_errors, lock_folder
+from xqg_vdb.files import disk_errors, lock_folder, sha256_of
 from xqg_vdb.index.build import Build
 from xqg_vdb.index.card import card_of, finished, generated_means, question_means, with_passage_means, with_words
-from xqg_vdb.index.encode import Encoded, Row, encode_corpus, read_rows
+from xqg_vdb.index.encode import Encoded, Row, encode_corpus, read_rows, rows_digest
 from xqg_vdb.index.write import measure_passages, write_collection
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
@@ -79,8 +82,12 @@ def encode_or_begin_anew(encode: Callable[[], Encoded], folder: Path, rejects: R
         if isinstance(error, CorruptError) and _can_be_read(folder):
             raise  # the disk of the corpus, then
         _discard(folder)
-        vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))  # what was counted comes again
+        _count_anew(rejects)
         return encode()
+
+
+def _count_anew(rejects: Rejects) -> None:
+    vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))
 
 
 def _can_be_read(folder: Path) -> bool:
@@ -116,6 +123,7 @@ class LoadOptions:
     hybrid: Hybrid | None = None
     distance: Distance | None = option(None, "Default: what suits the encoder.")
     default_lang: str | None = option(None, "Language of passages that name none  [default: detected]")
+    force: bool = option(False, "Write a new version even where nothing changed.")
 
     def __post_init__(self) -> None:
         if not (isfinite(self.passage_calibration) and self.passage_calibration >= 0.0):
@@ -165,6 +173,8 @@ class LoadReport:
     unused_queries: query records that belong to no passage. rejected_lines: of the query and question files.
     build: the folder that keeps the vectors; None when they were not to be kept. reused: passage vectors that came from
     earlier builds. languages: passages by their language. notes: what the user should know, a sentence each.
+    unchanged: nothing was written, because the published version is of the same load. replaced: what was published
+    before, in words.
     """
 
     collection: str
@@ -178,6 +188,8 @@ class LoadReport:
     reused: int = 0
     languages: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unchanged: bool = False
+    replaced: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +220,9 @@ def load(
     languages for this collection. encoder: ready, or its folder or name. store: by default that of `open_store()`.
     rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
     the other inputs' in files beside it.
-    A run that was stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError,
-    DiskError, ServerError, CorruptError.
+    Where the published version came from the same inputs, nothing is written (`LoadOptions.force`). A run that was
+    stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError, DiskError,
+    ServerError, CorruptError.
     """
     if isinstance(encoder, str | Path):
         from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
@@ -276,8 +289,25 @@ def _load(
             again = Rejects(rejects.max_rejects)
             return read_rows(corpus, queries=queries, default_lang=options.default_lang, rejects=again)
 
-        asked = question_means(encoder, questions, rejects=others["questions"])
         folder = stack.enter_context(build_folder(options.build, name, fingerprint=encoder.facts.fingerprint))
+        before = None if options.force else _published(store, name)
+        inputs = partial(_inputs, encoder, recipe=recipe, distance=distance, questions=questions, options=options)
+        if before is not None and before.inputs:
+            digest = rows_digest(
+                read_rows(corpus, queries=table, rejects=rejects, default_lang=options.default_lang, detect=False)
+            )
+            if before.inputs == inputs(digest) and _is_whole(store, name, before):
+                return LoadReport(
+                    collection=name,
+                    passages=before.count,
+                    counts=rejects.counts(),
+                    queries={},
+                    unused_queries=table.unused_count if table is not None else 0,
+                    rejected_lines=sum(other.rejected for other in others.values()),
+                    unchanged=True,
+                )
+            _count_anew(rejects)
+        asked = question_means(encoder, questions, rejects=others["questions"])
         started = time.perf_counter()
         encode = partial(
             encode_corpus, corpus, encoder=encoder, queries=table, path=folder, reuse=list(map(Path, options.reuse)),
@@ -300,11 +330,12 @@ def _load(
             card = with_passage_means(card, options.passage_calibration, measured)
         if options.hybrid is not None:
             card = with_words(card, options.hybrid, rows())
+        replaced = _in_words(_published(store, name))
         with store.writer(name, card=card) as writer:
             written = write_collection(rows(table), kept.build, writer, card=card, progress=progress)
             total = kept.build.rows
             progress("indexing", 0, total)
-            final = finished(card, count=total, digest=written.digest)
+            final = replace(finished(card, count=total, digest=written.digest), inputs=inputs(card.rows_digest))
             writer.publish(final, indexed=lambda done: progress("indexing", min(done, total), total))
             progress("indexing", total, total)
     return LoadReport(
@@ -319,7 +350,48 @@ def _load(
         reused=kept.reused,
         languages=dict(sorted(written.languages.items())),
         notes=_notes(written.languages, asked_for=options.passage_calibration, card=card),
+        replaced=replaced,
     )
+
+
+def _published(store: VectorStore, name: str) -> Card | None:
+    with suppress(DataError, CorruptError, MismatchError):
+        return store.card(name)
+    return None
+
+
+def _inputs(
+    encoder: CalibratedEncoder,
+    digest: str,
+    *,
+    recipe: Recipe,
+    distance: Distance,
+    questions: str | PathLike[str] | None,
+    options: LoadOptions,
+) -> str:
+    """A hash of all that the points and the card of a load are made of; digest: of its rows."""
+    facts, hybrid = encoder.facts, options.hybrid
+    parts = [
+        digest, facts.to_json(), encoder.calibration, pack_means(encoder.language_means), recipe.to_json(), distance,
+        None if questions is None else sha256_of(Path(questions)), options.passage_calibration, options.keep_plain,
+        hybrid is not None and [hybrid.lang], options.default_lang,
+    ]  # fmt: skip
+    return hashlib.blake2b(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+
+
+def _is_whole(store: VectorStore, name: str, card: Card) -> bool:
+    """Whether a new version would be laid out as the published one is, and that one has all its points."""
+    try:
+        return dict(store.storage) == dict(card.storage) and store.count(name) == card.count
+    except CorruptError:
+        return False
+
+
+def _in_words(card: Card | None) -> str:
+    if card is None:
+        return ""
+    folded = ", ".join(card.query_langs) or "no"
+    return f"{card.version} ({card.count:,} passages, {folded} queries at α {card.recipe.alpha:g}, {card.created})"
 
 
 def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ COMMIT_EVERY = 8192
 
 def vectors_of(window: Window, *, langs: Sequence[str], card: Card) -> dict[str, Vectors]:
     """Every dense vector that a collection of this card keeps of these rows, (n, dim) float32; langs: the passages'."""
-    normalize = card.distance == "cosine"
+    normalize = card.has_unit_rows
     none = np.zeros_like(window.passages), np.zeros(len(window), np.int32)
     recipe = replace(card.recipe, query_langs=card.query_langs) if card.query_langs else Recipe(alpha=0.0)
     vectors = {

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError
 from xqg_vdb.files import FileLock, disk_errors, empty_bin, remove_folder
@@ -108,6 +109,11 @@ class EmbeddedStore:
     def admin(self) -> EmbeddedAdmin:
         """Versions, states and snapshots."""
         return EmbeddedAdmin(self)
+
+    @property
+    def storage(self) -> Mapping[str, Any]:
+        """What the cards of its new collections say of their options."""
+        return self._options.layout()
 
     def names(self) -> list[str]:
         """The published collections, sorted."""

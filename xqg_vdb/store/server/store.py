@@ -209,6 +209,11 @@ class ServerStore:
 
         return ForeignCollection(self._names, name, is_local=self._is_local)
 
+    @property
+    def storage(self) -> Mapping[str, Any]:
+        """What the cards of its new collections say of their options."""
+        return self._options.layout()
+
     def names(self) -> list[str]:
         """The published collections, sorted; those that others made are not among them."""
         return self._looks.published()
