@@ -25,7 +25,8 @@ import orjson
 from tokenizers import Tokenizer
 
 from xqg_vdb import Encoder
-from xqg_vdb.evaluate.datasets import afriqa, data_folder
+from xqg_vdb.evaluate.datasets import data_folder
+from xqg_vdb.evaluate.datasets.afriqa import read_afriqa_passages
 from xqg_vdb.export.checkpoints import STARTER_ENCODER
 from xqg_vdb.export.encoder import Precision, export_encoder
 from xqg_vdb.export.quantise import cpu_has_vnni
@@ -76,7 +77,7 @@ def main(data_dir: Path | None, passages: int, repeats: int, threads: int, as_js
 
 def sample(data_dir: Path | None, n: int) -> list[str]:
     """N passages, drawn with a fixed seed so that lengths are those of the whole set."""
-    all_passages = afriqa.passages(data_folder(data_dir))
+    all_passages = read_afriqa_passages(data_folder(data_dir))
     chosen = np.random.default_rng(0).choice(len(all_passages), min(n, len(all_passages)), replace=False)
     return [all_passages[i].title_and_text for i in chosen]
 

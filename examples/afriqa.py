@@ -18,7 +18,8 @@ import click
 import orjson
 
 from xqg_vdb import Encoder, Retriever, load
-from xqg_vdb.evaluate.datasets import afriqa, data_folder
+from xqg_vdb.evaluate.datasets import data_folder
+from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.models.folder import encoder_folder
@@ -38,8 +39,8 @@ K = 10
 def main(data_dir: Path | None, model: str, path: Path | None, as_json: bool) -> None:
     """Print R@1, R@10 and MRR@10 for plain and calibrated questions."""
     folder = data_folder(data_dir)
-    dev, train = afriqa.load(folder, split="dev"), afriqa.load(folder, split="train")
-    english = afriqa.load(folder, split="dev", translated=True)
+    dev, train = read_afriqa(folder, split="dev"), read_afriqa(folder, split="train")
+    english = read_afriqa(folder, split="dev", translated=True)
     with tempfile.TemporaryDirectory() as scratch:
         place = path or Path(scratch)
         corpus, questions = Path(scratch) / "corpus.jsonl", Path(scratch) / "train-questions.jsonl"

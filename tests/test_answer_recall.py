@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.evaluate.answers import Tokenizer, answer_recall, word_tokenizer
-from xqg_vdb.evaluate.datasets import xor_tydi
+from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_questions
 
 BLANKS = Tokenizer("blanks", str.split)
 
@@ -185,7 +185,7 @@ def test_errors(monkeypatch):
 @needs("xor-tydi")
 def test_how_many_dev_answers_survive_tokenisation(nltk_words):
     """Of 1,928 evaluated questions about 222 have no answer that tokenisation leaves whole: a ceiling near 88.5."""
-    queries, answers = xor_tydi.questions(FOLDER)
+    queries, answers = read_xor_questions(FOLDER)
     langs = {query.id: query.lang for query in queries}
     assert len(queries) == 2110
     # the best possible ranking: passages that are the answers themselves

@@ -106,9 +106,9 @@ def test_pooled_tasks_search_their_own_pool(tmp_path):
 
 
 def _tatoeba(folder):
-    from xqg_vdb.evaluate.datasets import tatoeba
+    from xqg_vdb.evaluate.datasets.tatoeba import read_tatoeba
 
-    return tatoeba.load(folder, langs=["af", "ar"])
+    return read_tatoeba(folder, langs=["af", "ar"])
 
 
 def test_controls_have_everything_but_the_content(data):

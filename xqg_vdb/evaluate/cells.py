@@ -173,7 +173,7 @@ def run_cell(
 
     again: ranks what was found again.
     """
-    depth = max(depth, needed_depth(metrics))
+    depth = max(depth, needed_depth(metrics)) + task.not_itself
     seconds, cost = {"write": 0.0, "search": 0.0}, Cost()
     run: Ranking = {}
     for rows, asked in _pools(task, passages):
@@ -187,6 +187,8 @@ def run_cell(
         else:
             asking = partial(_ask, store, part, inside, ids, encoder=encoder, depth=depth, search=search)
             run.update(asking(seconds=seconds, cost=cost))
+    if task.not_itself:
+        run = {qid: [pair for pair in pairs if pair[0] != qid][: depth - 1] for qid, pairs in run.items()}
     spent = None
     if again is not None:
         run, spent = again(run)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets import DATASETS
+from xqg_vdb.evaluate.datasets import DATASETS, is_dataset
 from xqg_vdb.files import disk_errors
 from xqg_vdb.search.expand import Method, expansion_spec, target_language
 from xqg_vdb.search.methods import Methods
@@ -153,7 +153,7 @@ class Suite:
         names = [system.name for system in self.systems]
         if len(set(names)) < len(names) or not names:
             raise DataError(f"suite {self.name!r}: every system needs a name of its own; found {names}.")
-        _known(self.datasets, [*DATASETS, *(d for d in self.datasets if d.startswith("beir/"))], "dataset")
+        _known(self.datasets, [*DATASETS, *filter(is_dataset, self.datasets)], "dataset")
         for comparison in self.comparisons:
             _known([comparison.baseline, *comparison.systems], names, "system")
         _known([sweep.system for sweep in self.sweeps], names, "system")

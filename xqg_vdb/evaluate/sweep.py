@@ -88,10 +88,12 @@ class ScoreTables:
         judged: Judgements,
         metrics: Sequence[Metric],
         tie_order: NDArray[np.int64] | None = None,
+        hidden: NDArray[np.int64] | None = None,
     ) -> dict[Metric, Values]:
         """Measure every setting: metric -> (settings, q) float64, rows in the order of `settings`.
 
-        judged, tie_order: from `score_matrix.judge` and `id_order`, for these questions and passages.
+        judged, tie_order: from `matrix.judge` and `id_order`, for these questions and passages.
+        hidden: (m, 2) rows of questions and of passages that they shall not find.
         """
         values = {metric: np.empty((len(settings), len(self._questions)), dtype=np.float64) for metric in metrics}
         depth = max((metric.k for metric in metrics), default=1)
@@ -99,6 +101,9 @@ class ScoreTables:
             part = _judgements_of(judged, block)
             for row, setting in enumerate(settings):
                 scores = self._scores(tables, block, setting)
+                if hidden is not None:
+                    inside = hidden[(hidden[:, 0] >= block.start) & (hidden[:, 0] < block.stop)]
+                    scores[inside[:, 0] - block.start, inside[:, 1]] = -np.inf
                 rows = _judged_rows(scores, part, k=depth, tie_order=tie_order)
                 for metric in metrics:
                     values[metric][row, block] = per_row(rows, part, metric=metric)
@@ -326,7 +331,12 @@ def _measure(
         material.question_vectors, passages, sums, recipe=system.recipe, table=table,
         langs=question_languages(system, material), normalize=normalize,
     )  # fmt: skip
-    return tables.sweep(settings, judged=judged, metrics=[metric], tie_order=order)[metric]
+    hidden = None
+    if material.task.not_itself:
+        row_of = {passage.id: row for row, passage in enumerate(material.passages)}
+        pairs = [(i, row_of[q.id]) for i, q in enumerate(material.task.queries) if q.id in row_of]
+        hidden = np.array(pairs, np.int64).reshape(-1, 2)
+    return tables.sweep(settings, judged=judged, metrics=[metric], tie_order=order, hidden=hidden)[metric]
 
 
 def _point(label: float | str, values: Values, task: RetrievalTask) -> Point:

@@ -186,6 +186,8 @@ class Workbench:
         usual = asdict(System(""))  # a setting that a later version adds changes no old cell
         settings = {name: value for name, value in asdict(system).items() if value != usual[name]}
         settings.update(name="", encoder="", queries=file and sha256_of(file), **self.method_facts(system))
+        if self.task(dataset).not_itself:
+            settings["not itself"] = True  # cells of the time before it found themselves
         if system.passage_calibration:
             settings["passage prior"] = PRIOR  # cells of the time before it were other vectors
         return {

@@ -28,6 +28,7 @@ from xqg_vdb.texts.records import (
     Source,
     check_value,
     decoded,
+    has_content,
     hash64,
     language_of,
     read_objects,
@@ -127,19 +128,26 @@ _CORPUS_NAMES = ("corpus.jsonl", "corpus.jsonl.gz", "corpus.parquet", "corpus.ts
 
 
 def read_corpus(
-    path: str | Path, *, rejects: Rejects | None = None, default_lang: str | None = None, detect: bool = True
+    path: str | Path,
+    *,
+    rejects: Rejects | None = None,
+    default_lang: str | None = None,
+    detect: bool = True,
+    title_only: bool = False,
 ) -> Iterator[Passage]:
     """Read passages from a `.jsonl`, `.tsv` (either also `.gz`) or `.parquet` file, or a folder with `corpus.jsonl`.
 
     rejects: counts, and how many bad records to bear; None stops at the first.
     default_lang: language of records that name none; None asks detection, or gives `und` where `detect` is off.
+    title_only: the title of a record without text is its text, as BEIR encodes it; else there is nothing to use.
 
     An id seen before with equal content is skipped and counted; with other content it is rejected. Raises DataError at
     once when the path is missing or of an unknown kind, and at the end when there was no passage at all.
     """
     files = _files_of(Path(path))
     fallback = None if default_lang is None else languages.normalize(default_lang)
-    return _with_languages(_passages(files, Rejects() if rejects is None else rejects, path), fallback, detect)
+    passages = _passages(files, Rejects() if rejects is None else rejects, path, title_only)
+    return _with_languages(passages, fallback, detect)
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -175,11 +183,11 @@ def _reader(path: Path) -> Callable[[Path, Rejects], Rows]:
     return _READERS[suffix]
 
 
-def _passages(files: list[Path], rejects: Rejects, path: str | Path) -> Iterator[Passage]:
-    seen = _Seen()
+def _passages(files: list[Path], rejects: Rejects, path: str | Path, title_only: bool) -> Iterator[Passage]:
+    seen, make = _Seen(), _titled_passage if title_only else _passage
     for file in files:
         for source, record in _reader(file)(file, rejects):
-            passage = rejects.attempt(source, _passage, record)
+            passage = rejects.attempt(source, make, record)
             if passage is None:
                 continue
             before = seen.add(passage)
@@ -202,6 +210,12 @@ def _passage(record: Mapping[str, Any]) -> Passage:
         raise BadRecord("meta must be an object")
     lang = language_of(record.get("lang"))
     return Passage(record_id(record), text_of(record, "text"), title or "", lang, _meta_of(record, meta or {}))
+
+
+def _titled_passage(record: Mapping[str, Any]) -> Passage:
+    text, title = record.get("text"), record.get("title")
+    blank = text is None or (isinstance(text, str) and not has_content(text))
+    return _passage({**record, "text": title, "title": ""} if blank and isinstance(title, str) else record)
 
 
 def as_passage(record: Passage | Mapping[str, Any]) -> Passage:

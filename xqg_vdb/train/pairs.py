@@ -12,7 +12,8 @@ from typing import Any, Literal
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets import afriqa, data_folder
+from xqg_vdb.evaluate.datasets import data_folder
+from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.files import disk_errors
 from xqg_vdb.texts import languages
 from xqg_vdb.texts.languages import normalize
@@ -124,9 +125,9 @@ def read_pairs(
 
 
 def afriqa_pairs(data_dir: Path, *, split: Literal["train", "dev"]) -> list[TrainingPair]:
-    """AfriQA's questions of one split with their gold passages and English translations. Raises like `afriqa.load`."""
-    task = afriqa.load(data_dir, split=split, pool_splits=(split,))
-    english = afriqa.load(data_dir, split=split, translated=True, pool_splits=(split,))
+    """AfriQA's questions of one split with their gold passages and English translations. Raises like `read_afriqa`."""
+    task = read_afriqa(data_dir, split=split, pool_splits=(split,))
+    english = read_afriqa(data_dir, split=split, translated=True, pool_splits=(split,))
     translations = {query.id: query.text for query in english.queries}
     passages = {passage.id: passage for passage in task.passages}
     return [

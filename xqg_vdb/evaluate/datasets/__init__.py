@@ -6,66 +6,77 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets import (
-    afriqa,
-    beir,
-    bucc,
-    lareqa,
-    mewsli_x,
-    miracl,
-    mkqa,
-    mr_tydi,
-    tatoeba,
-    xor_tydi,
-    xquad,
-)
-from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
+from xqg_vdb.evaluate.datasets.beir import read_beir
+from xqg_vdb.evaluate.datasets.bucc import read_bucc
+from xqg_vdb.evaluate.datasets.lareqa import read_lareqa
+from xqg_vdb.evaluate.datasets.mewsli_x import read_mewsli_x
+from xqg_vdb.evaluate.datasets.miracl import read_miracl
+from xqg_vdb.evaluate.datasets.mkqa import read_mkqa
+from xqg_vdb.evaluate.datasets.mr_tydi import read_mr_tydi
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, with_corpus_notes
+from xqg_vdb.evaluate.datasets.tatoeba import XTREME_R, read_tatoeba
+from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_tydi
+from xqg_vdb.evaluate.datasets.xquad import read_xquad
 
-__all__ = ["DATASETS", "RetrievalTask", "data_folder", "load_task"]
+__all__ = ["DATASETS", "RetrievalTask", "data_folder", "is_dataset", "load_task"]
 
-DATASETS: dict[str, Callable[[Path], RetrievalTask]] = {
-    "afriqa": afriqa.load,
-    "afriqa-dev-pool": partial(afriqa.load, pool_splits=("dev",)),
-    "afriqa-english": partial(afriqa.load, translated=True),
-    "afriqa-train": partial(afriqa.load, split="train"),
-    "beir": beir.load,
-    "bucc2018": partial(bucc.load, split="test"),
-    "bucc2018-dev": bucc.load,
-    "mewsli-x": mewsli_x.load,
-    "miracl": miracl.load,
-    "mkqa": mkqa.load,
-    "mlqa-r": lareqa.mlqa_r,
-    "mr-tydi": mr_tydi.load,
-    "tatoeba": tatoeba.load,
-    "tatoeba-41": partial(tatoeba.load, langs=tuple(tatoeba.XTREME_R)),
-    "tatoeba-en-xx": partial(tatoeba.load, direction="en-xx"),
-    "xor-tydi": xor_tydi.load,
-    "xquad": xquad.load,
-    "xquad+afriqa": partial(xquad.load, distractors=True),
-    "xquad-r": lareqa.xquad_r,
-    "xquad-r-sentences": partial(lareqa.xquad_r, context=False),
+DATASETS: dict[str, Callable[..., RetrievalTask]] = {
+    "afriqa": read_afriqa,
+    "afriqa-dev-pool": partial(read_afriqa, pool_splits=("dev",)),
+    "afriqa-english": partial(read_afriqa, translated=True),
+    "afriqa-train": partial(read_afriqa, split="train"),
+    "beir": read_beir,
+    "bucc2018": partial(read_bucc, split="test"),
+    "bucc2018-dev": read_bucc,
+    "mewsli-x": read_mewsli_x,
+    "miracl": read_miracl,
+    "mkqa": read_mkqa,
+    "mlqa-r": partial(read_lareqa, name="mlqa-r"),
+    "mr-tydi": read_mr_tydi,
+    "tatoeba": read_tatoeba,
+    "tatoeba-41": partial(read_tatoeba, langs=tuple(XTREME_R)),
+    "tatoeba-all": partial(read_tatoeba, langs=None),
+    "tatoeba-en-xx": partial(read_tatoeba, direction="en-xx"),
+    "xor-tydi": read_xor_tydi,
+    "xquad": read_xquad,
+    "xquad+afriqa": partial(read_xquad, distractors=True),
+    "xquad-r": partial(read_lareqa, name="xquad-r"),
+    "xquad-r-sentences": partial(read_lareqa, name="xquad-r", context=False),
 }
 """Name -> reader of a data folder; each reader's own module documents its options. `beir` reads that folder itself."""
+
+
+def is_dataset(name: str) -> bool:
+    """Tell whether `load_task` knows the name, of which `:SPLIT` may be the end."""
+    base = name.partition(":")[0]
+    return base in DATASETS or base.startswith("beir/")
 
 
 def load_task(name: str, data_dir: str | Path | None = None) -> RetrievalTask:
     """Read the benchmark `name` of `DATASETS`, or `beir/FOLDER` for a BEIR folder below the data folder.
 
-    Raises DataError for an unknown name, when no data folder is given, and for what the readers find missing.
+    `NAME:SPLIT`, such as `beir/msmarco:dev`, asks the questions of another split than the usual one.
+    Raises DataError for an unknown name, when no data folder is given, for what the readers find missing, and when the
+    corpus holds a relevant passage in a form that cannot be used.
     """
-    if name not in DATASETS and not name.startswith("beir/"):
+    base, _, split = name.partition(":")
+    if not is_dataset(name):
         raise DataError(f"there is no dataset {name!r}; expected one of {', '.join(DATASETS)}, or beir/FOLDER.")
-    folder = data_folder(data_dir)
-    if name in DATASETS:
-        return DATASETS[name](folder)
-    inner = name.removeprefix("beir/")
-    return beir.load(folder / "beir" / inner if (folder / "beir" / inner).is_dir() else folder / inner)
+    folder, reader = data_folder(data_dir), DATASETS.get(base, read_beir)
+    if base not in DATASETS:
+        inner = base.removeprefix("beir/")
+        folder = folder / "beir" / inner if (folder / "beir" / inner).is_dir() else folder / inner
+    if split and "split" not in inspect.signature(reader).parameters:
+        raise DataError(f"{base} has no splits; ask for {base} alone.")
+    return with_corpus_notes(reader(folder, split=split) if split else reader(folder))
 
 
 def data_folder(given: str | Path | None = None) -> Path:

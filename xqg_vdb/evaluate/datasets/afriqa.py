@@ -1,9 +1,9 @@
-"""AfriQA gold passages: questions in African languages, English Wikipedia passages (Ogundepo et al. 2023).
+"""AfriQA gold passages: questions in African languages, English or French Wikipedia passages (Ogundepo et al. 2023).
 
-JSON lines `gold_span_passages.afriqa.{lang}.en.{split}.json`: id, question_lang, question_translated, title, context,
-answer_pivot {text, answer_start}. Ids restart in every file, and missing numbers are written as NaN, which is not JSON.
-The pool is every distinct (title, context) of the splits read. Rows without a context, title or answer are skipped and
-counted. The same shape as XOR-Retrieve: a question in X, an English passage, an English answer.
+JSON lines `gold_span_passages.afriqa.{lang}.{en|fr}.{split}.json`: id, question_lang, question_translated, title,
+context, answer_pivot {text, answer_start}. Ids restart in every file, and missing numbers are written as NaN, which is
+not JSON. The pool is every distinct (title, context) of the splits read. Rows without a context, title or answer are
+skipped and counted. The same shape as XOR-Retrieve: a question in X, a passage and an answer in the pivot language.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import RetrievalTask, find_file, look_for, missing
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_files
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import LongLine, open_lines
 from xqg_vdb.types import Passage, Question
 
-LANGUAGES = ("bem", "hau", "ibo", "kin", "twi", "yor", "zul")
 SOURCE = "https://github.com/masakhane-io/afriqa (data/gold_passages)"
-Split = Literal["train", "dev", "test"]
 
-_FOLDERS = ("afriqa/", "gold_passages/{lang}/", "afriqa/gold_passages/{lang}/")
-_NAME = "gold_span_passages.afriqa.{lang}.en.{split}.json"
+_FOLDERS = ("", "gold_passages/{lang}/", "data/gold_passages/{lang}/")
+_NAMES = [
+    f"{above}{folder}gold_span_passages.afriqa.{{lang}}.*.%s.json" for above in ("afriqa/", "") for folder in _FOLDERS
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +41,27 @@ class _Row:
     answers: tuple[str, ...]
 
 
-def load(
+def read_afriqa(
     data_dir: Path,
     *,
-    split: Split = "dev",
+    split: str = "dev",
     translated: bool = False,
     langs: Sequence[str] | None = None,
-    pool_splits: Sequence[Split] = ("train", "dev"),
+    pool_splits: Sequence[str] = ("train", "dev"),
 ) -> RetrievalTask:
     """Read the questions of `split` against the passages of `pool_splits`: 1,579 for dev, against 3,120.
 
-    translated: ask the human English translations instead, grouped by the language they were translated from: how good
-    the encoder is without the language gap. langs: question languages by AfriQA's three-letter codes; the pool stays.
+    translated: ask the human translations instead, grouped by the language they were translated from: how good the
+    encoder is without the language gap. langs: question languages by AfriQA's three-letter codes; the pool stays.
     Raises DataError when no file is there, or one of `langs` has none.
     """
-    rows, skipped = _rows(data_dir, [split], langs or LANGUAGES, needed=langs is not None)
-    if not rows:
-        raise DataError(missing(data_dir, _FOLDERS[0] + _NAME.format(lang="{lang}", split=split), source=SOURCE))
-    pool, skipped_in_pool = _rows(data_dir, list(dict.fromkeys([*pool_splits, split])), LANGUAGES, needed=False)
+    rows, skipped = _rows(data_dir, [split], langs)
+    pool, skipped_in_pool = _rows(data_dir, list(dict.fromkeys([*pool_splits, split])))
     return RetrievalTask(
         name=f"afriqa-{split}" + ("-english" if translated else ""),
         passages=_distinct(pool),
         queries=tuple(
-            Question(r.query_id, r.translation if translated else r.question, "en" if translated else r.lang)
+            Question(r.query_id, r.translation if translated else r.question, r.passage.lang if translated else r.lang)
             for r in rows
         ),
         qrels={row.query_id: {row.passage.id: 1} for row in rows},
@@ -77,36 +75,40 @@ def load(
     )
 
 
-def passages(data_dir: Path, *, splits: Sequence[Split] = ("train", "dev")) -> list[Passage]:
-    """Read the distinct English passages of these splits, in file order. DataError when there are none."""
-    rows, _ = _rows(data_dir, splits, LANGUAGES, needed=False)
-    if not rows:
-        raise DataError(missing(data_dir, _FOLDERS[0] + _NAME.format(lang="{lang}", split="dev"), source=SOURCE))
-    return _distinct(rows)
+def read_afriqa_passages(data_dir: Path, *, splits: Sequence[str] = ("train", "dev")) -> list[Passage]:
+    """Read the distinct passages of these splits, in file order. DataError when there are none."""
+    return _distinct(_rows(data_dir, splits)[0])
 
 
 def _distinct(rows: Sequence[_Row]) -> list[Passage]:
     return list({row.passage.id: row.passage for row in rows}.values())
 
 
-def _rows(data_dir: Path, splits: Sequence[str], langs: Sequence[str], *, needed: bool) -> tuple[list[_Row], int]:
-    """Read the usable rows and count the others; needed: a missing file is an error (Yoruba has no dev file)."""
+def _rows(data_dir: Path, splits: Sequence[str], langs: Sequence[str] | None = None) -> tuple[list[_Row], int]:
+    """Read the usable rows and count the others; DataError where no split has a file (Yoruba has none for dev)."""
+    files: list[tuple[str, str, Path]] = []
+    absent: list[DataError] = []
+    for split in splits:
+        try:
+            there = language_files(data_dir, *(name % split for name in _NAMES), langs=langs, source=SOURCE)
+            files += [(lang, split, path) for lang, path in there]
+        except DataError as error:
+            absent.append(error)
+    if not files:
+        raise absent[0]
     rows: list[_Row] = []
     skipped = 0
-    for lang in langs:
-        for split in splits:
-            names = [(folder + _NAME).format(lang=lang, split=split) for folder in _FOLDERS]
-            path = find_file(data_dir, *names, source=SOURCE) if needed else look_for(data_dir, *names)
-            for record in _records(path):
-                row = _row(record, lang, split)
-                skipped += row is None
-                if row is not None:
-                    rows.append(row)
+    for lang, split, path in sorted(files, key=lambda file: file[0]):
+        for record in _records(path):
+            row = _row(record, lang, split, pivot=path.name.split(".")[3])
+            skipped += row is None
+            if row is not None:
+                rows.append(row)
     return rows, skipped
 
 
-def _records(path: Path | None) -> Iterator[dict[str, Any]]:
-    for number, _, raw in () if path is None else open_lines(path):
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    for number, _, raw in open_lines(path):
         try:
             # the standard library's reader takes NaN
             record = json.loads(b"" if isinstance(raw, LongLine) else raw)
@@ -115,13 +117,13 @@ def _records(path: Path | None) -> Iterator[dict[str, Any]]:
             raise DataError(f"{path} line {number}: not an AfriQA row ({error!r}).") from error
 
 
-def _row(record: dict[str, Any], lang: str, split: str) -> _Row | None:
+def _row(record: dict[str, Any], lang: str, split: str, *, pivot: str) -> _Row | None:
     title, context, question = record.get("title"), record.get("context"), record.get("question_lang")
     answers = tuple(text for text in (record.get("answer_pivot") or {}).get("text") or () if text)
     if not (title and context and question and answers):
         return None
     # content decides: the same passage answers questions of several files
     digest = hashlib.blake2b(f"{title}\n{context}".encode(), digest_size=8).hexdigest()
-    passage = Passage(f"afriqa-{digest}", context, title, "en")
+    passage = Passage(f"afriqa-{digest}", context, title, normalize(pivot))
     translation = record.get("question_translated") or ""
     return _Row(f"{lang}-{split}-{record['id']}", normalize(lang), question, translation, passage, answers)

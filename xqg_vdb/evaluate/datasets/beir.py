@@ -1,7 +1,8 @@
 """Any folder in BEIR's format: `corpus.jsonl`, `queries.jsonl`, `qrels/{split}.tsv` (Thakur et al. 2021).
 
-Corpus {_id, title, text}, queries {_id, text}, qrels with the header `query-id corpus-id score`. Only questions that
-the split judges are asked, as BEIR's own loader does. Lines may carry `lang`.
+Corpus {_id, title, text}, queries {_id, text}, qrels with the header `query-id corpus-id score`. As BEIR's own loader
+and evaluation do, only questions that the split judges are asked, a title alone is a text, and a passage with the
+question's own id is not among what it finds (ArguAna and Quora ask with passages). Lines may carry `lang`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, by_language, find_file
+from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, by_language, find_file, look_for, missing
 from xqg_vdb.evaluate.metrics import read_qrels
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import BadRecord, Rejects, read_objects, record_id, text_of
@@ -18,14 +19,14 @@ from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 SOURCE = "https://github.com/beir-cellar/beir"
 
 
-def load(folder: Path, *, split: str = "test", lang: str | None = None) -> RetrievalTask:
+def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> RetrievalTask:
     """Read the BEIR-format folder; lang: of questions and passages that name none.
 
     Raises DataError when a file is missing or malformed, or when no question of the qrels is in `queries.jsonl`.
     """
     corpus = find_file(folder, "corpus.jsonl", source=SOURCE)
     questions = find_file(folder, "queries.jsonl", source=SOURCE)
-    qrels = read_qrels(find_file(folder, f"qrels/{split}.tsv", source=SOURCE))
+    qrels = read_qrels(_qrels_file(folder, split))
     default = None if lang is None else normalize(lang)
     queries: list[Question] = []
     for source, record in read_objects(questions, Rejects()):
@@ -46,4 +47,15 @@ def load(folder: Path, *, split: str = "test", lang: str | None = None) -> Retri
         groups=by_language(queries),
         average="queries",
         notes={"judged questions without a text": len(qrels) - len(queries)},
+        not_itself=True,
     )
+
+
+def _qrels_file(folder: Path, split: str) -> Path:
+    """The judgements of a split; an error names the splits that are there."""
+    found = look_for(folder, f"qrels/{split}.tsv")
+    if found is None:
+        splits = sorted(path.name.partition(".tsv")[0] for path in folder.glob("qrels/*.tsv*"))
+        there = f" There is {', '.join(splits)}: ask for beir/{folder.name}:{splits[0]}." if splits else ""
+        raise DataError(missing(folder, f"qrels/{split}.tsv", source=SOURCE) + there)
+    return found

@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, look_for
+from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, language_files, look_for
 from xqg_vdb.evaluate.metrics import read_pairs
 from xqg_vdb.types import Passage, Question
 
-LANGUAGES = ("de", "fr", "ru", "zh")
 SOURCE = "https://comparable.limsi.fr/bucc2018/bucc2018-task.html"
 _BUCC_NAMES = {"dev": "sample", "test": "training"}
 
 
-def load(data_dir: Path, *, split: Literal["dev", "test"] = "dev", langs: Sequence[str] = LANGUAGES) -> RetrievalTask:
-    """Read both sides of each language; a sentence that its file repeats is kept once, under its first id.
+def read_bucc(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | None = None) -> RetrievalTask:
+    """Read both sides of the languages that are there; a sentence that its file repeats is kept under its first id.
 
     Such sentences are searched, but their pairs do not count (`ignored`), as in XTREME, while gold pairs with them stay
     in the denominator. Without a `.gold` file (XTREME deletes that of test) qrels are empty and `notes` says so.
@@ -33,7 +31,8 @@ def load(data_dir: Path, *, split: Literal["dev", "test"] = "dev", langs: Sequen
     qrels: dict[str, dict[str, int]] = {}
     ignored: set[str] = set()
     notes: dict[str, int | str] = {}
-    for lang in langs:
+    names = _names("{lang}", split, "{lang}")
+    for lang, _ in language_files(data_dir, *names, langs=langs, source=SOURCE):
         foreign, english = (_side(data_dir, lang, split, side) for side in (lang, "en"))
         queries += [Question(docid, text, lang) for docid, text in foreign.sentences.items()]
         passages += [
@@ -80,7 +79,7 @@ def _add_gold(path: Path, lang: str, qrels: dict[str, dict[str, int]]) -> int:
 
 
 def _names(lang: str, split: str, side: str) -> list[str]:
-    theirs = _BUCC_NAMES[split]
+    theirs = _BUCC_NAMES.get(split, split)
     return [
         f"bucc2018/{lang}-en.{split}.{side}",
         f"bucc2018/{lang}-en.{theirs}.{side}",

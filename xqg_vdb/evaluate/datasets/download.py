@@ -48,7 +48,7 @@ def download(dataset: str, data_dir: Path, *, progress: Progress = silent) -> li
     Raises DataError when the dataset has no listed files, a server does not answer, or a file is not the expected one;
     DiskError when it cannot be written.
     """
-    wanted = _files_of(dataset)
+    wanted = _files_of(dataset.partition(":")[0])
     missing = [file for file in wanted if not (data_dir / file.path).exists()]
     fetched = []
     with httpx.Client(timeout=_TIMEOUT, follow_redirects=True) as client:

@@ -11,56 +11,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.squad import SquadParagraph, read_squad
-from xqg_vdb.evaluate.datasets.task import RetrievalTask, by_language, find_file, missing, present
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, by_language, language_files
 from xqg_vdb.types import Passage, Question
 
-XQUAD_LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ru", "th", "tr", "vi", "zh")
-MLQA_LANGUAGES = ("ar", "de", "en", "es", "hi", "vi", "zh")
 SOURCE = "https://github.com/google-research-datasets/lareqa"
 
 
-def xquad_r(data_dir: Path, *, context: bool = True, langs: Sequence[str] | None = None) -> RetrievalTask:
-    """Read XQuAD-R from `xquad-r/{lang}.json`: 13,090 questions, 13,014 candidates, 11 answers each.
+def read_lareqa(
+    data_dir: Path, name: str, *, context: bool = True, langs: Sequence[str] | None = None
+) -> RetrievalTask:
+    """Read `xquad-r` (13,090 questions, 13,014 candidates, 11 answers each) or `mlqa-r` (2 to 4 answers a question).
 
+    The languages are those of `{name}/{lang}.json`, or MLQA's `mlqa-dev-r/{lang}.json`; langs: these only (both sides).
     context: candidate text is sentence and paragraph, as published; False gives the bare sentence.
-    langs: these languages only (both sides). Raises DataError when a file is missing.
+    Raises DataError when there is no file, or none for one of `langs`.
     """
-    name = "xquad-r" if context else "xquad-r-sentences"
-    return _lareqa(data_dir, name, ("xquad-r",), context, list(langs or XQUAD_LANGUAGES))
-
-
-def mlqa_r(data_dir: Path, *, context: bool = True, langs: Sequence[str] | None = None) -> RetrievalTask:
-    """Read MLQA-R from `mlqa-r/{lang}.json` (or `mlqa-dev-r/`): 2 to 4 answers a question, languages that are there.
-
-    Options as for `xquad_r`. Raises DataError when there is no file, or none for one of `langs`.
-    """
-    known = MLQA_LANGUAGES
-    there = [
-        lang
-        for folder in ("mlqa-r", "mlqa-dev-r")
-        for lang in present(data_dir, f"{folder}/{{lang}}.json", langs, known=known)
-    ]
-    if not there:
-        raise DataError(missing(data_dir, "mlqa-r/{lang}.json", "mlqa-dev-r/{lang}.json", source=SOURCE))
-    return _lareqa(
-        data_dir, "mlqa-r" if context else "mlqa-r-sentences", ("mlqa-r", "mlqa-dev-r"), context, sorted(set(there))
-    )
-
-
-def _lareqa(data_dir: Path, name: str, folders: Sequence[str], context: bool, langs: Sequence[str]) -> RetrievalTask:
+    patterns = [f"{name}/{{lang}}.json", f"{name.removesuffix('-r')}-dev-r/{{lang}}.json"]
     passages: list[Passage] = []
     queries: list[Question] = []
     relevant: dict[str, list[str]] = {}  # SQuAD id -> candidates that answer it, in all languages
     topics: dict[str, str] = {}  # SQuAD id -> its paragraph, the same in all languages
     skipped = 0
-    for lang in langs:
-        for paragraph in read_squad(find_file(data_dir, *(f"{f}/{lang}.json" for f in folders), source=SOURCE)):
+    for lang, path in language_files(data_dir, *patterns, langs=langs, source=SOURCE):
+        for paragraph in read_squad(path):
             sentences = paragraph.sentences
-            known = (topics[one.id] for one in paragraph.questions if one.id in topics)
+            known = (topics[question.id] for question in paragraph.questions if question.id in topics)
             topic = next(known, f"{lang}_{paragraph.number}")
-            topics.update({one.id: topic for one in paragraph.questions})
+            topics.update({question.id: topic for question in paragraph.questions})
             ids = [f"{lang}_{paragraph.number}_{place}" for place in range(len(sentences))]
             asked = [(question, paragraph.answer_sentence(question)) for question in paragraph.questions]
             skipped += sum(answer is None for _, answer in asked)
@@ -70,10 +48,10 @@ def _lareqa(data_dir: Path, name: str, folders: Sequence[str], context: bool, la
             for question, answer in asked:
                 if answer is not None:
                     queries.append(Question(f"{question.id}_{lang}", question.text, lang))
-                    found = [i for i, sentence in zip(ids, sentences, strict=True) if sentence == answer]
-                    relevant.setdefault(question.id, []).extend(found)
+                    answering = [i for i, sentence in zip(ids, sentences, strict=True) if sentence == answer]
+                    relevant.setdefault(question.id, []).extend(answering)
     return RetrievalTask(
-        name=name,
+        name=name if context else f"{name}-sentences",
         passages=passages,
         queries=tuple(queries),
         qrels={query.id: dict.fromkeys(relevant[query.id.rsplit("_", 1)[0]], 1) for query in queries},

@@ -11,12 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import Reread, RetrievalTask, by_language, find_file
+from xqg_vdb.evaluate.datasets.task import Reread, RetrievalTask, by_language, find_file, read_rows
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import Rejects, read_objects
 from xqg_vdb.types import Passage, Question
 
 SOURCE = "https://github.com/google-research/google-research (dense_representations_for_entity_retrieval/mel)"
@@ -24,7 +22,7 @@ _FOLDERS = ("mewsli-x", "mewslix")
 _BRACES = re.compile(r"\{(.*?)\}")
 
 
-def load(data_dir: Path, *, split: Literal["dev", "test"] = "test") -> RetrievalTask:
+def read_mewsli_x(data_dir: Path, *, split: str = "test") -> RetrievalTask:
     """Read mentions and candidates; the candidates (about a million) are streamed.
 
     A mention that crosses a sentence boundary, on which the baseline stops, is skipped and counted.
@@ -35,7 +33,7 @@ def load(data_dir: Path, *, split: Literal["dev", "test"] = "test") -> Retrieval
     queries: list[Question] = []
     qrels: dict[str, dict[str, int]] = {}
     skipped = 0
-    for source, record in read_objects(mentions, Rejects()):
+    for record, refused in read_rows(mentions, "a Mewsli-X context"):
         try:
             for mention in record["mentions"]:
                 text = mention_text(record["context"], mention["mention_span"])
@@ -44,7 +42,7 @@ def load(data_dir: Path, *, split: Literal["dev", "test"] = "test") -> Retrieval
                     queries.append(Question(mention["example_id"], text, normalize(record["context"]["language"])))
                     qrels[mention["example_id"]] = {mention["entity_id"]: 1}
         except (KeyError, TypeError) as error:
-            raise DataError(f"{mentions} line {source.line}: not a Mewsli-X context ({error!r}).") from error
+            raise refused(error) from error
     return RetrievalTask(
         name=f"mewsli-x-{split}",
         passages=Reread(lambda: _entities(entities)),
@@ -73,14 +71,14 @@ def mention_text(context: dict[str, Any], span: dict[str, Any]) -> str | None:
 
 
 def _entities(path: Path) -> Iterator[Passage]:
-    for source, record in read_objects(path, Rejects()):
+    for record, refused in read_rows(path, "a Mewsli-X entity"):
         try:
             sentences = [record["description"][s["start"] : s["end"]] for s in record["sentence_spans"]]
             lang, title = normalize(record["description_language"]), record["title"]
             # the baseline encodes the description alone, so the title is not the passage's
             yield Passage(record["entity_id"], _one_line(" ".join(sentences)), lang=lang, meta={"name": title})
         except (KeyError, TypeError) as error:
-            raise DataError(f"{path} line {source.line}: not a Mewsli-X entity ({error!r}).") from error
+            raise refused(error) from error
 
 
 def _one_line(text: str) -> str:

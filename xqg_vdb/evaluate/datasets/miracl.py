@@ -12,36 +12,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import CorpusFiles, Pools, RetrievalTask, find_file, missing, present
+from xqg_vdb.evaluate.datasets.task import CorpusFiles, Pools, RetrievalTask, find_file, language_files, missing
 from xqg_vdb.evaluate.metrics import read_pairs, read_qrels
 from xqg_vdb.types import Question
 
-LANGUAGES = (
-    "ar", "bn", "de", "en", "es", "fa", "fi", "fr", "hi", "id", "ja", "ko", "ru", "sw", "te", "th", "yo", "zh",
-)  # fmt: skip
 SOURCE = "https://huggingface.co/datasets/miracl/miracl and miracl/miracl-corpus"
 
 
-def load(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | None = None) -> RetrievalTask:
+def read_miracl(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | None = None) -> RetrievalTask:
     """Read the languages whose topics are there, or `langs`. Corpora are streamed, not held.
 
     Raises DataError when topics, qrels or corpus of a language are missing, or no language is there.
     """
     topics = f"miracl/miracl-v1.0-{{lang}}/topics/topics.miracl-v1.0-{{lang}}-{split}.tsv"
-    there = present(data_dir, topics, langs, known=LANGUAGES)
-    if not there:
-        raise DataError(missing(data_dir, topics, source=SOURCE))
+    there = language_files(data_dir, topics, langs=langs, source=SOURCE)
     queries: list[Question] = []
     qrels: dict[str, dict[str, int]] = {}
-    for lang in there:
+    for lang, file in there:
         judged = read_qrels(find_file(data_dir, topics.replace("topics", "qrels").format(lang=lang), source=SOURCE))
-        for qid, text in read_pairs(find_file(data_dir, topics.format(lang=lang), source=SOURCE)):
+        for qid, text in read_pairs(file):
             if qid in judged:
                 queries.append(Question(f"{lang}:{qid}", text, lang))
                 qrels[queries[-1].id] = {f"{lang}:{docid}": grade for docid, grade in judged[qid].items()}
     return RetrievalTask(
         name=f"miracl-{split}",
-        passages=Pools({lang: CorpusFiles(_corpus(data_dir, lang), lang=lang, pool=lang) for lang in there}),
+        passages=Pools({lang: CorpusFiles(_corpus(data_dir, lang), lang=lang, pool=lang) for lang, _ in there}),
         queries=tuple(queries),
         qrels=qrels,
         metrics=("nDCG@10", "R@100"),

@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import ENGLISH_WIKIPEDIA, CorpusFiles, RetrievalTask, find_file
+from xqg_vdb.evaluate.datasets.task import ENGLISH_WIKIPEDIA, CorpusFiles, RetrievalTask, find_file, read_rows
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import Rejects, read_objects
 from xqg_vdb.types import Question
 
 SOURCE = "https://github.com/apple/ml-mkqa (dataset/mkqa.jsonl.gz)"
 _LEFT_OUT = frozenset({"unanswerable", "long_answer", "binary"})
 
 
-def load(data_dir: Path, *, langs: Sequence[str] | None = None) -> RetrievalTask:
+def read_mkqa(data_dir: Path, *, langs: Sequence[str] | None = None) -> RetrievalTask:
     """Read `mkqa/mkqa.jsonl(.gz)` and an English corpus beside it (`corpus.tsv`, `corpus.jsonl`, `psgs_w100.tsv`).
 
     langs: MKQA's own codes (zh_cn, zh_hk and zh_tw are three groups); all by default.
@@ -36,13 +34,13 @@ def load(data_dir: Path, *, langs: Sequence[str] | None = None) -> RetrievalTask
     groups: dict[str, str] = {}
     topics: dict[str, str] = {}
     skipped = 0
-    for source, record in read_objects(path, Rejects()):
+    for record, refused in read_rows(path, "an MKQA question"):
         try:
             golds = _english_answers(record)
             asked = {lang: text for lang, text in record["queries"].items() if langs is None or lang in langs}
             number = record["example_id"]
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} line {source.line}: not an MKQA question ({error!r}).") from error
+            raise refused(error) from error
         skipped += not golds
         for lang, text in asked.items() if golds else ():
             query = Question(f"{number}-{lang}", text, normalize(lang.replace("_", "-")))

@@ -7,6 +7,7 @@ The readers beside this file know formats; this one knows none. It also holds wh
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,11 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
+from typing import Any
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.metrics import Average, Qrels, asked_passage
 from xqg_vdb.texts.corpus import read_corpus
-from xqg_vdb.texts.records import Rejects
+from xqg_vdb.texts.languages import english_name, near_matches, normalize
+from xqg_vdb.texts.records import BadRecord, Rejects, Source, parse_object, read_objects, record_id
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Question
 
 POOL = "pool"
@@ -40,6 +43,7 @@ class RetrievalTask:
     notes: counts for the report, such as rows skipped and why.
     topics: question id -> a name that it shares with its translations and with questions of the same passage, where
     the relevant passages alone do not tell; see `clusters`.
+    not_itself: a passage with the question's own id is not among what it finds (BEIR's rule).
     """
 
     name: str
@@ -54,6 +58,7 @@ class RetrievalTask:
     ignored: frozenset[str] = frozenset()
     notes: Mapping[str, int | str] = field(default_factory=dict)
     topics: Mapping[str, str] = field(default_factory=dict)
+    not_itself: bool = False
 
     def pools(self) -> Iterator[RetrievalTask]:
         """Yield the task itself, or, when pooled, one task per group, which searches that group's passages only."""
@@ -174,11 +179,48 @@ def missing(data_dir: Path, *names: str, source: str) -> str:
     return f"{names[0]}{also} is not in {data_dir}; get it from {source}, or point --data-dir (XQG_DATA_DIR) to it."
 
 
-def present(data_dir: Path, pattern: str, langs: Sequence[str] | None, *, known: Iterable[str]) -> list[str]:
-    """Return `langs` as given, else those of `known` whose file `pattern` (with {lang}) exists."""
-    if langs is not None:
-        return list(langs)
-    return [lang for lang in known if look_for(data_dir, pattern.format(lang=lang)) is not None]
+def language_files(
+    data_dir: Path, *patterns: str, langs: Sequence[str] | None = None, source: str
+) -> list[tuple[str, Path]]:
+    """The file of each language that the folder has: what stands for {lang} in `patterns`, and where, sorted.
+
+    `*` in a pattern stands for anything, and files may end in `.gz`. Of several patterns the first that has a language
+    gives its files. langs: these only, by the files' names of languages. DataError when there is no file for one.
+    """
+    found: dict[str, tuple[int, list[Path]]] = {}
+    for rank, pattern in enumerate(patterns):
+        shape = re.escape(pattern).replace(r"\*", "[^/]*").replace(r"\{lang\}", r"(?P<lang>[\w-]+)", 1)
+        named = re.compile(shape.replace(r"\{lang\}", "(?P=lang)") + r"(\.gz)?")
+        for path in sorted(data_dir.glob(re.sub(r"\*+", "*", pattern.replace("{lang}", "*") + "*"))):
+            match = named.fullmatch(path.relative_to(data_dir).as_posix())
+            if match is None or language_code(match["lang"]) is None:
+                continue
+            first, paths = found.setdefault(match["lang"], (rank, []))
+            if first == rank and path.with_suffix("") not in paths:  # the plain file comes before its own .gz
+                paths.append(path)
+    for lang in langs if langs is not None else [] if found else ["{lang}"]:
+        if lang not in found:
+            raise DataError(missing(data_dir, *(p.replace("{lang}", lang) for p in patterns), source=source))
+    return [(lang, path) for lang in sorted(langs or found) for path in found[lang][1]]
+
+
+def language_code(name: str) -> str | None:
+    """The code of a language that a file names by a code (`swa`, `zh_cn`) or in English; None for other words."""
+    try:
+        return normalize(name.replace("_", "-"))
+    except DataError:
+        code = next(iter(near_matches(name, limit=1)), "")
+        return code if code and english_name(code).lower() == name.lower() else None
+
+
+def read_rows(path: Path, what: str) -> Iterator[tuple[dict[str, Any], Callable[[Exception], DataError]]]:
+    """The objects of a JSON-lines file, each with what makes the error of a row that is not `what`."""
+    for source, record in read_objects(path, Rejects()):
+        yield record, partial(_not_a_row, path, source.line, what)
+
+
+def _not_a_row(path: Path, line: int, what: str, error: Exception) -> DataError:
+    return DataError(f"{path} line {line}: not {what} ({error!r}).")
 
 
 # Large passage files of benchmarks (Wikipedia and the like), streamed; `corpus.read_corpus` does the reading.
@@ -188,23 +230,80 @@ ENGLISH_WIKIPEDIA = ("enwiki_20190201_w100.tsv", "psgs_w100.tsv", "corpus.tsv", 
 
 
 class CorpusFiles:
-    """The passages of corpus files in order, read anew each time it is iterated.
+    """The passages of corpus files in order, read anew each time it is iterated; a title alone is a text.
 
     lang: language of passages that name none. pool: makes it the files of one pool: ids become `{pool}:{id}`, because
     publishers count from zero in every language, and `meta["pool"]` is set.
-    skipped: records that the last pass could not use, such as blank texts; 0 before the first.
+    skipped: records that the last pass could not use, such as blank texts: their ids ("" where none can be read) and
+    what is wrong with them.
     """
 
     def __init__(self, paths: Sequence[Path], *, lang: str = UNKNOWN_LANGUAGE, pool: str | None = None) -> None:
         self._paths, self._lang, self._pool = tuple(paths), lang, pool
-        self.skipped = 0
+        self.skipped: list[tuple[str, str]] = []
 
     def __iter__(self) -> Iterator[Passage]:
-        rejects = Rejects(max_rejects=sys.maxsize)
+        rejects = _Skipped(self._pool)
         for path in self._paths:
-            for passage in read_corpus(path, rejects=rejects, default_lang=self._lang, detect=False):
+            read = read_corpus(path, rejects=rejects, default_lang=self._lang, detect=False, title_only=True)
+            for passage in read:
                 yield passage if self._pool is None else _in_pool(passage, self._pool)
-        self.skipped = rejects.rejected
+        self.skipped = rejects.records
+
+
+class _Skipped(Rejects):
+    """Keeps the ids and faults of records that cannot be used."""
+
+    def __init__(self, pool: str | None) -> None:
+        super().__init__(max_rejects=sys.maxsize)
+        self._prefix = "" if pool is None else f"{pool}:"
+        self.records: list[tuple[str, str]] = []
+
+    def reject(self, source: Source, reason: str) -> None:
+        """Count `source` as refused."""
+        super().reject(source, reason)
+        docid = _id_of(source)
+        self.records.append((docid and self._prefix + docid, f"{source.file} line {source.line}: {reason}"))
+
+
+def _id_of(source: Source) -> str:
+    """The id of a refused line, "" where it has none that can be read."""
+    try:
+        return record_id(parse_object(source.raw))
+    except BadRecord:
+        first, tab, _ = source.raw.decode("utf-8", "replace").partition("\t")
+        return first.strip() if tab else ""
+
+
+def with_corpus_notes(task: RetrievalTask) -> RetrievalTask:
+    """The task with what its corpus files left out in its notes; reads them once.
+
+    Raises DataError when a relevant passage is among the records that cannot be used: the results would be wrong.
+    """
+    passages = task.passages
+    parts = list(passages.parts.values()) if isinstance(passages, Pools) else [passages]
+    files = [part for part in parts if isinstance(part, CorpusFiles)]
+    if not files:
+        return task
+    asked = {query.id for query in task.queries}
+    lacking = {docid for of in task.qrels.values() for docid, grade in of.items() if grade > 0}
+    own = 0
+    for passage in passages:
+        lacking.discard(passage.id)
+        own += passage.id in asked
+    skipped = [record for part in files for record in part.skipped]
+    for docid, fault in skipped:
+        if lacking and (docid in lacking or not docid):
+            raise DataError(
+                f"{fault}; so {docid or sorted(lacking)[0]!r}, which the qrels call relevant, would be left out: "
+                "correct the corpus, or take that passage out of the qrels."
+            )
+    notes = {
+        f"records of the corpus skipped (first: {skipped[0][1]})" if skipped else "": len(skipped),
+        "relevant passages that are not in the corpus": len(lacking),
+        "questions with the id of a passage, which they do not find (BEIR's rule)": own if task.not_itself else 0,
+    }
+    return replace(task, notes={**task.notes, **{what: n for what, n in notes.items() if n}})
 
 
 def _in_pool(passage: Passage, pool: str) -> Passage:

@@ -1,4 +1,4 @@
-"""Tatoeba sentence retrieval of XTREME (36 languages) and XTREME-R (41): translate by nearest neighbour.
+"""Tatoeba sentence retrieval of XTREME (36 languages), XTREME-R (41), or of a folder: translate by nearest neighbour.
 
 Plain text `tatoeba.{xxx}-eng.{xxx|eng}` (three-letter codes, from facebookresearch/LASER `data/tatoeba/v1`), line i of
 one file translates line i of the other; up to 1,000 pairs a language. Each language is its own pool. Accuracy per
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file
+from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, language_files
+from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import LongLine, open_lines
 from xqg_vdb.types import Passage, Question
 
@@ -31,19 +32,28 @@ XTREME_R = XTREME | {"az": "aze", "lt": "lit", "pl": "pol", "ro": "ron", "uk": "
 """XTREME-R's 41 languages."""
 
 
-def load(data_dir: Path, *, direction: Direction = "xx-en", langs: Sequence[str] = tuple(XTREME)) -> RetrievalTask:
+def read_tatoeba(
+    data_dir: Path, *, direction: Direction = "xx-en", langs: Sequence[str] | None = tuple(XTREME)
+) -> RetrievalTask:
     """Read aligned sentences from `tatoeba/`: 31,692 pairs in XTREME's 36 languages, 36,692 in XTREME-R's 41.
 
     direction: `xx-en` asks with the foreign sentence (MTEB and most papers), `en-xx` with the English one (XTREME
     itself); state it, the two differ by 1 to 3 points. `bitext.tatoeba_accuracy` computes both at once.
+    langs: by XTREME's codes or the files' own; None for all that the folder has.
     Raises DataError when a file is missing or a pair of files has not equally many lines.
     """
+    if langs is None:
+        names = {code: lang for lang, code in XTREME_R.items()}
+        there = language_files(data_dir, "tatoeba/tatoeba.{lang}-eng.{lang}", source=SOURCE)
+        langs = [names.get(code, code) for code, _ in there]
     passages: list[Passage] = []
     queries: list[Question] = []
     for lang in langs:
         foreign, english = read_pairs(data_dir, lang)
         asked, asked_lang, pool, pool_lang = (
-            (foreign, lang, english, "en") if direction == "xx-en" else (english, "en", foreign, lang)
+            (foreign, normalize(lang), english, "en")
+            if direction == "xx-en"
+            else (english, "en", foreign, normalize(lang))
         )
         queries += [Question(f"{lang}-{i}", text, asked_lang) for i, text in enumerate(asked)]
         passages += [Passage(f"{lang}-{i:04}", text, lang=pool_lang, meta={POOL: lang}) for i, text in enumerate(pool)]
@@ -59,10 +69,8 @@ def load(data_dir: Path, *, direction: Direction = "xx-en", langs: Sequence[str]
 
 
 def read_pairs(data_dir: Path, lang: str) -> tuple[list[str], list[str]]:
-    """Read the foreign and the English sentences of one language (XTREME's code), aligned. DataError as for `load`."""
-    code = XTREME_R.get(lang)
-    if code is None:
-        raise DataError(f"{lang!r} is not among Tatoeba's languages here: {', '.join(XTREME_R)}.")
+    """Read the foreign and the English sentences of one language (XTREME's or the files' code), aligned."""
+    code = XTREME_R.get(lang, lang)
     foreign, english = (_sentences(data_dir, f"tatoeba/tatoeba.{code}-eng.{side}") for side in (code, "eng"))
     if len(foreign) != len(english):
         raise DataError(f"tatoeba.{code}-eng is not aligned: {len(foreign)} foreign, {len(english)} English lines.")

@@ -8,25 +8,30 @@ no relevant passages: see `answer_recall`, and retrieve 100 passages or more.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import ENGLISH_WIKIPEDIA, CorpusFiles, RetrievalTask, by_language, find_file
+from xqg_vdb.evaluate.datasets.task import (
+    ENGLISH_WIKIPEDIA,
+    CorpusFiles,
+    RetrievalTask,
+    by_language,
+    find_file,
+    read_rows,
+)
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import Rejects, read_objects
 from xqg_vdb.types import Question
 
 SOURCE = "https://nlp.cs.washington.edu/xorqa"
 
-_QUESTIONS = {"dev": "xor_dev_retrieve_eng_span_v1_1.jsonl", "train": "xor_train_retrieve_eng_span.jsonl"}
+_QUESTIONS = ("xor_{}_retrieve_eng_span_v1_1.jsonl", "xor_{}_retrieve_eng_span.jsonl")
+"""The publisher's names of the files; dev was corrected once."""
 
 
-def load(data_dir: Path, *, split: Literal["dev", "train"] = "dev") -> RetrievalTask:
+def read_xor_tydi(data_dir: Path, *, split: str = "dev") -> RetrievalTask:
     """Read XOR-Retrieve from `xor-tydi/`: the dev file has 2,110 questions, of which 1,928 are not yes/no only.
 
     The corpus is streamed, not held. Raises DataError when the questions or the corpus are missing.
     """
-    queries, answers = questions(data_dir, split=split)
+    queries, answers = read_xor_questions(data_dir, split=split)
     corpus = find_file(data_dir, *(f"xor-tydi/{name}" for name in ENGLISH_WIKIPEDIA), source=SOURCE)
     yes_no = sum(all(answer in ("yes", "no") for answer in golds) for golds in answers.values())
     return RetrievalTask(
@@ -41,18 +46,18 @@ def load(data_dir: Path, *, split: Literal["dev", "train"] = "dev") -> Retrieval
     )
 
 
-def questions(
-    data_dir: Path, *, split: Literal["dev", "train"] = "dev"
+def read_xor_questions(
+    data_dir: Path, *, split: str = "dev"
 ) -> tuple[tuple[Question, ...], dict[str, tuple[str, ...]]]:
     """Read the questions and their answers alone, without a corpus. DataError when the file is missing or malformed."""
-    path = find_file(data_dir, f"xor-tydi/{_QUESTIONS[split]}", source=SOURCE)
+    path = find_file(data_dir, *(f"xor-tydi/{name.format(split)}" for name in _QUESTIONS), source=SOURCE)
     queries: list[Question] = []
     answers: dict[str, tuple[str, ...]] = {}
-    for source, record in read_objects(path, Rejects()):
+    for record, refused in read_rows(path, "a XOR-Retrieve question"):
         try:
             # the train file writes Arabic as " ar"; normalize strips
             queries.append(Question(str(record["id"]), record["question"], normalize(record["lang"])))
             answers[queries[-1].id] = tuple(record["answers"])
         except (KeyError, TypeError) as error:
-            raise DataError(f"{path} line {source.line}: not a XOR-Retrieve question ({error!r}).") from error
+            raise refused(error) from error
     return tuple(queries), answers

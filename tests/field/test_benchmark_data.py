@@ -1,0 +1,122 @@
+"""Benchmarks as strangers have them: what is left out, what is not found, and which languages are there."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets import load_task
+from xqg_vdb.evaluate.metrics import read_run
+from xqg_vdb.evaluate.run import run_suite
+from xqg_vdb.evaluate.suite import Suite, SweepPlan, System
+from xqg_vdb.testing import HashEncoder
+
+INPUTS = Path(__file__).parent / "inputs"
+
+
+def report(data: Path, dataset: str, out: Path, *, search="memory", sweeps=(), metrics=("nDCG@10",)):
+    suite = Suite(
+        "field", (dataset,), (System("plain", calibration=0.0),), search=search, sweeps=sweeps, metrics=metrics
+    )
+    made = HashEncoder(dim=256)
+    return run_suite(suite, data_dir=data, out=out, open_encoder=lambda name: made, resamples=50)
+
+
+@pytest.mark.parametrize("search", ["memory", "exact"])
+def test_a_question_does_not_find_itself_in_beir(tmp_path, search):
+    sweep = SweepPlan("plain", "lambda", (0.0,))
+    found = report(INPUTS, "beir/argu", tmp_path, search=search, sweeps=(sweep,))
+    runs = [read_run(path) for path in (tmp_path / "runs").iterdir()]
+    places = [[docid for docid, _ in runs[0][qid]] for qid in ("tax-con02a", "veg-pro01a")]
+    assert all(len(ids) == 3 and own not in ids for own, ids in zip(("tax-con02a", "veg-pro01a"), places, strict=True))
+    ranks = [ids.index(other) for other, ids in zip(("tax-con02b", "veg-pro01b"), places, strict=True)]
+    expected = sum(1 / math.log2(2 + rank) for rank in ranks) / 2
+    assert found.results[0].headline.value == pytest.approx(expected) == found.sweeps[0].points[0].value
+    assert "beir/argu: questions with the id of a passage, which they do not find (BEIR's rule): 2" in found.notes
+
+
+def test_a_title_alone_is_a_text_and_what_is_skipped_is_said(tmp_path):
+    found = report(INPUTS, "beir/titles", tmp_path)
+    assert found.results[0].headline.value == 1.0
+    (note,) = (note for note in found.notes if "skipped" in note)
+    assert "corpus.jsonl line 3: text is blank): 1" in note
+    texts = {passage.id: passage.title_and_text for passage in load_task("beir/titles", INPUTS).passages}
+    assert texts["d1"] == "The length of the river Nile in Africa" and texts["d4"].startswith("Taxes Income")
+
+
+@pytest.mark.parametrize("bad", ['{"_id": "d1", "title": "", "text": " "}', '{"_id": "d1", "text":', '{"_id": "d1"}'])
+def test_a_relevant_document_that_cannot_be_used_is_an_error(tmp_path, bad):
+    folder = tmp_path / "beir/titles"
+    shutil.copytree(INPUTS / "beir/titles", folder)
+    lines = (folder / "corpus.jsonl").read_text().splitlines()
+    (folder / "corpus.jsonl").write_text("\n".join([bad, *lines[1:]]))
+    with pytest.raises(
+        DataError, match=r"corpus\.jsonl line 1: .*'d1', which the qrels call relevant, would be left out"
+    ):
+        load_task("beir/titles", tmp_path)
+
+
+def test_other_splits_are_asked_for_by_name(tmp_path):
+    folder = tmp_path / "beir/marco"
+    shutil.copytree(INPUTS / "beir/titles", folder)
+    (folder / "qrels/test.tsv").rename(folder / "qrels/dev.tsv")
+    with pytest.raises(DataError, match=r"There is dev: ask for beir/marco:dev\."):
+        load_task("beir/marco", tmp_path)
+    assert load_task("beir/marco:dev", tmp_path).name == "marco-dev"
+    with pytest.raises(DataError, match="xquad has no splits"):
+        load_task("xquad:dev", tmp_path)
+
+
+def lines(path: Path, *records) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(record if isinstance(record, str) else json.dumps(record) + "\n" for record in records))
+
+
+def afriqa(path: Path, question: str) -> None:
+    lines(path, {"id": 0, "question_lang": question, "question_translated": "t", "title": "T", "context": question,
+                 "answer_pivot": {"text": ["a"]}})  # fmt: skip
+
+
+def test_afriqa_has_the_languages_and_pivots_of_its_folder(tmp_path):
+    afriqa(tmp_path / "afriqa/gold_span_passages.afriqa.swa.en.dev.json", "swali")
+    afriqa(tmp_path / "afriqa/gold_span_passages.afriqa.fon.fr.dev.json", "fon")
+    afriqa(tmp_path / "data/gold_passages/wol/gold_span_passages.afriqa.wol.fr.dev.json", "wolof")
+    lines(tmp_path / "afriqa/gold_span_passages.afriqa.notes.en.dev.json", "not a language\n")
+    task = load_task("afriqa", tmp_path)
+    assert [q.lang for q in task.queries] == ["fon", "sw", "wo"]
+    assert {p.text: p.lang for p in task.passages} == {"fon": "fr", "swali": "en", "wolof": "fr"}
+    assert [q.lang for q in load_task("afriqa-english", tmp_path).queries] == ["fr", "en", "fr"]
+    afriqa(tmp_path / "afriqa/gold_span_passages.afriqa.swa.en.test.json", "jaribio")
+    assert [q.id for q in load_task("afriqa:test", tmp_path).queries] == ["swa-test-0"]
+
+
+def test_every_reader_has_the_languages_of_its_folder(tmp_path):
+    paragraph = {"context": "Aa.", "sentence_breaks": [[0, 3]]}
+    paragraph["qas"] = [{"id": "1", "question": "?", "answers": [{"text": "A", "answer_start": 0}]}]
+    squad = json.dumps({"data": [{"title": "T", "paragraphs": [paragraph]}]})
+    for lang in ("en", "ro", "sw"):
+        lines(tmp_path / f"xquad-r/{lang}.json", squad)
+        lines(tmp_path / f"mlqa-r/{lang}.json", squad)
+    lines(tmp_path / "xquad-r/README_all.json", "no language")
+    for side in ("sw", "en"):
+        lines(tmp_path / f"bucc2018/sw-en.sample.{side}", f"{side}-1\tx\n")
+    for side in ("yor", "eng"):
+        lines(tmp_path / f"tatoeba/tatoeba.yor-eng.{side}", "x\n")
+    for lang in ("ig",):
+        base = tmp_path / f"miracl/miracl-v1.0-{lang}"
+        lines(base / f"topics/topics.miracl-v1.0-{lang}-dev.tsv", "1\tq\n")
+        lines(base / f"qrels/qrels.miracl-v1.0-{lang}-dev.tsv", "1\tQ0\td\t1\n")
+        lines(tmp_path / f"miracl/miracl-corpus-v1.0-{lang}/docs-0.jsonl", {"docid": "d", "text": "", "title": "T"})
+    base = tmp_path / "mr-tydi/mrtydi-v1.1-hausa"
+    lines(base / "test.jsonl", {"query_id": "1", "query": "q", "positive_passages": [{"docid": "d"}]})
+    lines(base / "corpus.jsonl", {"docid": "d", "text": "x"})
+    wanted = {
+        "xquad": ["en", "ro", "sw"], "xquad-r": ["en", "ro", "sw"], "mlqa-r": ["en", "ro", "sw"],
+        "bucc2018-dev": ["sw"], "tatoeba-all": ["yor"], "miracl": ["ig"], "mr-tydi": ["ha"],
+    }  # fmt: skip
+    assert {name: sorted(set(load_task(name, tmp_path).groups.values())) for name in wanted} == wanted
