@@ -47,7 +47,7 @@ def main(data_dir: Path | None, model: str, path: Path | None, as_json: bool) ->
         write_corpus(corpus, dev)
         write_questions(questions, train.queries)
         store = open_store(place)
-        with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
+        with Encoder(encoder_folder(model, say=lambda line: click.echo(line, err=True))) as encoder:
             start = time.perf_counter()
             options = {"encoder": encoder, "store": store, "options": LoadOptions(build=place / "vectors")}
             collection = load(corpus, "afriqa", **options).collection

@@ -40,7 +40,7 @@ def generator(tmp_path_factory):
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("generator")
     checkpoint = tiny_checkpoint("llama", root / "llama")
-    return export_generator(str(checkpoint), root / "fp32", precision="fp32", report=lambda _: None).path
+    return export_generator(str(checkpoint), root / "fp32", precision="fp32", say=lambda _: None).path
 
 
 @pytest.fixture

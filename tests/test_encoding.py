@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import onnx
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -228,3 +229,34 @@ def test_questions_are_calibrated_for_their_language_unless_told_otherwise(tmp_p
         detected = encoder.encode_queries(texts)
         np.testing.assert_array_equal(detected, encoder.encode_queries(texts, question_langs=[None, None]))
         assert not np.allclose(detected, encoder.encode_queries(texts, calibrate=False))
+
+
+def test_a_folder_of_links_opens_and_a_hostile_one_is_refused(tmp_path):
+    """Links, as hub caches, DVC and Kubernetes make them; the checksum protects."""
+    real, linked = write_tiny_encoder(tmp_path / "real"), tmp_path / "linked"
+    linked.mkdir()
+    for file in real.iterdir():
+        (linked / file.name).symlink_to(file)
+    with Encoder(real) as first, Encoder(linked) as second:
+        np.testing.assert_array_equal(first.encode_passages(["w1 w2"]), second.encode_passages(["w1 w2"]))
+    with (real / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptError, match="is not the file that was exported"):
+        Encoder(linked)
+    (linked / "model.json").unlink()
+    with (linked / "model.json").open("wb") as file:
+        file.truncate(10 << 30)  # sparse
+    with pytest.raises(CorruptError, match="10,737,418,240 bytes, more than any manifest"):
+        Encoder(linked)
+
+
+def test_a_tokenizer_that_multiplies_texts_is_refused(tmp_path):
+    folder = write_tiny_encoder(tmp_path / "m")
+    record = orjson.loads((folder / "tokenizer.json").read_bytes())
+    step = {"type": "Replace", "pattern": {"String": "w"}, "content": "w" * 30}
+    record["normalizer"] = {"type": "Sequence", "normalizers": [step, step]}
+    (folder / "tokenizer.json").write_bytes(orjson.dumps(record))
+    manifest = orjson.loads((folder / "model.json").read_bytes())
+    folders.write_manifest(folder, {key: manifest[key] for key in ("kind", "source", "encoder", "precision")})
+    with pytest.raises(ModelError, match="it makes texts many times as long"):
+        Encoder(folder)

@@ -57,7 +57,7 @@ def test_batch_in_shards_writes_what_one_process_does(tmp_path):
     from xqg_vdb.export.generator import export_generator
 
     checkpoint = tiny_checkpoint("mt5", tmp_path / "mt5")
-    model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", report=lambda _: None).path
+    model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", say=lambda _: None).path
     write_corpus(tmp_path / "corpus.jsonl", 7)
     asked = ["-l", "de", "-l", "sw", "-n", "2"]
     run("batch_in_shards", tmp_path, "corpus.jsonl", "queries.jsonl", str(model), "--shards", "2", *asked)

@@ -174,7 +174,7 @@ def llama(tmp_path_factory):
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("writers")
     checkpoint = tiny_checkpoint("llama", root / "llama")
-    return export_generator(str(checkpoint), root / "fp32", precision="fp32", report=lambda _: None).path
+    return export_generator(str(checkpoint), root / "fp32", precision="fp32", say=lambda _: None).path
 
 
 def test_local_writers_equal_greedy_transformers_and_do_not_depend_on_the_batch(llama, monkeypatch):

@@ -22,6 +22,7 @@ from xqg_vdb.export.checkpoints import (
     strip_code_keys,
 )
 from xqg_vdb.export.encoder import export_encoder, measure_parity, torch_vectors
+from xqg_vdb.export.run import explain
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import open_model_folder
 
@@ -50,7 +51,7 @@ def bert(tmp_path_factory):
 
 
 def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path):
-    folder = export_encoder(str(bert), tmp_path / "out", precision="fp32", report=silent)
+    folder = export_encoder(str(bert), tmp_path / "out", precision="fp32", say=silent)
     parity = folder.manifest["parity"]
     assert parity["cosine_min"] >= 0.9999 and parity["texts"] > 100
     assert folder.manifest["speed"]["passages_per_second"] > 0
@@ -66,14 +67,14 @@ def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path):
 
 def test_every_layers_attention_is_fused_in_a_traced_family(bert, tmp_path):
     onnx = pytest.importorskip("onnx")
-    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", report=silent)
+    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", say=silent)
     kinds = [node.op_type for node in onnx.load(str(folder.path / "model.onnx")).graph.node]
     assert kinds.count("QAttention") + kinds.count("Attention") == 2
 
 
 def test_int8_and_overrides(bert, tmp_path):
     overrides = Overrides(pooling="cls", normalize=False, query_prefix="q: ", max_length=64)
-    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", overrides=overrides, report=silent)
+    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", overrides=overrides, say=silent)
     assert folder.manifest["parity"]["cosine_min"] >= 0.98
     assert (folder.spec.pooling, folder.spec.normalize, folder.spec.query_prefix) == ("cls", False, "q: ")
     assert folder.spec.max_length == 64 and folder.manifest["precision"] == "int8"
@@ -81,7 +82,7 @@ def test_int8_and_overrides(bert, tmp_path):
 
 def test_an_int8_vector_depends_on_its_text_alone(bert, tmp_path):
     """Alone, in a batch, in another order: the same bits. With run-time ranges the neighbours change it."""
-    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", report=silent).path
+    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", say=silent).path
     texts = ["a", "Hello there", "абв", "!!!!!!!!!!!!!! ????????????", "one two three four five six seven eight"]
     with Encoder(folder, threads=1) as encoder:
         together = encoder.encode_queries(texts, calibrate=False)
@@ -122,7 +123,7 @@ def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch
 
     monkeypatch.setattr(module, "torch_vectors", other_weights)
     with pytest.raises(MismatchError, match=r"lowest cosine -?0\.\d+, wanted 0\.9999 .*nothing was written"):
-        export_encoder(str(bert), tmp_path / "out", precision="fp32", report=silent)
+        export_encoder(str(bert), tmp_path / "out", precision="fp32", say=silent)
     assert not list(tmp_path.iterdir())
 
 
@@ -144,7 +145,7 @@ def test_an_export_never_overwrites(bert, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
     with pytest.raises(ModelError, match="out exists and is not empty: remove it, or export to another folder"):
-        export_encoder(str(bert), tmp_path / "out", report=silent)
+        export_encoder(str(bert), tmp_path / "out", say=silent)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +160,14 @@ def test_an_export_never_overwrites(bert, tmp_path):
 )
 def test_unknown_checkpoints(name, message, tmp_path):
     with pytest.raises(ModelError, match=message):
-        export_encoder(name, tmp_path / "out", report=silent)
+        export_encoder(name, tmp_path / "out", say=silent)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(ModelError, match=r"has no config\.json with a model_type"):
-        export_encoder(str(tmp_path / "c"), tmp_path / "out", report=silent)
+        export_encoder(str(tmp_path / "c"), tmp_path / "out", say=silent)
 
 
 CANARY = "import pathlib; pathlib.Path({path!r}).write_text('ran')\n"
@@ -220,7 +221,7 @@ def test_pickled_code_never_runs(tmp_path):
     marker = tmp_path / "marker"
     folder = hostile(tmp_path / "evil", marker, weights=False)
     with pytest.raises(ModelError, match=r"pytorch_model\.bin is refused by torch's restricted loader"):
-        export_encoder(str(folder), tmp_path / "out", report=silent)
+        export_encoder(str(folder), tmp_path / "out", say=silent)
     assert not marker.exists()
 
 
@@ -228,7 +229,7 @@ def test_other_pickles_are_not_even_tried(tmp_path):
     folder = hostile(tmp_path / "evil", tmp_path / "marker", weights=False)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(ModelError, match=r"has model\.pt, training_args\.bin but neither safetensors nor"):
-        export_encoder(str(folder), tmp_path / "out", report=silent)
+        export_encoder(str(folder), tmp_path / "out", say=silent)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -268,7 +269,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
     assert b"evil" not in (clean.path / "config.json").read_bytes().replace(b"Evil", b"")
     script = (
         "import sys; from pathlib import Path; from xqg_vdb.export.encoder import export_encoder\n"
-        f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), report=lambda line: None)"
+        f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), say=lambda line: None)"
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
@@ -354,11 +355,6 @@ def test_every_spelling_of_pooling(tmp_path, config, pooling):
         ({"1_Pooling/config.json": {"pooling_mode": ["mean", "max"]}}, "pools by mean and max; supported: mean"),
         ({"modules.json": [*PIPELINE, {"type": ST + "LayerNorm", "path": "2_LayerNorm"}]}, "runs .*, LayerNorm; only"),
         ({"modules.json": PIPELINE[::-1]}, "runs Pooling, Transformer; only"),
-        (
-            {"1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "include_prompt": False},
-             "config_sentence_transformers.json": {"prompts": {"query": "q: "}}},
-            "leaves prompts out of pooling",
-        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_reproduced_is_refused_by_name(tmp_path, files, said):
@@ -412,14 +408,14 @@ def test_pooling_equals_sentence_transformers(bert, tmp_path, pooling):
     others = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     config = {f"pooling_mode_{name}": f"pooling_mode_{name}" == pooling for name in others}
     folder = sentence_transformer(tmp_path / "st", config, bert=bert, prompts={"query": "ask: "})
-    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", report=silent)
+    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
     assert exported.manifest["parity"]["cosine_min"] >= 0.9999 and exported.spec.query_prefix == "ask: "
 
 
 def test_lower_case_equals_sentence_transformers(bert, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = sentence_transformer(tmp_path / "st", {"pooling_mode_mean_tokens": True}, bert=bert, lower=True)
-    export_encoder(str(folder), tmp_path / "out", precision="fp32", report=silent)
+    export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
     texts = ["WHERE Is The Nile?", "ПРИВЕТ Мир"]
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts, prompt="")
     with Encoder(tmp_path / "out", calibration=0.0) as encoder:
@@ -444,7 +440,7 @@ def test_families_that_are_not_traced(bert, tmp_path, family):
     tokenizer = orjson.loads((folder / "tokenizer_config.json").read_bytes())
     tokenizer |= {"tokenizer_class": "TokenizersBackend", "model_input_names": ["input_ids", "attention_mask"]}
     (folder / "tokenizer_config.json").write_bytes(orjson.dumps(tokenizer))
-    exported = export_encoder(str(folder), tmp_path / "out", precision="int8", report=silent)
+    exported = export_encoder(str(folder), tmp_path / "out", precision="int8", say=silent)
     assert exported.manifest["parity"]["cosine_min"] >= 0.99
 
 
@@ -453,37 +449,123 @@ def test_xlm_r_positions(tmp_path):
     assert spec.max_length == 512
 
 
-def test_a_dense_module_is_part_of_the_export(bert, tmp_path):
-    """LaBSE's shape: CLS, then a projection with tanh."""
+def with_dense(folder, *, bert, pooling, layers):
+    """LaBSE's, distiluse's and EmbeddingGemma's shape: projections after pooling. layers: (width, activation)."""
     from safetensors.numpy import save_file
 
-    folder = tmp_path / "labse-like"
+    modules = [("Dense", f"{i + 2}_Dense") for i in range(len(layers))]
+    sentence_transformer(folder, {pooling: True}, bert=bert)
+    (folder / "modules.json").write_bytes(orjson.dumps(numbered([*PIPELINE, *modules, ("Normalize", "9_Normalize")])))
+    rng, width = np.random.default_rng(0), 32
+    for (_, name), (out, activation) in zip(modules, layers, strict=True):
+        (folder / name).mkdir()
+        config = {"in_features": width, "out_features": out, "bias": True}
+        home = "linear" if activation == "Identity" else "activation"
+        config["activation_function"] = f"torch.nn.modules.{home}.{activation}"
+        (folder / name / "config.json").write_bytes(orjson.dumps(config))
+        weights = {"linear.weight": rng.standard_normal((out, width)) / 6, "linear.bias": rng.standard_normal(out)}
+        save_file({k: v.astype(np.float32) for k, v in weights.items()}, str(folder / name / "model.safetensors"))
+        width = out
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pooling", "layers"),
+    [
+        ("pooling_mode_cls_token", [(16, "Tanh")]),
+        ("pooling_mode_mean_tokens", [(16, "Tanh")]),
+        ("pooling_mode_mean_tokens", [(48, "Identity"), (16, "Identity")]),
+        ("pooling_mode_max_tokens", [(16, "GELU"), (12, "Sigmoid"), (8, "ReLU")]),
+    ],
+)
+def test_all_projections_are_part_of_the_export(bert, tmp_path, pooling, layers):
+    pytest.importorskip("sentence_transformers")
+    folder = with_dense(tmp_path / "st", bert=bert, pooling=pooling, layers=layers)
+    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    assert exported.spec.dim == layers[-1][0] and exported.manifest["parity"]["cosine_min"] >= 0.9999
+
+
+def test_an_unknown_activation_is_refused_by_name(bert, tmp_path):
+    folder = with_dense(tmp_path / "st", bert=bert, pooling="pooling_mode_mean_tokens", layers=[(16, "Hardswish")])
+    with pytest.raises(ModelError, match="2_Dense of the checkpoint ends in Hardswish; supported: Identity, Tanh"):
+        export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+
+
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "lasttoken"])
+def test_prompts_that_are_not_pooled_equal_sentence_transformers(bert, tmp_path, mode):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    prompts = {"query": "Represent this question: ", "document": ""}
+    pooling = {f"pooling_mode_{mode}": True, "include_prompt": False}
+    folder = sentence_transformer(tmp_path / "st", pooling, bert=bert, prompts=prompts)
+    export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    texts = ["where is the Nile?", "Привет", "x"]
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts, prompt_name="query")
+    with Encoder(tmp_path / "out", calibration=0.0) as encoder:
+        np.testing.assert_allclose(encoder.encode_queries(texts, calibrate=False), theirs, atol=1e-5)
+
+
+def test_rows_may_be_cut_to_their_first_numbers(bert, tmp_path):
+    whole = export_encoder(str(bert), tmp_path / "whole", precision="fp32", say=silent)
+    cut = export_encoder(str(bert), tmp_path / "cut", precision="fp32", overrides=Overrides(dim=8), say=silent)
+    assert cut.spec.dim == 8 and cut.fingerprint != whole.fingerprint
+    with Encoder(whole.path) as long, Encoder(cut.path) as short:
+        rows = long.encode_passages(["abc", "x y"])[:, :8]
+        expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        np.testing.assert_allclose(short.encode_passages(["abc", "x y"]), expected, atol=1e-6)
+    with pytest.raises(ModelError, match="rows of 32 numbers: --dim cannot be 33"):
+        export_encoder(str(bert), tmp_path / "more", precision="fp32", overrides=Overrides(dim=33), say=silent)
+
+
+def test_the_same_export_again_is_done_and_another_is_refused(bert, tmp_path):
+    """As after a kill between the last rename and the exit; what a killed one left is cleared away."""
+    source, out, said = tmp_path / "bert", tmp_path / "out", []
+    shutil.copytree(bert, source)
+    (tmp_path / ".out.new" / "checkpoint").mkdir(parents=True)
+    first = export_encoder(str(source), out, precision="fp32", say=silent)
+    assert {path.name for path in tmp_path.iterdir()} == {"bert", "out"}
+    assert export_encoder(str(source), out, precision="fp32", say=said.append).fingerprint == first.fingerprint
+    assert said == [f"{out} is there already, made by the same command"]
+    with pytest.raises(ModelError, match="exists and is not empty"):
+        export_encoder(str(source), out, precision="int8", say=silent)
+    os.utime(source / "config.json", (2e9, 2e9))  # it was trained further
+    with pytest.raises(ModelError, match="exists and is not empty"):
+        export_encoder(str(source), out, precision="fp32", say=silent)
+
+
+def test_a_folders_name_is_never_one_of_the_hubs(bert, tmp_path, monkeypatch):
+    shutil.copytree(bert, tmp_path / "owner" / "model")
+    monkeypatch.chdir(tmp_path)
+    folder = export_encoder("owner/model", tmp_path / "out", precision="fp32", say=silent)
+    assert (folder.manifest["from"], folder.facts.source) == ("folder", "folder:model")
+
+
+def test_what_a_checkpoint_is_stands_beside_what_its_own_software_does(bert, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    prompts = {"query": "ask: ", "document": ""}
+    folder = sentence_transformer(tmp_path / "st", {"pooling_mode_cls_token": True}, bert=bert, prompts=prompts)
+    record = explain(str(folder))
+    differ = {name for name, (theirs, ours) in record["facts"].items() if theirs != ours}
+    assert differ == {"tokenizer", "graph", "told by"} and not record["refused"]
+    assert record["facts"]["query prompt"] == ("ask: ", "ask: ") and record["facts"]["pooling"] == ("cls", "cls")
+    (folder / "1_Pooling" / "config.json").write_bytes(orjson.dumps({"pooling_mode_mean_sqrt_len_tokens": True}))
+    refused = explain(str(folder))["refused"]
+    assert len(refused) == 1 and "pools by mean_sqrt_len_tokens" in refused[0]
+
+
+def test_distilbert_calls_its_width_otherwise(bert, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "distilbert"
     shutil.copytree(bert, folder)
-    rng = np.random.default_rng(0)
-    for name, value in {
-        "modules.json": numbered([*PIPELINE, ("Dense", "2_Dense"), ("Normalize", "3_Normalize")]),
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": 32,
-            "pooling_mode_cls_token": True,
-            "pooling_mode_mean_tokens": False,
-        },
-        "2_Dense/config.json": {
-            "in_features": 32,
-            "out_features": 16,
-            "activation_function": "torch.nn.modules.activation.Tanh",
-        },
-    }.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(orjson.dumps(value))
-    weights = {"linear.weight": rng.standard_normal((16, 32)), "linear.bias": rng.standard_normal(16)}
-    save_file({k: v.astype(np.float32) for k, v in weights.items()}, str(folder / "2_Dense" / "model.safetensors"))
-    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", report=silent)
-    assert exported.spec.dim == 16 and exported.manifest["parity"]["cosine_min"] >= 0.9999
+    vocabulary = len((bert / "vocab.txt").read_text("utf-8").split("\n"))
+    config = transformers.DistilBertConfig(vocab_size=vocabulary, dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    transformers.DistilBertModel(config).save_pretrained(folder)
+    exported = export_encoder(str(folder), tmp_path / "out", precision="int8", say=silent)
+    assert exported.spec.dim == 32 and exported.manifest["parity"]["cosine_min"] >= 0.98
 
 
 def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
     """A checkpoint that ships its graph: no torch, and int8 is compared with that graph."""
-    first = export_encoder(str(bert), tmp_path / "first", precision="fp32", report=silent)
+    first = export_encoder(str(bert), tmp_path / "first", precision="fp32", say=silent)
     folder = tmp_path / "shipped"
     folder.mkdir()
     (folder / "onnx").mkdir()
@@ -493,7 +575,7 @@ def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
     script = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
         "from pathlib import Path; from xqg_vdb.export.encoder import export_encoder\n"
-        f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), precision='fp32', report=lambda l: None)"
+        f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), precision='fp32', say=lambda l: None)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

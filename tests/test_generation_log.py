@@ -202,7 +202,7 @@ def inputs(tmp_path_factory):
     torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("inputs")
     checkpoint = tiny_checkpoint("llama", place / "checkpoint")
-    model = export_generator(str(checkpoint), place / "model", precision="fp32", report=lambda _: None).path
+    model = export_generator(str(checkpoint), place / "model", precision="fp32", say=lambda _: None).path
     return model, write_corpus(place / "c.jsonl", 64)
 
 

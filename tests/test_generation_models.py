@@ -42,7 +42,7 @@ def folders(tmp_path_factory):
     made = {}
     for kind in ("mt5", "gemma", "llama"):
         checkpoint = tiny_checkpoint(kind, root / kind)
-        folder = export_generator(str(checkpoint), root / f"{kind}-fp32", precision="fp32", report=lambda _: None)
+        folder = export_generator(str(checkpoint), root / f"{kind}-fp32", precision="fp32", say=lambda _: None)
         made[kind] = checkpoint, folder
     return made
 
@@ -146,7 +146,7 @@ def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path):
     from xqg_vdb.export.generator import export_generator
 
     checkpoint, plain = folders[kind]
-    folder = export_generator(str(checkpoint), tmp_path / "int8", precision="int8", report=lambda _: None)
+    folder = export_generator(str(checkpoint), tmp_path / "int8", precision="int8", say=lambda _: None)
     parity = folder.manifest["parity"]
     assert parity["token_agreement"] > 0.95 and parity["tokens"] == 128
     assert open_model_folder(folder.path).fingerprint != plain.fingerprint
@@ -160,7 +160,7 @@ def test_a_wrecked_quantisation_is_refused(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(quantise, "ZERO", 96)  # as if blocks were read with another zero point
     monkeypatch.setattr(export, "quantise_graph", quantise.quantise_graph)
     with pytest.raises(MismatchError, match="8-bit weights change this model too much: same next token"):
-        export.export_generator(str(folders["llama"][0]), tmp_path / "int8", report=lambda _: None)
+        export.export_generator(str(folders["llama"][0]), tmp_path / "int8", say=lambda _: None)
     assert not (tmp_path / "int8").exists() and not list(tmp_path.iterdir())
 
 

@@ -52,7 +52,7 @@ def folders(tmp_path_factory):
     made = {}
     for kind in ("mt5", "gemma", "llama"):
         checkpoint = tiny_checkpoint(kind, root / kind)
-        folder = export_generator(str(checkpoint), root / f"{kind}-fp32", precision="fp32", report=lambda _: None)
+        folder = export_generator(str(checkpoint), root / f"{kind}-fp32", precision="fp32", say=lambda _: None)
         made[kind] = checkpoint, folder.path
     return made
 

@@ -71,7 +71,7 @@ def test_the_filled_graph_is_the_one_that_torch_exports(tmp_path):
     source = fetch_checkpoint("starter:encoder", into=tmp_path / "checkpoint")
     exported = tmp_path / "exported"
     exported.mkdir()
-    _write_graphs(source, exported, conventions(source)[0], precision="int8", report=lambda line: None)
+    _write_graphs(source, exported, conventions(source)[0], precision="int8", say=lambda line: None)
     fill_template(weights, tmp_path / "filled.onnx", seven_bits=not cpu_has_vnni())
     if (tmp_path / "filled.onnx").read_bytes() == (exported / "model.onnx").read_bytes():
         return

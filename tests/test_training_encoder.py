@@ -175,7 +175,7 @@ def test_a_tiny_encoder_overfits_and_its_export_passes_the_gate(bert, tmp_path):
     assert any(line.startswith("step 30 of 60, dev: R@10") for line in lines), lines
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| MRR@10 |" in card and "20 pairs about 10 passages (de 10, sw 10)" in card and str(bert) in card
-    folder = export_encoder(str(tmp_path / "out"), tmp_path / "model", precision="fp32", report=silent)
+    folder = export_encoder(str(tmp_path / "out"), tmp_path / "model", precision="fp32", say=silent)
     assert folder.manifest["conventions_from"] == "sentence-transformers files"
     assert folder.manifest["parity"]["cosine_min"] > 0.9999
     assert (folder.spec.query_prefix, folder.spec.max_length, folder.spec.pooling) == ("q: ", 100, "mean")

@@ -77,7 +77,7 @@ def test_a_tiny_generator_overfits_and_its_export_writes_the_questions(checkpoin
     assert (
         not (out / "run").exists() and orjson.loads((out / "training.json").read_bytes())["results"]["steps"] == steps
     )
-    folder = export_generator(str(out), tmp_path / "model", precision="int8", report=silent)
+    folder = export_generator(str(out), tmp_path / "model", precision="int8", say=silent)
     generator = open_generator(folder.path, query_langs=["sw", "de"], decoding=Decoding("greedy"), threads=1)
     written = list(generator.generate([pair.positive for pair in pairs[::2]], query_langs=["sw", "de"], n=1))
     right = sum(

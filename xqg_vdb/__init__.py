@@ -10,12 +10,13 @@ Importing this package loads neither onnxruntime nor qdrant_client; the names be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.models.folder import Report, export_when_missing
+from xqg_vdb.models.folder import export_when_missing
 from xqg_vdb.types import Hit, Recipe
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _export(checkpoint: str, out: Path, precision: str, report: Report | None) -> None:
+def _export(checkpoint: str, out: Path, precision: str, say: Callable[[str], None] | None) -> None:
     from xqg_vdb.export.encoder import export_on_first_use
 
-    export_on_first_use(checkpoint, out, precision, report)
+    export_on_first_use(checkpoint, out, precision, say)
 
 
 export_when_missing(_export)

@@ -229,6 +229,27 @@ class FileLock:
         self.release()
 
 
+@contextmanager
+def new_folder(out: Path, *, result: str = "") -> Iterator[Path]:
+    """A folder beside `out` (absent, or empty) that takes its place, or whose `result` does, when all went well.
+
+    What a killed process left there is removed. Raises LockedError while another process makes `out`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building, lock = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.lock")
+    with FileLock.take(lock, busy=f"{out} is being made by"):
+        try:
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            yield building
+            if out.is_dir():
+                out.rmdir()  # Windows does not rename onto a folder, and one with something in it must stay
+            os.replace(building / result, out)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
 def lock_folder(folder: Path) -> FileLock:
     """Hold a folder. Raises LockedError at once, naming the process that holds it."""
     with disk_errors(folder):

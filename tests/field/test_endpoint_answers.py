@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli_cases import run_cli, write_lines
 
 from xqg_vdb.errors import ServerError
-from xqg_vdb.generate import endpoint
 from xqg_vdb.generate.answers import query_of
 from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
 from xqg_vdb.generate.run import Job, generate_file
+from xqg_vdb.models import remote
 from xqg_vdb.search.expand import Expander, clean
 from xqg_vdb.types import Passage, Question
 
@@ -198,7 +198,7 @@ def test_a_server_that_is_down_is_told_within_seconds(serve, monkeypatch):
     server = serve(lambda body: ok(Q))
     server.httpd.shutdown()
     server.httpd.server_close()
-    monkeypatch.setattr(endpoint, "UNREACHED", 0.3)
+    monkeypatch.setattr(remote, "UNREACHED", 0.3)
     passages = [Passage(f"p{i}", "The Nile.") for i in range(9)]
     with (
         EndpointGenerator(Endpoint(server.url, "m")) as generator,

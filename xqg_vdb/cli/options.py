@@ -182,7 +182,7 @@ class Model:
         from xqg_vdb.models.encoder import Encoder
         from xqg_vdb.models.folder import encoder_folder
 
-        folder = encoder_folder(name or self.name, report=say)
+        folder = encoder_folder(name or self.name, say=say)
         return Encoder(folder, threads=self.threads, calibration=calibration)
 
     def open_for(self, collection: Collection) -> Encoder:
@@ -192,7 +192,7 @@ class Model:
         from xqg_vdb.models.encoder import Encoder
         from xqg_vdb.models.folder import folder_of
 
-        return Encoder(folder_of(collection.card.encoder, collection=collection.name, report=say), threads=self.threads)
+        return Encoder(folder_of(collection.card.encoder, collection=collection.name, say=say), threads=self.threads)
 
     def typed(self) -> list[str]:
         """The words that make another command take the same encoder."""

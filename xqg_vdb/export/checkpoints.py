@@ -11,18 +11,28 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
 import orjson
 
 from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.export.starter_generator import SOURCE, TERMS_URL, build_generator_checkpoint
-from xqg_vdb.models.folder import STARTER_ENCODER, TOKENIZER, EncoderSpec, is_hub_id
-from xqg_vdb.types import Pooling, option
+from xqg_vdb.models.encoder import ACTIVATIONS
+from xqg_vdb.models.folder import (
+    MANIFEST,
+    STARTER_ENCODER,
+    TOKENIZER,
+    EncoderSpec,
+    ModelFolder,
+    is_hub_id,
+    open_model_folder,
+)
+from xqg_vdb.types import Pooling, Vectors, option
 
 _SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*_*/config.json", "*_*/*.safetensors")
 _HUB_ONNX = ("onnx/model.onnx", "model.onnx")
@@ -47,6 +57,13 @@ class Checkpoint:
     config: Mapping[str, Any]
     onnx: Path | None = None
     dense: tuple[Path, ...] = ()
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """For `model.json`: a folder's name stands where nobody takes it for a name on the hub."""
+        kind = {"local": "folder"}.get(self.revision, "package" if "==" in self.revision else "hub")
+        name = f"folder:{Path(self.source).resolve().name}" if kind == "folder" else self.source
+        return {"from": kind, "source": name, "revision": self.revision}
 
 
 def fetch_checkpoint(name: str, *, into: Path) -> Checkpoint:
@@ -78,6 +95,7 @@ class Overrides:
     query_prefix: str | None = option(None, "Such as 'query: '  [default: the checkpoint's]")
     passage_prefix: str | None = option(None, "Such as 'passage: '  [default: the checkpoint's]")
     max_length: int | None = option(None, "Tokens that are read of a text.", least=8)
+    dim: int | None = option(None, "Numbers kept of a longer row (Matryoshka)  [default: all]", least=1, metavar="N")
 
 
 def conventions(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> tuple[EncoderSpec, str]:
@@ -85,41 +103,62 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> t
 
     Raises ModelError that names a module, an order or a flag which cannot be reproduced and is not overridden.
     """
-    family = _family_conventions(checkpoint.source, checkpoint.config)
+    family = family_conventions(checkpoint.source, checkpoint.config)
     spec = family or EncoderSpec(dim=0, pooling="mean", normalize=True)
-    given = {key: value for key, value in overrides.__dict__.items() if value is not None}
-    values: dict[str, Any] = {**spec.__dict__, "dim": int(checkpoint.config["hidden_size"]), **given}
+    given = {key: value for key, value in overrides.__dict__.items() if value is not None and key != "dim"}
+    values: dict[str, Any] = {**spec.__dict__, "dim": width(checkpoint), **given}
     modules = modules_of(checkpoint.path)
+    _check_order([kind for kind, _ in modules], checkpoint.source)
     if pooling := _module_config(modules, "Pooling"):
         values["pooling"] = overrides.pooling or _st_pooling(pooling)
         values["normalize"] = given.get("normalize", any(kind == "Normalize" for kind, _ in modules))
     if checkpoint.dense:
-        values["dim"] = int(_read_json(checkpoint.dense[-1] / "config.json", default={}).get("out_features", 0))
+        values["dim"] = int(read_dense(checkpoint.dense[-1])[0].shape[1])
     values.update(_prompts(checkpoint, spec) | {key: given[key] for key in given if key.endswith("_prefix")})
-    if pooling.get("include_prompt") is False and values["query_prefix"] + values["passage_prefix"]:
-        raise ModelError(
-            f"{checkpoint.source} leaves prompts out of pooling (include_prompt: false), which cannot be reproduced:"
-            " give --query-prefix '' --passage-prefix '' for a model without prompts."
-        )
+    values["pool_prompt"] = pooling.get("include_prompt") is not False
     values["max_length"] = overrides.max_length or _max_length(checkpoint, default=values["max_length"])
+    record = _read_json(checkpoint.path / "config_sentence_transformers.json", default={})
     told = "sentence-transformers files" if pooling else "family" if family else "default"
-    return EncoderSpec(**values), told
+    return shortened(EncoderSpec(**values), values["dim"], overrides.dim or record.get("truncate_dim")), told
+
+
+def shortened(spec: EncoderSpec, width: int, dim: int | None) -> EncoderSpec:
+    """The conventions with rows cut to `dim` of their `width` numbers (None: all). Raises ModelError."""
+    if not 0 < (dim or width) <= width:
+        raise ModelError(f"The model makes rows of {width} numbers: --dim cannot be {dim}.")
+    return replace(spec, dim=dim or width, truncated=(dim or width) < width)
+
+
+def finished(out: Path, asked: Mapping[str, Any], *, say: Callable[[str], None]) -> ModelFolder | None:
+    """The folder that an export of the very same left at `out`, as when it was killed after its last step.
+
+    Raises ModelError when something else is there, also where the checkpoint's folder is newer.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        return None
+    if (out / MANIFEST).is_file() and (folder := open_model_folder(out)).manifest.get("asked") == asked:
+        written, given = (out / MANIFEST).stat().st_mtime, Path(str(asked["checkpoint"]))
+        if not given.is_dir() or all(file.stat().st_mtime <= written for file in given.rglob("*") if file.is_file()):
+            say(f"{out} is there already, made by the same command")
+            return folder
+    raise ModelError(f"{out} exists and is not empty: remove it, or export to another folder.")
 
 
 def modules_of(path: Path) -> list[tuple[str, Path]]:
-    """(kind, folder) of a sentence-transformers checkpoint's modules in order, empty for other checkpoints.
-
-    Raises ModelError for a kind or an order that is not ours: Transformer, Pooling, any Dense, perhaps Normalize.
-    """
+    """(kind, folder) of a sentence-transformers checkpoint's modules in order, empty for other checkpoints."""
     listed = _read_json(path / "modules.json", default=[])
-    modules = [(str(m["type"]).rsplit(".", 1)[-1], path / Path(str(m.get("path", ""))).name) for m in listed]
-    kinds = [kind for kind, _ in modules]
-    if modules and not re.fullmatch("Transformer Pooling( Dense)*( Normalize)?", " ".join(kinds)):
+    try:
+        return [(str(m["type"]).rsplit(".", 1)[-1], path / Path(str(m.get("path", ""))).name) for m in listed]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path / 'modules.json'} does not list modules ({error!r}).") from error
+
+
+def _check_order(kinds: list[str], source: str) -> None:
+    if kinds and not re.fullmatch("Transformer Pooling( Dense| Dropout)*( Normalize)?", " ".join(kinds)):
         raise ModelError(
-            f"{path.name} runs {', '.join(kinds)}; only Transformer, Pooling, Dense and Normalize in this order can be"
+            f"{source} runs {', '.join(kinds)}; only Transformer, Pooling, Dense and Normalize in this order can be"
             " reproduced."
         )
-    return modules
 
 
 def _module_config(modules: list[tuple[str, Path]], kind: str) -> dict[str, Any]:
@@ -139,12 +178,40 @@ def _prompts(checkpoint: Checkpoint, family: EncoderSpec) -> dict[str, str]:
     }
 
 
+def width(checkpoint: Checkpoint) -> int:
+    """Numbers of a token's vector, whatever the family calls them. Raises ModelError."""
+    config = checkpoint.config
+    for name in ("hidden_size", "dim", "d_model", "n_embd"):
+        for record in (config, config.get("text_config") or {}, config.get("encoder") or {}):
+            if isinstance(value := record.get(name), int):
+                return value
+    raise ModelError(f"{checkpoint.source} does not say how wide its vectors are (hidden_size in config.json).")
+
+
+def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
+    """Weights (in, out), bias (out,) and activation of a `Dense` module. Raises ModelError for one that is not ours."""
+    config = _read_json(module / "config.json", default={})
+    activation = str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1]
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"{module.name} of the checkpoint ends in {activation}; supported: {', '.join(ACTIVATIONS)}.")
+    try:
+        from safetensors.numpy import load_file
+
+        weights = load_file(module / "model.safetensors")
+        matrix = np.ascontiguousarray(weights["linear.weight"].T, np.float32)
+    except ImportError as error:
+        raise MissingExtra(f'Projections need {error.name}: pip install "xqg-vdb[export]".') from error
+    except Exception as error:  # safetensors raises a class of its own
+        raise ModelError(f"{module.name} of the checkpoint has no weights in safetensors ({error}).") from error
+    return matrix, np.asarray(weights.get("linear.bias", np.zeros(matrix.shape[1])), np.float32), activation
+
+
 def lower_cases(checkpoint: Checkpoint) -> bool:
     """Whether the original lowers texts before its tokenizer sees them."""
     return _read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("do_lower_case") is True
 
 
-def _family_conventions(source: str, config: Mapping[str, Any]) -> EncoderSpec | None:
+def family_conventions(source: str, config: Mapping[str, Any]) -> EncoderSpec | None:
     """The published rule of a model family, recognised by the name it was published under."""
     name = source.lower().replace("_", "-")
     dim = int(config.get("hidden_size", 0))
@@ -189,7 +256,7 @@ def _max_length(checkpoint: Checkpoint, *, default: int) -> int:
 
 def _download(name: str) -> tuple[Path, str]:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         info = HfApi().model_info(name)
@@ -202,9 +269,9 @@ def _download(name: str) -> tuple[Path, str]:
         )
     except RepositoryNotFoundError:
         raise ModelError(
-            f"The model hub has no model {name!r}: check the spelling, or log in if it is private."
+            f"The model hub has no model {name!r}: check the spelling; if it is private or gated, `hf auth login`."
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the hub's client has had three HTTP libraries, each with errors of its own
         raise ModelError(
             f"There is no folder {name!r}, and it cannot be downloaded ({type(error).__name__}); without a "
             f"network use a local checkpoint folder, or {STARTER_ENCODER!r}, which comes from the package index."

@@ -5,13 +5,14 @@ torch, transformers and onnx are needed here only (extra `export`); not at all f
 
 from __future__ import annotations
 
+import inspect
 import logging
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -28,20 +29,26 @@ from xqg_vdb.export.checkpoints import (
     Overrides,
     conventions,
     copy_tokenizer,
+    family_conventions,
     fetch_checkpoint,
+    finished,
     load_weights,
     lower_cases,
     modules_of,
+    read_dense,
+    shortened,
+    width,
 )
 from xqg_vdb.export.encoder_graph import TRACED, export_graph, tokens_first
-from xqg_vdb.export.quantise import append_dense, cpu_has_vnni, quantize_int8
+from xqg_vdb.export.quantise import cpu_has_vnni, quantize_int8
 from xqg_vdb.export.starter_graph import fetch_filled_starter, stored_rows
+from xqg_vdb.files import new_folder
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.models.encoder import POOL, Encoder
 from xqg_vdb.models.folder import (
     CALIBRATION,
+    DENSE,
     GRAPH,
-    MANIFEST,
     STARTER,
     STARTER_ENCODER,
     TOKENIZER,
@@ -52,6 +59,7 @@ from xqg_vdb.models.folder import (
     open_model_folder,
     write_manifest,
 )
+from xqg_vdb.models.remote import CANARY, CANARY_TEXTS, Embed, Remote, ask_endpoint
 from xqg_vdb.progress import bars
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
@@ -159,6 +167,8 @@ def measure_parity(encoder: Encoder, reference: Reference) -> Parity:
     """Compare an exported encoder with the original on `parity_texts`."""
     questions, passages = parity_texts()
     theirs = np.concatenate(reference(questions, passages))
+    if encoder.facts.dim < theirs.shape[1] and encoder.spec.truncated:
+        theirs = theirs[:, : encoder.spec.dim]
     ours = np.concatenate([encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages)])
     if theirs.shape != ours.shape:
         raise ModelError(f"The original gives rows of {theirs.shape[1]} dimensions, the export of {ours.shape[1]}.")
@@ -172,25 +182,30 @@ def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> Reference:
     row = _sentence_transformers_row(checkpoint) if modules_of(checkpoint.path) else _transformers_row(checkpoint, spec)
 
     def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
-        asked = np.stack([row(spec.query_prefix + text) for text in queries])
-        return asked, np.stack([row(spec.passage_prefix + text) for text in passages])
+        asked = np.stack([row(spec.query_prefix, text) for text in queries])
+        return asked, np.stack([row(spec.passage_prefix, text) for text in passages])
 
     return encode
 
 
-def _sentence_transformers_row(checkpoint: Checkpoint) -> Callable[[str], Vectors]:
+def sentence_transformer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint in its original software. Raises MissingExtra, ModelError."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
     try:
-        model = SentenceTransformer(str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError, AttributeError) as error:
+        return SentenceTransformer(str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
-    return lambda text: np.asarray(model.encode([text], prompt="", show_progress_bar=False)[0], np.float32)
 
 
-def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[str], Vectors]:
+def _sentence_transformers_row(checkpoint: Checkpoint) -> Callable[[str, str], Vectors]:
+    model = sentence_transformer(checkpoint)
+    return lambda prompt, text: np.asarray(model.encode([text], prompt=prompt, show_progress_bar=False)[0], np.float32)
+
+
+def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[str, str], Vectors]:
     try:
         import torch
         from transformers import AutoTokenizer
@@ -199,10 +214,12 @@ def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[st
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     model = load_weights("AutoModel", checkpoint).eval()
 
-    def row(text: str) -> Vectors:
-        tokens = tokenizer(text, truncation=True, max_length=spec.max_length, return_tensors="pt")
+    taken = inspect.signature(model.forward).parameters  # DistilBERT takes no segments
+
+    def row(prompt: str, text: str) -> Vectors:
+        tokens = tokenizer(prompt + text, truncation=True, max_length=spec.max_length, return_tensors="pt")
         with torch.inference_mode():
-            hidden = model(**tokens).last_hidden_state.numpy()
+            hidden = model(**{name: tokens[name] for name in tokens if name in taken}).last_hidden_state.numpy()
         vector: Vectors = POOL[spec.pooling](hidden, np.ones(hidden.shape[:2], np.bool_))[0]
         return vector
 
@@ -210,7 +227,6 @@ def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[st
 
 
 Precision = Literal["fp32", "int8"]
-Report = Callable[[str], None]
 
 FP32_COSINE = 0.9999
 INT8_COSINE = 0.98
@@ -222,36 +238,85 @@ def export_encoder(
     *,
     precision: Precision = "int8",
     overrides: Overrides | None = None,
-    report: Report = print,
+    say: Callable[[str], None] = print,
 ) -> ModelFolder:
     """Export `checkpoint` into the new folder `out` and return it; `out` appears only when everything was accepted.
 
-    report: called with one line per step. Raises ModelError for a checkpoint that cannot be read, MismatchError (with
+    say: called with one line per step. Raises ModelError for a checkpoint that cannot be read, MismatchError (with
     the measured and the wanted cosine) when the export does not compute what the original computes, MissingExtra
     without torch.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out} exists and is not empty: remove it, or export to another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        report(f"reading {checkpoint}")
-        source = _fetch(checkpoint, Path(scratch) / "checkpoint", precision=precision, overrides=overrides)
+    changed = {name: value for name, value in asdict(overrides or Overrides()).items() if value is not None}
+    asked = {"checkpoint": checkpoint, "precision": precision, **changed}
+    if done := finished(out, asked, say=say):
+        return done
+    with new_folder(out, result="model") as scratch:
+        say(f"reading {checkpoint}")
+        source = _fetch(checkpoint, scratch / "checkpoint", precision=precision, overrides=overrides)
         spec, learned_from = conventions(source, overrides or Overrides())
-        report(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
-        folder = Path(scratch) / "model"
+        say(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
+        folder = scratch / "model"
         folder.mkdir()
-        _write_graphs(source, folder, spec, precision=precision, report=report)
-        manifest = _manifest(source, spec, precision=precision, learned_from=learned_from)
+        _write_graphs(source, folder, spec, precision=precision, say=say)
+        manifest = {**_manifest(source, spec, precision=precision, learned_from=learned_from), "asked": asked}
         write_manifest(folder, manifest)
-        manifest["parity"], manifest["speed"] = _gate(source, folder, spec, precision=precision, report=report)
-        report("measuring language means and the gain of calibration")
-        with Encoder(folder, calibration=0.0) as encoder:
-            table, manifest["calibration"] = measure_calibration(encoder)
-        (folder / CALIBRATION).write_bytes(save_means(table))
+        manifest["parity"], manifest["speed"] = _gate(source, folder, spec, precision=precision, say=say)
+        _calibrate(folder, manifest, say=say)
+    return open_model_folder(out)
+
+
+def _calibrate(
+    folder: Path, manifest: dict[str, Any], *, say: Callable[[str], None], embed: Embed | None = None
+) -> None:
+    """Measure and write the language means and the gain of calibration, and with it the manifest again."""
+    say("measuring language means and the gain of calibration")
+    with Encoder(folder, calibration=0.0, embed=embed) as encoder:
+        table, manifest["calibration"] = measure_calibration(encoder)
+    (folder / CALIBRATION).write_bytes(save_means(table))
+    write_manifest(folder, manifest)
+
+
+REMOTE_LENGTH = 8192
+"""Tokens, where nobody knows what a server reads of a text: it cuts by itself."""
+
+
+def export_remote(
+    server: str | Embed,
+    model: str,
+    out: Path,
+    *,
+    overrides: Overrides | None = None,
+    say: Callable[[str], None] = print,
+) -> ModelFolder:
+    """The folder of an encoder that runs elsewhere: a server's URL up to `/v1`, or a callable (texts to rows).
+
+    It holds the conventions, the language means and the rows of a few texts, by which every opening checks the model.
+    Rows are given length 1 unless `normalize` says otherwise. Raises ServerError, ModelError, DataError.
+    """
+    changed = {name: value for name, value in asdict(overrides or Overrides()).items() if value is not None}
+    url, embed = (server, None) if isinstance(server, str) else (None, server)
+    asked = {"checkpoint": str(url), "model": model, **changed}
+    if done := finished(out, asked, say=say):
+        return done
+    with new_folder(out, result="model") as scratch:
+        say(f"asking {model}")
+        with closing(Remote(embed, name=model) if embed else ask_endpoint(str(url), model)) as remote:
+            rows = remote.rows(CANARY_TEXTS)
+        width = rows.shape[1]
+        family = family_conventions(model, {"hidden_size": width})
+        start = family or EncoderSpec(width, "mean", normalize=True, max_length=REMOTE_LENGTH)
+        spec = shortened(replace(start, **changed), width, changed.get("dim"))
+        folder = scratch / "model"
+        folder.mkdir()
+        np.savez(folder / CANARY, rows=rows)
+        manifest: dict[str, Any] = {
+            "kind": "encoder", "from": "server" if url else "callable", "source": model, "revision": "",
+            "remote": {"url": url, "model": model}, "encoder": asdict(spec), "precision": "remote",
+            "conventions_from": "family" if family else "default", "asked": asked,
+            "made_with": {"xqg-vdb": version("xqg-vdb")}, "parity": None, "speed": None,
+        }  # fmt: skip
         write_manifest(folder, manifest)
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
+        _calibrate(folder, manifest, say=say, embed=embed)
     return open_model_folder(out)
 
 
@@ -266,28 +331,34 @@ def _is_filled_starter(source: Checkpoint) -> bool:
     return source.source == STARTER_ENCODER and source.onnx is not None
 
 
-def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, report: Report) -> None:
+def _write_graphs(
+    source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, say: Callable[[str], None]
+) -> None:
     fp32 = folder.with_name("fp32") / GRAPH
     fp32.parent.mkdir()
     if source.onnx is not None:
-        report(f"using the ONNX graph that {source.source} ships")
+        say(f"using the ONNX graph that {source.source} ships")
         for file in source.path.glob(source.onnx.name + "*"):
             shutil.copyfile(file, fp32.parent / (GRAPH if file.name == source.onnx.name else file.name))
     else:
-        report("exporting to ONNX (about a minute)")
+        say("exporting to ONNX (about a minute)")
         export_graph(source, fp32)
     if source.onnx is not None:
         tokens_first(fp32)
-    for dense in source.dense:
-        append_dense(fp32, dense, pooling=spec.pooling)
+    if source.dense:
+        arrays: dict[str, Any] = {"activations": []}
+        for i, (weight, bias, activation) in enumerate(map(read_dense, source.dense)):
+            arrays |= {f"{i}.weight": weight, f"{i}.bias": bias}
+            arrays["activations"].append(activation)
+        np.savez(folder / DENSE, **arrays)
     copy_tokenizer(source.path, fp32.parent, folder, lower=lower_cases(source))
     if precision == "int8" and not _is_filled_starter(source):
-        report(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
+        say(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(
             fp32,
             folder / GRAPH,
             num_heads=int(source.config.get("num_attention_heads", 0)),
-            hidden=int(source.config["hidden_size"]),
+            hidden=width(source),
             samples=_sample_ids(folder / TOKENIZER, spec),
             fuse=source.config["model_type"] in TRACED or source.onnx is not None,
         )
@@ -313,8 +384,7 @@ def _manifest(source: Checkpoint, spec: EncoderSpec, *, precision: Precision, le
     packages = ("onnxruntime", "tokenizers", "xqg-vdb")
     return {
         "kind": "encoder",
-        "source": source.source,
-        "revision": source.revision,
+        **source.origin,
         "architecture": (source.config.get("architectures") or [source.config["model_type"]])[0],
         "encoder": asdict(spec),
         "conventions_from": learned_from,
@@ -325,18 +395,16 @@ def _manifest(source: Checkpoint, spec: EncoderSpec, *, precision: Precision, le
 
 
 def _gate(
-    source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, report: Report
+    source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, say: Callable[[str], None]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The measured parity and speed; raises MismatchError instead of accepting an export that differs."""
-    report("comparing with the original")
+    say("comparing with the original")
     with Encoder(folder, calibration=0.0) as encoder:
         if source.onnx is not None and precision == "fp32":
             return None, _speed(encoder)
         parity = measure_parity(encoder, _reference(source, folder, spec))
         wanted = FP32_COSINE if precision == "fp32" else INT8_COSINE
-        report(
-            f"cosine to the original, {parity.texts} texts: min {parity.cosine_min:.5f}, mean {parity.cosine_mean:.5f}"
-        )
+        say(f"cosine to the original, {parity.texts} texts: min {parity.cosine_min:.5f}, mean {parity.cosine_mean:.5f}")
         if not parity.cosine_min >= wanted:
             raise MismatchError(
                 f"The {precision} export is not the model it was made from: lowest cosine {parity.cosine_min:.5f}, "
@@ -355,7 +423,9 @@ def _reference(source: Checkpoint, folder: Path, spec: EncoderSpec) -> Reference
 def _fp32_vectors(folder: Path, spec: EncoderSpec) -> Reference:
     """Reference rows from the publisher's own fp32 graph, when there is no torch model to ask."""
     fp32 = folder.with_name("fp32")
-    shutil.copyfile(folder / TOKENIZER, fp32 / TOKENIZER)
+    for name in (TOKENIZER, DENSE):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, fp32 / name)
     write_manifest(fp32, {"kind": "encoder", "source": "fp32", "encoder": asdict(spec)})
 
     def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
@@ -377,18 +447,18 @@ def _speed(encoder: Encoder) -> dict[str, Any]:
 # Models by name: the exported folder of MODEL, exporting it into the cache the first time it is asked for.
 
 
-def export_on_first_use(checkpoint: str, out: Path, precision: str, report: Report | None) -> None:
-    """Export an encoder that somebody asked for by name; without a `report` a log line and a bar say so."""
+def export_on_first_use(checkpoint: str, out: Path, precision: str, say: Callable[[str], None] | None) -> None:
+    """Export an encoder that somebody asked for by name; without a `say` a log line and a bar say so."""
     began = f"exporting {checkpoint} once, into {out}"
-    if report is not None:
-        report(began)
-        export_encoder(checkpoint, out, precision=cast(Precision, precision), report=report)
+    if say is not None:
+        say(began)
+        export_encoder(checkpoint, out, precision=cast(Precision, precision), say=say)
         return
     logging.getLogger("xqg_vdb").warning("%s", began)
     with bars(unit=" steps") as show:
         steps = count(1)
         export_encoder(
-            checkpoint, out, precision=cast(Precision, precision), report=lambda line: show(line, next(steps), None)
+            checkpoint, out, precision=cast(Precision, precision), say=lambda line: show(line, next(steps), None)
         )
 
 
@@ -397,7 +467,4 @@ def default_folder(checkpoint: str, *, precision: Precision) -> Path:
     name = STARTER if checkpoint == STARTER_ENCODER else checkpoint
     if name != STARTER and not is_hub_id(name):
         raise ModelError(f"Say where to export the folder {checkpoint!r} to: xqg-vdb export {checkpoint} OUT")
-    folder = cached_model(name, precision=precision)
-    if (folder / MANIFEST).is_file():
-        raise ModelError(f"{checkpoint} is exported already, in {folder}: remove that folder to export it again.")
-    return folder
+    return cached_model(name, precision=precision)

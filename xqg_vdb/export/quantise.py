@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.errors import MissingExtra
 from xqg_vdb.models.engine import runtime
 
 BLOCK = 32
@@ -240,8 +240,6 @@ def _affine(ends: Range) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 
 # Surgery on exported graphs: fusing, int8 quantisation, a projection after pooling. Needs onnx (extra `export`).
 
-_ACTIVATIONS = {"Tanh": "Tanh", "Identity": None, "GELU": "Gelu"}
-
 
 @cache
 def cpu_has_vnni() -> bool:
@@ -320,43 +318,3 @@ def _narrowing_products(model: Any) -> list[str]:
         node for node in model.graph.node if node.op_type == "MatMul" and len(shapes.get(node.input[1], ())) == 2
     ]
     return [node.name for node in products if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
-
-
-def append_dense(graph: Path, dense: Path, *, pooling: str) -> None:
-    """Append the projection of a sentence-transformers `Dense` module (LaBSE) to every token's vector, in place.
-
-    Taking one token commutes with any projection of single tokens; so does the mean with a linear one. For others the
-    folder would be wrong, so that is refused. Raises ModelError.
-    """
-    import onnx
-    import orjson
-    from onnx import helper, numpy_helper
-    from safetensors.numpy import load_file
-
-    config = orjson.loads((dense / "config.json").read_bytes())
-    activation = str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1]
-    one_token = pooling in ("cls", "last")
-    if activation not in _ACTIVATIONS or not (one_token or (pooling == "mean" and not _ACTIVATIONS[activation])):
-        raise ModelError(f"The checkpoint's {dense.name} ({activation} after {pooling} pooling) is not supported.")
-    stem = dense.name
-    weights = load_file(dense / "model.safetensors")
-    model = onnx.load(str(graph))
-    output = model.graph.output[0].name
-    matrix = numpy_helper.from_array(weights["linear.weight"].T.astype("float32").copy(), f"{stem}.weight")
-    nodes = [helper.make_node("MatMul", [output, f"{stem}.weight"], [f"{stem}.product"])]
-    model.graph.initializer.append(matrix)
-    last = f"{stem}.product"
-    if "linear.bias" in weights:
-        model.graph.initializer.append(
-            numpy_helper.from_array(weights["linear.bias"].astype("float32"), f"{stem}.bias")
-        )
-        nodes.append(helper.make_node("Add", [last, f"{stem}.bias"], [f"{stem}.sum"]))
-        last = f"{stem}.sum"
-    if _ACTIVATIONS[activation]:
-        nodes.append(helper.make_node(_ACTIVATIONS[activation], [last], [f"{stem}.activated"]))
-        last = f"{stem}.activated"
-    model.graph.node.extend(nodes)
-    del model.graph.output[:]
-    shape = ["batch_size", "sequence_length", int(config["out_features"])]
-    model.graph.output.append(helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, shape))
-    onnx.save_model(model, str(graph), save_as_external_data=graph.stat().st_size > 1 << 30)

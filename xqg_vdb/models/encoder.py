@@ -1,5 +1,7 @@
 """Text to vectors with an exported encoder: onnxruntime and tokenizers only, no torch, no transformers.
 
+A folder without a graph names a server, or belongs to a Python callable (`remote.py`); all else is the same.
+
 In: any iterable of texts. Out: float32 rows in input order. Work goes in bounded windows of the stream; inside a
 window, texts are batched by a token budget (`batching.py`). Each batch runs on one thread and `threads` batches run
 side by side: on a CPU that beats one batch on all threads, because element-wise operators and short batches do not
@@ -8,10 +10,13 @@ scale over threads.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +25,21 @@ from tokenizers import Tokenizer
 from xqg_vdb.batching import token_budget_batches, windows
 from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.models.engine import CPU, open_session
-from xqg_vdb.models.folder import GRAPH, STARTER, TOKENIZER, ModelFolder, encoder_folder, open_model_folder
+from xqg_vdb.models.engine import CPU, open_session, open_tokenizer
+from xqg_vdb.models.folder import (
+    DENSE,
+    GRAPH,
+    STARTER,
+    TOKENIZER,
+    EncoderSpec,
+    ModelFolder,
+    encoder_folder,
+    open_model_folder,
+)
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
+
+if TYPE_CHECKING:
+    from xqg_vdb.models.remote import Remote
 
 WINDOW = 512
 """Texts that are sorted together; also what a killed load has to encode again, at most."""
@@ -42,6 +59,7 @@ class Encoder:
     provider: an onnxruntime execution provider, as named by `onnxruntime.get_available_providers()`.
     calibration: λ for `encode_queries`; None takes what `export` measured for this encoder, 0 switches it
     off. batch_tokens: padded tokens in a batch. max_length: tokens a text is cut to, at most the model's own (default).
+    embed: for a folder that was exported from a callable, that callable.
     Raises ModelError when the model or the provider is not to be had, CorruptError when a file was changed.
     """
 
@@ -54,6 +72,7 @@ class Encoder:
         calibration: float | None = None,
         batch_tokens: int = 1024,
         max_length: int | None = None,
+        embed: Callable[[list[str]], Any] | None = None,
     ) -> None:
         self.folder: ModelFolder = open_model_folder(encoder_folder(model))
         self.spec = self.folder.spec
@@ -61,16 +80,15 @@ class Encoder:
         self.provider = provider
         self.calibration = self.folder.recommended_calibration if calibration is None else calibration
         self.language_means: LanguageMeans = self.folder.language_means()
-        self._batch_tokens = batch_tokens
-        one_each = 1 if provider == CPU else self.threads  # on a CPU a thread a batch, several batches side by side
-        self._session = open_session(self.folder.path / GRAPH, provider=provider, threads=one_each)
-        self._inputs = {node.name for node in self._session.get_inputs()}
-        self._output = self._session.get_outputs()[0].name
         self._max_length = min(max_length or self.spec.max_length, self.spec.max_length)
-        self._tokenizer = _open_tokenizer(self.folder.path / TOKENIZER, max_length=self._max_length)
-        self._pad_id = _pad_id(self._tokenizer)
-        self._process = os.getpid()
-        self._workers: tuple[int, ThreadPoolExecutor] | None = None
+        self._rows: _Graph | Remote
+        if "remote" in self.folder.manifest:
+            from xqg_vdb.models.remote import open_remote  # brings an HTTP client
+
+            self._rows = open_remote(self.folder, embed=embed)
+        else:
+            spec = replace(self.spec, max_length=self._max_length)
+            self._rows = _Graph(self.folder.path, spec, self.threads, provider, batch_tokens)
 
     @property
     def facts(self) -> EncoderFacts:
@@ -111,8 +129,7 @@ class Encoder:
 
     def close(self) -> None:
         """Stop the worker threads; the encoder cannot be used afterwards."""
-        if self._workers is not None and self._workers[0] == os.getpid():
-            self._workers[1].shutdown()
+        self._rows.close()
 
     def __enter__(self) -> Encoder:
         return self
@@ -131,39 +148,80 @@ class Encoder:
             done += len(window)
 
     def _encode_window(self, texts: Sequence[str], *, prefix: str, first: int) -> Vectors:
-        token_ids = self._tokenize(texts, prefix=prefix, first=first)
-        batches = token_budget_batches([len(ids) for ids in token_ids], budget=self._batch_tokens, max_rows=_MAX_ROWS)
-        rows = np.empty((len(texts), self.spec.dim), dtype=np.float32)
+        longest = self._max_length * _CHARACTERS_PER_TOKEN
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"Text {first + i} is blank; an encoder has nothing to say about it: leave it out.")
+        cut = [prefix + text[:longest] for text in texts]
+        try:
+            rows = self._rows.rows(cut, prefix=prefix)
+        except UnicodeError as error:
+            bad = next((i for i, text in enumerate(texts) if not _is_unicode(text)), 0)
+            raise DataError(f"Text {first + bad} is not valid Unicode ({texts[bad][:60]!a}): {error}.") from error
+        if self.spec.truncated:
+            rows = np.ascontiguousarray(rows[:, : self.spec.dim])
+        norms = np.linalg.norm(rows, axis=1)
+        _refuse_bad_rows(norms, texts, first=first)
+        return np.asarray(rows / norms[:, None], np.float32) if self.spec.normalize else rows
+
+
+class _Graph:
+    """Texts to rows by the folder's graph, pooled and projected; a batch a thread, several batches side by side."""
+
+    def __init__(self, folder: Path, spec: EncoderSpec, threads: int, provider: str, batch_tokens: int) -> None:
+        self._threads, self._spec, self._batch_tokens = threads, spec, batch_tokens
+        one_each = 1 if provider == CPU else threads
+        self._session = open_session(folder / GRAPH, provider=provider, threads=one_each)
+        self._inputs = {node.name for node in self._session.get_inputs()}
+        self._output = self._session.get_outputs()[0].name
+        self._tokenizer = open_tokenizer(folder / TOKENIZER)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length=spec.max_length)
+        self._pad_id = _pad_id(self._tokenizer)
+        self._dense = _open_dense(folder / DENSE) if (folder / DENSE).is_file() else []
+        self._process = os.getpid()
+        self._workers: tuple[int, ThreadPoolExecutor] | None = None
+
+    def close(self) -> None:
+        """Stop the worker threads of this process."""
+        if self._workers is not None and self._workers[0] == os.getpid():
+            self._workers[1].shutdown()
+
+    def rows(self, texts: Sequence[str], *, prefix: str) -> Vectors:
+        """Rows (n, dim). Raises UnicodeError."""
+        ids = self._tokenize(texts)
+        skip = 0 if self._spec.pool_prompt or not prefix else self._prompt_tokens(prefix)
+        batches = token_budget_batches(list(map(len, ids)), budget=self._batch_tokens, max_rows=_MAX_ROWS)
         run = map if len(batches) == 1 else self._pool().map  # a single question needs no thread switch
-        for batch, vectors in zip(batches, run(self._run, [[token_ids[i] for i in b] for b in batches]), strict=True):
+        parts = list(run(lambda batch: self._run([ids[i] for i in batch], skip), batches))
+        rows = np.empty((len(texts), parts[0].shape[1]), dtype=np.float32)
+        for batch, vectors in zip(batches, parts, strict=True):
             rows[batch] = vectors
-        _refuse_bad_rows(rows, texts, first=first)
         return rows
 
     def _pool(self) -> ThreadPoolExecutor:
         """Worker threads of this very process: a fork has none of its parent's (gunicorn's preload, Celery)."""
         if self._workers is None or self._workers[0] != os.getpid():
-            self._workers = os.getpid(), ThreadPoolExecutor(self.threads, thread_name_prefix="xqg-encode")
+            self._workers = os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="xqg-encode")
         return self._workers[1]
 
-    def _tokenize(self, texts: Sequence[str], *, prefix: str, first: int) -> list[NDArray[np.int64]]:
-        longest = self._max_length * _CHARACTERS_PER_TOKEN
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f"Text {first + i} is blank; an encoder has nothing to say about it: leave it out.")
+    def _tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         try:
-            cut = [prefix + text[:longest] for text in texts]
             if os.getpid() == self._process:
-                encodings = self._tokenizer.encode_batch_fast(cut)
+                encodings = self._tokenizer.encode_batch_fast(texts)
             else:  # the tokenizer's own threads stayed behind at the fork
-                encodings = [self._tokenizer.encode(text) for text in cut]
-        except (UnicodeError, TypeError) as error:
-            bad = next((i for i, text in enumerate(texts) if not _is_unicode(text)), 0)
-            raise DataError(f"Text {first + bad} is not valid Unicode ({texts[bad][:60]!a}): {error}.") from error
+                encodings = [self._tokenizer.encode(text) for text in texts]
+        except TypeError as error:  # what tokenizers raises for a lone surrogate in a batch
+            raise UnicodeError(str(error)) from error
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
-    def _run(self, token_ids: Sequence[NDArray[np.int64]]) -> Vectors:
-        """One batch through the graph, pooled: (rows, dim)."""
+    def _prompt_tokens(self, prefix: str) -> int:
+        """Tokens of a prefix by itself, without the special one at its end: sentence-transformers counts so."""
+        encoding = self._tokenizer.encode(prefix)
+        return len(encoding.ids) - int(encoding.special_tokens_mask[-1])
+
+    def _run(self, token_ids: Sequence[NDArray[np.int64]], skip: int) -> Vectors:
+        """One batch through the graph, pooled without the first `skip` tokens, projected: (rows, dim)."""
         lengths = np.array([len(ids) for ids in token_ids])
         mask = np.arange(lengths.max()) < lengths[:, None]
         input_ids = np.full(mask.shape, self._pad_id, dtype=np.int64)
@@ -174,11 +232,30 @@ class Encoder:
         if "position_ids" in self._inputs:
             feeds["position_ids"] = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
         (hidden,) = self._session.run([self._output], feeds)
-        vectors = POOL[self.spec.pooling](hidden, mask)
-        if self.spec.normalize:
-            # a zero or NaN row stays what it is: `_refuse_bad_rows` names its text
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
-        return vectors
+        mask[:, :skip] = False
+        rows = POOL[self._spec.pooling](hidden, mask)
+        for weight, bias, activation in self._dense:
+            rows = ACTIVATIONS[activation](rows @ weight + bias)
+        return np.asarray(rows, np.float32)
+
+
+def _open_dense(path: Path) -> list[tuple[Vectors, Vectors, str]]:
+    """The projections after pooling, in order: weights (in, out), bias (out,), activation."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return [(data[f"{i}.weight"], data[f"{i}.bias"], str(name)) for i, name in enumerate(data["activations"])]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} holds no projections ({error}); export the model again.") from error
+
+
+ACTIVATIONS: dict[str, Callable[[Vectors], Any]] = {
+    "Identity": lambda rows: rows,
+    "Tanh": np.tanh,
+    "ReLU": lambda rows: np.maximum(rows, 0),
+    "Sigmoid": lambda rows: 1 / (1 + np.exp(-rows)),
+    "GELU": lambda rows: rows * (1 + np.vectorize(math.erf, otypes=[np.float32])(rows / math.sqrt(2))) / 2,
+}
+"""Of a sentence-transformers `Dense` module, by the name of torch's class."""
 
 
 def mean_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
@@ -190,12 +267,12 @@ def mean_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
 
 def cls_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
     """The first token's vector: hidden (rows, length, dim) -> (rows, dim)."""
-    return np.ascontiguousarray(hidden[:, 0, :], dtype=np.float32)
+    return np.ascontiguousarray(hidden[np.arange(len(hidden)), mask.argmax(axis=1)], dtype=np.float32)
 
 
 def last_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
     """A text's last token."""
-    last: Vectors = hidden[np.arange(len(hidden)), mask.sum(axis=1) - 1]
+    last: Vectors = hidden[np.arange(len(hidden)), mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)]
     return last
 
 
@@ -223,23 +300,12 @@ def _checked_threads(threads: int | None) -> int:
     return threads or available
 
 
-def _open_tokenizer(path: Path, *, max_length: int) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"{path} is not a tokenizer ({str(error)[:200]}); export the model again.") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length=max_length)
-    return tokenizer
-
-
 def _pad_id(tokenizer: Tokenizer) -> int:
     # masked anyway, but models of the RoBERTa family count positions by it
     return next((i for token in ("<pad>", "[PAD]") if (i := tokenizer.token_to_id(token)) is not None), 0)
 
 
-def _refuse_bad_rows(rows: Vectors, texts: Sequence[str], *, first: int) -> None:
-    norms = np.linalg.norm(rows, axis=1)
+def _refuse_bad_rows(norms: NDArray[np.float32], texts: Sequence[str], *, first: int) -> None:
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0.0))
     if len(bad):
         i = int(bad[0])

