@@ -193,7 +193,8 @@ def run_cell(
     if again is not None:
         run, spent = again(run)
     started = time.perf_counter()
-    values, tokenizer = judge_run(task, passages, placed, run, metrics=metrics)
+    by_vectors = again is None and placed.words is None
+    values, tokenizer = judge_run(task, passages, placed, run, metrics=metrics, by_vectors=by_vectors)
     seconds["judge"] = time.perf_counter() - started
     rounded = {name: round(value, 3) for name, value in seconds.items()}
     cell = Cell(values, rounded, tokenizer, language_shares(task, passages, run), cost.facts(len(passages)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from xqg_vdb.evaluate.answers import answer_recall
 from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
 from xqg_vdb.evaluate.metrics import Run, counted, macro_mean, parse_metrics, per_query
+from xqg_vdb.evaluate.mixed import WHOLE, measure_mixed, mixed_depth, whole_average_precision
 from xqg_vdb.evaluate.records import Compared, Difference, Ends, Result, Value
 from xqg_vdb.evaluate.significance import RESAMPLES, Comparison, Interval, compare_groups, mean_interval
 from xqg_vdb.evaluate.systems import Placed
@@ -25,49 +27,76 @@ _DEPTH_FOR_ANSWERS = 100
 Values = dict[str, dict[str, float]]
 
 
+@dataclass(frozen=True)
+class _Kinds:
+    """Metric names by who computes them."""
+
+    ranking: list[str]
+    answers: list[str]
+    mixed: list[str]
+    vectors: list[str]
+
+
+def _by_kind(metrics: Sequence[str]) -> _Kinds:
+    kinds = _Kinds([], [], [], [])
+    for name in metrics:
+        if _ANSWERS.fullmatch(name):
+            kinds.answers.append(name)
+        elif name in (BITEXT, WHOLE):
+            kinds.vectors.append(name)
+        else:
+            (kinds.ranking if mixed_depth(name) is None else kinds.mixed).append(name)
+    return kinds
+
+
 def needed_depth(metrics: Sequence[str]) -> int:
     """How many passages a question must have for these metrics. DataError for what is no metric."""
-    ranking, answers, _ = _sorted_out(metrics)
-    depths = [metric.k for metric in parse_metrics(ranking)]
-    return max([1, *depths, *([_DEPTH_FOR_ANSWERS] if answers else [])])
+    kinds = _by_kind(metrics)
+    depths = [metric.k for metric in parse_metrics(kinds.ranking)] + [mixed_depth(name) or 1 for name in kinds.mixed]
+    return max([1, *depths, *([_DEPTH_FOR_ANSWERS] if kinds.answers else [])])
 
 
 def check_metrics(metrics: Sequence[str], task: RetrievalTask) -> None:
     """DataError when a metric is unknown or needs what the task lacks (answers, judgements)."""
-    ranking, answers, bitext = _sorted_out(metrics)
-    parse_metrics(ranking)
-    if answers and not task.answers:
-        raise DataError(f"{answers[0]} needs gold answers, and {task.name} has none.")
-    if (ranking or bitext) and not task.qrels:
-        raise DataError(f"{[*ranking, *bitext][0]} needs relevance judgements, and {task.name} has answers only.")
+    kinds = _by_kind(metrics)
+    parse_metrics(kinds.ranking)
+    if kinds.answers and not task.answers:
+        raise DataError(f"{kinds.answers[0]} needs gold answers, and {task.name} has none.")
+    judged = [*kinds.ranking, *kinds.mixed, *kinds.vectors]
+    if judged and not task.qrels:
+        raise DataError(f"{judged[0]} needs relevance judgements, and {task.name} has answers only.")
 
 
 def judge_run(
-    task: RetrievalTask, passages: Sequence[Passage], placed: Placed, run: Run, *, metrics: Sequence[str]
+    task: RetrievalTask,
+    passages: Sequence[Passage],
+    placed: Placed,
+    run: Run,
+    *,
+    metrics: Sequence[str],
+    by_vectors: bool = True,
 ) -> tuple[Values, str]:
     """Each metric's value per question, and the tokeniser of the answer recall ("" without one).
 
-    For `F1` (bitext mining) the "questions" are the groups: mining has one number a language pair.
+    For `F1` (bitext mining) the "questions" are the groups: mining has one number a language pair. by_vectors: the run
+    is what the vectors alone give; else there is no whole ranking, and mAP without a cut-off is left out.
     """
-    ranking, answers, bitext = _sorted_out(metrics)
+    kinds = _by_kind(metrics)
     values: Values = {}
-    if ranking:
-        parsed = parse_metrics(ranking)
+    if kinds.ranking:
+        parsed = parse_metrics(kinds.ranking)
         found = per_query(run, task.qrels, metrics=parsed)
-        values.update({name: found[metric] for name, metric in zip(ranking, parsed, strict=True)})
+        values.update({name: found[metric] for name, metric in zip(kinds.ranking, parsed, strict=True)})
     tokenizer = ""
-    if answers:
-        values_of_answers, tokenizer = _answers(task, passages, run, answers)
+    if kinds.answers:
+        values_of_answers, tokenizer = _answers(task, passages, run, kinds.answers)
         values.update(values_of_answers)
-    if bitext:
+    values.update({name: measure_mixed(name, run, task, passages) for name in kinds.mixed})
+    if BITEXT in kinds.vectors:
         values[BITEXT] = _mined(task, passages, placed)
-    return {name: values[name] for name in metrics}, tokenizer
-
-
-def _sorted_out(metrics: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    answers = [name for name in metrics if _ANSWERS.fullmatch(name)]
-    bitext = [name for name in metrics if name == BITEXT]
-    return [name for name in metrics if name not in answers and name not in bitext], answers, bitext
+    if WHOLE in kinds.vectors and by_vectors and not task.pooled:
+        values[WHOLE] = whole_average_precision(task, passages, questions=placed.questions, rows=placed.passages)
+    return {name: values[name] for name in metrics if values.get(name)}, tokenizer
 
 
 def _answers(task: RetrievalTask, passages: Sequence[Passage], run: Run, names: Sequence[str]) -> tuple[Values, str]:

@@ -124,6 +124,9 @@ def macro_mean(values: Mapping[str, float], *, groups: Mapping[str, str]) -> flo
 Average = Literal["queries", "groups"]
 """What a headline is the mean over."""
 
+LOWER_IS_BETTER = "RankDistance"
+"""How the names of the metrics begin of which less is better."""
+
 FEW = 30
 """A group with fewer questions says little, and would weigh as much in a mean over groups as one with hundreds."""
 

@@ -292,7 +292,7 @@ def _paired_t(change: Numbers) -> tuple[float, float]:
         return math.nan, 1.0
     if np.ptp(change) <= SAME:  # no spread: scipy would divide by zero
         return (0.0, 1.0) if abs(change[0]) <= SAME else (math.copysign(math.inf, change[0]), 0.0)
-    result = _scipy_stats().ttest_1samp(change, 0.0)  # what ttest_rel does with the two columns
+    result = scipy_stats().ttest_1samp(change, 0.0)  # what ttest_rel does with the two columns
     return float(result.statistic), float(result.pvalue)
 
 
@@ -331,7 +331,8 @@ def _mean(values: Numbers) -> float:
     return math.fsum(values) / len(values) if len(values) else math.nan
 
 
-def _scipy_stats() -> Any:
+def scipy_stats() -> Any:
+    """scipy.stats. Raises MissingExtra without the extra `bench`."""
     try:
         from scipy import stats
     except ImportError as error:

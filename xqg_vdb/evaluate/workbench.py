@@ -21,6 +21,7 @@ from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.judge import BITEXT
 from xqg_vdb.evaluate.methods import Methods, WordingVectors, vectors_of
 from xqg_vdb.evaluate.metrics import Run
+from xqg_vdb.evaluate.mixed import has_same_and_cross, split_recalls
 from xqg_vdb.evaluate.suite import Suite, System
 from xqg_vdb.evaluate.systems import Material, Placed, means_of_questions, place, prepare, question_languages, words_of
 from xqg_vdb.files import disk_errors, sha256_of
@@ -47,6 +48,7 @@ class Workbench:
     _tasks: dict[str, RetrievalTask] = field(default_factory=dict)
     _wholes: dict[str, RetrievalTask] = field(default_factory=dict)
     _materials: dict[tuple[str, str], Material] = field(default_factory=dict)
+    _metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _asked: dict[tuple[str, str], LanguageMeans] = field(default_factory=dict)
     _methods: Methods = field(init=False)
 
@@ -74,8 +76,13 @@ class Workbench:
         return self._tasks[dataset]
 
     def metrics(self, dataset: str) -> tuple[str, ...]:
-        """The suite's metrics, or the dataset's own."""
-        return self.suite.metrics or self.task(dataset).metrics
+        """The suite's metrics, or the dataset's own, with recall by language where one pool has several."""
+        if dataset not in self._metrics:
+            task = self.task(dataset)
+            wanted = self.suite.metrics or task.metrics
+            mixed = has_same_and_cross(task, list(task.passages))
+            self._metrics[dataset] = split_recalls(wanted) if mixed else wanted
+        return self._metrics[dataset]
 
     def material(self, model: str, dataset: str) -> Material:
         """The dataset's vectors under an encoder."""

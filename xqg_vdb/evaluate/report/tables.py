@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xqg_vdb.evaluate.metrics import FEW
+from xqg_vdb.evaluate.metrics import FEW, LOWER_IS_BETTER
 from xqg_vdb.evaluate.records import Compared, Difference, Ends, HeatMap, Report, Result, Sweep
 
 # Numbers and untrusted names as the text of a cell, the same in every kind of report.
@@ -268,13 +268,17 @@ def group_table(report: Report, dataset: str, metric: str) -> Table:
 def _group_cell(result: Result, name: str, compared: Compared | None) -> str:
     if name not in result.groups:
         return NOTHING
-    return share(result.groups[name].value) + _mark(compared.groups.get(name) if compared else None)
+    mark = ""
+    if compared is not None and name in compared.groups:
+        change = compared.groups[name]
+        starred = stars(corrected(change))
+        mark = ("↓" if starred and _gain(change, compared.metric) < 0 else "") + starred
+    return share(result.groups[name].value) + mark
 
 
-def _mark(difference: Difference | None) -> str:
-    if difference is None or not (starred := stars(corrected(difference))):
-        return ""
-    return ("↓" if difference.difference < 0 else "") + starred
+def _gain(change: Difference, metric: str) -> float:
+    """The difference, negative where the system is worse."""
+    return -change.difference if metric.startswith(LOWER_IS_BETTER) else change.difference
 
 
 def corrected(difference: Difference) -> float:
@@ -291,9 +295,9 @@ def comparison_table(report: Report, dataset: str, metric: str) -> Table:
     columns = ["comparison", "difference", "95 % interval", "d_z", "p", "p (t)", "n", "better in", "worse in"]
     rows = []
     for one in comparisons_of(report, dataset, metric):
-        changed = {name: d.difference for name, d in one.groups.items() if stars(corrected(d))}
-        better = listed(name for name, difference in changed.items() if difference > 0)
-        worse = listed(name for name, difference in changed.items() if difference < 0)
+        changed = {name: _gain(d, metric) for name, d in one.groups.items() if stars(corrected(d))}
+        better = listed(name for name, gain in changed.items() if gain > 0)
+        worse = listed(name for name, gain in changed.items() if gain < 0)
         cells = [signed(one.macro.difference), interval(one.macro.interval, sign=True), effect(one.macro.d_z)]
         cells += [p_value(one.macro.p_permutation), p_value(one.macro.p_t), str(one.macro.n)]
         rows.append([f"{one.system} − {one.baseline}", *cells, better, worse])

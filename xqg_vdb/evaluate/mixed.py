@@ -1,0 +1,168 @@
+"""Measures of one pool of several languages: are questions answered from their own language only.
+
+R@k same, R@k cross   recall of the relevant passages in the question's language, and in the others
+mAP                   LAReQA's mean average precision over the whole ranking (Roy et al. 2020), beside mAP@20
+own@k                 share of the first k passages that are in the question's language
+LPR@k, Lang-nDCG@k    language preference rate and nDCG with gains by language (MLAIRE, arXiv 2605.07249): is the first
+                      relevant passage in the question's language; and a relevant passage there gains twice its grade
+RankDistance@k        places between the first and the last of the relevant passages, copies of each other (Yang et al.
+                      2025, arXiv 2509.06195); lower is better; what is not among the first k stands at k + 1
+PEER@k                probability of equal expected rank: p of the Kruskal-Wallis test of the relevant passages' ranks
+                      by language (Yang et al., SIGIR 2024); 1 where they have one language
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.evaluate.matrix import id_order, row_blocks
+from xqg_vdb.evaluate.metrics import Run, ranked
+from xqg_vdb.evaluate.significance import scipy_stats
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Vectors
+
+WHOLE = "mAP"
+_MEASURE = re.compile(r"(R|own|LPR|Lang-nDCG|RankDistance|PEER)@(\d+)( same| cross)?")
+
+
+def mixed_depth(name: str) -> int | None:
+    """How many passages a question must have for this measure; None for what is no measure of this file."""
+    match = _MEASURE.fullmatch(name)
+    if match is None or (match[1] == "R") != bool(match[3]) or not int(match[2]):
+        return None
+    return int(match[2])
+
+
+def split_recalls(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The metrics, every recall followed by its two parts."""
+    recalls = re.compile(r"R@\d+")
+    return tuple(
+        part
+        for name in dict.fromkeys(metrics)
+        for part in ([name, f"{name} same", f"{name} cross"] if recalls.fullmatch(name) else [name])
+        if part == name or part not in metrics
+    )
+
+
+def has_same_and_cross(task: RetrievalTask, passages: Sequence[Passage]) -> bool:
+    """Tell whether some question has relevant passages in its own and in another language, in one pool."""
+    lang_of = {passage.id: passage.lang for passage in passages}
+    if task.pooled or len(set(lang_of.values())) < 2:
+        return False
+    for query in task.queries:
+        langs = {lang_of[docid] for docid in _relevant(task.qrels.get(query.id, {})) if docid in lang_of}
+        if query.lang in langs and len(langs) > 1:
+            return True
+    return False
+
+
+def measure_mixed(name: str, run: Run, task: RetrievalTask, passages: Sequence[Passage]) -> dict[str, float]:
+    """Question id -> value of the measure; `R@k same` and `cross` are of questions that have such passages only."""
+    match = _MEASURE.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name} is no measure of pools of several languages")
+    k, lang_of = int(match[2]), {passage.id: passage.lang for passage in passages}
+    if match[3]:
+        return _recalls(run, task, lang_of, k, same=match[3] == " same")
+    formula = _FORMULAS[match[1]]
+    return {
+        query.id: formula(
+            [docid for docid, _ in ranked(run.get(query.id, ()))[:k]], task.qrels.get(query.id, {}), lang_of,
+            query.lang or UNKNOWN_LANGUAGE, k,
+        )
+        for query in task.queries
+    }  # fmt: skip
+
+
+def _recalls(run: Run, task: RetrievalTask, lang_of: Mapping[str, str], k: int, *, same: bool) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for query in task.queries:
+        asked = query.lang or UNKNOWN_LANGUAGE
+        wanted = {d for d in _relevant(task.qrels.get(query.id, {})) if (lang_of.get(d) == asked) == same}
+        if wanted:
+            first = {docid for docid, _ in ranked(run.get(query.id, ()))[:k]}
+            values[query.id] = len(wanted & first) / len(wanted)
+    return values
+
+
+def _relevant(grades: Mapping[str, int]) -> list[str]:
+    return [docid for docid, grade in grades.items() if grade > 0]
+
+
+def _own(first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int) -> float:
+    return sum(lang_of[docid] == asked for docid in first) / len(first) if first else 0.0
+
+
+def _preference(
+    first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int
+) -> float:
+    best = next((docid for docid in first if grades.get(docid, 0) > 0), None)
+    return float(best is not None and lang_of[best] == asked)
+
+
+def _lang_ndcg(
+    first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int
+) -> float:
+    gain = {docid: grade * (1 + (lang_of.get(docid) == asked)) for docid, grade in grades.items() if grade > 0}
+
+    def total(gains: Sequence[int]) -> float:
+        return math.fsum(value / math.log2(rank + 1) for rank, value in enumerate(gains[:k], start=1))
+
+    best = total(sorted(gain.values(), reverse=True))
+    return total([gain.get(docid, 0) for docid in first]) / best if best else 0.0
+
+
+def _ranks(first: Sequence[str], grades: Mapping[str, int], k: int) -> dict[str, int]:
+    place = {docid: rank for rank, docid in enumerate(first, start=1)}
+    return {docid: place.get(docid, k + 1) for docid in _relevant(grades)}
+
+
+def _rank_distance(
+    first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int
+) -> float:
+    ranks = _ranks(first, grades, k).values()
+    return float(max(ranks) - min(ranks)) if ranks else 0.0
+
+
+def _peer(first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int) -> float:
+    samples: dict[str, list[int]] = {}
+    for docid, rank in _ranks(first, grades, k).items():
+        samples.setdefault(lang_of.get(docid, UNKNOWN_LANGUAGE), []).append(rank)
+    if len(samples) < 2 or len({rank for ranks in samples.values() for rank in ranks}) < 2:
+        return 1.0
+    return float(scipy_stats().kruskal(*samples.values()).pvalue)
+
+
+_FORMULAS: dict[str, Callable[[Sequence[str], Mapping[str, int], Mapping[str, str], str, int], float]] = {
+    "own": _own, "LPR": _preference, "Lang-nDCG": _lang_ndcg, "RankDistance": _rank_distance, "PEER": _peer,
+}  # fmt: skip
+
+
+def whole_average_precision(
+    task: RetrievalTask, passages: Sequence[Passage], *, questions: Vectors, rows: Vectors
+) -> dict[str, float]:
+    """Average precision over the ranking of all passages, for questions (q, dim) and passages' rows (n, dim)."""
+    order, row_of = id_order([p.id for p in passages]), {p.id: row for row, p in enumerate(passages)}
+    values: dict[str, float] = {}
+    for block in row_blocks(len(questions), len(rows)):
+        scores = questions[block] @ rows.T
+        for line, query in zip(scores, task.queries[block], strict=True):
+            relevant = _relevant(task.qrels.get(query.id, {}))
+            places = _places(line, np.array([row_of[d] for d in relevant if d in row_of], np.int64), order)
+            hits = np.arange(1, len(places) + 1)
+            values[query.id] = float((hits / np.sort(places)).sum() / len(relevant)) if relevant else 0.0
+    return values
+
+
+def _places(line: NDArray[np.float32], wanted: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The places (from 1) of the wanted columns when a line of scores is ranked, equal scores by `order`."""
+    places = [
+        1 + np.count_nonzero(line > line[column]) + np.count_nonzero(order[line == line[column]] < order[column])
+        for column in wanted
+    ]
+    return np.array(places, np.int64)
