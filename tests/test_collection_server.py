@@ -135,7 +135,7 @@ def test_refusals_are_not_repeated(fake, store, waits, status):
     assert sum(path.endswith("/points") for _, path in fake.requests[before:]) == 1
     assert waits == []
     if status in (401, 403):
-        assert "refuses the API key, or wants one" in str(caught.value)
+        assert "set XQG_VDB_API_KEY" in str(caught.value)
 
 
 def test_a_request_that_is_too_large_is_halved(fake, store):
@@ -214,6 +214,47 @@ def test_a_key_never_reaches_a_message_or_a_log(fake, store, caplog, waits):
     assert KEY not in "".join(traceback.format_exception_only(caught.value))
 
 
+@pytest.mark.parametrize("cut", [KEY[:-3], KEY[4:], KEY[2:12], f"{KEY[:8]} and {KEY[-8:]}"])
+def test_no_piece_of_a_key_is_shown(fake, store, cut):
+    fake.faults = [Fault(400, body=b'{"status":{"error":"bad key %s."}}' % cut.encode())]
+    with pytest.raises(ServerError, match=r"bad key \*\*\*") as caught:
+        store.names()
+    said = str(caught.value)
+    assert not any(KEY[at : at + 8] in said for at in range(len(KEY) - 7))
+
+
+def test_a_key_is_checked_at_the_door(fake):
+    with ServerStore.connect(fake.url, api_key=f" {KEY}\r\n") as store:
+        store.names()
+    assert fake.keys == {KEY}
+    for key in ("schlüssel-1234", "two\nlines-1234", "nul\x00-12345678", "ключ"):
+        with pytest.raises(DataError, match="its character") as caught:
+            ServerStore.connect(fake.url, api_key=key)
+        assert key not in str(caught.value)
+
+
+def test_a_server_that_is_too_old_is_named_before_anything_is_asked(fake, waits):
+    with ServerStore.connect(fake.url) as store:
+        fake.faults = [Fault(200, body=b'{"title":"qdrant","version":"1.9.2","commit":""}', only="GET /")]
+        with pytest.raises(MismatchError, match=r"is Qdrant 1\.9\.2; xqg-vdb needs 1\.16 or later"):
+            store.names()
+        assert len(fake.requests) == 1
+        assert store.names() == []  # a server that was updated meanwhile
+
+
+def test_what_a_key_may_not_see_is_not_called_missing(fake, store):
+    load_some(store)
+    nothing = {"aliases": [], "collections": []}  # what a server lists for a key that may read the alias alone
+    hidden = [Fault(result=nothing, only=f"GET /{what}") for what in ("aliases", "collections")]
+    fake.faults = [*hidden]
+    with pytest.raises(ServerError, match=r"may search 'wiki' on .* but cannot see its versions"):
+        store.admin.versions("wiki")
+    forbidden = b'{"status":{"error":"Forbidden: Access to collection wiki is required"}}'
+    fake.faults = [*hidden, Fault(403, body=forbidden, only="GET /collections/wiki")]
+    with pytest.raises(ServerError, match="may not see this"):
+        store.admin.versions("wiki")
+
+
 def test_a_key_travels_encrypted_or_not_at_all():
     for url in ("http://qdrant.example.org:6333", "http://10.0.0.1", "qdrant.example.org"):
         with pytest.raises((ServerError, DataError)) as caught:
@@ -225,7 +266,28 @@ def test_a_key_travels_encrypted_or_not_at_all():
     ServerStore.connect("http://qdrant.example.org").close()
 
 
-@pytest.mark.parametrize("url", ["", "localhost:6333", "ftp://x", "http://", "http://user:pw@host:6333"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:6333",
+        "ftp://x",
+        "http://",
+        "http://user:pw@host:6333",
+        "http://user:pw@[",
+        "http://[",
+        "http://..:1",
+        "http://h:abc",
+        "http://h:-1",
+        "http://h:99999",
+        "http://h:0",
+        "http://lo\ncal:6333",
+        "http://a b:1",
+        "http://h:1?pw",
+        "http://h:1#pw",
+        "grpc://h:1",
+    ],
+)
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(DataError) as caught:
         ServerStore.connect(url)

@@ -285,6 +285,11 @@ class Collections(wire.CollectionsServicer):
         )
 
 
+class Named(wire.qdrant_pb2_grpc.QdrantServicer):
+    def HealthCheck(self, request, context):
+        return wire.HealthCheckReply(title="qdrant - vector search engine", version="1.19.0")
+
+
 @pytest.fixture
 def grpc_server():
     """`serve(failures)` gives (servicer, port)."""
@@ -294,6 +299,7 @@ def grpc_server():
         server = grpc.server(futures.ThreadPoolExecutor(2))
         servicer = Collections(failures)
         wire.collections_service_pb2_grpc.add_CollectionsServicer_to_server(servicer, server)
+        wire.qdrant_pb2_grpc.add_QdrantServicer_to_server(Named(), server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
@@ -329,7 +335,7 @@ def test_grpc_calls_are_repeated_while_it_can_help(grpc_server, waits, failures,
     ("code", "said"),
     [
         (CODES.UNAUTHENTICATED, "refuses the API key, or wants one .*set XQG_VDB_API_KEY"),
-        (CODES.PERMISSION_DENIED, "refuses the API key"),
+        (CODES.PERMISSION_DENIED, "set XQG_VDB_API_KEY"),
         (CODES.INVALID_ARGUMENT, "refused the request for good"),
     ],
 )
@@ -415,6 +421,7 @@ def test_a_whole_load_over_grpc():
     server, points, kept = grpc.server(futures.ThreadPoolExecutor(4)), Points(), Encoded()
     wire.points_service_pb2_grpc.add_PointsServicer_to_server(points, server)
     wire.collections_service_pb2_grpc.add_CollectionsServicer_to_server(kept, server)
+    wire.qdrant_pb2_grpc.add_QdrantServicer_to_server(Named(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     options = CollectionOptions(quantization="turbo", hnsw_m=8, shards=2, parallel=2)

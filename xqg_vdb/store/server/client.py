@@ -46,6 +46,8 @@ class Outcome(Enum):
     DISK_FULL = auto()
     QUOTA = auto()
     BROKEN_FILE = auto()
+    NO_KEY = auto()
+    READ_ONLY = auto()
     NO_ACCESS = auto()
     NOT_QDRANT = auto()
     UNTRUSTED = auto()
@@ -68,7 +70,9 @@ OUTCOMES: tuple[tuple[frozenset[int], str, Outcome], ...] = (
     (_ANY, r"http1\.x server|illegal (status|request) line|wrong_version_number|unknown protocol", Outcome.NOT_QDRANT),
     (_ANY, r"certificate.verify.failed|ssl handshake failed|ssl_error_ssl", Outcome.UNTRUSTED),
     (frozenset({400, 409}), r"already exists", Outcome.EXISTS),
-    (frozenset({401, 403}), "", Outcome.NO_ACCESS),
+    (frozenset({401}), "", Outcome.NO_KEY),
+    (frozenset({403}), r"(manage|write|global) access", Outcome.READ_ONLY),
+    (frozenset({403}), "", Outcome.NO_ACCESS),
     (frozenset({404}), "", Outcome.MISSING),
     (frozenset({409}), "", Outcome.EXISTS),
     (frozenset({413}), "", Outcome.TOO_LARGE),
@@ -199,6 +203,10 @@ class Exists(ServerError):
     """There is a collection of that name already: another loader was quicker."""
 
 
+class NoAccess(ServerError):
+    """The key is known, but may not do this."""
+
+
 class TooLarge(ServerError):
     """The server refuses a request of this size; the writer halves it."""
 
@@ -232,9 +240,14 @@ _MESSAGES: dict[Outcome, tuple[type[XqgError], str]] = {
     Outcome.DISK_FULL: (ServerError, "The disk of {where} is full ({said}); make room there, then run it again."),
     Outcome.QUOTA: (ServerError, "{where} has reached its quota ({said}); raise it, or delete what is not needed."),
     Outcome.BROKEN_FILE: (CorruptError, "{where} cannot read the snapshot ({said}); take another copy of it."),
+    Outcome.NO_KEY: (ServerError, "{where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY."),
+    Outcome.READ_ONLY: (
+        NoAccess,
+        "The API key may not write on {where} ({said}); set XQG_VDB_API_KEY to one with manage access.",
+    ),
     Outcome.NO_ACCESS: (
-        ServerError,
-        "{where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY to one that may do this.",
+        NoAccess,
+        "The API key may not see this on {where} ({said}); set XQG_VDB_API_KEY to one that may read it.",
     ),
     Outcome.NOT_QDRANT: (
         ServerError,
@@ -283,8 +296,8 @@ class Server:
         self._sleep = sleep
         self._clock = clock
         self._logged = -_LOG_EVERY
-        self.before_first: Callable[[], None] | None = None
-        """What is to be found out before the first call."""
+        self.before_first: Callable[[float | None], None] | None = None
+        """What is to be found out before the first call, and within its deadline."""
 
     def call(self, request: Callable[[], T], *, deadline: float | None = None) -> T:
         """What `request()` returns, after as many attempts as the deadline allows. It must be safe to repeat.
@@ -293,7 +306,11 @@ class Server:
         """
         if (check := self.before_first) is not None:
             self.before_first = None
-            check()
+            try:
+                check(deadline)
+            except BaseException:
+                self.before_first = check
+                raise
         end, attempt = self._end(deadline), 0
         while True:
             try:
@@ -358,7 +375,7 @@ class Server:
     def _pause(self, error: Exception, attempt: int, *, end: float) -> float:
         """Seconds to wait before trying again; raises when that cannot help, or not in time."""
         answer = answer_of(error)
-        said = answer.said.replace(self._secret, "***") if self._secret else answer.said
+        said = redacted(answer.said, self._secret or "")
         if answer.outcome is not Outcome.AGAIN:
             raise self._translated(answer.outcome, said) from error
         wait = wait_before(answer, attempt)
@@ -382,6 +399,7 @@ class Server:
         return kind(message.format(where=self.where, said=said))
 
 
+OLDEST_SERVER = (1, 16)
 READ_DEADLINE = 30.0
 """Seconds after which reading is given up: somebody waits for it."""
 
@@ -403,13 +421,23 @@ def checked_address(
 ) -> Address:
     """Where to speak to: gRPC has the port after REST's, unless `grpc_port` or a grpc:// address names another.
 
-    Raises DataError for a URL without host, with a password or several hosts in it, ServerError for a key that would
-    be readable on the way.
+    Raises DataError for a URL without a valid host and port, or with a password, several hosts, a query or a fragment
+    in it, ServerError for a key that would be readable on the way.
     """
-    parts = urlsplit(url if re.match(r"(https?|grpcs?)://", url) else f"//{url}")
-    port = _port(parts, url)
-    if parts.scheme not in _SCHEMES or not parts.hostname:
-        raise DataError("The address of a Qdrant server looks like http://localhost:6333 or https://host:6333.")
+    url = url.strip()
+    if re.search(r"[\s,\x00-\x1f]", url):
+        raise DataError(
+            "One address is wanted, several were given, or one with a space in it: name one node, or a load balancer"
+            " before all of them."
+        )
+    try:
+        parts = urlsplit(url if re.match(r"(https?|grpcs?)://", url) else f"//{url}")
+        (parts.hostname or "").encode("idna")  # as it will be looked up
+    except ValueError:
+        raise DataError(_LIKE_ONE) from None
+    port = _port(parts)
+    if parts.scheme not in _SCHEMES or not parts.hostname or parts.query or parts.fragment:
+        raise DataError(_LIKE_ONE)
     if parts.username or parts.password:
         raise DataError(f"The address of {parts.hostname} holds a password; take it out and set XQG_VDB_API_KEY.")
     scheme, is_grpc = _SCHEMES[parts.scheme]
@@ -419,6 +447,8 @@ def checked_address(
     else:
         rest = port or 6333
         grpc_port = grpc_port or (rest + 1 if grpc else None)
+    if not 0 < rest < 65536 or not 0 < (grpc_port or 1) < 65536:  # of the pair, one lies beyond the end
+        raise DataError(f"The address of {parts.hostname} leaves no port for the other of REST and gRPC, beside it.")
     where = f"{parts.hostname}:{rest if not is_grpc else grpc_port}"
     if api_key and scheme == "http" and not insecure and not _is_loopback(parts.hostname):
         raise ServerError(
@@ -435,15 +465,36 @@ _SCHEMES = {
 }  # fmt: skip
 
 
-def _port(parts: SplitResult, url: str) -> int | None:
-    if "," in parts.netloc or " " in url:
-        raise DataError(
-            "One address is wanted, several were given: name one node, or a load balancer before all of them."
-        )
+_LIKE_ONE = "The address of a Qdrant server looks like http://localhost:6333 or https://host:6333."
+
+
+def _port(parts: SplitResult) -> int | None:
     try:
-        return parts.port
+        port = parts.port
     except ValueError:
-        raise DataError(f"The address of {parts.hostname} has no valid port: 1 to 65535, usually 6333.") from None
+        port = 0
+    if port == 0:
+        raise DataError(f"The address of {parts.hostname} has no valid port: 1 to 65535, usually 6333.")
+    return port
+
+
+def checked_key(key: str | None) -> str | None:
+    """A key as it travels in a header, the white space around it taken off. Raises DataError for what cannot."""
+    key = (key or "").strip()
+    if found := re.search(r"[^\x21-\x7e]", key):
+        raise DataError(
+            f"The API key cannot be sent: its character {found.start() + 1} is no plain letter, digit or sign; copy the"
+            " key again into XQG_VDB_API_KEY."
+        )
+    return key or None
+
+
+def redacted(text: str, key: str) -> str:
+    """`text` without any piece of the key that has eight characters or more, or without all of a shorter key."""
+    size = min(len(key), 8)
+    pieces = {key[at : at + size] for at in range(len(key) - size + 1)} - {""}
+    hidden = {at + i for at in range(len(text)) if text[at : at + size] in pieces for i in range(size)}
+    return re.sub("\0+", "***", "".join("\0" if at in hidden else text[at] for at in range(len(text))))
 
 
 def port_number(text: str, *, of: str) -> int:

@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
 
-from xqg_vdb.errors import LockedError, MismatchError, XqgError
-from xqg_vdb.store.server.client import NotFound, Server
+from xqg_vdb.errors import DataError, LockedError, MismatchError, XqgError
+from xqg_vdb.store.layout import Moved, missing_collection, split_version
+from xqg_vdb.store.operations import unpublished
+from xqg_vdb.store.server.client import NoAccess, NotFound, Server
 from xqg_vdb.types import Card
 
 CARD_KEY = "xqg_card"
@@ -99,10 +101,6 @@ class Names:
         """Its versions that have a record of ours, oldest first."""
         return list(self.records(name))
 
-    def finished(self, name: str) -> list[str]:
-        """Those of its versions that were published once, oldest first."""
-        return [version for version, record in self.records(name).items() if is_finished(record)]
-
     def refuse_foreign(self, name: str) -> str | None:
         """The published version of `name`, if any.
 
@@ -131,6 +129,33 @@ class Names:
                 f"{self.server.where} has a collection {name!r} that xqg-vdb did not make (its own are aliases); choose"
                 " another name, or delete that collection first."
             )
+
+    def missing(self, name: str) -> XqgError:
+        """Why `name`, which may be wiki@v0003, cannot be read, with the names that could."""
+        base, version = split_version(name)
+        try:
+            self.server.read(lambda: self.client.get_collection(base))
+        except NoAccess as error:
+            return error
+        except NotFound:
+            pass
+        else:
+            if version is None:
+                return NoAccess(
+                    f"The API key may search {base!r} on {self.server.where}, but cannot see its versions; set"
+                    " XQG_VDB_API_KEY to one that may read all collections."
+                )
+        records = self.records(base)
+        if version:
+            return Moved(f"Collection {base!r} on {self.server.where} has no version {version}.")
+        if finished := [short(one) for one, record in records.items() if is_finished(record)]:
+            return unpublished(base, finished)
+        if records:
+            return DataError(
+                f"Collection {base!r} on {self.server.where} is not finished: run the load again, it continues where"
+                " it stopped."
+            )
+        return missing_collection(base, self.published(), where=self.server.where)
 
     def card(self, version: str) -> Card | None:
         """The card of a version, None when it has none."""

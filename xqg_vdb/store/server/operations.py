@@ -22,7 +22,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.files import disk_errors
-from xqg_vdb.store.layout import LANG_KEY, Digest, check_name, missing_collection
+from xqg_vdb.store.layout import LANG_KEY, Digest, check_name
 from xqg_vdb.store.operations import (
     CollectionState,
     Snapshot,
@@ -30,9 +30,8 @@ from xqg_vdb.store.operations import (
     check_published,
     latest,
     rollback_target,
-    unpublished,
 )
-from xqg_vdb.store.server.client import Limited, NotFound, Refused
+from xqg_vdb.store.server.client import Limited, NoAccess, NotFound, Refused
 from xqg_vdb.store.server.names import (
     CARD_KEY,
     CURSOR_KEY,
@@ -164,8 +163,10 @@ class ServerAdmin:
             if is_ours(record):
                 finished = version == published or is_finished(record)
                 states.append(VersionState(short(version), version == published, finished, card_in(record)))
-        if not states:
-            raise self._missing(name)
+        if not states or published is None:
+            problem = self._names.missing(name)
+            if not states or isinstance(problem, NoAccess):
+                raise problem
         return states
 
     def rollback(self, name: str, *, version: str | None = None) -> str:
@@ -385,7 +386,7 @@ class ServerAdmin:
     def _published(self, name: str) -> str:
         version = self._names.refuse_foreign(check_name(name))
         if version is None:
-            raise self._missing(name)
+            raise self._names.missing(name)
         return version
 
     def _count(self, version: str) -> int:
@@ -403,12 +404,6 @@ class ServerAdmin:
         if self._rest is None:
             raise DataError(f"{self._server.where} makes no snapshots: only a server does, or an embedded store.")
         return self._rest
-
-    def _missing(self, name: str) -> DataError:
-        finished = self._names.finished(name)
-        if finished:
-            return unpublished(name, [short(version) for version in finished])
-        return missing_collection(name, self._names.published(), where=self._server.where)
 
 
 def _described(found: models.SnapshotDescription) -> Snapshot:

@@ -7,9 +7,11 @@ cursor. A search asks the version that the alias points to by its own name, all 
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,9 +23,17 @@ from qdrant_client.qdrant_remote import QdrantRemote
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.store import layout
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.store.operations import unpublished
-from xqg_vdb.store.server.client import Address, Limited, NotFound, Server, checked_address
-from xqg_vdb.store.server.names import Names, card_in, is_finished, short
+from xqg_vdb.store.server.client import (
+    OLDEST_SERVER,
+    Address,
+    Limited,
+    NoAccess,
+    NotFound,
+    Server,
+    checked_address,
+    checked_key,
+)
+from xqg_vdb.store.server.names import Names, card_in, short
 from xqg_vdb.store.server.operations import RestAddress, ServerAdmin
 from xqg_vdb.store.server.requests import (
     Limits,
@@ -71,7 +81,7 @@ class AsyncServerSearch:
                 found = await self._ask(physical, requests(rows, k + 1))
             except NotFound as error:
                 if last == _MOST_MOVES - 1 or not await asyncio.to_thread(self._store.moved, name, physical):
-                    raise await asyncio.to_thread(self._store.missing, name) from error
+                    raise await asyncio.to_thread(self._store.looks.missing, name) from error
                 continue
             break
 
@@ -140,7 +150,7 @@ class ServerStore:
         self._owned = False
         self._is_local = isinstance(client._client, QdrantLocal)
         self._names = Names(client, self._server)
-        self._looks = Names(client, self._server, waited_for=True)
+        self.looks = Names(client, self._server, waited_for=True)
         self._quantized: dict[str, bool] = {}
         self.limits = Limits()
 
@@ -170,6 +180,7 @@ class ServerStore:
             store = cls(QdrantClient(":memory:"), where=url, deadline=deadline, options=options)
             store._owned = True
             return store
+        api_key = checked_key(api_key)
         address = checked_address(url, api_key=api_key, insecure=insecure, grpc=grpc, grpc_port=grpc_port)
         with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
             warnings.simplefilter("ignore", UserWarning)
@@ -185,8 +196,7 @@ class ServerStore:
         store = cls(client, where=address.where, deadline=deadline, secret=api_key, options=options)
         store._owned = True
         store._rest = RestAddress(cast(QdrantRemote, client._client).rest_uri, api_key, timeout)
-        if address.grpc_port is not None:
-            store._server.before_first = partial(store._check_ends, store._rest, address)
+        store._server.before_first = partial(store._check_server, store._rest, address)
         return store
 
     def __repr__(self) -> str:
@@ -201,7 +211,7 @@ class ServerStore:
     @property
     def admin(self) -> ServerAdmin:
         """Versions, states and snapshots."""
-        return ServerAdmin(self._looks, rest=self._rest, limits=self.limits)
+        return ServerAdmin(self.looks, rest=self._rest, limits=self.limits)
 
     def foreign(self, name: str) -> ForeignCollection:
         """Any collection of the server, whoever made it. Raises DataError when there is none of that name."""
@@ -216,12 +226,12 @@ class ServerStore:
 
     def names(self) -> list[str]:
         """The published collections, sorted; those that others made are not among them."""
-        return self._looks.published()
+        return self.looks.published()
 
     def version(self, name: str) -> str:
         """Which version searches see now, such as v0003: wiki@v0003 is that one; "" for what has no versions."""
         base, version = layout.split_version(name)
-        return version or short(self._looks.target(base) or "")
+        return version or short(self.looks.target(base) or "")
 
     def card(self, name: str) -> Card:
         """The card of the published version. Raises DataError when there is no such collection or it is not ours."""
@@ -230,7 +240,7 @@ class ServerStore:
         try:
             info = self._server.read(lambda: self._client.get_collection(physical))
         except NotFound as error:
-            raise self.missing(name) from error
+            raise self.looks.missing(name) from error
         card = card_in(info.config.metadata or {})
         if card is None:
             raise DataError(
@@ -282,13 +292,13 @@ class ServerStore:
             for page in pages(self._client, self._server.read, physical, limits=self.limits, vectors=with_vectors):
                 yield from map(_stored, page)
         except NotFound as error:
-            raise self.missing(name) from error
+            raise self.looks.missing(name) from error
 
     def delete(self, name: str) -> None:
         """Remove the collection with all its versions. Raises DataError when unknown, MismatchError when not ours."""
         target = self._names.refuse_foreign(layout.check_name(name))
         if target is None and not self._names.versions(name):
-            raise self.missing(name)
+            raise self.looks.missing(name)
         self._names.drop(name)
 
     def close(self) -> None:
@@ -318,26 +328,11 @@ class ServerStore:
     def physical(self, name: str) -> str:
         """The collection that `name` is just now; `name` itself where a key may not see what is behind it."""
         base, version = layout.split_version(name)
-        return f"{base}__{version}" if version else self._looks.target(base) or base
+        return f"{base}__{version}" if version else self.looks.target(base) or base
 
     def moved(self, name: str, physical: str) -> bool:
         """Whether `name` is another collection now."""
         return self.physical(name) != physical
-
-    def missing(self, name: str) -> DataError:
-        """Why `name` cannot be read, with the names that could."""
-        base, version = layout.split_version(name)
-        records = self._looks.records(base)
-        if version:
-            return layout.Moved(f"Collection {base!r} on {self._server.where} has no version {version}.")
-        if finished := [short(one) for one, record in records.items() if is_finished(record)]:
-            return unpublished(base, finished)
-        if records:
-            return DataError(
-                f"Collection {base!r} on {self._server.where} is not finished: run the load again, it continues where"
-                " it stopped."
-            )
-        return layout.missing_collection(base, self.names(), where=self._server.where)
 
     def _bound(self, name: str, run: Callable[[str], T]) -> T:
         """What `run` returns of the collection behind `name`; anew as a whole when that was replaced meanwhile."""
@@ -347,8 +342,8 @@ class ServerStore:
                 return run(physical)
             except NotFound as error:
                 if not self.moved(name, physical):
-                    raise self.missing(name) from error
-        raise self.missing(name)
+                    raise self.looks.missing(name) from error
+        raise self.looks.missing(name)
 
     def _is_quantized(self, physical: str) -> bool:
         """Whether the collection keeps small copies of its vectors; asked once, a version never changes that."""
@@ -360,16 +355,23 @@ class ServerStore:
             self._quantized[physical] = own or config.quantization_config is not None
         return self._quantized[physical]
 
-    def _check_ends(self, rest: RestAddress, address: Address) -> None:
-        """Raise MismatchError when REST and gRPC reach different servers: by the names of their collections.
+    def _check_server(self, rest: RestAddress, address: Address, deadline: float | None) -> None:
+        """Raise MismatchError for a server that is too old, and for REST and gRPC ends of two different servers.
 
-        A server whose REST port is closed to us is believed.
+        The ends are known by the names of their collections; a server whose REST port is closed to us is believed.
         """
+        with suppress(NotFound, NoAccess):  # a proxy that shows only what is needed
+            said = self._server.call(self._client.info, deadline=deadline).version
+            numbers = re.match(r"(\d+)\.(\d+)", said)
+            if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST_SERVER:
+                oldest = ".".join(map(str, OLDEST_SERVER))
+                raise MismatchError(f"{address.where} is Qdrant {said}; xqg-vdb needs {oldest} or later: update it.")
+        if address.grpc_port is None:
+            return
         for _ in range(3):  # another client may make a collection between the two looks
             try:
-                answer = httpx.get(
-                    f"{rest.base}/collections", headers={"api-key": rest.key} if rest.key else {}, timeout=5.0
-                )
+                key = {"api-key": rest.key} if rest.key else {}
+                answer = httpx.get(f"{rest.base}/collections", headers=key, timeout=5.0)
                 seen = {one["name"] for one in answer.json()["result"]["collections"]}
             except (httpx.HTTPError, ValueError, KeyError, TypeError):
                 return
