@@ -141,12 +141,13 @@ class Hybrid:
 
 @dataclass(frozen=True, slots=True)
 class Bm25Settings(Stored):
-    """How sparse vectors were made: `Hybrid.lang`, tokens of an average document, BM25's k and b."""
+    """How sparse vectors were made: `Hybrid.lang`, tokens of an average document, BM25's k and b, the rule of words."""
 
     lang: str = "none"
     avg_len: float = 256.0
     k: float = 1.2
     b: float = 0.75
+    words: Literal[1, 2] = 1  # cards that say nothing are of the first kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,12 @@ on. Local ones are the same numbers on both stores, need nothing of a server, an
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import qdrant_edge as edge
 
@@ -31,22 +34,71 @@ class WordWriter:
     """Passages and questions into token weights, as a collection's settings say; threads may share one."""
 
     def __init__(self, settings: Bm25Settings) -> None:
-        self._model = _model(settings.lang, k=settings.k, b=settings.b, avg_len=settings.avg_len)
+        self._model = _model(settings, k=settings.k, b=settings.b, avg_len=settings.avg_len)
+        self._prepared = _PREPARED[settings.words]
 
     def document(self, passage: Passage) -> SparseVector:
         """tf·(k + 1) / (tf + k·(1 - b + b·len/avg_len)) per token of title and text."""
-        found = self._model.embed_document(_composed(passage.title_and_text))
-        return sparse_vector(found.indices, found.values)
+        weights = self._model.embed_document(self._prepared(passage.title_and_text))
+        return sparse_vector(weights.indices, weights.values)
 
     def question(self, text: str) -> SparseVector:
         """1 per different token; none for a text without tokens."""
-        found = self._model.embed_query(_composed(text))
-        return sparse_vector(found.indices, found.values)
+        weights = self._model.embed_query(self._prepared(text))
+        return sparse_vector(weights.indices, weights.values)
 
 
 def _composed(text: str) -> str:
     """NFC: a letter with its accent after it would be another token than the same letter in one."""
     return unicodedata.normalize("NFC", text)
+
+
+def split_words(text: str) -> str:
+    """The words of a text with a blank between them: lower case, digits of any script as 0 to 9, spellings made one.
+
+    Invisible characters go, ß is ss, Arabic letters that keyboards mix are one (Lucene's ArabicNormalizer and
+    PersianNormalizer). Scripts without blanks, and Hangul with its endings, become overlapping pairs (Lucene's
+    CJKBigramFilter): a question then finds them whatever language a dictionary would take its few signs for.
+    """
+    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text).lower().translate(_LETTERS))
+    return _RUN.sub(lambda run: f" {_pairs(run[0])} ", plain)
+
+
+def _pairs(run: str) -> str:
+    return run if len(run) < 3 else " ".join(run[i : i + 2] for i in range(len(run) - 1))
+
+
+class _Letters(dict[int, str | None]):
+    """What becomes of a character; asked once for each that occurs (`str.translate`)."""
+
+    def __missing__(self, code: int) -> str | None:
+        character = chr(code)
+        kind = unicodedata.category(character)
+        if kind == "Nd":
+            value: str | None = str(unicodedata.digit(character))
+        elif kind == "Cf":
+            value = None
+        else:
+            value = character if kind[0] in "LMN" else " "
+        self[code] = value
+        return value
+
+
+_ARABIC = dict.fromkeys([*range(0x064B, 0x0653), 0x0670, 0x0640]) | {  # vowel signs and the letter stretcher
+    ord(written): meant
+    for group, meant in [("أإآٱ", "ا"), ("یىے", "ي"), ("ک", "ك"), ("ةۀەہھ", "ه")]
+    for written in group
+}
+_LETTERS = _Letters(_ARABIC | {ord("ß"): "ss", 0x0307: None})  # 0307: what `lower` leaves of İ
+_RUN = re.compile(
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003134f\u3005]+|[\u3041-\u3096\u309d\u309e]+"
+    "|[\u30a1-\u30fe]+|[\uac00-\ud7a3]+|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+"
+)
+"""Han, hiragana, katakana, Hangul; Thai and Lao, Burmese, Khmer."""
+
+WORDS: Literal[2] = 2
+"""How a new collection finds words. 1: the engine's own dictionaries, which drop every number."""
+_PREPARED = {1: _composed, WORDS: split_words}
 
 
 def settings_of(sample: Sequence[Passage], hybrid: Hybrid) -> Bm25Settings:
@@ -57,10 +109,11 @@ def settings_of(sample: Sequence[Passage], hybrid: Hybrid) -> Bm25Settings:
     if hybrid.lang is not None:
         check_language(hybrid.lang)
     lang = hybrid.lang or _language_of([passage.lang for passage in sample])
-    counting = _model(lang, k=_COUNTING_K, b=0.0, avg_len=1.0)
-    lengths = [sum(counting.embed_document(_composed(passage.title_and_text)).values) for passage in sample]
+    settings = Bm25Settings(lang=lang, words=WORDS)
+    counting = _model(settings, k=_COUNTING_K, b=0.0, avg_len=1.0)
+    lengths = [sum(counting.embed_document(split_words(passage.title_and_text)).values) for passage in sample]
     average = sum(lengths) / len(lengths) if lengths else 0.0
-    return Bm25Settings(lang=lang, avg_len=max(round(average, 1), 1.0))
+    return replace(settings, avg_len=max(round(average, 1), 1.0))
 
 
 def check_language(lang: str) -> None:
@@ -71,7 +124,7 @@ def check_language(lang: str) -> None:
 
 def _is_known(lang: str) -> bool:
     try:
-        _model(lang, k=1.2, b=0.75, avg_len=1.0)
+        _model(Bm25Settings(lang), k=1.2, b=0.75, avg_len=1.0)
     except ValueError:
         return False
     return True
@@ -84,11 +137,10 @@ def _language_of(langs: Sequence[str]) -> str:
     return lang if lang != UNKNOWN_LANGUAGE and count >= _ENOUGH_SHARE * len(langs) and _is_known(lang) else NO_LANGUAGE
 
 
-def _model(lang: str, *, k: float, b: float, avg_len: float) -> edge.Bm25:
-    """Words are found in any script, Chinese, Japanese and Thai included, whatever the stemmer."""
-    tokens = edge.TokenizerType.Multilingual
-    if lang != NO_LANGUAGE:
-        return edge.Bm25(edge.Bm25Config(k=k, b=b, avg_len=avg_len, tokenizer=tokens, language=lang))
+def _model(settings: Bm25Settings, *, k: float, b: float, avg_len: float) -> edge.Bm25:
+    tokens = edge.TokenizerType.Multilingual if settings.words == 1 else edge.TokenizerType.Whitespace
+    if settings.lang != NO_LANGUAGE:
+        return edge.Bm25(edge.Bm25Config(k=k, b=b, avg_len=avg_len, tokenizer=tokens, language=settings.lang))
     # without these two it would take English
     off, nothing = edge.DisabledStemmer(), edge.StopwordsSet(languages=set(), custom=set())
     return edge.Bm25(edge.Bm25Config(k=k, b=b, avg_len=avg_len, tokenizer=tokens, stemmer=off, stopwords=nothing))

@@ -1,0 +1,85 @@
+"""Words of BM25 that strangers' texts brought: numbers, kanji alone, invisible signs, letters that keyboards mix."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench_cases import encoder
+
+from xqg_vdb import load
+from xqg_vdb.index.load import LoadOptions
+from xqg_vdb.store import open_store
+from xqg_vdb.store.bm25 import WordWriter, split_words
+from xqg_vdb.types import Bm25Settings, Hybrid, Search
+
+INPUTS = Path(__file__).parent / "inputs"
+
+
+@pytest.mark.parametrize(
+    ("file", "question", "first"),
+    [
+        ("numbers.jsonl", "Apollo 13", "a13"),
+        ("numbers.jsonl", "Boeing 737 engines", "737"),
+        ("numbers.jsonl", "Boeing ７７７", "777"),
+        ("ja.jsonl", "東京", "tokyo"),
+        ("ja.jsonl", "大阪 西部", "osaka"),
+        ("ja.jsonl", "京都寺", "kyoto"),
+    ],
+)
+def test_the_words_of_a_question_find_their_passage(tmp_path, file, question, first):
+    shutil.copy(INPUTS / file, tmp_path)
+    with open_store(tmp_path / "store") as store:
+        options = LoadOptions(hybrid=Hybrid())
+        collection = load(tmp_path / file, "c", encoder=encoder(), store=store, options=options).collection
+        asked = WordWriter(collection.card.bm25).question(question)
+        hits = collection.nearest([asked], Search(5, using="text-sparse"))[0]
+    assert hits[0].id == first and (len(hits) == 1 or hits[0].score > hits[1].score)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("co\u00adoperate", "cooperate"),
+        ("\ufeffword", "word"),
+        ("می\u200cخواهم", "میخواهم"),
+        ("علی", "علي"),
+        ("کتاب", "كتاب"),
+        ("أحمد", "احمد"),
+        ("مُحَمَّد", "محمد"),
+        ("مـحـمد", "محمد"),
+        ("Straße", "STRASSE"),
+        ("GROẞ", "groß"),
+        ("İstanbul", "istanbul"),
+        ("ﬁne", "fine"),
+        ("１３", "13"),
+        ("١٣", "13"),
+        ("१३", "13"),
+        ("ｶﾀｶﾅ", "カタカナ"),
+        ("L’eau", "l'eau"),
+        ("ΟΔΟΣ", "οδος"),
+        ("e\u0301t", "ét"),
+    ],
+)
+def test_spellings_of_one_word_are_one_word(one, other):
+    assert split_words(one).split() == split_words(other).split() != []
+
+
+def test_marks_stay_in_the_words_that_they_are_part_of():
+    assert split_words("हिन्दी में लिखा").split() == ["हिन्दी", "में", "लिखा"]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("서울은 수도", "서울"), ("ภาษาไทย", "ไทย"), ("尼罗河有多长", "尼罗河"), ("東京駅", "東京")]
+)
+def test_a_part_of_a_text_without_blanks_shares_its_words(text, part):
+    assert set(split_words(part).split()) <= set(split_words(text).split())
+
+
+def test_a_collection_of_an_earlier_version_keeps_its_words():
+    earlier = Bm25Settings.from_json({"lang": "none", "avg_len": 7.0, "k": 1.2, "b": 0.75})
+    assert earlier.words == 1
+    assert len(WordWriter(earlier).question("13").indices) == 0  # as its passages were written
+    assert len(WordWriter(Bm25Settings(words=2)).question("13").indices) == 1
