@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from xqg_vdb.errors import MissingExtra, ModelError
-from xqg_vdb.export.starter_generator import SOURCE, TERMS_URL, build_generator_checkpoint
+from xqg_vdb.export.starter_generator import PACKAGE, SOURCE, TERMS_URL, VERSION, build_generator_checkpoint
 from xqg_vdb.models.encoder import ACTIVATIONS
 from xqg_vdb.models.folder import (
     MANIFEST,
@@ -181,7 +181,7 @@ def _prompts(checkpoint: Checkpoint, family: EncoderSpec) -> dict[str, str]:
 def width(checkpoint: Checkpoint) -> int:
     """Numbers of a token's vector, whatever the family calls them. Raises ModelError."""
     config = checkpoint.config
-    for name in ("hidden_size", "dim", "d_model", "n_embd"):
+    for name in ("hidden_size", "dim", "d_model", "n_embd", "emb_dim"):
         for record in (config, config.get("text_config") or {}, config.get("encoder") or {}):
             if isinstance(value := record.get(name), int):
                 return value
@@ -431,6 +431,8 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
     import torch
     import transformers
 
+    if kind == "AutoModel" and checkpoint.config["model_type"] in ("t5", "mt5", "umt5"):
+        kind = "AutoModelForTextEncoding"  # the encoder alone
     try:
         return getattr(transformers, kind).from_pretrained(
             str(checkpoint.path), dtype=torch.float32, attn_implementation=attention, use_safetensors=True,
@@ -466,7 +468,7 @@ class Base:
             return fetch_checkpoint(self.name, into=folder)
         build_generator_checkpoint(starter, accept_license=self.accept_license)
         clean = fetch_checkpoint(str(starter), into=folder)
-        return Checkpoint(clean.path, SOURCE, clean.revision, clean.config)
+        return Checkpoint(clean.path, SOURCE, f"{PACKAGE}=={VERSION}", clean.config)
 
     def licence(self, checkpoint: Checkpoint) -> str:
         """The licence that the base's own model card names; what is trained from it inherits it."""

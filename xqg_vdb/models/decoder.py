@@ -106,7 +106,7 @@ def describe_folder(folder: ModelFolder) -> dict[str, Any]:
     """Which model lies in a folder; of a checkpoint that was a folder of this machine, only the folder's own name."""
     found = {key: folder.manifest.get(key) for key in ("kind", "source", "revision", "precision")}
     if found["source"] and found["revision"] == "local":
-        found["source"] = Path(str(found["source"])).name
+        found["source"] = Path(str(found["source"])).name.removeprefix("folder:")
     return {"fingerprint": folder.fingerprint, **found}
 
 
