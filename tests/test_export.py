@@ -277,6 +277,18 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
     assert not marker.exists() and not (tmp_path / "out").exists()
 
 
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes here")
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "c" / "config.json")
+    os.mkfifo(tmp_path / "c" / "model.json")
+    with pytest.raises(ModelError, match=r"has no config\.json with a model_type"):
+        export_encoder(str(tmp_path / "c"), tmp_path / "out", say=silent)
+    with pytest.raises(ModelError, match=r"has no model\.json|is not a model folder"):
+        Encoder(tmp_path / "c")
+
+
 def test_code_keys_are_stripped_at_every_depth():
     record = {"a": [{"auto_map": 1, "b": {"_attn_implementation_autoset": 1, "c": 2}}], "_attn_implementation": 3}
     assert strip_code_keys(record) == {"a": [{"b": {"c": 2}}]}

@@ -135,7 +135,7 @@ def load_means(path: Path, *, dim: int) -> LanguageMeans:
             langs = [str(lang) for lang in arrays["langs"]]
             means, counts = np.asarray(arrays["means"], dtype=np.float32), arrays["counts"].tolist()
             source = str(arrays["source"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ModelError(f"{path} is not a calibration file ({error}); export the encoder again.") from error
     if langs and (means.shape != (len(langs), dim) or len(counts) != len(langs) or not np.isfinite(means).all()):
         raise ModelError(f"{path} holds means of shape {means.shape}, expected ({len(langs)}, {dim}); export again.")

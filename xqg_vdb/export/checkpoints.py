@@ -347,8 +347,6 @@ def _copy_safe(file: Path, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".json" and file.name not in _TABLES and not file.name.endswith(".index.json"):
-        if real.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ModelError(f"{file} has over {_MAX_CONFIG_BYTES >> 20} MiB, too much for a configuration.")
         record = strip_code_keys(_read_json(real, default=None))
         if isinstance(record, dict) and record.get("tokenizer_class") == "TokenizersBackend":
             record["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5
@@ -374,10 +372,12 @@ def strip_code_keys(record: Any) -> Any:
 
 
 def _read_json(path: Path, *, default: Any) -> Any:
+    if not path.is_file():  # a pipe would never end
+        return default
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ModelError(f"{path} has over {_MAX_CONFIG_BYTES >> 20} MiB, too much for a configuration.")
     try:
         return cast(Any, orjson.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return default
     except (OSError, orjson.JSONDecodeError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}).") from error
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -244,7 +245,7 @@ def _open_dense(path: Path) -> list[tuple[Vectors, Vectors, str]]:
     try:
         with np.load(path, allow_pickle=False) as data:
             return [(data[f"{i}.weight"], data[f"{i}.bias"], str(name)) for i, name in enumerate(data["activations"])]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} holds no projections ({error}); export the model again.") from error
 
 

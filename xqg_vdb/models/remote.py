@@ -14,6 +14,7 @@ import random
 import re
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -335,7 +336,7 @@ def _same_as(rows: Vectors, path: Path) -> float:
     try:
         with np.load(path, allow_pickle=False) as data:
             before = data["rows"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} cannot be read ({error}); export the model again.") from error
     if before.shape != rows.shape:
         return -1.0
