@@ -22,8 +22,8 @@ from xqg_vdb.evaluate.metrics import read_run
 from xqg_vdb.evaluate.suite import Expansion, Reranking, System, preset, read_methods, read_suite, with_methods
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.journal import Memo
+from xqg_vdb.search import Methods
 from xqg_vdb.search.expand import Expander
-from xqg_vdb.search.methods import Methods
 from xqg_vdb.search.rerank import Reranker
 from xqg_vdb.store import open_store
 from xqg_vdb.types import Hybrid, Question, Search

@@ -29,7 +29,7 @@ from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, TextEncoder, Vectors
 class LanguageMeans:
     """Mean query vector (dim,) per language, the number of questions behind each, and where they came from."""
 
-    means: Mapping[str, Vectors] = field(default_factory=dict)
+    means: Mapping[str, Vectors] = field(default_factory=dict, repr=False)
     counts: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
 

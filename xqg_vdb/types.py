@@ -173,9 +173,9 @@ class Card(Stored):
     bm25: Bm25Settings | None = None
     calibration: float = 0.0
     query_langs: tuple[str, ...] = ()
-    query_means: Mapping[str, str] = field(default_factory=dict)
+    query_means: Mapping[str, str] = field(default_factory=dict, repr=False)
     passage_calibration: float = 0.0
-    passage_means: Mapping[str, str] = field(default_factory=dict)
+    passage_means: Mapping[str, str] = field(default_factory=dict, repr=False)
     count: int = 0
     digest: str = ""
     rows_digest: str = ""
@@ -273,13 +273,18 @@ QuestionRows = Vectors | Sequence[SparseVector]
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What to look up for each question. using: the vector. ef: candidates that graph search keeps, None: its own."""
+    """What to look up for each question. using: the vector. ef: candidates that graph search keeps, None: its own.
+
+    where: conditions on the passages' fields (`store.filters`), or a `qdrant_client.models.Filter`.
+    """
 
     k: int = option(10, "How many passages.", least=1, most=10_000, flags=("-k",))
     passage_langs: Sequence[str] | None = option(None, "Only passages in this language; repeatable.")
     using: str = "text-dense"
     exact: bool = option(False, "Compare with every passage instead of walking the graph.")
     ef: int | None = None
+    where: Any = None
+    offset: int = option(0, "Leave out this many of the best, for the next page.", least=0, most=10_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from xqg_vdb.evaluate.suite import Suite
     from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.progress import Progress
-    from xqg_vdb.search.methods import Methods
+    from xqg_vdb.search import Methods
     from xqg_vdb.tune.audit import Audited, Share
     from xqg_vdb.tune.tune import Choice, Tuned
     from xqg_vdb.types import Recipe
@@ -113,7 +113,7 @@ def _suite(
 ) -> Suite:
     """The suite file, or the preset of a dataset, with what the command line says of either."""
     from xqg_vdb.evaluate.suite import preset, read_methods, read_suite, with_methods
-    from xqg_vdb.search.methods import Methods
+    from xqg_vdb.search import Methods
 
     if not what.endswith(".toml"):
         suite = with_methods(preset(what, encoder=model, queries=queries), *read_methods(methods))

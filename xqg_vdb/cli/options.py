@@ -204,7 +204,7 @@ model_options = takes("model", "xqg_vdb.cli.options.Model")
 load_options = takes("options", "xqg_vdb.index.load.LoadOptions")
 recipe_options = takes("recipe", "xqg_vdb.types.Recipe")
 layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions")
-methods_options = takes("methods", "xqg_vdb.search.methods.Methods")
+methods_options = takes("methods", "xqg_vdb.search.Methods")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 queries_option = click.option(
     "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."

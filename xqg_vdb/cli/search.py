@@ -25,8 +25,8 @@ from xqg_vdb.cli.options import (
 from xqg_vdb.types import Search
 
 if TYPE_CHECKING:
+    from xqg_vdb.search import Methods
     from xqg_vdb.search.expand import Expander
-    from xqg_vdb.search.methods import Methods
     from xqg_vdb.search.rerank import Reranker
     from xqg_vdb.search.retriever import Answer
     from xqg_vdb.store.operations import CollectionState
@@ -40,6 +40,12 @@ _SNIPPET = 160
 @click.argument("collection")
 @click.argument("text", required=False)
 @takes("wanted", "xqg_vdb.types.Search")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="Only passages whose field says so: source=wiki, year>=2020, tenant!=acme, note= (missing); repeatable.",
+)
 @click.option("--question-lang", help="Language of the question  [default: detected]")
 @click.option("--questions", type=click.Path(path_type=Path), help="Ask every question of this file instead.")
 @click.option("--no-calibration", is_flag=True, help="Do not calibrate for the question's language.")
@@ -52,6 +58,7 @@ def search(
     collection: str,
     text: str | None,
     wanted: Search,
+    where: tuple[str, ...],
     question_lang: str | None,
     questions: Path | None,
     no_calibration: bool,
@@ -66,6 +73,7 @@ def search(
     \b
     Example:
       xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3
+      xqg-vdb search wiki 'Mto Nile una urefu gani?' --where source=wiki --where 'year>=2020'
       xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3 --rerank upr:starter:generator --rerank-depth 20
     """  # noqa: D301 - \b is click's
     if (text is None) == (questions is None):
@@ -75,6 +83,10 @@ def search(
     from xqg_vdb.texts.questions import read_questions
     from xqg_vdb.types import Question
 
+    if where:
+        from xqg_vdb.store.filters import parse_where
+
+        wanted = replace(wanted, where=parse_where(where))
     asked = read_questions(questions) if questions is not None else [Question("0", text or "")]
     asked = [replace(question, lang=question.lang or question_lang) for question in asked]
     with (

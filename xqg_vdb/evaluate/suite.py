@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import DATASETS, is_dataset
 from xqg_vdb.files import disk_errors
+from xqg_vdb.search import Methods
 from xqg_vdb.search.expand import Method, expansion_spec, target_language
-from xqg_vdb.search.methods import Methods
 from xqg_vdb.search.rerank import WEIGHT, reranker_spec
 from xqg_vdb.types import Pool, Recipe
 

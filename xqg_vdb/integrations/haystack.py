@@ -24,6 +24,7 @@ from xqg_vdb.types import Hit, Passage, Question
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
     from haystack.utils import Secret
+    from haystack_integrations.document_stores.qdrant.filters import convert_filters_to_qdrant
 except ImportError as error:
     raise MissingExtra(f"{error}: pip install 'xqg-vdb[haystack]'") from error
 
@@ -149,7 +150,8 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
 
     collection: as `xqg-vdb load` named it, in the folder `path` or on the server at `url` (see `open_store`).
     encoder: the model folder or name that made it. top_k: documents to return. passage_langs: only passages in these.
-    question_lang: of all questions; detected for each when not given. calibration: λ, 0 to switch it off.
+    question_lang: of all questions; detected for each when not given. calibration: λ, 0 to switch it off. filters: only
+    passages whose fields say so, in Haystack's words, of `meta.source` and the like.
 
     A document's id is the passage's, its meta are the passage's with `lang` and `title`.
     """
@@ -166,12 +168,14 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         passage_langs: list[str] | None = None,
         question_lang: str | None = None,
         calibration: float | None = None,
+        filters: dict[str, Any] | None = None,
     ) -> None:
         self.collection = collection
         self.encoder = encoder
         self.path = path
         self.url = url
         self.api_key = api_key
+        self.filters = filters
         self.top_k = top_k
         self.passage_langs = passage_languages(passage_langs)
         self.question_lang = question_lang
@@ -191,9 +195,10 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         top_k: int | None = None,
         passage_langs: list[str] | None = None,
         question_lang: str | None = None,
+        filters: dict[str, Any] | None = None,
     ) -> dict[str, list[Document]]:
         """`documents`: the best passages for the question, best first. Raises DataError when it is blank."""
-        hits = self._ready().retriever.search(query, **self._wishes(top_k, passage_langs, question_lang))
+        hits = self._ready().retriever.search(query, **self._wishes(top_k, passage_langs, question_lang, filters))
         return {"documents": [_document(hit) for hit in hits]}
 
     @component.output_types(documents=list[Document])
@@ -203,18 +208,22 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         top_k: int | None = None,
         passage_langs: list[str] | None = None,
         question_lang: str | None = None,
+        filters: dict[str, Any] | None = None,
     ) -> dict[str, list[Document]]:
         """The same without blocking the event loop."""
         retriever = await asyncio.to_thread(self._ready)
-        hits = await retriever.search(query, **self._wishes(top_k, passage_langs, question_lang))
+        hits = await retriever.search(query, **self._wishes(top_k, passage_langs, question_lang, filters))
         return {"documents": [_document(hit) for hit in hits]}
 
-    def _wishes(self, top_k: int | None, passage_langs: list[str] | None, question_lang: str | None) -> dict[str, Any]:
+    def _wishes(
+        self, top_k: int | None, passage_langs: list[str] | None, question_lang: str | None, filters: Any
+    ) -> dict[str, Any]:
         """The arguments of a search: what the call says, else what the component was made with."""
         return {
             "k": self.top_k if top_k is None else top_k,
             "passage_langs": self.passage_langs if passage_langs is None else passage_langs,
             "question_lang": question_lang or self.question_lang,
+            "where": convert_filters_to_qdrant(filters or self.filters),
         }
 
     def _open(self) -> AsyncRetriever:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qdrant_client import models
@@ -29,21 +30,24 @@ class XqgEmbeddings(Embeddings):
 
     collection: the collection that will be searched, whose card says how to calibrate; without one, the encoder's own
     calibration is used. question_lang: of all questions; detected for each when not given.
-    calibration: λ in place of the recommended one, 0 to switch it off.
+    calibration: λ in place of the recommended one, 0 to switch it off. `model` names what passages' vectors depend on;
+    give it to a `CacheBackedEmbeddings` as its `namespace`.
     Raises MismatchError when the collection was made by another encoder.
     """
 
     def __init__(
         self,
-        encoder: CalibratedEncoder,
+        encoder: CalibratedEncoder | str | Path,
         *,
         collection: Collection | None = None,
         question_lang: str | None = None,
         calibration: float | None = None,
     ) -> None:
-        self.encoder = encoder
-        self.question_lang = question_lang
         self._queries = QuestionEncoder(encoder, collection=collection, calibration=calibration)
+        self.encoder = encoder = self._queries.encoder
+        facts = encoder.facts
+        self.model = f"{facts.source}-{facts.fingerprint}-{getattr(encoder, 'max_length', facts.max_length)}"
+        self.question_lang = question_lang
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector of `encoder.facts.dim` floats per passage. Raises DataError for a blank text."""
@@ -60,7 +64,8 @@ class XqgRetriever(BaseRetriever):
     """Finds passages for questions in any language; `ainvoke` blocks no event loop.
 
     retriever: a ready `Retriever`. k: documents to return. passage_langs: only passages in these languages.
-    question_lang: of all questions; detected for each when not given. All but the first may be given to `invoke`, too.
+    question_lang: of all questions; detected for each when not given. filter: Qdrant's `models.Filter`, or a dict as
+    `Retriever.search` takes for `where`. All but the first may be given to `invoke`, too.
 
     A document's id is the passage's, its metadata are the passage's with `lang`, `title` and `_score`.
     """
@@ -69,6 +74,7 @@ class XqgRetriever(BaseRetriever):
     k: int = Field(default=10, ge=1)
     passage_langs: list[str] | None = None
     question_lang: str | None = None
+    filter: models.Filter | dict[str, Any] | None = None
     _async: AsyncRetriever = PrivateAttr()
 
     def model_post_init(self, context: object, /) -> None:
@@ -84,8 +90,9 @@ class XqgRetriever(BaseRetriever):
         k: int | None = None,
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
+        filter: models.Filter | dict[str, Any] | None = None,
     ) -> list[Document]:
-        hits = self.retriever.search(query, **self._options(k, passage_langs, question_lang))
+        hits = self.retriever.search(query, **self._options(k, passage_langs, question_lang, filter))
         return [_document(hit) for hit in hits]
 
     async def _aget_relevant_documents(
@@ -96,16 +103,20 @@ class XqgRetriever(BaseRetriever):
         k: int | None = None,
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
+        filter: models.Filter | dict[str, Any] | None = None,
     ) -> list[Document]:
-        hits = await self._async.search(query, **self._options(k, passage_langs, question_lang))
+        hits = await self._async.search(query, **self._options(k, passage_langs, question_lang, filter))
         return [_document(hit) for hit in hits]
 
-    def _options(self, k: int | None, langs: Sequence[str] | None, question_lang: str | None) -> dict[str, Any]:
+    def _options(
+        self, k: int | None, langs: Sequence[str] | None, question_lang: str | None, where: Any
+    ) -> dict[str, Any]:
         """What the call says, else what the retriever was made with."""
         return {
             "k": self.k if k is None else k,
             "passage_langs": self.passage_langs if langs is None else langs,
             "question_lang": question_lang or self.question_lang,
+            "where": self.filter if where is None else where,
         }
 
 

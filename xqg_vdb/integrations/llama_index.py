@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from qdrant_client import models
+
 from xqg_vdb.calibration import CalibratedEncoder
-from xqg_vdb.errors import MissingExtra
+from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.search.collection import Collection
 from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
+from xqg_vdb.store.filters import between, equal, payload_path
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Question
 
@@ -19,7 +23,8 @@ try:
     from llama_index.core.callbacks.base import CallbackManager
     from llama_index.core.retrievers import BaseRetriever
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-    from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
+    from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+    from llama_index.core.vector_stores.types import ExactMatchFilter
 except ImportError as error:
     raise MissingExtra(f"{error}: pip install 'xqg-vdb[llama-index]'") from error
 
@@ -31,25 +36,33 @@ class XqgEmbedding(BaseEmbedding):
     calibration is used. question_lang: of all questions; detected for each when not given.
     calibration: λ in place of the recommended one, 0 to switch it off. embed_batch_size: texts handed over at a time.
     Raises MismatchError when the collection was made by another encoder.
+
+    It can be pickled, for the workers of an ingestion pipeline, whose cache is keyed by all that its vectors depend on.
     """
 
     question_lang: str | None = None
+    fingerprint: str = ""
+    max_length: int = 0
     _encoder: CalibratedEncoder = PrivateAttr()
     _queries: QuestionEncoder = PrivateAttr()
 
     def __init__(
         self,
-        encoder: CalibratedEncoder,
+        encoder: CalibratedEncoder | str | Path,
         *,
         collection: Collection | None = None,
         question_lang: str | None = None,
         calibration: float | None = None,
         embed_batch_size: int = 512,
     ) -> None:
+        queries = QuestionEncoder(encoder, collection=collection, calibration=calibration)
+        encoder = queries.encoder
         super().__init__(model_name=encoder.facts.source, embed_batch_size=embed_batch_size)
         self.question_lang = question_lang
+        facts = encoder.facts
+        self.fingerprint, self.max_length = facts.fingerprint, getattr(encoder, "max_length", facts.max_length)
         self._encoder = encoder
-        self._queries = QuestionEncoder(encoder, collection=collection, calibration=calibration)
+        self._queries = queries
 
     @classmethod
     def class_name(cls) -> str:
@@ -81,7 +94,7 @@ class XqgRetriever(BaseRetriever):
     """Finds passages for questions in any language; `aretrieve` blocks no event loop.
 
     retriever: a ready `Retriever`. similarity_top_k: nodes to return. passage_langs: only passages in these languages.
-    question_lang: of all questions; detected for each when not given.
+    question_lang: of all questions; detected for each when not given. filters: only passages whose fields say so.
 
     A node's id is the passage's, its metadata are the passage's with `lang` and `title`.
     """
@@ -93,6 +106,7 @@ class XqgRetriever(BaseRetriever):
         similarity_top_k: int = 10,
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
+        filters: MetadataFilters | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(callback_manager=callback_manager)
@@ -100,6 +114,7 @@ class XqgRetriever(BaseRetriever):
             "k": similarity_top_k,
             "passage_langs": passage_languages(passage_langs),
             "question_lang": question_lang,
+            "where": None if filters is None else qdrant_filter(filters),
         }
         self._wanted: dict[str, Any] = wanted
         self._retriever = retriever
@@ -119,6 +134,39 @@ def language_filter(passage_langs: Sequence[str]) -> MetadataFilters:
     """
     wanted = passage_languages(passage_langs) or []
     return MetadataFilters(filters=[MetadataFilter(key=LANG_KEY, operator=FilterOperator.IN, value=wanted)])
+
+
+_BOUNDS = {
+    FilterOperator.GT: "gt", FilterOperator.GTE: "gte", FilterOperator.LT: "lt", FilterOperator.LTE: "lte",
+}  # fmt: skip
+_EQUAL = (FilterOperator.EQ, FilterOperator.IN, FilterOperator.ANY, FilterOperator.CONTAINS)
+_PARTS = {FilterCondition.AND: "must", FilterCondition.OR: "should", FilterCondition.NOT: "must_not"}
+
+
+def qdrant_filter(filters: MetadataFilters) -> models.Filter:
+    """LlamaIndex's filters as Qdrant's, over passages' fields. Raises DataError for an operator that Qdrant lacks."""
+    conditions = [
+        qdrant_filter(one) if isinstance(one, MetadataFilters) else _condition(one) for one in filters.filters
+    ]
+    parts: dict[str, Any] = {_PARTS[filters.condition or FilterCondition.AND]: conditions}
+    return models.Filter(**parts)
+
+
+def _condition(one: MetadataFilter | ExactMatchFilter) -> models.Condition:
+    path, wanted = payload_path(one.key), one.value
+    if one.operator in _BOUNDS:
+        return between(path, {_BOUNDS[one.operator]: wanted})
+    if one.operator in _EQUAL:
+        return equal(path, wanted)
+    if one.operator in (FilterOperator.NE, FilterOperator.NIN):
+        return models.Filter(must_not=[equal(path, wanted)])
+    if one.operator == FilterOperator.ALL and isinstance(wanted, list):
+        return models.Filter(must=[equal(path, value) for value in wanted])
+    if one.operator == FilterOperator.IS_EMPTY:
+        return equal(path, None)
+    if one.operator == FilterOperator.TEXT_MATCH:
+        return models.FieldCondition(key=path, match=models.MatchText(text=str(wanted)))
+    raise DataError(f"A collection cannot be filtered by the operator {one.operator.value!r} (field {one.key!r}).")
 
 
 def _node(hit: Hit) -> NodeWithScore:

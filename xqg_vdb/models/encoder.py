@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +82,18 @@ class Encoder:
         self.provider = provider
         self.calibration = self.folder.recommended_calibration if calibration is None else calibration
         self.language_means: LanguageMeans = self.folder.language_means()
-        self._max_length = min(max_length or self.spec.max_length, self.spec.max_length)
+        self.max_length = min(max_length or self.spec.max_length, self.spec.max_length)
+        self._again = partial(
+            Encoder, self.folder.path, threads=self.threads, provider=provider, calibration=self.calibration,
+            batch_tokens=batch_tokens, max_length=self.max_length, embed=embed,
+        )  # fmt: skip
         self._rows: _Graph | Remote
         if "remote" in self.folder.manifest:
             from xqg_vdb.models.remote import open_remote  # brings an HTTP client
 
             self._rows = open_remote(self.folder, embed=embed)
         else:
-            spec = replace(self.spec, max_length=self._max_length)
+            spec = replace(self.spec, max_length=self.max_length)
             self._rows = _Graph(self.folder.path, spec, self.threads, provider, batch_tokens)
 
     @property
@@ -124,6 +129,10 @@ class Encoder:
         table, normalize = self.language_means, self.spec.normalize
         return calibrated(vectors, texts, question_langs, table=table, strength=self.calibration, normalize=normalize)
 
+    def __reduce__(self) -> tuple[Callable[[], Encoder], tuple[()]]:
+        """Another process opens the folder again, with the same settings."""
+        return self._again, ()
+
     def __repr__(self) -> str:
         facts = self.facts
         return f"Encoder({facts.source!r}, {facts.precision}, {facts.dim} dimensions, λ={self.calibration:g})"
@@ -149,7 +158,7 @@ class Encoder:
             done += len(window)
 
     def _encode_window(self, texts: Sequence[str], *, prefix: str, first: int) -> Vectors:
-        longest = self._max_length * _CHARACTERS_PER_TOKEN
+        longest = self.max_length * _CHARACTERS_PER_TOKEN
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"Text {first + i} is blank; an encoder has nothing to say about it: leave it out.")

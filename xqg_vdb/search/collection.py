@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.errors import DataError
 from xqg_vdb.models.folder import folder_of
-from xqg_vdb.search.retriever import Retriever
+from xqg_vdb.search.retriever import Answer, Retriever, ready_encoder
 from xqg_vdb.store import open_store
-from xqg_vdb.types import Card, Hit, QuestionRows, Search, StoredPoint, VectorStore
+from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, VectorStore
 
 
 class Collection:
@@ -21,6 +23,11 @@ class Collection:
     """
 
     def __init__(self, name: str, store: VectorStore, *, encoder: CalibratedEncoder | str | Path | None = None) -> None:
+        if not hasattr(store, "search"):
+            raise DataError(
+                f"Collection(name, store) needs an open store, found {store!r:.80}: write Collection.open({name!r:.80},"
+                " path=…) or (…, url=…)."
+            )
         self.name = name
         self.store = store
         self._encoder = encoder
@@ -37,11 +44,13 @@ class Collection:
     ) -> Collection:
         """The collection `name` in the folder `path` or on the server at `url`; see `open_store` for what is not given.
 
-        Raises DataError when there is none of that name.
+        Raises DataError when there is none of that name; LockedError when another process reads the folder, so that a
+        second worker of a service is refused at its start.
         """
         store = open_store(path, url=url, api_key=api_key)
         try:
             store.card(name)
+            store.version(name)
         except BaseException:
             store.close()
             raise
@@ -73,11 +82,7 @@ class Collection:
     @cached_property
     def encoder(self) -> CalibratedEncoder:
         """What its questions are encoded with. Raises ModelError when none was given and the card's cannot be found."""
-        if self._encoder is not None and not isinstance(self._encoder, str | Path):
-            return self._encoder
-        from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
-
-        return Encoder(self._encoder or folder_of(self.card.encoder, collection=self.name))
+        return ready_encoder(self._encoder or folder_of(self.card.encoder, collection=self.name))
 
     @cached_property
     def _retriever(self) -> Retriever:
@@ -90,10 +95,18 @@ class Collection:
         k: int = 10,
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
+        where: Any = None,
+        offset: int = 0,
         exact: bool = False,
     ) -> list[Hit]:
         """The k best passages for one question in any language; see `Retriever.search`."""
-        return self._retriever.search(text, k=k, passage_langs=passage_langs, question_lang=question_lang, exact=exact)
+        return self._retriever.search(
+            text, k=k, passage_langs=passage_langs, question_lang=question_lang, where=where, offset=offset, exact=exact
+        )
+
+    def run(self, questions: Sequence[Question | str], search: Search | None = None) -> list[Answer]:
+        """The best passages for each of several questions, encoded together; see `Retriever.run`."""
+        return self._retriever.run(questions, search)
 
     def nearest(self, questions: QuestionRows, search: Search | None = None) -> list[list[Hit]]:
         """The k best for each row, by score, then id."""

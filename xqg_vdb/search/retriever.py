@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.store.layout import TEXT_SPARSE, Moved, check_hybrid, check_langs
+from xqg_vdb.store.layout import TEXT_SPARSE, Moved, check_hybrid, check_langs, check_wanted
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, Vectors
 
@@ -59,15 +60,20 @@ class EncodedQuestions:
 class QuestionEncoder:
     """Questions into calibrated vectors, for one collection or for any that the encoder made.
 
+    encoder: ready, or its folder or name.
     collection: whose calibration to use: its card's λ and the language means that it measured itself; without one,
     the encoder's own. calibration: λ in place of either, 0 to switch it off.
     Raises MismatchError when the collection was made by another encoder, with both fingerprints.
     """
 
     def __init__(
-        self, encoder: CalibratedEncoder, *, collection: Collection | None = None, calibration: float | None = None
+        self,
+        encoder: CalibratedEncoder | str | Path,
+        *,
+        collection: Collection | None = None,
+        calibration: float | None = None,
     ) -> None:
-        self.encoder = encoder
+        self.encoder = encoder = ready_encoder(encoder)
         self.language_means = encoder.language_means
         recommended = encoder.calibration
         if collection is not None:
@@ -82,7 +88,7 @@ class QuestionEncoder:
 
         Raises DataError for a blank question and for what is no language code.
         """
-        refuse_blank(questions)
+        questions = as_questions(questions)
         langs = [None if question.lang is None else normalize(question.lang) for question in questions]
         texts = [question.text for question in questions]
         vectors = self.encoder.encode_queries(texts, calibrate=False)
@@ -122,11 +128,28 @@ def collection_means(encoder: CalibratedEncoder, card: Card) -> LanguageMeans:
     return LanguageMeans({**bank.means, **own.means}, {**bank.counts, **own.counts}, bank.source)
 
 
-def refuse_blank(questions: Sequence[Question]) -> None:
-    """Raise DataError for the first question without text."""
-    blank = next((question.id for question in questions if not question.text.strip()), None)
-    if blank is not None:
-        raise DataError(f"Question {blank!r} is blank: there is nothing to search for.")
+def ready_encoder(encoder: CalibratedEncoder | str | Path) -> CalibratedEncoder:
+    """The encoder, opened when it is a folder or a name. Raises DataError for what is neither."""
+    if isinstance(encoder, str | Path):
+        from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
+
+        return Encoder(encoder)
+    if not hasattr(encoder, "encode_queries"):
+        raise DataError(f"An encoder is needed (such as Encoder('starter') or its name), found {encoder!r:.80}.")
+    return encoder
+
+
+def as_questions(asked: Sequence[Question | str]) -> list[Question]:
+    """Questions; plain texts get their place in the list as an id. Raises DataError for a blank one and no text."""
+    if isinstance(asked, str | Question):
+        raise DataError(f"Give a list of questions, not one: [{asked!r:.60}].")
+    questions = [one if isinstance(one, Question) else Question(str(row), one) for row, one in enumerate(asked)]
+    for question in questions:
+        if not isinstance(question.text, str):
+            raise DataError(f"A question is a text, found {question.text!r:.60}; `run` takes a list of several.")
+        if not question.text.strip():
+            raise DataError(f"Question {question.id!r} is blank: there is nothing to search for.")
+    return questions
 
 
 def passage_languages(langs: Sequence[str] | None) -> list[str] | None:
@@ -191,6 +214,7 @@ class Answer:
 class Retriever:
     """Searches one collection with the encoder that made it; threads may share it.
 
+    encoder: ready, or its folder or name.
     calibration: λ, None for what the collection's card recommends, 0 to switch it off.
     hybrid: search the words as well (BM25) and fuse the two rankings; scores are then the fused ones.
     expander: what to search with in place of a question. reranker: orders the hits anew.
@@ -200,7 +224,7 @@ class Retriever:
 
     def __init__(
         self,
-        encoder: CalibratedEncoder,
+        encoder: CalibratedEncoder | str | Path,
         collection: Collection,
         *,
         calibration: float | None = None,
@@ -208,7 +232,9 @@ class Retriever:
         expander: QuestionExpander | None = None,
         reranker: HitReranker | None = None,
     ) -> None:
-        self.encoder = encoder
+        if not hasattr(collection, "nearest"):
+            raise DataError(f"Retriever(encoder, collection) needs Collection.open(…), found {collection!r:.80}.")
+        self.encoder = ready_encoder(encoder)
         self.collection = collection
         self.expander = expander
         self.reranker = reranker
@@ -246,26 +272,31 @@ class Retriever:
         k: int = 10,
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
+        where: Any = None,
+        offset: int = 0,
         exact: bool = False,
     ) -> list[Hit]:
         """The k best passages for one question, by score, then id.
 
         passage_langs: only passages in these languages. question_lang: the question's own; detected when not given.
+        where: only passages whose fields say so, `{"source": "wiki", "year": {"gte": 2020}}` or Qdrant's
+        `models.Filter` (`store.filters`). offset: leave out so many of the best, for the next page.
         """
-        return list(self.run([Question("0", text, question_lang)], Search(k, passage_langs, exact=exact))[0].hits)
+        search = Search(k, passage_langs, exact=exact, where=where, offset=offset)
+        return list(self.run([Question("0", text, question_lang)], search)[0].hits)
 
     def run(
-        self, questions: Sequence[Question], search: Search | None = None, *, progress: Progress = silent
+        self, questions: Sequence[Question | str], search: Search | None = None, *, progress: Progress = silent
     ) -> list[Answer]:
-        """The best passages for each question, in input order.
+        """The best passages for each question, in input order; plain texts are questions, too.
 
         progress: told how far the reranker is, the only slow step; ask it about many questions together, because it
             reads each passage once.
         Raises DataError for a blank question and for what is no language code.
         """
+        questions, search = as_questions(questions), search or Search()
         if not questions:
             return []
-        search = search or Search()
         for last in range(MOST_MOVES):
             bound = self.bind()
             encoded, calls = self.prepare(questions, search)
@@ -276,13 +307,12 @@ class Retriever:
                     raise
                 continue
             break
-        return self.answers(questions, encoded, calls, hits, k=search.k, progress=progress)
+        return self.answers(questions, encoded, calls, hits, search=search, progress=progress)
 
     def encode(self, questions: Sequence[Question]) -> EncodedQuestions:
         """One row per question, the mean over its wordings when there is an expander."""
         if self.expander is None:
             return self.question_encoder.encode(questions)
-        refuse_blank(questions)
         wordings = self.expander.expand(questions)
         flat = self.question_encoder.encode([wording for several in wordings for wording in several])
         starts = np.cumsum([0, *(len(several) for several in wordings[:-1])])
@@ -295,10 +325,11 @@ class Retriever:
 
     def prepare(self, questions: Sequence[Question], search: Search) -> tuple[EncodedQuestions, list[LookUp]]:
         """Before the look-ups: the questions' vectors, and what to ask: these, and the words of those that have any."""
+        check_wanted(search)
         search = replace(search, passage_langs=passage_languages(search.passage_langs))
-        encoded, k = self.encode(questions), self._wanted(search.k)
-        depth = k if self._words is None or k < 1 else max(k, DEPTH)
-        dense = replace(search, k=depth, ef=encoded.breadth if search.ef is None else search.ef)
+        encoded, k = self.encode(questions), self._wanted(search)
+        depth = k if self._words is None else max(k, DEPTH)
+        dense = replace(search, k=depth, offset=0, ef=encoded.breadth if search.ef is None else search.ef)
         calls = [LookUp(list(range(len(questions))), encoded.vectors, dense)]
         if self._words is not None:
             words = [self._words.question(text) for text in encoded.texts]
@@ -315,10 +346,10 @@ class Retriever:
         calls: Sequence[LookUp],
         found: Sequence[Sequence[Sequence[Hit]]],
         *,
-        k: int,
+        search: Search,
         progress: Progress = silent,
     ) -> list[Answer]:
-        """After the look-ups: each question's hits, fused when it is hybrid, reranked when asked for, cut to k."""
+        """After the look-ups: each question's hits, fused when it is hybrid, reranked when asked for, cut to a page."""
         rankings: list[list[Sequence[Hit]]] = [[] for _ in questions]
         for call, by_row in zip(calls, found, strict=True):
             for row, hits in zip(call.rows, by_row, strict=True):
@@ -327,15 +358,17 @@ class Retriever:
         if self._words is None:
             merged = [several[0] for several in rankings]
         else:
-            merged = [fuse_ranks(several, k=self._wanted(k)) for several in rankings]
+            merged = [fuse_ranks(several, k=self._wanted(search)) for several in rankings]
         if self.reranker is not None:
             merged = self.reranker.rerank_all(questions, merged, progress=progress)
         each = zip(questions, encoded.langs, merged, strict=True)
-        return [Answer(question, lang, tuple(hits[:k])) for question, lang, hits in each]
+        page = slice(search.offset, search.offset + search.k)
+        return [Answer(question, lang, tuple(hits[page])) for question, lang, hits in each]
 
-    def _wanted(self, k: int) -> int:
-        """How many hits are wanted of the search when k are wanted in the end."""
-        return k if self.reranker is None or k < 1 else max(k, self.reranker.depth)
+    def _wanted(self, search: Search) -> int:
+        """How many hits are needed for the page that is wanted in the end."""
+        last = search.offset + search.k
+        return last if self.reranker is None else max(last, self.reranker.depth)
 
 
 class AsyncRetriever:
@@ -350,6 +383,8 @@ class AsyncRetriever:
     """
 
     def __init__(self, retriever: Retriever, *, threads: int | None = None) -> None:
+        if not isinstance(retriever, Retriever):
+            raise DataError(f"AsyncRetriever needs a Retriever(encoder, collection), found {retriever!r:.80}.")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be 1 or more, got {threads}")
         self.retriever = retriever
@@ -373,15 +408,17 @@ class AsyncRetriever:
         k: int = 10,
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
+        where: Any = None,
+        offset: int = 0,
         exact: bool = False,
     ) -> list[Hit]:
         """The k best passages for one question; see `Retriever.search`."""
-        asked = [Question("0", text, question_lang)]
-        return list((await self.run(asked, Search(k, passage_langs, exact=exact)))[0].hits)
+        search = Search(k, passage_langs, exact=exact, where=where, offset=offset)
+        return list((await self.run([Question("0", text, question_lang)], search))[0].hits)
 
-    async def run(self, questions: Sequence[Question], search: Search | None = None) -> list[Answer]:
+    async def run(self, questions: Sequence[Question | str], search: Search | None = None) -> list[Answer]:
         """The best passages for each question, in input order; see `Retriever.run`."""
-        retriever, search = self.retriever, search or Search()
+        retriever, questions, search = self.retriever, as_questions(questions), search or Search()
         if self._server is None or not questions:
             return await self._in_thread(partial(retriever.run, questions, search))
         for last in range(MOST_MOVES):
@@ -394,7 +431,7 @@ class AsyncRetriever:
                     raise
                 continue
             break
-        finish = partial(retriever.answers, questions, encoded, calls, found, k=search.k)
+        finish = partial(retriever.answers, questions, encoded, calls, found, search=search)
         return finish() if retriever.reranker is None else await self._in_thread(finish)
 
     async def aclose(self) -> None:

@@ -167,9 +167,7 @@ def check_search(questions: QuestionRows, search: Search) -> QuestionRows:
 
     Raises DataError for another shape, NaN, infinity, k below 1 and for languages that filter everything away.
     """
-    if search.k < 1:
-        raise DataError(f"k must be 1 or more, found {search.k}.")
-    check_langs(search.passage_langs)
+    check_wanted(search)
     if isinstance(questions, Sequence) and questions and all(isinstance(one, SparseVector) for one in questions):
         return questions
     rows = np.ascontiguousarray(questions, dtype=np.float32)
@@ -178,6 +176,15 @@ def check_search(questions: QuestionRows, search: Search) -> QuestionRows:
     if not np.isfinite(rows).all():
         raise DataError("A question's vector holds NaN or infinity; check the encoder and its calibration.")
     return rows
+
+
+def check_wanted(search: Search) -> None:
+    """Raise DataError for what is no number of passages, and for languages that filter everything away."""
+    for name, least in (("k", 1), ("offset", 0)):
+        value = getattr(search, name)
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise DataError(f"{name} must be {least} or more, found {value!r:.60}.")
+    check_langs(search.passage_langs)
 
 
 def check_langs(langs: Sequence[str] | None) -> None:
@@ -210,14 +217,18 @@ def check_hybrid(card: Card, *, name: str) -> Bm25Settings:
     return card.bm25
 
 
-def best(rows: QuestionRows, ask: Callable[[Any, int], Sequence[Sequence[Found]]], *, k: int) -> list[list[Hit]]:
-    """The k best per row of `rows`, by score, then id; `ask(rows, limit)` finds that many per row, falling by score.
+def best(
+    rows: QuestionRows, ask: Callable[[Any, int], Sequence[Sequence[Found]]], *, search: Search
+) -> list[list[Hit]]:
+    """The best per row of `rows`, by score, then id; `ask(rows, limit)` finds that many per row, falling by score.
 
     Engines order equal scores by chance, so one more than k is asked for. When it ties with the kth, which of them
     belong in is settled by asking again with a growing limit until the tie ends (at most 1,024 beyond k; then the
     choice stays the engine's).
     """
-    return [_settled(found, k=k, more=partial(ask, rows[at : at + 1])) for at, found in enumerate(ask(rows, k + 1))]
+    k = search.offset + search.k
+    first = enumerate(ask(rows, k + 1))
+    return [_settled(found, k=k, more=partial(ask, rows[at : at + 1]))[search.offset :] for at, found in first]
 
 
 def _settled(found: Sequence[Found], *, k: int, more: Callable[[int], Sequence[Sequence[Found]]]) -> list[Hit]:

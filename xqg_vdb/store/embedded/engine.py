@@ -119,13 +119,18 @@ def query(
     """Per question the `limit` nearest, best first; equal scores in no order."""
     compared_again = edge.QuantizationSearchParams(ignore=search.exact, rescore=True, oversampling=OVERSAMPLING)
     params = edge.SearchParams(hnsw_ef=search.ef, exact=search.exact, quantization=compared_again)
-    language = _language_filter(search.passage_langs)
+    wanted = _language_filter(search.passage_langs)
+    if search.where is not None:
+        from xqg_vdb.store.filters import as_filter  # brings the server's client
+
+        asked = _filter(as_filter(search.where))
+        wanted = asked if wanted is None else edge.Filter(must=[wanted, asked])
     requests = [
         edge.QueryRequest(
             limit=limit,
             query=edge.Query.Nearest(_asked(row), using=search.using),
             params=params,
-            filter=language,
+            filter=wanted,
             with_payload=True,
         )
         for row in questions
@@ -189,6 +194,52 @@ def _language_filter(langs: Sequence[str] | None) -> edge.Filter | None:
     if langs is None:
         return None
     return edge.Filter(must=[edge.FieldCondition(LANG_KEY, match=edge.MatchAny(any=list(langs)))])
+
+
+def _filter(wanted: Any) -> edge.Filter:
+    """Qdrant's `models.Filter`, whose classes the engine has under the same names."""
+    parts = {name: _conditions(getattr(wanted, name)) for name in ("must", "should", "must_not")}
+    least = wanted.min_should
+    return edge.Filter(
+        **parts, min_should=least and edge.MinShould(_conditions(least.conditions) or [], least.min_count)
+    )
+
+
+def _conditions(wanted: Any) -> list[Any] | None:
+    if wanted is None:
+        return None
+    return [_condition(one) for one in (wanted if isinstance(wanted, list) else [wanted])]
+
+
+def _condition(one: Any) -> Any:
+    kind = type(one).__name__
+    if kind == "Filter":
+        return _filter(one)
+    if kind == "NestedCondition":
+        return edge.NestedCondition(one.nested.key, _filter(one.nested.filter))
+    if kind == "HasIdCondition":
+        return edge.HasIdCondition(set(one.has_id))
+    if kind in ("IsEmptyCondition", "IsNullCondition"):
+        return getattr(edge, kind)(next(iter(one.model_dump().values()))["key"])
+    if kind != "FieldCondition" or one.geo_bounding_box or one.geo_radius or one.geo_polygon:
+        raise DataError(f"An embedded collection cannot filter by {kind}({one!r:.80}); use a Qdrant server (--url).")
+    count = one.values_count and edge.ValuesCount(**one.values_count.model_dump())
+    return edge.FieldCondition(
+        one.key, match=one.match and _same(one.match), range=one.range and _range(one.range), values_count=count,
+        is_empty=one.is_empty, is_null=one.is_null,
+    )  # fmt: skip
+
+
+def _same(match: Any) -> Any:
+    (value,) = match.model_dump().values()
+    # the engine's binding takes True for the integer 1, but not numpy's
+    return getattr(edge, type(match).__name__)(np.bool_(value) if isinstance(value, bool) else value)
+
+
+def _range(bounds: Any) -> Any:
+    if type(bounds).__name__ == "Range":
+        return edge.RangeFloat(**bounds.model_dump())
+    return edge.RangeDateTime(**{name: value and value.isoformat() for name, value in bounds})
 
 
 @contextmanager

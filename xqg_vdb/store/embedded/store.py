@@ -155,7 +155,7 @@ class EmbeddedStore:
             def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
                 return engine.query(reader.shard, questions, limit=limit, search=search)
 
-            return layout.best(rows, ask, k=search.k)
+            return layout.best(rows, ask, search=search)
 
     def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""

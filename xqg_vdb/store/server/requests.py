@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient, models
 
 from xqg_vdb.batching import windows
 from xqg_vdb.store import layout
+from xqg_vdb.store.filters import as_filter
 from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Quantization
 from xqg_vdb.store.server.client import Exists, Limited
 from xqg_vdb.store.server.names import BULK_KEY, Names
@@ -122,6 +123,9 @@ def search_requests(
 ) -> list[models.QueryRequest]:
     """One request per question for its `limit` nearest, with payloads."""
     wanted = language_filter(search.passage_langs)
+    if search.where is not None:
+        asked = as_filter(search.where)
+        wanted = asked if wanted is None else models.Filter(must=[wanted, asked])
     ask = partial(models.QueryRequest, using=search.using, filter=wanted, params=params, limit=limit, with_payload=True)
     return [ask(query=_asked(one)) for one in questions]
 

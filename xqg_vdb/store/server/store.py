@@ -73,12 +73,12 @@ class AsyncServerSearch:
 
     async def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id."""
-        rows, k = layout.check_search(questions, search), search.k
+        rows, first = layout.check_search(questions, search), search.offset + search.k + 1
         for last in range(_MOST_MOVES):
             physical = await asyncio.to_thread(self._store.physical, name)
             requests = await asyncio.to_thread(self._store.requests_for, physical, search)
             try:
-                found = await self._ask(physical, requests(rows, k + 1))
+                found = await self._ask(physical, requests(rows, first))
             except NotFound as error:
                 if last == _MOST_MOVES - 1 or not await asyncio.to_thread(self._store.moved, name, physical):
                     raise await asyncio.to_thread(self._store.looks.missing, name) from error
@@ -86,11 +86,11 @@ class AsyncServerSearch:
             break
 
         def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
-            if limit == k + 1:
+            if limit == first:
                 return found
             return self._store.ask(physical, requests(questions, limit))  # rare: equal scores at the kth place
 
-        return await asyncio.to_thread(layout.best, rows, ask, k=k)
+        return await asyncio.to_thread(layout.best, rows, ask, search=search)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; the next search opens new ones."""
@@ -268,7 +268,7 @@ class ServerStore:
             def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
                 return self.ask(physical, requests(questions, limit))
 
-            return layout.best(rows, ask, k=search.k)
+            return layout.best(rows, ask, search=search)
 
         return self._bound(name, run)
 
