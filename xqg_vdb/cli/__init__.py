@@ -16,7 +16,7 @@ import click
 
 from xqg_vdb import __version__
 from xqg_vdb.cli.demo import demo
-from xqg_vdb.cli.evaluate import audit, bench, tune
+from xqg_vdb.cli.evaluate import audit, bench, bench_diff, tune
 from xqg_vdb.cli.generate import filter_queries, generate, merge
 from xqg_vdb.cli.index import augment, load, migrate, verify
 from xqg_vdb.cli.models import export, train
@@ -28,6 +28,10 @@ from xqg_vdb.files import disk_errors
 
 class _Group(click.Group):
     """Commands whose reader may leave: with `| head` a closed output is the end, not an error."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`bench diff` is a command of its own, beside `bench DATASET`."""
+        return super().parse_args(ctx, ["bench diff", *args[2:]] if args[:2] == ["bench", "diff"] else args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
@@ -48,7 +52,7 @@ def cli() -> None:
 
 
 for _command in (
-    demo, export, generate, merge, filter_queries, train, load, augment, search, tune, audit, bench, info,
+    demo, export, generate, merge, filter_queries, train, load, augment, search, tune, audit, bench, bench_diff, info,
 ):  # fmt: skip
     cli.add_command(_command)
 for _command in (versions, rollback, gc, snapshot, migrate, verify):  # operations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from xqg_vdb.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from xqg_vdb.evaluate.datasets import RetrievalTask
+    from xqg_vdb.evaluate.questions import Diff
     from xqg_vdb.evaluate.suite import Suite
     from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.progress import Progress
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("what", metavar="DATASET|SUITE.toml")
+@click.argument("what", metavar="DATASET|SUITE.toml|CORPUS")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of reports, runs and kept vectors.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the benchmarks  [default: XQG_DATA_DIR]")
 @click.option(
@@ -49,7 +52,14 @@ if TYPE_CHECKING:
     type=click.Choice(["exact", "graph", "memory"]),
     help="Exact or graph search of a real collection, or ranking in memory  [default: exact, or the suite's]",
 )
-@click.option("--questions", type=click.IntRange(min=1), help="Only a sample of so many of each language.")
+@click.option(
+    "--questions",
+    "wanted",
+    multiple=True,
+    metavar="N|FILE",
+    help="Only a sample of so many of each language; or your own questions about CORPUS. May be given for both.",
+)
+@click.option("--qrels", type=click.Path(path_type=Path), help="Which passages answer them (TREC or BEIR).")
 @methods_options
 @place_options
 @json_option
@@ -62,16 +72,18 @@ def bench(
     model: Model,
     queries: Path | None,
     search: Literal["exact", "graph", "memory"] | None,
-    questions: int | None,
+    wanted: tuple[str, ...],
+    qrels: Path | None,
     methods: Methods,
     place: Place,
     as_json: bool,
 ) -> None:
-    """Measure systems on benchmarks: recall per language, with intervals and paired tests.
+    """Measure systems on benchmarks or your own data: recall per language, with intervals and paired tests.
 
     DATASET runs plain against calibrated questions, and with --queries also xQG and its controls; a SUITE.toml says
-    itself what it runs. Writes report.json, report.md, report.html and TREC runs to --out. What an earlier run finished
-    there is not computed again; stop it with Ctrl-C and start it again at any time.
+    itself what it runs. Your own data: a CORPUS, --questions FILE, and --qrels FILE unless the questions' lines say
+    `"relevant": [passage ids]`. Writes report.json, report.md, report.html, questions.csv and TREC runs to --out.
+    What an earlier run finished there is not computed again; stop it with Ctrl-C and start it again at any time.
 
     --rerank and --expand add systems on top of calibrated questions (and xQG). They cost seconds a question, so limit
     --questions.
@@ -79,6 +91,7 @@ def bench(
     \b
     Example:
       xqg-vdb bench afriqa --data-dir data/ --out reports/afriqa
+      xqg-vdb bench corpus.jsonl --questions questions.jsonl --qrels qrels.txt --out reports/mine
       xqg-vdb bench afriqa --out reports/upr --rerank upr:starter:generator --rerank-depth 10 --questions 50
     """  # noqa: D301 - \b is click's
     from xqg_vdb.evaluate.report.files import write_report
@@ -86,7 +99,11 @@ def bench(
     from xqg_vdb.evaluate.run import run_suite
     from xqg_vdb.progress import bars
 
-    suite = _suite(what, model=model.name, queries=queries, search=search, questions=questions, methods=methods)
+    sample, file = _questions(wanted)
+    if file is None and qrels is not None:
+        raise click.UsageError("--qrels goes with your own questions: add --questions FILE")
+    own = {} if file is None else _own(what, file, qrels)
+    suite = _suite(what, own, model=model.name, queries=queries, search=search, questions=sample, methods=methods)
     with ExitStack() as stack:
         store = stack.enter_context(closing(place.open())) if place.path or place.url else None
 
@@ -99,6 +116,7 @@ def bench(
         report = run_suite(
             suite, data_dir=data_dir, out=out, open_encoder=open_encoder, vectors=vectors, store=store,
             threads=model.threads or len(os.sched_getaffinity(0)), command=_command(), progress=progress,
+            own=own,
         )  # fmt: skip
     written = write_report(report, out)
     if as_json:
@@ -108,15 +126,48 @@ def bench(
     say("reports: " + ", ".join(map(str, written)))
 
 
+def _questions(wanted: Sequence[str]) -> tuple[int | None, Path | None]:
+    """What `--questions` means: the size of a sample, and a file of own questions."""
+    numbers, files = [one for one in wanted if one.isdecimal()], [one for one in wanted if not one.isdecimal()]
+    if len(numbers) > 1 or len(files) > 1 or "0" in numbers:
+        raise click.UsageError("--questions takes one number of 1 or more, and one file")
+    return int(numbers[0]) if numbers else None, Path(files[0]) if files else None
+
+
+def _own(what: str, questions: Path, qrels: Path | None) -> dict[str, RetrievalTask]:
+    from xqg_vdb.evaluate.datasets import is_dataset
+    from xqg_vdb.evaluate.datasets.own import read_own
+
+    if what.endswith(".toml") or (is_dataset(what) and not Path(what).exists()):
+        raise click.UsageError(f"{what} brings its own questions; --questions FILE goes with a CORPUS file")
+    task = read_own(Path(what), questions, qrels)
+    return {task.name: task}
+
+
 def _suite(
-    what: str, *, model: str, queries: Path | None, search: Any, questions: int | None, methods: Methods
+    what: str,
+    own: Mapping[str, RetrievalTask],
+    *,
+    model: str,
+    queries: Path | None,
+    search: Any,
+    questions: int | None,
+    methods: Methods,
 ) -> Suite:
     """The suite file, or the preset of a dataset, with what the command line says of either."""
+    from xqg_vdb.evaluate.datasets import is_dataset
     from xqg_vdb.evaluate.suite import preset, read_methods, read_suite, with_methods
     from xqg_vdb.search import Methods
 
     if not what.endswith(".toml"):
-        suite = with_methods(preset(what, encoder=model, queries=queries), *read_methods(methods))
+        if not own and not is_dataset(what) and Path(what).exists():
+            raise click.UsageError(f"{what} is your own data: add --questions FILE, your users' questions about it")
+        name, several = what, None
+        if own:
+            name, task = next(iter(own.items()))
+            several = len({passage.lang for passage in task.passages}) > 1
+        made = preset(name, encoder=model, queries=queries, several_languages=several)
+        suite = with_methods(made, *read_methods(methods))
     elif queries is not None:
         raise click.UsageError("a suite names its own query files; --queries goes with a DATASET")
     elif methods != Methods():
@@ -139,6 +190,62 @@ def _download(suite: Suite, data_dir: Path | None, *, progress: Progress) -> Non
 def _command() -> str:
     """The command as it was typed, for the report."""
     return shlex.join(["xqg-vdb", *sys.argv[1:]])
+
+
+# `xqg-vdb bench diff`.
+
+
+@command("bench diff")
+@click.argument("before", metavar="A[:SYSTEM]")
+@click.argument("after", metavar="B[:SYSTEM]")
+@click.option("--metric", help="Metric to compare by, such as R@10  [default: the first that both have]")
+@click.option(
+    "-n", "shown", type=click.IntRange(min=0), default=5, show_default=True, help="Questions to show of each."
+)
+@click.option("--csv", "out", type=click.Path(path_type=Path), help="Write every question that changed to this file.")
+@json_option
+def bench_diff(before: str, after: str, metric: str | None, shown: int, out: Path | None, as_json: bool) -> None:
+    """Tell which questions a run of `bench` won and lost against another one.
+
+    A and B are two folders of `bench --out`, or two systems of one folder. The last system that both have is compared.
+
+    \b
+    Example:
+      xqg-vdb bench diff reports/before reports/after
+      xqg-vdb bench diff reports/mine:plain reports/mine:calibrated --csv changed.csv
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.evaluate.questions import diff_runs, write_changes
+
+    diffs = diff_runs(before, after, metric=metric)
+    if out is not None:
+        write_changes(out, diffs)
+    if as_json:
+        print_json([asdict(one) for one in diffs])
+        return
+    for diff in diffs:
+        _show_diff(diff, shown)
+    if out is not None:
+        say(f"written: {out}")
+
+
+def _show_diff(diff: Diff, shown: int) -> None:
+    one = diff.compared
+    click.echo(
+        f"{diff.dataset}, {diff.metric}: {diff.before} {one.baseline:.3f} → {diff.after} {one.system:.3f}   "
+        f"{one.difference:+.3f} [{one.interval.low:+.3f}, {one.interval.high:+.3f}]  p = {one.p_permutation:.2g}  "
+        f"n = {one.n}"
+    )
+    if diff.only_one:
+        click.echo(f"note: {diff.only_one} questions are in one of the two only, and left out")
+    for what, changes in (("won", diff.won), ("lost", diff.lost)):
+        click.echo(f"\n{len(changes)} questions {what}")
+        for change in changes[:shown]:
+            click.echo(f"  {change.question} [{change.group}] {change.before:.3g} → {change.after:.3g}  {change.text}")
+            click.echo(f"    answered by    {change.relevant[:100]}")
+            click.echo(f"    first, before  {change.found_before[:100]}")
+            click.echo(f"    first, after   {change.found_after[:100]}")
+        if len(changes) > shown:
+            click.echo(f"  … and {len(changes) - shown} more")
 
 
 # `xqg-vdb audit`.

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from xqg_vdb.evaluate.cells import SHARE_DEPTH, Cell
-from xqg_vdb.evaluate.judge import check_metrics, contrast, summarize
+from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.evaluate.judge import BITEXT, check_metrics, contrast, summarize
+from xqg_vdb.evaluate.metrics import read_run
+from xqg_vdb.evaluate.questions import Asked, write_questions
 from xqg_vdb.evaluate.records import Compared, HeatMap, Report, Result, environment
 from xqg_vdb.evaluate.significance import RESAMPLES
 from xqg_vdb.evaluate.suite import Suite, System
@@ -42,15 +45,16 @@ def run_suite(
     command: str = "",
     resamples: int = RESAMPLES,
     progress: Progress = silent,
+    own: Mapping[str, RetrievalTask] | None = None,
 ) -> Report:
-    """Run everything that `out` does not hold yet, and report; TREC runs lie in `out/runs` afterwards.
+    """Run everything that `out` does not hold yet, and report; `out/runs` and `out/questions.csv` are there afterwards.
 
     open_encoder: model name -> encoder. vectors: where texts' vectors are kept, `out/vectors` by default. store: where
     collections are written, a temporary embedded one by default; each is removed after use.
     Raises DataError for what is wrong with suite or data before anything is encoded, and what encoding, writing and
-    searching raise.
+    searching raise. own: datasets of the suite that are read already.
     """
-    bench = Workbench(suite, data_dir, out, vectors or out / "vectors", open_encoder, progress, threads)
+    bench = Workbench(suite, data_dir, out, vectors or out / "vectors", open_encoder, progress, threads, own or {})
     with closing(bench):
         return _run(bench, store, threads=threads, command=command, resamples=resamples)
 
@@ -59,6 +63,7 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
     suite = bench.suite
     _check(bench)
     cells = _run_cells(bench, store)
+    _write_questions(bench, cells)
     tokenizer = next((cell.tokenizer for cell in cells.values() if cell.tokenizer), "")
     return Report(
         suite=suite.name,
@@ -114,8 +119,28 @@ def _run_cells(bench: Workbench, store: VectorStore | None) -> dict[tuple[str, s
                 bench.progress(f"{dataset}: {system.name}", len(cells), len(suite.datasets) * len(suite.systems))
                 cells[dataset, system.name], run = bench.cell(system, dataset, store=chosen)
                 with disk_errors(runs):
-                    shutil.copyfile(run, runs / f"{_file_name(dataset)}.{_file_name(system.name)}.trec.gz")
+                    shutil.copyfile(run, _run_file(bench, dataset, system.name))
     return cells
+
+
+def _run_file(bench: Workbench, dataset: str, system: str) -> Path:
+    return bench.out / "runs" / f"{_file_name(dataset)}.{_file_name(system)}.trec.gz"
+
+
+def _write_questions(bench: Workbench, cells: Cells) -> None:
+    """What became of every question; bitext mining has none."""
+    names = [system.name for system in bench.suite.systems]
+    asked = [
+        Asked(
+            dataset, bench.task(dataset), tuple(bench.task(dataset).passages),
+            {name: cells[dataset, name].values for name in names},
+            {name: read_run(_run_file(bench, dataset, name)) for name in names},
+        )
+        for dataset in bench.suite.datasets
+        if BITEXT not in bench.metrics(dataset)
+    ]  # fmt: skip
+    if asked:
+        write_questions(bench.out, asked)
 
 
 @contextmanager

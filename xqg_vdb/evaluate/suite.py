@@ -153,7 +153,6 @@ class Suite:
         names = [system.name for system in self.systems]
         if len(set(names)) < len(names) or not names:
             raise DataError(f"suite {self.name!r}: every system needs a name of its own; found {names}.")
-        _known(self.datasets, [*DATASETS, *filter(is_dataset, self.datasets)], "dataset")
         for comparison in self.comparisons:
             _known([comparison.baseline, *comparison.systems], names, "system")
         _known([sweep.system for sweep in self.sweeps], names, "system")
@@ -190,6 +189,7 @@ def read_suite(path: str | Path) -> Suite:
     }
     rest = _record(_Head, table, where)
     try:
+        _known(rest.datasets, [*DATASETS, *filter(is_dataset, rest.datasets)], "dataset")
         return Suite(systems=tuple(systems), queries=sets, **vars(rest), **lists)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
@@ -284,15 +284,22 @@ def preset(
     queries: Path | None = None,
     search: SearchMode = "exact",
     depth: int = 100,
+    several_languages: bool | None = None,
 ) -> Suite:
-    """Plain against calibrated; with generated queries also xQG, both together, and the controls that xQG must beat."""
+    """Plain against calibrated; with generated queries also xQG, both together, and the controls that xQG must beat.
+
+    several_languages: the passages are one pool of several languages, whose own side is calibrated, too; None for
+    what is known of `dataset`.
+    """
+    if several_languages is None:
+        several_languages = dataset.startswith("xquad-r") or dataset in ("mlqa-r", "mewsli-x")
     systems = [
         System("plain", encoder, calibration=0.0),
         System("calibrated", encoder, means="bank"),
     ]
     comparisons = [Comparison("plain", ("calibrated",))]
     sweeps: list[SweepPlan] = []
-    if dataset.startswith("xquad-r") or dataset in ("mlqa-r", "mewsli-x"):  # one pool of several languages
+    if several_languages:
         systems.append(System("both sides calibrated", encoder, means="bank", passage_calibration=_PASSAGE_STRENGTH))
         comparisons = [Comparison("plain", ("calibrated", "both sides calibrated"))]
     if queries is not None:

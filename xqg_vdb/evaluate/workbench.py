@@ -7,7 +7,7 @@ out/cells/    values and run of every finished cell, by all that they depend on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,10 @@ OpenEncoder = Callable[[str], CalibratedEncoder]
 
 @dataclass
 class Workbench:
-    """One run of a suite; everything is made when it is first asked for, and kept. threads: of generators."""
+    """One run of a suite; everything is made when it is first asked for, and kept.
+
+    threads: of generators. own: datasets that are read already.
+    """
 
     suite: Suite
     data_dir: Path | None
@@ -43,6 +46,7 @@ class Workbench:
     open_encoder: OpenEncoder
     progress: Progress
     threads: int
+    own: Mapping[str, RetrievalTask] = field(default_factory=dict)
     encoders: dict[str, CalibratedEncoder] = field(default_factory=dict)
     queries: dict[tuple[str, str, str], QueryVectors] = field(default_factory=dict)
     _tasks: dict[str, RetrievalTask] = field(default_factory=dict)
@@ -68,7 +72,7 @@ class Workbench:
     def task(self, dataset: str) -> RetrievalTask:
         """The dataset, with the suite's questions only."""
         if dataset not in self._tasks:
-            task = load_task(dataset, self.data_dir)
+            task = self.own.get(dataset) or load_task(dataset, self.data_dir)
             self._wholes[dataset] = task
             self._tasks[dataset] = (
                 task if self.suite.questions is None else sampled_questions(task, self.suite.questions)

@@ -243,7 +243,7 @@ class CorpusFiles:
         self.skipped: list[tuple[str, str]] = []
 
     def __iter__(self) -> Iterator[Passage]:
-        rejects = _Skipped(self._pool)
+        rejects = Skipped(self._pool)
         for path in self._paths:
             read = read_corpus(path, rejects=rejects, default_lang=self._lang, detect=False, title_only=True)
             for passage in read:
@@ -251,10 +251,10 @@ class CorpusFiles:
         self.skipped = rejects.records
 
 
-class _Skipped(Rejects):
-    """Keeps the ids and faults of records that cannot be used."""
+class Skipped(Rejects):
+    """Keeps the ids and faults of records that cannot be used; pool: what precedes the ids."""
 
-    def __init__(self, pool: str | None) -> None:
+    def __init__(self, pool: str | None = None) -> None:
         super().__init__(max_rejects=sys.maxsize)
         self._prefix = "" if pool is None else f"{pool}:"
         self.records: list[tuple[str, str]] = []
@@ -275,23 +275,23 @@ def _id_of(source: Source) -> str:
         return first.strip() if tab else ""
 
 
-def with_corpus_notes(task: RetrievalTask) -> RetrievalTask:
-    """The task with what its corpus files left out in its notes; reads them once.
+def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = ()) -> RetrievalTask:
+    """The task with notes of what its corpus lacks, whose files are read once.
 
-    Raises DataError when a relevant passage is among the records that cannot be used: the results would be wrong.
+    skipped: ids and faults of records that could not be used when the passages were read before. Raises DataError when
+    a relevant passage is among what cannot be used: the results would be wrong.
     """
-    passages = task.passages
-    parts = list(passages.parts.values()) if isinstance(passages, Pools) else [passages]
+    parts = list(task.passages.parts.values()) if isinstance(task.passages, Pools) else [task.passages]
     files = [part for part in parts if isinstance(part, CorpusFiles)]
-    if not files:
+    if not files and not isinstance(task.passages, list):
         return task
     asked = {query.id for query in task.queries}
     lacking = {docid for of in task.qrels.values() for docid, grade in of.items() if grade > 0}
     own = 0
-    for passage in passages:
+    for passage in task.passages:
         lacking.discard(passage.id)
         own += passage.id in asked
-    skipped = [record for part in files for record in part.skipped]
+    skipped = [*skipped, *(record for part in files for record in part.skipped)]
     for docid, fault in skipped:
         if lacking and (docid in lacking or not docid):
             raise DataError(
