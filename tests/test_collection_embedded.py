@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -506,3 +507,52 @@ def test_without_a_pointer_nothing_is_deleted_and_everything_says_what_to_do(tmp
                 call()
         assert store.admin.rollback("wiki", version="v0001") == "v0001"
         assert store.count("wiki") == 5
+
+
+def test_a_panic_of_the_engine_is_damage_with_a_way_out(tmp_path):
+    class PanicException(BaseException):  # as the engine's binding makes it
+        pass
+
+    shard = tmp_path / "wiki" / "v0001" / "shard"
+    with pytest.raises(CorruptError, match="xqg-vdb rollback wiki"), engine.errors(shard):
+        raise PanicException("index out of bounds")
+    with pytest.raises(KeyboardInterrupt), engine.errors(shard):
+        raise KeyboardInterrupt
+    with pytest.raises(XqgError, match="not enough memory") as caught, engine.errors(shard):
+        raise Exception("Cannot allocate memory (os error 12)")
+    assert not isinstance(caught.value, CorruptError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"f00d"', '"f00e"'),
+        lambda text: text.replace('"alpha": 0.3', '"alpha": 0.4'),
+        lambda text: text.replace('"count": 20', '"count": "20"'),
+        lambda text: text.replace('"query_means": {}', '"query_means": {"en": 3}'),
+        lambda text: text.replace('"storage": {}', '"storage": [1]'),
+        lambda text: "[" * 100_000,
+        lambda text: text[: len(text) // 2],
+        lambda text: "\x00" * 20,
+    ],
+)
+def test_a_changed_card_is_damage(tmp_path, change):
+    with EmbeddedStore(tmp_path) as store:
+        load(store, "wiki", passages(20), vectors(20), card=a_card())
+    card = tmp_path / "wiki" / "v0001" / "card.json"
+    before = card.read_text()
+    card.write_text(change(before))
+    assert card.read_text() != before
+    with EmbeddedStore(tmp_path) as store:
+        for call in (store.card, store.count, store.admin.state):
+            with pytest.raises(CorruptError, match="load the collection again"):
+                call("wiki")
+
+
+def test_a_card_of_an_earlier_version_without_checksum_is_read(tmp_path):
+    with EmbeddedStore(tmp_path) as store:
+        load(store, "wiki", passages(20), vectors(20), card=a_card())
+        path = tmp_path / "wiki" / "v0001" / "card.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in record.items() if key != "sha256"}))
+        assert store.card("wiki").count == 20

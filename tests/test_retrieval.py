@@ -13,7 +13,7 @@ from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.errors import DataError, MismatchError, ModelError
 from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import CALIBRATED_EF, Retriever, collection_means
+from xqg_vdb.search.retriever import Retriever, collection_means
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
@@ -124,7 +124,7 @@ def test_the_strength_is_the_cards_unless_given(collection, given_strength, used
     )
 
 
-def test_without_calibration_nothing_is_detected_or_widened(collection, monkeypatch):
+def test_without_calibration_nothing_is_detected(collection, monkeypatch):
     seen = []
     monkeypatch.setattr("xqg_vdb.search.retriever.resolve_languages", lambda *given: seen.append(given))
     search = collection.store.search
@@ -132,17 +132,19 @@ def test_without_calibration_nothing_is_detected_or_widened(collection, monkeypa
         collection.store, "search", lambda *given, **more: seen.append(given[2].ef) or search(*given, **more)
     )
     (answer,) = Retriever(an_encoder(), collection, calibration=0.0).run([Question("q", SWAHILI)])
-    assert seen == [None] and answer.lang == ""
+    assert seen == [256] and answer.lang == ""
 
 
-def test_calibrated_questions_walk_wider(collection, monkeypatch):
+def test_every_question_walks_as_wide_as_was_asked(collection, monkeypatch):
     seen = []
     search = collection.store.search
     monkeypatch.setattr(
         collection.store, "search", lambda *given, **more: seen.append(given[2].ef) or search(*given, **more)
     )
-    Retriever(an_encoder(), collection).search(SWAHILI)
-    assert seen == [CALIBRATED_EF]
+    retriever = Retriever(an_encoder(), collection)
+    retriever.search(SWAHILI)
+    retriever.run([Question("q", SWAHILI)], Search(ef=64))
+    assert seen == [256, 64]
 
 
 def test_an_encoder_without_means_is_not_calibrated_but_works(tmp_path):

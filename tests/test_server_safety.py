@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from collection_cases import a_batch, a_card, finished, load, passages, vectors
 from fake_qdrant import FakeQdrant, Fault
@@ -12,7 +13,8 @@ from qdrant_client import QdrantClient, models
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError
 from xqg_vdb.index.migrate import migrate
-from xqg_vdb.store.layout import CollectionOptions, Moved
+from xqg_vdb.index.verify import verify
+from xqg_vdb.store.layout import CollectionOptions, Moved, point_id
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server import writer as server_writer
 from xqg_vdb.store.server.client import Pending, Server, checked_address, port_number
@@ -451,3 +453,35 @@ def test_the_card_of_a_load_is_kept_when_meta_of_others_is_odd(fake, store):
     fake.client.update_collection("wiki__v0001", metadata={"xqg_cursor": "odd", "xqg_loader": [1], "xqg_bulk": 3})
     load(store, "wiki", passages(5), vectors(5), card=replace(a_card(), rows_digest="x"))
     assert store.count("wiki") == 5
+
+
+STRANGERS = [
+    {"page_content": "of LangChain", "metadata": {"source": "a"}},
+    {"_node_content": '{"text": "of LlamaIndex"}', "_node_type": "TextNode"},
+    {"id": "h", "content": "of Haystack", "meta": {"lang": "de"}, "blob": None},
+    {"meta": "odd", "content": ["odd"]},
+    {"id": 7, "meta": {"title": None}},
+    {"_node_content": 3},
+    {},
+]
+
+
+def test_points_of_stock_stores_are_named_and_found_and_no_damage(fake, store):
+    edition(store, 1)
+    points = [
+        models.PointStruct(id=900 + n, vector={"text-dense": [1.0 + n] * 16}, payload=payload)
+        for n, payload in enumerate(STRANGERS)
+    ]
+    fake.client.upsert("wiki__v0001", points)
+    hits = store.search("wiki", np.ones((1, 16), np.float32), Search(k=30))[0]
+    assert len(hits) == 27 and all(hit.id for hit in hits)
+    assert {"of LangChain", "of LlamaIndex", "of Haystack"} <= {hit.text for hit in hits}
+    found = verify(store, "wiki")
+    assert found.problems == () and found.points == 27
+    assert found.others == {"LangChain": 1, "LlamaIndex": 2, "Haystack": 2, "others": 2}
+    details = store.admin.state("wiki").details
+    assert details["written by LangChain"] == 1 and details["written by LlamaIndex"] == 2
+    edition(store, 2)
+    assert store.admin.rollback("wiki") == "v0001"  # whose points are more than its card promises
+    fake.client.delete("wiki__v0001", [str(point_id("p00003"))])
+    assert "19 points where the card promises 20" in verify(store, "wiki").problems[0]

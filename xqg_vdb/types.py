@@ -48,6 +48,8 @@ def _checked(kind: Any, value: Any, name: str) -> Any:
     origin, inside = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
         return None if value is None else _checked(inside[0], value, name)
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _checked(inside[1], item, name) for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
         return tuple(_checked(inside[0], item, name) for item in value)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
@@ -58,8 +60,8 @@ def _checked(kind: Any, value: Any, name: str) -> Any:
             return kind(**known)
         except TypeError as error:
             raise ValueError(str(error).partition("__init__() ")[2]) from None
-    plain = type(value) is kind or (kind is float and type(value) is int)
-    if plain or (origin is Literal and value in inside) or (origin is Mapping and isinstance(value, dict)):
+    plain = kind is Any or type(value) is kind or (kind is float and type(value) is int)
+    if plain or (origin is Literal and value in inside):
         return value
     raise ValueError(f"{name} cannot be {value!r:.60}")
 
@@ -273,8 +275,9 @@ QuestionRows = Vectors | Sequence[SparseVector]
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What to look up for each question. using: the vector. ef: candidates that graph search keeps, None: its own.
+    """What to look up for each question. using: the vector.
 
+    ef: measured at 256, where questions off the passages' cone, as calibrated ones are, lose hardly a neighbour.
     where: conditions on the passages' fields (`store.filters`), or a `qdrant_client.models.Filter`.
     """
 
@@ -282,7 +285,9 @@ class Search:
     passage_langs: Sequence[str] | None = option(None, "Only passages in this language; repeatable.")
     using: str = "text-dense"
     exact: bool = option(False, "Compare with every passage instead of walking the graph.")
-    ef: int | None = None
+    ef: int = option(
+        256, "Candidates that the graph search keeps: more find more, and take longer.", least=1, metavar="N"
+    )
     where: Any = None
     offset: int = option(0, "Leave out this many of the best, for the next page.", least=0, most=10_000)
 

@@ -318,6 +318,8 @@ def verify(collection: str, build: Path | None, sample: int, place: Place, as_js
     else:
         by_language = ", ".join(f"{n} {lang}" for lang, n in found.languages.items()) or "none"
         click.echo(f"{collection} {found.version}: {found.points} points ({by_language})")
+        for library, n in found.others.items():
+            click.echo(f"{n} of them were not loaded by xqg-vdb, but written by {library}; searches find them, too")
         if found.lowest_cosine is not None:
             click.echo(f"{found.compared} vectors compared with the build, lowest cosine {found.lowest_cosine:.6f}")
     if found.problems:

@@ -28,7 +28,7 @@ from xqg_vdb.evaluate.metrics import Run, write_run
 from xqg_vdb.evaluate.suite import SearchMode
 from xqg_vdb.evaluate.systems import Placed
 from xqg_vdb.files import write_atomic
-from xqg_vdb.search.retriever import CALIBRATED_EF, DEPTH, fuse_ranks
+from xqg_vdb.search.retriever import DEPTH, fuse_ranks
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_SPARSE, Digest
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Hit, Passage, PointBatch, Search, Vectors, VectorStore
 
@@ -53,10 +53,9 @@ def found(
 ) -> list[list[Hit]]:
     """The k best per question as `Retriever` finds them; fused with those by the words for a hybrid system."""
     depth = k if placed.words is None else max(k, DEPTH)
-    breadth = max(depth, CALIBRATED_EF) if search == "graph" else None
     exact = search == "exact"
     asked = placed.questions[list(rows)]
-    hits = store.search(name, asked, Search(depth, using=TEXT_DENSE, exact=exact, ef=breadth))
+    hits = store.search(name, asked, Search(depth, using=TEXT_DENSE, exact=exact))
     if placed.words is None:
         return hits
     words = [placed.words.questions[row] for row in rows]

@@ -12,7 +12,7 @@ from xqg_vdb.errors import MismatchError
 from xqg_vdb.index.build import Build
 from xqg_vdb.index.write import vectors_of
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.store.layout import TEXT_DENSE, Digest
+from xqg_vdb.store.layout import TEXT_DENSE, Digest, written_by
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, StoredPoint, VectorStore
 
 LEAST_COSINE = 0.9999
@@ -25,13 +25,15 @@ _UNIT = 1e-3
 class Verification:
     """What was found. problems: one sentence each, empty when all is well.
 
-    points: how many there are. compared: how many were compared with the build; lowest_cosine: the worst of them.
+    points: how many there are. others: of these, points that no load of ours wrote, by library; nothing promises them.
+    compared: how many were compared with the build; lowest_cosine: the worst of them.
     """
 
     collection: str
     version: str
     points: int
     languages: Mapping[str, int]
+    others: Mapping[str, int]
     compared: int
     lowest_cosine: float | None
     problems: tuple[str, ...]
@@ -60,8 +62,13 @@ def verify(
         )
     digest, points, unfit, chosen = Digest(), 0, 0, []
     languages: dict[str, int] = {}
+    others: dict[str, int] = {}
     step = max(card.count // max(sample, 1), 1)
     for point in store.scroll(name, with_vectors=True):
+        library = written_by(point.payload) if card.digest else None
+        if library is not None:
+            others[library] = others.get(library, 0) + 1
+            continue
         digest.add(point.id, str(point.payload.get("content", "")))
         lang = _lang_of(point)
         languages[lang] = languages.get(lang, 0) + 1
@@ -78,7 +85,14 @@ def verify(
         problems += more
         lowest = min(cosines, default=None)
     return Verification(
-        name, card.version, points, dict(sorted(languages.items())), len(chosen), lowest, tuple(problems)
+        name,
+        card.version,
+        points + sum(others.values()),
+        dict(sorted(languages.items())),
+        others,
+        len(chosen),
+        lowest,
+        tuple(problems),
     )
 
 
@@ -126,4 +140,5 @@ def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[
 
 
 def _lang_of(point: StoredPoint) -> str:
-    return str((point.payload.get("meta") or {}).get("lang", UNKNOWN_LANGUAGE))
+    meta = point.payload.get("meta")
+    return str(meta.get("lang", UNKNOWN_LANGUAGE)) if isinstance(meta, Mapping) else UNKNOWN_LANGUAGE

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CALIBRATED_EF = 256
-"""Breadth of the graph search for calibrated questions: they lie off the passages' cone, where the engine's default
-breadth overlooks more neighbours than it does for plain ones."""
-
 MOST_MOVES = 5
 """Times that a run begins anew because its version was replaced and deleted meanwhile."""
 
@@ -47,13 +43,12 @@ class EncodedQuestions:
     """Questions ready for a search.
 
     vectors: float32 (n, dim). langs: per question the language that it was calibrated for; "" when it was not and none
-    was given. breadth: the `ef` to search with, None for the engine's own.
+    was given.
     texts: per question what its words are taken from.
     """
 
     vectors: Vectors
     langs: tuple[str, ...]
-    breadth: int | None
     texts: tuple[str, ...]
 
 
@@ -97,8 +92,7 @@ class QuestionEncoder:
             langs = list(resolve_languages(texts, langs))
             unit, table = self.encoder.facts.normalize, self.language_means
             vectors = calibrate(vectors, langs=langs, table=table, strength=self.strength, normalize=unit)
-        breadth = CALIBRATED_EF if calibrated else None
-        return EncodedQuestions(vectors, tuple(lang or "" for lang in langs), breadth, tuple(texts))
+        return EncodedQuestions(vectors, tuple(lang or "" for lang in langs), tuple(texts))
 
 
 def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -> Vectors:
@@ -319,7 +313,6 @@ class Retriever:
         return EncodedQuestions(
             mean_rows(flat.vectors, starts, normalize=self.encoder.facts.normalize),
             tuple(flat.langs[start] for start in starts),
-            flat.breadth,
             tuple("\n".join(wording.text for wording in several) for several in wordings),
         )
 
@@ -329,13 +322,13 @@ class Retriever:
         search = replace(search, passage_langs=passage_languages(search.passage_langs))
         encoded, k = self.encode(questions), self._wanted(search)
         depth = k if self._words is None else max(k, DEPTH)
-        dense = replace(search, k=depth, offset=0, ef=encoded.breadth if search.ef is None else search.ef)
+        dense = replace(search, k=depth, offset=0)
         calls = [LookUp(list(range(len(questions))), encoded.vectors, dense)]
         if self._words is not None:
             words = [self._words.question(text) for text in encoded.texts]
             rows = [row for row, own in enumerate(words) if len(own.indices)]
             if rows:
-                sparse = replace(dense, using=TEXT_SPARSE, ef=None)
+                sparse = replace(dense, using=TEXT_SPARSE)
                 calls.append(LookUp(rows, [words[row] for row in rows], sparse))
         return encoded, calls
 

@@ -7,9 +7,11 @@ layout is the one that the stock LangChain, LlamaIndex and Haystack integrations
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import blake2b
@@ -88,24 +90,36 @@ def payload_of(passage: Passage, query_langs: Sequence[str]) -> dict[str, Any]:
 
 
 def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
-    """The hit that a payload of ours stands for; lenient, because others may have written points beside ours."""
-    meta = dict(payload.get("meta") or {})
+    """The hit that a payload stands for; lenient, because others may have written points beside ours."""
+    found = payload.get("meta") or payload.get("metadata")
+    meta = dict(found) if isinstance(found, Mapping) else {}
     meta.pop("query_langs", None)
-    return Hit(
-        id=str(payload.get("id", "")),
-        score=score,
-        text=payload.get("content", ""),
-        title=meta.pop("title", ""),
-        lang=meta.pop("lang", UNKNOWN_LANGUAGE),
-        meta=meta,
-    )
+    text = next((payload[key] for key in ("content", "page_content", "text") if payload.get(key)), "")
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):  # LlamaIndex keeps a node as JSON
+        text = text or json.loads(payload.get("_node_content") or "{}").get("text", "")
+    title, lang = meta.pop("title", None), meta.pop("lang", None)
+    return Hit(str(payload.get("id", "")), score, str(text), str(title or ""), str(lang or UNKNOWN_LANGUAGE), meta)
+
+
+STRANGERS = {"LangChain": "page_content", "LlamaIndex": "_node_content", "Haystack": "content"}
+"""Libraries that write points of their own into a collection, and the key that their payloads have."""
+
+
+def written_by(payload: Mapping[str, Any]) -> str | None:
+    """Who wrote a point that no load of ours made, by its payload's layout; None for ours."""
+    meta = payload.get("meta")
+    if isinstance(meta, Mapping) and "query_langs" in meta:
+        return None
+    return next((library for library, key in STRANGERS.items() if key in payload), "others")
 
 
 def stored_point(payload: Mapping[str, Any], vectors: Mapping[str, Any]) -> StoredPoint:
     """A point as either engine gives it: lists of numbers, and a record with `indices` and `values`."""
     words = vectors.get(TEXT_SPARSE)
     sparse = None if words is None else sparse_vector(words.indices, words.values)
-    arrays = {name: np.asarray(value, dtype=np.float32) for name, value in vectors.items() if name != TEXT_SPARSE}
+    arrays = {
+        name: np.asarray(value, dtype=np.float32) for name, value in vectors.items() if not hasattr(value, "indices")
+    }
     return StoredPoint(id=str(payload.get("id", "")), payload=payload, vectors=arrays, sparse=sparse)
 
 

@@ -23,7 +23,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import CALIBRATED_EF, check_same_encoder, collection_means
+from xqg_vdb.search.retriever import check_same_encoder, collection_means
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.tune.material import hash_order
 from xqg_vdb.types import GeneratedQueries, Question, Search, Vectors
@@ -105,10 +105,10 @@ def audit(
         normalize=encoder.facts.normalize,
     )  # fmt: skip
     own = [chosen[row].id for row in owner]
-    plain = _finds(collection, np.asarray(vectors), own, k=k, ef=None, progress=progress, stage="plain")
+    plain = _finds(collection, np.asarray(vectors), own, k=k, progress=progress, stage="plain")
     calibrated = plain
     if card.calibration:
-        calibrated = _finds(collection, moved, own, k=k, ef=CALIBRATED_EF, progress=progress, stage="calibrated")
+        calibrated = _finds(collection, moved, own, k=k, progress=progress, stage="calibrated")
     of = np.array(langs)
     languages = [
         LanguageAudit(
@@ -165,7 +165,6 @@ def _finds(
     own: Sequence[str],
     *,
     k: int,
-    ef: int | None,
     progress: Progress,
     stage: str,
 ) -> NDArray[np.bool_]:
@@ -173,7 +172,7 @@ def _finds(
     found = np.zeros(len(own), dtype=np.bool_)
     for start in range(0, len(own), _ASKED_TOGETHER):
         progress(stage, start, len(own))
-        answers = collection.nearest(vectors[start : start + _ASKED_TOGETHER], Search(k, ef=ef))
+        answers = collection.nearest(vectors[start : start + _ASKED_TOGETHER], Search(k))
         for row, hits in enumerate(answers, start):
             found[row] = any(hit.id == own[row] for hit in hits)
     return found

@@ -253,6 +253,10 @@ def errors(path: Path) -> Iterator[None]:
         raise DataError(f"The engine refuses the data for {path}: {error}.") from error
     except Exception as error:
         raise _translated(str(error), path) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # how the engine meets some damaged files; no Exception
+            raise
+        raise _damaged(str(error).partition("\n")[0], path) from error
 
 
 def _translated(text: str, path: Path) -> XqgError:
@@ -270,7 +274,19 @@ def _translated(text: str, path: Path) -> XqgError:
         return MismatchError(f"The vectors do not fit the collection in {path}: {text}.")
     if "Validation failed" in text or "is incompatible with existing segments" in text:
         return MismatchError(f"{path} was made with other settings: {text}.")
-    return CorruptError(f"The engine cannot use {path}: {text}. Load the collection again.")
+    if "os error 12" in text or "memory allocation" in text:
+        return XqgError(f"There is not enough memory for {path} ({text}); close other programs, then try again.")
+    if "os error 24" in text:
+        return XqgError(f"Too many files are open for {path}; raise the limit (ulimit -n), then try again.")
+    return _damaged(text, path)
+
+
+def _damaged(text: str, path: Path) -> CorruptError:
+    name = path.parent.parent.name  # of the collection
+    return CorruptError(
+        f"The engine cannot use {path}: {text}. Go back with `xqg-vdb rollback {name}` or `xqg-vdb snapshot restore"
+        f" {name} FILE`, or load the collection again."
+    )
 
 
 # Build the index of a closed shard in a process of its own.
@@ -310,6 +326,8 @@ def _failure(code: int, stderr: str, shard: Path) -> XqgError:
     if code < 0:
         return XqgError(f"Building the index of {shard} was killed (signal {-code}; out of memory?); {again}.")
     last = stderr.strip().rpartition("\n")[2]
+    if last.startswith("MemoryError") or "os error 12" in last or "memory allocation" in stderr:
+        return XqgError(f"There was not enough memory to build the index of {shard}; {again}.")
     if "WouldBlock" in last:
         return LockedError(f"{shard} is still being indexed by a load that was stopped; wait a moment, then {again}.")
     return CorruptError(f"Building the index of {shard} failed ({last}); {again}.")

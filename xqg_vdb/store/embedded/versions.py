@@ -13,9 +13,11 @@ version is unfinished, one below it is finished with. This file refuses to know 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from xqg_vdb.files import FileLock, empty_bin, remove_folder, write_json
 from xqg_vdb.types import Card
 
 _VERSION = re.compile(r"v(\d{4,})")
+
+_SUM = "sha256"
 
 Stamp = tuple[int, int]
 """Modification time and inode of a pointer file."""
@@ -61,13 +65,18 @@ class Version:
         """Its card. Raises CorruptError when it is missing or not one."""
         path = self.path / "card.json"
         try:
-            return Card.from_json(_read(path))
-        except (FileNotFoundError, ValueError) as error:
-            raise CorruptError(f"{path} is not a card ({error!r}); load the collection again.") from error
+            record = _read(path)
+            card, noted = Card.from_json(record), record.get(_SUM, "")
+        except (FileNotFoundError, ValueError, RecursionError) as error:
+            raise CorruptError(f"{path} is not a card ({error!r:.200}); load the collection again.") from error
+        if noted and noted != _sum_of(record):  # cards of earlier versions have none
+            raise CorruptError(f"{path} was changed after it was written: it is damaged; load the collection again.")
+        return card
 
     def write_card(self, card: Card) -> None:
         """Replace the card, durably."""
-        write_json(self.path / "card.json", card.to_json())
+        record = card.to_json()
+        write_json(self.path / "card.json", {**record, _SUM: _sum_of(record)})
 
     def cursor(self) -> tuple[int, int]:
         """(rows, points) that are durable; (0, 0) before the first commit. Raises CorruptError."""
@@ -77,7 +86,7 @@ class Version:
         try:
             record = _read(path)
             return int(record["rows"]), int(record["points"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptError(f"{path} is damaged ({error!r}).") from error
 
     def write_cursor(self, *, rows: int, points: int) -> None:
@@ -119,7 +128,7 @@ class Folder:
             names = [record["version"], *record.get("kept", [])]
         except FileNotFoundError:
             return None, []
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CorruptError(f"{self.pointer} is damaged ({error!r}); load the collection again.") from error
         for name in names:
             if not isinstance(name, str) or not _VERSION.fullmatch(name):
@@ -168,6 +177,12 @@ def stamp_of(pointer: str) -> Stamp | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_mtime_ns, found.st_ino
+
+
+def _sum_of(record: Mapping[str, Any]) -> str:
+    """The checksum of a card as it is written: over everything but the checksum."""
+    rest = {key: value for key, value in record.items() if key != _SUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> Any:

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.files import disk_errors
-from xqg_vdb.store.layout import LANG_KEY, Digest, check_name
+from xqg_vdb.store.layout import LANG_KEY, STRANGERS, Digest, check_name, written_by
 from xqg_vdb.store.operations import (
     CollectionState,
     Snapshot,
@@ -227,15 +227,30 @@ class ServerAdmin:
             details["grey"] = (
                 "the index is not being built since the server restarted; `xqg-vdb load` once more wakes it"
             )
+        points = self._count(version)
+        details |= self._strangers(version) if points != card.count else {}
         return CollectionState(
             card=card,
-            points=self._count(version),
+            points=points,
             languages=self._languages(version),
             indexed=info.indexed_vectors_count or 0,
             status=info.status.value,
             disk_bytes=None,
             details={name: value for name, value in details.items() if value is not None},
         )
+
+    def _strangers(self, version: str) -> dict[str, int]:
+        """Points by the library that wrote them beside ours, where the server counts by a key without an index."""
+        found: dict[str, int] = {}
+        ours = models.IsEmptyCondition(is_empty=models.PayloadField(key="meta.lang"))
+        for library, key in STRANGERS.items():
+            empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+            wanted = models.Filter(must=[ours], must_not=[empty])
+            with suppress(Limited, Refused):
+                found[f"written by {library}"] = exact_count(
+                    self._client, self._names.look, version, limits=self._limits, wanted=wanted
+                )
+        return {by: count for by, count in found.items() if count}
 
     def _languages(self, version: str) -> dict[str, int]:
         """Points by language; of a collection without an index of languages none."""
@@ -360,9 +375,13 @@ class ServerAdmin:
         if not card.digest:
             return
         digest = Digest()
-        for page in pages(self._client, self._server.read, version, limits=self._limits, payload=["id", "content"]):
+        for page in pages(
+            self._client, self._server.read, version, limits=self._limits, payload=["id", "content", "meta"]
+        ):
             for point in page:
                 payload = point.payload or {}
+                if written_by(payload) is not None:
+                    continue
                 digest.add(str(payload.get("id", "")), str(payload.get("content", "")))
         if digest.hexdigest() != card.digest:
             raise CorruptError(f"{file} holds other texts than its card promises; take another copy of it.")
@@ -394,7 +413,7 @@ class ServerAdmin:
 
     def _check_count(self, version: str, expected: int) -> None:
         found = self._count(version)
-        if found != expected:
+        if found < expected:  # what others wrote beside ours is no damage
             raise CorruptError(
                 f"{version} on {self._server.where} holds {found:,} points where its card promises {expected:,};"
                 " load the collection again."

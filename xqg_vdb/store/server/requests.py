@@ -153,7 +153,7 @@ def batched_requests(requests: Sequence[models.QueryRequest], limits: Limits) ->
 
 def found_in(answer: models.QueryResponse) -> list[layout.Found]:
     """The scores and payloads of one answer."""
-    return [(point.score, point.payload or {}) for point in answer.points]
+    return [(point.score, {"id": str(point.id), **(point.payload or {})}) for point in answer.points]
 
 
 def language_filter(langs: Sequence[str] | None) -> models.Filter | None:
