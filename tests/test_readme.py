@@ -32,3 +32,7 @@ def test_the_five_lines_run_from_an_empty_cache(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 5 and all(re.fullmatch(r"0\.\d{3} \S.*", line) for line in lines), done.stdout
     assert "exporting starter:encoder once, into" in done.stderr
+
+
+def test_it_can_be_read_in_one_go():
+    assert len(README.read_text("utf-8").splitlines()) <= 120

@@ -166,3 +166,20 @@ def test_what_the_local_mode_refuses_is_the_datas_fault():
     server = Server(":memory:", deadline=0.0)
     with pytest.raises(DataError, match="refuses the data: odd"):
         server.call(lambda: (_ for _ in ()).throw(ValueError("odd")))
+
+
+def test_where_nobody_listens_from_the_start_it_is_said_at_once_and_a_restart_is_waited_for():
+    waited, calls = [], []
+    server = Server("here:1", deadline=600, sleep=waited.append, clock=lambda: sum(waited))
+
+    def refused():
+        calls.append(1)
+        raise ResponseHandlingException(httpx.ConnectError("[Errno 111] Connection refused"))
+
+    with pytest.raises(ServerError, match="here:1 is away or overloaded"):
+        server.call(refused)
+    assert len(calls) == 3 and sum(waited) < 2
+    server.call(lambda: "up")
+    with pytest.raises(ServerError, match="here:1 is away or overloaded"):
+        server.call(refused)
+    assert sum(waited) > 300

@@ -270,6 +270,7 @@ _MESSAGES: dict[Outcome, tuple[type[XqgError], str]] = {
 T = TypeVar("T")
 
 _LOG_EVERY = 10.0
+_KNOCKS = 2
 _PROPOSAL_PATIENCE, _PROPOSAL_LOOK = 30.0, 1.0
 
 _log = logging.getLogger(__name__)
@@ -296,6 +297,7 @@ class Server:
         self._sleep = sleep
         self._clock = clock
         self._logged = -_LOG_EVERY
+        self._answered = False
         self.before_first: Callable[[float | None], None] | None = None
         """What is to be found out before the first call, and within its deadline."""
 
@@ -314,7 +316,9 @@ class Server:
         end, attempt = self._end(deadline), 0
         while True:
             try:
-                return request()
+                answer = request()
+                self._answered = True
+                return answer
             except XqgError:
                 raise
             except Exception as error:
@@ -327,7 +331,9 @@ class Server:
         end, attempt = self._end(deadline), 0
         while True:
             try:
-                return await request()
+                answer = await request()
+                self._answered = True
+                return answer
             except XqgError:
                 raise
             except Exception as error:
@@ -379,7 +385,9 @@ class Server:
         if answer.outcome is not Outcome.AGAIN:
             raise self._translated(answer.outcome, said) from error
         wait = wait_before(answer, attempt)
-        if self._clock() + wait >= end:
+        # one that answered before may be starting again; where nobody listens from the start, nobody will
+        nobody = not self._answered and attempt >= _KNOCKS and "refused" in said.lower()
+        if nobody or self._clock() + wait >= end:
             raise ServerError(
                 f"{self.where} is away or overloaded ({said}); check that it runs, then run the same command again."
             ) from error
