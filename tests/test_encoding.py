@@ -13,7 +13,6 @@ from tiny_model import DIM, WORDS, write_tiny_encoder
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import CorruptError, DataError, ModelError
-from xqg_vdb.models import folder as folders
 from xqg_vdb.models.encoder import WINDOW, Encoder
 from xqg_vdb.models.folder import locate_model
 from xqg_vdb.types import TextEncoder
@@ -206,7 +205,7 @@ def test_a_named_encoder_is_exported_when_it_is_first_used(tmp_path, monkeypatch
         asked.append((checkpoint, out.name, precision))
         write_tiny_encoder(out)
 
-    monkeypatch.setattr(folders, "_exporters", [export])
+    monkeypatch.setattr("xqg_vdb.export.encoder.export_on_first_use", export)
     for _ in range(2):
         with Encoder("starter") as first, Encoder("owner/model") as second:
             assert repr(first) == f"Encoder({first.facts.source!r}, fp32, 12 dimensions, λ=0)"

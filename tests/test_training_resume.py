@@ -68,4 +68,19 @@ def test_a_killed_run_ends_as_an_unbroken_one(kind, tmp_path):
     assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
     assert {p.name for p in whole.iterdir()} == {p.name for p in broken.iterdir()}
     again = CliRunner().invoke(cli, command(kind, checkpoint, whole, pairs))
-    assert again.exit_code != 0 and "already holds something" in str(again.exception)
+    assert again.exit_code == 0 and again.output.splitlines()[-2:] == done.output.splitlines()[-2:]
+    other = CliRunner().invoke(cli, [*command(kind, checkpoint, whole, pairs), "--seed", "1"])
+    assert other.exit_code != 0 and "already holds something" in str(other.exception)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("point", ["os.rename */out/config.json 1", "shutil.rmtree */out/run 1"])
+def test_a_run_that_is_killed_at_its_end_is_done_by_the_same_command(point, tmp_path):
+    checkpoint, pairs = checkpoint_of("encoder", tmp_path / "c"), write_pairs(tmp_path / "p.jsonl", twenty_pairs())
+    words = [*command("encoder", checkpoint, tmp_path / "out", pairs), "--max-steps", "2"]
+    code = f"{killing.ARM}; from xqg_vdb.cli import main; sys.argv[0] = 'xqg-vdb'; main()"
+    process = processes.start([sys.executable, "-c", code, *words], env={**os.environ, **killing.at(point)})
+    assert process.wait() in (0, -signal.SIGKILL)
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0 and not (tmp_path / "out" / "run").exists(), done.output
+    assert (tmp_path / "out" / "config.json").exists()

@@ -10,34 +10,27 @@ Importing this package loads neither onnxruntime nor qdrant_client; the names be
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from xqg_vdb.models.folder import export_when_missing
-from xqg_vdb.types import Hit, Recipe
 
 if TYPE_CHECKING:
     from xqg_vdb.export.run import export
-    from xqg_vdb.generate.write import generate
+    from xqg_vdb.generate.local import generate
     from xqg_vdb.index.load import load
     from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.search.collection import Collection
     from xqg_vdb.search.retriever import AsyncRetriever, Retriever
     from xqg_vdb.tune.tune import tune
+    from xqg_vdb.types import Hit, Recipe
 
-
-try:
-    __version__ = version("xqg-vdb")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
+__version__: str
 
 _HOMES = {
     "AsyncRetriever": "xqg_vdb.search.retriever",
     "Collection": "xqg_vdb.search.collection",
     "Encoder": "xqg_vdb.models.encoder",
+    "Hit": "xqg_vdb.types",
+    "Recipe": "xqg_vdb.types",
     "Retriever": "xqg_vdb.search.retriever",
     "load": "xqg_vdb.index.load",
 }
@@ -60,6 +53,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:  # PEP 562
     if name in ("export", "generate", "tune"):  # folders that can be called
         return import_module(f"xqg_vdb.{name}")
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'xqg_vdb' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
@@ -69,10 +64,10 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _export(checkpoint: str, out: Path, precision: str, say: Callable[[str], None] | None) -> None:
-    from xqg_vdb.export.encoder import export_on_first_use
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
 
-    export_on_first_use(checkpoint, out, precision, say)
-
-
-export_when_missing(_export)
+    try:
+        return version("xqg-vdb")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "0+unknown"

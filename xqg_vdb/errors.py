@@ -5,6 +5,19 @@ Every message is one sentence or two that say what was expected, what was found,
 
 from __future__ import annotations
 
+import unicodedata
+
+_SHOWN = frozenset("\u00ad\u061c\u200c\u200d\u200e\u200f")  # of the format characters; others turn a line round
+
+
+def printable(text: str) -> str:
+    """A stranger's text on one line of a terminal: no escape sequence, line break or overriding direction acts."""
+    kinds = {char: unicodedata.category(char) for char in set(text)}
+    return "".join(
+        " " if kinds[char] in ("Cc", "Cs", "Zl", "Zp") else "" if kinds[char] == "Cf" and char not in _SHOWN else char
+        for char in text
+    )
+
 
 class XqgError(Exception):
     """Root of all errors that this package raises on purpose; its text is meant for the user."""

@@ -11,6 +11,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -116,7 +117,7 @@ class RecordLog:
             self._file: IO[bytes] = path.open("ab")
         try:
             if not try_flock(self._file.fileno()):
-                raise LockedError(f"{path} is being written by another process; wait for it, or use another OUT.")
+                raise LockedError(f"{path} is being written by {_writer(path)}; wait for it, or use another OUT.")
             found = scan(path)
             if found is None:
                 self._truncate(0)
@@ -160,6 +161,16 @@ class RecordLog:
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
+
+
+def _writer(path: Path) -> str:
+    """Who holds the lock of a log, where the kernel tells."""
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            _, _, _, _, pid, where, *_ = line.replace("-> ", "").split()
+            if where.endswith(f":{path.stat().st_ino}"):
+                return f"process {pid}"
+    return "another process"
 
 
 def differences(found: Record, wanted: Record) -> list[str]:

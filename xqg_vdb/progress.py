@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from threading import Event
+from time import monotonic
 from typing import Protocol
+
+QUIET = Event()  # set by --quiet
+LINE_SECONDS = 30.0  # between lines of progress where standard error is no terminal
 
 
 class Progress(Protocol):
@@ -21,13 +27,16 @@ def silent(stage: str, done: int, total: int | None) -> None:
 
 @contextmanager
 def bars(*, unit: str) -> Iterator[Progress]:
-    """Bars of tqdm on standard error, one per stage, with rate and ETA; nothing where standard error is no terminal.
+    """Bars of tqdm on standard error, one per stage, with rate and ETA; a line every 30 s where it is no terminal.
 
     Items that an earlier run had done already count as done, but not towards the rate, so that the ETA of a resumed run
     is honest.
     """
-    if not sys.stderr.isatty():
+    if QUIET.is_set():
         yield silent
+        return
+    if not sys.stderr.isatty():
+        yield _lines(unit)
         return
     from tqdm import tqdm
 
@@ -51,3 +60,53 @@ def bars(*, unit: str) -> Iterator[Progress]:
         yield show
     finally:
         close()
+
+
+def _lines(unit: str) -> Progress:
+    """Progress as lines, one when the last is old enough: how far a stage is, how fast, and for how long."""
+    stage_now, start, first, told = "", 0.0, 0, monotonic()
+
+    def show(stage: str, done: int, total: int | None) -> None:
+        nonlocal stage_now, start, first, told
+        now = monotonic()
+        if stage != stage_now:
+            stage_now, start, first = stage, now, done
+        if now - told < LINE_SECONDS:
+            return
+        told = now
+        rate = (done - first) / max(now - start, 1e-9)
+        left = f", {timedelta(seconds=round((total - done) / rate))} to go" if total and rate else ""
+        of = f" of {total:,}" if total else ""
+        sys.stderr.write(f"{stage}: {done:,}{of}{unit}, {rate:,.1f} a second{left}\n")
+
+    return show
+
+
+# Ctrl-C and SIGTERM: the command line hears them, and work that commits in batches says where it may end.
+
+STOPS: list[int] = []
+"""The signals that have asked this process to end."""
+_unbroken: list[None] = []
+
+
+def may_break() -> bool:
+    """Whether nobody is amid a batch that should be committed first."""
+    return not _unbroken
+
+
+@contextmanager
+def unbroken() -> Iterator[Callable[[str], None]]:
+    """Inside, the first signal waits for the call of what is yielded, with what is kept: it raises KeyboardInterrupt.
+
+    Without the command line's handlers, Ctrl-C raises it wherever it comes, as always.
+    """
+
+    def pause(kept: str) -> None:
+        if STOPS:
+            raise KeyboardInterrupt(kept)
+
+    _unbroken.append(None)
+    try:
+        yield pause
+    finally:
+        _unbroken.pop()

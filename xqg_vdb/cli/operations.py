@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from xqg_vdb.cli.options import Place, RecordCommand, command, json_option, place_options, print_json, say
+from xqg_vdb.errors import printable
 
 
 @command()
@@ -45,7 +46,7 @@ def versions(collection: str, place: Place, as_json: bool) -> None:
         card = state.card
         said = f"{card.count} passages, {card.created}" if card and state.finished else "unfinished"
         said = said if state.reachable else "out of reach: a node of the server is away"
-        click.echo(f"{mark} {state.name}  {said}")
+        click.echo(f"{mark} {state.name}  {printable(said)}")
 
 
 @command()

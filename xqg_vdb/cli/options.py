@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from importlib import import_module
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import click
 import orjson
 
+from xqg_vdb.errors import printable
+from xqg_vdb.progress import QUIET
 from xqg_vdb.types import option
 
 if TYPE_CHECKING:
@@ -89,12 +92,34 @@ def _kind(hint: Any, said: Any) -> tuple[Any, bool]:
     return kind, several
 
 
+def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        QUIET.set()
+        ctx.find_root().call_on_close(QUIET.clear)
+
+
+def _set_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+
+
+def loudness(*, hidden: bool) -> list[click.Option]:
+    """--quiet and --verbose: of the program, and of every command without being listed there again."""
+    return [
+        click.Option([flag], is_flag=True, expose_value=False, hidden=hidden, callback=callback, help=told)
+        for flag, callback, told in (
+            ("--quiet", _set_quiet, "No progress and no notes, errors only."),
+            ("--verbose", _set_verbose, "Also what the parts of the program log."),
+        )
+    ]
+
+
 class RecordCommand(click.Command):
     """A command whose `takes` records are made of what was typed."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its options, those of the records in the place of their stand-ins."""
-        params = super().get_params(ctx)
+        params = [*super().get_params(ctx), *loudness(hidden=True)]
         return [one for param in params for one in (param.options() if isinstance(param, _Fields) else [param])]
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -212,8 +237,14 @@ queries_option = click.option(
 
 
 def say(line: str) -> None:
-    """One line of progress, to stderr."""
-    click.echo(line, err=True)
+    """A line, to stderr, however strange the texts in it; nothing after --quiet."""
+    if not QUIET.is_set():
+        complain(line)
+
+
+def complain(line: str) -> None:
+    """A line that even --quiet lets through."""
+    click.echo("\n".join(map(printable, line.split("\n"))), err=True)
 
 
 def print_json(value: object) -> None:

@@ -22,6 +22,7 @@ from xqg_vdb.cli.options import (
     say,
     takes,
 )
+from xqg_vdb.errors import printable
 from xqg_vdb.types import Search
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def search(
         return
     for answer in answers:
         if questions is not None:
-            click.secho(f"{answer.question.id}\t{answer.question.text}", bold=True)
+            click.secho(f"{printable(answer.question.id)}\t{printable(answer.question.text)}", bold=True)
         _show(answer)
 
 
@@ -138,7 +139,7 @@ def _show(answer: Answer) -> None:
     if not answer.hits:
         say("Nothing found: the collection has no passage in those languages.")
     for rank, hit in enumerate(answer.hits, 1):
-        click.echo(f"{rank:2d}  {hit.score:.3f}  {hit.id}  [{hit.lang}]  {hit.title}")
+        click.echo(f"{rank:2d}  {hit.score:.3f}  {printable(hit.id)}  [{hit.lang}]  {printable(hit.title)}")
         click.echo(f"    {_snippet(hit.text)}")
 
 
@@ -148,7 +149,7 @@ def _record(answer: Answer) -> dict[str, object]:
 
 
 def _snippet(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     return line if len(line) <= _SNIPPET else line[: _SNIPPET - 1] + "…"
 
 
@@ -187,7 +188,7 @@ def info(collection: str | None, place: Place, as_json: bool) -> None:
         print_json({**card.to_json(), "state": facts})
         return
     for name, value in {**_card_rows(card), **(_state_rows(state) if state else {})}.items():
-        click.echo(f"{name:12s} {value}")
+        click.echo(f"{name:12s} {printable(value)}")
 
 
 def _card_rows(card: Card) -> dict[str, str]:
@@ -231,6 +232,6 @@ def _list(names: list[str], *, as_json: bool) -> None:
     if as_json:
         print_json(names)
     elif names:
-        click.echo("\n".join(names))
+        click.echo("\n".join(map(printable, names)))
     else:
         say("No collections yet; make one with `xqg-vdb load` (see its --help).")

@@ -5,4 +5,4 @@ Nothing heavy is imported here; `xqg_vdb.generate.run.generate_file` is what the
 
 from xqg_vdb.face import make_callable
 
-make_callable(__name__, home="xqg_vdb.generate.write")
+make_callable(__name__, home="xqg_vdb.generate.local")

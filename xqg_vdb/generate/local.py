@@ -8,8 +8,9 @@ endings. Long passages are cut by tokens in the middle part, so the instruction 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ from xqg_vdb.models.decoder import CausalModel, describe_folder, stop_tokens
 from xqg_vdb.models.engine import open_session, ort_value
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper
+from xqg_vdb.texts.corpus import as_passage, read_corpus
 from xqg_vdb.texts.languages import english_name, normalize
 from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.records import Records, plain_records
 from xqg_vdb.types import GeneratedQueries, Passage
 
 ROWS = 32  # rows per step that keep the cores busy; more passages are taken together until there are so many
@@ -335,3 +338,28 @@ def _unknown_share(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
     unknown = next((i for t in ("<unk>", "[UNK]", "<|unk|>") if (i := tokenizer.token_to_id(t)) is not None), None)
     ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]
     return ids.count(unknown) / len(ids) if ids and unknown is not None else 0.0
+
+
+# `xqg_vdb.generate`: queries for passages in memory or in a file, without a log; `run.generate_file` has one.
+
+
+def generate(
+    corpus: str | PathLike[str] | Records,
+    *,
+    query_langs: Sequence[str],
+    n: int = 5,
+    generator: str | Path = "starter:generator",
+    decoding: Decoding | None = None,
+    threads: int = 0,
+) -> Iterator[GeneratedQueries]:
+    """One record per passage, in the corpus's order, with `n` queries in each language; `write_queries` keeps them.
+
+    corpus: a file or folder as `load` takes it, or passages, dicts with `id` and `text`, or a data frame.
+    generator: a model folder, or the name of one exported before. Raises ModelError, DataError.
+    """
+    ready = open_generator(generator, query_langs=query_langs, decoding=decoding, threads=threads)
+    if isinstance(corpus, str | PathLike):
+        passages = read_corpus(Path(corpus), detect=False)
+    else:
+        passages = map(as_passage, plain_records(corpus))
+    return ready.generate(passages, query_langs=query_langs, n=n)

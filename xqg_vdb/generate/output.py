@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import orjson
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.files import disk_errors, write_atomic
 from xqg_vdb.journal import Committed, differences, rows, scan
-from xqg_vdb.texts.queries import QueryFile, row_digest, write_queries
+from xqg_vdb.texts.queries import QueryFile, read_queries, row_digest, write_queries
 from xqg_vdb.types import GeneratedQueries, Passage
 
 SCHEMA = 2
 """Of logs, records and provenance. 1: records had no digest of their passage."""
+_OF_SHARD = r"\.shard-\d+-of-(\d+)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def merge_shards(out: Path, *, keep_logs: bool = False, over: bool = False) -> d
     differently.
     """
     if out.exists() and not over:
-        raise DataError(f"{out} is there already: remove it, or give another OUT.")
+        return _merged_before(out, keep_logs=keep_logs)
     paths = _shards_of(out)
     found = {path: scan(path) for path in paths if path.exists()}
     open_ones = [_state(path, found.get(path)) for path in paths if not _finished(found.get(path))]
@@ -83,8 +84,28 @@ def merge_shards(out: Path, *, keep_logs: bool = False, over: bool = False) -> d
     return provenance
 
 
+def _merged_before(out: Path, *, keep_logs: bool) -> dict[str, Any]:
+    """The provenance of an `out` that was merged already: a kill may have come before the last log was removed.
+
+    Raises DataError when there is a log whose rows are not those of `out`.
+    """
+    logs = [path for path in out.parent.iterdir() if re.fullmatch(re.escape(out.name) + _OF_SHARD, path.name)]
+    for path in logs:
+        number, count = map(int, re.findall(r"\d+", path.name[len(out.name) :]))
+        committed = scan(path)
+        merged = islice(read_queries(out), number - 1, None, count)
+        for row, record in zip_longest(rows(path, committed) if committed else (), merged):
+            if not row or not record or (row["id"], row["digest"]) != (record.id, record.passage_digest):
+                raise DataError(f"{out} is there already: remove it, or give another OUT.")
+    if not provenance_path(out).exists():
+        raise DataError(f"{out} is there already: remove it, or give another OUT.")
+    for path in () if keep_logs else logs:
+        path.unlink()
+    return _provenance_of(out)
+
+
 def _shards_of(out: Path) -> list[Path]:
-    pattern = re.compile(re.escape(out.name) + r"\.shard-\d+-of-(\d+)")
+    pattern = re.compile(re.escape(out.name) + _OF_SHARD)
     counts = {int(match[1]) for path in out.parent.iterdir() if (match := pattern.fullmatch(path.name))}
     if not counts:
         raise DataError(f"There is no shard of {out} (files named {out.name}.shard-1-of-4 and so on) to merge.")

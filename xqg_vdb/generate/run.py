@@ -35,7 +35,7 @@ from xqg_vdb.generate.output import (
     provenance_path,
 )
 from xqg_vdb.journal import RecordLog, rows
-from xqg_vdb.progress import Progress, silent
+from xqg_vdb.progress import Progress, silent, unbroken
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.queries import read_queries
@@ -238,7 +238,7 @@ def _fill(
     if log.committed.end is None:
         progress("passages", tally.new_passages, total)
         plans = planned(passages, job.query_langs, earlier)
-        for batch in in_batches(plans, lambda langs: generator.batch_size(langs, job.n)):
+        for batch in _till_stopped(in_batches(plans, lambda langs: generator.batch_size(langs, job.n)), tally, total):
             begun = time.monotonic()
             lines, counts = _written(generator, batch, job)
             silent_for = 0 if counts["new_queries"] or counts["rejected"] else silent_for + counts["new_passages"]
@@ -258,6 +258,14 @@ def _fill(
     seconds = before + time.monotonic() - start
     rejected, reused = dict(tally.rejected), dict(tally.reused)
     return Summary(log.path, done, tally.queries, seconds, rejected, resumed, reused, tally.gaps)
+
+
+def _till_stopped(batches: Iterable[list[Plan]], tally: _Tally, total: int) -> Iterator[list[Plan]]:
+    """The batches; Ctrl-C ends them when the last one is committed."""
+    with unbroken() as pause:
+        for batch in batches:
+            yield batch
+            pause(f"{tally.new_passages} of {total} passages are kept")
 
 
 def _nothing_written(log: RecordLog, tally: _Tally, generator: BatchGenerator, passages: int) -> XqgError:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -154,7 +155,10 @@ def cache_folder() -> Path:
     own = os.environ.get("XQG_VDB_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xqg-vdb"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xqg-vdb"
+    except RuntimeError:
+        raise ModelError("This user has no home folder: set XQG_VDB_CACHE to a folder for models.") from None
 
 
 def cached_model(name: str, *, precision: str = "int8") -> Path:
@@ -193,26 +197,12 @@ def locate_model(model: str | Path) -> Path:
     raise ModelError(f"There is no model {name!r}: give a model folder, a hub id (owner/model) or {STARTER!r}.{hint}")
 
 
-Exporter = Callable[[str, Path, str, Callable[[str], None] | None], object]
-"""Makes the model folder of (checkpoint, folder, precision), telling each step; None: as it sees fit."""
-
-_exporters: list[Exporter] = []
-
-
-def export_when_missing(exporter: Exporter) -> None:
-    """Register what makes the folder of a named encoder that is not there yet; the package does, when it is imported.
-
-    A model knows nothing of how it is made: exporting stands above, and needs torch.
-    """
-    _exporters[:] = [exporter]
-
-
 def encoder_folder(model: str | Path, *, say: Callable[[str], None] | None = None) -> Path:
     """The folder of an encoder: like `locate_model`, but `starter` and hub ids are exported when first asked for."""
     try:
         return locate_model(model)
     except ModelError:
-        if not _has_a_name(str(model)) or not _exporters:
+        if not _has_a_name(str(model)):
             raise
         return _cached_or_made(str(model), precision="int8", say=say)
 
@@ -238,9 +228,9 @@ def _has_a_name(model: str) -> bool:
 def _cached_or_made(name: str, *, precision: str, say: Callable[[str], None] | None) -> Path:
     folder = cached_model(name, precision=precision)
     if not (folder / MANIFEST).is_file():
-        if not _exporters:
-            locate_model(name)  # raises, and says how
-        _exporters[0](STARTER_ENCODER if name == STARTER else name, folder, precision, say)
+        # by name: a model knows nothing of how it is made; exporting stands above
+        exporter = import_module("xqg_vdb.export.encoder").export_on_first_use
+        exporter(STARTER_ENCODER if name == STARTER else name, folder, precision, say)
     return folder
 
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError
+from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, printable
 from xqg_vdb.models.folder import MANIFEST, ModelFolder
 from xqg_vdb.types import Vectors
 
@@ -178,7 +178,7 @@ def reason_of(response: httpx.Response) -> str:
 
 def one_line(text: str) -> str:
     """The start of a text that somebody else wrote, safe to print."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300]
+    return " ".join(printable(text).split())[:300]
 
 
 def _is_loopback(url: str) -> bool:

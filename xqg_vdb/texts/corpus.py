@@ -218,10 +218,8 @@ def _titled_passage(record: Mapping[str, Any]) -> Passage:
     return _passage({**record, "text": title, "title": ""} if blank and isinstance(title, str) else record)
 
 
-def as_passage(record: Passage | Mapping[str, Any]) -> Passage:
-    """A passage, or what a line of a corpus says as a dict. Raises DataError for one that says none."""
-    if isinstance(record, Passage):
-        return record
+def as_passage(record: Mapping[str, Any]) -> Passage:
+    """What a line of a corpus says as a dict. Raises DataError for one that says no passage."""
     try:
         return _passage(record)
     except BadRecord as error:

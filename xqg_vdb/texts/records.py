@@ -200,7 +200,7 @@ Records = Iterable[Passage | GeneratedQueries | Mapping[str, Any]] | ArrowStream
 def write_records(path: Path, records: Records) -> Path:
     """Write records in memory as the JSON lines that the readers check. Raises DataError for what JSON cannot hold."""
     with disk_errors(path), open(path, "wb") as file:
-        for number, record in enumerate(_plain_records(records), 1):
+        for number, record in enumerate(plain_records(records), 1):
             try:
                 file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
             except orjson.JSONEncodeError as error:
@@ -208,7 +208,8 @@ def write_records(path: Path, records: Records) -> Path:
     return path
 
 
-def _plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
+def plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
+    """Each record in memory as the dict that a line of a file would hold."""
     if isinstance(records, Iterable) and not hasattr(records, "__arrow_c_stream__"):
         for record in records:
             if isinstance(record, Passage | GeneratedQueries):

@@ -21,6 +21,7 @@ from xqg_vdb.errors import DataError, MismatchError, MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import Base, Checkpoint, copy_tokenizer_files
 from xqg_vdb.files import lock_folder, sync_folder, write_atomic
 from xqg_vdb.generate.output import versions
+from xqg_vdb.progress import unbroken
 from xqg_vdb.train.pairs import TrainingPair, describe_pairs, leakage
 from xqg_vdb.types import option
 
@@ -184,7 +185,9 @@ def run_training(trainer: Any, run: Path, *, evaluates: bool, say: Callable[[str
         say(f"going on from step {state['global_step']}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="mtime may not be reliable")  # file times are not what we go by
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with unbroken() as pause:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            pause(f"step {trainer.state.global_step} is kept")
     after = figures(trainer.evaluate()) if evaluates else {}
     if after:
         say(f"dev after training: {spoken(after)}")
@@ -330,6 +333,8 @@ def carry_out(
     where tokenizer and model card join them. Raises ModelError when `out` holds something else or the base cannot be
     read, MismatchError for an unfinished run of another identity, LockedError when another process is at it.
     """
+    if finished_before := _finished(out, identity):
+        return finished_before
     run = open_run(out, identity)
     with lock_folder(run):
         checkpoint = base.fetch(run / "base")
@@ -345,6 +350,23 @@ def carry_out(
         sync_folder(out)
         shutil.rmtree(run)
     return outcome
+
+
+def _finished(out: Path, identity: Mapping[str, Any]) -> Outcome | None:
+    """What the same command made before, if it came to its end: a kill may have left its run folder."""
+    try:
+        record = orjson.loads((out / "training.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
+        return None
+    wanted = orjson.loads(orjson.dumps(identity))
+    if not (out / "config.json").exists() or any(record.get(key) != value for key, value in wanted.items()):
+        return None
+    shutil.rmtree(out / RUN, ignore_errors=True)
+    results = record["results"]
+    return Outcome(
+        out, results["steps"], results["seconds"], tuple(record["history"]), results["dev_before"],
+        results["dev_after"], results["resumed_at"],
+    )  # fmt: skip
 
 
 def spread(examples: Sequence[Any], limit: int) -> list[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer
 
+from xqg_vdb.progress import STOPS
 from xqg_vdb.train.run import figures, spoken
 
 REPORT_SECONDS = 30.0
@@ -43,8 +44,9 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]
         now = time.monotonic()
         if self._began is None:
             self._began, self._saved, self._told = (now, self.state.global_step), now, now
-        if now - self._saved >= self._every:
+        if STOPS or now - self._saved >= self._every:
             self.control.should_save, self._saved = True, now
+            self.control.should_training_stop |= bool(STOPS)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 

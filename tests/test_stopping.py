@@ -1,0 +1,114 @@
+"""Ctrl-C and SIGTERM: the batch is finished, what is kept is said, the exit code tells the signal, nothing is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import processes
+import pytest
+from cli_cases import command, environment, run_cli, write_lines
+from generation_cases import FakeGenerator, write_corpus
+
+from xqg_vdb.generate.run import Job, generate_file
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from generation_cases import FakeGenerator
+import xqg_vdb.generate.local as local
+class Slow(FakeGenerator):
+    def generate_batch(self, batch, **options):
+        with open("beat", "a") as file:
+            file.write("x")
+        if not self.calls and {blocked}:
+            import ctypes
+            ctypes.PyDLL(None).sleep(30)  # a native call that lets no handler of Python's run
+        time.sleep({pause})
+        return super().generate_batch(batch, **options)
+local.open_generator = lambda *words, **options: Slow()
+"""
+WORDS = ("generate", "c.jsonl", "q.jsonl", "--generator", "fake", "-l", "de", "-n", "2")
+
+
+def slow(pause, blocked=False):
+    return SLOW.format(tests=os.path.dirname(__file__), pause=pause, blocked=blocked)
+
+
+def started(folder, *words, before):
+    process = processes.start(
+        command(*words, before=before), cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not (folder / "beat").exists():
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_stops_after_its_batch_and_the_same_command_goes_on(tmp_path, number, code):
+    corpus = write_corpus(tmp_path / "c.jsonl", 12)
+    process = started(tmp_path, *WORDS, before=slow(1.0))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in said
+    assert "Interrupted; 3 of 12 passages are kept: run the same command again to go on." in said
+    done = run_cli(tmp_path, *WORDS, "--json", before=slow(0.0))
+    assert done.returncode == 0 and json.loads(done.stdout)["resumed"] == 3, done.stderr
+    generate_file(corpus, tmp_path / "whole.jsonl", generator=FakeGenerator(), job=Job(("de",), 2))
+    assert (tmp_path / "q.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    write_corpus(tmp_path / "c.jsonl", 12)
+    process = started(tmp_path, *WORDS, before=slow(30.0))
+    process.send_signal(signal.SIGINT)
+    assert "Stopping when this batch is committed" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 143 and "Stopped at once" in said and "Traceback" not in said
+
+
+def test_a_native_call_does_not_hold_the_process(tmp_path):
+    """It holds the interpreter's lock for good here: only a signal that no handler of Python's needs would end it."""
+    write_corpus(tmp_path / "c.jsonl", 12)
+    process = started(tmp_path, *WORDS, before=slow(30.0))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+
+
+def test_a_signal_amid_the_imports_ends_without_a_traceback(tmp_path):
+    rng = random.Random(1)
+    code = "import os; os.write(1, b'x'); from xqg_vdb.cli import main; main()"
+    for number in (signal.SIGINT, signal.SIGTERM) * 4:
+        process = processes.start(
+            [sys.executable, "-c", code, "versions", "nothing"], cwd=tmp_path, env=environment(tmp_path),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        process.stdout.read(1)
+        time.sleep(rng.uniform(0.05, 0.3))
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert b"Traceback" not in said, said
+        assert process.returncode in (128 + number, 3), said
+
+
+def test_a_closed_standard_error_and_no_home_end_in_the_right_code(tmp_path):
+    write_lines(tmp_path / "c.jsonl", [{"id": "1", "text": "a"}])
+    script = 'exec "$@" 2>&-'
+    argv = ["sh", "-c", script, "sh", *command("load", "nothing.jsonl", "wiki")]
+    assert subprocess.run(argv, cwd=tmp_path, env=environment(tmp_path), check=False).returncode == 3
+    homeless = "import pathlib, os\nos.environ.pop('XQG_VDB_CACHE')\ndef gone(cls): raise RuntimeError\n"
+    done = run_cli(tmp_path, "load", "c.jsonl", "wiki", before=homeless + "pathlib.Path.home = classmethod(gone)")
+    assert done.returncode == 3 and "This user has no home folder: set XQG_VDB_CACHE" in done.stderr
+
+
+def test_quiet_says_errors_only(tmp_path):
+    write_corpus(tmp_path / "c.jsonl", 3)
+    for words in (("--quiet", *WORDS), (*WORDS, "--quiet")):
+        assert run_cli(tmp_path, *words, before=slow(0.0)).stderr == ""
+    assert "no file" in run_cli(tmp_path, "--quiet", "generate", "x.jsonl", *WORDS[2:], before=slow(0.0)).stderr
