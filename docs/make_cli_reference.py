@@ -19,7 +19,8 @@ HEAD = """# The commands
 
 This page is the commands' own `--help`, written by `python docs/make_cli_reference.py`; a test compares the two.
 Data goes to standard output (`--json` for machines), progress and hints to standard error. Exit codes: 0 done, 2 usage,
-3 bad input, 4 fingerprint or configuration refused, 5 server away, 6 disk, 7 locked, 8 corrupt store, 130 interrupted.
+3 bad input, 4 fingerprint or configuration refused, 5 server away, 6 disk, 7 locked, 8 corrupt store, 130 Ctrl-C,
+143 SIGTERM.
 """
 
 

@@ -87,7 +87,7 @@ def test_every_flipped_byte_is_either_an_error_or_costs_the_last_batch(tmp_path)
 def test_one_writer_at_a_time(tmp_path):
     with (
         RecordLog(tmp_path / "log", {}),
-        pytest.raises(LockedError, match="is being written by (process [0-9]+|another process); wait"),
+        pytest.raises(LockedError, match=r"is being written by (process \d+|another process); wait"),
     ):
         RecordLog(tmp_path / "log", {})
 

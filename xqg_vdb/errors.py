@@ -14,7 +14,7 @@ def printable(text: str) -> str:
     """A stranger's text on one line of a terminal: no escape sequence, line break or overriding direction acts."""
     kinds = {char: unicodedata.category(char) for char in set(text)}
     return "".join(
-        " " if kinds[char] in ("Cc", "Cs", "Zl", "Zp") else "" if kinds[char] == "Cf" and char not in _SHOWN else char
+        " " if kinds[char] in ("Cc", "Zl", "Zp") else "" if kinds[char] == "Cf" and char not in _SHOWN else char
         for char in text
     )
 

@@ -76,8 +76,9 @@ def run() -> None:
         except (Exception, KeyboardInterrupt) as error:
             # an interrupted import of a native module, for one, ends in an ImportError
             if STOPS or isinstance(error, click.Abort | KeyboardInterrupt):
-                kept = isinstance(error, KeyboardInterrupt) and str(error)
-                complain(f"Interrupted; {kept or 'what was committed is kept'}: run the same command again to go on.")
+                said = str(error.__cause__ if isinstance(error, click.Abort) else error)
+                kept = said if "kept" in said else "what was committed is kept"
+                complain(f"Interrupted; {kept}: run the same command again to go on.")
                 sys.exit(128 + next(iter(STOPS), signal.SIGINT))
             sys.exit(_explained(error))
 

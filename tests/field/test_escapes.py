@@ -1,0 +1,46 @@
+"""Texts with control sequences, line breaks and overriding directions: none of them acts on a terminal."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cli_cases import run_cli, run_here
+from tiny_model import write_tiny_encoder
+
+from xqg_vdb.errors import printable
+
+ESCAPES = Path(__file__).parent / "inputs" / "escape.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2Jb", "a [2Jb"), ("a\nb\rc\td", "a b c d"), ("a\x9b31mb\x07\x7f", "a 31mb  "),
+        ("a\u2028b\u2029c", "a b c"),
+        ("\u202ecba\u202c \u2066x\u2069", "cba x"), ("\ufeffa\u200b\U000e0041", "a"),
+        ("نمی\u200cخواهم", "نمی\u200cخواهم"), ("क्\u200dष 👩\u200d🔬", "क्\u200dष 👩\u200d🔬"),
+        ("größe 日本", "größe 日本"),
+    ],
+)  # fmt: skip
+def test_what_a_terminal_would_obey_is_taken_out(text, shown):
+    assert printable(text) == shown
+
+
+def test_no_command_writes_it(tmp_path):
+    model = write_tiny_encoder(tmp_path / "model")
+    assert run_here(tmp_path, "load", ESCAPES, "wiki", "--encoder", model).returncode == 0
+    (tmp_path / "q.jsonl").write_text('{"id": "\\u001b[1m", "text": "w1\\u001b]0;x\\u0007 w2"}\n')
+    for words in (
+        ("search", "wiki", "w1 \x1b[31m w2", "--encoder", model),
+        ("search", "wiki", "--questions", "q.jsonl", "--encoder", model),
+        ("info", "wiki"), ("versions", "wiki"), ("info",),
+    ):  # fmt: skip
+        done = run_here(tmp_path, *words)
+        for stream in (done.stdout, done.stderr):
+            assert not set(stream) & set("\x1b\x07\x9b\u202e\u202c"), words
+    failed = run_cli(tmp_path, "load", "no\x1b[2J.jsonl", "wiki", "--encoder", model)
+    assert failed.stderr == "Error: There is no file no [2J.jsonl; that folder has q.jsonl.\n"
+    hits = run_here(tmp_path, "search", "wiki", "w1", "--encoder", model).stdout
+    assert len(hits.splitlines()) == 4 and "fake line 2" in hits.splitlines()[0] + hits.splitlines()[2]
