@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from xqg_vdb.errors import CorruptError, DataError, ModelError
 from xqg_vdb.models.encoder import WINDOW, Encoder
-from xqg_vdb.models.folder import locate_model
+from xqg_vdb.models.folder import locate_model, write_manifest
 from xqg_vdb.types import TextEncoder
 
 
@@ -256,6 +256,6 @@ def test_a_tokenizer_that_multiplies_texts_is_refused(tmp_path):
     record["normalizer"] = {"type": "Sequence", "normalizers": [step, step]}
     (folder / "tokenizer.json").write_bytes(orjson.dumps(record))
     manifest = orjson.loads((folder / "model.json").read_bytes())
-    folders.write_manifest(folder, {key: manifest[key] for key in ("kind", "source", "encoder", "precision")})
+    write_manifest(folder, {key: manifest[key] for key in ("kind", "source", "encoder", "precision")})
     with pytest.raises(ModelError, match="it makes texts many times as long"):
         Encoder(folder)
