@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate import bitext
-from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize, tatoeba_accuracy
+from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
 
 
 def cos(x, y) -> float:
@@ -138,42 +138,6 @@ def test_bucc_arithmetic():
     assert bucc_f1({}, set(), threshold=0.0).f1 == 0.0
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
-def test_tatoeba_equals_the_twin(seed, n):
-    rng = np.random.default_rng(seed)
-    foreign = rng.standard_normal((n, 5)).astype(np.float32)
-    english = (foreign + 0.8 * rng.standard_normal((n, 5))).astype(np.float32)
-    result = tatoeba_accuracy(foreign, english)
-
-    def check(hits, queries, pool):  # faiss.IndexFlatL2 on normalised rows, top 1
-        pool = [row / np.linalg.norm(row) for row in pool.astype(np.float64)]
-        asked = [row / np.linalg.norm(row) for row in queries.astype(np.float64)]
-        for i, q in enumerate(asked):
-            distances = [float(((q - row) ** 2).sum()) for row in pool]
-            best, *others = sorted(distances)
-            if not others or others[0] - best > 1e-5:  # else the last bits of float32 decide
-                assert hits[i] == (distances[i] == best)
-
-    check(result.en_to_xx_hits, english, foreign)
-    check(result.xx_to_en_hits, foreign, english)
-    assert result.en_to_xx == result.en_to_xx_hits.sum() / n and result.xx_to_en == result.xx_to_en_hits.sum() / n
-
-
-def test_tatoeba_directions_and_blocks(monkeypatch):
-    foreign = np.array([[1, 0], [3, 4], [0, 2]], dtype=np.float32)
-    english = np.array([[1, 0], [0.1, 1], [0, 5]], dtype=np.float32)
-    # [3, 4] and [0, 2] are both nearest to English row 2 or 1: cos 0.8 and 0.8557; [0.1, 1] is nearest to [0, 2]
-    result = tatoeba_accuracy(foreign, english)
-    assert result.xx_to_en_hits.tolist() == [True, True, True]
-    assert result.en_to_xx_hits.tolist() == [True, False, True]
-    assert (result.xx_to_en, result.en_to_xx) == (1.0, 2 / 3)
-    monkeypatch.setattr("xqg_vdb.evaluate.matrix.BLOCK_SCORES", 3)
-    assert tatoeba_accuracy(foreign, english).en_to_xx_hits.tolist() == [True, False, True]
-
-
 def test_errors():
-    with pytest.raises(DataError, match=r"as many foreign as English rows, got \(2, 3\) and \(1, 3\)"):
-        tatoeba_accuracy(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))
     with pytest.raises(DataError, match="needs an id per row: 1, 1 rows, 1, 2 ids"):
         bucc_mine(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), source_ids=["a"], target_ids=["A", "B"])

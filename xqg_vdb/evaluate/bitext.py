@@ -1,6 +1,5 @@
-"""Sentence alignment metrics of XTREME: Tatoeba accuracy and BUCC 2018 mining, exact and blockwise.
+"""BUCC 2018's mining of XTREME, exact and blockwise: sentence rows of two languages give pairs, and those their F1.
 
-In: sentence rows of two languages. Out: Tatoeba's accuracy in both directions, BUCC's mined pairs and their F1.
 Definitions: google-research/xtreme `third_party/utils_retrieve.py` (from LASER; Artetxe and Schwenk 2019), with faiss
 replaced by exact numpy search and, where scores are equal, the order of rows and ids.
 """
@@ -27,28 +26,6 @@ TILE_COLUMNS = 2**14
 
 
 @dataclass(frozen=True, slots=True)
-class TatoebaAccuracy:
-    """Nearest-neighbour hits of one language pair, (n,) bool each, and their shares in 0..1 (publishers ×100).
-
-    XTREME reports `en_to_xx` (the English sentence is the query, the foreign file is searched); MTEB and most papers on
-    sentence vectors report `xx_to_en`. The two differ by 1 to 3 points.
-    """
-
-    xx_to_en_hits: NDArray[np.bool_]
-    en_to_xx_hits: NDArray[np.bool_]
-
-    @property
-    def xx_to_en(self) -> float:
-        """Share of foreign sentences whose nearest English sentence is their translation."""
-        return float(self.xx_to_en_hits.mean())
-
-    @property
-    def en_to_xx(self) -> float:
-        """Share of English sentences whose nearest foreign sentence is their translation."""
-        return float(self.en_to_xx_hits.mean())
-
-
-@dataclass(frozen=True, slots=True)
 class BitextF1:
     """BUCC's numbers in 0..1 (publishers ×100) at `threshold`; n: pairs extracted, n_gold: pairs in the gold file."""
 
@@ -58,17 +35,6 @@ class BitextF1:
     threshold: float
     n: int
     n_gold: int
-
-
-def tatoeba_accuracy(foreign: Matrix, english: Matrix) -> TatoebaAccuracy:
-    """Measure nearest-neighbour accuracy by cosine, both ways; row i of `foreign` (n, dim) is row i of `english`.
-
-    No margin, no CSLS, no threshold; the first row wins among equals. DataError when the shapes differ or n is 0.
-    """
-    if foreign.shape != english.shape or not len(foreign):
-        raise DataError(f"Tatoeba needs as many foreign as English rows, got {foreign.shape} and {english.shape}.")
-    foreign, english = _unit(foreign), _unit(english)
-    return TatoebaAccuracy(_nearest_is_own(foreign, english), _nearest_is_own(english, foreign))
 
 
 def bucc_mine(
@@ -143,13 +109,6 @@ def _unit(rows: Matrix) -> Matrix:
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Matrix = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
     return unit
-
-
-def _nearest_is_own(queries: Matrix, pool: Matrix) -> NDArray[np.bool_]:
-    hits = np.empty(len(queries), dtype=np.bool_)
-    for block in row_blocks(len(queries), len(pool)):
-        hits[block] = (queries[block] @ pool.T).argmax(axis=1) == np.arange(block.start, block.stop)
-    return hits
 
 
 @dataclass(slots=True)

@@ -7,14 +7,16 @@ Shares are in 0..1; differences are system minus baseline; intervals are bootstr
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 Ends = tuple[float, float] | None
 """Low and high end of an interval; None when one question or none leaves nothing to resample."""
@@ -138,35 +140,41 @@ class Report:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Report:
-        """The report that `to_json` wrote. KeyError or TypeError when `record` is not one."""
-        known: dict[str, Any] = {name: record[name] for name in cls.__dataclass_fields__}
-        known["results"] = [_result(one) for one in record["results"]]
-        known["comparisons"] = [_compared(one) for one in record["comparisons"]]
-        known["sweeps"] = [Sweep(**{**one, "points": [Point(**p) for p in one["points"]]}) for one in record["sweeps"]]
-        known["heatmaps"] = [HeatMap(**one) for one in record["heatmaps"]]
-        return cls(**known)
+        """The report that `to_json` wrote. KeyError or TypeError, naming the place, when `record` is not one."""
+        made: Report = _made(cls, record, "report")
+        return made
 
 
-def _ends(pair: Sequence[float] | None) -> Ends:
-    return None if pair is None else (pair[0], pair[1])
+def _made(kind: Any, value: Any, where: str) -> Any:
+    """A JSON value as the annotated type, every part of it checked; numbers must be finite."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        given = [
+            f.name for f in fields(kind) if f.name in value or (f.default, f.default_factory) == (MISSING, MISSING)
+        ]
+        return kind(**{name: _made(hints[name], value[name], f"{where}.{name}") for name in given})  # type: ignore[operator]
+    if origin in (Union, UnionType):
+        return _made_any(inner, value, where)
+    if origin is Mapping and isinstance(value, dict):
+        return {name: _made(inner[1], one, f"{where}.{name}") for name, one in value.items()}
+    if origin is tuple and isinstance(value, list) and len(value) == len(inner):
+        return tuple(_made(one, part, where) for one, part in zip(inner, value, strict=True))
+    if origin is Sequence and isinstance(value, list):
+        return [_made(inner[0], one, f"{where}[]") for one in value]
+    if kind is Any or type(value) is kind or (kind is float and type(value) is int):
+        if not isinstance(value, float) or math.isfinite(value):
+            return value
+    raise TypeError(f"{where} is {value!r:.40}")
 
 
-def _value(record: Mapping[str, Any]) -> Value:
-    return Value(record["n"], record["value"], _ends(record["interval"]))
-
-
-def _result(record: Mapping[str, Any]) -> Result:
-    groups = {name: _value(one) for name, one in record["groups"].items()}
-    return Result(**{**record, "headline": _value(record["headline"]), "groups": groups})
-
-
-def _difference(record: Mapping[str, Any]) -> Difference:
-    return Difference(**{**record, "interval": _ends(record["interval"])})
-
-
-def _compared(record: Mapping[str, Any]) -> Compared:
-    groups = {name: _difference(one) for name, one in record["groups"].items()}
-    return Compared(**{**record, "macro": _difference(record["macro"]), "groups": groups})
+def _made_any(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    for kind in kinds:
+        try:
+            return _made(kind, value, where)
+        except TypeError:
+            continue
+    raise TypeError(f"{where} is {value!r:.40}")
 
 
 # What a number depends on besides the data: versions, commit, machine, threads.

@@ -38,7 +38,7 @@ def read_tatoeba(
     """Read aligned sentences from `tatoeba/`: 31,692 pairs in XTREME's 36 languages, 36,692 in XTREME-R's 41.
 
     direction: `xx-en` asks with the foreign sentence (MTEB and most papers), `en-xx` with the English one (XTREME
-    itself); state it, the two differ by 1 to 3 points. `bitext.tatoeba_accuracy` computes both at once.
+    itself); state it, the two differ by 1 to 3 points.
     langs: by XTREME's codes or the files' own; None for all that the folder has.
     Raises DataError when a file is missing or a pair of files has not equally many lines.
     """
