@@ -150,9 +150,8 @@ def _made(kind: Any, value: Any, where: str) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        given = [
-            f.name for f in fields(kind) if f.name in value or (f.default, f.default_factory) == (MISSING, MISSING)
-        ]
+        needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+        given = [f.name for f in fields(kind) if f.name in value or f.name in needed]
         return kind(**{name: _made(hints[name], value[name], f"{where}.{name}") for name in given})  # type: ignore[operator]
     if origin in (Union, UnionType):
         return _made_any(inner, value, where)
@@ -162,9 +161,9 @@ def _made(kind: Any, value: Any, where: str) -> Any:
         return tuple(_made(one, part, where) for one, part in zip(inner, value, strict=True))
     if origin is Sequence and isinstance(value, list):
         return [_made(inner[0], one, f"{where}[]") for one in value]
-    if kind is Any or type(value) is kind or (kind is float and type(value) is int):
-        if not isinstance(value, float) or math.isfinite(value):
-            return value
+    fits = kind is Any or type(value) is kind or (kind is float and type(value) is int)
+    if fits and (not isinstance(value, float) or math.isfinite(value)):
+        return value
     raise TypeError(f"{where} is {value!r:.40}")
 
 
