@@ -162,10 +162,6 @@ def _metric(report: Report, dataset: str, metric: str) -> Iterator[str]:
         yield from _folded(difference_table(one))
 
 
-def _section(title: str, table: Table) -> list[str]:
-    return [f"## {title}", _markdown_table(table)] if table.rows else []
-
-
 def _folded(table: Table) -> list[str]:
     summary = clean(table.title).translate(_HTML)
     return [f"<details><summary>{summary}</summary>", _markdown_table(table), "</details>"]
