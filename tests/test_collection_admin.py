@@ -117,8 +117,9 @@ def test_a_load_after_a_rollback_keeps_the_version_that_was_published(store, nam
     assert states[-1] == ("v0004", True, True)
     assert ("v0001", False, True) in states
     assert len(states) == 3
-    store.admin.rollback(name, version="v0001")
-    assert edition(store, name) == 1
+    for _ in range(2):  # as after a kill at its end
+        assert store.admin.rollback(name, version="v0001") == "v0001"
+        assert edition(store, name) == 1
 
 
 def test_loading_the_build_again_that_was_rolled_back_from_writes_it_anew(store, name):
@@ -249,6 +250,17 @@ def add(name, **settings):
     return change
 
 
+def bomb(kind):
+    """A header that promises four gigabytes, and some of them."""
+
+    def write(_, out):
+        member = tarfile.TarInfo("x")
+        member.type, member.size = kind, 1 << 32
+        out.write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)))
+
+    return write
+
+
 DAMAGES = {
     "a flipped bit": (lambda f, o: repack(f, o, flip), CorruptError, "segment.json differs"),
     "no card": (lambda f, o: repack(f, o, lambda n, c: None if n == "card.json" else c), CorruptError, "card.json"),
@@ -267,6 +279,8 @@ DAMAGES = {
     "a hidden way": (add("shard/../../marker"), DataError, "it has a member"),
     "a link": (add("shard/x", type=tarfile.SYMTYPE, linkname="/etc/passwd"), DataError, "is not a plain file"),
     "a hard link": (add("shard/x", type=tarfile.LNKTYPE, linkname="card.json"), DataError, "is not a plain file"),
+    "a long GNU name": (bomb(tarfile.GNUTYPE_LONGNAME), CorruptError, "a header of 4,294,967,296 bytes"),
+    "a long pax header": (bomb(tarfile.XHDTYPE), CorruptError, "a header of 4,294,967,296 bytes"),
     "a device": (add("shard/x", type=tarfile.CHRTYPE), DataError, "is not a plain file"),
 }
 

@@ -420,8 +420,7 @@ def test_a_folder_that_may_not_be_written_is_named(store):
     if os.access(version, os.W_OK):
         pytest.skip("root may write everywhere")
     try:
-        with pytest.raises(DiskError, match="may not be used"):
-            store.count("wiki")
+        assert store.count("wiki") == 20  # in a copy
     finally:
         version.chmod(0o700)
     store.path.chmod(0o500)
@@ -556,3 +555,21 @@ def test_a_card_of_an_earlier_version_without_checksum_is_read(tmp_path):
         record = json.loads(path.read_text())
         path.write_text(json.dumps({key: value for key, value in record.items() if key != "sha256"}))
         assert store.card("wiki").count == 20
+
+
+def test_a_collection_in_a_folder_that_may_not_be_written_is_searched_in_a_copy(tmp_path, monkeypatch, caplog):
+    with EmbeddedStore(tmp_path / "store") as store:
+        load(store, "wiki", passages(20), vectors(20), card=a_card())
+        expected = store.search("wiki", vectors(3, seed=1), Search(5))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    before = sorted((str(path), path.stat().st_mtime_ns) for path in (tmp_path / "store").rglob("*"))
+    with EmbeddedStore(tmp_path / "store") as store:
+        assert store.search("wiki", vectors(3, seed=1), Search(5)) == expected
+        assert store.admin.state("wiki").points == 20
+        assert len(list((tmp_path / "tmp").iterdir())) == 1
+    assert sorted((str(path), path.stat().st_mtime_ns) for path in (tmp_path / "store").rglob("*")) == before
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert "a copy in" in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
@@ -305,7 +305,7 @@ def verify(collection: str, build: Path | None, sample: int, place: Place, as_js
     Example:
       xqg-vdb verify wiki --build vectors/
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.errors import CorruptError
+    from xqg_vdb.errors import CorruptError, XqgError
     from xqg_vdb.index.verify import verify as check
     from xqg_vdb.progress import bars
 
@@ -313,6 +313,9 @@ def verify(collection: str, build: Path | None, sample: int, place: Place, as_js
         store = stack.enter_context(closing(place.open()))
         progress = stack.enter_context(bars(unit=" points"))
         found = check(store, collection, build=build, sample=sample, progress=progress)
+        with suppress(XqgError):  # of a collection that others made, nothing is said
+            if grey := store.admin.state(collection.partition("@")[0]).details.get("grey"):
+                say(f"The index of {collection} is grey: {grey}.")
     if as_json:
         print_json(asdict(found))
     else:

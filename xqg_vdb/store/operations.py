@@ -106,10 +106,13 @@ class Store(VectorStore, Protocol):
 def rollback_target(name: str, states: Sequence[VersionState], wanted: str | None) -> str:
     """Which finished version to publish again, by default the newest below the published one.
 
+    The published one may be asked for: a rollback that was killed at its end can be run again.
     Raises DataError that says which there are.
     """
     published = next((state.name for state in states if state.published), None)
     others = [state.name for state in states if state.finished and not state.published]
+    if wanted is not None and wanted == published:
+        return wanted
     if not others:
         raise DataError(
             f"Collection {name!r} has no other finished version to go back to: `xqg-vdb load --keep 2` keeps one."

@@ -53,6 +53,7 @@ _PLAIN_NAME = re.compile(r"(card\.json|cursor\.json|shard(/[A-Za-z0-9_-][A-Za-z0
 _HALF_WRITTEN = ".atomicwrite"  # the engine writes into a folder of such a name, then renames the file out of it
 _MOST_MEMBERS = 100_000
 _LONGEST_LIST = 64 * MIB
+_LONGEST_HEADER = 1 << 14
 
 
 def write(version: Version, file: Path, *, collection: str) -> None:
@@ -155,13 +156,24 @@ def _files(version: Version) -> Iterator[Path]:
             yield path
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header is short: those that carry names or attributes are read into memory as a whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in tarfile.REGULAR_TYPES and member.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
 def _checked(file: Path, *, into: Path | None) -> None:
     """Read a whole snapshot, its checksums compared, and unpack it when `into` is given."""
     found: dict[str, str] = {}
     listed: dict[str, Any] | None = None
     with disk_errors(file):
         try:
-            with tarfile.open(file, mode="r|gz") as tar:
+            with tarfile.open(file, mode="r|gz", tarinfo=_Member) as tar:
                 for member in tar:
                     if listed is not None or len(found) > _MOST_MEMBERS:
                         raise DataError(f"{file} is no snapshot of xqg-vdb: it has members after its list.")

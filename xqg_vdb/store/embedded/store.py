@@ -6,7 +6,10 @@ time, because the engine locks it. Loading is in `embedded_writer`; this file re
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError
-from xqg_vdb.files import FileLock, disk_errors, empty_bin, remove_folder
+from xqg_vdb.files import FileLock, bytes_on_disk, disk_errors, empty_bin, remove_folder, require_space
 from xqg_vdb.store import layout
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.operations import EmbeddedAdmin, version_states
@@ -24,6 +27,8 @@ from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import unpublished
 from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, Search, StoredPoint
+
+_log = logging.getLogger(__name__)
 
 # The published version of a collection in a folder, opened for reading: its lock, its card and its shard.
 
@@ -37,14 +42,18 @@ class Reader:
     stamp: Stamp
     card: Card
     shard: engine.Shard
-    lock: FileLock
+    lock: FileLock | None
+    copy: tempfile.TemporaryDirectory[str] | None = None
     users: int = 0
     retired: bool = False
 
     def close(self) -> None:
         """Release the shard and its lock."""
         self.shard.close()
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
+        if self.copy is not None:
+            self.copy.cleanup()
 
 
 def open_reader(folder: Folder) -> Reader | None:
@@ -58,6 +67,8 @@ def open_reader(folder: Folder) -> Reader | None:
             stamp, version = folder.stamp(), folder.current()
             if stamp is None or version is None:
                 return None
+            if version.path.is_dir() and not os.access(version.path, os.W_OK):
+                return _read_only(folder, version, stamp)
             try:
                 lock = FileLock.take(version.lock, busy=busy)
                 break
@@ -72,6 +83,22 @@ def open_reader(folder: Folder) -> Reader | None:
         return Reader(version, str(folder.pointer), stamp, card, engine.load_checked(version.shard, card), lock)
     except BaseException:
         lock.release()
+        raise
+
+
+def _read_only(folder: Folder, version: Version, stamp: Stamp) -> Reader:
+    """A reader of a copy: the engine writes even to read, and nobody can write where the version lies."""
+    card, copy = version.card(), tempfile.TemporaryDirectory(prefix="xqg-vdb-")
+    try:
+        place = Path(copy.name)
+        with disk_errors(place):
+            require_space(place, needed=bytes_on_disk(version.shard))
+            shutil.copytree(version.shard, place / "shard")
+        _log.warning("%s may not be written: a copy in %s is searched.", version.path, place)
+        shard = engine.load_checked(place / "shard", card)
+        return Reader(version, str(folder.pointer), stamp, card, shard, None, copy)
+    except BaseException:
+        copy.cleanup()
         raise
 
 

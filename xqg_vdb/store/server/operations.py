@@ -182,6 +182,8 @@ class ServerAdmin:
         if card is None:
             raise CorruptError(f"{target} on {self._server.where} has no card; load the collection again.")
         self._check_count(target, card.count)
+        if left == target:
+            return wanted
         if left is not None:  # a load of the same build shall write it anew, not put it back as it is
             self._names.write_metadata(left, {CURSOR_KEY: {"rows": 0}})
         self._names.publish(name, target)
