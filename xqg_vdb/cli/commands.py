@@ -48,8 +48,26 @@ class _Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
             ctx.exit(0)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands in the order in which one needs them."""
+        named = {name for names in _SECTIONS.values() for name in names}
+        others = tuple(name for name, one in self.commands.items() if name not in named and not one.hidden)
+        for title, names in {**_SECTIONS, "Others": others}.items():
+            if names:
+                with formatter.section(title):
+                    formatter.write_dl([(name, self.commands[name].get_short_help_str(200)) for name in names])
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+_SECTIONS = {
+    "Collections": ("demo", "load", "search", "info", "augment"),
+    "Queries": ("generate", "filter", "merge"),
+    "Models": ("export", "train"),
+    "Measuring": ("tune", "audit", "bench"),
+    "Operations": ("versions", "rollback", "gc", "snapshot", "migrate", "verify"),
+}
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__, prog_name="xqg-vdb")
 def cli() -> None:
     """Make a Qdrant collection answer questions asked in languages its passages are not written in.

@@ -91,8 +91,10 @@ def bench(
     \b
     Example:
       xqg-vdb bench afriqa --data-dir data/ --out reports/afriqa
-      xqg-vdb bench corpus.jsonl --questions questions.jsonl --qrels qrels.txt --out reports/mine
-      xqg-vdb bench afriqa --out reports/upr --rerank upr:starter:generator --rerank-depth 10 --questions 50
+      xqg-vdb bench corpus.jsonl --questions questions.jsonl --qrels qrels.txt \\
+          --out reports/mine
+      xqg-vdb bench afriqa --out reports/upr --rerank upr:starter:generator \\
+          --rerank-depth 10 --questions 50
     """  # noqa: D301 - \b is click's
     from xqg_vdb.evaluate.report.files import write_report
     from xqg_vdb.evaluate.report.text import render_terminal
@@ -212,7 +214,8 @@ def bench_diff(before: str, after: str, metric: str | None, shown: int, out: Pat
     \b
     Example:
       xqg-vdb bench diff reports/before reports/after
-      xqg-vdb bench diff reports/mine:plain reports/mine:calibrated --csv changed.csv
+      xqg-vdb bench diff reports/mine:plain reports/mine:calibrated \\
+          --csv changed.csv
     """  # noqa: D301 - \b is click's
     from xqg_vdb.evaluate.questions import diff_runs, write_changes
 
@@ -373,7 +376,8 @@ def tune(
 
     \b
     Example:
-      xqg-vdb tune corpus.jsonl --queries queries.jsonl --questions questions.jsonl --qrels qrels.txt
+      xqg-vdb tune corpus.jsonl --queries queries.jsonl \\
+          --questions questions.jsonl --qrels qrels.txt
     """  # noqa: D301 - \b is click's
     if questions is None or qrels is None:
         raise click.UsageError(_NO_LABELS)

@@ -73,8 +73,10 @@ def generate(
     \b
     Example:
       xqg-vdb export starter:generator --accept-license
-      xqg-vdb generate corpus.jsonl queries.jsonl --generator starter:generator -l de -l sw -n 3 --filter
-      xqg-vdb generate new.jsonl new.out.jsonl --reuse old.out.jsonl --generator starter:generator -l de -n 3
+      xqg-vdb generate corpus.jsonl queries.jsonl \\
+          --generator starter:generator -l de -l sw -n 3 --filter
+      xqg-vdb generate new.jsonl new.out.jsonl --reuse old.out.jsonl \\
+          --generator starter:generator -l de -n 3
     """  # noqa: D301 - \b is click's
     if bool(model) == bool(endpoint):
         raise click.UsageError("give --generator or --endpoint, one of them")

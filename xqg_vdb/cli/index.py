@@ -183,7 +183,8 @@ def augment(
 
     \b
     Example:
-      xqg-vdb augment docs --queries queries.jsonl --encoder my-model/ --url http://localhost:6333
+      xqg-vdb augment docs --queries queries.jsonl --encoder my-model/ \\
+          --url http://localhost:6333
       xqg-vdb augment docs --undo --url http://localhost:6333
     """  # noqa: D301 - \b is click's
     from xqg_vdb.index.augment import Wishes
@@ -267,7 +268,8 @@ def migrate(
 
     \b
     Example:
-      xqg-vdb migrate wiki --path xqg-data --to-url http://localhost:6333 --quantization scalar
+      xqg-vdb migrate wiki --path xqg-data --to-url http://localhost:6333 \\
+          --quantization scalar
     """  # noqa: D301 - \b is click's
     if to_path and to_url:
         raise click.UsageError("give --to-path or --to-url, not both")

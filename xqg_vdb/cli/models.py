@@ -57,7 +57,8 @@ def export(
       xqg-vdb export starter:encoder
       xqg-vdb export intfloat/multilingual-e5-small models/e5 --precision fp32
       xqg-vdb export starter:generator --accept-license
-      xqg-vdb export http://localhost:8080/v1 models/tei --model intfloat/multilingual-e5-large
+      xqg-vdb export http://localhost:8080/v1 models/tei \\
+          --model intfloat/multilingual-e5-large
     """  # noqa: D301 - \b is click's
     from xqg_vdb.export.run import explain as describe
     from xqg_vdb.export.run import export as run
@@ -119,7 +120,8 @@ def train() -> None:
 
     \b
     Example:
-      xqg-vdb train encoder starter:encoder e5-mine --pairs train.jsonl --dev dev.jsonl
+      xqg-vdb train encoder starter:encoder e5-mine --pairs train.jsonl \\
+          --dev dev.jsonl
     """  # noqa: D301 - \b is click's
 
 
@@ -190,7 +192,8 @@ def generator(
 
     \b
     Example:
-      xqg-vdb train generator starter:generator gemma-afriqa --accept-license --freeze-embeddings \\
+      xqg-vdb train generator starter:generator gemma-afriqa --accept-license \\
+          --freeze-embeddings \\
           --pairs afriqa --dev afriqa --drop-leaks --english also
       xqg-vdb export --generator gemma-afriqa models/gemma-afriqa
     """  # noqa: D301 - \b is click's
@@ -226,7 +229,8 @@ def encoder(
 
     \b
     Example:
-      xqg-vdb train encoder starter:encoder e5-afriqa --pairs afriqa --dev afriqa --drop-leaks --micro-batch 16
+      xqg-vdb train encoder starter:encoder e5-afriqa --pairs afriqa \\
+          --dev afriqa --drop-leaks --micro-batch 16
       xqg-vdb export e5-afriqa models/e5-afriqa
     """  # noqa: D301 - \b is click's
     from xqg_vdb.export.checkpoints import Base

@@ -104,7 +104,12 @@ def snapshot() -> None:
 @click.argument("collection")
 @place_options
 def create(collection: str, place: Place) -> None:
-    """Make a snapshot of COLLECTION and print its name; searches go on meanwhile."""
+    """Make a snapshot of COLLECTION and print its name; searches go on meanwhile.
+
+    \b
+    Example:
+      xqg-vdb snapshot create wiki
+    """  # noqa: D301 - \b is click's
     with closing(place.open()) as store:
         made = store.admin.create_snapshot(collection)
     click.echo(made.name)
@@ -115,7 +120,12 @@ def create(collection: str, place: Place) -> None:
 @place_options
 @json_option
 def list_(collection: str, place: Place, as_json: bool) -> None:
-    """List the snapshots of COLLECTION that its store keeps."""
+    """List the snapshots of COLLECTION that its store keeps.
+
+    \b
+    Example:
+      xqg-vdb snapshot list wiki
+    """  # noqa: D301 - \b is click's
     with closing(place.open()) as store:
         kept = store.admin.snapshots(collection)
     if as_json:
@@ -133,7 +143,13 @@ def list_(collection: str, place: Place, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @place_options
 def download(collection: str, name: str, file: Path, place: Place) -> None:
-    """Copy the snapshot NAME of COLLECTION into FILE; FILE appears when it is whole."""
+    """Copy the snapshot NAME of COLLECTION into FILE; FILE appears when it is whole.
+
+    \b
+    Example:
+      xqg-vdb snapshot download wiki \\
+          wiki-v0001-20261123T061500000000Z.tar.gz backup.tar.gz
+    """  # noqa: D301 - \b is click's
     with closing(place.open()) as store:
         store.admin.download_snapshot(collection, name, file)
     click.echo(str(file))
@@ -144,7 +160,12 @@ def download(collection: str, name: str, file: Path, place: Place) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @place_options
 def restore(collection: str, file: Path, place: Place) -> None:
-    """Publish the snapshot in FILE as a new version of COLLECTION; the version before stays for `rollback`."""
+    """Publish the snapshot in FILE as a new version of COLLECTION; the version before stays for `rollback`.
+
+    \b
+    Example:
+      xqg-vdb snapshot restore wiki backup.tar.gz
+    """  # noqa: D301 - \b is click's
     with closing(place.open()) as store:
         version = store.admin.restore_snapshot(collection, file)
     click.echo(f"{collection}: searches see {version}")

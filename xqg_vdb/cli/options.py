@@ -30,8 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 class _Fields(click.Option):
     """Stands for the options of a record, which is imported when a command is run or asked for its help."""
 
-    def __init__(self, names: Sequence[str], *, record: str, only: Sequence[str], changes: bool) -> None:
+    def __init__(self, names: Sequence[str], *, record: str, only: Sequence[str], changes: bool, title: str) -> None:
         super().__init__(names)
+        self.title = title
         self.record, self.only, self.changes = record, only, changes
         self.made: list[_FieldOption] = []
 
@@ -122,6 +123,18 @@ class RecordCommand(click.Command):
         params = [*super().get_params(ctx), *loudness(hidden=True)]
         return [one for param in params for one in (param.options() if isinstance(param, _Fields) else [param])]
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options in sections, in the order in which the commands name them."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            title = param.group.title if isinstance(param, _FieldOption) else "Options"
+            if (row := param.get_help_record(ctx)) is not None:
+                sections.setdefault(title, []).append(row)
+        for title, rows in sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Make the records and run the command. Raises UsageError for values that a record refuses."""
         for group in [param for param in self.params if isinstance(param, _Fields)]:
@@ -148,12 +161,15 @@ def command(name: str | None = None) -> Callable[[Callable[..., Any]], RecordCom
     return click.command(name, cls=RecordCommand)
 
 
-def takes(into: str, record: str, *, only: Sequence[str] = (), changes: bool = False) -> Callable[[F], F]:
+def takes(
+    into: str, record: str, *, only: Sequence[str] = (), changes: bool = False, title: str = "Options"
+) -> Callable[[F], F]:
     """The options of a record (its dotted name) as the parameter `into`; of its fields those that have a help.
 
+    title: of their section in the command's help.
     changes: the command gets a dict of what the user said, not a record: to change another one with.
     """
-    return click.option(f"--{into}", cls=_Fields, record=record, only=only, changes=changes)
+    return click.option(f"--{into}", cls=_Fields, record=record, only=only, changes=changes, title=title)
 
 
 @dataclass(frozen=True)
@@ -224,12 +240,12 @@ class Model:
         return [] if self.name == "starter" else ["--encoder", self.name]
 
 
-place_options = takes("place", "xqg_vdb.cli.options.Place")
+place_options = takes("place", "xqg_vdb.cli.options.Place", title="Where the data lives")
 model_options = takes("model", "xqg_vdb.cli.options.Model")
 load_options = takes("options", "xqg_vdb.index.load.LoadOptions")
-recipe_options = takes("recipe", "xqg_vdb.types.Recipe")
-layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions")
-methods_options = takes("methods", "xqg_vdb.search.Methods")
+recipe_options = takes("recipe", "xqg_vdb.types.Recipe", title="Recipe: how queries are folded in")
+layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions", title="Layout of the collection")
+methods_options = takes("methods", "xqg_vdb.search.Methods", title="Expansion and re-ranking")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 queries_option = click.option(
     "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."

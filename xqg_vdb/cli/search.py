@@ -74,8 +74,10 @@ def search(
     \b
     Example:
       xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3
-      xqg-vdb search wiki 'Mto Nile una urefu gani?' --where source=wiki --where 'year>=2020'
-      xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3 --rerank upr:starter:generator --rerank-depth 20
+      xqg-vdb search wiki 'Mto Nile una urefu gani?' --where source=wiki \\
+          --where 'year>=2020'
+      xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3 \\
+          --rerank upr:starter:generator --rerank-depth 20
     """  # noqa: D301 - \b is click's
     if (text is None) == (questions is None):
         raise click.UsageError("give a question, or --questions FILE")

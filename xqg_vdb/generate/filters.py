@@ -43,7 +43,9 @@ class Rules:
     """What a query must be."""
 
     max_characters: int = option(200, "Longest query.", least=1)
-    skip: tuple[Reason, ...] = option((), "A rule of the filter that is not to count; repeat it.")
+    skip: tuple[Reason, ...] = option(
+        (), f"A rule of the filter that is not to count: {', '.join(get_args(Reason))}; repeat it.", metavar="RULE"
+    )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
