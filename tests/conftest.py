@@ -3,6 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import processes
@@ -41,6 +42,29 @@ def starter_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return checkpoint if checkpoint.exists() else build_encoder_checkpoint(checkpoint)
         except MissingExtra as error:
             pytest.skip(str(error))
+
+
+NEEDS = {
+    "test_report.py": "jinja2",
+    "test_house.py": "jinja2",
+    "test_bench": "ir_measures",
+    "test_sweep.py": "ir_measures",
+    "test_tuning.py": "ir_measures",
+    "test_choosing_alpha": "ir_measures",
+    "docs/haystack.md": "haystack",
+    "docs/langchain.md": "langchain_core",
+    "docs/llama-index.md": "llama_index",
+}
+"""Part of a test's name: the module of an extra that it needs; `.ci/versions core` runs without extras."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs an extra that is not installed."""
+    missing = {part: module for part, module in NEEDS.items() if find_spec(module) is None}
+    for item in items:
+        for part, module in missing.items():
+            if part in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason=f"{module} is not installed"))
 
 
 def pytest_runtest_teardown() -> None:

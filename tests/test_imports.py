@@ -136,7 +136,10 @@ def test_encoding_loading_and_searching_need_neither_torch_nor_transformers():
         " xqg_vdb.store.embedded.store"
     )
     found = loaded(f"{statement}, xqg_vdb.store.server.store", [*HEAVY, "optimum", "onnx", "sentence_transformers"])
-    assert set(found) == {"onnxruntime", "qdrant_client", "qdrant_edge"}
+    assert set(found) - {"onnxruntime"} == {
+        "qdrant_client",
+        "qdrant_edge",
+    }  # qdrant_client loads fastembed where it is there
 
 
 FORBIDDEN = {
