@@ -8,7 +8,7 @@ from cli_cases import run_cli, write_lines
 from xqg_vdb.errors import DataError, MissingExtra, ModelError
 from xqg_vdb.export import starter_generator
 from xqg_vdb.export.starter_generator import build_generator_checkpoint, build_tokenizer
-from xqg_vdb.generate.filters import QueryFilter, Rules, count_reasons, filter_file, is_question
+from xqg_vdb.generate.filters import QueryFilter, Rules, count_reasons, filter_file, is_question, look
 from xqg_vdb.generate.prompts import EXAMPLES, chat, english_questions, few_shot, translation
 from xqg_vdb.models.decode import Decoding, draw, row_key, uniforms
 from xqg_vdb.texts.questions import question_bank
@@ -30,6 +30,9 @@ def reasons(lang, *texts, rules=None, examples=("How long is the Nile?",)):
         ("Wann " * 60 + "?", "too long"),
         ("Wo ist mein mein mein mein mein mein mein Haus?", "repetitive"),
         ("Was ist 1000000000000?", None),
+        ("Wann war das Jahr der Jahr der Jahr zu Ende?", "repetitive"),
+        ("Wer sang Bye Bye Bye?", None),
+        ("Was ist 7 mal 7 mal 7?", None),
         ("Was ist aaaaaaaaaaaa?", "repetitive"),
         ("how long is the  Nile", "copied example"),
         ("Die erste Universität wurde 1386 gegründet.", "no question"),
@@ -38,6 +41,27 @@ def reasons(lang, *texts, rules=None, examples=("How long is the Nile?",)):
 )
 def test_every_rule(text, reason):
     assert reasons("de", text) == (reason,)
+
+
+def test_no_shipped_question_goes_round():
+    known = [GeneratedQueries(lang, {lang: texts}) for lang, texts in question_bank().items()]
+    assert "repetitive" not in count_reasons(QueryFilter(Rules(skip=("wrong language",))).judge(known))
+    assert "repetitive" in reasons("sw", "Ni nchi ya nchi ya nchi gani?")
+
+
+def test_a_look_shows_three_examples_and_doubts_what_does_not_tell_passages_apart():
+    bank = question_bank()
+    same = ["Nani alichaguliwa wapi?" if i % 4 == 0 else text for i, text in enumerate(bank["sw"][:20])]
+    records = [
+        GeneratedQueries(str(i), {"sw": (text,), "de": (bank["en"][i],), "fr": (bank["fr"][i],)})
+        for i, text in enumerate(same)
+    ]
+    examples, doubts = look(records)
+    assert examples["fr"] == list(bank["fr"][:3]) and examples.keys() == {"sw", "de", "fr"}
+    assert [doubt.split(":")[0] for doubt in doubts] == ["sw", "de"]
+    assert '"Nani alichaguliwa wapi?" stands under 5 of 20 passages' in doubts[0]
+    assert "most queries are in en: the model is not fit for de" in doubts[1]
+    assert look([]) == ({}, [])
 
 
 def test_the_second_of_two_equal_queries_is_repeated():

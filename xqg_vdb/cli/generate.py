@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from xqg_vdb.cli.options import command, json_option, print_json, say, takes
+from xqg_vdb.errors import printable
 from xqg_vdb.progress import bars
 
 if TYPE_CHECKING:
@@ -108,9 +109,25 @@ def generate(
             corpus, out, generator=generator, job=job, reuse=reuse, rejects=rejects, progress=show
         )  # fmt: skip
     _print(summary, as_json=as_json)
+    if summary.path == out:
+        _show_some(out, as_json=as_json)
     if summary.gaps:
         hint = f" ({generator.failure}); the same command asks about them once more" if generator.failure else ""
         say(f"{summary.gaps} passages have no query in one language or more{hint}")
+
+
+def _show_some(out: Path, *, as_json: bool) -> None:
+    from xqg_vdb.generate.filters import look
+    from xqg_vdb.texts.queries import read_queries
+
+    examples, doubts = look(read_queries(out))
+    for lang, texts in () if as_json else examples.items():
+        for text in texts:
+            click.echo(f"  {lang:<6}{printable(text)}")
+    for doubt in doubts:
+        say(
+            f"Warning: {doubt} Read some before you load them; take a larger model, or leave {doubt.split(':')[0]} out."
+        )
 
 
 @command()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,6 +36,8 @@ _UNSPACED = frozenset({"zh", "ja", "ko", "th", "lo", "km", "my"})
 _LONGEST_SEARCH = 8  # words of a search without a question word, such as "length of the nile"
 _STOP = ".!。！।።…"
 _LOOP = re.compile(r"(.{2,40}?)\1{3,}|(\S)\2{5,}", re.DOTALL)
+LOOKED_AT = 2000  # passages of a finished file
+DETECTED = 100  # of a language's queries in them
 _NUMBER = re.compile(r"[\d\s.,:/-]*\d[\d\s.,:/-]*")
 
 
@@ -86,7 +89,7 @@ class QueryFilter:
             yield "empty"
         if len(text) > self.rules.max_characters:
             yield "too long"
-        if any(not _NUMBER.fullmatch(loop[0]) for loop in _LOOP.finditer(text)):
+        if any(not _NUMBER.fullmatch(loop[0]) for loop in _LOOP.finditer(text)) or _goes_round(plain.split()):
             yield "repetitive"
         if plain in self._examples:
             yield "copied example"
@@ -96,6 +99,17 @@ class QueryFilter:
             yield "wrong language"
         if plain in seen:
             yield "repeated"
+
+
+def _goes_round(words: Sequence[str]) -> bool:
+    """Whether a word stands 4 times in a row, or a phrase of two to four twice and begins again (ya nchi ya nchi ya)."""
+    for period in range(1, 5):
+        again = 0
+        for before, word in zip(words, words[period:], strict=False):
+            again = again + 1 if before == word and not word.isdigit() else 0
+            if again > max(period, 2):
+                return True
+    return False
 
 
 def is_question(text: str, lang: str) -> bool:
@@ -152,6 +166,26 @@ def dominant(rejected: Mapping[str, int], kept: int) -> str | None:
     """The rule that rejected more than half of all queries: perhaps it does not fit them."""
     made = kept + sum(count for reason, count in rejected.items() if reason in REASONS)
     return next((reason for reason, count in rejected.items() if reason in REASONS and 2 * count > made), None)
+
+
+def look(records: Iterable[GeneratedQueries]) -> tuple[dict[str, list[str]], list[str]]:
+    """Three examples a language, and in words what speaks against the queries of the first passages."""
+    seen = [record.queries for record in islice(records, LOOKED_AT)]
+    examples: dict[str, list[str]] = {}
+    doubts: list[str] = []
+    for lang in dict.fromkeys(lang for queries in seen for lang in queries):
+        passages = [queries[lang] for queries in seen if queries.get(lang)]
+        counts = Counter(text for texts in passages for text in set(texts))
+        examples[lang] = list(dict.fromkeys(texts[0] for texts in passages))[:3]
+        most, times = max(counts.items(), key=lambda item: item[1], default=("", 0))
+        if times >= 3 and 10 * times > len(passages):
+            doubts.append(
+                f'{lang}: "{most}" stands under {times} of {len(passages)} passages: it tells them not apart.'
+            )
+        found = Counter(detect(list(counts)[:DETECTED])) if detection_knows(lang) else Counter([lang])
+        if 2 * (found[lang] + found[UNKNOWN_LANGUAGE]) < found.total():
+            doubts.append(f"{lang}: most queries are in {found.most_common(1)[0][0]}: the model is not fit for {lang}.")
+    return examples, doubts
 
 
 def without_rejected(record: GeneratedQueries, verdicts: Verdicts) -> GeneratedQueries:

@@ -34,6 +34,10 @@ from xqg_vdb.types import Recipe
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(20))
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 SHRINKS = (1.0, 5.0, 20.0)
+NO_HELP = (
+    "the queries do not surely help these questions: load without --queries, or read some of them, write better ones "
+    "with a larger model and tune again"
+)
 _SAME = 1e-9  # values that differ by less are equal
 _DEFAULT = Recipe()
 
@@ -217,6 +221,7 @@ def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tu
     most = data.pool.most_queries or 0
     counts = {n: dev.value(data.pool.sums(n), best.recipe, best.strength) for n in range(1, most + 1)}
     bare = replace(_DEFAULT, alpha=0.0)
+    helped = dev.beats(sums, best, Choice(bare, best.strength, 0.0))
     baselines = {"plain": (bare, 0.0), "calibrated": (bare, recommended), "default": (_DEFAULT, recommended)}
     mine = held.by_id(sums, best.recipe, best.strength)
     groups = dict(zip(held.ids, held.langs, strict=True))
@@ -236,7 +241,7 @@ def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tu
             name: compare_groups(held.by_id(sums, recipe, strength), mine, groups=groups, clusters=held.clusters)
             for name, (recipe, strength) in baselines.items()
         },
-        notes=(*data.notes, *_few(held.languages())),
+        notes=(*data.notes, *_few(held.languages()), *([] if helped else [NO_HELP])),
     )
 
 
