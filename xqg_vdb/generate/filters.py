@@ -102,7 +102,7 @@ class QueryFilter:
 
 
 def _goes_round(words: Sequence[str]) -> bool:
-    """Whether a word stands 4 times in a row, or a phrase of two to four twice and begins again (ya nchi ya nchi ya)."""
+    """Whether a word stands four times in a row, or a phrase of two to four twice and then begins again."""
     for period in range(1, 5):
         again = 0
         for before, word in zip(words, words[period:], strict=False):

@@ -346,6 +346,8 @@ def carry_out(
         copy_tokenizer_files(checkpoint, finished)
         write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
         for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
+            if file.is_dir():
+                shutil.rmtree(out / file.name, ignore_errors=True)  # from a run that was killed here
             file.replace(out / file.name)  # config.json is the last one: then the folder is a checkpoint
         sync_folder(out)
         shutil.rmtree(run)
