@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.evaluate.metrics import Average, Run, ranked
+from xqg_vdb.evaluate.metrics import Average
 from xqg_vdb.evaluate.report.tables import clean
 from xqg_vdb.evaluate.significance import Comparison, compare_groups
 from xqg_vdb.files import disk_errors, write_atomic
@@ -27,13 +27,16 @@ _SHOWN = 300
 
 @dataclass(frozen=True)
 class Asked:
-    """What systems did with the questions of one dataset: system -> metric -> question -> value, and their runs."""
+    """What systems did with the questions of one dataset.
+
+    values: system -> metric -> question -> value. first: system -> question -> the first passage that it found.
+    """
 
     dataset: str
     task: RetrievalTask
     passages: Sequence[Passage]
     values: Mapping[str, Mapping[str, Mapping[str, float]]]
-    runs: Mapping[str, Run]
+    first: Mapping[str, Mapping[str, str]]
 
 
 def write_questions(folder: Path, asked: Sequence[Asked]) -> Path:
@@ -60,8 +63,8 @@ def _rows(part: Asked) -> Iterator[dict[str, str]]:
         ), strict=True))  # fmt: skip
         for system, values in part.values.items():
             row |= {f"{system} | {m}": repr(of[query.id]) for m, of in values.items() if query.id in of}
-            best = [docid for docid, _ in ranked(part.runs[system].get(query.id, ()))[:1]]
-            row |= {f"{system} | found": " ".join(best), f"{system} | found text": texts[best[0]] if best else ""}
+            best = part.first[system].get(query.id, "")
+            row |= {f"{system} | found": best, f"{system} | found text": texts.get(best, "")}
         yield row
 
 

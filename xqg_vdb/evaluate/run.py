@@ -17,7 +17,7 @@ from typing import Any
 from xqg_vdb.evaluate.cells import SHARE_DEPTH, Cell
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.judge import BITEXT, check_metrics, contrast, summarize
-from xqg_vdb.evaluate.metrics import read_run
+from xqg_vdb.evaluate.metrics import Run, read_run
 from xqg_vdb.evaluate.questions import Asked, write_questions
 from xqg_vdb.evaluate.records import Compared, HeatMap, Report, Result, environment
 from xqg_vdb.evaluate.significance import RESAMPLES
@@ -134,13 +134,18 @@ def _write_questions(bench: Workbench, cells: Cells) -> None:
         Asked(
             dataset, bench.task(dataset), tuple(bench.task(dataset).passages),
             {name: cells[dataset, name].values for name in names},
-            {name: read_run(_run_file(bench, dataset, name)) for name in names},
+            {name: _first(read_run(_run_file(bench, dataset, name))) for name in names},
         )
         for dataset in bench.suite.datasets
         if BITEXT not in bench.metrics(dataset)
     ]  # fmt: skip
     if asked:
         write_questions(bench.out, asked)
+
+
+def _first(run: Run) -> dict[str, str]:
+    """The best passage of each question."""
+    return {qid: min(pairs, key=lambda pair: (-pair[1], pair[0]))[0] for qid, pairs in run.items() if pairs}
 
 
 @contextmanager

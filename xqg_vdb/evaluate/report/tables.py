@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -376,35 +376,35 @@ def provenance_tables(report: Report) -> list[Table]:
 
 def cost_table(report: Report) -> Table:
     """Bytes of vectors a passage and milliseconds a look-up, one row a dataset and system."""
-    costs: dict[tuple[str, str], Mapping[str, float]] = {}
-    for one in report.results:
-        if one.cost:
-            costs.setdefault((one.dataset, one.system), one.cost)
-    columns = list(dict.fromkeys(name for cost in costs.values() for name in cost))
-    rows = [
-        [f"{dataset}: {system}", *(_cost(cost[name]) if name in cost else NOTHING for name in columns)]
-        for (dataset, system), cost in costs.items()
-    ]
     note = (
         "Bytes of vectors as they are written, without index and texts. Milliseconds: single look-ups of 10 passages,"
         " without encoding the question. expand, rerank: one question alone, where it was timed."
     )
-    return Table("Storage and time of a look-up", ["dataset: system", *columns], rows, note)
-
-
-def _cost(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    return _measured_table("Storage and time of a look-up", [(r, r.cost) for r in report.results], _cost, note)
 
 
 def seconds_table(report: Report) -> Table:
     """Seconds a phase took, one row a dataset and system (metrics of one run share them)."""
-    timed: dict[tuple[str, str], Mapping[str, float]] = {}
-    for one in report.results:
-        if one.seconds:
-            timed.setdefault((one.dataset, one.system), one.seconds)
-    phases = list(dict.fromkeys(name for phase in timed.values() for name in phase))
+    return _measured_table("Seconds per phase", [(r, r.seconds) for r in report.results], seconds)
+
+
+def _measured_table(
+    title: str,
+    measured: Sequence[tuple[Result, Mapping[str, float]]],
+    told: Callable[[float], str],
+    note: str = "",
+) -> Table:
+    """One row a dataset and system, one column a name of what was measured."""
+    found: dict[str, Mapping[str, float]] = {}
+    for result, values in measured:
+        if values:
+            found.setdefault(f"{result.dataset}: {result.system}", values)
+    columns = list(dict.fromkeys(name for values in found.values() for name in values))
     rows = [
-        [f"{dataset}: {system}", *(seconds(taken[name]) if name in taken else NOTHING for name in phases)]
-        for (dataset, system), taken in timed.items()
+        [row, *(told(values[name]) if name in values else NOTHING for name in columns)] for row, values in found.items()
     ]
-    return Table("Seconds per phase", ["dataset: system", *phases], rows)
+    return Table(title, ["dataset: system", *columns], rows, note)
+
+
+def _cost(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
