@@ -373,6 +373,10 @@ def _retrieve(fake, record, name):
     return [_json(point) for point in found]
 
 
+def _delete_points(fake, record, name):
+    return _json(fake.client.delete(_physical(fake, name), record["points"]))
+
+
 def _query(fake, record, name):
     name = _physical(fake, name)
     searches = record["searches"]
@@ -545,6 +549,7 @@ ROUTES: list[tuple[str, Callable]] = [
     ("PUT /collections/([^/]+)/index", _index),
     ("PUT /collections/([^/]+)/points", _upsert),
     ("POST /collections/([^/]+)/points", _retrieve),
+    ("POST /collections/([^/]+)/points/delete", _delete_points),
     ("POST /collections/([^/]+)/points/query", _query_one),
     ("POST /collections/([^/]+)/points/query/batch", _query),
     ("POST /collections/([^/]+)/points/scroll", _scroll),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,7 @@ def test_both_stores_hold_vectors_payloads_and_card(store, files, tmp_path, pool
     rows, card = rows_of(store), collection.card
     close_to(rows, twin(CORPUS, queries, recipe))
     langs = ["ha", "sw"]
+    assert re.fullmatch("[0-9a-f]{16}", rows["nile"][0].pop("row"))
     assert rows["nile"][0] == {
         "id": "nile", "content": "The Nile flows north through Africa",
         "meta": {"lang": "en", "title": "Nile", "query_langs": langs, "year": 1970},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, Self, get_args, get_origin, get_type_hints, runtime_checkable
 
@@ -165,6 +166,10 @@ class Card(Stored):
     rows_digest: of everything that was encoded, in order; tells one corpus from another while loading.
     inputs: of all that the load was given, for a second load that finds nothing changed; "" once passages were added
         or deleted.
+    since_load: what `add` and `delete` did: how many passages were added, replaced and deleted, and the means (packed)
+        and counts of what came, by "queries sw" and "passages en".
+    pending: of an `add` or `delete` that is at work, or was stopped: the ids that it touches, each with the hash of the
+        content that it had, "" for a new one. The next call settles count and digest by them.
     storage: how the collection is laid out, where that was asked for (`CollectionOptions.layout`).
     """
 
@@ -182,6 +187,8 @@ class Card(Stored):
     digest: str = ""
     rows_digest: str = ""
     inputs: str = ""
+    since_load: Mapping[str, Any] = field(default_factory=dict)
+    pending: Mapping[str, str] = field(default_factory=dict)
     storage: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     created: str = ""
@@ -297,12 +304,15 @@ class PointBatch:
     """Points to write: passages and, in their order, a matrix (len(passages), dim) per vector name.
 
     query_langs: languages of each passage's generated queries, for the payload. sparse: each passage's token weights.
+    rows: what tells each passage with its queries from another (`row_digest`, hexadecimal), for the payload of those
+    that have queries; none where that is not known.
     """
 
     passages: Sequence[Passage]
     vectors: Mapping[str, Vectors]
     query_langs: Sequence[Sequence[str]]
     sparse: Sequence[SparseVector] | None = None
+    rows: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +323,26 @@ class StoredPoint:
     payload: Mapping[str, Any]
     vectors: Mapping[str, Vectors]
     sparse: SparseVector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What `add` or `delete` did to a collection, which then has so many `passages`.
+
+    unchanged: passages that were there already, as they are. missing: ids to delete that were not there. not_folded:
+    languages of queries that the collection's recipe leaves out. counts: lines of the corpus (`Rejects.counts`).
+    """
+
+    collection: str
+    passages: int
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    missing: tuple[str, ...] = ()
+    not_folded: tuple[str, ...] = ()
+    unused_queries: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 # What the parts ask of one another: an encoder, a generator, a store and its writer.
@@ -369,6 +399,26 @@ class CollectionWriter(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+class CollectionUpdate(Protocol):
+    """The published version of a collection while its points are changed in place; searches go on."""
+
+    @property
+    def card(self) -> Card:
+        """Its card as `record` left it."""
+
+    def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
+        """Those of the passages that are there, without their vectors."""
+
+    def upsert(self, batch: PointBatch) -> None:
+        """Validate, then write; of every point a search sees the old one or the new one. Raises like a writer's."""
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove these passages; what is not there is no error."""
+
+    def record(self, card: Card) -> None:
+        """Make everything before it durable, then replace the card."""
+
+
 class VectorStore(Protocol):
     """Where collections live: a folder (qdrant-edge) or a Qdrant server. `name` is the user's; versions are inside."""
 
@@ -388,6 +438,9 @@ class VectorStore(Protocol):
 
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
         """A new version, or the unfinished one of an equal card (same encoder, distance, recipe, means)."""
+
+    def update(self, name: str) -> AbstractContextManager[CollectionUpdate]:
+        """The published version, to be changed in place by one at a time."""
 
     def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, ordered by score, then id."""

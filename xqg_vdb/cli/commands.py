@@ -21,7 +21,7 @@ from xqg_vdb import __version__
 from xqg_vdb.cli.demo import demo
 from xqg_vdb.cli.evaluate import audit, bench, bench_diff, tune
 from xqg_vdb.cli.generate import filter_queries, generate, merge
-from xqg_vdb.cli.index import augment, load, migrate, verify
+from xqg_vdb.cli.index import add, augment, delete, load, migrate, verify
 from xqg_vdb.cli.models import export, train
 from xqg_vdb.cli.operations import gc, rollback, snapshot, versions
 from xqg_vdb.cli.options import complain, loudness
@@ -59,7 +59,7 @@ class _Group(click.Group):
 
 
 _SECTIONS = {
-    "Collections": ("demo", "load", "search", "info", "augment"),
+    "Collections": ("demo", "load", "add", "delete", "search", "info", "augment"),
     "Queries": ("generate", "filter", "merge"),
     "Models": ("export", "train"),
     "Measuring": ("tune", "audit", "bench"),
@@ -78,7 +78,8 @@ def cli() -> None:
 
 cli.params += loudness(hidden=False)
 for _command in (
-    demo, export, generate, merge, filter_queries, train, load, augment, search, tune, audit, bench, bench_diff, info,
+    demo, export, generate, merge, filter_queries, train, load, add, delete, augment, search, tune, audit, bench,
+    bench_diff, info,
 ):  # fmt: skip
     cli.add_command(_command)
 for _command in (versions, rollback, gc, snapshot, migrate, verify):  # operations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xqg_vdb.cli.options import (
+    BadLines,
     Model,
     Place,
     command,
@@ -24,16 +25,52 @@ from xqg_vdb.cli.options import (
     print_json,
     queries_option,
     recipe_options,
+    rejects_options,
     say,
+    takes,
 )
 from xqg_vdb.errors import DataError
-from xqg_vdb.types import Hybrid, Recipe
+from xqg_vdb.types import Hybrid, Recipe, UpdateReport, option
 
 if TYPE_CHECKING:
-    from xqg_vdb.index.augment import AugmentReport
+    from xqg_vdb.index.augment import AugmentReport, Wishes
     from xqg_vdb.index.load import LoadOptions, LoadReport
     from xqg_vdb.store.layout import CollectionOptions
     from xqg_vdb.store.server.store import ServerStore
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the questions of a collection's users are calibrated."""
+
+    questions: Path | None = option(None, "Your users' questions, to calibrate on.")
+    calibration: float | None = option(None, "λ of this collection's searches  [default: the encoder's]", least=0)
+    no_calibration: bool = option(False, "Searches of this collection shall not calibrate.")
+
+    def __post_init__(self) -> None:
+        if self.calibration is not None and not isfinite(self.calibration):
+            raise ValueError(f"--calibration must be a finite number, got {self.calibration}")
+        if self.calibration is not None and self.no_calibration:
+            raise ValueError("give --calibration or --no-calibration, not both")
+
+    @property
+    def strength(self) -> float | None:
+        """The λ, None for the encoder's."""
+        return 0.0 if self.no_calibration else self.calibration
+
+
+@dataclass(frozen=True)
+class Words:
+    """Whether a collection has vectors of the words, and how they are made."""
+
+    hybrid: bool = option(False, "Also vectors of the words (BM25), for search --hybrid.")
+    hybrid_lang: str | None = option(
+        None, "Whose stemmer and stop words, or none  [default: the passages']", metavar="LANG"
+    )
+
+    def __post_init__(self) -> None:
+        if self.hybrid_lang is not None and not self.hybrid:
+            raise ValueError("--hybrid-lang says how: give --hybrid with it")
 
 
 @command()
@@ -42,16 +79,10 @@ if TYPE_CHECKING:
 @model_options
 @queries_option
 @recipe_options
-@click.option("--questions", type=click.Path(path_type=Path), help="Your users' questions, to calibrate on.")
-@click.option(
-    "--calibration", type=click.FloatRange(min=0), help="λ of this collection's searches  [default: the encoder's]"
-)
-@click.option("--no-calibration", is_flag=True, help="Searches of this collection shall not calibrate.")
+@takes("asked", "xqg_vdb.cli.index.Asked")
 @load_options
-@click.option("--hybrid", is_flag=True, help="Also vectors of the words (BM25), for search --hybrid.")
-@click.option("--hybrid-lang", metavar="LANG", help="Whose stemmer and stop words, or none  [default: the passages']")
-@click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
-@click.option("--rejects", "rejects_file", type=click.Path(path_type=Path), help="Write bad lines to this file.")
+@takes("words", "xqg_vdb.cli.index.Words")
+@rejects_options
 @layout_options
 @place_options
 @json_option
@@ -61,14 +92,10 @@ def load(
     model: Model,
     query_files: tuple[Path, ...],
     recipe: Recipe,
-    questions: Path | None,
-    calibration: float | None,
-    no_calibration: bool,
+    asked: Asked,
     options: LoadOptions,
-    hybrid: bool,
-    hybrid_lang: str | None,
-    max_rejects: int,
-    rejects_file: Path | None,
+    words: Words,
+    bad: BadLines,
     layout: CollectionOptions,
     place: Place,
     as_json: bool,
@@ -85,25 +112,17 @@ def load(
     from xqg_vdb.index.load import check_inputs
     from xqg_vdb.index.load import load as run
     from xqg_vdb.progress import bars
-    from xqg_vdb.texts.records import Rejects
 
-    if calibration is not None and not isfinite(calibration):
-        raise click.UsageError(f"--calibration must be a finite number, got {calibration}")
-    if calibration is not None and no_calibration:
-        raise click.UsageError("give --calibration or --no-calibration, not both")
-    rejects = Rejects(max_rejects, rejects_file)
-    if hybrid_lang is not None and not hybrid:
-        raise click.UsageError("--hybrid-lang says how: give --hybrid with it")
-    if hybrid:
-        options = replace(options, hybrid=Hybrid(hybrid_lang))
-    files = check_inputs(corpus, collection, queries=query_files, questions=questions)
+    if words.hybrid:
+        options = replace(options, hybrid=Hybrid(words.hybrid_lang))
+    files = check_inputs(corpus, collection, queries=query_files, questions=asked.questions)
     with ExitStack() as stack:
         store = stack.enter_context(closing(place.open(options=layout)))
-        encoder = stack.enter_context(model.open(calibration=0.0 if no_calibration else calibration))
+        encoder = stack.enter_context(model.open(calibration=asked.strength))
         progress = stack.enter_context(bars(unit=" passages"))
         report = run(
-            corpus, collection, encoder=encoder, store=store, queries=files, recipe=spelt(recipe), questions=questions,
-            options=options, rejects=rejects, progress=progress,
+            corpus, collection, encoder=encoder, store=store, queries=files, recipe=spelt(recipe),
+            questions=asked.questions, options=options, rejects=bad.rejects(), progress=progress,
         ).report  # fmt: skip
     if as_json:
         print_json(asdict(report))
@@ -141,6 +160,92 @@ def _show_load(report: LoadReport) -> None:
         click.echo(f"{report.unused_queries} query records belong to no passage of this corpus")
 
 
+# `xqg-vdb add` and `xqg-vdb delete`.
+
+
+@command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument("collection")
+@model_options
+@queries_option
+@click.option("--default-lang", metavar="LANG", help="Language of passages that name none  [default: detected]")
+@rejects_options
+@place_options
+@json_option
+def add(
+    corpus: Path,
+    collection: str,
+    model: Model,
+    query_files: tuple[Path, ...],
+    default_lang: str | None,
+    bad: BadLines,
+    place: Place,
+    as_json: bool,
+) -> None:
+    """Add the passages of CORPUS to COLLECTION, or replace those of their ids; searches go on meanwhile.
+
+    They get the collection's own recipe, language means and options. What is there already is neither encoded nor
+    written, and without --queries keeps those that it has. Stopped at any point, the same command goes on.
+
+    \b
+    Example:
+      xqg-vdb add new.jsonl wiki --queries new-queries.jsonl
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.index.update import add as run
+    from xqg_vdb.progress import bars
+
+    with ExitStack() as stack:
+        held = stack.enter_context(place.collection(collection))
+        encoder = stack.enter_context(model.open_for(held))
+        progress = stack.enter_context(bars(unit=" passages"))
+        report = run(
+            corpus, collection, encoder=encoder, store=held.store, queries=query_files or None,
+            rejects=bad.rejects(), default_lang=default_lang, progress=progress,
+        )  # fmt: skip
+    _show_update(report, as_json=as_json)
+
+
+@command()
+@click.argument("collection")
+@click.argument("ids", nargs=-1)
+@click.option("--ids", "file", type=click.Path(path_type=Path), help="A file of ids, one a line.")
+@place_options
+@json_option
+def delete(collection: str, ids: tuple[str, ...], file: Path | None, place: Place, as_json: bool) -> None:
+    """Delete passages of COLLECTION by their IDS; searches go on meanwhile. Those that are not there are no error.
+
+    \b
+    Example:
+      xqg-vdb delete wiki p12 p13
+      xqg-vdb delete wiki --ids gone.txt
+    """  # noqa: D301 - \b is click's
+    from xqg_vdb.files import disk_errors
+    from xqg_vdb.index.update import delete as run
+
+    if bool(ids) == (file is not None):
+        raise click.UsageError("give ids, or a file of them with --ids")
+    if file is not None:
+        with disk_errors(file):
+            ids = tuple(line for line in file.read_text("utf-8").splitlines() if line)
+    with closing(place.open()) as store:
+        report = run(ids, collection, store=store)
+    _show_update(report, as_json=as_json)
+
+
+def _show_update(report: UpdateReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(report))
+        return
+    done = {"added": report.added, "replaced": report.replaced, "deleted": report.deleted,
+            "there already": report.unchanged, "not there": len(report.missing)}  # fmt: skip
+    said = ", ".join(f"{n} {what}" for what, n in done.items() if n) or "nothing to do"
+    click.echo(f"{report.collection}: {said}; {report.passages} passages")
+    if report.not_folded:
+        say(f"note: queries in {', '.join(report.not_folded)} are left out, as this collection's recipe has none")
+    if report.unused_queries:
+        say(f"{report.unused_queries} query records belong to no passage of this corpus")
+
+
 # `xqg-vdb augment`.
 
 
@@ -148,30 +253,20 @@ def _show_load(report: LoadReport) -> None:
 @click.argument("collection")
 @model_options
 @queries_option
-@click.option("--to", metavar="NAME", help="Name of the new collection  [default: COLLECTION-xqg]")
 @click.option("--undo", is_flag=True, help="Delete the copy; an alias points where it pointed before.")
-@click.option("--vector", metavar="VECTOR", help='The searched vector, "" for the unnamed  [default: recognised]')
-@click.option("--text-key", metavar="KEY", help="Where payloads have the text  [default: recognised]")
-@click.option("--id-key", metavar="KEY", help="Where payloads have the queries' id  [default: recognised, or point id]")
+@takes("wishes", "xqg_vdb.index.augment.Wishes")
 @recipe_options
-@click.option(
-    "--sample", type=click.IntRange(1, 256), default=32, show_default=True, help="Passages to check the encoder on."
-)
-@click.option("--max-rejects", type=click.IntRange(min=0), default=0, show_default=True, help="Bad lines to bear.")
+@rejects_options
 @place_options
 @json_option
 def augment(
     collection: str,
     model: Model,
     query_files: tuple[Path, ...],
-    to: str | None,
     undo: bool,
-    vector: str | None,
-    text_key: str | None,
-    id_key: str | None,
+    wishes: Wishes,
     recipe: Recipe,
-    sample: int,
-    max_rejects: int,
+    bad: BadLines,
     place: Place,
     as_json: bool,
 ) -> None:
@@ -187,26 +282,23 @@ def augment(
           --url http://localhost:6333
       xqg-vdb augment docs --undo --url http://localhost:6333
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.index.augment import Wishes
     from xqg_vdb.index.augment import augment as run
     from xqg_vdb.index.augment import undo as take_back
     from xqg_vdb.progress import bars
-    from xqg_vdb.texts.records import Rejects
 
     if undo == bool(query_files):
         raise click.UsageError("give --queries, or --undo")
     with ExitStack() as stack:
         store = stack.enter_context(closing(_server(place)))
         if undo:
-            said = take_back(collection, store=store, to=to)
+            said = take_back(collection, store=store, to=wishes.to)
             print_json({"undone": said}) if as_json else click.echo(said)
             return
         store.foreign(collection)  # a wrong name says so before a model is exported
         encoder = stack.enter_context(model.open())
         report = run(
             collection, store=store, encoder=encoder, queries=query_files, recipe=spelt(recipe),
-            wishes=Wishes(to, vector, text_key, id_key), sample=sample, rejects=Rejects(max_rejects),
-            progress=stack.enter_context(bars(unit=" points")),
+            wishes=wishes, rejects=bad.rejects(), progress=stack.enter_context(bars(unit=" points")),
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))
@@ -327,6 +419,8 @@ def verify(collection: str, build: Path | None, sample: int, place: Place, as_js
             click.echo(f"{n} of them were not loaded by xqg-vdb, but written by {library}; searches find them, too")
         if found.lowest_cosine is not None:
             click.echo(f"{found.compared} vectors compared with the build, lowest cosine {found.lowest_cosine:.6f}")
+        if found.since_load:
+            click.echo(f"since the load: {found.since_load}")
     if found.problems:
         raise CorruptError(f"{collection} is damaged: {'; '.join(found.problems)}. Load it again.")
     if not as_json:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xqg_vdb.search.collection import Collection
     from xqg_vdb.store.layout import CollectionOptions
     from xqg_vdb.store.operations import Store
+    from xqg_vdb.texts.records import Rejects
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -240,12 +241,27 @@ class Model:
         return [] if self.name == "starter" else ["--encoder", self.name]
 
 
+@dataclass(frozen=True)
+class BadLines:
+    """What becomes of lines that cannot be used."""
+
+    max_rejects: int = option(0, "Bad lines to bear.", least=0)
+    file: Path | None = option(None, "Write bad lines to this file.", flags=("--rejects",))
+
+    def rejects(self) -> Rejects:
+        """Counts them, and writes them to the file."""
+        from xqg_vdb.texts.records import Rejects
+
+        return Rejects(self.max_rejects, self.file)
+
+
 place_options = takes("place", "xqg_vdb.cli.options.Place", title="Where the data lives")
 model_options = takes("model", "xqg_vdb.cli.options.Model")
 load_options = takes("options", "xqg_vdb.index.load.LoadOptions")
 recipe_options = takes("recipe", "xqg_vdb.types.Recipe", title="Recipe: how queries are folded in")
 layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions", title="Layout of the collection")
 methods_options = takes("methods", "xqg_vdb.search.Methods", title="Expansion and re-ranking")
+rejects_options = takes("bad", "xqg_vdb.cli.options.BadLines")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 queries_option = click.option(
     "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."

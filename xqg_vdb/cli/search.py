@@ -194,6 +194,8 @@ def info(collection: str | None, place: Place, as_json: bool) -> None:
 
 
 def _card_rows(card: Card) -> dict[str, str]:
+    from xqg_vdb.index.update import since_load
+
     encoder, recipe = card.encoder, card.recipe
     rows = {
         "passages": f"{card.count} (loaded {card.created}, {card.version})",
@@ -207,6 +209,8 @@ def _card_rows(card: Card) -> dict[str, str]:
         rows["vectors"] = ", ".join(card.vectors)
     if (words := card.bm25) is not None:
         rows["hybrid"] = f"BM25 over the words, language {words.lang}, {words.avg_len} tokens a passage"
+    if said := since_load(card):
+        rows["since then"] = said
     if card.storage:
         rows["options"] = ", ".join(f"{name} {value}" for name, value in card.storage.items())
     return rows

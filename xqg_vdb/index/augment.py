@@ -29,7 +29,7 @@ from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
-from xqg_vdb.types import Card, Distance, EncoderFacts, Recipe, TextEncoder, Vectors
+from xqg_vdb.types import Card, Distance, EncoderFacts, Recipe, TextEncoder, Vectors, option
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.foreign import ForeignCollection, ForeignPoint, PayloadLayout
@@ -44,16 +44,20 @@ _LENGTHS = (0.9, 1.1)
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How a collection is to be augmented.
+    """How a collection is to be augmented; the command line makes its options of these fields.
 
-    to: name of the copy, by default the collection's with `-xqg`.
-    vector, text_key, id_key: where the searched vector, the text and the queries' id are; recognised when None.
+    sample: passages that are encoded again to check that the encoder made the vectors; no other passage is encoded.
     """
 
-    to: str | None = None
-    vector: str | None = None
-    text_key: str | None = None
-    id_key: str | None = None
+    to: str | None = option(None, "Name of the new collection  [default: COLLECTION-xqg]", metavar="NAME")
+    vector: str | None = option(
+        None, 'The searched vector, "" for the unnamed  [default: recognised]', metavar="VECTOR"
+    )
+    text_key: str | None = option(None, "Where payloads have the text  [default: recognised]", metavar="KEY")
+    id_key: str | None = option(
+        None, "Where payloads have the queries' id  [default: recognised, or point id]", metavar="KEY"
+    )
+    sample: int = option(32, "Passages to check the encoder on.", least=1, most=256)
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,11 @@ def augment(
     queries: str | PathLike[str] | Sequence[str | PathLike[str]],
     recipe: Recipe | None = None,
     wishes: Wishes | None = None,
-    sample: int = 32,
     rejects: Rejects | None = None,
     progress: Progress = silent,
 ) -> AugmentReport:
     """Copy the collection `name` with generated queries folded into its vectors; `wishes` says under which name.
 
-    sample: passages that are encoded again to check that `encoder` made the vectors; no other passage is encoded.
     A run that was stopped goes on when the same call is made again. Raises MismatchError for another encoder, for
     distances without fusion and for layouts that cannot be copied; DataError, ServerError, DiskError, LockedError.
     """
@@ -102,7 +104,7 @@ def augment(
     started = time.perf_counter()
     with QueryFile(files, rejects=rejects) as table:
         plan = _planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
-        cosine = _checked(source, plan, encoder, sample=sample)
+        cosine = _checked(source, plan, encoder, sample=wishes.sample)
         build, generated, counts = encode_points(
             source, plan.vector, plan.layout, table, encoder=encoder, folder=plan.folder, progress=progress
         )

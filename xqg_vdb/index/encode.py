@@ -103,7 +103,7 @@ def encode_corpus(
 
     def encode(rows: Sequence[Row], digests: Digests) -> Window:
         nonlocal reused
-        window, old = _encoded(rows, digests, encoder, known)
+        window, old = encode_rows(rows, digests, encoder, known)
         reused += old
         return window
 
@@ -151,7 +151,7 @@ def _payload(passage: Passage) -> bytes:
     return orjson.dumps([passage.lang, passage.meta], option=orjson.OPT_SORT_KEYS)
 
 
-def _encoded(rows: Sequence[Row], digests: Digests, encoder: TextEncoder, known: EarlierBuild) -> tuple[Window, int]:
+def encode_rows(rows: Sequence[Row], digests: Digests, encoder: TextEncoder, known: EarlierBuild) -> tuple[Window, int]:
     """A window, and how many of its passage vectors were known. New texts keep the window's order."""
     whole = known.find(digests)
     # a passage that had no queries then: its vector serves, and its sums are none

@@ -231,7 +231,7 @@ def load(
     chosen = open_store() if store is None else store
     try:
         with ExitStack() as stack:
-            file, files = _as_file(corpus, "corpus.jsonl", stack), _as_files(queries, stack)
+            file, files = as_file(corpus, "corpus.jsonl", stack), as_files(queries, stack)
             check_inputs(file, name, queries=files, questions=questions)
             report = _load(
                 file, name, files, encoder=encoder, recipe=recipe or Recipe(), questions=questions, store=chosen,
@@ -244,16 +244,17 @@ def load(
     return Loaded(Collection(name, chosen, encoder=encoder), report)
 
 
-def _as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack) -> Path:
+def as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack) -> Path:
     """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
     if isinstance(records, str | PathLike):
         return Path(records)
     return write_records(Path(stack.enter_context(tempfile.TemporaryDirectory()), name), records)
 
 
-def _as_files(
+def as_files(
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
 ) -> list[Path]:
+    """Query files as a list of them; what is in memory is written to one."""
     if queries is None:
         return []
     if isinstance(queries, str | PathLike):
@@ -262,7 +263,7 @@ def _as_files(
         paths = [Path(file) for file in queries if isinstance(file, str | PathLike)]
         if len(paths) == len(queries):
             return paths
-    return [_as_file(cast(Records, queries), "queries.jsonl", stack)]
+    return [as_file(cast(Records, queries), "queries.jsonl", stack)]
 
 
 def _load(

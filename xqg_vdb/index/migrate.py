@@ -75,7 +75,7 @@ def _passage(point: StoredPoint, name: str) -> Passage:
         query_langs = meta.pop("query_langs")
         lang, title = meta.pop("lang"), meta.pop("title")
         passage = Passage(point.payload["id"], point.payload["content"], title=title, lang=lang, meta=meta)
-        if payload_of(passage, query_langs) == point.payload:
+        if payload_of(passage, query_langs, row=point.payload.get("row")) == point.payload:
             return passage
     except (KeyError, TypeError, ValueError):
         pass
@@ -90,6 +90,7 @@ def _points(batch: Sequence[StoredPoint], passages: list[Passage], card: Card) -
         passages,
         {name: np.stack([point.vectors[name] for point in batch]).astype(np.float32) for name in card.vectors},
         [point.payload["meta"]["query_langs"] for point in batch],
+        rows=[point.payload.get("row", "") for point in batch],
         # of a passage without a single token some engines give back nothing
         sparse=None if card.bm25 is None else [point.sparse or sparse_vector([], []) for point in batch],
     )

@@ -10,10 +10,12 @@ import numpy as np
 
 from xqg_vdb.errors import MismatchError
 from xqg_vdb.index.build import Build
+from xqg_vdb.index.update import since_load
 from xqg_vdb.index.write import vectors_of
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store.layout import TEXT_DENSE, Digest, written_by
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, StoredPoint, VectorStore
+from xqg_vdb.texts.queries import row_digest
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, Passage, StoredPoint, VectorStore
 
 LEAST_COSINE = 0.9999
 """Of a stored vector to the one that its build makes: the card keeps language means in 16 bits, which costs about
@@ -26,7 +28,8 @@ class Verification:
     """What was found. problems: one sentence each, empty when all is well.
 
     points: how many there are. others: of these, points that no load of ours wrote, by library; nothing promises them.
-    compared: how many were compared with the build; lowest_cosine: the worst of them.
+    compared: how many were compared with the build; lowest_cosine: the worst of them. since_load: what `add` and
+    `delete` did (`index.update.since_load`).
     """
 
     collection: str
@@ -37,6 +40,7 @@ class Verification:
     compared: int
     lowest_cosine: float | None
     problems: tuple[str, ...]
+    since_load: str = ""
 
 
 def verify(
@@ -79,20 +83,21 @@ def verify(
         if points % 1024 == 0:
             progress("verifying", points, card.count)
     problems = _differences(card, points=points, digest=digest.hexdigest(), unfit=unfit)
-    lowest = None
+    lowest, compared = None, 0
     if kept is not None:
         cosines, more = _compared(chosen, kept, card)
         problems += more
-        lowest = min(cosines, default=None)
+        lowest, compared = min(cosines, default=None), len(cosines)
     return Verification(
         name,
         card.version,
         points + sum(others.values()),
         dict(sorted(languages.items())),
         others,
-        len(chosen),
+        compared,
         lowest,
         tuple(problems),
+        since_load(card),
     )
 
 
@@ -109,7 +114,11 @@ def _is_fit(point: StoredPoint, card: Card) -> bool:
 
 def _differences(card: Card, *, points: int, digest: str, unfit: int) -> list[str]:
     problems = []
-    if points != card.count:
+    if card.pending:
+        problems.append(
+            f"an add or a delete of {len(card.pending):,} passages was stopped: make the same call again to end it"
+        )
+    elif points != card.count:
         problems.append(f"{points:,} points where the card promises {card.count:,}")
     elif card.digest and digest != card.digest:
         problems.append("the texts are not those that were loaded (another digest)")
@@ -124,7 +133,10 @@ def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[
     rows = {docid: row for row, docid in enumerate(kept.ids()) if docid in wanted}
     known = [point for point in chosen if point.id in rows]
     problems = []
-    if len(known) < len(chosen):
+    if card.since_load:  # others may have come, or other texts for the same ids
+        digests = kept.digests()
+        known = [point for point in known if int(digests[rows[point.id]]) == _row_of(point)]
+    elif len(known) < len(chosen):
         problems.append(f"{len(chosen) - len(known):,} of {len(chosen):,} sampled passages are not in {kept.path}")
     if not known:
         return [], problems
@@ -137,6 +149,14 @@ def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[
     if wrong:
         problems.append(f"{wrong:,} of {len(known):,} sampled vectors are not what {kept.path} makes")
     return cosines.tolist(), problems
+
+
+def _row_of(point: StoredPoint) -> int:
+    """The digest of the passage and its queries, as the build has it."""
+    if "row" in point.payload:
+        return int(point.payload["row"], 16)
+    text, meta = str(point.payload.get("content", "")), point.payload.get("meta") or {}
+    return row_digest(Passage(point.id, text, title=str(meta.get("title", ""))), None)
 
 
 def _lang_of(point: StoredPoint) -> str:

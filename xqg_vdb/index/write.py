@@ -57,6 +57,7 @@ def points(rows: Iterable[tuple[Window, Sequence[Passage]]], card: Card) -> Iter
             vectors=vectors_of(window, langs=[passage.lang for passage in passages], card=card),
             query_langs=folded_langs(window, card),
             sparse=None if words is None else [words.document(passage) for passage in passages],
+            rows=[f"{digest:016x}" for digest in window.digests.tolist()],
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from xqg_vdb.calibration import CalibratedEncoder
@@ -13,7 +15,8 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.models.folder import folder_of
 from xqg_vdb.search.retriever import Answer, Retriever, ready_encoder
 from xqg_vdb.store import open_store
-from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, VectorStore
+from xqg_vdb.texts.records import Records, Rejects
+from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, VectorStore
 
 
 class Collection:
@@ -120,9 +123,31 @@ class Collection:
         """Every point, in the engine's order."""
         return self.store.scroll(self.name, with_vectors=with_vectors)
 
+    def add(
+        self,
+        passages: str | os.PathLike[str] | Records,
+        *,
+        queries: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Records | None = None,
+        rejects: Rejects | None = None,
+    ) -> UpdateReport:
+        """Add passages, or replace those of their ids, by the collection's own card; see `index.update.add`."""
+        report: UpdateReport = _updating().add(
+            passages, self.name, encoder=self.encoder, store=self.store, queries=queries, rejects=rejects
+        )
+        return report
+
+    def delete(self, ids: Iterable[str]) -> UpdateReport:
+        """Delete passages; ids that are not there are reported, and no error."""
+        report: UpdateReport = _updating().delete(ids, self.name, store=self.store)
+        return report
+
     def close(self) -> None:
         """Close the store, and the encoder if it was opened here."""
         self.store.close()
         opened = self.__dict__.get("encoder")
         if opened is not None and opened is not self._encoder:
             opened.close()
+
+
+def _updating() -> ModuleType:
+    return import_module("xqg_vdb.index.update")  # which stands above this folder

@@ -57,9 +57,10 @@ def checked(batch: PointBatch, *, card: Card) -> Rows:
     vector_bytes = _check_vectors(batch, card)
     more_bytes = _check_sparse(batch, card)
     payloads, sizes = [], []
-    for passage, langs, more in zip(passages, batch.query_langs, more_bytes.tolist(), strict=True):
+    digests = batch.rows or [""] * len(passages)
+    for passage, langs, row, more in zip(passages, batch.query_langs, digests, more_bytes.tolist(), strict=True):
         try:
-            payload = _payload(passage, langs)
+            payload = _payload(passage, langs, row)
             size = _size(payload) + vector_bytes + more
         except _Reason as reason:
             raise DataError(f"Passage {passage.id!r} cannot be stored: {reason}.") from None
@@ -124,9 +125,9 @@ def _what_is_wrong(row: Vectors) -> str:
     return "is all zeros, or as good as" if np.abs(row).max() < 1 else "is too long to be compared"
 
 
-def _payload(passage: Passage, query_langs: Sequence[str]) -> dict[str, Any]:
+def _payload(passage: Passage, query_langs: Sequence[str], row: str) -> dict[str, Any]:
     _check_fields(passage, query_langs)
-    payload = payload_of(passage, query_langs)
+    payload = payload_of(passage, query_langs, row=row)
     if passage.meta:
         meta = payload["meta"]
         for key, value in passage.meta.items():

@@ -83,10 +83,11 @@ def point_id(docid: str) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, docid)
 
 
-def payload_of(passage: Passage, query_langs: Sequence[str]) -> dict[str, Any]:
-    """What is stored beside the vectors of one passage."""
+def payload_of(passage: Passage, query_langs: Sequence[str], *, row: str | None = None) -> dict[str, Any]:
+    """What is stored beside the vectors of one passage. row: its digest, kept where queries are folded in."""
     meta = {"lang": passage.lang, "title": passage.title, "query_langs": list(query_langs)}
-    return {"id": passage.id, "content": passage.text, "meta": {**meta, **passage.meta}}
+    payload = {"id": passage.id, "content": passage.text, "meta": {**meta, **passage.meta}}
+    return {**payload, "row": row} if row and query_langs else payload
 
 
 def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
@@ -130,6 +131,11 @@ def sparse_vector(indices: Sequence[int], values: Sequence[float]) -> SparseVect
     return SparseVector(places[order], np.asarray(values, dtype=np.float32)[order])
 
 
+def content_hash(docid: str, text: str) -> int:
+    """What one passage adds to the `Digest` of its collection."""
+    return int.from_bytes(blake2b(f"{docid}\0{text}".encode(), digest_size=16).digest(), "little")
+
+
 class Digest:
     """Order-free digest over (id, text): the sum modulo 2**128 of a blake2b-128 per passage; any scroll order will do.
 
@@ -141,7 +147,7 @@ class Digest:
 
     def add(self, docid: str, text: str) -> None:
         """Count one passage in; adding a passage twice is seen."""
-        self._sum += int.from_bytes(blake2b(f"{docid}\0{text}".encode(), digest_size=16).digest(), "little")
+        self._sum += content_hash(docid, text)
 
     def hexdigest(self) -> str:
         """32 hexadecimal digits."""

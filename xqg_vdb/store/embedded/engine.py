@@ -21,10 +21,11 @@ import qdrant_edge as edge
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError
 from xqg_vdb.store.gate import Rows
-from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Found, Quantization
+from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Found, Quantization, point_id
 from xqg_vdb.types import Card, PointBatch, QuestionRows, Search, SparseVector, Vectors
 
 Shard = edge.EdgeShard
+Operation = edge.UpdateOperation
 QuantizationConfig = (
     edge.ScalarQuantizationConfig
     | edge.ProductQuantizationConfig
@@ -74,7 +75,8 @@ def load_checked(path: Path, card: Card) -> Shard:
     shard = load(path)
     with errors(path):
         found = count(shard)
-    if found != card.count:
+    gone = sum(map(bool, card.pending.values()))  # an update that was stopped has removed, and added, so many at most
+    if not card.count - gone <= found <= card.count + len(card.pending) - gone:
         shard.close()
         raise CorruptError(
             f"{path} holds {found:,} points where its card promises {card.count:,}: it is damaged; load it again."
@@ -96,6 +98,17 @@ def upsert_operation(rows: Rows, batch: PointBatch) -> edge.UpdateOperation:
         for docid, payload, row in zip(rows.ids, rows.payloads, zip(*columns.values(), strict=True), strict=True)
     ]
     return edge.UpdateOperation.upsert_points(points)
+
+
+def delete_operation(docids: Sequence[str]) -> edge.UpdateOperation:
+    """The operation that removes points."""
+    return edge.UpdateOperation.delete_points([point_id(docid) for docid in docids])
+
+
+def payloads(shard: Shard, docids: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The payloads of those passages that are there."""
+    found = shard.retrieve([point_id(docid) for docid in docids], with_payload=True, with_vector=False)
+    return [record.payload or {} for record in found]
 
 
 def count(shard: Shard, langs: Sequence[str] | None = None) -> int:

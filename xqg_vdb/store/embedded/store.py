@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.errors import CorruptError, DataError, LockedError
+from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
 from xqg_vdb.files import FileLock, bytes_on_disk, disk_errors, empty_bin, remove_folder, require_space
 from xqg_vdb.store import layout
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.operations import EmbeddedAdmin, version_states
 from xqg_vdb.store.embedded.versions import Folder, Stamp, Version, stamp_of
 from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
+from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import unpublished
-from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, Search, StoredPoint
+from xqg_vdb.types import Card, CollectionWriter, Hit, PointBatch, QuestionRows, Search, StoredPoint
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,52 @@ def _read_only(folder: Folder, version: Version, stamp: Stamp) -> Reader:
         raise
 
 
+class EmbeddedUpdate:
+    """The open shard of a published version while its points are changed; see `types.CollectionUpdate`."""
+
+    def __init__(self, reader: Reader, *, free_space_floor: int) -> None:
+        self._reader = reader
+        self._floor = free_space_floor
+        self._unsaved = False
+
+    @property
+    def card(self) -> Card:
+        """Its card as `record` left it."""
+        return self._reader.card
+
+    def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
+        """Those of the passages that are there, without their vectors."""
+        with engine.errors(self._reader.version.shard):
+            found = [layout.stored_point(payload, {}) for payload in engine.payloads(self._reader.shard, ids)]
+        return {point.id: point for point in found}
+
+    def upsert(self, batch: PointBatch) -> None:
+        """Check, then write."""
+        rows = checked(batch, card=self.card)
+        with disk_errors(self._reader.version.path):
+            require_space(self._reader.version.path, needed=max(self._floor, 2 * sum(rows.sizes)))
+        self._apply(engine.upsert_operation(rows, batch))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove these passages."""
+        self._apply(engine.delete_operation(ids))
+
+    def record(self, card: Card) -> None:
+        """Flush, then replace the card."""
+        if self._unsaved:
+            with engine.errors(self._reader.version.shard):
+                self._reader.shard.flush()
+            self._unsaved = False
+        with disk_errors(self._reader.version.path):
+            self._reader.version.write_card(card)
+        self._reader.card = card
+
+    def _apply(self, operation: engine.Operation) -> None:
+        self._unsaved = True
+        with engine.errors(self._reader.version.shard):
+            self._reader.shard.update(operation)
+
+
 class EmbeddedStore:
     """Collections in a folder; see `types.VectorStore`. Opens one when it is first read, and again after a load.
 
@@ -121,6 +168,7 @@ class EmbeddedStore:
         self._floor = free_space_floor
         self._readers: dict[str, Reader] = {}
         self._mutex = threading.Lock()
+        self._updating = threading.Lock()
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -172,6 +220,21 @@ class EmbeddedStore:
         """A new version, or the unfinished one of an equal card. Raises LockedError when another loader is at work."""
         self.check_process()
         return open_writer(self.folder(name), card=card, options=self._options, free_space_floor=self._floor)
+
+    @contextmanager
+    def update(self, name: str) -> Iterator[EmbeddedUpdate]:
+        """The published version, to be changed in place; threads take turns. Raises LockedError while one is loaded."""
+        folder = self.folder(name)
+        busy = f"Collection {name!r} in {self.path} is being loaded or changed by"
+        with self._updating, self.reading(name) as reader:
+            with disk_errors(folder.path):
+                lock = FileLock.take(folder.load_lock, busy=busy)
+            with lock:
+                if reader.lock is None:
+                    raise DiskError(f"{folder.path} may not be written, so that nothing can be added or deleted.")
+                if folder.current() != reader.version:
+                    raise LockedError(f"{busy} a load that is just ending; make the same call again.")
+                yield EmbeddedUpdate(reader, free_space_floor=self._floor)
 
     def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id; graph search keeps 100 candidates unless `ef` says otherwise."""

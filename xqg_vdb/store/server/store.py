@@ -11,7 +11,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -45,7 +45,7 @@ from xqg_vdb.store.server.requests import (
     search_params,
     search_requests,
 )
-from xqg_vdb.store.server.writer import open_writer
+from xqg_vdb.store.server.writer import ServerUpdate, open_update, open_writer
 from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, Search, StoredPoint
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class ServerStore:
         self._rest: RestAddress | None = None
         self._server = Server(where, deadline=deadline, secret=secret)
         self._owned = False
+        self._updating = threading.Lock()
         self._is_local = isinstance(client._client, QdrantLocal)
         self._names = Names(client, self._server)
         self.looks = Names(client, self._server, waited_for=True)
@@ -257,6 +258,26 @@ class ServerStore:
         """
         layout.check_name(name)
         return open_writer(self._names, name, card=card, options=self._options, is_local=self._is_local)
+
+    @contextmanager
+    def update(self, name: str) -> Iterator[ServerUpdate]:
+        """The published version, to be changed in place; threads take turns, other processes wait or are refused.
+
+        Raises LockedError, MismatchError for a collection that is not ours, `Moved` when a load replaced the version.
+        """
+        version = self._names.refuse_foreign(layout.check_name(name))
+        if version is None:
+            raise self.looks.missing(name)
+        try:
+            with self._updating, open_update(self._names, name, version, options=self._options) as update:
+                yield update
+            if self.moved(name, version):
+                raise NotFound(version)
+        except NotFound as error:
+            raise layout.Moved(
+                f"Collection {name!r} on {self._server.where} was loaded anew, or deleted, meanwhile: make the same"
+                " call again."
+            ) from error
 
     def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id; without an `ef`, the server's own."""

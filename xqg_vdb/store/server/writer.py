@@ -9,21 +9,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from qdrant_client import models
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.store.gate import Rows, checked
-from xqg_vdb.store.layout import TEXT_SPARSE, CollectionOptions, same_build
+from xqg_vdb.store.layout import TEXT_SPARSE, CollectionOptions, point_id, same_build, stored_point
 from xqg_vdb.store.operations import latest
 from xqg_vdb.store.server.client import NotDone, Refused, TooLarge
 from xqg_vdb.store.server.names import (
+    AUGMENT_KEY,
     BULK_KEY,
     CARD_KEY,
     CURSOR_KEY,
@@ -39,7 +40,7 @@ from xqg_vdb.store.server.names import (
     version_number,
 )
 from xqg_vdb.store.server.requests import Limits, create, exact_count, prepare
-from xqg_vdb.types import Card, PointBatch
+from xqg_vdb.types import Card, PointBatch, StoredPoint
 
 # Build the index of a filled version on a server, and wait until it is done.
 
@@ -145,7 +146,7 @@ class ServerWriter:
         self._sending: deque[Future[None]] = deque()
         self._most_bytes = MAX_REQUEST_BYTES
 
-    def __enter__(self) -> ServerWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -281,6 +282,57 @@ class ServerWriter:
             f"{self._version} on {self._server.where} holds {found:,} points, {card.count:,} were expected: the input"
             " changed since a stopped load, or has an id twice. Run the same command again: it starts over."
         )
+
+
+class ServerUpdate(ServerWriter):
+    """The published version of a collection while its points are changed; see `types.CollectionUpdate`."""
+
+    @property
+    def card(self) -> Card:
+        """Its card as `record` left it."""
+        return self._card
+
+    def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
+        """Those of the passages that are there, without their vectors."""
+        points = [str(point_id(docid)) for docid in ids]
+        records = self._server.call(lambda: self._client.retrieve(self._version, points, with_payload=True))
+        found = [stored_point(record.payload or {}, {}) for record in records]
+        return {point.id: point for point in found}
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove these passages."""
+        points = models.PointIdsList(points=[str(point_id(docid)) for docid in ids])
+        self._server.call(lambda: self._client.delete(self._version, points, wait=True))
+
+    def record(self, card: Card) -> None:
+        """Wait for all requests, then replace the card. Raises LockedError when somebody else has taken over."""
+        self._await()
+        by = self._names.metadata(self._version).get(LOADER_KEY) or {}
+        if by.get("id") != self._lease.id:
+            raise LockedError(
+                f"Collection {self._name!r} on {self._server.where} is being changed by process {by.get('pid')} on"
+                f" {by.get('host')}; make the same call again."
+            )
+        self._lease.write(self._version)
+        self._names.write_metadata(self._version, {CARD_KEY: card.to_json()})
+        self._card = card
+
+
+def open_update(names: Names, name: str, version: str, *, options: CollectionOptions) -> ServerUpdate:
+    """Sign the published version. Raises LockedError while somebody else changes it, MismatchError for copies."""
+    record = names.metadata(version)
+    card = card_in(record)
+    if card is None or record.get(AUGMENT_KEY):
+        raise MismatchError(
+            f"{name!r} on {names.server.where} is no collection that `xqg-vdb load` made: add to the one that it was"
+            " made from, and augment that again."
+        )
+    by = Watch(names).holder(version)
+    if by is not None:
+        raise LockedError(f"Collection {name!r} on {names.server.where} is being changed by {by}; wait until it ends.")
+    lease = Lease(names)
+    lease.write(version)
+    return ServerUpdate(names, name, version, card=card, options=options, lease=lease, is_local=True)
 
 
 def _columns(batch: PointBatch, rows: slice) -> dict[str, list[Any]]:
