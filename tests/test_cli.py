@@ -181,8 +181,8 @@ def test_a_wrong_corpus_name_is_said_before_any_model_is_exported(call, cwd):
 BAD_CORPORA = {
     "no ids": (
         ['{"text": "w1"}'],
-        "{corpus} line 1: no id (expected one of the keys id, _id, docid); correct the data, or use --max-rejects to go"
-        " on without such records.",
+        "{corpus} line 1: no id (expected one of the keys id, _id, docid); found 'text'; correct the data, or use"
+        " --max-rejects to go on without such records.",
     ),
     "duplicate": (
         ['{"id": "a", "text": "w1"}', '{"id": "b", "text": "w1"}', '{"id": "a", "text": "w2"}'],

@@ -92,13 +92,13 @@ def test_tsv_fields_undo_csv(fields):
     import csv
     import io
 
-    from xqg_vdb.texts.corpus import _tsv_fields
+    from xqg_vdb.texts.corpus import _table_cells
 
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="").writerow(fields)
     if fields == [""]:
         return  # csv spells it '""' so that the line is not empty
-    assert _tsv_fields(text.getvalue()) == fields
+    assert _table_cells(text.getvalue(), "\t", most=len(fields)) == fields
 
 
 def test_tsv_quotes_that_are_only_characters(tmp_path):
@@ -109,7 +109,7 @@ def test_tsv_quotes_that_are_only_characters(tmp_path):
     assert [p.text for p in _read(path, rejects)] == ['"Hello" he said', '5" of rain']
     reasons = [json.loads(line)["reason"] for line in open_text(tmp_path / "r.jsonl")]
     assert reasons == [
-        "a quoted column does not end on its line",
+        "a quoted column does not end on its line (write passages with line breaks as JSON lines)",
         "3 columns, the header has 2",
         "not UTF-8: invalid start byte at byte 2 of the line",
     ]
@@ -151,11 +151,12 @@ def test_parquet(tmp_path):
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table(rows), path)
     rejects = Rejects(MANY, tmp_path / "r.jsonl")
-    assert _read(path, rejects) == [Passage("1", "one", "T", "und", {"day": "2026-11-23", "x": 1.5})]
+    one = Passage("1", "one", "T", "und", {"day": "2026-11-23", "x": 1.5})
+    assert _read(path, rejects) == [one, Passage("4", "four", "", "und", {})]
+    assert rejects.left_out == {"x": "nan"}
     assert [(r["line"], r["offset"], r["reason"]) for r in map(json.loads, open_text(tmp_path / "r.jsonl"))] == [
         (2, None, "no text"),
         (3, None, "text is blank"),
-        (4, None, "nan is not a number that can be stored"),
     ]
     data = path.read_bytes()
     for size in (0, 3, 10, len(data) // 2, len(data) - 1):
@@ -190,9 +191,9 @@ def test_wrong_paths_are_told_at_once(tmp_path):
     (tmp_path / "corpus.jsonl").write_bytes(b"")
     with pytest.raises(DataError, match=r"There is no file .*corpsu\.jsonl; that folder has corpus\.jsonl"):
         read_corpus(tmp_path / "corpsu.jsonl")
-    (tmp_path / "a.csv").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a\.csv is not a corpus by its name; expected \.jsonl, \.tsv"):
-        read_corpus(tmp_path / "a.csv")
+    (tmp_path / "a.xml").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.xml is not a corpus by its name; expected \.jsonl, \.json, \.tsv"):
+        read_corpus(tmp_path / "a.xml")
     with pytest.raises(DataError, match="'xyzzy' is not a language code"):
         read_corpus(tmp_path / "corpus.jsonl", default_lang="xyzzy")
     with pytest.raises(DataError, match=r"corpus\.jsonl holds no passage that can be used"):

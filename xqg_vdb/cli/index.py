@@ -102,7 +102,7 @@ def load(
 ) -> None:
     """Load CORPUS into COLLECTION, its generated queries folded into the passages' vectors.
 
-    CORPUS is .jsonl, .jsonl.gz, .tsv, .parquet or a BEIR folder. Stopped at any point, the same command goes on; run
+    CORPUS is JSON, TSV, CSV, Parquet or a folder (docs/inputs.md). Stopped at any point, the same command goes on; run
     again on the same corpus, it writes nothing. Searches see the old version until the new one is complete.
 
     \b

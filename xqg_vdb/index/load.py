@@ -34,7 +34,7 @@ from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.collection import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
-from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.corpus import files_of, read_corpus
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Records, Rejects, open_lines, write_records
 from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
@@ -282,6 +282,8 @@ def _load(
     distance = options.distance or ("cosine" if encoder.facts.normalize else "dot")
     store.names()  # a server that is away says so before hours of encoding
     others = {what: rejects_of(what, like=rejects) for what in ("queries", "questions")}
+    for output in (rejects, *others.values()):
+        output.refuse_inputs([*files_of(corpus), *query_files, *([] if questions is None else [Path(questions)])])
     with ExitStack() as stack:
         table = stack.enter_context(QueryFile(query_files, rejects=others["queries"])) if query_files else None
 
@@ -350,7 +352,10 @@ def _load(
         build=str(folder) if options.build is not None else None,
         reused=kept.reused,
         languages=dict(sorted(written.languages.items())),
-        notes=_notes(written.languages, asked_for=options.passage_calibration, card=card),
+        notes=(
+            *(f"left out of column {name}: {what}" for name, what in rejects.left_out.items()),
+            *_notes(written.languages, asked_for=options.passage_calibration, card=card),
+        ),
         replaced=replaced,
     )
 

@@ -38,6 +38,7 @@ from xqg_vdb.models.folder import (
     encoder_folder,
     open_model_folder,
 )
+from xqg_vdb.texts.languages import without_long_blanks
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
 if TYPE_CHECKING:
@@ -159,10 +160,11 @@ class Encoder:
 
     def _encode_window(self, texts: Sequence[str], *, prefix: str, first: int) -> Vectors:
         longest = self.max_length * _CHARACTERS_PER_TOKEN
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
+        shown = [without_long_blanks(text)[:longest] if isinstance(text, str) else "" for text in texts]
+        for i, text in enumerate(shown):
+            if not text.strip():
                 raise DataError(f"Text {first + i} is blank; an encoder has nothing to say about it: leave it out.")
-        cut = [prefix + text[:longest] for text in texts]
+        cut = [prefix + text for text in shown]
         try:
             rows = self._rows.rows(cut, prefix=prefix)
         except UnicodeError as error:

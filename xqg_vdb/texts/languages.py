@@ -6,6 +6,7 @@ filters meet; `und` when nothing is known.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -27,6 +28,20 @@ _KEPT = frozenset({"hak", "nan", "yue"})
 # langcodes prefers fil and ak; data sets, detectors and people who ask for Twi say tl and tw.
 _OWN = {"fil": "tl", "fat": "fat", "tw": "tw", "twi": "tw", "pnb": "pnb"}
 _NOT_ONE_LANGUAGE = frozenset({"mul", "mis", "zxx", UNKNOWN_LANGUAGE})
+_NO_CODES = frozenset({"n/a", "none", "null", "other", "undetermined", "unk", "unknown"})
+_WIKIPEDIA = {
+    "bat-smg": "sgs",
+    "cbk-zam": "cbk",
+    "eml": "egl",
+    "fiu-vro": "vro",
+    "map-bms": "jv",
+    "roa-rup": "rup",
+    "roa-tara": "nap",
+    "simple": "en",
+    "zh-classical": "lzh",
+}
+"""Names of its editions that are no codes; als is what it is for all others, Albanian (write gsw for Alemannic)."""
+_BLANKS = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\x00-\x1f\x7f-\x9f]{64,}")
 _COMMON_WITHOUT_TWO_LETTERS = ("bem", "ceb", "ckb", "gsw", "haw", "hmn", "nso", "pcm", "tl", "yue")
 
 
@@ -56,6 +71,11 @@ def english_name(code: str) -> str:
     return "Tagalog" if primary == "tl" else str(langcodes.Language.get(primary).display_name("en"))
 
 
+def code_of(name: str) -> str:
+    """The code of a language that is named in English, or `name` itself."""
+    return _spellings().get(name.strip().lower(), name)
+
+
 def near_matches(text: str, *, limit: int = 3) -> list[str]:
     """Return up to `limit` codes whose code or English name resembles `text`, best first; empty when nothing does."""
     from difflib import get_close_matches
@@ -74,11 +94,17 @@ def detect(texts: Sequence[str], *, min_confidence: float = MIN_CONFIDENCE) -> l
     if not any(_has_letters(text) for text in texts):
         return [UNKNOWN_LANGUAGE] * len(texts)
     rank = _ranker()
+    texts = [without_long_blanks(text) for text in texts]
     return [_best(rank, text[:_SAMPLE], min_confidence) if _has_letters(text) else UNKNOWN_LANGUAGE for text in texts]
 
 
+def without_long_blanks(text: str) -> str:
+    """The text with one space for 64 and more characters on end that show nothing: the front of a text decides."""
+    return _BLANKS.sub(" ", text)
+
+
 def _has_letters(text: str) -> bool:
-    return any(character.isalpha() for character in text[:_SAMPLE])
+    return any(character.isalpha() for character in without_long_blanks(text)[:_SAMPLE])
 
 
 def _best(rank: Callable[[str], list[tuple[str, float]]], text: str, min_confidence: float) -> str:
@@ -96,8 +122,9 @@ def _primary(code: str) -> str | None:
     import langcodes
     from langcodes.data_dicts import MACROLANGUAGES
 
-    if not code:
+    if not code or code.lower() in _NO_CODES:
         return UNKNOWN_LANGUAGE
+    code = _WIKIPEDIA.get(code.lower().replace("_", "-").removesuffix("wiki"), code)
     try:
         if not langcodes.tag_is_valid(code):
             return None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gzip
 import hashlib
 import io
+import json
 import math
 import os
 import re
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
@@ -27,6 +32,8 @@ MAX_GZIP_RATIO = 100
 
 GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
+_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_BLANK_RUN = re.compile(rb"(?:[ \t\r]*+\n){1024,}+")
 _HEAD_BYTES = 1024
 _BLOCK = 1 << 16
 _RATIO_FREE_BYTES = 64 << 20  # small files may shrink as much as they like
@@ -47,8 +54,9 @@ Line = tuple[int, int, bytes | LongLine]
 def open_lines(path: str | Path, *, max_bytes: int = MAX_LINE_BYTES, max_ratio: int = MAX_GZIP_RATIO) -> Iterator[Line]:
     r"""Read the lines of `path`, plain or gzip, split on b"\n" only, without one trailing b"\r" and a leading BOM.
 
-    A line over `max_bytes` comes as a `LongLine`: memory stays bounded whatever the file holds. Raises DataError now
-    when `path` is missing, and while reading when gzip data is damaged or unpacks to over `max_ratio` times its size.
+    A line over `max_bytes` comes as a `LongLine`: memory stays bounded whatever the file holds. Of a thousand blank
+    lines and more only the last comes. Raises DataError now when `path` is missing, and while reading when gzip data is
+    damaged or unpacks to over `max_ratio` times its size, and for UTF-16.
     """
     path = Path(path)
     with disk_errors(path):
@@ -66,6 +74,12 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Line]:
         try:
             while line := stream.readline(max_bytes + 2):
                 number += 1
+                if number == 1 and line.startswith(_WIDE_BOMS):
+                    raise DataError(f"{path} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW.")
+                if not line.strip() and (run := _BLANK_RUN.match(stream.peek())):  # type: ignore[attr-defined]
+                    offset, number = offset + len(line), number + run[0].count(b"\n")
+                    line = stream.read(run.end())
+                    offset, line = offset + len(line) - 1, b"\n"
                 body, size = _finish_line(stream, line, max_bytes, allowed - offset if packed else None)
                 skip = len(_BOM) if offset == 0 and isinstance(body, bytes) and body.startswith(_BOM) else 0
                 yield number, offset + skip, body[skip:] if isinstance(body, bytes) else body
@@ -112,6 +126,13 @@ MAX_DEPTH = 32
 ID_KEYS = ("id", "_id", "docid")
 """Where an id may stand: ours, BEIR's, the paper's data set's; the first that is there counts."""
 
+TEXT_KEYS = ("text", "content", "contents", "page_content")
+"""Where a passage may stand: ours, Haystack's, Pyserini's, LangChain's; the first that is there counts."""
+
+MAX_JSON_BYTES = 256 << 20
+"""Of a file that is one JSON array, which is held in memory whole."""
+_JSON_GAP = re.compile(r"[\s,\[\]]*")
+
 _HEAD_CHARACTERS = 200
 _SHOWN = 5
 _KEY = re.compile(rb'"[ \t\r\n]*:')
@@ -150,7 +171,17 @@ class Rejects:
         self.max_rejects = max_rejects
         self.path = None if path is None else Path(path)
         self.read = self.accepted = self.duplicates = self.blank = self.rejected = 0
+        self.left_out: dict[str, str] = {}
+        """Columns with values that no record can hold, and what those were."""
         self._first: list[str] = []
+
+    def refuse_inputs(self, files: Iterable[Path]) -> None:
+        """Raise DataError when rejected records would be written over one of `files`."""
+        if self.path is None or not self.path.exists():
+            return
+        for file in files:
+            if file.exists() and file.samefile(self.path):
+                raise DataError(f"{self.path} is an input of this command: give --rejects another file.")
 
     def attempt(self, source: Source, make: Callable[[_V], _T], value: _V) -> _T | None:
         """Return `make(value)`, or None when it raises BadRecord, which is then recorded for `source`."""
@@ -181,6 +212,8 @@ class Rejects:
         return f"{shown}{kept}; correct the data, or use --max-rejects to go on without such records."
 
     def _write(self, path: Path, source: Source, reason: str) -> None:
+        if self.rejected == 1:
+            self.refuse_inputs([Path(source.file)])
         head = source.raw[: 4 * _HEAD_CHARACTERS].decode("utf-8", "replace")[:_HEAD_CHARACTERS]
         record = {"file": source.file, "line": source.line, "offset": source.offset, "reason": reason, "head": head}
         with disk_errors(path), open(path, "wb" if self.rejected == 1 else "ab") as file:
@@ -220,9 +253,9 @@ def plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
     import pyarrow as pa
 
     for batch in pa.RecordBatchReader.from_stream(records):
-        for row in batch.to_pylist():
-            # absent, as a cell is; an index that pandas numbers is no field
-            yield {key: _filled(value) for key, value in row.items() if value is not None and key[:8] != "__index_"}
+        for row in arrow_rows(batch, {}):
+            # an index that pandas numbers is no field
+            yield {key: _filled(value) for key, value in row.items() if key[:8] != "__index_"}
 
 
 def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
@@ -234,15 +267,99 @@ def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
 
 
 def _filled(value: Any) -> Any:
-    if isinstance(value, list) and value and isinstance(value[0], tuple):
-        value = dict(value)  # a map
     return {key: inner for key, inner in value.items() if inner is not None} if isinstance(value, dict) else value
+
+
+def arrow_rows(batch: Any, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a record batch of pyarrow as JSON values; null cells are absent.
+
+    Dates become ISO 8601 text, durations seconds, decimals, UUIDs and integers beyond 64 bits text, maps objects. What
+    cannot be one (NaN, bytes that are no text, dates past the year 9999) is absent; its column is named in `left_out`.
+    """
+    names = batch.schema.names
+    columns = [_cells(name, batch.column(at), left_out) for at, name in enumerate(names)]
+    for cells in zip(*columns, strict=True):
+        yield {name: cell for name, cell in zip(names, cells, strict=True) if cell is not None}
+
+
+def _cells(name: str, column: Any, left_out: dict[str, str]) -> list[Any]:
+    import pyarrow as pa
+
+    def cell(value: Any) -> Any:
+        try:
+            return _plain_cell(value.as_py())
+        except (_NoJson, ValueError, OverflowError, UnicodeDecodeError) as error:
+            left_out.setdefault(name, str(error) if isinstance(error, _NoJson) else "out of range")
+            return None
+
+    kind = _micro(column.type)
+    if kind != column.type:
+        with suppress(pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            column = column.cast(kind, safe=False)
+    return [cell(value) for value in column]
+
+
+def _micro(kind: Any) -> Any:
+    """The type with microseconds for nanoseconds, of which Python has none; a list's and a record's, too."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if pa.types.is_time64(kind):
+        return pa.time64("us")
+    if pa.types.is_struct(kind):
+        return pa.struct([inner.with_type(_micro(inner.type)) for inner in kind])
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_micro(kind.value_type))
+    return pa.list_(_micro(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+class _NoJson(Exception):
+    """What a cell holds that no record can."""
+
+
+def _plain_cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain_cell(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        if isinstance(value, list) and value and isinstance(value[0], tuple):
+            return {str(key): _plain_cell(inner) for key, inner in value}  # a map
+        return [_plain_cell(inner) for inner in value]
+    return _plain_scalar(value)
+
+
+def _plain_scalar(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _NoJson(str(value))
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise _NoJson("bytes that are no text") from None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal | uuid.UUID):
+        return str(value)
+    raise _NoJson(type(value).__name__)
 
 
 def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
     """Read the lines of `path` that hold something; blank ones are counted, those over the length limit rejected."""
+    last = 0
     for number, offset, raw in open_lines(path):
-        rejects.read += 1
+        rejects.read += number - last
+        rejects.blank += number - last - 1  # long runs of blank lines come as their last
+        last = number
         if isinstance(raw, LongLine):
             source = Source(str(path), number, offset, raw.head)
             rejects.reject(source, f"the line has {raw.size:,} bytes, more than may be read at once")
@@ -253,11 +370,51 @@ def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
 
 
 def read_objects(path: Path, rejects: Rejects) -> Rows:
-    """Read the JSON objects of a JSON-lines file, with where they stand; malformed lines go to `rejects`."""
-    for source in read_sources(path, rejects):
+    """Read the JSON objects of a file, with where they stand; malformed ones go to `rejects`.
+
+    One a line; of a file named .json also an array of them, or objects that are spread over lines.
+    """
+    spread = ".json" in [suffix.lower() for suffix in path.suffixes[-2:]] and _is_spread(path)
+    for source in _spread_sources(path, rejects) if spread else read_sources(path, rejects):
         record = rejects.attempt(source, parse_object, source.raw)
         if record is not None:
             yield source, record
+
+
+def _is_spread(path: Path) -> bool:
+    first = next((raw for _, _, raw in open_lines(path) if isinstance(raw, LongLine) or raw.strip()), b"")
+    line = (first.head if isinstance(first, LongLine) else first).strip()
+    return line.startswith(b"[") or line == b"{"
+
+
+def _spread_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
+    lines = open_lines(path, max_bytes=MAX_JSON_BYTES)
+    held, size = [], 0
+    for _, _, raw in lines:
+        size += len(raw) + 1 if isinstance(raw, bytes) else raw.size
+        if size > MAX_JSON_BYTES or isinstance(raw, LongLine):
+            raise DataError(f"{path} is over {MAX_JSON_BYTES:,} bytes; make JSON lines of it: jq -c '.[]' FILE > NEW.")
+        held.append(raw)
+    try:
+        text = b"\n".join(held).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+    decoder = json.JSONDecoder()
+    at, line, before = _after_gap(text, 0), 1, 0
+    while at < len(text):
+        line, before = line + text.count("\n", before, at), at
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path} line {line}: not JSON ({str(error)[:100]}); correct the file.") from None
+        rejects.read += 1
+        yield Source(str(path), line, None, text[at:end].encode())
+        at = _after_gap(text, end)
+
+
+def _after_gap(text: str, at: int) -> int:
+    gap = _JSON_GAP.match(text, at)
+    return at if gap is None else gap.end()
 
 
 def decoded(raw: bytes) -> str:
@@ -282,10 +439,12 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     try:
         record = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise BadRecord(f"not JSON: {error}") from None
+        hint = "; write null for NaN and Infinity" if b"NaN" in raw or b"Infinity" in raw else ""
+        raise BadRecord(f"not JSON: {error}{hint}") from None
     if not isinstance(record, dict):
-        raise BadRecord(f"a JSON object was expected, not {_name_of(record)}")
-    keys = check_value(record)
+        hint = "; name a file that is an array .json" if isinstance(record, list) else ""
+        raise BadRecord(f"a JSON object was expected, not {_name_of(record)}{hint}")
+    keys = check_record(record)
     # orjson keeps the last of two equal keys; text may look like a key but can only add to this count
     if len(_KEY.findall(raw)) > keys:
         _refuse_repeated_keys(raw)
@@ -293,14 +452,25 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def _refuse_repeated_keys(raw: bytes) -> None:
-    import json
-
     def refuse(pairs: list[tuple[str, Any]]) -> None:
-        names = [key for key, _ in pairs]
-        if len(set(names)) < len(names):
-            raise BadRecord(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise BadRecord(f"key {key[:80]!r} appears twice")
+            seen.add(key)
 
     json.loads(raw, object_pairs_hook=refuse)
+
+
+def check_record(record: Mapping[str, Any]) -> int:
+    """Count the keys of a record, all levels. Raises BadRecord that names the key whose value cannot be stored."""
+    keys = len(record)
+    for key, value in record.items():
+        try:
+            keys += check_value(key) + check_value(value, 1)
+        except BadRecord as bad:
+            raise BadRecord(f"{bad}, under {key[:80]!r}") from None
+    return keys
 
 
 def check_value(value: Any, depth: int = 0) -> int:
@@ -322,7 +492,7 @@ def _check_scalar(value: Any) -> int:
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRecord(f"{value} is not a number that can be stored")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise BadRecord("an integer of more than 64 bits")
+        raise BadRecord("an integer of more than 64 bits (write it as text)")
     if not isinstance(value, int | float | None):
         raise BadRecord(f"a value of type {type(value).__name__} cannot be stored as JSON")
     return 0
@@ -332,7 +502,8 @@ def record_id(record: Mapping[str, Any]) -> str:
     """Return the id as text; integers are spelled out. Raises BadRecord when it is missing, blank or no id."""
     key = next((k for k in ID_KEYS if k in record), None)
     if key is None:
-        raise BadRecord(f"no id (expected one of the keys {', '.join(ID_KEYS)})")
+        found = ", ".join(map(repr, list(record)[:5]))
+        raise BadRecord(f"no id (expected one of the keys {', '.join(ID_KEYS)}); found {found or 'nothing'}")
     return str(record[key]) if type(record[key]) is int else text_of(record, key, kind="text or a whole number")
 
 

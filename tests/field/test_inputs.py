@@ -1,0 +1,319 @@
+"""Files as strangers have them: read as they are meant, or refused in a sentence that names file, line and column."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.index.load import load
+from xqg_vdb.store import open_store
+from xqg_vdb.store.bm25 import WordWriter, settings_of
+from xqg_vdb.store.gate import checked
+from xqg_vdb.testing import HashEncoder
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.questions import read_questions
+from xqg_vdb.texts.records import Rejects
+from xqg_vdb.types import Bm25Settings, Card, Hybrid, Passage, PointBatch, Recipe
+
+INPUTS = Path(__file__).parent / "inputs"
+NILE = "The Nile is a river in north-eastern Africa."
+BEES = "Honey bees store honey in combs of wax."
+
+
+def read(path: Path, rejects: Rejects | None = None, **options: object) -> list[Passage]:
+    return list(read_corpus(path, rejects=rejects, detect=False, **options))
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize("name", ["UPPER.JSONL", "array.json", "pretty.json"])
+def test_json_in_its_shapes(name):
+    assert [(p.id, p.text) for p in read(INPUTS / "formats" / name)] == [("1", NILE), ("2", BEES)]
+
+
+def test_json_that_is_spread_names_the_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[\n{"id": "1", "text": "a"},\n{"text": "b"},\n{"id": "3" "text": "c"}]')
+    rejects = Rejects(9)
+    with pytest.raises(DataError, match=r"a\.json line 4: not JSON"):
+        read(path, rejects)
+    assert rejects.read == 2 and rejects.rejected == 1
+    path.write_text('{\n "id": "1",\n "text": "a"\n}\n')
+    assert [p.id for p in read(path)] == ["1"]
+
+
+def test_names_that_other_tools_give_to_text_language_and_fields():
+    assert read(INPUTS / "formats/contents.jsonl")[0].text == NILE
+    assert read(INPUTS / "formats/haystack.jsonl")[0] == Passage("1", NILE, meta={"name": "a.txt"})
+    assert [p.lang for p in read(INPUTS / "formats/language_key.jsonl")] == ["fr", "und"]
+    assert read(INPUTS / "meta_title.jsonl")[1] == Passage(
+        "2", "Bees make honey in hives.", "Bees", meta={"source": "a.pdf"}
+    )
+    assert read(INPUTS / "meta_lang.jsonl")[1] == Passage(
+        "2", "Bees make honey in hives.", lang="en", meta={"source": "a.pdf"}
+    )
+
+
+def test_an_export_of_langchain(tmp_path):
+    document = {"id": "1", "page_content": NILE, "metadata": {"title": "Nile", "lang": "en", "page": 3}}
+    assert read(write(tmp_path / "c.jsonl", document)) == [Passage("1", NILE, "Nile", "en", {"page": 3})]
+    with pytest.raises(DataError, match=r"c\.jsonl line 1: meta\.title differs from title"):
+        read(write(tmp_path / "c.jsonl", {**document, "title": "Bees", "meta": document["metadata"]}))
+
+
+@pytest.mark.parametrize("name", ["utf16.jsonl", "excel16.tsv"])
+def test_utf16_is_named(name):
+    with pytest.raises(DataError, match=r"is UTF-16, not UTF-8; convert it: iconv"):
+        read(INPUTS / "formats" / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bigint.jsonl", "line 1: an integer of more than 64 bits .* under 'simhash'"),
+        ("nan.jsonl", "line 1: not JSON: .* write null for NaN"),
+        ("multiline.tsv", "line 2: a quoted column does not end on its line"),
+        ("squad.json", "line 1: no id .* found 'version', 'data'"),
+    ],
+)
+def test_what_cannot_be_read_names_line_column_and_cure(name, reason):
+    with pytest.raises(DataError, match=reason):
+        read(INPUTS / "formats" / name)
+
+
+def test_tables(tmp_path):
+    assert [(p.id, p.text) for p in read(INPUTS / "formats/noheader.tsv")] == [
+        ("0", "The Nile is a river."),
+        ("1", "Bees store honey."),
+    ]
+    path = tmp_path / "c.csv"
+    path.write_bytes(b'id,text,title\r\n1,"one, and\r\n\r\ntwo",T\r\n2,three,""\r\n')
+    rejects = Rejects()
+    assert [(p.text, p.title) for p in read(path, rejects)] == [("one, and\n\ntwo", "T"), ("three", "")]
+    assert rejects.read == rejects.accepted + rejects.blank
+    path.write_text("doc,body\nx,y\n")
+    with pytest.raises(
+        DataError, match=r"c\.csv line 1: expected a header such as id,text,title, found \['doc', 'body'\]"
+    ):
+        read(path)
+
+
+def test_folders_of_one_kind(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number in (10, 2):
+        with gzip.open(tmp_path / f"docs-{number}.jsonl.gz", "wt") as file:
+            file.write(json.dumps({"id": number, "text": "t"}) + "\n")
+    (tmp_path / "README.md").write_text("about")
+    assert [p.id for p in read(tmp_path)] == ["2", "10"]
+    pq.write_table(pa.table({"id": ["p"], "text": ["t"]}), tmp_path / "train-0.parquet")
+    with pytest.raises(DataError, match=r"passages of one kind only, but .*\.jsonl.* and .*\.parquet"):
+        read(tmp_path)
+    for file in tmp_path.glob("docs-*"):
+        file.unlink()
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert [p.id for p in read(tmp_path)] == ["p"]
+    shutil.copy(tmp_path / "train-0.parquet", tmp_path / "queries.parquet")
+    with pytest.raises(DataError, match=r"queries\.parquet beside them"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "meta", "left_out"),
+    [
+        ("ns", {"at": "2024-05-01T00:00:00.123456"}, {}),
+        ("decimal", {"price": "1.50"}, {}),
+        ("duration", {"len": 5.0}, {}),
+        ("mapcol", {"attrs": {"a": "b"}}, {}),
+        ("u64", {"h": "9223372036854775813"}, {}),
+        ("uuid_meta", {"doc": "00000000-0000-0000-0000-000000000007"}, {}),
+        ("bytes_text", {}, {}),
+        ("binary_meta", {}, {"img": "bytes that are no text"}),
+        ("nan", {}, {"score": "nan"}),
+        ("emb_nan", {}, {"emb": "nan"}),
+    ],
+)
+def test_parquet_is_converted_or_left_out_by_name(name, meta, left_out):
+    rejects = Rejects()
+    [passage] = read(INPUTS / "parquet" / f"{name}.parquet", rejects)
+    assert passage == Passage("1", NILE, meta=meta) and rejects.left_out == left_out
+
+
+def test_parquet_of_other_edges(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    assert read(INPUTS / "parquet/uuid_id.parquet")[0].id == "d8ac99ac-e665-424c-b3fb-d1ebef7465d2"
+    table = pa.table(
+        {
+            "id": ["1"],
+            "text": ["t"],
+            "far": pa.array([10**15], pa.timestamp("s")),
+            "days": pa.array([10**8], pa.date32()),
+            "times": pa.array([[1]], pa.list_(pa.timestamp("ns"))),
+            "clock": pa.array([1001], pa.time64("ns")),
+            "inner": pa.array([{"at": 1_001, "n": 2**63}], pa.struct([("at", pa.duration("ns")), ("n", pa.uint64())])),
+            "keyed": pa.array([[(1, 2.5)]], pa.map_(pa.int32(), pa.float64())),
+        }
+    )
+    pq.write_table(table, tmp_path / "c.parquet")
+    rejects = Rejects()
+    [passage] = read(tmp_path / "c.parquet", rejects)
+    assert rejects.left_out == {"far": "out of range", "days": "out of range"}
+    assert passage.meta == {
+        "times": ["1970-01-01T00:00:00"],
+        "clock": "00:00:00.000001",
+        "inner": {"at": 1e-06, "n": str(2**63)},
+        "keyed": {"1": 2.5},
+    }
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"text": "Knowledge is power. " * 60_000},
+        {"text": "\x01" * 180_000 + "t"},
+        {"text": "t", "note": "n" * (1 << 20)},
+        {"text": "t", "query_langs": ["sw"]},
+        {"text": "t", "meta": {"query_langs": ["sw"]}},
+        json.loads((INPUTS / "deep31.jsonl").read_text()),
+    ],
+)
+def test_what_the_store_refuses_is_rejected_before_anything_is_encoded(tmp_path, bad):
+    path = write(tmp_path / "c.jsonl", {"id": "a", "text": NILE}, {**bad, "id": "b"}, {"id": "c", "text": BEES})
+    rejects = Rejects(1)
+    passages = read(path, rejects)
+    assert [p.id for p in passages] == ["a", "c"] and rejects.rejected == 1
+
+
+@pytest.mark.parametrize("levels", [29, 30, 31])
+def test_the_reader_and_the_store_bear_the_same_depth(tmp_path, levels):
+    value: object = "x"
+    for _ in range(levels):
+        value = {"a": value}
+    path = write(tmp_path / "c.jsonl", {"id": "1", "text": "t"}, {"id": "2", "text": "t", "tree": value})
+    encoder = HashEncoder(dim=8)
+    card = Card(encoder.facts, "cosine", Recipe())
+    passages = read(path, Rejects(1))
+    assert len(passages) == (2 if levels <= 30 else 1)
+    vectors = {name: np.ones((len(passages), 8), np.float32) for name in card.vectors}
+    assert len(checked(PointBatch(passages, vectors, [[] for _ in passages]), card=card).ids) == len(passages)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("topics.tsv", [("1", "Where is the river Nile?"), ("2", "What do bees store in combs?")]),
+        ("q.csv", [("7", "Where is the river Nile?")]),
+        ("q_hdr.tsv", [("7", "Where is the river Nile?")]),
+        ("q_arr.json", [("7", "Where is the river Nile?")]),
+    ],
+)
+def test_questions_go_by_suffix_and_header(name, asked):
+    assert [(q.id, q.text) for q in read_questions(INPUTS / name)] == asked
+
+
+def test_questions_without_a_suffix(tmp_path):
+    path = tmp_path / "topics"
+    path.write_text("q1\tWhere is it?\nq2\tWho was it?\n")
+    assert [(q.id, q.text) for q in read_questions(path)] == [("q1", "Where is it?"), ("q2", "Who was it?")]
+    path.write_text("Where is it?\nWho was it?\n")
+    assert [(q.id, q.text) for q in read_questions(path)] == [("1", "Where is it?"), ("2", "Who was it?")]
+    path.write_text('[{"id": "7"}]')
+    with pytest.raises(DataError, match=r"name it by its kind: \.json"):
+        read_questions(path)
+    path = tmp_path / "q.tsv"
+    path.write_text("qid\tquery\n3\tWhere?\n")
+    assert [(q.id, q.text) for q in read_questions(path)] == [("3", "Where?")]
+
+
+def test_rejects_never_go_over_an_input(tmp_path):
+    path = write(tmp_path / "c.jsonl", {"id": "1", "text": "t"}, {"id": "2"})
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"c\.jsonl is an input of this command"):
+        read(path, Rejects(5, path))
+    with (
+        open_store(tmp_path / "store") as store,
+        pytest.raises(DataError, match=r"c\.jsonl is an input of this command"),
+    ):
+        load(tmp_path, "c", encoder=HashEncoder(dim=8), rejects=Rejects(5, path), store=store)
+    assert path.read_bytes() == before
+
+
+def test_languages_of_wikipedia_and_of_nobody():
+    codes = [
+        "simple",
+        "zh-classical",
+        "zh-yue",
+        "zh-min-nan",
+        "no",
+        "fiu-vro",
+        "be-x-old",
+        "map-bms",
+        "zh_classicalwiki",
+    ]
+    assert [normalize(code) for code in codes] == ["en", "zh", "yue", "nan", "no", "vro", "be", "jv", "zh"]
+    assert {normalize(code) for code in ("unknown", "UNK", "n/a", "none")} == {"und"}
+
+
+def test_blanks_in_front_decide_nothing(tmp_path):
+    rows = [{"id": str(i), "text": "\n" * 9000 + text} for i, text in enumerate((NILE, BEES))]
+    path = write(tmp_path / "c.jsonl", *rows)
+    assert [p.lang for p in read_corpus(path)] == ["en", "en"]
+
+
+def found(passages: list[str], question: str, lang: str | None = None) -> list[float]:
+    """What each passage scores, without the inverse document frequency."""
+    made = [Passage(str(i), text) for i, text in enumerate(passages)]
+    words = WordWriter(settings_of(made, Hybrid(lang)))
+    asked = set(words.question(question).indices.tolist())
+    return [len(asked & set(words.document(passage).indices.tolist())) for passage in made]
+
+
+@pytest.mark.parametrize("lang", [None, "en", "de"])
+@pytest.mark.parametrize(
+    ("right", "wrong", "question"),
+    [
+        ("Apollo 13 was a flight", "Apollo 11 was a flight", "Apollo 13"),
+        ("the year ١٩٦٩", "the year 1968", "year 1969"),
+        ("日本の首都は東京です", "大阪は大きな都市です", "日本首都"),
+        ("a co\u00adoperative of bees", "a hive of bees", "cooperative bees"),
+        ("می\u200cخواهم کتاب", "خانه", "ميخواهم كتاب"),
+        ("die lange STRASSE", "die lange Allee", "lange Straße"),
+    ],
+)
+def test_words(lang, right, wrong, question):
+    good, bad = found([right, wrong], question, lang)
+    assert good > bad
+
+
+def test_collections_of_older_versions_keep_their_words():
+    old = Bm25Settings.from_json({"lang": "none", "avg_len": 5.0, "k": 1.2, "b": 0.75})
+    assert old.words == 1 and len(WordWriter(old).question("13").indices) == 0
+
+
+def test_hostile_files_are_bounded(tmp_path):
+    """What took seconds a megabyte: each is a sentence or a count now, by work that grows with the file alone."""
+    path = tmp_path / "c.jsonl"
+    path.write_text("{" + '"k": 1, ' * 32_000 + '"id": "1", "text": "t"}\n')
+    with pytest.raises(DataError, match="key 'k' appears twice"):
+        read(path)
+    path.write_bytes(b'{"id": "1", "text": "t"}\n' + b"\n" * 5_000_000 + b'{"id": "2", "text": "t"}\n\n')
+    rejects = Rejects()
+    assert len(read(path, rejects)) == 2
+    assert rejects.counts() == {"read": 5_000_003, "accepted": 2, "duplicates": 0, "blank": 5_000_001, "rejected": 0}
+    path = tmp_path / "c.tsv"
+    path.write_bytes(b"id\ttext\n1\t" + b"\t" * 15_000_000 + b'"x"\n')
+    with pytest.raises(DataError, match=r"c\.tsv line 2: more columns than 2"):
+        read(path)
