@@ -85,5 +85,5 @@ def test_the_table_of_errors_names_every_exit_code_and_class():
 @pytest.mark.parametrize("said", re.findall(r'^- \*\*"([^"]+)"\*\*', GUIDE, re.MULTILINE))
 def test_messages_that_the_guide_explains_are_in_the_code(said):
     code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xqg_vdb").rglob("*.py"))
-    for words in re.split(r"process N|20 points, 21| …", said):
+    for words in re.split(r"process N|20 points, 21|1\.9\.2| …", said):
         assert words.strip() in code, words
