@@ -41,6 +41,10 @@ GOOD = [
     f"1. {Q}", f"1) {Q}\n2) Nini?", f"- {Q}", f"**{Q}**", f"*{Q}*", f"__{Q}__", f"`{Q}`", f"### {Q}", f"> {Q}",
     f"<b>{Q}</b>",
     f"**1. {Q}**", f'"{Q}"', f"“{Q}”", f"« {Q} »", f"{Q}\n\nThis question asks about its length.",
+    f"<reason>a</reason>{Q}", f"Natürlich! Hier ist eine Frage: {Q}", f"Voici une question : {Q}",
+    f"Hili hapa swali: {Q}",
+    f"Claro, aquí tienes una pregunta: {Q}", f"好的，这是一个问题：{Q}",
+    f"Вот вопрос: {Q}", f'<question lang="sw">{Q}</question>',
     f"{Q} (How long is the Nile?)", f"\ufeff{Q}", f"Sure! **1. Question:** {Q}",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import orjson
 LONGEST_ANSWER = 1_000_000  # characters with the reasoning
 LONGEST_QUERY = 2_000
 
-_THOUGHT = r"think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think"
+_THOUGHT = r"think|thinking|reason|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think"
 _REASONING = re.compile(  # DeepSeek and Qwen, Magistral, Kimi, Cohere, OpenThinker, Gemma, Granite
     rf"(?P<close></(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<\|end_of_thought\|>|<channel\|>"
     r"|Here is my response:)"
@@ -27,7 +27,9 @@ _LEADING = re.compile(
     rf"\s*(?:(?:{_ROLE})\s*(?:assistant|model)?|<[|｜][^|｜<>]{{1,40}}[|｜]>|<s>|<bos>|<\|begin_of_\w+\|>|\[/INST\])"
 )
 _END = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|\[/?INST\]|\[EOS\]")
-_ANSWER_TAG = re.compile(r"</?(?:answer|final|final_answer|question|query|output|response|result|q)>", re.IGNORECASE)
+_ANSWER_TAG = re.compile(
+    r"</?(?:answer|final|final_answer|question|query|output|response|result|q)(?:\s[^<>]*)?>", re.IGNORECASE
+)
 _MARKUP = re.compile(r"</?(?:b|i|em|strong|p|br|code|u)\s*/?>|\\(?:boxed|text|textbf)\{([^{}]*)\}", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[\w+-]*[ \t]*$", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*{2,3})(?=\S)([^*\n]+)(?<=\S)\1|(?<!\w)([*_]{1,3}|`{1,3})(?=\S)([^*_`\n]+)(?<=\S)\3(?!\w)")
@@ -46,6 +48,9 @@ _LABEL = re.compile(  # at the start of a line or a sentence; elsewhere the word
     rf"(?:{_QUESTION_NOUNS}|{_ANSWER_NOUNS})(?:\s*\d{{1,2}})?"
     r"(?:\s*\([^()\n]{1,40}\)|\s+(?:in|auf|en|em|på|kwa)\s+\w+)?\s*[:：]\s*",
     re.IGNORECASE,
+)
+_PREAMBLE = re.compile(
+    rf"^[^:：?？]{{0,60}}(?:\b(?:{_QUESTION_NOUNS})\b|问题|問題|質問|질문)[^:：?？\w]*[:：]\s*(?=\S)", re.I
 )
 _LANGUAGE_LABEL = re.compile(r"^(?:in\s+)?[A-Z][a-z]+(?:\s+\([^()\n]{1,40}\))?\s*[:：]\s*(?=\S)")
 
@@ -119,7 +124,7 @@ def _unlabelled(line: str) -> str:
     for _ in range(3):  # "Sure! **1. Question:** …" has several
         before = line
         line = _NUMBER.sub("", _unquoted(line))
-        for pattern in (_INTERJECTION, _LABEL):
+        for pattern in (_INTERJECTION, _LABEL, _PREAMBLE):
             if lead := pattern.match(line):
                 line = line[lead.end() :]
         if (lead := _LANGUAGE_LABEL.match(line)) and _names_a_language(lead[0]):
