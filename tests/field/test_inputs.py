@@ -87,8 +87,9 @@ def test_utf16_is_named(name):
     ],
 )
 def test_what_cannot_be_read_names_line_column_and_cure(name, reason):
-    with pytest.raises(DataError, match=reason):
-        read(INPUTS / "formats" / name)
+    for rejects in (Rejects(), Rejects(5)):
+        with pytest.raises(DataError, match=reason):
+            read(INPUTS / "formats" / name, rejects)
 
 
 def test_tables(tmp_path):

@@ -253,7 +253,9 @@ def _passages(files: list[Path], rejects: Rejects, path: str | Path, title_only:
                 rejects.accepted += 1
                 yield passage
     if not seen.count:
-        raise DataError(f'{path} holds no passage that can be used; expected lines such as {{"id": "1", "text": "…"}}.')
+        why = f" ({rejects.first[0]})" if rejects.first else ""
+        expected = '{"id": "1", "text": "…"}'
+        raise DataError(f"{path} holds no passage that can be used{why}; expected lines such as {expected}.")
 
 
 def _passage(record: Mapping[str, Any]) -> Passage:

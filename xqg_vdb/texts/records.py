@@ -173,7 +173,8 @@ class Rejects:
         self.read = self.accepted = self.duplicates = self.blank = self.rejected = 0
         self.left_out: dict[str, str] = {}
         """Columns with values that no record can hold, and what those were."""
-        self._first: list[str] = []
+        self.first: list[str] = []
+        """The first refused records: file, line, reason."""
 
     def refuse_inputs(self, files: Iterable[Path]) -> None:
         """Raise DataError when rejected records would be written over one of `files`."""
@@ -196,8 +197,8 @@ class Rejects:
         self.rejected += 1
         if self.path is not None:
             self._write(self.path, source, reason)
-        if len(self._first) < _SHOWN:
-            self._first.append(f"{source.file} line {source.line}: {reason}")
+        if len(self.first) < _SHOWN:
+            self.first.append(f"{source.file} line {source.line}: {reason}")
         if self.rejected > self.max_rejects:
             raise DataError(self._message())
 
@@ -206,8 +207,8 @@ class Rejects:
         return {name: getattr(self, name) for name in ("read", "accepted", "duplicates", "blank", "rejected")}
 
     def _message(self) -> str:
-        more = self.rejected - len(self._first)
-        shown = "; ".join(self._first) + (f"; and {more} more" if more else "")
+        more = self.rejected - len(self.first)
+        shown = "; ".join(self.first) + (f"; and {more} more" if more else "")
         kept = f" (all in {self.path})" if self.path is not None else ""
         return f"{shown}{kept}; correct the data, or use --max-rejects to go on without such records."
 
