@@ -314,7 +314,7 @@ def test_long_lines_are_rejected(tmp_path, monkeypatch):
     path = _write(tmp_path / "c.jsonl", {"id": "a", "text": "t" * 500}, {"id": "b", "text": "t"})
     rejects = Rejects(1)
     assert [p.id for p in _read(path, rejects)] == ["b"]
-    assert rejects._first == [f"{path} line 1: the line has 524 bytes, more than may be read at once"]
+    assert rejects.first == [f"{path} line 1: the line has 524 bytes, more than may be read at once"]
 
 
 def corpus_lines(path, max_bytes):

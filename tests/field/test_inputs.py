@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate.datasets.beir import read_beir
 from xqg_vdb.index.load import load
 from xqg_vdb.store import open_store
 from xqg_vdb.store.bm25 import WordWriter, settings_of
@@ -318,3 +319,13 @@ def test_hostile_files_are_bounded(tmp_path):
     path.write_bytes(b"id\ttext\n1\t" + b"\t" * 15_000_000 + b'"x"\n')
     with pytest.raises(DataError, match=r"c\.tsv line 2: more columns than 2"):
         read(path)
+
+
+def test_a_language_that_is_a_number(tmp_path):
+    folder = tmp_path / "beir"
+    shutil.copytree(INPUTS / "beir/titles", folder)
+    write(folder / "queries.jsonl", {"_id": "q1", "text": "Where?", "lang": 5})
+    with pytest.raises(DataError, match=r"queries\.jsonl line 1: a language code must be text, not a number"):
+        read_beir(folder)
+    with pytest.raises(DataError, match="must be text, not 5"):
+        normalize(5)

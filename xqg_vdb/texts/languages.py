@@ -55,6 +55,8 @@ def normalize(code: str | None) -> str:
     """
     if code is None:
         return UNKNOWN_LANGUAGE
+    if not isinstance(code, str):
+        raise DataError(f"A language code such as en or sw must be text, not {code!r:.40}.")
     found = _primary(code.strip())
     if found is None:
         near = near_matches(code)

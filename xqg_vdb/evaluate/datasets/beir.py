@@ -13,7 +13,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, by_language, find_file, look_for, missing
 from xqg_vdb.evaluate.metrics import read_qrels
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import BadRecord, Rejects, read_objects, record_id, text_of
+from xqg_vdb.texts.records import BadRecord, Rejects, language_of, read_objects, record_id, text_of
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 
 SOURCE = "https://github.com/beir-cellar/beir"
@@ -31,11 +31,11 @@ def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> 
     queries: list[Question] = []
     for source, record in read_objects(questions, Rejects()):
         try:
-            qid, text = record_id(record), text_of(record, "text")
+            qid, text, code = record_id(record), text_of(record, "text"), language_of(record.get("lang"))
         except BadRecord as bad:
             raise DataError(f"{questions} line {source.line}: {bad}.") from None
         if qid in qrels:
-            queries.append(Question(qid, text, normalize(record["lang"]) if record.get("lang") else default))
+            queries.append(Question(qid, text, default if code == UNKNOWN_LANGUAGE else code))
     if not queries:
         raise DataError(f"no question of qrels/{split}.tsv is in {questions}; do the two belong together?")
     return RetrievalTask(
