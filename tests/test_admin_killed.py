@@ -181,6 +181,6 @@ def test_whatever_is_killed_leaves_whole_collections(tmp_path):
             assert workers.wait() == -signal.SIGKILL, workers.said.read_text()
             check(tmp_path / "store")
             check(tmp_path / "other")
-        for what in ("edition", "snapshot"):  # which clears what is left of the last one
+        for what in ("edition", "snapshot", "copy"):  # which clear what is left of the last one
             assert workers.run(tmp_path, what) == 0, workers.said.read_text()
     assert_nothing_left_over(tmp_path)

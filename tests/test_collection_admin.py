@@ -432,7 +432,7 @@ def test_what_is_wrong_is_found(tmp_path):
         shard = engine.load(version.shard)
         upsert = engine.edge.UpdateOperation.upsert_points
         bad = np.full(16, np.nan, np.float32)
-        payload = {"id": "p00003", "content": "text 1-3", "meta": {"lang": "en", "title": "title 3"}}
+        payload = {"id": "p00003", "content": "text 1-3", "meta": {"lang": "en", "title": "title 3", "query_langs": []}}
         from xqg_vdb.store.layout import point_id
 
         shard.update(upsert([engine.edge.Point(point_id("p00003"), {"text-dense": memoryview(bad)}, payload)]))
