@@ -540,7 +540,9 @@ def test_search_prints_hits_and_nothing_else(call, loaded, model):
     assert (code, err) == (0, "")
     assert re.fullmatch(r"( \d  0\.\d{3}  p\d+  \[(en|de)\]  w\d+\n    (w\d+ ){7}w\d+\n){2}", out)
     code, out, err = call(*arguments, "--passage-langs", "yo")
-    assert (code, out, err) == (0, "", "Nothing found: the collection has no passage in those languages.\n")
+    nothing = "Nothing found: no passage of the collection has these languages and fields.\n"
+    assert (code, out, err) == (0, "", nothing)
+    assert call(*arguments, "--where", "year=1900") == (0, "", nothing)
 
 
 def test_no_calibration_changes_scores(call, loaded, model):

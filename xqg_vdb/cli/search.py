@@ -139,7 +139,7 @@ def _per_question(counts: Mapping[str, float]) -> float:
 
 def _show(answer: Answer) -> None:
     if not answer.hits:
-        say("Nothing found: the collection has no passage in those languages.")
+        say("Nothing found: no passage of the collection has these languages and fields.")
     for rank, hit in enumerate(answer.hits, 1):
         click.echo(f"{rank:2d}  {hit.score:.3f}  {printable(hit.id)}  [{hit.lang}]  {printable(hit.title)}")
         click.echo(f"    {_snippet(hit.text)}")

@@ -130,6 +130,8 @@ def _read(place: str) -> tuple[list[dict[str, str]], str]:
     if not Path(folder).exists() and ":" in folder:
         folder, _, system = place.rpartition(":")
     path = Path(folder) / NAME
+    if not path.is_file():
+        raise DataError(f"{folder} is no run: it has no {NAME}; give a folder that `xqg-vdb bench --out` filled.")
     with disk_errors(path):
         text = path.read_text("utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
