@@ -8,7 +8,7 @@ import pytest
 from cli_cases import run_cli, write_lines
 
 from xqg_vdb.errors import DataError, ServerError
-from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
+from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.types import Passage
 
 CANARY = "SECRET-CANARY-7f3a"
@@ -74,12 +74,12 @@ def server():
 
 def ask(server, sleep=lambda s: None, n=2, langs=("de", "sw"), **options):
     options = {"concurrency": 3, "patience": 5.0, **options}
-    with EndpointGenerator(Endpoint(server.url, "m", **options), sleep=sleep) as generator:
+    with EndpointGenerator(server.url, "m", **options, sleep=sleep) as generator:
         return generator.generate_batch(PASSAGES, query_langs=list(langs), n=n), generator.counters()
 
 
 def test_queries_come_back_in_order_with_totals_and_bounded_concurrency(server):
-    records, counters = ask(server, price_read=2.0, price_written=4.0)
+    records, counters = ask(server, price=(2.0, 4.0))
     assert [r.id for r in records] == ["p0", "p1", "p2", "p3"]
     assert all(len(texts) == 2 and len(set(texts)) == 2 for r in records for texts in r.queries.values())
     assert counters["requests"] == 16 and counters["tokens_read"] == 160 and counters["tokens_written"] == 80
@@ -93,7 +93,7 @@ def test_queries_come_back_in_order_with_totals_and_bounded_concurrency(server):
 
 def test_the_same_seed_asks_the_same_and_another_attempt_does_not(server):
     assert ask(server)[0] == ask(server)[0]
-    with EndpointGenerator(Endpoint(server.url, "m")) as generator:
+    with EndpointGenerator(server.url, "m") as generator:
         first = generator.generate_batch(PASSAGES[:1], query_langs=["de"], n=1)
         assert generator.generate_batch(PASSAGES[:1], query_langs=["de"], n=1, attempt=1) != first
 
@@ -155,7 +155,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(server, monkeypatch, capl
 
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     caplog.set_level(logging.DEBUG)
-    with EndpointGenerator(Endpoint(server.url, "m")) as generator:
+    with EndpointGenerator(server.url, "m") as generator:
         generator.generate_batch(PASSAGES[:1], query_langs=["de"], n=1)
         server.script = [(401, {}, b"bad key " + CANARY.encode())]
         with pytest.raises(ServerError) as refused:
@@ -168,12 +168,12 @@ def test_the_key_goes_into_the_header_and_nowhere_else(server, monkeypatch, capl
 
 def test_keys_and_urls_that_would_leak_are_refused(monkeypatch):
     with pytest.raises(DataError, match="Put no key into the URL of host"):
-        Endpoint(f"https://user:{CANARY}@host/v1", "m")
+        EndpointGenerator(f"https://user:{CANARY}@host/v1", "m")
     with pytest.raises(DataError, match="An endpoint is a URL such as"):
-        Endpoint("localhost:8000", "m")
+        EndpointGenerator("localhost:8000", "m")
     monkeypatch.setenv("XQG_VDB_GENERATOR_KEY", CANARY)
     with pytest.raises(DataError, match=r"A key would go unencrypted to example.org: use https\."):
-        EndpointGenerator(Endpoint("http://example.org/v1", "m"))
+        EndpointGenerator("http://example.org/v1", "m")
 
 
 def test_a_redirect_is_not_followed_with_the_key(server, monkeypatch):

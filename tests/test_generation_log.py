@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
-from xqg_vdb.generate.filters import QueryFilter, Rules
-from xqg_vdb.generate.output import Shard, merge_shards, provenance_path
+from xqg_vdb.generate.filters import QueryFilter
+from xqg_vdb.generate.output import log_path, merge_shards, provenance_path
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.journal import RecordLog, decode_line, encode_line, rows, scan
 
@@ -121,21 +121,21 @@ def test_shards_merge_to_the_same_bytes_and_missing_ones_are_named(tmp_path):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "q.jsonl"
     generate_file(corpus, whole, generator=FakeGenerator(), job=Job(("de",), 2))
     for i in (1, 3):
-        generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(i, 3)))
+        generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, f"{i}/3"))
     with pytest.raises(DataError, match=r"q.jsonl cannot be merged yet: q.jsonl.shard-2-of-3 is missing\. Run"):
         merge_shards(out)
-    generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(2, 3)))
+    generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, "2/3"))
     assert merge_shards(out)["shards"] == 3
     assert out.read_bytes() == whole.read_bytes()
 
 
 def test_a_merge_does_not_take_away_shards_of_something_else(tmp_path):
     corpus, out = write_corpus(tmp_path / "c.jsonl", 5), tmp_path / "q.jsonl"
-    generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(1, 1)))
+    generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, "1/1"))
     corpus.write_bytes(corpus.read_bytes().replace(b"Passage 2", b"Passage Z"))
     other = tmp_path / "other.jsonl"
-    generate_file(corpus, other, generator=FakeGenerator(), job=Job(("de",), 2, Shard(1, 2)))
-    log = Shard(1, 2).path(other).rename(Shard(1, 2).path(out))
+    generate_file(corpus, other, generator=FakeGenerator(), job=Job(("de",), 2, "1/2"))
+    log = log_path(other, 1, 2).rename(log_path(out, 1, 2))
     with pytest.raises(DataError, match="is there already"):
         merge_shards(out)
     assert log.exists()
@@ -143,16 +143,16 @@ def test_a_merge_does_not_take_away_shards_of_something_else(tmp_path):
 
 def test_a_changed_corpus_is_noticed_on_resume(tmp_path):
     corpus, out = write_corpus(tmp_path / "c.jsonl", 9), tmp_path / "q.jsonl"
-    generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(1, 2)))
+    generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, "1/2"))
     corpus.write_bytes(corpus.read_bytes().replace(b"Passage 2", b"Passage Z"))
     with pytest.raises(MismatchError, match="was begun with another corpus: where it has passage 'p2'"):
-        generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(1, 2)))
+        generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, "1/2"))
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "x", "1/2/3", "-1/2", ""])
 def test_bad_shards(text):
     with pytest.raises(DataError, match="--shard takes i/n"):
-        Shard.parse(text)
+        Job(("de",), 1, text)
 
 
 def test_bad_jobs():
@@ -168,7 +168,7 @@ def test_the_filter_retries_once_counts_and_leaves_out(tmp_path):
     corpus, out = write_corpus(tmp_path / "c.jsonl", 3), tmp_path / "q.jsonl"
     bad = {("p0", "de", 0): "", ("p0", "de", 1): "How long is the Nile?", ("p2", "de", 1): "No question at all."}
     generator = FakeGenerator(bad)
-    rules = QueryFilter(Rules(skip=("wrong language",)), examples=generator.examples())
+    rules = QueryFilter(skip=("wrong language",), examples=generator.examples())
     summary = generate_file(corpus, out, generator=generator, job=Job(("de", "sw"), 2, query_filter=rules))
     assert generator.calls[1] == (["p0", "p2"], ("de",), 1)
     assert summary.rejected == {"empty": 1, "copied example": 1, "no question": 1, "replaced by a second try": 3}
@@ -182,7 +182,7 @@ def test_what_stays_bad_is_left_out(tmp_path):
             return "" if id == "p1" else super()._query(id, lang, i, attempt)
 
     corpus, out = write_corpus(tmp_path / "c.jsonl", 3), tmp_path / "q.jsonl"
-    job = Job(("de",), 2, query_filter=QueryFilter(Rules(skip=("wrong language",))))
+    job = Job(("de",), 2, query_filter=QueryFilter(skip=("wrong language",)))
     summary = generate_file(corpus, out, generator=Mute(), job=job)
     assert summary.rejected == {"empty": 2, "replaced by a second try": 0} and summary.queries == 4
     assert orjson.loads(out.read_bytes().splitlines()[1])["generated_queries"] == {"de": []}
@@ -257,7 +257,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, inputs,
     assert workers.run(whole, *inputs) == 0, workers.said.read_text()
     second = killing.at(f"call {RecordLog.commit.__qualname__} 2")
     while (code := workers.run(out, *inputs, env=second)) == -signal.SIGKILL:
-        seen.append(scan(Shard().path(out)).rows)
+        seen.append(scan(log_path(out)).rows)
     assert code == 0 and seen == sorted(set(seen)) and len(seen) >= 3, (seen, workers.said.read_text())
     assert_same(out, whole)
 
@@ -291,7 +291,7 @@ def test_a_merge_killed_at_every_point_loses_nothing(tmp_path, workers):
         out = tmp_path / name / "q.jsonl"
         out.parent.mkdir()
         for i in (1, 2, 3):
-            generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, Shard(i, 3)))
+            generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, f"{i}/3"))
         return out
 
     out = shards("unbroken")

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.generate.filters import QueryFilter, Rules, filter_file
-from xqg_vdb.generate.output import Shard, merge_shards, provenance_path
+from xqg_vdb.generate.filters import QueryFilter, filter_file
+from xqg_vdb.generate.output import merge_shards, provenance_path
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.types import GeneratedQueries
 
-FILTER = QueryFilter(Rules(skip=("wrong language",)), examples=FakeGenerator().examples())
+FILTER = QueryFilter(skip=("wrong language",), examples=FakeGenerator().examples())
 
 
 class Writer(FakeGenerator):
@@ -62,7 +62,7 @@ def run(corpus, out, *, langs=("de", "sw"), n=2, shards=1, filtered=False, reuse
     """(generator, provenance) of a run in `shards` parts."""
     generator = generator or Writer(**of_writer)
     for number in range(1, shards + 1):
-        job = Job(langs, n, Shard(number, shards), FILTER if filtered else None)
+        job = Job(langs, n, f"{number}/{shards}", FILTER if filtered else None)
         generate_file(corpus, out, generator=generator, job=job, reuse=reuse)
     if shards > 1:
         merge_shards(out)

@@ -14,7 +14,7 @@ from cli_cases import run_cli, write_lines
 
 from xqg_vdb.errors import ServerError
 from xqg_vdb.generate.answers import query_of
-from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
+from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.models import remote
 from xqg_vdb.search.expand import Expander, clean
@@ -134,7 +134,7 @@ def serve():
 
 
 def ask(server, **options):
-    with EndpointGenerator(Endpoint(server.url, "m", patience=5.0, **options), sleep=lambda seconds: None) as generator:
+    with EndpointGenerator(server.url, "m", patience=5.0, **options, sleep=lambda seconds: None) as generator:
         (record,) = generator.generate_batch([Passage("p", "The Nile.")], query_langs=["sw"], n=1)
         return record.queries["sw"], generator
 
@@ -205,7 +205,7 @@ def test_a_server_that_is_down_is_told_within_seconds(serve, monkeypatch):
     monkeypatch.setattr(remote, "UNREACHED", 0.3)
     passages = [Passage(f"p{i}", "The Nile.") for i in range(9)]
     with (
-        EndpointGenerator(Endpoint(server.url, "m")) as generator,
+        EndpointGenerator(server.url, "m") as generator,
         pytest.raises(ServerError, match=r"is not there \(ConnectError\): start it, or correct the URL"),
     ):
         generator.generate_batch(passages, query_langs=["sw"], n=1)
@@ -248,7 +248,7 @@ def test_a_server_that_breaks_amid_a_run_stops_it_and_what_was_made_is_kept(serv
     server = serve(lambda body: ok(Q if len(server.bodies) <= 40 else None))
     write_lines(tmp_path / "c.jsonl", [{"id": f"p{i}", "text": f"Text {i}."} for i in range(200)])
     job = Job(("sw",), 1)
-    with EndpointGenerator(Endpoint(server.url, "m", concurrency=2), sleep=time.sleep) as generator:
+    with EndpointGenerator(server.url, "m", concurrency=2, sleep=time.sleep) as generator:
         with pytest.raises(ServerError, match="No query for 32 passages in a row"):
             generate_file(tmp_path / "c.jsonl", tmp_path / "q.jsonl", generator=generator, job=job)
         server.quirk = lambda body: ok(Q)

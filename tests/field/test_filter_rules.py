@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli_cases import run_cli, write_lines
 
-from xqg_vdb.generate.filters import QueryFilter, Rules, is_question
+from xqg_vdb.generate.filters import QueryFilter, is_question
 from xqg_vdb.types import GeneratedQueries
 
 INPUTS = Path(__file__).parent / "inputs"
@@ -45,8 +45,8 @@ def test_a_statement_does_not(lang, text):
 
 def test_digits_are_no_loop():
     texts = ("Who was number 1000000000000?", "What is 192.168.168.168.168?", "What is aaaaaaaaaa?")
-    rules = Rules(skip=("wrong language",))
-    assert QueryFilter(rules).judge([GeneratedQueries("p", {"en": texts})])[0]["en"] == (None, None, "repetitive")
+    ((good, faults),) = QueryFilter(skip=("wrong language",)).judge([GeneratedQueries("p", {"en": texts})])
+    assert good.queries["en"] == texts[:2] and faults == {"en": ["repetitive"]}
 
 
 def test_a_rule_that_takes_more_than_half_is_named_and_can_be_switched_off(tmp_path):

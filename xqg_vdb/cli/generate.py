@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,8 +15,9 @@ from xqg_vdb.errors import printable
 from xqg_vdb.progress import bars
 
 if TYPE_CHECKING:
-    from xqg_vdb.generate.filters import Rules
-    from xqg_vdb.generate.run import BatchGenerator, Summary
+    from xqg_vdb.generate.filters import QueryFilter
+    from xqg_vdb.generate.output import Summary
+    from xqg_vdb.generate.run import BatchGenerator
     from xqg_vdb.models.decode import Decoding
 
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     "--reuse", type=click.Path(path_type=Path), help="OUT of an earlier run: write only what is new or changed since."
 )
 @click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
-@takes("rules", "xqg_vdb.generate.filters.Rules", only=("skip",))
+@takes("rules", "xqg_vdb.generate.filters.QueryFilter", only=("skip",))
 @click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True, help="Bad records to skip.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all]")
 @json_option
@@ -61,7 +63,7 @@ def generate(
     shard: str,
     reuse: Path | None,
     filtered: bool,
-    rules: Rules,
+    rules: QueryFilter,
     max_errors: int,
     threads: int | None,
     as_json: bool,
@@ -81,29 +83,26 @@ def generate(
     """  # noqa: D301 - \b is click's
     if bool(model) == bool(endpoint):
         raise click.UsageError("give --generator or --endpoint, one of them")
-    from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
-    from xqg_vdb.generate.filters import QueryFilter
+    from xqg_vdb.generate.endpoint import EndpointGenerator
     from xqg_vdb.generate.local import open_generator
-    from xqg_vdb.generate.output import Shard
     from xqg_vdb.generate.run import Job, generate_file
     from xqg_vdb.texts.records import Rejects
 
-    Job(query_langs, n, Shard.parse(shard))  # a wrong code is named before a model is loaded
+    Job(query_langs, n, shard)  # a wrong code is named before a model is loaded
     with ExitStack() as stack:
         generator: BatchGenerator
         if endpoint:
-            read, written = price or (0.0, 0.0)
-            where = Endpoint(
-                endpoint, endpoint_model, concurrency, decoding.temperature, decoding.max_tokens, decoding.seed,
-                price_read=read, price_written=written,
+            asked = EndpointGenerator(
+                endpoint, endpoint_model, concurrency=concurrency, temperature=decoding.temperature,
+                max_tokens=decoding.max_tokens, seed=decoding.seed, price=price or (0.0, 0.0),
             )  # fmt: skip
-            generator = stack.enter_context(EndpointGenerator(where))
+            generator = stack.enter_context(asked)
         else:
             generator = open_generator(
                 str(model), query_langs=query_langs, prompt=prompt, decoding=decoding, threads=threads or 0
             )
-        good = QueryFilter(rules, examples=generator.examples()) if filtered else None
-        job, rejects = Job(query_langs, n, Shard.parse(shard), good), Rejects(max_errors)
+        good = replace(rules, examples=generator.examples()) if filtered else None
+        job, rejects = Job(query_langs, n, shard, good), Rejects(max_errors)
         show = stack.enter_context(bars(unit=" passages"))
         summary = generate_file(
             corpus, out, generator=generator, job=job, reuse=reuse, rejects=rejects, progress=show
@@ -183,9 +182,9 @@ def _record(summary: Summary) -> dict[str, object]:
 @command("filter")
 @click.argument("queries", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@takes("rules", "xqg_vdb.generate.filters.Rules")
+@takes("rules", "xqg_vdb.generate.filters.QueryFilter")
 @json_option
-def filter_queries(queries: Path, out: Path, rules: Rules, as_json: bool) -> None:
+def filter_queries(queries: Path, out: Path, rules: QueryFilter, as_json: bool) -> None:
     """Write the good ones of the generated QUERIES to OUT, and say how many were left out and why.
 
     Rules: wrong language (detected), empty, repeated, repetitive, too long, no question.
@@ -194,9 +193,9 @@ def filter_queries(queries: Path, out: Path, rules: Rules, as_json: bool) -> Non
     Example:
       xqg-vdb filter queries.jsonl good.jsonl
     """  # noqa: D301 - \b is click's
-    from xqg_vdb.generate.filters import QueryFilter, filter_file
+    from xqg_vdb.generate.filters import filter_file
 
-    provenance = filter_file(queries, out, query_filter=QueryFilter(rules))
+    provenance = filter_file(queries, out, query_filter=rules)
     if as_json:
         print_json({"path": str(out), **provenance})
         return

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
@@ -23,9 +22,8 @@ import httpx
 from xqg_vdb.generate.answers import broken, query_of, said
 from xqg_vdb.generate.prompts import CausalPrompt, chat
 from xqg_vdb.generate.run import BatchGenerator
-from xqg_vdb.models.decode import row_key
-from xqg_vdb.models.remote import LONGEST_BODY, Server, check_url, one_line, reason_of
-from xqg_vdb.types import GeneratedQueries, Passage
+from xqg_vdb.models.remote import LONGEST_BODY, Server, one_line, reason_of
+from xqg_vdb.types import Passage
 
 KEY_VARIABLES = ("XQG_VDB_GENERATOR_KEY", "OPENAI_API_KEY")
 LONGEST_PASSAGE = 8_000  # characters; the instruction follows the passage and must survive a server's own cutting
@@ -33,52 +31,31 @@ LONGEST_PASSAGE = 8_000  # characters; the instruction follows the passage and m
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where and how to ask. url: up to and with `/v1`.
+class EndpointGenerator(BatchGenerator):
+    """A `QueryGenerator` that asks an endpoint, one request per query; close it, or use it in a `with` block.
 
-    price_read, price_written: per million tokens, for the totals.
+    url: up to and with `/v1`. price: of a million tokens read and written, for the totals.
     patience: seconds to keep trying one request that fails for a reason that may pass.
     """
-
-    url: str
-    model: str
-    concurrency: int = 8
-    temperature: float = 0.8
-    max_tokens: int = 64
-    seed: int = 313
-    timeout: float = 120.0
-    patience: float = 600.0
-    price_read: float = 0.0
-    price_written: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_url(self.url, key_variable=KEY_VARIABLES[0])
-
-
-class EndpointGenerator(BatchGenerator):
-    """A `QueryGenerator` that asks an endpoint, one request per query; close it, or use it in a `with` block."""
 
     tries_again = True
 
     def __init__(
-        self, endpoint: Endpoint, *, prompt: CausalPrompt | None = None, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        self.endpoint, self.prompt, self.failure = endpoint, prompt or chat("", ""), ""
-        self._server = Server(
-            endpoint.url, model=endpoint.model, keys=KEY_VARIABLES, timeout=endpoint.timeout,
-            patience=endpoint.patience, sleep=sleep,
-        )  # fmt: skip
+        self, url: str, model: str, *, prompt: CausalPrompt | None = None, concurrency: int = 8,
+        temperature: float = 0.8, max_tokens: int = 64, seed: int = 313, timeout: float = 120.0,
+        patience: float = 600.0, price: tuple[float, float] = (0.0, 0.0), sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        self.prompt, self.seed, self.failure = prompt or chat("", ""), seed, ""
+        self._concurrency, self._max_tokens, self._price = concurrency, max_tokens, price
+        self._server = Server(url, model=model, keys=KEY_VARIABLES, timeout=timeout, patience=patience, sleep=sleep)
         self._lock = threading.Lock()
-        self._body: dict[str, Any] = {"model": endpoint.model, "temperature": endpoint.temperature}
-        self._body |= {"max_tokens": endpoint.max_tokens, "seed": endpoint.seed}
-        self._pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="xqg-endpoint")
+        self._settings = {"model": model, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        self._body: dict[str, Any] = dict(self._settings)
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="xqg-endpoint")
 
     def describe(self) -> dict[str, Any]:
         """What the queries depend on, as far as we can know it."""
-        settings = asdict(self.endpoint)
-        asked = {key: settings[key] for key in ("model", "temperature", "max_tokens", "seed")}
-        return {"kind": "endpoint", "host": self._server.host, **asked, "prompt": self.prompt.to_json()}
+        return {"kind": "endpoint", "host": self._server.host, **self._settings, "prompt": self.prompt.to_json()}
 
     def examples(self) -> tuple[str, ...]:
         """Questions in the prompt that must not come back."""
@@ -87,38 +64,24 @@ class EndpointGenerator(BatchGenerator):
     def counters(self) -> dict[str, float]:
         """Requests, retries, useless answers, tokens and cost so far."""
         counts: dict[str, float] = dict(self._server.counts)
-        read, written = counts.get("tokens_read", 0), counts.get("tokens_written", 0)
-        cost = (read * self.endpoint.price_read + written * self.endpoint.price_written) / 1e6
-        return {**counts, "cost": round(cost, 6)}
+        tokens = counts.get("tokens_read", 0), counts.get("tokens_written", 0)
+        cost = sum(count * price for count, price in zip(tokens, self._price, strict=True))
+        return {**counts, "cost": round(cost / 1e6, 6)}
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages whose requests are sent together; enough to keep all connections busy."""
-        return max(1, 4 * self.endpoint.concurrency // (len(query_langs) * n))
+        return max(1, 4 * self._concurrency // (len(query_langs) * n))
 
-    def generate_batch(
-        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
-    ) -> list[GeneratedQueries]:
-        """The records of a few passages. Raises ServerError when the endpoint is away for good or refuses."""
+    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], count: int) -> list[str]:
         self._server.given_up = ""
-        seed = self.endpoint.seed + attempt
-        asked = [
-            (self._message(passage, lang), row_key(seed, passage.id, lang, i) % 2**31)
-            for passage in batch
-            for lang in query_langs
-            for i in range(n)
-        ]
-        answers = iter(list(self._pool.map(lambda request: self._ask(*request, read=query_of), asked)))
-        return [
-            GeneratedQueries(
-                p.id, {lang: tuple(filter(None, [next(answers) for _ in range(n)])) for lang in query_langs}
-            )
-            for p in batch
-        ]
+        messages = [self._message(passage, lang) for passage in batch for lang in langs for _ in range(count)]
+        seeds = [key % 2**31 for key in keys]
+        return list(self._pool.map(lambda message, seed: self._ask(message, seed, read=query_of), messages, seeds))
 
     def complete(self, messages: Sequence[str]) -> list[str]:
         """One answer per message, in order, empty when there is none. Raises ServerError like `generate_batch`."""
         self._server.given_up = ""
-        asked = [self._pool.submit(self._ask, message, self.endpoint.seed, read=said) for message in messages]
+        asked = [self._pool.submit(self._ask, message, self.seed, read=said) for message in messages]
         wait(asked)  # a straggler that fails must not stop the next call
         return [answer.result() for answer in asked]
 
@@ -173,10 +136,9 @@ class EndpointGenerator(BatchGenerator):
         return content
 
     def _cut_short(self, finish: object) -> str:
-        limit = self.endpoint.max_tokens
-        return f", and was cut at {limit} tokens: raise --max-tokens, or switch its reasoning off" * (
-            finish == "length"
-        )
+        if finish != "length":
+            return ""
+        return f", and was cut at {self._max_tokens} tokens: raise --max-tokens, or switch its reasoning off"
 
     def _post(self, message: str, seed: int) -> httpx.Response:
         def body() -> dict[str, Any]:
@@ -196,7 +158,7 @@ class EndpointGenerator(BatchGenerator):
         ):
             with self._lock:
                 self._body.pop("max_tokens", None)
-                self._body["max_completion_tokens"] = self.endpoint.max_tokens
+                self._body["max_completion_tokens"] = self._max_tokens
             return True
         for name in ("temperature", "seed"):
             if name in body and re.search(rf"\b{name}\b", reason):

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -16,18 +16,18 @@ import orjson
 
 from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError
-from xqg_vdb.files import write_atomic
-from xqg_vdb.generate.output import provenance_path
+from xqg_vdb.generate.output import provenance_path, write_provenance
 from xqg_vdb.texts.languages import detect, normalize
 from xqg_vdb.texts.queries import read_queries, write_queries
 from xqg_vdb.texts.questions import question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, option
 
-Reason = Literal[
+_Reason = Literal[
     "empty", "too long", "repetitive", "copied example", "no question", "wrong language", "repeated",
 ]  # fmt: skip
-REASONS: tuple[Reason, ...] = get_args(Reason)
-Verdicts = Mapping[str, tuple[Reason | None, ...]]
+_Judged = tuple[GeneratedQueries, Mapping[str, list[_Reason]]]
+REPLACED = "replaced by a second try"
+"""Counted beside the reasons by whoever tries again."""
 
 # question marks of Latin, Arabic, full-width, Greek, Armenian and Ethiopic writing
 _MARKS = "?؟？\u037e;՞፧"
@@ -42,56 +42,51 @@ _NUMBER = re.compile(r"[\d\s.,:/-]*\d[\d\s.,:/-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What a query must be."""
+class QueryFilter:
+    """What a query must be. examples: those of the prompt, which must not come back."""
 
     max_characters: int = option(200, "Longest query.", least=1)
-    skip: tuple[Reason, ...] = option(
-        (), f"A rule of the filter that is not to count: {', '.join(get_args(Reason))}; repeat it.", metavar="RULE"
+    skip: tuple[_Reason, ...] = option(
+        (), f"A rule of the filter that is not to count: {', '.join(get_args(_Reason))}; repeat it.", metavar="RULE"
     )
+    examples: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict."""
+        """Its settings, for a provenance."""
         return {"max_characters": self.max_characters, "skip": sorted(self.skip)}
 
+    def judge(self, records: Sequence[GeneratedQueries]) -> list[_Judged]:
+        """Each record with its good queries (its languages stay, perhaps without any), and why others are not.
 
-class QueryFilter:
-    """The rules, with the few-shot examples that must not come back. It keeps no state between calls."""
-
-    def __init__(self, rules: Rules, *, examples: Iterable[str] = ()) -> None:
-        self.rules = rules
-        self._examples = frozenset(map(_plain, examples))
-
-    def judge(self, records: Sequence[GeneratedQueries]) -> list[Verdicts]:
-        """Why each query is rejected, None for a good one; languages of all records are detected together."""
+        Languages of all records are detected together.
+        """
         flat = [text for record in records for texts in record.queries.values() for text in texts]
-        found = iter(detect(flat) if "wrong language" not in self.rules.skip else [UNKNOWN_LANGUAGE] * len(flat))
-        return [
-            {
-                lang: self._judge_several(texts, lang, [next(found) for _ in texts])
-                for lang, texts in record.queries.items()
-            }
-            for record in records
-        ]
+        detected = iter(detect(flat) if "wrong language" not in self.skip else [UNKNOWN_LANGUAGE] * len(flat))
+        return [self._judge_one(record, detected) for record in records]
 
-    def _judge_several(self, texts: Sequence[str], lang: str, detected: Sequence[str]) -> tuple[Reason | None, ...]:
-        verdicts: list[Reason | None] = []
-        seen: set[str] = set()
-        for text, found in zip(texts, detected, strict=True):
-            counted = (reason for reason in self._faults(text, lang, found, seen) if reason not in self.rules.skip)
-            verdicts.append(next(counted, None))
-            seen.add(_plain(text))
-        return tuple(verdicts)
+    def _judge_one(self, record: GeneratedQueries, detected: Iterator[str]) -> _Judged:
+        good: dict[str, tuple[str, ...]] = {}
+        faults: dict[str, list[_Reason]] = {}
+        for lang, texts in record.queries.items():
+            seen: set[str] = set()
+            for text in texts:
+                reasons = self._faults(text, lang, next(detected), seen)
+                if reason := next((reason for reason in reasons if reason not in self.skip), None):
+                    faults.setdefault(lang, []).append(reason)
+                else:
+                    good[lang] = (*good.get(lang, ()), text)
+                seen.add(_plain(text))
+        return GeneratedQueries(record.id, {lang: good.get(lang, ()) for lang in record.queries}), faults
 
-    def _faults(self, text: str, lang: str, detected: str, seen: Set[str]) -> Iterator[Reason]:
+    def _faults(self, text: str, lang: str, detected: str, seen: Set[str]) -> Iterator[_Reason]:
         plain = _plain(text)
         if not any(character.isalpha() for character in text):
             yield "empty"
-        if len(text) > self.rules.max_characters:
+        if len(text) > self.max_characters:
             yield "too long"
         if any(not _NUMBER.fullmatch(loop[0]) for loop in _LOOP.finditer(text)) or _goes_round(plain.split()):
             yield "repetitive"
-        if plain in self._examples:
+        if plain in map(_plain, self.examples):
             yield "copied example"
         if not is_question(text, lang):
             yield "no question"
@@ -150,22 +145,22 @@ def detection_knows(lang: str) -> bool:
     return bool(known) and 2 * detect(known).count(normalize(lang)) > len(known)
 
 
+@lru_cache(4096)
 def _plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w]+", " ", text.casefold()).split())
 
 
-def count_reasons(verdicts: Iterable[Verdicts]) -> dict[str, int]:
+def reasons_in(judged: Iterable[_Judged]) -> dict[str, int]:
     """How many queries each reason rejected."""
-    counts = Counter(
-        reason for verdict in verdicts for reasons in verdict.values() for reason in reasons if reason is not None
-    )
-    return {str(reason): count for reason, count in sorted(counts.items())}
+    counts = Counter(str(reason) for _, faults in judged for reasons in faults.values() for reason in reasons)
+    return dict(sorted(counts.items()))
 
 
 def dominant(rejected: Mapping[str, int], kept: int) -> str | None:
     """The rule that rejected more than half of all queries: perhaps it does not fit them."""
-    made = kept + sum(count for reason, count in rejected.items() if reason in REASONS)
-    return next((reason for reason, count in rejected.items() if reason in REASONS and 2 * count > made), None)
+    counts = {reason: count for reason, count in rejected.items() if reason != REPLACED}
+    made = kept + sum(counts.values())
+    return next((reason for reason, count in counts.items() if 2 * count > made), None)
 
 
 def look(records: Iterable[GeneratedQueries]) -> tuple[dict[str, list[str]], list[str]]:
@@ -188,15 +183,6 @@ def look(records: Iterable[GeneratedQueries]) -> tuple[dict[str, list[str]], lis
     return examples, doubts
 
 
-def without_rejected(record: GeneratedQueries, verdicts: Verdicts) -> GeneratedQueries:
-    """The record with its good queries only; languages stay, perhaps with none."""
-    kept = {
-        lang: tuple(text for text, reason in zip(texts, verdicts[lang], strict=True) if reason is None)
-        for lang, texts in record.queries.items()
-    }
-    return GeneratedQueries(record.id, kept)
-
-
 # Filter a finished query file: by the rules; no second try (there is no generator here).
 
 WINDOW = 256  # records whose languages are detected together
@@ -209,30 +195,25 @@ def filter_file(queries: Path, out: Path, *, query_filter: QueryFilter) -> dict[
     """
     if out.exists():
         raise DataError(f"{out} is there already: remove it, or give another OUT.")
-    counts: Counter[str] = Counter()
-    kept = write_queries(out, _kept(queries, query_filter, counts))
-    source = provenance_path(queries)
-    record = orjson.loads(source.read_bytes()) if source.is_file() else {}
-    if not counts:
+    rejected: Counter[str] = Counter()
+    left = 0
+
+    def good() -> Iterator[GeneratedQueries]:
+        nonlocal left
+        for window in windows(read_queries(queries), WINDOW):
+            judged = query_filter.judge(window)
+            rejected.update(reasons_in(judged))
+            for record, _ in judged:
+                left += sum(map(len, record.queries.values()))
+                yield record
+
+    kept = write_queries(out, good())
+    if not left and not rejected:
         out.unlink()
         raise DataError(f"{queries} holds no generated queries; write some with `xqg-vdb generate`.")
-    left = counts.pop("kept", 0)
-    provenance = {
-        **record,
-        "filter": query_filter.rules.to_json(),
-        "passages": kept,
-        "queries": left,
-        "rejected": dict(sorted(counts.items())),
-    }
-    write_atomic(provenance_path(out), orjson.dumps(provenance, option=orjson.OPT_INDENT_2) + b"\n")
+    source = provenance_path(queries)
+    record = orjson.loads(source.read_bytes()) if source.is_file() else {}
+    counts = {"passages": kept, "queries": left, "rejected": dict(sorted(rejected.items()))}
+    provenance = {**record, "filter": query_filter.to_json(), **counts}
+    write_provenance(out, provenance)
     return provenance
-
-
-def _kept(queries: Path, query_filter: QueryFilter, counts: Counter[str]) -> Iterator[GeneratedQueries]:
-    for window in windows(read_queries(queries), WINDOW):
-        verdicts = query_filter.judge(window)
-        counts.update(count_reasons(verdicts))
-        for record, verdict in zip(window, verdicts, strict=True):
-            good = without_rejected(record, verdict)
-            counts["kept"] += sum(map(len, good.queries.values()))
-            yield good

@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError
 from xqg_vdb.generate.answers import query_of
 from xqg_vdb.generate.prompts import (
     SEQ2SEQ_TEMPLATE,
     CausalPrompt,
-    PromptName,
     chat,
     english_questions,
     few_shot,
@@ -33,7 +31,7 @@ from xqg_vdb.generate.prompts import (
     translation,
 )
 from xqg_vdb.generate.run import BatchGenerator
-from xqg_vdb.models.decode import Decoding, Stems, decode, row_key
+from xqg_vdb.models.decode import Decoding, Stems, decode
 from xqg_vdb.models.decoder import CausalModel, describe_folder, stop_tokens
 from xqg_vdb.models.engine import open_session, ort_value
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, generator_folder, open_model_folder
@@ -48,34 +46,26 @@ ROWS = 32  # rows per step that keep the cores busy; more passages are taken tog
 
 
 class _LocalGenerator(BatchGenerator):
-    """What both architectures make of a batch: keys for the random numbers, texts, records."""
+    """What both architectures have in common."""
 
-    decoding: Decoding
+    def __init__(self, decoding: Decoding) -> None:
+        self.decoding, self.seed, self.truncated = decoding, decoding.seed, 0
+
+    def samples(self, n: int) -> int:
+        """One where decoding is greedy."""
+        return self.decoding.samples(n)
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are decoded together."""
-        return max(1, ROWS // max(1, len(query_langs) * self.decoding.samples(n)))
-
-    def generate_batch(
-        self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
-    ) -> list[GeneratedQueries]:
-        """The records of a few passages, decoded together. attempt: 1 for another draw with other numbers."""
-        samples, seed = self.decoding.samples(n), self.decoding.seed + attempt
-        keys = [row_key(seed, p.id, lang, i) for p in batch for lang in query_langs for i in range(samples)]
-        texts = windows(self._texts(batch, query_langs, keys, samples), samples)
-        return [GeneratedQueries(p.id, {lang: tuple(next(texts)) for lang in query_langs}) for p in batch]
-
-    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], samples: int) -> list[str]:
-        """`samples` texts per passage and language."""
-        raise NotImplementedError
+        return max(1, ROWS // max(1, len(query_langs) * self.samples(n)))
 
 
 class CausalGenerator(_LocalGenerator):
     """A `QueryGenerator` that asks for a question in every language straight from the passage."""
 
     def __init__(self, model: CausalModel, *, prompt: CausalPrompt, decoding: Decoding) -> None:
-        self.model, self.prompt, self.decoding = model, prompt, decoding
-        self.truncated = 0
+        super().__init__(decoding)
+        self.model, self.prompt = model, prompt
         self._prefix = model.read(prompt.prefix)
 
     def describe(self) -> dict[str, Any]:
@@ -90,22 +80,19 @@ class CausalGenerator(_LocalGenerator):
         """Passages cut so far, and seconds per phase."""
         return {"passages_cut": self.truncated, **self.model.clock.seconds}
 
-    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], samples: int) -> list[str]:
+    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], count: int) -> list[str]:
         endings = [self.model.ids(self.prompt.ending(lang)) for lang in langs]
         longest = max(map(len, endings))
         trees = [
             self.model.branch(self._prefix, self._body(passage, longest), endings, settings=self.decoding)
             for passage in batch
         ]
-        texts = self.model.write(trees, keys, samples=samples, settings=self.decoding)
+        texts = self.model.write(trees, keys, samples=count, settings=self.decoding)
         # a chat model may talk; what a base model goes on with is cut only
         return list(map(query_of if self.prompt.name == "chat" else self.prompt.cut, texts))
 
     def _body(self, passage: Passage, ending: int) -> list[int]:
-        """Tokens of the passage part.
-
-        The passage cut to what the model and the prompt leave room for, then what follows it.
-        """
+        """Tokens of the passage, cut to what the model and the prompt leave room for, and of what follows it."""
         tail = len(self.model.ids(self.prompt.passage_parts(passage)[1]))
         room = self.model.max_length - self._prefix.slots - ending - tail - self.decoding.max_tokens
         room = min(self.prompt.max_passage_tokens, room)
@@ -126,11 +113,12 @@ PAIRS = 16  # example translations in the prompt
 LONGEST_QUESTION = 64  # tokens of an English question that are translated
 
 
-class PivotGenerator(BatchGenerator):
+class _PivotGenerator(_LocalGenerator):
     """A `QueryGenerator` for `query_langs`, in two steps. Chance is in the first step only: translations are greedy."""
 
     def __init__(self, model: CausalModel, *, query_langs: Sequence[str], decoding: Decoding) -> None:
-        self.model, self.decoding = model, decoding
+        super().__init__(decoding)
+        self.model = model
         self.english = CausalGenerator(model, prompt=english_questions(), decoding=decoding)
         prompts = {lang: translation(lang, pairs=PAIRS) for lang in query_langs if lang != PIVOT}
         self._translations = {lang: (prompt, model.read(prompt.prefix)) for lang, prompt in prompts.items()}
@@ -141,8 +129,8 @@ class PivotGenerator(BatchGenerator):
 
     def examples(self) -> tuple[str, ...]:
         """Questions in the prompts that must not come back."""
-        shown = [prompt.examples for prompt, _ in self._translations.values()]
-        return self.english.examples() + tuple(text for several in shown for text in several)
+        prompts = [self.english.prompt, *(prompt for prompt, _ in self._translations.values())]
+        return tuple(text for prompt in prompts for text in prompt.examples)
 
     def counters(self) -> dict[str, float]:
         """Passages cut so far, and seconds per phase."""
@@ -150,7 +138,7 @@ class PivotGenerator(BatchGenerator):
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are taken together: so many that each language has enough questions to translate at once."""
-        return max(1, ROWS // self.decoding.samples(n))
+        return max(1, ROWS // self.samples(n))
 
     def generate_batch(
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
@@ -199,13 +187,13 @@ class Seq2SeqGenerator(_LocalGenerator):
         if folder.kind != "seq2seq-generator":
             raise ModelError(f"{folder.path} holds a {folder.kind}, where a seq2seq-generator is needed.")
         record = folder.manifest.get("generator") or {}
-        self.folder = folder
-        self.decoding, self.template, self.max_input = decoding, template, max_input
+        super().__init__(decoding)
+        self.folder, self.template, self.max_input = folder, template, max_input
         self.tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
         self.eos = [int(token) for token in record["eos"]]
         self.start = int(record["start"])
         self.stops = stop_tokens(self.tokenizer, self.eos, ())
-        self.clock, self.truncated = Clock(), 0
+        self.clock = Clock()
         self._encoder = open_session(Path(folder.path) / ENCODER_GRAPH, threads=threads)
         self.stepper = Stepper(open_session(Path(folder.path) / GRAPH, threads=threads))
 
@@ -218,22 +206,19 @@ class Seq2SeqGenerator(_LocalGenerator):
         """Prompts cut so far, and seconds per phase."""
         return {"prompts_cut": self.truncated, **self.clock.seconds}
 
-    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], samples: int) -> list[str]:
+    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], count: int) -> list[str]:
         forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in langs])
         stems = self.begin(forest)
-        tokens = decode(forest, stems, keys, self.decoding, samples=samples, stops=self.stops, clock=self.clock)
+        tokens = decode(forest, stems, keys, self.decoding, samples=count, stops=self.stops, clock=self.clock)
         return [" ".join(text.split()) for text in self.tokenizer.decode_batch(tokens, skip_special_tokens=True)]
 
     def input_ids(self, passage: Passage, lang: str) -> list[int]:
         """Token ids of the prompt, at most `max_input` with the end token; what is cut is the passage's end."""
-        ids, cut = seq2seq_tokens(
-            lambda text: list(self.tokenizer.encode(text, add_special_tokens=False).ids),
-            self.template,
-            passage,
-            lang=lang,
-            max_input=self.max_input,
-            eos=self.eos[0],
-        )
+
+        def encode(text: str) -> list[int]:
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+        ids, cut = seq2seq_tokens(encode, self.template, passage, lang=lang, max_input=self.max_input, eos=self.eos[0])
         self.truncated += cut
         return ids
 
@@ -278,7 +263,7 @@ def open_generator(
     model: str | Path,
     *,
     query_langs: Sequence[str],
-    prompt: PromptName | None = None,
+    prompt: str | None = None,
     decoding: Decoding | None = None,
     threads: int = 0,
 ) -> BatchGenerator:
@@ -300,18 +285,18 @@ def open_generator(
     text = _prompt(folder, prompt or _suited(folder, langs))
     causal = CausalModel(folder, stop=text.stop, threads=threads)
     if text.name == "english":
-        return PivotGenerator(causal, query_langs=langs, decoding=decoding)
+        return _PivotGenerator(causal, query_langs=langs, decoding=decoding)
     return CausalGenerator(causal, prompt=text, decoding=decoding)
 
 
-def _suited(folder: ModelFolder, langs: Sequence[str]) -> PromptName:
+def _suited(folder: ModelFolder, langs: Sequence[str]) -> str:
     record = folder.manifest.get("generator") or {}
     if record.get("finetuned"):
         return "finetuned"
     return "chat" if record.get("chat") else "pivot" if set(langs) <= question_bank().keys() else "few-shot"
 
 
-def _prompt(folder: ModelFolder, name: PromptName) -> CausalPrompt:
+def _prompt(folder: ModelFolder, name: str) -> CausalPrompt:
     record = folder.manifest.get("generator") or {}
     if name == "chat":
         if not record.get("chat"):
@@ -321,6 +306,8 @@ def _prompt(folder: ModelFolder, name: PromptName) -> CausalPrompt:
     if name == "finetuned":
         trained = record.get("finetuned")
         return finetuned(max_passage_tokens=int(trained["max_passage_tokens"])) if trained else finetuned()
+    if name not in ("pivot", "few-shot"):
+        raise ModelError(f"There is no prompt {name!r}; there are chat, pivot, few-shot and finetuned.")
     return english_questions() if name == "pivot" else few_shot()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -16,8 +16,6 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.texts.languages import english_name
 from xqg_vdb.texts.questions import question_bank
 from xqg_vdb.types import Passage
-
-PromptName = Literal["few-shot", "pivot", "chat", "finetuned"]
 
 SEQ2SEQ_TEMPLATE = "Generate a {language} question for this passage: {title} {text}"
 """The prompt of xQG and of the mT5 docTquery models (ielab/xQG4xDR)."""

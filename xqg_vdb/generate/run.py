@@ -8,47 +8,45 @@ file knows no model: generators come ready.
 from __future__ import annotations
 
 import glob
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import orjson
 
 from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError, MismatchError, ServerError, XqgError
-from xqg_vdb.generate.filters import QueryFilter, Verdicts, count_reasons, without_rejected
+from xqg_vdb.generate.filters import REPLACED, QueryFilter, reasons_in
 from xqg_vdb.generate.output import (
     SCHEMA,
-    EarlierQueries,
-    Plan,
-    Shard,
+    Summary,
     environment,
-    in_batches,
+    log_path,
     merge_shards,
-    passage_digest,
-    planned,
     provenance_path,
+    read_provenance,
 )
-from xqg_vdb.journal import RecordLog, rows
+from xqg_vdb.journal import Record, RecordLog, differences, rows
+from xqg_vdb.models.decode import row_key
 from xqg_vdb.progress import Progress, silent, unbroken
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.queries import read_queries
+from xqg_vdb.texts.queries import QueryFile, read_queries, row_digest
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import GeneratedQueries, Passage
 
 SILENT = 32  # passages in a row without an answer of use, after which a run stops
-REPLACED = "replaced by a second try"
+LONGEST = 4096
+"""Passages of a batch at most, most of them known: a kill loses no more, and no more texts are in memory."""
 
-# What the runner is asked for and what it reports: job and summary; and what it needs of a generator.
 
-
-class BatchGenerator(Protocol):
+class BatchGenerator:
     """What the runner needs of a generator. Equal calls give equal records, whatever was called before.
 
     tries_again: what it wrote nothing about may succeed in a later run. failure: why it wrote nothing the last time.
@@ -56,20 +54,34 @@ class BatchGenerator(Protocol):
 
     tries_again: bool = False
     failure: str = ""
+    seed: int = 0
+
+    def samples(self, n: int) -> int:
+        """Queries of a passage and language, where n are wanted; a greedy generator has one."""
+        return n
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages per batch; a function of its arguments and the settings alone."""
-        ...
+        raise NotImplementedError
 
     def generate_batch(
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
-        """One record per passage, in order."""
-        ...
+        """One record per passage, in order. attempt: 1 for another draw with other numbers."""
+        count, seed = self.samples(n), self.seed + attempt
+        keys = [row_key(seed, p.id, lang, i) for p in batch for lang in query_langs for i in range(count)]
+        texts = windows(self._texts(batch, query_langs, keys, count), count)
+        if self.tries_again:  # then an empty text is an answer that did not come, not a query to be judged
+            texts = (list(filter(None, several)) for several in texts)
+        return [GeneratedQueries(p.id, {lang: tuple(next(texts)) for lang in query_langs}) for p in batch]
+
+    def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], count: int) -> list[str]:
+        """`count` texts per passage and language, each by the random numbers of its key."""
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """Everything that the queries depend on: model fingerprint, prompt, settings, seed. A JSON-able dict."""
-        ...
+        raise NotImplementedError
 
     def examples(self) -> tuple[str, ...]:
         """Questions in the prompt that must not come back."""
@@ -77,7 +89,7 @@ class BatchGenerator(Protocol):
 
     def counters(self) -> dict[str, float]:
         """Counts and seconds so far: passages cut, seconds per phase, tokens, failed requests."""
-        ...
+        raise NotImplementedError
 
     def generate(
         self, passages: Iterable[Passage], *, query_langs: Sequence[str], n: int
@@ -87,31 +99,16 @@ class BatchGenerator(Protocol):
             yield from self.generate_batch(batch, query_langs=query_langs, n=n)
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The result of a run. path is OUT, or the finished shard's log.
-
-    Rejected counts queries by reason when filtered; reused, passages by the earlier output that their queries are from;
-    gaps, passages that have no query in one language or more.
-    """
-
-    path: Path
-    passages: int
-    queries: int
-    seconds: float
-    rejected: Mapping[str, int]
-    resumed: int = 0
-    reused: Mapping[str, int] = field(default_factory=dict)
-    gaps: int = 0
-
-
 @dataclass(frozen=True)
 class Job:
-    """What to generate: languages (normalised and checked), queries per language, which shard, filtered or not."""
+    """What to generate: languages (normalised and checked), queries per language, which shard, filtered or not.
+
+    shard: `i/n` for every n-th passage, from the i-th on.
+    """
 
     query_langs: tuple[str, ...]
     n: int
-    shard: Shard = field(default_factory=Shard)
+    shard: str = "1/1"
     query_filter: QueryFilter | None = None
 
     def __post_init__(self) -> None:
@@ -122,7 +119,15 @@ class Job:
             raise DataError(f"A language is named twice in {', '.join(self.query_langs)}.")
         if self.n < 1:
             raise DataError(f"n must be 1 or more, got {self.n}.")
+        if not re.fullmatch(r"\d{1,6}/\d{1,6}", self.shard) or not 1 <= self.part[0] <= self.part[1]:
+            raise DataError(f"--shard takes i/n with 1 <= i <= n, such as 1/4, not {self.shard!r}.")
         object.__setattr__(self, "query_langs", tuple(codes))
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The shard's number, and how many there are."""
+        number, count = map(int, self.shard.split("/"))
+        return number, count
 
 
 def generate_file(
@@ -145,26 +150,35 @@ def generate_file(
     """
     if reuse is not None and reuse.resolve() == out.resolve():
         raise DataError(f"{out} cannot be reused and written at once: give another OUT.")
-    header = _header(generator, job)
+    rules = job.query_filter.to_json() if job.query_filter else None
+    header = {"schema": SCHEMA, "generator": generator.describe(), "langs": list(job.query_langs), "n": job.n,
+              "filter": rules, "shard": list(job.part)}  # fmt: skip
+    number, count = job.part
+
+    def passages(rejects: Rejects | None) -> Iterator[Passage]:
+        return islice(read_corpus(corpus, rejects=rejects, detect=False), number - 1, None, count)
+
+    first_pass = None if rejects is None else Rejects(rejects.max_rejects)
     if out.exists():
-        summary = _finished_before(out, header, read_corpus(corpus, rejects=_fresh(rejects), detect=False))
-        if not (summary.gaps and generator.tries_again and job.shard.count == 1):
+        summary = _finished_before(out, header, read_corpus(corpus, rejects=first_pass, detect=False))
+        if not (summary.gaps and generator.tries_again and count == 1):
             for left in out.parent.glob(f"{glob.escape(out.name)}.shard-*-of-*"):
                 left.unlink()  # a kill came between the merge and its clean-up
             return summary
-        reuse = out
-    with ExitStack() as stack:
-        earlier = None
-        if reuse is not None:
-            earlier = stack.enter_context(closing(EarlierQueries(reuse, header=header, gaps=generator.tries_again)))
-        total = sum(
-            1 for plan in planned(_passages(corpus, job, _fresh(rejects)), job.query_langs, earlier) if plan.missing
-        )
-        with RecordLog(job.shard.path(out), header) as log:
-            summary = _fill(log, _passages(corpus, job, rejects), generator, job, earlier, total, progress)
-    if job.shard.count == 1:
+        first_pass, reuse = None if rejects is None else Rejects(rejects.max_rejects), out
+    with _earlier(reuse, header, gaps=generator.tries_again) as known:
+        total = sum(bool(plan.missing) for plan in _planned(passages(first_pass), job, known))
+        with RecordLog(log_path(out, number, count), header) as log:
+            reader = passages(rejects)
+            summary = Summary(log.path, _skip_done(log, reader), resumed=log.committed.rows)
+            for info in log.committed.commits:
+                summary.add(info)
+            if log.committed.end is None:
+                source = None if reuse is None else reuse.name
+                _fill(log, _planned(reader, job, known), generator, job, summary, source, total, progress)
+    if count == 1:
         merge_shards(out, over=reuse == out)
-        summary = replace(summary, path=out)
+        summary.path = out
     return summary
 
 
@@ -186,131 +200,12 @@ def _finished_before(out: Path, header: Mapping[str, Any], passages: Iterable[Pa
                 "write only what is new."
             )
         gaps += not all(written.queries.get(lang) for lang in header["langs"])
-    count, reused = record["passages"], record.get("reused", {})
-    return Summary(out, count, record["queries"], 0.0, record["rejected"], count, reused, gaps)
-
-
-def _header(generator: BatchGenerator, job: Job) -> dict[str, Any]:
-    rules = job.query_filter.rules.to_json() if job.query_filter else None
-    settings = {"generator": generator.describe(), "langs": list(job.query_langs), "n": job.n, "filter": rules}
-    return {"schema": SCHEMA, **settings, "shard": [job.shard.number, job.shard.count]}
-
-
-def _fresh(rejects: Rejects | None) -> Rejects | None:
-    return None if rejects is None else Rejects(rejects.max_rejects)
-
-
-def _passages(corpus: Path, job: Job, rejects: Rejects | None) -> Iterator[Passage]:
-    return job.shard.of(read_corpus(corpus, rejects=rejects, detect=False))
-
-
-@dataclass
-class _Tally:
-    """What the commits of a log add up to; `new` counts what was generated, the rest is from an earlier output."""
-
-    queries: int = 0
-    new_passages: int = 0
-    new_queries: int = 0
-    seconds: float = 0.0
-    gaps: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    reused: Counter[str] = field(default_factory=Counter)
-
-    def add(self, info: Mapping[str, Any]) -> None:
-        self.queries += info["queries"]
-        self.new_passages += info["new_passages"]
-        self.new_queries += info["new_queries"]
-        self.seconds += info["seconds"]
-        self.gaps += info.get("gaps", 0)
-        self.rejected.update(info["rejected"])
-        self.reused.update(info["reused"])
-
-
-def _fill(
-    log: RecordLog, passages: Iterator[Passage], generator: BatchGenerator, job: Job, earlier: EarlierQueries | None,
-    total: int, progress: Progress,
-) -> Summary:  # fmt: skip
-    done = resumed = _skip_done(log, passages)
-    tally, silent_for = _Tally(), 0
-    for info in log.committed.commits:
-        tally.add(info)
-    before, start = tally.seconds, time.monotonic()
-    if log.committed.end is None:
-        progress("passages", tally.new_passages, total)
-        plans = planned(passages, job.query_langs, earlier)
-        for batch in _till_stopped(in_batches(plans, lambda langs: generator.batch_size(langs, job.n)), tally, total):
-            begun = time.monotonic()
-            lines, counts = _written(generator, batch, job)
-            silent_for = 0 if counts["new_queries"] or counts["rejected"] else silent_for + counts["new_passages"]
-            if silent_for >= SILENT:
-                raise _nothing_written(log, tally, generator, silent_for)
-            reused = {} if earlier is None else {earlier.name: sum(bool(plan.known) for plan in batch)}
-            info = {**counts, "reused": reused, "seconds": round(time.monotonic() - begun, 3)}
-            done += len(batch)
-            log.commit(lines, rows=done, info=info)
-            tally.add(info)
-            progress("passages", tally.new_passages, total)
-        if tally.new_passages and not tally.queries:
-            raise _nothing_written(log, tally, generator, tally.new_passages)
-        log.finish({"rows": done, "queries": tally.queries, "gaps": tally.gaps, "rejected": dict(tally.rejected),
-                    "reused": dict(tally.reused), "seconds": round(before + time.monotonic() - start, 3),
-                    "counters": generator.counters(), **environment()})  # fmt: skip
-    seconds = before + time.monotonic() - start
-    rejected, reused = dict(tally.rejected), dict(tally.reused)
-    return Summary(log.path, done, tally.queries, seconds, rejected, resumed, reused, tally.gaps)
-
-
-def _till_stopped(batches: Iterable[list[Plan]], tally: _Tally, total: int) -> Iterator[list[Plan]]:
-    """The batches; Ctrl-C ends them when the last one is committed."""
-    with unbroken() as pause:
-        for batch in batches:
-            yield batch
-            pause(f"{tally.new_passages} of {total} passages are kept")
-
-
-def _nothing_written(log: RecordLog, tally: _Tally, generator: BatchGenerator, passages: int) -> XqgError:
-    """The error of a run without queries; its log is removed when there is none in it, so that nothing is skipped."""
-    if not tally.queries:
-        log.path.unlink()
-    rejected = {reason: count for reason, count in tally.rejected.items() if count and reason != REPLACED}
-    if rejected:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-        return DataError(f"The filter rejected every query ({reasons}): leave --filter out and look, or --skip a rule.")
-    if generator.failure:
-        return ServerError(f"No query for {passages} passages in a row. The last answer from {generator.failure}.")
-    return DataError(f"The generator wrote no query for {passages} passages: take another model or --prompt.")
-
-
-def _written(generator: BatchGenerator, batch: Sequence[Plan], job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A batch's rows with all queries, and its counts; passages that lack the same languages are written together."""
-    queries = [dict(plan.known) for plan in batch]
-    reasons: Counter[str] = Counter()
-    new = 0
-    for langs in dict.fromkeys(plan.missing for plan in batch if plan.missing):
-        places = [i for i, plan in enumerate(batch) if plan.missing == langs]
-        records, rejected = _good_records(generator, [batch[i].passage for i in places], langs, job)
-        reasons.update(rejected)
-        for i, record in zip(places, records, strict=True):
-            queries[i].update(record.queries)
-            new += sum(map(len, record.queries.values()))
-    rows = [
-        {
-            "id": plan.passage.id,
-            "digest": passage_digest(plan.passage),
-            "queries": {lang: found[lang] for lang in job.query_langs},
-        }
-        for plan, found in zip(batch, queries, strict=True)
-    ]
-    count = sum(len(texts) for found in queries for texts in found.values())
-    made = sum(bool(plan.missing) for plan in batch)
-    gaps = sum(not all(found[lang] for lang in job.query_langs) for found in queries)
-    return rows, {
-        "queries": count, "new_passages": made, "new_queries": new, "gaps": gaps, "rejected": dict(reasons),
-    }  # fmt: skip
+    count, rejected, reused = record["passages"], Counter(record["rejected"]), Counter(record.get("reused", {}))
+    return Summary(out, count, record["queries"], 0.0, rejected, count, reused, gaps)
 
 
 def _skip_done(log: RecordLog, passages: Iterator[Passage]) -> int:
-    """Pass over the passages that are in the log.
+    """Pass over the passages that are in the log, and count them.
 
     Raises MismatchError when the corpus is not the one it was begun with.
     """
@@ -325,6 +220,70 @@ def _skip_done(log: RecordLog, passages: Iterator[Passage]) -> int:
     return log.committed.rows
 
 
+def _fill(
+    log: RecordLog, plans: Iterator[_Plan], generator: BatchGenerator, job: Job, summary: Summary, source: str | None,
+    total: int, progress: Progress,
+) -> None:  # fmt: skip
+    """Write what is missing, batch by batch; Ctrl-C ends it when a batch is committed."""
+    in_vain = 0
+    progress("passages", summary.new_passages, total)
+    with unbroken() as pause:
+        for batch in _in_batches(plans, lambda langs: generator.batch_size(langs, job.n)):
+            begun = time.monotonic()
+            lines, info = _written(generator, batch, job)
+            in_vain = 0 if info["new_queries"] or info["rejected"] else in_vain + info["new_passages"]
+            if in_vain >= SILENT:
+                raise _nothing_written(log, summary, generator, in_vain)
+            info["reused"] = {source: sum(bool(plan.known) for plan in batch)} if source else {}
+            info["seconds"] = round(time.monotonic() - begun, 3)
+            summary.passages += len(batch)
+            log.commit(lines, rows=summary.passages, info=info)
+            summary.add(info)
+            progress("passages", summary.new_passages, total)
+            pause(f"{summary.new_passages} of {total} passages are kept")
+    if summary.new_passages and not summary.queries:
+        raise _nothing_written(log, summary, generator, summary.new_passages)
+    log.finish({"rows": summary.passages, **summary.counts(), "counters": generator.counters(), **environment()})
+
+
+def _nothing_written(log: RecordLog, summary: Summary, generator: BatchGenerator, passages: int) -> XqgError:
+    """The error of a run without queries; its log is removed when there is none in it, so that nothing is skipped."""
+    if not summary.queries:
+        log.path.unlink()
+    rejected = {reason: count for reason, count in summary.rejected.items() if count and reason != REPLACED}
+    if rejected:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        return DataError(f"The filter rejected every query ({reasons}): leave --filter out and look, or --skip a rule.")
+    if generator.failure:
+        return ServerError(f"No query for {passages} passages in a row. The last answer from {generator.failure}.")
+    return DataError(f"The generator wrote no query for {passages} passages: take another model or --prompt.")
+
+
+def _written(generator: BatchGenerator, batch: Sequence[_Plan], job: Job) -> tuple[list[Record], dict[str, Any]]:
+    """A batch's rows with all queries, and its counts; passages that lack the same languages are written together."""
+    queries = [dict(plan.known) for plan in batch]
+    reasons: Counter[str] = Counter()
+    new = 0
+    for langs in dict.fromkeys(plan.missing for plan in batch if plan.missing):
+        places = [i for i, plan in enumerate(batch) if plan.missing == langs]
+        records, rejected = _good_records(generator, [batch[i].passage for i in places], langs, job)
+        reasons.update(rejected)
+        for i, record in zip(places, records, strict=True):
+            queries[i].update(record.queries)
+            new += _count(record)
+    lines: list[Record] = [
+        {"id": p.id, "digest": passage_digest(p), "queries": {lang: texts[lang] for lang in job.query_langs}}
+        for (p, *_), texts in zip(batch, queries, strict=True)
+    ]
+    return lines, {
+        "queries": sum(len(texts) for line in lines for texts in line["queries"].values()),
+        "new_passages": sum(bool(plan.missing) for plan in batch),
+        "new_queries": new,
+        "gaps": sum(not all(line["queries"].values()) for line in lines),
+        "rejected": dict(reasons),
+    }
+
+
 def _good_records(
     generator: BatchGenerator, batch: Sequence[Passage], langs: tuple[str, ...], job: Job
 ) -> tuple[list[GeneratedQueries], dict[str, int]]:
@@ -332,33 +291,128 @@ def _good_records(
     records = generator.generate_batch(batch, query_langs=langs, n=job.n)
     if job.query_filter is None:
         return records, {}
-    verdicts = job.query_filter.judge(records)
-    langs = tuple(lang for lang in langs if any(any(verdict[lang]) for verdict in verdicts))
-    again = [i for i, verdict in enumerate(verdicts) if any(map(any, verdict.values()))]
-    kept = [without_rejected(record, verdict) for record, verdict in zip(records, verdicts, strict=True)]
+    judged = job.query_filter.judge(records)
+    kept = [good for good, _ in judged]
+    again = [i for i, (_, faults) in enumerate(judged) if faults]
     if again:
+        langs = tuple(lang for lang in langs if any(lang in faults for _, faults in judged))
         second = generator.generate_batch([batch[i] for i in again], query_langs=langs, n=job.n, attempt=1)
-        judged = job.query_filter.judge(second)
-        for i, record, verdict in zip(again, second, judged, strict=True):
-            kept[i] = _filled_up(kept[i], without_rejected(record, verdict), verdicts[i], job.n)
-    return kept, _counts(records, verdicts, kept)
+        for i, (spare, _) in zip(again, job.query_filter.judge(second), strict=True):
+            queries = dict(kept[i].queries)
+            for lang in judged[i][1]:  # only where it lost something, whatever others in the batch lost
+                more = [text for text in spare.queries[lang] if text not in queries[lang]]
+                queries[lang] = (*queries[lang], *more)[: job.n]
+            kept[i] = GeneratedQueries(kept[i].id, queries)
+    reasons = reasons_in(judged)
+    if reasons:
+        reasons[REPLACED] = sum(reasons.values()) - sum(map(_count, records)) + sum(map(_count, kept))
+    return kept, reasons
 
 
-def _filled_up(kept: GeneratedQueries, spare: GeneratedQueries, verdict: Verdicts, n: int) -> GeneratedQueries:
-    """`kept` with what it lost taken from `spare`: only where it lost something, whatever others in the batch lost."""
-    filled = {
-        lang: (*texts, *[text for text in spare.queries[lang] if text not in texts])[:n]
-        if any(verdict[lang])
-        else texts
-        for lang, texts in kept.queries.items()
-    }
-    return GeneratedQueries(kept.id, filled)
+def _count(record: GeneratedQueries) -> int:
+    return sum(map(len, record.queries.values()))
 
 
-def _counts(
-    records: Sequence[GeneratedQueries], verdicts: Sequence[Verdicts], kept: Sequence[GeneratedQueries]
-) -> dict[str, int]:
-    made = sum(len(texts) for record in records for texts in record.queries.values())
-    left = sum(len(texts) for record in kept for texts in record.queries.values())
-    reasons = count_reasons(verdicts)
-    return {**reasons, REPLACED: sum(reasons.values()) - (made - left)} if reasons else {}
+# Queries of an earlier run for a corpus that has changed since: what it wrote about passages that are as they were.
+
+_Known = Callable[[Passage], Mapping[str, tuple[str, ...]]]
+
+
+def passage_digest(passage: Passage) -> str:
+    """16 hex digits of id, title and text: all that a prompt and its random numbers take from a passage."""
+    return f"{row_digest(passage, None):016x}"
+
+
+@contextmanager
+def _earlier(path: Path | None, header: Mapping[str, Any], *, gaps: bool) -> Iterator[_Known]:
+    """What a finished output has about a passage that is as it was, by language; nothing where there is no output.
+
+    header: the settings of the run that reuses it. gaps: languages without a query are missing. Raises DataError when
+    it has no provenance beside it or is no query file, MismatchError that names the settings which differ, or when its
+    records have no digests of their passages.
+    """
+    if path is None:
+        yield lambda passage: {}
+        return
+    langs = _shared_languages(path, read_provenance(path), header)
+    with QueryFile([path]) as table:
+        if not next(table.records(table.unused(1)[0])).passage_digest:
+            raise MismatchError(
+                f"{path} does not say which texts its queries are about: give --reuse the file that `xqg-vdb "
+                "generate` wrote, not one that was filtered afterwards, or leave --reuse out."
+            )
+
+        def known(passage: Passage) -> Mapping[str, tuple[str, ...]]:
+            digest = passage_digest(passage)
+            for record in table.records(passage.id):
+                if record.passage_digest == digest and record.queries.keys() >= set(langs):
+                    return {lang: record.queries[lang] for lang in langs if record.queries[lang] or not gaps}
+            return {}
+
+        yield known
+
+
+def _shared_languages(path: Path, record: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str, ...]:
+    """The languages that an output and the run have in common. Raises MismatchError when other settings differ."""
+    found, wanted = _exact_settings(record, header), _exact_settings(header, header)
+    # a filter knows the examples of all languages, and judges a query by them
+    if header["filter"] is not None and set(record["langs"]) != set(header["langs"]):
+        found["langs"], wanted["langs"] = sorted(record["langs"]), sorted(header["langs"])
+    changed = differences(found, wanted)
+    if changed:
+        raise MismatchError(
+            f"{path} was made with other settings ({'; '.join(changed)}): use the same ones, or leave --reuse out."
+        )
+    langs = tuple(lang for lang in header["langs"] if lang in record["langs"])
+    if not langs:
+        raise MismatchError(f"{path} has queries in {', '.join(record['langs'])} only: leave --reuse out.")
+    return langs
+
+
+def _exact_settings(record: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree, of the keys that a header has.
+
+    Languages do not influence each other; where a checkpoint once lay says nothing, the fingerprint everything. Files
+    of 0.1.0 also recorded a number of beams, which sampling never used.
+    """
+    kept = {key: record.get(key) for key in header if key not in ("shard", "langs")}
+    generator = kept.get("generator")
+    if isinstance(generator, Mapping):
+        exact = {key: value for key, value in generator.items() if key not in ("source", "revision")}
+        if isinstance(decoding := exact.get("decoding"), Mapping):
+            exact["decoding"] = {key: value for key, value in decoding.items() if key != "beams"}
+        kept["generator"] = exact
+    return kept
+
+
+class _Plan(NamedTuple):
+    """A passage, its known queries by language, and the languages that are left to write."""
+
+    passage: Passage
+    known: Mapping[str, tuple[str, ...]]
+    missing: tuple[str, ...]
+
+
+def _planned(passages: Iterable[Passage], job: Job, known_of: _Known) -> Iterator[_Plan]:
+    for passage in passages:
+        known = known_of(passage)
+        yield _Plan(passage, known, tuple(lang for lang in job.query_langs if lang not in known))
+
+
+def _in_batches(plans: Iterable[_Plan], size: Callable[[Sequence[str]], int]) -> Iterator[list[_Plan]]:
+    """Consecutive plans, as many as fill one of the generator's batches (`size` passages for the same languages).
+
+    Without known queries these are plain batches. They depend on where the first one begins and on nothing before it,
+    so that a resumed run forms those of an unbroken one.
+    """
+    batch: list[_Plan] = []
+    waiting: Counter[tuple[str, ...]] = Counter()
+    for plan in plans:
+        batch.append(plan)
+        if plan.missing:
+            waiting[plan.missing] += 1
+        if len(batch) == LONGEST or (plan.missing and waiting[plan.missing] == size(plan.missing)):
+            yield batch
+            batch, waiting = [], Counter()
+    if batch:
+        yield batch

@@ -19,7 +19,7 @@ from xqg_vdb.batching import windows
 from xqg_vdb.calibration import resolve_languages
 from xqg_vdb.errors import DataError, ModelError, ServerError
 from xqg_vdb.generate.answers import QUOTES, said, unlabelled, without_talk
-from xqg_vdb.generate.endpoint import Endpoint, EndpointGenerator
+from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.generate.prompts import CausalPrompt
 from xqg_vdb.models.decode import Decoding, decode
 from xqg_vdb.models.decoder import CausalModel, join_stems, stop_tokens
@@ -232,10 +232,10 @@ class EndpointWriter:
     """A chat model behind an OpenAI-compatible endpoint, at temperature 0."""
 
     def __init__(self, url: str, *, model: str) -> None:
-        where = Endpoint(
-            url, model, concurrency=BATCH, temperature=0.0, max_tokens=MAX_TOKENS, timeout=60.0, patience=PATIENCE
-        )
-        self.generator = EndpointGenerator(where, prompt=CausalPrompt("free", "", "{text}", "", stop=()))
+        self.generator = EndpointGenerator(
+            url, model, prompt=CausalPrompt("free", "", "{text}", "", stop=()), concurrency=BATCH, temperature=0.0,
+            max_tokens=MAX_TOKENS, timeout=60.0, patience=PATIENCE,
+        )  # fmt: skip
         self.failure = ""
 
     def describe(self) -> dict[str, Any]:
