@@ -17,7 +17,7 @@ from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics, per_query
 from xqg_vdb.index.load import load
 from xqg_vdb.models.encoder import Encoder
-from xqg_vdb.search.collection import Collection
+from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.types import Hit, Question
 

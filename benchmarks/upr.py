@@ -24,13 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from small_task import collection_of, in_turn, measured, options, print_table, say, some_questions  # noqa: E402
 
-from xqg_vdb.batching import windows  # noqa: E402
 from xqg_vdb.models.encoder import Encoder  # noqa: E402
 from xqg_vdb.models.folder import encoder_folder  # noqa: E402
-from xqg_vdb.progress import bars  # noqa: E402
-from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scores, open_scorer, standardised  # noqa: E402
+from xqg_vdb.progress import bars, windows  # noqa: E402
+from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scorer, standardised  # noqa: E402
 from xqg_vdb.search.retriever import Retriever  # noqa: E402
 from xqg_vdb.types import Hit, Question  # noqa: E402
 
@@ -53,14 +53,14 @@ class KeptScorer:
     """A scorer that keeps every passage's scores, and its share of the seconds, in a file below --work."""
 
     def __init__(self, model: str, path: Path, *, threads: int, end: float) -> None:
-        self.scorer, self.path, self.end = open_scorer(model, threads=threads), path, end
+        self.scorer, self.path, self.end = Scorer(model, threads=threads), path, end
         self.model = self.scorer.model.describe()["fingerprint"]
         self.truncated = 0
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         self.kept = {key: tuple(row) for line in lines for key, row in json.loads(line).items()}
         self.seconds = 0.0
 
-    def score(self, passage: str, questions: Sequence[str]) -> Scores:
+    def score(self, passage: str, questions: Sequence[str]) -> NDArray[np.float64]:
         """See `Scorer`; adds to `seconds` what the scores took when they were computed. Raises TimeUp."""
         keys = {text: self._key(passage, text) for text in questions}
         missing = [text for text, key in keys.items() if key not in self.kept]

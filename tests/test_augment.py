@@ -31,7 +31,7 @@ from rankings import assert_best
 from xqg_vdb.calibration import unpack_means
 from xqg_vdb.errors import DataError, MismatchError, ServerError
 from xqg_vdb.index.augment import Wishes, augment, undo
-from xqg_vdb.search.collection import Collection
+from xqg_vdb.search.retriever import Collection
 from xqg_vdb.types import Recipe
 
 pytest.importorskip("langchain_qdrant")

@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xqg_vdb.batching import token_budget_batches, windows
+from xqg_vdb.models.encoder import token_budget_batches
+from xqg_vdb.progress import windows
 
 
 @given(lengths=st.lists(st.integers(0, 600), max_size=200), budget=st.integers(1, 4096), rows=st.integers(1, 64))

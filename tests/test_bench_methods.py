@@ -87,7 +87,7 @@ def kept_notes(report):
 def counted(monkeypatch, stop_after=None):
     """Counts pairs that scorers are asked for, and fails once `stop_after` passages were read."""
     calls, pairs = [], []
-    original = likelihoods.open_scorer
+    original = likelihoods.Scorer
 
     def opened(model, *, threads):
         scorer = original(model, threads=threads)
@@ -103,7 +103,7 @@ def counted(monkeypatch, stop_after=None):
         monkeypatch.setattr(scorer, "score", counting)
         return scorer
 
-    monkeypatch.setattr(likelihoods, "open_scorer", opened)
+    monkeypatch.setattr(likelihoods, "Scorer", opened)
     return pairs
 
 
@@ -153,7 +153,7 @@ def test_likelihoods_survive_a_stop_and_serve_every_weight(data, generator, monk
     assert len(first) + len(rest) == len(set(first) | set(rest)) == 8 * DEPTH, "each pair once"
     assert f"{len(first)} of {8 * DEPTH} likelihoods were kept from before" in kept_notes(report)[0]
     stopped = found(data, "upr")
-    monkeypatch.setattr(likelihoods, "open_scorer", lambda *_, **__: pytest.fail("nothing is left to compute"))
+    monkeypatch.setattr(likelihoods, "Scorer", lambda *_, **__: pytest.fail("nothing is left to compute"))
     others = [replace(system, name=f"w{w}", rerank=Reranking(str(generator), DEPTH, w)) for w in (0.0, 0.5)]
     others.append(replace(system, name="shallow", rerank=Reranking(str(generator), 3)))
     report = run(suite(data, system, *others), data)
@@ -279,7 +279,7 @@ def test_finished_cells_open_no_model_and_another_model_makes_another_cell(data,
         for one in systems
     ]  # fmt: skip
     for module in (likelihoods, methods):
-        for name in {"open_scorer", "open_writer"} & set(vars(module)):
+        for name in {"Scorer", "open_writer"} & set(vars(module)):
             monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("finished cells need no model"))
     second = run(suite(data, *systems), data)
     assert [one.headline for one in first.results] == [one.headline for one in second.results]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from rankings import assert_same, scored
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError, XqgError
-from xqg_vdb.search.collection import Collection
+from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.store import EmbeddedStore

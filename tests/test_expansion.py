@@ -251,11 +251,11 @@ def test_the_mean_of_two_wordings_is_searched(tmp_path):
 
     def rows(method):
         both = Expander(ScriptedWriter(passage="w7 w8", translation="w7 w8"), method=method, lang="ar")
-        return Retriever(encoder, collection, expander=both).encode([query, query]).vectors
+        return Retriever(encoder, collection, expander=both).encode([query, query])[0]
 
     plain = Retriever(encoder, collection)
-    first, second = plain.encode([query, Question("q", "w7 w8", "ar")]).vectors
+    first, second = plain.encode([query, Question("q", "w7 w8", "ar")])[0]
     mean = (first + second) / 2
     assert rows("translation") == pytest.approx(np.stack([mean / np.linalg.norm(mean)] * 2), abs=1e-6)
-    both = plain.encode([Question("q", "w1 w2 w7 w8", "sw")]).vectors
+    both = plain.encode([Question("q", "w1 w2 w7 w8", "sw")])[0]
     assert rows("pseudo-document")[:1] == pytest.approx(both, abs=1e-6)

@@ -21,9 +21,7 @@ LAYERS = [
     [
         "types",
         "errors",
-        "batching",
         "progress",
-        "face",
     ],  # words and numbers that everybody shares; they know nothing of ours
     ["files"],  # bytes
     ["texts", "journal"],  # what users bring, and what is kept line by line

@@ -20,8 +20,7 @@ from rankings import assert_best
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb.models.encoder import Encoder
-from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import Retriever
+from xqg_vdb.search.retriever import Collection, Retriever
 from xqg_vdb.store.embedded.store import EmbeddedStore
 
 PASSAGES = 1500

@@ -23,8 +23,7 @@ from xqg_vdb.index import load as load_folder
 from xqg_vdb.index import write as writing
 from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.models.folder import cache_folder
-from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import Retriever
+from xqg_vdb.search.retriever import Collection, Retriever
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import CollectionOptions, point_id
 from xqg_vdb.store.server.names import CARD_KEY

@@ -62,7 +62,7 @@ def test_names_are_accepted_where_encoders_are(wiki, place):
     expected = [hit.id for hit in wiki.search("w3 w5", k=5)]
     for name in (place / "tiny", str(place / "tiny")):
         assert [hit.id for hit in Retriever(name, wiki).search("w3 w5", k=5)] == expected
-        assert QuestionEncoder(name, collection=wiki).encode(["w3"]).vectors.shape == (1, 12)
+        assert QuestionEncoder(name, collection=wiki).encode(["w3"])[0].shape == (1, 12)
 
 
 def test_plain_texts_are_questions(wiki):

@@ -14,7 +14,7 @@ from xqg_vdb.fusion import fuse
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
-from xqg_vdb.search.collection import Collection
+from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import digest
 from xqg_vdb.types import Card, Passage, PointBatch, Question, Search

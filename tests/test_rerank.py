@@ -10,14 +10,13 @@ from generation_cases import tiny_checkpoint
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.models import forest as branches
 from xqg_vdb.models.forest import Stepper
-from xqg_vdb.search import rerank as scoring
 from xqg_vdb.search.rerank import (
     INSTRUCTION,
     Reranker,
+    Scorer,
     fitted_ids,
-    open_reranker,
-    open_scorer,
     passage_text,
+    reranker_spec,
     standardised,
 )
 from xqg_vdb.types import Hit, Question
@@ -146,7 +145,7 @@ def test_many_questions_get_the_scores_of_each_alone(folders, kind, monkeypatch)
 @pytest.mark.parametrize("kind", ["mt5", "gemma", "llama"])
 def test_many_questions_equal_teacher_forcing(folders, kind):
     checkpoint, path = folders[kind]
-    scorer = open_scorer(path, threads=1)
+    scorer = Scorer(path, threads=1)
     tokenizer, questions = scorer.model.tokenizer, ["How?", "Where does the Nile end?", "How long is it?", "How?"]
     for text in (passage_text("t", "the Nile"), passage_text("Long", LONG.text)):
         after = INSTRUCTION + ("" if kind == "mt5" else "\nQuestion:")
@@ -158,7 +157,7 @@ def test_many_questions_equal_teacher_forcing(folders, kind):
 
 def test_a_question_may_take_room_from_its_passage(folders):
     """In a short model the passage is cut at another place for each length of question."""
-    scorer = open_scorer(folders["gemma"][1], threads=1)
+    scorer = Scorer(folders["gemma"][1], threads=1)
     scorer.model.max_length = 300
     asked = ["How?", "How long is the Nile?", "Where?" * 20]
     text = passage_text("Long", LONG.text)
@@ -169,7 +168,7 @@ def test_a_question_may_take_room_from_its_passage(folders):
 
 
 def test_a_passage_is_read_once_for_all_its_questions(folders, monkeypatch):
-    scorer = open_scorer(folders["llama"][1], threads=1)
+    scorer = Scorer(folders["llama"][1], threads=1)
     fed, run = [], Stepper._outputs
     monkeypatch.setattr(
         Stepper, "_outputs", lambda self, forest, feeds, names: fed.append(feeds) or run(self, forest, feeds, names)
@@ -183,7 +182,7 @@ def test_a_passage_is_read_once_for_all_its_questions(folders, monkeypatch):
 
 def test_nothing_asked_nothing_answered(folders):
     for kind in ("mt5", "llama"):
-        scorer = open_scorer(folders[kind][1], threads=1)
+        scorer = Scorer(folders[kind][1], threads=1)
         assert scorer.score("Passage: a", []).shape == (0,)
     reranker = Reranker(scorer)
     assert reranker.rerank_all([], []) == [] and reranker.rerank_all([QUESTION] * 2, [[], []]) == [[], []]
@@ -215,7 +214,7 @@ def test_progress_counts_hits_and_the_order_of_questions_is_kept():
 
 
 def test_the_instruction_survives_a_passage_of_any_length(folders):
-    tokenizer = open_scorer(folders["llama"][1], threads=1).model.tokenizer
+    tokenizer = Scorer(folders["llama"][1], threads=1).model.tokenizer
     for body in ("word " * 200_000, "ab", "\U0001f600" * 3000, "e\u0301" * 3000):
         ids, cut = fitted_ids(tokenizer, body, INSTRUCTION, room=100)
         assert len(ids) <= 100 and cut == (len(body) > 2)
@@ -226,9 +225,9 @@ def test_the_instruction_survives_a_passage_of_any_length(folders):
 
 def test_a_chat_model_is_asked_through_its_template(folders):
     checkpoint, path = folders["llama"]
-    scorer = open_scorer(path, threads=1)
-    chat = scoring.CausalScorer(scorer.model, chat=["<u>", "</u><a>"])
-    found = chat.score("Passage: a b", ["How?"])[0]
+    scorer = Scorer(path, threads=1)
+    scorer.chat = ["<u>", "</u><a>"]
+    found = scorer.score("Passage: a b", ["How?"])[0]
     ids = scorer.model.ids
     prompt, target = ids("<u>Passage: a b" + INSTRUCTION + "</u><a>"), ids("How?")
     import torch
@@ -302,7 +301,7 @@ def test_wrong_uses_are_refused(tmp_path):
     assert Reranker(CountingScorer()).rerank(QUESTION, []) == []
     for spec in ("bm25:x", "upr", "upr:", ""):
         with pytest.raises(DataError, match="given as upr:MODEL"):
-            open_reranker(spec, depth=1, weight=1.0, threads=1)
+            reranker_spec(spec)
     from tiny_model import write_tiny_encoder
 
     with pytest.raises(ModelError, match="holds an encoder; UPR needs a generator"):

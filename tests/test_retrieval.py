@@ -12,8 +12,7 @@ from rankings import assert_same, scored
 from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.errors import DataError, MismatchError, ModelError
 from xqg_vdb.index.load import LoadOptions, load
-from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import Retriever, collection_means
+from xqg_vdb.search.retriever import Collection, Retriever, collection_means
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder

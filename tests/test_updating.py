@@ -23,7 +23,7 @@ from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, 
 from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.index.update import add, delete, since_load
 from xqg_vdb.index.verify import verify
-from xqg_vdb.search.collection import Collection
+from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import digest
 from xqg_vdb.store.server.store import ServerStore

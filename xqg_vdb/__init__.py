@@ -10,7 +10,10 @@ Importing this package loads neither onnxruntime nor qdrant_client; the names be
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,8 +21,7 @@ if TYPE_CHECKING:
     from xqg_vdb.generate.local import generate
     from xqg_vdb.index.load import load
     from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.search.collection import Collection
-    from xqg_vdb.search.retriever import AsyncRetriever, Retriever
+    from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
     from xqg_vdb.tune.tune import tune
     from xqg_vdb.types import Hit, Recipe
 
@@ -27,13 +29,14 @@ __version__: str
 
 _HOMES = {
     "AsyncRetriever": "xqg_vdb.search.retriever",
-    "Collection": "xqg_vdb.search.collection",
+    "Collection": "xqg_vdb.search.retriever",
     "Encoder": "xqg_vdb.models.encoder",
     "Hit": "xqg_vdb.types",
     "Recipe": "xqg_vdb.types",
     "Retriever": "xqg_vdb.search.retriever",
     "load": "xqg_vdb.index.load",
 }
+_FOLDERS = {"export": "xqg_vdb.export.run", "generate": "xqg_vdb.generate.local", "tune": "xqg_vdb.tune.tune"}
 
 __all__ = [
     "AsyncRetriever",
@@ -50,8 +53,28 @@ __all__ = [
 ]
 
 
+class _Folder(ModuleType):
+    """A folder that is a function, too: `xqg_vdb.generate(...)` generates, `xqg_vdb.generate.run` is in the folder."""
+
+    @property
+    def __call__(self) -> Callable[..., Any]:  # a property, so that no signature is repeated here
+        name = self.__name__.rpartition(".")[2]
+        function: Callable[..., Any] = getattr(import_module(_FOLDERS[name]), name)
+        return function
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:  # by which an import gives a package its folders
+        if name in _FOLDERS:
+            value.__class__ = _Folder
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:  # PEP 562
-    if name in ("export", "generate", "tune"):  # folders that can be called
+    if name in _FOLDERS:
         return import_module(f"xqg_vdb.{name}")
     if name == "__version__":
         return _version()

@@ -1,17 +1,27 @@
-"""How long work tells how far it is: a callback (stage, done, total), and the bar that the command line shows."""
+"""Long work: in windows, telling how far it is (a callback, and the command line's bar), stopped between batches."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from threading import Event
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 QUIET = Event()  # set by --quiet
 LINE_SECONDS = 30.0  # between lines of progress where standard error is no terminal
+
+
+def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of `size` items (the last one shorter); reads no further ahead than one window."""
+    iterator = iter(items)
+    while window := list(islice(iterator, size)):
+        yield window
 
 
 class Progress(Protocol):

@@ -20,7 +20,7 @@ from xqg_vdb.types import option
 
 if TYPE_CHECKING:
     from xqg_vdb.models.encoder import Encoder
-    from xqg_vdb.search.collection import Collection
+    from xqg_vdb.search.retriever import Collection
     from xqg_vdb.store.layout import CollectionOptions
     from xqg_vdb.store.operations import Store
     from xqg_vdb.texts.records import Rejects
@@ -196,7 +196,7 @@ class Place:
 
     def collection(self, name: str) -> Collection:
         """A collection of the store, which is closed with it."""
-        from xqg_vdb.search.collection import Collection
+        from xqg_vdb.search.retriever import Collection
 
         return Collection(name, self.open())
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import orjson
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import CorruptError
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
 from xqg_vdb.evaluate.judge import judge_run, needed_depth
@@ -28,6 +27,7 @@ from xqg_vdb.evaluate.metrics import Run, write_run
 from xqg_vdb.evaluate.suite import SearchMode
 from xqg_vdb.evaluate.systems import Placed
 from xqg_vdb.files import write_atomic
+from xqg_vdb.progress import windows
 from xqg_vdb.search.retriever import DEPTH, fuse_ranks
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_SPARSE, Digest
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Hit, Passage, PointBatch, Search, Vectors, VectorStore

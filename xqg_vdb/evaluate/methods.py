@@ -19,14 +19,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import ModelError
 from xqg_vdb.evaluate.suite import Expansion, System
 from xqg_vdb.journal import Memo
 from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
-from xqg_vdb.progress import Progress
+from xqg_vdb.progress import Progress, windows
 from xqg_vdb.search.expand import BATCH, MAX_TOKENS, PROMPTS, Expander, Writer, open_writer
-from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scorer, Scores, open_scorer
+from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scorer
 from xqg_vdb.types import Hit, Passage, Question, Vectors
 
 # What a generator cost a system: seconds of this run, seconds of single questions, and how much of it was kept.
@@ -72,19 +71,19 @@ def timed_rows(n: int) -> list[int]:
 # UPR in a benchmark: a question's likelihood after a passage is computed once, whatever systems ask for it.
 
 
-class MemoScorer:
-    """A `Scorer` that asks its model, opened when first needed, only for likelihoods that `memo` does not hold."""
+class MemoScorer(Scorer):
+    """Asks its model, opened when first needed, only for likelihoods that `memo` does not hold."""
 
     def __init__(self, model: str, *, memo: Memo, threads: int) -> None:
-        self._model, self.memo, self._threads = model, memo, threads
+        self._folder, self.memo, self._threads = model, memo, threads
         self._scorer: Scorer | None = None
         self.truncated = 0
 
-    def score(self, passage: str, questions: Sequence[str]) -> Scores:
+    def score(self, passage: str, questions: Sequence[str]) -> NDArray[np.float64]:
         """See `Scorer`."""
         keys = [_key(passage, question) for question in questions]
         if self._scorer is None and not self.memo.has(keys):
-            self._scorer = open_scorer(self._model, threads=self._threads)
+            self._scorer = Scorer(self._folder, threads=self._threads)
         scores = self.memo.recall(keys, lambda places: self._compute(passage, [questions[i] for i in places]))
         return np.array(scores, np.float64)
 
@@ -182,11 +181,11 @@ class WordingVectors:
         return ["\n".join(self.texts[a:b]) for a, b in zip(self.starts.tolist(), ends, strict=True)]
 
 
-class MemoWriter:
-    """A `Writer` that asks another one only for what `memo` does not hold."""
+class MemoWriter(Writer):
+    """Asks another one only for what `memo` does not hold."""
 
     def __init__(self, writer: Writer, *, memo: Memo) -> None:
-        self._writer, self.memo, self.failure = writer, memo, ""
+        self._writer, self.memo = writer, memo
 
     def describe(self) -> dict[str, Any]:
         """See `Writer`."""

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError
 from xqg_vdb.generate.output import provenance_path, write_provenance
+from xqg_vdb.progress import windows
 from xqg_vdb.texts.languages import detect, normalize
 from xqg_vdb.texts.queries import read_queries, write_queries
 from xqg_vdb.texts.questions import question_bank

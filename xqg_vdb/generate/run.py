@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError, MismatchError, ServerError, XqgError
 from xqg_vdb.generate.filters import REPLACED, QueryFilter, reasons_in
 from xqg_vdb.generate.output import (
@@ -34,7 +33,7 @@ from xqg_vdb.generate.output import (
 )
 from xqg_vdb.journal import Record, RecordLog, differences, rows
 from xqg_vdb.models.decode import row_key
-from xqg_vdb.progress import Progress, silent, unbroken
+from xqg_vdb.progress import Progress, silent, unbroken, windows
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.queries import QueryFile, read_queries, row_digest

@@ -22,9 +22,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.files import atomic_file, disk_errors, lock_folder, write_atomic
+from xqg_vdb.progress import windows
 from xqg_vdb.types import Vectors
 
 WINDOW = 512

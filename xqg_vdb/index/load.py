@@ -31,7 +31,7 @@ from xqg_vdb.index.encode import Encoded, Row, encode_corpus, read_rows, rows_di
 from xqg_vdb.index.write import measure_passages, write_collection
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.search.collection import Collection
+from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
 from xqg_vdb.texts.corpus import files_of, read_corpus

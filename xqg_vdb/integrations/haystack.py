@@ -15,8 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from xqg_vdb.errors import MissingExtra
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
-from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
+from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Passage, Question
@@ -103,7 +102,7 @@ class XqgTextEmbedder(_OpenedOnce[QuestionEncoder]):
     def run(self, text: str, question_lang: str | None = None) -> dict[str, list[float]]:
         """`embedding`: the question's vector. Raises DataError when it is blank."""
         query = Question("0", text, question_lang or self.question_lang)
-        return {"embedding": self._ready().encode([query]).vectors[0].tolist()}
+        return {"embedding": self._ready().encode([query])[0][0].tolist()}
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str, question_lang: str | None = None) -> dict[str, list[float]]:

@@ -10,8 +10,7 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
+from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Question
 
@@ -56,7 +55,7 @@ class XqgEmbeddings(Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The calibrated vector of one question. Raises DataError when it is blank."""
-        vector: list[float] = self._queries.encode([Question("0", text, self.question_lang)]).vectors[0].tolist()
+        vector: list[float] = self._queries.encode([Question("0", text, self.question_lang)])[0][0].tolist()
         return vector
 
 

@@ -11,8 +11,7 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import DataError, MissingExtra
-from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import AsyncRetriever, QuestionEncoder, Retriever, passage_languages
+from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store.filters import between, equal, payload_path
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Question
@@ -70,7 +69,7 @@ class XqgEmbedding(BaseEmbedding):
         return "XqgEmbedding"
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        vector: Embedding = self._queries.encode([Question("0", query, self.question_lang)]).vectors[0].tolist()
+        vector: Embedding = self._queries.encode([Question("0", query, self.question_lang)])[0][0].tolist()
         return vector
 
     async def _aget_query_embedding(self, query: str) -> Embedding:

@@ -3,9 +3,8 @@
 A folder without a graph names a server, or belongs to a Python callable (`remote.py`); all else is the same.
 
 In: any iterable of texts. Out: float32 rows in input order. Work goes in bounded windows of the stream; inside a
-window, texts are batched by a token budget (`batching.py`). Each batch runs on one thread and `threads` batches run
-side by side: on a CPU that beats one batch on all threads, because element-wise operators and short batches do not
-scale over threads.
+window, texts are batched by a token budget. Each batch runs on one thread and `threads` batches run side by side: on a
+CPU that beats one batch on all threads, because element-wise operators and short batches do not scale over threads.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xqg_vdb.batching import token_budget_batches, windows
 from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.models.engine import CPU, open_session, open_tokenizer
@@ -38,6 +36,7 @@ from xqg_vdb.models.folder import (
     encoder_folder,
     open_model_folder,
 )
+from xqg_vdb.progress import windows
 from xqg_vdb.texts.languages import without_long_blanks
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
@@ -333,3 +332,18 @@ def _is_unicode(text: str) -> bool:
     except UnicodeError:
         return False
     return True
+
+
+def token_budget_batches(lengths: Sequence[int], *, budget: int, max_rows: int) -> list[NDArray[np.intp]]:
+    """Indices into `lengths`, grouped so that rows × longest <= budget (a single longer text makes a batch of its own).
+
+    Every index occurs exactly once; longest texts come first, so the first batch shows the peak of memory.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        rows = min(max(1, budget // longest), max_rows)
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches

@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from xqg_vdb.batching import windows
 from xqg_vdb.calibration import resolve_languages
 from xqg_vdb.errors import DataError, ModelError, ServerError
 from xqg_vdb.generate.answers import QUOTES, said, unlabelled, without_talk
@@ -25,6 +24,7 @@ from xqg_vdb.models.decode import Decoding, decode
 from xqg_vdb.models.decoder import CausalModel, join_stems, stop_tokens
 from xqg_vdb.models.folder import generator_folder, open_model_folder
 from xqg_vdb.models.forest import common_length, join
+from xqg_vdb.progress import windows
 from xqg_vdb.texts.languages import english_name, normalize
 from xqg_vdb.texts.questions import question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
@@ -39,16 +39,18 @@ LONGEST_QUESTION = 2000  # characters
 PATIENCE = 10.0  # seconds that a question waits for an endpoint that is away, before it is searched as it is
 
 
-class Writer(Protocol):
+class Writer:
     """Something that answers prompts. failure: why the last request to an endpoint failed, empty when none did."""
 
-    failure: str
+    failure = ""
 
     def describe(self) -> dict[str, Any]:
         """Which model answers, and all settings on which its answers depend."""
+        raise NotImplementedError
 
     def write(self, prompts: Sequence[str]) -> list[str]:
         """One text per prompt; empty when there is none. Never raises for a prompt."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Release connections."""
@@ -76,21 +78,25 @@ class Expander:
         self._counts: Counter[str] = Counter()
         self._seconds = 0.0
 
-    def expand(self, queries: Sequence[Question]) -> list[tuple[Question, ...]]:
+    def expand(self, questions: Sequence[Question]) -> list[tuple[Question, ...]]:
         """Per question what to search for instead: one text, or two whose vectors are averaged."""
-        asked = _with_languages(queries)  # detected from question and expansion together it might be another one
-        return [self._combined(query, text) for query, text in zip(asked, self.expansions(asked), strict=True)]
+        asked = _with_languages(questions)  # detected from question and expansion together it might be another one
+        return [self._combined(*pair) for pair in zip(asked, self.expansions(asked), strict=True)]
 
-    def expansions(self, queries: Sequence[Question]) -> list[str]:
+    def expansions(self, questions: Sequence[Question]) -> list[str]:
         """The expansion of each question, in order; empty where there is none. Equal questions are asked once."""
         start = time.perf_counter()
-        asked = [(_one_line(query.text), str(query.lang)) for query in _with_languages(queries)]
-        needed = [one for one in dict.fromkeys(asked) if self.method != "translation" or one[1] != self.lang]
-        answers = self.writer.write([self._prompt(*one) for one in needed])
-        texts = {one: _useful(answer, one[0]) for one, answer in zip(needed, answers, strict=True)}
-        self._counts.update(questions=len(asked), fallbacks=sum(texts.get(one) == "" for one in asked))
+        # line breaks in a question could pass for parts of the prompt
+        asked = [
+            (" ".join(question.text.split())[:LONGEST_QUESTION], str(question.lang))
+            for question in _with_languages(questions)
+        ]
+        needed = [pair for pair in dict.fromkeys(asked) if self.method != "translation" or pair[1] != self.lang]
+        answers = self.writer.write([self._prompt(*pair) for pair in needed])
+        texts = {pair: _useful(answer, pair[0]) for pair, answer in zip(needed, answers, strict=True)}
+        self._counts.update(questions=len(asked), fallbacks=sum(texts.get(pair) == "" for pair in asked))
         self._seconds += time.perf_counter() - start
-        return [texts.get(one, "") for one in asked]
+        return [texts.get(pair, "") for pair in asked]
 
     def counters(self) -> dict[str, float]:
         """Questions, how many had to be searched plainly, and seconds so far."""
@@ -107,12 +113,12 @@ class Expander:
         language = "" if target == UNKNOWN_LANGUAGE else f" in {english_name(target)}"
         return f"Write a short passage{language} that answers the question.\nQuestion: {question}\nPassage:"
 
-    def _combined(self, query: Question, text: str) -> tuple[Question, ...]:
+    def _combined(self, question: Question, text: str) -> tuple[Question, ...]:
         if not text:
-            return (query,)
+            return (question,)
         if self.method == "translation":
-            return (query, Question(query.id, text, self.lang))
-        return (replace(query, text=f"{query.text} {text}"),)
+            return (question, Question(question.id, text, self.lang))
+        return (replace(question, text=f"{question.text} {text}"),)
 
 
 def expansion_spec(spec: str) -> tuple[Method, str]:
@@ -143,15 +149,10 @@ def translation_prompt(question: str, *, source: str, target: str) -> str:
     return f"Translate into {name}. Answer with the translation only.\n{shown}{other}: {question}\n{name}:"
 
 
-def _with_languages(queries: Sequence[Question]) -> list[Question]:
-    known = [None if query.lang is None else normalize(query.lang) for query in queries]
-    langs = resolve_languages([query.text for query in queries], known)
-    return [replace(query, lang=lang) for query, lang in zip(queries, langs, strict=True)]
-
-
-def _one_line(text: str) -> str:
-    # line breaks in a question could pass for parts of the prompt
-    return " ".join(text.split())[:LONGEST_QUESTION]
+def _with_languages(questions: Sequence[Question]) -> list[Question]:
+    known = [None if question.lang is None else normalize(question.lang) for question in questions]
+    langs = resolve_languages([question.text for question in questions], known)
+    return [replace(question, lang=lang) for question, lang in zip(questions, langs, strict=True)]
 
 
 _SENTENCE = re.compile(r"(?<=[.!?。！？؟।])\s+|(?<=:)\s*\n+|\n+|(?<=[。！？])")
@@ -180,10 +181,8 @@ def _without_repeats(sentences: Iterable[str]) -> list[str]:
     return list(kept.values())
 
 
-class LocalWriter:
-    """A decoder-only folder."""
-
-    failure = ""
+class _LocalWriter(Writer):
+    """A decoder-only folder; a prompt too long for the model gives an empty text."""
 
     def __init__(self, model: CausalModel) -> None:
         chat: Sequence[str] = (model.folder.manifest.get("generator") or {}).get("chat") or ()
@@ -192,11 +191,9 @@ class LocalWriter:
         self._stops = model.stops | (stop_tokens(model.tokenizer, (), ("\n",)) if self.base else frozenset())
 
     def describe(self) -> dict[str, Any]:
-        """See `Writer`."""
         return {**self.model.describe(), "chat": not self.base}
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """See `Writer`; a prompt too long for the model gives an empty text."""
         texts = [text for batch in windows(prompts, BATCH) for text in self._batch(batch)]
         # a base model may begin with the line break that ends an answer: then it is led on from the next line
         silent = [i for i, text in enumerate(texts) if self.base and not text and not prompts[i].endswith("\n")]
@@ -204,9 +201,6 @@ class LocalWriter:
         for i, text in zip(silent, again, strict=True):
             texts[i] = text
         return texts
-
-    def close(self) -> None:
-        """See `Writer`."""
 
     def _batch(self, prompts: Sequence[str]) -> list[str]:
         model, settings = self.model, Decoding(mode="greedy", max_tokens=MAX_TOKENS)
@@ -228,22 +222,19 @@ class LocalWriter:
         return texts
 
 
-class EndpointWriter:
-    """A chat model behind an OpenAI-compatible endpoint, at temperature 0."""
+class _EndpointWriter(Writer):
+    """A chat model behind an OpenAI-compatible endpoint, at temperature 0; one that is away gives empty texts."""
 
     def __init__(self, url: str, *, model: str) -> None:
         self.generator = EndpointGenerator(
             url, model, prompt=CausalPrompt("free", "", "{text}", "", stop=()), concurrency=BATCH, temperature=0.0,
             max_tokens=MAX_TOKENS, timeout=60.0, patience=PATIENCE,
         )  # fmt: skip
-        self.failure = ""
 
     def describe(self) -> dict[str, Any]:
-        """See `Writer`."""
         return self.generator.describe()
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """See `Writer`. An endpoint that is away gives empty texts."""
         texts: list[str] = []
         for batch in windows(prompts, BATCH):
             try:
@@ -254,18 +245,15 @@ class EndpointWriter:
         return texts
 
     def close(self) -> None:
-        """See `Writer`."""
         self.generator.close()
 
 
-def open_writer(
-    model: str | Path, *, endpoint_model: str = "default", threads: int = 0
-) -> LocalWriter | EndpointWriter:
+def open_writer(model: str | Path, *, endpoint_model: str = "default", threads: int = 0) -> Writer:
     """The writer of a generator's folder or name, or of an endpoint's URL. Raises ModelError, DataError."""
     if str(model).startswith(("http://", "https://")):
-        return EndpointWriter(str(model), model=endpoint_model)
+        return _EndpointWriter(str(model), model=endpoint_model)
     folder = open_model_folder(generator_folder(model))
     if folder.kind != "causal-generator":
         needed = "expansion needs a decoder-only generator, such as starter:generator, or an endpoint's URL"
         raise ModelError(f"{folder.path} holds a model of the kind {folder.kind}; {needed}.")
-    return LocalWriter(CausalModel(folder, stop=(), threads=threads))
+    return _LocalWriter(CausalModel(folder, stop=(), threads=threads))

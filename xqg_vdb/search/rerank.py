@@ -9,11 +9,10 @@ asked together, and over every question behind each of its hits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,56 +23,68 @@ from xqg_vdb.generate.local import Seq2SeqGenerator
 from xqg_vdb.generate.prompts import CHARACTERS_PER_TOKEN
 from xqg_vdb.models.decode import Decoding
 from xqg_vdb.models.decoder import CausalModel
-from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
-from xqg_vdb.models.forest import Branch, Stepper, common_length, mean_log_probabilities
+from xqg_vdb.models.folder import generator_folder, open_model_folder
+from xqg_vdb.models.forest import Branch, Forest, common_length, mean_log_probabilities
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.types import Hit, Question
-
-# How likely are these questions, given this passage? Teacher forcing on the generators' graphs; nothing is generated.
 
 INSTRUCTION = ". Please write a question based on this passage."  # between a passage and a question; the paper's
 MAX_PROMPT_TOKENS = 512  # passage and instruction; the paper's
 MAX_QUESTION_TOKENS = 128  # the paper's; what is longer is cut there
+WEIGHT = 0.25  # by the starter generator: R@1 +2.4 points on XQuAD, where UPR alone loses 13 (docs/reranking.md)
 
-Scores = NDArray[np.float64]
 
+class Scorer:
+    """A generator that says how likely questions are, by teacher forcing on its graph; nothing is generated.
 
-class Scorer(Protocol):
-    """A model that says how likely a question is. truncated: how often, so far, a passage was cut for a question."""
+    model: its folder or name. threads: 0 takes all cores. truncated: how often, so far, a passage was cut for a
+    question. Raises ModelError for what is no generator or was exported before generators could score.
+    """
 
-    truncated: int
+    def __init__(self, model: str | Path, *, threads: int = 0) -> None:
+        folder = open_model_folder(generator_folder(model))
+        if folder.kind == "encoder":
+            raise ModelError(f"{folder.path} holds an encoder; UPR needs a generator, such as starter:generator.")
+        self.model: CausalModel | Seq2SeqGenerator
+        if folder.kind == "seq2seq-generator":
+            self.model = Seq2SeqGenerator(folder, decoding=Decoding(mode="greedy"), threads=threads)
+        else:
+            self.model = CausalModel(folder, stop=(), threads=threads)
+        if not self.model.stepper.can_score:
+            raise ModelError(f"{folder.path} was exported before generators could score a question: export it again.")
+        self.chat: Sequence[str] = (folder.manifest.get("generator") or {}).get("chat") or ()
+        self.truncated = 0
 
-    def score(self, passage: str, questions: Sequence[str]) -> Scores:
+    def score(self, passage: str, questions: Sequence[str]) -> NDArray[np.float64]:
         """Mean log-probability (n,) of the tokens of each of `questions` (n,), after passage and instruction.
 
         The passage is read once for all of them. Raises ModelError when the instruction leaves no room for a passage.
         """
-        ...
-
-
-class CausalScorer:
-    """Decoder-only models: what all prompts of a passage begin with is read once for all questions."""
-
-    def __init__(self, model: CausalModel, *, chat: Sequence[str] | None = None) -> None:
-        self.model, self.truncated = model, 0
-        # a base model is led on by "Question:"; a chat model answers, and its answer is the question
-        self.before, self.between = (chat[0], chat[1]) if chat else ("", "\nQuestion: ")
-
-    def score(self, passage: str, questions: Sequence[str]) -> Scores:
-        """See `Scorer`."""
         if not questions:
             return np.empty(0, np.float64)
         model = self.model
+        if isinstance(model, CausalModel):
+            forest, prefix, branches = self._continued(model, passage, questions)
+        else:
+            forest, prefix, branches = self._decoded(model, passage, questions)
+        vocabulary = model.tokenizer.get_vocab_size()
+        return mean_log_probabilities(forest, prefix, branches, vocabulary=vocabulary)
+
+    def _continued(
+        self, model: CausalModel, passage: str, questions: Sequence[str]
+    ) -> tuple[Forest, Sequence[int], list[Branch]]:
+        """Decoder-only: what all prompts of a passage begin with is read once, and each question continues it."""
+        # a base model is led on by "Question:"; a chat model answers, and its answer is the question
+        before, between = self.chat or ("", "\nQuestion: ")
         # the blank before the question belongs to its first token in most vocabularies
-        blank = " " if self.between.endswith(" ") else ""
+        blank = " " if between.endswith(" ") else ""
         bos = [] if model.bos is None else [int(model.bos)]
-        after = INSTRUCTION + self.between.removesuffix(" ")
-        fitted = cache(lambda room: fitted_ids(model.tokenizer, self.before + passage, after, room=room))
+        after = INSTRUCTION + between.removesuffix(" ")
+        fitted = cache(lambda room: fitted_ids(model.tokenizer, before + passage, after, room=room))
         prompts, targets = [], []
         for question in questions:
             target = model.ids(blank + question)[:MAX_QUESTION_TOKENS]
-            room = min(MAX_PROMPT_TOKENS, model.max_length - len(target)) - len(bos)
-            ids, cut = fitted(room)
+            ids, cut = fitted(min(MAX_PROMPT_TOKENS, model.max_length - len(target)) - len(bos))
             self.truncated += cut
             prompts.append(bos + ids)
             targets.append(target)
@@ -82,49 +93,21 @@ class CausalScorer:
         branches = [
             Branch([*prompt[same:], *target[:-1]], target) for prompt, target in zip(prompts, targets, strict=True)
         ]
-        vocabulary = model.tokenizer.get_vocab_size()
-        return mean_log_probabilities(model.forest(1), prompts[0][:same], branches, vocabulary=vocabulary)
+        return model.forest(1), prompts[0][:same], branches
 
-
-class Seq2SeqScorer:
-    """Encoder-decoder models: the prompt goes into the encoder, `Question: …` and the end token are scored."""
-
-    def __init__(self, model: Seq2SeqGenerator) -> None:
-        self.model, self.truncated = model, 0
-
-    def score(self, passage: str, questions: Sequence[str]) -> Scores:
-        """See `Scorer`."""
-        if not questions:
-            return np.empty(0, np.float64)
-        tokenizer, end = self.model.tokenizer, self.model.eos[0]
-        prompt, cut = fitted_ids(tokenizer, passage, INSTRUCTION, room=MAX_PROMPT_TOKENS - 1)
+    def _decoded(
+        self, model: Seq2SeqGenerator, passage: str, questions: Sequence[str]
+    ) -> tuple[Forest, Sequence[int], list[Branch]]:
+        """Encoder-decoder: the prompt goes into the encoder, `Question: …` and the end token are scored."""
+        end = model.eos[0]
+        prompt, cut = fitted_ids(model.tokenizer, passage, INSTRUCTION, room=MAX_PROMPT_TOKENS - 1)
         self.truncated += cut * len(questions)
         branches = []
         for question in questions:
-            ids = tokenizer.encode(f"Question: {question}", add_special_tokens=False).ids
+            ids = model.tokenizer.encode(f"Question: {question}", add_special_tokens=False).ids
             target = [*ids[: MAX_QUESTION_TOKENS - 1], end]
-            branches.append(Branch([self.model.start, *target[:-1]], target))
-        forest = self.model.read([[*prompt, end]])
-        return mean_log_probabilities(forest, (), branches, vocabulary=tokenizer.get_vocab_size())
-
-
-def open_scorer(model: str | Path, *, threads: int = 0) -> CausalScorer | Seq2SeqScorer:
-    """The scorer on a generator's folder or name; threads: 0 takes all cores. ModelError for what is no generator."""
-    folder = open_model_folder(generator_folder(model))
-    if folder.kind == "encoder":
-        raise ModelError(f"{folder.path} holds an encoder; UPR needs a generator, such as starter:generator.")
-    if folder.kind == "seq2seq-generator":
-        reader = Seq2SeqGenerator(folder, decoding=Decoding(mode="greedy"), threads=threads)
-        _refuse_old(reader.stepper, folder)
-        return Seq2SeqScorer(reader)
-    decoder = CausalModel(folder, stop=(), threads=threads)
-    _refuse_old(decoder.stepper, folder)
-    return CausalScorer(decoder, chat=(folder.manifest.get("generator") or {}).get("chat"))
-
-
-def _refuse_old(stepper: Stepper, folder: ModelFolder) -> None:
-    if not stepper.can_score:
-        raise ModelError(f"{folder.path} was exported before generators could score a question: export it again.")
+            branches.append(Branch([model.start, *target[:-1]], target))
+        return model.read([[*prompt, end]]), (), branches
 
 
 def fitted_ids(tokenizer: Tokenizer, body: str, after: str, *, room: int) -> tuple[list[int], bool]:
@@ -145,10 +128,6 @@ def fitted_ids(tokenizer: Tokenizer, body: str, after: str, *, room: int) -> tup
     return ids, len(body) < whole
 
 
-METHODS = ("upr",)
-WEIGHT = 0.25  # by the starter generator: R@1 +2.4 points on XQuAD, where UPR alone loses 13 (docs/reranking.md)
-
-
 class Reranker:
     """UPR with one generator; `Retriever(..., reranker=Reranker("starter:generator"))` uses it.
 
@@ -156,31 +135,25 @@ class Reranker:
     weight: hits are ranked by weight·z(log-likelihood) + (1 - weight)·z(first score), z to mean 0 and deviation 1 over
         the hits of a question; 1 ranks by the generator alone, as UPR does, which a small generator makes worse.
     threads: CPU threads, 0 for all cores.
-    Raises ModelError for what is no generator or was exported before generators could score.
     """
 
     def __init__(
-        self,
-        model: str | Path | Scorer,
-        *,
-        depth: int = 100,
-        weight: float = WEIGHT,
-        threads: int = 0,
+        self, model: str | Path | Scorer, *, depth: int = 100, weight: float = WEIGHT, threads: int = 0
     ) -> None:
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         if not 0.0 <= weight <= 1.0:
             raise ValueError(f"weight must lie between 0 and 1, got {weight}")
         self.depth, self.weight = depth, weight
-        self.scorer: Scorer = open_scorer(model, threads=threads) if isinstance(model, str | Path) else model
+        self.scorer = Scorer(model, threads=threads) if isinstance(model, str | Path) else model
         self.questions, self.passages, self.seconds = 0, 0, 0.0
 
-    def rerank(self, query: Question, hits: Sequence[Hit]) -> list[Hit]:
+    def rerank(self, question: Question, hits: Sequence[Hit]) -> list[Hit]:
         """`rerank_all` for one question."""
-        return self.rerank_all([query], [hits])[0]
+        return self.rerank_all([question], [hits])[0]
 
     def rerank_all(
-        self, queries: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
+        self, questions: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
     ) -> list[list[Hit]]:
         """Per question the same hits by their new score, then id; a score is the mean log-probability of a token.
 
@@ -189,28 +162,37 @@ class Reranker:
         hits: one sequence per question. progress: told how many of all hits are scored.
         Raises DataError for a blank question and ValueError when there are not as many questions as sequences of hits.
         """
-        if len(queries) != len(hits):
-            raise ValueError(f"{len(queries)} questions, but hits for {len(hits)}")
-        for query in queries:
-            if not query.text.strip():
-                raise DataError(f"Question {query.id!r} is blank: no passage makes it likely.")
+        if len(questions) != len(hits):
+            raise ValueError(f"{len(questions)} questions, but hits for {len(hits)}")
+        for question in questions:
+            if not question.text.strip():
+                raise DataError(f"Question {question.id!r} is blank: no passage makes it likely.")
         start = time.perf_counter()
-        ranked = [
-            self._ranked(own, likelihood)
-            for own, likelihood in zip(hits, self._likelihoods(queries, hits, progress=progress), strict=True)
-        ]
-        self.questions += sum(1 for own in hits if own)
+        texts = [" ".join(question.text.split()) for question in questions]
+        scores = self._likelihoods(texts, hits, progress=progress)
+        ranked = [self._ranked(ranking, likelihood) for ranking, likelihood in zip(hits, scores, strict=True)]
+        self.questions += sum(map(bool, hits))
         self.passages += sum(map(len, hits))
         self.seconds += time.perf_counter() - start
         return ranked
 
     def _likelihoods(
-        self, queries: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress
+        self, questions: Sequence[str], hits: Sequence[Sequence[Hit]], *, progress: Progress
     ) -> list[NDArray[np.float64]]:
-        """Per question a score for each of its hits."""
-        questions = [_one_line(query.text) for query in queries]
-        told = partial(progress, "ranking again", total=sum(map(len, hits)))
-        return _by_passage(self.scorer, questions, hits, told=told)
+        """Per question a score for each of its hits, made passage by passage."""
+        places: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for row, ranking in enumerate(hits):
+            for column, hit in enumerate(ranking):
+                places.setdefault((hit.title, hit.text), []).append((row, column))
+        scores, done, total = [np.empty(len(ranking), np.float64) for ranking in hits], 0, sum(map(len, hits))
+        for (title, text), where in places.items():
+            progress("ranking again", done, total)
+            likely = self.scorer.score(passage_text(title, text), [questions[row] for row, _ in where])
+            for (row, column), score in zip(where, likely, strict=True):
+                scores[row][column] = score
+            done += len(where)
+        progress("ranking again", done, total)
+        return scores
 
     def _ranked(self, hits: Sequence[Hit], likelihood: NDArray[np.float64]) -> list[Hit]:
         scores = likelihood
@@ -226,15 +208,10 @@ class Reranker:
         return {**counts, "seconds": round(self.seconds, 3)}
 
 
-def open_reranker(spec: str, *, depth: int, weight: float, threads: int) -> Reranker:
-    """The reranker of `METHOD:MODEL`, such as `upr:starter:generator`. Raises DataError for another method."""
-    return Reranker(reranker_spec(spec), depth=depth, weight=weight, threads=threads)
-
-
 def reranker_spec(spec: str) -> str:
     """The model of `METHOD:MODEL`. Raises DataError for another method."""
-    method, colon, model = spec.partition(":")
-    if method not in METHODS or not colon or not model:
+    method, _, model = spec.partition(":")
+    if method != "upr" or not model:
         raise DataError(f"A reranker is given as upr:MODEL, such as upr:starter:generator, not {spec[:80]!r}.")
     return model
 
@@ -249,26 +226,3 @@ def standardised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     deviation = scores.std()
     centred = scores - scores.mean()
     return centred / deviation if deviation > 0 else np.zeros_like(centred)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _by_passage(
-    scorer: Scorer, questions: Sequence[str], hits: Sequence[Sequence[Hit]], *, told: Callable[[int], None]
-) -> list[NDArray[np.float64]]:
-    """Passage by passage; beside the hits, nothing but a number for each of them is kept."""
-    places: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for row, own in enumerate(hits):
-        for column, hit in enumerate(own):
-            places.setdefault((hit.title, hit.text), []).append((row, column))
-    scores, done = [np.empty(len(own), np.float64) for own in hits], 0
-    for (title, text), where in places.items():
-        told(done)
-        found = scorer.score(passage_text(title, text), [questions[row] for row, _ in where])
-        for (row, column), score in zip(where, found, strict=True):
-            scores[row][column] = score
-        done += len(where)
-    told(done)
-    return scores

@@ -1,31 +1,38 @@
 """Questions in, passages out: one vector and one look-up a question, calibrated for its language.
 
-`Retriever` and its asynchronous twin differ in who waits: the steps between the calls are the same functions.
+A `Collection` is a name in a store with the encoder of its questions. `Retriever` has what a search can do besides; its
+asynchronous twin differs in who waits: the steps before and after the look-ups are the same functions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.models.folder import folder_of
 from xqg_vdb.progress import Progress, silent
+from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import TEXT_SPARSE, Moved, check_hybrid, check_langs, check_wanted
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, Vectors
+from xqg_vdb.texts.records import Records, Rejects
+from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors, VectorStore
 
 if TYPE_CHECKING:
-    from xqg_vdb.search.collection import Collection
+    from xqg_vdb.search.expand import Expander
+    from xqg_vdb.search.rerank import Reranker
     from xqg_vdb.store.bm25 import WordWriter
 
 T = TypeVar("T")
@@ -36,20 +43,6 @@ MOST_MOVES = 5
 CONSTANT = 60  # of reciprocal rank fusion
 DEPTH = 100
 """Hits of each ranking that take part in a fusion, or k where that is more."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedQuestions:
-    """Questions ready for a search.
-
-    vectors: float32 (n, dim). langs: per question the language that it was calibrated for; "" when it was not and none
-    was given.
-    texts: per question what its words are taken from.
-    """
-
-    vectors: Vectors
-    langs: tuple[str, ...]
-    texts: tuple[str, ...]
 
 
 class QuestionEncoder:
@@ -78,21 +71,21 @@ class QuestionEncoder:
             recommended = card.calibration
         self.strength = recommended if calibration is None else calibration
 
-    def encode(self, questions: Sequence[Question]) -> EncodedQuestions:
-        """The rows for the questions, in input order, each calibrated for its language; detected when not given.
+    def encode(self, questions: Sequence[Question | str]) -> tuple[Vectors, list[str]]:
+        """The rows (n, dim) float32 for the questions, each calibrated for its language, and these languages.
 
-        Raises DataError for a blank question and for what is no language code.
+        A language is detected when it is not given; it is "" where it was not needed. Raises DataError for a blank
+        question and for what is no language code.
         """
         questions = as_questions(questions)
         langs = [None if question.lang is None else normalize(question.lang) for question in questions]
         texts = [question.text for question in questions]
-        vectors = self.encoder.encode_queries(texts, calibrate=False)
-        calibrated = self.strength != 0.0 and bool(self.language_means.means)
-        if calibrated:
+        rows = self.encoder.encode_queries(texts, calibrate=False)
+        if self.strength != 0.0 and self.language_means.means:
             langs = list(resolve_languages(texts, langs))
             unit, table = self.encoder.facts.normalize, self.language_means
-            vectors = calibrate(vectors, langs=langs, table=table, strength=self.strength, normalize=unit)
-        return EncodedQuestions(vectors, tuple(lang or "" for lang in langs), tuple(texts))
+            rows = calibrate(rows, langs=langs, table=table, strength=self.strength, normalize=unit)
+        return rows, [lang or "" for lang in langs]
 
 
 def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -> Vectors:
@@ -117,9 +110,9 @@ def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> 
 
 def collection_means(encoder: CalibratedEncoder, card: Card) -> LanguageMeans:
     """The encoder's language means, with those that the collection measured on its own queries in their place."""
-    own = unpack_means(card.query_means, dim=card.encoder.dim)
+    measured = unpack_means(card.query_means, dim=card.encoder.dim)
     bank = encoder.language_means
-    return LanguageMeans({**bank.means, **own.means}, {**bank.counts, **own.counts}, bank.source)
+    return LanguageMeans({**bank.means, **measured.means}, {**bank.counts, **measured.counts}, bank.source)
 
 
 def ready_encoder(encoder: CalibratedEncoder | str | Path) -> CalibratedEncoder:
@@ -137,7 +130,7 @@ def as_questions(asked: Sequence[Question | str]) -> list[Question]:
     """Questions; plain texts get their place in the list as an id. Raises DataError for a blank one and no text."""
     if isinstance(asked, str | Question):
         raise DataError(f"Give a list of questions, not one: [{asked!r:.60}].")
-    questions = [one if isinstance(one, Question) else Question(str(row), one) for row, one in enumerate(asked)]
+    questions = [text if isinstance(text, Question) else Question(str(row), text) for row, text in enumerate(asked)]
     for question in questions:
         if not isinstance(question.text, str):
             raise DataError(f"A question is a text, found {question.text!r:.60}; `run` takes a list of several.")
@@ -167,35 +160,6 @@ def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, k: int) -> list[Hit]:
     return [replace(hits[docid], score=scores[docid]) for docid in best]
 
 
-class QuestionExpander(Protocol):
-    """Says what to search with in place of a question (`expand.Expander`)."""
-
-    def expand(self, questions: Sequence[Question]) -> list[tuple[Question, ...]]:
-        """Per question one wording or more; the mean of their vectors is searched. `lang` None is detected."""
-        ...
-
-
-class HitReranker(Protocol):
-    """Orders the hits of questions anew (`rerank.Reranker`). depth: how many hits it wants of each."""
-
-    depth: int
-
-    def rerank_all(
-        self, questions: Sequence[Question], hits: Sequence[Sequence[Hit]], *, progress: Progress = silent
-    ) -> list[list[Hit]]:
-        """Per question the same hits, best first."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LookUp:
-    """One call of a collection's search: `rows` says which questions `asked` are the vectors or words of."""
-
-    rows: list[int]
-    asked: QuestionRows
-    search: Search
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One question with what was found for it; `lang` is the language that its calibration was for."""
@@ -205,59 +169,12 @@ class Answer:
     hits: tuple[Hit, ...]
 
 
-class Retriever:
-    """Searches one collection with the encoder that made it; threads may share it.
+class _Asked:
+    """What answers several questions answers one."""
 
-    encoder: ready, or its folder or name.
-    calibration: λ, None for what the collection's card recommends, 0 to switch it off.
-    hybrid: search the words as well (BM25) and fuse the two rankings; scores are then the fused ones.
-    expander: what to search with in place of a question. reranker: orders the hits anew.
-    Raises MismatchError when the collection was made by another encoder, with both fingerprints, and for `hybrid` when
-    it was not loaded for that.
-    """
-
-    def __init__(
-        self,
-        encoder: CalibratedEncoder | str | Path,
-        collection: Collection,
-        *,
-        calibration: float | None = None,
-        hybrid: bool = False,
-        expander: QuestionExpander | None = None,
-        reranker: HitReranker | None = None,
-    ) -> None:
-        if not hasattr(collection, "nearest"):
-            raise DataError(f"Retriever(encoder, collection) needs Collection.open(…), found {collection!r:.80}.")
-        self.encoder = ready_encoder(encoder)
-        self.collection = collection
-        self.expander = expander
-        self.reranker = reranker
-        self._calibration = calibration
-        self._hybrid = hybrid
-        self._words: WordWriter | None = None
-        self._version: str | None = None
-        self.bind()
-
-    def bind(self) -> Collection:
-        """The version that is published now: a run asks that one all along, with the calibration of its card.
-
-        Raises MismatchError when a load with another encoder has been published meanwhile.
-        """
-        version = self.collection.version
-        bound = self.collection.at(version)
-        if version != self._version:
-            self.question_encoder = QuestionEncoder(self.encoder, collection=bound, calibration=self._calibration)
-            if self._hybrid:
-                from xqg_vdb.store.bm25 import WordWriter  # brings the embedded engine
-
-                self._words = WordWriter(check_hybrid(bound.card, name=self.collection.name))
-            self._version = version
-        return bound
-
-    def __repr__(self) -> str:
-        extras = {"hybrid": self._words, "expander": self.expander, "reranker": self.reranker}
-        with_extras = "".join(f", {name}" for name, extra in extras.items() if extra is not None)
-        return f"Retriever({self.encoder!r}, {self.collection!r}, λ={self.question_encoder.strength:g}{with_extras})"
+    def run(self, questions: Sequence[Question | str], search: Search | None = None) -> list[Answer]:
+        """The best passages for each question, in input order."""
+        raise NotImplementedError
 
     def search(
         self,
@@ -279,6 +196,188 @@ class Retriever:
         search = Search(k, passage_langs, exact=exact, where=where, offset=offset)
         return list(self.run([Question("0", text, question_lang)], search)[0].hits)
 
+
+class Collection(_Asked):
+    """One published collection of a store. A context manager that closes the store.
+
+    encoder: ready, or its folder or name; without one, `search` opens the encoder that the card names.
+    """
+
+    def __init__(self, name: str, store: VectorStore, *, encoder: CalibratedEncoder | str | Path | None = None) -> None:
+        if not hasattr(store, "search"):
+            raise DataError(
+                f"Collection(name, store) needs an open store, found {store!r:.80}: write Collection.open({name!r:.80},"
+                " path=…) or (…, url=…)."
+            )
+        self.name = name
+        self.store = store
+        self._encoder = encoder
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        encoder: CalibratedEncoder | str | Path | None = None,
+    ) -> Collection:
+        """The collection `name` in the folder `path` or on the server at `url`; see `open_store` for what is not given.
+
+        Raises DataError when there is none of that name; LockedError when another process reads the folder, so that a
+        second worker of a service is refused at its start.
+        """
+        store = open_store(path, url=url, api_key=api_key)
+        try:
+            store.card(name)
+            store.version(name)
+        except BaseException:
+            store.close()
+            raise
+        return cls(name, store, encoder=encoder)
+
+    def __repr__(self) -> str:
+        return f"Collection({self.name!r}, {self.store!r})"
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def card(self) -> Card:
+        """Who made its vectors and how; read anew each time, because a load may publish another version."""
+        return self.store.card(self.name)
+
+    @property
+    def version(self) -> str:
+        """Which version searches see now, such as v0003; "" where it has none."""
+        return self.store.version(self.name)
+
+    def at(self, version: str) -> Collection:
+        """The same, bound to one version: its searches raise `Moved` when that one is gone."""
+        return Collection(f"{self.name.partition('@')[0]}@{version}", self.store) if version else self
+
+    @cached_property
+    def encoder(self) -> CalibratedEncoder:
+        """What its questions are encoded with. Raises ModelError when none was given and the card's cannot be found."""
+        return ready_encoder(self._encoder or folder_of(self.card.encoder, collection=self.name))
+
+    @cached_property
+    def _retriever(self) -> Retriever:
+        return Retriever(self.encoder, self)
+
+    def run(self, questions: Sequence[Question | str], search: Search | None = None) -> list[Answer]:
+        """The best passages for each of several questions, encoded together; see `Retriever.run`."""
+        return self._retriever.run(questions, search)
+
+    def nearest(self, questions: QuestionRows, search: Search | None = None) -> list[list[Hit]]:
+        """The k best for each row, by score, then id."""
+        return self.store.search(self.name, questions, search or Search())
+
+    def count(self, *, passage_langs: Sequence[str] | None = None) -> int:
+        """Exact number of passages, of those languages when given."""
+        return self.store.count(self.name, passage_langs=passage_langs)
+
+    def scroll(self, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
+        """Every point, in the engine's order."""
+        return self.store.scroll(self.name, with_vectors=with_vectors)
+
+    def add(
+        self,
+        passages: str | os.PathLike[str] | Records,
+        *,
+        queries: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Records | None = None,
+        rejects: Rejects | None = None,
+    ) -> UpdateReport:
+        """Add passages, or replace those of their ids, by the collection's own card; see `index.update.add`."""
+        report: UpdateReport = _updating().add(
+            passages, self.name, encoder=self.encoder, store=self.store, queries=queries, rejects=rejects
+        )
+        return report
+
+    def delete(self, ids: Iterable[str]) -> UpdateReport:
+        """Delete passages; ids that are not there are reported, and no error."""
+        report: UpdateReport = _updating().delete(ids, self.name, store=self.store)
+        return report
+
+    def close(self) -> None:
+        """Close the store, and the encoder if it was opened here."""
+        self.store.close()
+        opened = self.__dict__.get("encoder")
+        if opened is not None and opened is not self._encoder:
+            opened.close()
+
+
+def _updating() -> ModuleType:
+    return import_module("xqg_vdb.index.update")  # which stands above this folder
+
+
+@dataclass(frozen=True, slots=True)
+class _LookUps:
+    """What a version is to be asked: calls of its `nearest`, each with the questions that its rows are for."""
+
+    bound: Collection
+    langs: Sequence[str]
+    calls: Sequence[tuple[Sequence[int], QuestionRows, Search]]
+
+
+class Retriever(_Asked):
+    """Searches one collection with the encoder that made it; threads may share it.
+
+    encoder: ready, or its folder or name.
+    calibration: λ, None for what the collection's card recommends, 0 to switch it off.
+    hybrid: search the words as well (BM25) and fuse the two rankings; scores are then the fused ones.
+    expander: what to search with in place of a question. reranker: orders the hits anew.
+    Raises MismatchError when the collection was made by another encoder, with both fingerprints, and for `hybrid` when
+    it was not loaded for that.
+    """
+
+    def __init__(
+        self,
+        encoder: CalibratedEncoder | str | Path,
+        collection: Collection,
+        *,
+        calibration: float | None = None,
+        hybrid: bool = False,
+        expander: Expander | None = None,
+        reranker: Reranker | None = None,
+    ) -> None:
+        if not hasattr(collection, "nearest"):
+            raise DataError(f"Retriever(encoder, collection) needs Collection.open(…), found {collection!r:.80}.")
+        self.encoder = ready_encoder(encoder)
+        self.collection = collection
+        self.expander = expander
+        self.reranker = reranker
+        self._calibration = calibration
+        self._hybrid = hybrid
+        self._words: WordWriter | None = None
+        self._version: str | None = None
+        self._bind()
+
+    def _bind(self) -> Collection:
+        """The version that is published now: a run asks that one all along, with the calibration of its card.
+
+        Raises MismatchError when a load with another encoder has been published meanwhile.
+        """
+        version = self.collection.version
+        bound = self.collection.at(version)
+        if version != self._version:
+            self.question_encoder = QuestionEncoder(self.encoder, collection=bound, calibration=self._calibration)
+            if self._hybrid:
+                from xqg_vdb.store.bm25 import WordWriter  # brings the embedded engine
+
+                self._words = WordWriter(check_hybrid(bound.card, name=self.collection.name))
+            self._version = version
+        return bound
+
+    def __repr__(self) -> str:
+        extras = {"hybrid": self._words, "expander": self.expander, "reranker": self.reranker}
+        with_extras = "".join(f", {name}" for name, extra in extras.items() if extra is not None)
+        return f"Retriever({self.encoder!r}, {self.collection!r}, λ={self.question_encoder.strength:g}{with_extras})"
+
     def run(
         self, questions: Sequence[Question | str], search: Search | None = None, *, progress: Progress = silent
     ) -> list[Answer]:
@@ -291,72 +390,64 @@ class Retriever:
         questions, search = as_questions(questions), search or Search()
         if not questions:
             return []
-        for last in range(MOST_MOVES):
-            bound = self.bind()
-            encoded, calls = self.prepare(questions, search)
+        for left in reversed(range(MOST_MOVES)):
+            asked = self.prepare(questions, search)
             try:
-                hits = [bound.nearest(call.asked, call.search) for call in calls]
+                hits = [asked.bound.nearest(rows, wanted) for _, rows, wanted in asked.calls]
+                break
             except Moved:  # its version was replaced and deleted: all of it again, of the next one
-                if last == MOST_MOVES - 1:
+                if not left:
                     raise
-                continue
-            break
-        return self.answers(questions, encoded, calls, hits, search=search, progress=progress)
+        return self.answers(questions, asked, hits, search=search, progress=progress)
 
-    def encode(self, questions: Sequence[Question]) -> EncodedQuestions:
-        """One row per question, the mean over its wordings when there is an expander."""
+    def encode(self, questions: Sequence[Question]) -> tuple[Vectors, list[str], list[str]]:
+        """Per question its row, the mean over its wordings when there is an expander; its language; its words."""
         if self.expander is None:
-            return self.question_encoder.encode(questions)
+            rows, langs = self.question_encoder.encode(questions)
+            return rows, langs, [question.text for question in questions]
         wordings = self.expander.expand(questions)
-        flat = self.question_encoder.encode([wording for several in wordings for wording in several])
+        rows, langs = self.question_encoder.encode([wording for several in wordings for wording in several])
         starts = np.cumsum([0, *(len(several) for several in wordings[:-1])])
-        return EncodedQuestions(
-            mean_rows(flat.vectors, starts, normalize=self.encoder.facts.normalize),
-            tuple(flat.langs[start] for start in starts),
-            tuple("\n".join(wording.text for wording in several) for several in wordings),
-        )
+        texts = ["\n".join(wording.text for wording in several) for several in wordings]
+        rows = mean_rows(rows, starts, normalize=self.encoder.facts.normalize)
+        return rows, [langs[start] for start in starts], texts
 
-    def prepare(self, questions: Sequence[Question], search: Search) -> tuple[EncodedQuestions, list[LookUp]]:
-        """Before the look-ups: the questions' vectors, and what to ask: these, and the words of those that have any."""
+    def prepare(self, questions: Sequence[Question], search: Search) -> _LookUps:
+        """Before the look-ups: the published version, and what to ask: vectors, and the words of those with any."""
         check_wanted(search)
         search = replace(search, passage_langs=passage_languages(search.passage_langs))
-        encoded, k = self.encode(questions), self._wanted(search)
-        depth = k if self._words is None else max(k, DEPTH)
-        dense = replace(search, k=depth, offset=0)
-        calls = [LookUp(list(range(len(questions))), encoded.vectors, dense)]
+        bound, k = self._bind(), self._wanted(search)
+        rows, langs, texts = self.encode(questions)
+        dense = replace(search, k=k if self._words is None else max(k, DEPTH), offset=0)
+        calls: list[tuple[Sequence[int], QuestionRows, Search]] = [(range(len(questions)), rows, dense)]
         if self._words is not None:
-            words = [self._words.question(text) for text in encoded.texts]
-            rows = [row for row, own in enumerate(words) if len(own.indices)]
-            if rows:
-                sparse = replace(dense, using=TEXT_SPARSE)
-                calls.append(LookUp(rows, [words[row] for row in rows], sparse))
-        return encoded, calls
+            words = {row: self._words.question(text) for row, text in enumerate(texts)}
+            spoken = [row for row, tokens in words.items() if len(tokens.indices)]
+            if spoken:
+                calls.append((spoken, [words[row] for row in spoken], replace(dense, using=TEXT_SPARSE)))
+        return _LookUps(bound, langs, calls)
 
     def answers(
         self,
         questions: Sequence[Question],
-        encoded: EncodedQuestions,
-        calls: Sequence[LookUp],
-        found: Sequence[Sequence[Sequence[Hit]]],
+        asked: _LookUps,
+        hits: Sequence[Sequence[Sequence[Hit]]],
         *,
         search: Search,
         progress: Progress = silent,
     ) -> list[Answer]:
         """After the look-ups: each question's hits, fused when it is hybrid, reranked when asked for, cut to a page."""
         rankings: list[list[Sequence[Hit]]] = [[] for _ in questions]
-        for call, by_row in zip(calls, found, strict=True):
-            for row, hits in zip(call.rows, by_row, strict=True):
-                rankings[row].append(hits)
-        merged: Sequence[Sequence[Hit]]
-        if self._words is None:
-            merged = [several[0] for several in rankings]
-        else:
-            merged = [fuse_ranks(several, k=self._wanted(search)) for several in rankings]
+        for (rows, _, _), by_row in zip(asked.calls, hits, strict=True):
+            for row, ranking in zip(rows, by_row, strict=True):
+                rankings[row].append(ranking)
+        hybrid, k = self._words is not None, self._wanted(search)
+        merged = [fuse_ranks(several, k=k) if hybrid else several[0] for several in rankings]
         if self.reranker is not None:
-            merged = self.reranker.rerank_all(questions, merged, progress=progress)
-        each = zip(questions, encoded.langs, merged, strict=True)
+            merged = list(self.reranker.rerank_all(questions, merged, progress=progress))
         page = slice(search.offset, search.offset + search.k)
-        return [Answer(question, lang, tuple(hits[page])) for question, lang, hits in each]
+        each = zip(questions, asked.langs, merged, strict=True)
+        return [Answer(question, lang, tuple(best[page])) for question, lang, best in each]
 
     def _wanted(self, search: Search) -> int:
         """How many hits are needed for the page that is wanted in the end."""
@@ -414,17 +505,16 @@ class AsyncRetriever:
         retriever, questions, search = self.retriever, as_questions(questions), search or Search()
         if self._server is None or not questions:
             return await self._in_thread(partial(retriever.run, questions, search))
-        for last in range(MOST_MOVES):
-            name = (await self._in_thread(retriever.bind)).name
-            encoded, calls = await self._in_thread(partial(retriever.prepare, questions, search))
+        for left in reversed(range(MOST_MOVES)):
+            asked = await self._in_thread(partial(retriever.prepare, questions, search))
+            calls = (self._server.search(asked.bound.name, rows, wanted) for _, rows, wanted in asked.calls)
             try:
-                found = await asyncio.gather(*(self._server.search(name, call.asked, call.search) for call in calls))
+                hits = await asyncio.gather(*calls)
+                break
             except Moved:
-                if last == MOST_MOVES - 1:
+                if not left:
                     raise
-                continue
-            break
-        finish = partial(retriever.answers, questions, encoded, calls, found, search=search)
+        finish = partial(retriever.answers, questions, asked, hits, search=search)
         return finish() if retriever.reranker is None else await self._in_thread(finish)
 
     async def aclose(self) -> None:

@@ -16,9 +16,9 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors
+from xqg_vdb.progress import windows
 from xqg_vdb.texts import languages
 from xqg_vdb.texts.records import (
     ID_KEYS,

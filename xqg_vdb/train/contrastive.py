@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from xqg_vdb.batching import windows
 from xqg_vdb.evaluate.matrix import id_order, judge, per_row, search_rows
 from xqg_vdb.evaluate.metrics import Metric
 from xqg_vdb.models.folder import EncoderSpec
+from xqg_vdb.progress import windows
 from xqg_vdb.train.pairs import TrainingPair, content_key
 from xqg_vdb.train.trainer import WatchedTrainer
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors

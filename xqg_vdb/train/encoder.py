@@ -17,11 +17,11 @@ from typing import Any
 
 import orjson
 
-from xqg_vdb.batching import windows
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, load_weights
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
+from xqg_vdb.progress import windows
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import TEXT_DENSE, digest
 from xqg_vdb.train.pairs import TrainingPair, content_key

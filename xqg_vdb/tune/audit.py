@@ -22,8 +22,7 @@ from xqg_vdb.calibration import CalibratedEncoder, calibrate
 from xqg_vdb.errors import DataError
 from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.search.collection import Collection
-from xqg_vdb.search.retriever import check_same_encoder, collection_means
+from xqg_vdb.search.retriever import Collection, check_same_encoder, collection_means
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.tune.material import hash_order
 from xqg_vdb.types import GeneratedQueries, Question, Search, Vectors

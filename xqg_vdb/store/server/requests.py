@@ -12,7 +12,7 @@ from typing import Any
 
 from qdrant_client import QdrantClient, models
 
-from xqg_vdb.batching import windows
+from xqg_vdb.progress import windows
 from xqg_vdb.store import layout
 from xqg_vdb.store.filters import as_filter
 from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Quantization
