@@ -26,7 +26,7 @@ from pathlib import Path
 from xqg_vdb import AsyncRetriever, Encoder, Hit, Retriever, load
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
-from xqg_vdb.texts.questions import read_questions, sample_corpus
+from xqg_vdb.texts.corpus import read_questions, sample_corpus
 from xqg_vdb.types import Question
 
 BATCH = 32

@@ -30,7 +30,7 @@ from xqg_vdb.evaluate.systems import Material, calibrated_passages, prepare
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.models.folder import encoder_folder
-from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.languages import question_bank
 
 NEAREST = 10
 Score = Callable[[slice], NDArray[np.float32]]

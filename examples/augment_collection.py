@@ -16,7 +16,7 @@ from xqg_vdb import Collection, Encoder
 from xqg_vdb.index.augment import Wishes, augment, undo
 from xqg_vdb.integrations.langchain import XqgEmbeddings
 from xqg_vdb.store.server.store import ServerStore
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import sample_corpus
 
 
 def as_it_was(client: QdrantClient, encoder: Encoder) -> None:

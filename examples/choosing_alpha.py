@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xqg_vdb import Encoder, load
 from xqg_vdb.evaluate.metrics import Metric, write_qrels
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import sample_corpus
 from xqg_vdb.tune.material import labelled
 from xqg_vdb.tune.tune import choose
 

@@ -11,7 +11,7 @@ from haystack.components.builders import PromptBuilder
 from xqg_vdb import Encoder, load
 from xqg_vdb.integrations.haystack import XqgRetriever
 from xqg_vdb.store import open_store
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import sample_corpus
 
 TEMPLATE = """Answer in the language of the question, from these passages only.
 {% for one in documents %}

@@ -11,7 +11,7 @@ from langchain_core.runnables import RunnablePassthrough
 
 from xqg_vdb import Encoder, Retriever, load
 from xqg_vdb.integrations.langchain import XqgRetriever
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import sample_corpus
 
 PROMPT = ChatPromptTemplate.from_template(
     "Answer in the language of the question, from these passages only.\n\n{passages}\n\nQuestion: {question}"

@@ -11,7 +11,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 
 from xqg_vdb import Encoder, Retriever, load
 from xqg_vdb.integrations.llama_index import XqgRetriever
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import sample_corpus
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from xqg_vdb.calibration import (
 )
 from xqg_vdb.errors import ModelError
 from xqg_vdb.export.encoder import mrr_curve, recommended_strength
-from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
+from xqg_vdb.texts.corpus import read_questions, sample_corpus
+from xqg_vdb.texts.languages import question_bank
 
 RNG = np.random.default_rng(7)
 

@@ -16,7 +16,7 @@ import pytest
 from cli_cases import environment, write_starter
 
 from xqg_vdb.cli import cli
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import sample_corpus
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError, DiskError, LockedError
 from xqg_vdb.files import atomic_file, lock_folder, sha256_of, write_atomic
-from xqg_vdb.texts.records import LongLine, open_lines
+from xqg_vdb.texts.records import open_lines
 
 
 def _twin(data):
@@ -33,6 +33,10 @@ def _twin(data):
     return lines
 
 
+def _placed(path):
+    return [(source.line, source.offset, source.raw) for source in open_lines(path)]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
@@ -44,13 +48,13 @@ def test_lines_are_the_twins_plain_and_packed(tmp_path_factory, pieces):
     folder = tmp_path_factory.mktemp("lines")
     (folder / "a.txt").write_bytes(data)
     (folder / "a.gz").write_bytes(gzip.compress(data))
-    assert list(open_lines(folder / "a.txt")) == _twin(data)
-    assert list(open_lines(folder / "a.gz")) == _twin(data)
+    assert _placed(folder / "a.txt") == _twin(data)
+    assert _placed(folder / "a.gz") == _twin(data)
 
 
 def test_gzip_is_known_by_its_first_bytes_too(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(gzip.compress(b"one\ntwo"))
-    assert list(open_lines(tmp_path / "a.jsonl")) == [(1, 0, b"one"), (2, 4, b"two")]
+    assert _placed(tmp_path / "a.jsonl") == [(1, 0, b"one"), (2, 4, b"two")]
 
 
 @settings(max_examples=100, deadline=None)
@@ -61,13 +65,12 @@ def test_long_lines_are_marked_and_nothing_drifts(tmp_path_factory, sizes, ended
     path = tmp_path_factory.mktemp("long") / "a"
     path.write_bytes(data)
     for (number, offset, body), found in zip(_twin(data), open_lines(path, max_bytes=10), strict=True):
-        assert found[:2] == (number, offset)
+        assert (found.line, found.offset) == (number, offset)
         if len(body) <= 10:
-            assert found[2] == body
+            assert (found.raw, found.cut) == (body, 0)
         else:
-            assert isinstance(found[2], LongLine)
-            assert len(body) <= found[2].size <= len(body) + 2
-            assert body.startswith(found[2].head.rstrip(b"\r\n")[:10])
+            assert len(body) <= found.cut <= len(body) + 2
+            assert body.startswith(found.raw.rstrip(b"\r\n")[:10])
 
 
 def test_a_long_line_takes_no_memory(tmp_path):
@@ -77,8 +80,8 @@ def test_a_long_line_takes_no_memory(tmp_path):
     lines = list(open_lines(path, max_bytes=1 << 16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [line[:2] for line in lines] == [(1, 0), (2, 7), (3, 7 + (20 << 20) + 1)]
-    assert lines[1][2].size == (20 << 20) + 1
+    assert [(line.line, line.offset) for line in lines] == [(1, 0), (2, 7), (3, 7 + (20 << 20) + 1)]
+    assert lines[1].cut == (20 << 20) + 1
     assert peak < 1 << 20
 
 
@@ -98,7 +101,7 @@ def test_flipped_gzip_bytes_never_crash(tmp_path):
     for at in range(len(data)):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
         try:
-            assert [line[2] for line in open_lines(path)] == lines  # the name or time in the header
+            assert [line.raw for line in open_lines(path)] == lines  # the name or time in the header
         except DataError:
             continue
 
@@ -182,7 +185,7 @@ def test_a_pipe_is_read_once(tmp_path):
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     with processes.start([sys.executable, "-c", f"open({str(fifo)!r}, 'wb').write(b'a\\nb\\n')"]):
-        assert [line[2] for line in open_lines(fifo)] == [b"a", b"b"]
+        assert [line.raw for line in open_lines(fifo)] == [b"a", b"b"]
 
 
 def test_lock_names_its_holder_and_dies_with_it(tmp_path):

@@ -11,7 +11,7 @@ from xqg_vdb.export.starter_generator import build_generator_checkpoint, build_t
 from xqg_vdb.generate.filters import QueryFilter, filter_file, is_question, look, reasons_in
 from xqg_vdb.generate.prompts import EXAMPLES, chat, english_questions, few_shot, translation
 from xqg_vdb.models.decode import Decoding, draw, row_key, uniforms
-from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import GeneratedQueries, Passage
 
 GERMAN = "Wann wurde die erste Universität in Deutschland gegründet?"

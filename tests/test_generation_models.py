@@ -17,8 +17,7 @@ from xqg_vdb.generate.prompts import CausalPrompt, few_shot
 from xqg_vdb.models.decode import Decoding
 from xqg_vdb.models.decoder import CausalModel, describe_folder
 from xqg_vdb.models.folder import open_model_folder
-from xqg_vdb.texts.corpus import read_corpus
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 from xqg_vdb.types import Passage
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.texts import languages
-from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.languages import question_bank
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_detect_from_threads():
 
 def test_importing_costs_nothing():
     code = (
-        "import sys, xqg_vdb.texts.corpus, xqg_vdb.texts.queries, xqg_vdb.texts.questions, xqg_vdb.index.build;"
+        "import sys, xqg_vdb.texts.corpus, xqg_vdb.texts.queries, xqg_vdb.index.build;"
         "print(sorted({'pyarrow', 'py3langid', 'langcodes', 'onnxruntime'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import sample_corpus
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from xqg_vdb.errors import ModelError
 from xqg_vdb.export.checkpoints import copy_tokenizer, write_composing
-from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.languages import question_bank
 
 BANK = [text for texts in question_bank().values() for text in texts[:3]]
 

@@ -17,9 +17,8 @@ from xqg_vdb.store import open_store
 from xqg_vdb.store.bm25 import WordWriter, settings_of
 from xqg_vdb.store.gate import checked
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.corpus import read_corpus, read_questions
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.questions import read_questions
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import Bm25Settings, Card, Hybrid, Passage, PointBatch, Recipe
 

@@ -13,7 +13,7 @@ import click
 import orjson
 
 from xqg_vdb.cli.options import Model, json_option, print_json, say
-from xqg_vdb.texts.questions import read_questions, sample_corpus
+from xqg_vdb.texts.corpus import read_questions, sample_corpus
 from xqg_vdb.types import Hit, Question, Recipe, Search, VectorStore
 
 if TYPE_CHECKING:

@@ -83,7 +83,7 @@ def search(
         raise click.UsageError("give a question, or --questions FILE")
     from xqg_vdb.progress import bars
     from xqg_vdb.search.retriever import Retriever
-    from xqg_vdb.texts.questions import read_questions
+    from xqg_vdb.texts.corpus import read_questions
     from xqg_vdb.types import Question
 
     if where:

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.files import write_atomic
-from xqg_vdb.texts.records import LongLine, open_lines
+from xqg_vdb.texts.records import open_lines
 
 Run = Mapping[str, Sequence[tuple[str, float]]]
 """Question id -> (passage id, score) pairs in any order; higher scores are better."""
@@ -256,21 +256,22 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
     Both are stripped; blank lines do not count. Raises DataError, with the line, for a line without a tab.
     """
     pairs: list[tuple[str, str]] = []
-    for number, _, raw in open_lines(path):
-        if isinstance(raw, LongLine) or (raw.strip() and b"\t" not in raw):
-            raise DataError(f"{path} line {number}: expected two columns with a tab between them.")
-        if raw.strip():
-            first, _, second = raw.decode("utf-8", "replace").partition("\t")
+    for source in open_lines(path):
+        blank = not source.raw.strip()
+        if source.cut or not (blank or b"\t" in source.raw):
+            raise DataError(f"{path} line {source.line}: expected two columns with a tab between them.")
+        if not blank:
+            first, _, second = source.raw.decode("utf-8", "replace").partition("\t")
             pairs.append((first.strip(), second.strip()))
     return pairs
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    for number, _, raw in open_lines(path):
-        place = f"{path} line {number}"
-        if isinstance(raw, LongLine):
-            raise DataError(f"{place}: {raw.size:,} bytes is too long for a TREC line.")
-        fields = raw.decode("utf-8", "replace").split()
+    for source in open_lines(path):
+        place = f"{path} line {source.line}"
+        if source.cut:
+            raise DataError(f"{place}: {source.cut:,} bytes is too long for a TREC line.")
+        fields = source.raw.decode("utf-8", "replace").split()
         if fields:
             yield place, fields
 

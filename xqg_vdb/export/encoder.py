@@ -61,8 +61,8 @@ from xqg_vdb.models.folder import (
 )
 from xqg_vdb.models.remote import CANARY, CANARY_TEXTS, Embed, Remote, ask_endpoint
 from xqg_vdb.progress import bars
-from xqg_vdb.texts.corpus import read_corpus
-from xqg_vdb.texts.questions import question_bank, read_questions, sample_corpus
+from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
+from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import TextEncoder, Vectors
 
 # What calibration gains for an encoder, measured at export without any labels of the user's: which λ to recommend.

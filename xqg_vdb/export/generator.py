@@ -29,8 +29,7 @@ from xqg_vdb.generate.output import versions
 from xqg_vdb.models.engine import open_session
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, write_manifest
 from xqg_vdb.models.forest import Forest, Stepper
-from xqg_vdb.texts.corpus import read_corpus
-from xqg_vdb.texts.questions import sample_corpus
+from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 
 # Does a quantised generator still write what the original writes? Measured before it may be used.
 

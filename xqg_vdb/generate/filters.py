@@ -17,9 +17,9 @@ import orjson
 from xqg_vdb.errors import DataError
 from xqg_vdb.generate.output import provenance_path, write_provenance
 from xqg_vdb.progress import windows
-from xqg_vdb.texts.languages import detect, normalize
-from xqg_vdb.texts.queries import read_queries, write_queries
-from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.languages import detect, normalize, question_bank
+from xqg_vdb.texts.queries import read_queries
+from xqg_vdb.texts.tables import write_records
 from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, option
 
 _Reason = Literal[
@@ -207,7 +207,7 @@ def filter_file(queries: Path, out: Path, *, query_filter: QueryFilter) -> dict[
                 left += sum(map(len, record.queries.values()))
                 yield record
 
-    kept = write_queries(out, good())
+    kept = write_records(out, good())
     if not left and not rejected:
         out.unlink()
         raise DataError(f"{queries} holds no generated queries; write some with `xqg-vdb generate`.")

@@ -37,9 +37,8 @@ from xqg_vdb.models.engine import open_session, ort_value
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper
 from xqg_vdb.texts.corpus import as_passage, read_corpus
-from xqg_vdb.texts.languages import english_name, normalize
-from xqg_vdb.texts.questions import question_bank
-from xqg_vdb.texts.records import Records, plain_records
+from xqg_vdb.texts.languages import english_name, normalize, question_bank
+from xqg_vdb.texts.tables import Records, plain_records
 from xqg_vdb.types import GeneratedQueries, Passage
 
 ROWS = 32  # rows per step that keep the cores busy; more passages are taken together until there are so many
@@ -339,7 +338,7 @@ def generate(
     decoding: Decoding | None = None,
     threads: int = 0,
 ) -> Iterator[GeneratedQueries]:
-    """One record per passage, in the corpus's order, with `n` queries in each language; `write_queries` keeps them.
+    """One record per passage, in the corpus's order, with `n` queries in each language; `write_records` keeps them.
 
     corpus: a file or folder as `load` takes it, or passages, dicts with `id` and `text`, or a data frame.
     generator: a model folder, or the name of one exported before. Raises ModelError, DataError.

@@ -17,7 +17,8 @@ import orjson
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.files import disk_errors, write_atomic
 from xqg_vdb.journal import Committed, rows, scan
-from xqg_vdb.texts.queries import read_queries, write_queries
+from xqg_vdb.texts.queries import read_queries
+from xqg_vdb.texts.tables import write_records
 from xqg_vdb.types import GeneratedQueries
 
 SCHEMA = 2
@@ -98,7 +99,7 @@ def merge_shards(out: Path, *, keep_logs: bool = False, over: bool = False) -> d
         # row k of shard i is passage k·n + i of the corpus
         interleaved = zip_longest(*(rows(path, committed) for path, committed in shards.items()))
         merged = (GeneratedQueries(r["id"], r["queries"], r["digest"]) for several in interleaved for r in several if r)
-        write_queries(out, merged)  # last: then it is complete
+        write_records(out, merged)  # last: then it is complete
     for path in () if keep_logs else paths:
         path.unlink()
     return provenance

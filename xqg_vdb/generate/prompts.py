@@ -13,8 +13,7 @@ from typing import Any
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.texts.languages import english_name
-from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.languages import english_name, question_bank
 from xqg_vdb.types import Passage
 
 SEQ2SEQ_TEMPLATE = "Generate a {language} question for this passage: {title} {text}"

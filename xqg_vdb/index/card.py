@@ -27,7 +27,7 @@ from xqg_vdb.fusion import recipe_languages, refuse_unequal_counts
 from xqg_vdb.index.build import Window
 from xqg_vdb.index.encode import Encoded, Row
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_DENSE_PLAIN
-from xqg_vdb.texts.questions import read_questions
+from xqg_vdb.texts.corpus import read_questions
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import Card, Distance, Hybrid, Recipe
 

@@ -36,7 +36,8 @@ from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
 from xqg_vdb.texts.corpus import files_of, read_corpus
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.texts.records import Records, Rejects, open_lines, write_records
+from xqg_vdb.texts.records import Rejects, open_lines
+from xqg_vdb.texts.tables import Records, write_records
 from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
 
 # The folder in which a load keeps its vectors: the user's, or one in the cache that goes when the load is done.
@@ -248,7 +249,9 @@ def as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack)
     """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
     if isinstance(records, str | PathLike):
         return Path(records)
-    return write_records(Path(stack.enter_context(tempfile.TemporaryDirectory()), name), records)
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory()), name)
+    write_records(path, records)
+    return path
 
 
 def as_files(

@@ -25,7 +25,8 @@ from xqg_vdb.index.write import points
 from xqg_vdb.progress import Progress, silent, windows
 from xqg_vdb.store.layout import TEXT_DENSE, content_hash, payload_of
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.texts.records import Records, Rejects
+from xqg_vdb.texts.records import Rejects
+from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, CollectionUpdate, StoredPoint, TextEncoder, UpdateReport, VectorStore
 
 MANY, FAR = 1 / 3, 0.1

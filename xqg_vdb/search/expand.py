@@ -25,8 +25,7 @@ from xqg_vdb.models.decoder import CausalModel, join_stems, stop_tokens
 from xqg_vdb.models.folder import generator_folder, open_model_folder
 from xqg_vdb.models.forest import common_length, join
 from xqg_vdb.progress import windows
-from xqg_vdb.texts.languages import english_name, normalize
-from xqg_vdb.texts.questions import question_bank
+from xqg_vdb.texts.languages import english_name, normalize, question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 
 Method = Literal["translation", "pseudo-document"]

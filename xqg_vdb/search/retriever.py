@@ -27,7 +27,8 @@ from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import TEXT_SPARSE, Moved, check_hybrid, check_langs, check_wanted
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import Records, Rejects
+from xqg_vdb.texts.records import Rejects
+from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors, VectorStore
 
 if TYPE_CHECKING:

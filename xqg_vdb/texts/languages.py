@@ -1,4 +1,4 @@
-"""Language codes, their English names, and detection.
+"""Language codes, their English names, detection, and general questions in many of them.
 
 A language has one primary BCP 47 code (`sw`, never `swa`, `swh` or `sw-KE`), so that data, generated queries and
 filters meet; `und` when nothing is known.
@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from importlib.resources import files
 from typing import cast
 
 from xqg_vdb.errors import DataError
@@ -103,6 +104,18 @@ def detect(texts: Sequence[str], *, min_confidence: float = MIN_CONFIDENCE) -> l
 def without_long_blanks(text: str) -> str:
     """The text with one space for 64 and more characters on end that show nothing: the front of a text decides."""
     return _BLANKS.sub(" ", text)
+
+
+def question_bank() -> dict[str, tuple[str, ...]]:
+    """Read the general questions that ship with the package, by language code."""
+    bank: dict[str, tuple[str, ...]] = {}
+    folder = files("xqg_vdb").joinpath("data", "questions")
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".txt"):
+            lines = (line.strip() for line in entry.read_text("utf-8").split("\n"))
+            code = normalize(entry.name.removesuffix(".txt"))
+            bank[code] = bank.get(code, ()) + tuple(line for line in lines if line and not line.startswith("#"))
+    return bank
 
 
 def _has_letters(text: str) -> bool:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, cast
 
 import numpy as np
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.files import atomic_file, disk_errors
+from xqg_vdb.files import disk_errors
 from xqg_vdb.texts.records import (
     GZIP_MAGIC,
     BadRecord,
@@ -24,6 +23,7 @@ from xqg_vdb.texts.records import (
     hash64,
     language_of,
     parse_object,
+    parsed,
     read_sources,
     record_id,
 )
@@ -128,15 +128,13 @@ class QueryFile:
             copied = _must_copy(path)
             file: IO[bytes] = tempfile.TemporaryFile() if copied else open(path, "rb")  # noqa: SIM115 - see close
             self._files.append(self._open.enter_context(file))
-            for source in read_sources(path, rejects):
-                record = rejects.attempt(source, _parsed, source.raw)
-                if record is not None:
-                    rejects.accepted += 1
-                    kept = _without_blank(record)
-                    self.blank += _count(record) - _count(kept)
-                    yield kept, file.tell() if copied else cast(int, source.offset)
-                    if copied:
-                        file.write(source.raw + b"\n")
+            for source, record in parsed(read_sources(path, rejects), _parsed, rejects):
+                rejects.accepted += 1
+                kept = _without_blank(record)
+                self.blank += _count(record) - _count(kept)
+                yield kept, file.tell() if copied else cast(int, source.offset)
+                if copied:
+                    file.write(source.raw + b"\n")
 
     def _read(self, row: int, wanted: int) -> GeneratedQueries:
         number = int(self._numbers[row])
@@ -190,30 +188,8 @@ def _count(record: GeneratedQueries) -> int:
 def read_queries(path: str | Path) -> Iterator[GeneratedQueries]:
     """Read the records of one file in order, as they were written; DataError at the first that is none."""
     rejects = Rejects()
-    for source in read_sources(Path(path), rejects):
-        record = rejects.attempt(source, _parsed, source.raw)
-        if record is not None:
-            yield record
-
-
-def write_queries(path: str | Path, records: Iterable[GeneratedQueries]) -> int:
-    """Write one line per record, atomically, gzipped when `path` ends in `.gz`; how many there were.
-
-    Raises DataError and DiskError like `files.atomic_file`; nothing is written when `records` raises.
-    """
-    count = 0
-    with ExitStack() as stack:
-        file: BinaryIO = stack.enter_context(atomic_file(path))
-        if str(path).endswith(".gz"):
-            # no name and no time in the header: equal records make equal bytes
-            file = cast(BinaryIO, stack.enter_context(gzip.GzipFile("", "wb", 6, fileobj=file, mtime=0)))
-        for record in records:
-            line: dict[str, object] = {"id": record.id, "generated_queries": dict(record.queries)}
-            if record.passage_digest:
-                line["passage_digest"] = record.passage_digest
-            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-            count += 1
-    return count
+    for _, record in parsed(read_sources(Path(path), rejects), _parsed, rejects):
+        yield record
 
 
 def row_digest(passage: Passage, queries: GeneratedQueries | None) -> int:

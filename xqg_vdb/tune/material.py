@@ -28,8 +28,7 @@ from xqg_vdb.index.build import Build
 from xqg_vdb.index.encode import Row, encode_cached, encode_query_files, read_rows
 from xqg_vdb.index.write import measure_passages
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.texts.corpus import read_corpus
-from xqg_vdb.texts.questions import read_questions
+from xqg_vdb.texts.corpus import read_corpus, read_questions
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Vectors
 
 SAMPLE = 2000

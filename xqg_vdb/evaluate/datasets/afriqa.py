@@ -18,7 +18,7 @@ from typing import Any
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_files
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import LongLine, open_lines
+from xqg_vdb.texts.records import open_lines
 from xqg_vdb.types import Passage, Question
 
 SOURCE = "https://github.com/masakhane-io/afriqa (data/gold_passages)"
@@ -108,13 +108,13 @@ def _rows(data_dir: Path, splits: Sequence[str], langs: Sequence[str] | None = N
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for number, _, raw in open_lines(path):
+    for source in open_lines(path):
         try:
             # the standard library's reader takes NaN
-            record = json.loads(b"" if isinstance(raw, LongLine) else raw)
+            record = json.loads(b"" if source.cut else source.raw)
             yield {"id": record["id"], **record}
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} line {number}: not an AfriQA row ({error!r}).") from error
+            raise DataError(f"{path} line {source.line}: not an AfriQA row ({error!r}).") from error
 
 
 def _row(record: dict[str, Any], lang: str, split: str, *, pivot: str) -> _Row | None:

@@ -15,8 +15,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, Skipped, by_language, with_corpus_notes
 from xqg_vdb.evaluate.metrics import read_qrels
 from xqg_vdb.texts import languages
-from xqg_vdb.texts.corpus import read_corpus
-from xqg_vdb.texts.questions import read_questions
+from xqg_vdb.texts.corpus import read_corpus, read_questions
 from xqg_vdb.texts.records import Rejects, open_lines, read_objects, record_id
 from xqg_vdb.types import Question
 
@@ -70,7 +69,7 @@ def _with_languages(queries: Sequence[Question]) -> list[Question]:
 
 def _relevant_in(path: Path) -> dict[str, dict[str, int]]:
     """What JSON lines of questions say themselves of relevant passages; {} for other files."""
-    first = next((raw for _, _, raw in open_lines(path) if isinstance(raw, bytes) and raw.strip()), b"")
+    first = next((source.raw for source in open_lines(path) if source.raw.strip()), b"")
     if not first.lstrip().startswith(b"{"):
         return {}
     judged: dict[str, dict[str, int]] = {}

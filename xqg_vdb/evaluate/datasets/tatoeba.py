@@ -14,7 +14,7 @@ from typing import Literal
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, language_files
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import LongLine, open_lines
+from xqg_vdb.texts.records import open_lines
 from xqg_vdb.types import Passage, Question
 
 SOURCE = "https://github.com/facebookresearch/LASER (data/tatoeba/v1)"
@@ -79,5 +79,4 @@ def read_pairs(data_dir: Path, lang: str) -> tuple[list[str], list[str]]:
 
 def _sentences(data_dir: Path, name: str) -> list[str]:
     path = find_file(data_dir, name, source=SOURCE)
-    lines = [raw for _, _, raw in open_lines(path)]
-    return [line.decode("utf-8").strip() for line in lines if not isinstance(line, LongLine)]
+    return [source.raw.decode("utf-8").strip() for source in open_lines(path) if not source.cut]

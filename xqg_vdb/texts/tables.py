@@ -1,0 +1,252 @@
+"""Tables as records: TSV in the style of DPR's passages, CSV, Parquet, and what lies in memory, Arrow's frames too."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import gzip
+import math
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+import orjson
+
+from xqg_vdb.errors import DataError
+from xqg_vdb.files import atomic_file, disk_errors
+from xqg_vdb.texts.records import (
+    ID_KEYS,
+    TEXT_KEYS,
+    BadRecord,
+    Rejects,
+    Rows,
+    Source,
+    check_record,
+    decoded,
+    parsed,
+    read_sources,
+)
+from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage
+
+_PARQUET_BATCH = 512
+_MOST_CSV_LINES = 1000
+_CELLS = {mark: re.compile(rf'"((?:[^"]++|"")*+)"(?={mark}|\Z)|([^{mark}]*)') for mark in "\t,"}
+
+
+def read_table(
+    path: Path, rejects: Rejects, *, ids: tuple[str, ...] = ID_KEYS, texts: tuple[str, ...] = TEXT_KEYS
+) -> Rows:
+    """Read the rows of TSV or CSV, by the suffix, cells as text; only CSV's quoted cells may hold line breaks.
+
+    The first line names the columns, one of `ids` and of `texts` among them. Without one it is a row: where there are
+    two columns and the first holds a digit, they are id and text. Raises DataError for other headers.
+    """
+    mark = "," if ".csv" in [suffix.lower() for suffix in path.suffixes[-2:]] else "\t"
+    sources = read_sources(path, rejects)
+    if mark == ",":
+        sources = _joined(sources, rejects)
+    for first in sources:
+        header = _header(first, mark, set(ids), set(texts))
+        if header:
+            rejects.read -= 1  # not a record
+        else:
+            sources = chain([first], sources)
+        yield from parsed(sources, partial(_table_row, header or ["id", "text"], mark), rejects)
+
+
+def _joined(sources: Iterator[Source], rejects: Rejects) -> Iterator[Source]:
+    """The rows of CSV: lines whose quoted cell goes on, with those that follow."""
+    for source in sources:
+        raw, lines = source.raw, 1
+        while raw.count(b'"') % 2 and lines < _MOST_CSV_LINES and (after := next(sources, None)) is not None:
+            raw, lines = raw + b"\n" * (after.line - source.line - lines + 1) + after.raw, after.line - source.line + 1
+            rejects.read -= 1
+        yield source._replace(raw=raw)
+
+
+def _header(source: Source, mark: str, ids: set[str], texts: set[str]) -> list[str]:
+    """The names of the columns; none where the first line is a row."""
+    try:
+        cells = _table_cells(decoded(source.raw), mark, most=1000)
+    except BadRecord as error:
+        raise DataError(f"{source.file} line {source.line}: {error}, where the columns should be named.") from None
+    names = [name.strip().lower() for name in cells]
+    if ids & set(names) and texts & set(names) and len(set(names)) == len(names):
+        return names
+    if len(names) == 2 and any(map(str.isdigit, names[0])) and not (ids | texts) & set(names):
+        return []
+    example = mark.join(("id", "text", "title")).replace("\t", "<TAB>")
+    found = [name[:40] for name in names[:5]]
+    raise DataError(f"{source.file} line {source.line}: expected a header such as {example}, found {found}.")
+
+
+def _table_row(names: list[str], mark: str, raw: bytes) -> dict[str, Any]:
+    fields = _table_cells(decoded(raw), mark, most=len(names))
+    if len(fields) != len(names):
+        raise BadRecord(f"{len(fields)} columns, the header has {len(names)}")
+    row = dict(zip(names, fields, strict=True))
+    check_record(row)
+    return row
+
+
+def _table_cells(line: str, mark: str, *, most: int) -> list[str]:
+    """Split into columns; quoted ones as csv writes them for DPR. A quote inside a column is just a character."""
+    if '"' not in line:
+        return line.split(mark)
+    if line.count('"') % 2 and re.search(rf'(?:^|{mark})"', line):
+        raise BadRecord("a quoted column does not end on its line (write passages with line breaks as JSON lines)")
+    fields: list[str] = []
+    position = 0
+    while position <= len(line):
+        if len(fields) > most:
+            raise BadRecord(f"more columns than {most}")
+        match = cast(re.Match[str], _CELLS[mark].match(line, position))  # the plain branch matches anywhere
+        quoted, plain = match.groups()
+        fields.append(plain if quoted is None else quoted.replace('""', '"'))
+        position = match.end() + 1
+    return fields
+
+
+def read_parquet(path: Path, rejects: Rejects) -> Rows:
+    """Read the rows of a Parquet file as `arrow_rows` makes them; row numbers stand for lines.
+
+    Raises DataError when the file is damaged or no Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    with disk_errors(path):
+        try:
+            with pq.ParquetFile(path) as table:
+                wanted = [name for name in table.schema_arrow.names if name != "generated_queries"]
+                for batch in table.iter_batches(batch_size=_PARQUET_BATCH, columns=wanted):
+                    for row in arrow_rows(batch, rejects.left_out):
+                        number += 1
+                        rejects.read += 1
+                        source = Source(str(path), number, None, repr(row)[:800].encode("utf-8", "replace"))
+                        if rejects.attempt(source, check_record, row) is not None:
+                            yield source, row
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, not the data
+            reason = str(error)[:200].rstrip(".")
+            raise DataError(f"{path} is not a readable Parquet file (after row {number}: {reason}).") from error
+
+
+def arrow_rows(batch: Any, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a record batch of pyarrow as JSON values; null cells and fields are absent.
+
+    Dates become ISO 8601 text, durations seconds, decimals, UUIDs and integers beyond 64 bits text, maps objects. What
+    cannot be one (NaN, bytes that are no text, dates past the year 9999) is absent; its column is named in `left_out`.
+    """
+    for at in range(len(batch)):
+        row: dict[str, Any] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                value = _json_of(column[at])
+            except (BadRecord, ValueError, OverflowError) as error:
+                left_out.setdefault(name, str(error) if isinstance(error, BadRecord) else "out of range")
+            else:
+                if value is not None:
+                    row[name] = value
+        yield row
+
+
+def _json_of(cell: Any) -> Any:
+    """A scalar of pyarrow as a JSON value. Raises BadRecord with what it holds, ValueError, OverflowError."""
+    import pyarrow as pa
+
+    if not cell.is_valid:
+        return None
+    if isinstance(cell, pa.MapScalar):
+        return {str(entry["key"].as_py()): _json_of(entry["value"]) for entry in cell.values}
+    if isinstance(cell, pa.ListScalar):
+        return [_json_of(item) for item in cell.values]
+    if isinstance(cell, pa.StructScalar):
+        return {str(name): _json_of(item) for name, item in cell.items() if item.is_valid}
+    if isinstance(cell, pa.TimestampScalar):
+        cell = cell.cast(pa.timestamp("us", cell.type.tz), safe=False)  # Python has no nanoseconds
+    elif isinstance(cell, pa.DurationScalar):
+        cell = cell.cast(pa.duration("us"), safe=False)
+    elif isinstance(cell, pa.Time64Scalar):
+        cell = cell.cast(pa.time64("us"), safe=False)
+    return _plain_value(cell.as_py())
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise BadRecord("bytes that are no text") from None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal | uuid.UUID) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRecord(str(value))
+    if not isinstance(value, str | bool | int | float | None):
+        raise BadRecord(type(value).__name__)
+    return value
+
+
+# Records in memory, as a line of a file would hold them.
+
+
+class _ArrowStream(Protocol):
+    """A data frame of pandas or polars, a table of pyarrow: what hands out its rows in Arrow's format."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+
+Records = Iterable[Passage | GeneratedQueries | Mapping[str, Any]] | _ArrowStream
+"""Records in memory, such as a line of a file holds."""
+
+
+def write_records(path: str | Path, records: Records) -> int:
+    """Write one line per record, atomically, gzipped when `path` ends in `.gz`; how many there were.
+
+    Raises DataError for what JSON cannot hold, and DiskError like `files.atomic_file`; nothing is written when
+    `records` raises.
+    """
+    count = 0
+    with ExitStack() as stack:
+        file: BinaryIO = stack.enter_context(atomic_file(path))
+        if str(path).endswith(".gz"):
+            # no name and no time in the header: equal records make equal bytes
+            file = cast(BinaryIO, stack.enter_context(gzip.GzipFile("", "wb", 6, fileobj=file, mtime=0)))
+        for count, record in enumerate(plain_records(records), 1):
+            try:
+                file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+            except orjson.JSONEncodeError as error:
+                raise DataError(f"Record {count} in memory cannot be written as JSON: {error}.") from None
+    return count
+
+
+def plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
+    """Each record in memory as the dict that a line of a file would hold."""
+    if isinstance(records, Iterable) and not hasattr(records, "__arrow_c_stream__"):
+        for record in records:
+            yield record if isinstance(record, Mapping) else _plain(record)
+        return
+    import pyarrow as pa
+
+    for batch in pa.RecordBatchReader.from_stream(records):
+        for row in arrow_rows(batch, {}):
+            yield {key: value for key, value in row.items() if key[:8] != "__index_"}  # pandas' own is no field
+
+
+def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
+    if isinstance(record, GeneratedQueries):
+        line = {"id": record.id, "generated_queries": dict(record.queries)}
+        return {**line, "passage_digest": record.passage_digest} if record.passage_digest else line
+    line = {"id": record.id, "title": record.title, "text": record.text, "meta": dict(record.meta)}
+    return line if record.lang == UNKNOWN_LANGUAGE else {**line, "lang": record.lang}
