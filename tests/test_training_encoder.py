@@ -13,7 +13,7 @@ from xqg_vdb.export.checkpoints import Base
 from xqg_vdb.export.encoder import Overrides, export_encoder
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import EncoderSpec
-from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, PairCollator, mine_negatives, train_encoder
+from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, mine_negatives, pair_batch, train_encoder
 from xqg_vdb.train.pairs import TrainingPair, content_key
 from xqg_vdb.train.run import Schedule
 from xqg_vdb.types import Passage
@@ -40,7 +40,8 @@ def batch_of(folder, pairs, *, negatives=0, ignore_copies=True):
     from transformers import AutoTokenizer
 
     spec = EncoderSpec(32, "mean", normalize=True, query_prefix="q: ", passage_prefix="p: ")
-    return PairCollator(AutoTokenizer.from_pretrained(folder), spec, 32, 64, negatives, ignore_copies, 313)(pairs)
+    settings = EncoderSettings(query_tokens=32, passage_tokens=64, negatives=negatives, ignore_copies=ignore_copies)
+    return pair_batch(pairs, tokenizer=AutoTokenizer.from_pretrained(folder), spec=spec, settings=settings)
 
 
 @pytest.mark.parametrize(("pooling", "normalize", "temperature"), [("mean", True, 0.05), ("cls", False, 1.0)])
@@ -48,12 +49,12 @@ def test_the_loss_is_the_slow_obvious_one(bert, pooling, normalize, temperature)
     """One text at a time, no padding, a Python sum; the pairs share passages, so copies must be left out."""
     from transformers import AutoModel
 
-    from xqg_vdb.train.contrastive import Scoring, contrastive_loss, embed
+    from xqg_vdb.train.trainer import contrastive_loss, embed
 
     model, pairs = AutoModel.from_pretrained(bert).eval(), twenty_pairs()[:6]
-    batch, scoring = batch_of(bert, pairs), Scoring(pooling, normalize, temperature)
+    batch, spec = batch_of(bert, pairs), EncoderSpec(32, pooling, normalize=normalize)
     fast = contrastive_loss(
-        embed(model, batch["queries"], scoring), embed(model, batch["passages"], scoring),
+        embed(model, batch["queries"], spec), embed(model, batch["passages"], spec),
         targets=batch["targets"], same=batch["same"], temperature=temperature,
     )  # fmt: skip
 
@@ -77,42 +78,44 @@ def test_the_loss_is_the_slow_obvious_one(bert, pooling, normalize, temperature)
 def test_cached_gradients_are_those_of_the_whole_batch(bert, chunk):
     from transformers import AutoModel
 
-    from xqg_vdb.train.contrastive import Scoring, cached_loss, contrastive_loss, embed
+    from xqg_vdb.train.trainer import contrastive_loss, embed, embed_in_chunks
 
     model = AutoModel.from_pretrained(bert).double().eval()
-    batch, scoring = batch_of(bert, twenty_pairs()), Scoring("mean", True, 0.05)
+    batch, spec = batch_of(bert, twenty_pairs()), EncoderSpec(32, "mean", normalize=True)
     where = {"targets": batch["targets"], "same": batch["same"]}
     plain = contrastive_loss(
-        embed(model, batch["queries"], scoring), embed(model, batch["passages"], scoring), **where, temperature=0.05
+        embed(model, batch["queries"], spec), embed(model, batch["passages"], spec), **where, temperature=0.05
     )
     plain.backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    cached = cached_loss(model, batch["queries"], batch["passages"], scoring=scoring, chunk=chunk, **where)
-    (cached / 3).backward()  # as gradient accumulation and loss scaling do
+    rows = (embed_in_chunks(model, batch[side], spec, chunk=chunk) for side in ("queries", "passages"))
+    cached = contrastive_loss(*rows, **where, temperature=0.05)
+    (cached / 4).backward()  # as gradient accumulation and loss scaling do; a power of two loses no bit
     torch.testing.assert_close(cached.detach(), plain.detach(), atol=1e-6, rtol=0)
     assert len(wanted) > 20
     for name, parameter in model.named_parameters():
         if name in wanted:
-            torch.testing.assert_close(parameter.grad * 3, wanted[name], atol=1e-6, rtol=0)
+            torch.testing.assert_close(parameter.grad * 4, wanted[name], atol=1e-6, rtol=0)
 
 
 def test_both_passes_of_the_cache_draw_the_same_dropout(bert_with_dropout):
     """The cached gradient of one chunk is the plain gradient, if and only if dropout repeats itself."""
     from transformers import AutoModel
 
-    from xqg_vdb.train.contrastive import Scoring, cached_loss, contrastive_loss, embed
+    from xqg_vdb.train.trainer import contrastive_loss, embed, embed_in_chunks
 
     model = AutoModel.from_pretrained(bert_with_dropout).train()
-    batch, scoring = batch_of(bert_with_dropout, twenty_pairs()), Scoring("cls", False, 1.0)
+    batch, spec = batch_of(bert_with_dropout, twenty_pairs()), EncoderSpec(32, "cls", normalize=False)
     where = {"targets": batch["targets"], "same": batch["same"]}
     torch.manual_seed(5)
-    queries = embed(model, batch["queries"], scoring)
-    contrastive_loss(queries, embed(model, batch["passages"], scoring), **where, temperature=1.0).backward()
+    queries = embed(model, batch["queries"], spec)
+    contrastive_loss(queries, embed(model, batch["passages"], spec), **where, temperature=1.0).backward()
     wanted = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     torch.manual_seed(5)
-    cached_loss(model, batch["queries"], batch["passages"], scoring=scoring, chunk=100, **where).backward()
+    rows = (embed_in_chunks(model, batch[side], spec, chunk=100) for side in ("queries", "passages"))
+    contrastive_loss(*rows, **where, temperature=1.0).backward()
     found = [p.grad for p in model.parameters() if p.grad is not None]
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)

@@ -11,7 +11,7 @@ from xqg_vdb.export.generator import export_generator
 from xqg_vdb.files import lock_folder
 from xqg_vdb.generate.local import open_generator
 from xqg_vdb.models.decode import Decoding
-from xqg_vdb.train.generator import Branch, GeneratorSettings, Tree, TreeCollator, train_generator
+from xqg_vdb.train.generator import GeneratorSettings, Tree, train_generator, tree_collator
 from xqg_vdb.train.run import Schedule, open_run
 
 torch = pytest.importorskip("torch")
@@ -37,8 +37,8 @@ def settings(steps, **more):
 
 
 TREES = [
-    Tree(tuple(range(10, 40)), (Branch((5, 6), (7, 8, 9)), Branch((10,), (11, 9)))),
-    Tree((12, 13), (Branch((14,), (15, 16, 9)),)),
+    Tree(tuple(range(10, 40)), (((5, 6), (7, 8, 9)), ((10,), (11, 9)))),
+    Tree((12, 13), (((14,), (15, 16, 9)),)),
 ]
 
 
@@ -50,17 +50,17 @@ def test_the_loss_of_a_row_of_trees_is_that_of_its_questions_one_by_one(checkpoi
     from xqg_vdb.train.trainer import question_loss
 
     model = AutoModelForCausalLM.from_pretrained(checkpoints[kind], attn_implementation="sdpa").eval()
-    batch = TreeCollator.of(model.config)(TREES)
+    batch = tree_collator(model.config)(TREES)
     assert (kind == "gemma") == isinstance(batch["attention_mask"], dict)
     labels = batch.pop("labels")
     fast = question_loss(model(**batch, use_cache=False), labels)
     total, count = 0.0, 0
     for tree in TREES:
-        for branch in tree.branches:
-            ids = [*tree.shared, *branch.ending, *branch.target]
+        for named, target in tree.branches:
+            ids = [*tree.shared, *named, *target]
             table = model(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
-            first = len(ids) - len(branch.target)
-            for i, token in enumerate(branch.target):
+            first = len(ids) - len(target)
+            for i, token in enumerate(target):
                 total, count = total - table[first + i - 1, token], count + 1
     assert labels.tolist() == [[7, 8, 9, 11, 9, 15, 16, 9]]
     torch.testing.assert_close(fast, total / count, atol=1e-5, rtol=1e-5)
@@ -131,8 +131,8 @@ def test_a_long_passage_is_cut_and_its_questions_are_not(checkpoints):
         [pair] * 2, encode=lambda text: [ord(c) for c in text], prompt=prompt, bos=3, eos=1, max_question_tokens=48
     )
     assert "".join(map(chr, tree.shared[1:])) == "Passage: T. xxxxxxxx\n" and tree.shared[0] == 3
-    assert "".join(map(chr, tree.branches[0].ending)) == "Question in Swahili:"
-    assert tree.branches[1].target == (*map(ord, " Who?"), 1)
+    assert "".join(map(chr, tree.branches[0][0])) == "Question in Swahili:"
+    assert tree.branches[1][1] == (*map(ord, " Who?"), 1)
 
 
 def test_runs_are_held_apart(checkpoints, tmp_path):

@@ -8,15 +8,13 @@ from training_cases import twenty_pairs, write_pairs
 from xqg_vdb.errors import DataError
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.train.pairs import (
-    Selection,
+    Sources,
     TrainingPair,
     content_key,
     describe_pairs,
     leakage,
     read_pairs,
-    read_training_pairs,
     translated,
-    with_translations,
     without_leaks,
 )
 from xqg_vdb.types import Passage
@@ -126,16 +124,17 @@ def test_leaks_are_counted_by_content_and_left_out():
 
 def test_translations_and_selection(tmp_path):
     pairs = twenty_pairs()
-    assert len(with_translations(pairs)) == 40 and [p.lang for p in with_translations(pairs)[:2]] == ["sw", "en"]
+    both = translated(pairs, also=True)
+    assert len(both) == 40 and [p.lang for p in both[:2]] == ["sw", "en"]
     assert {p.lang for p in translated(pairs)} == {"en"}
     train, dev = write_pairs(tmp_path / "train.jsonl"), write_pairs(tmp_path / "dev.jsonl", pairs[:2])
     told = []
-    selection = Selection(question_langs=("swa",), english="also", drop_leaks=True)
-    chosen, held_out = read_training_pairs([str(train)], [str(dev)], selection=selection, say=told.append)
+    sources = Sources(pairs=(str(train),), dev=(str(dev),), question_langs=("swa",), english="also", drop_leaks=True)
+    chosen, held_out = sources.read(told.append)
     assert describe_pairs(chosen)["languages"] == {"en": 9, "sw": 9} and len(held_out) == 1
     assert told[0].startswith("1 of 1 dev passages are positives of 1 training pairs")
     with pytest.raises(DataError, match="No training pair is left"):
-        read_training_pairs([str(train)], [], selection=Selection(question_langs=("fi",)), say=told.append)
+        Sources(pairs=(str(train),), question_langs=("fi",)).read(told.append)
     assert describe_pairs(pairs) == describe_pairs(twenty_pairs()) != describe_pairs(pairs[::-1])
 
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from itertools import chain
 from typing import NoReturn
 
 import click
@@ -36,9 +37,11 @@ GRACE = 4.0  # seconds from a signal to the end, whatever the work is at
 class _Group(click.Group):
     """Commands whose reader may leave: with `| head` a closed output is the end, not an error."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """`bench diff` is a command of its own, beside `bench DATASET`."""
-        return super().parse_args(ctx, ["bench diff", *args[2:]] if args[:2] == ["bench", "diff"] else args)
+        return super().resolve_command(ctx, ["bench diff", *args[2:]] if args[:2] == ["bench", "diff"] else args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
@@ -50,20 +53,17 @@ class _Group(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands in the order in which one needs them."""
-        named = {name for names in _SECTIONS.values() for name in names}
-        others = tuple(name for name, one in self.commands.items() if name not in named and not one.hidden)
-        for title, names in {**_SECTIONS, "Others": others}.items():
-            if names:
-                with formatter.section(title):
-                    formatter.write_dl([(name, self.commands[name].get_short_help_str(200)) for name in names])
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(one.name), one.get_short_help_str(200)) for one in commands])
 
 
-_SECTIONS = {
-    "Collections": ("demo", "load", "add", "delete", "search", "info", "augment"),
-    "Queries": ("generate", "filter", "merge"),
-    "Models": ("export", "train"),
-    "Measuring": ("tune", "audit", "bench"),
-    "Operations": ("versions", "rollback", "gc", "snapshot", "migrate", "verify"),
+_SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Collections": (demo, load, add, delete, search, info, augment),
+    "Queries": (generate, filter_queries, merge),
+    "Models": (export, train),
+    "Measuring": (tune, audit, bench, bench_diff),
+    "Operations": (versions, rollback, gc, snapshot, migrate, verify),
 }
 
 
@@ -77,12 +77,7 @@ def cli() -> None:
 
 
 cli.params += loudness(hidden=False)
-for _command in (
-    demo, export, generate, merge, filter_queries, train, load, add, delete, augment, search, tune, audit, bench,
-    bench_diff, info,
-):  # fmt: skip
-    cli.add_command(_command)
-for _command in (versions, rollback, gc, snapshot, migrate, verify):  # operations
+for _command in chain.from_iterable(_SECTIONS.values()):
     cli.add_command(_command)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,8 +21,8 @@ from xqg_vdb.cli.options import (
     methods_options,
     model_options,
     place_options,
-    print_json,
     say,
+    show,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from xqg_vdb.types import Recipe
 
 
-@command()
+@command(
+    example="xqg-vdb bench afriqa --data-dir data/ --out reports/afriqa\n"
+    "xqg-vdb bench corpus.jsonl --questions questions.jsonl --qrels qrels.txt \\\n    --out reports/mine\n"
+    "xqg-vdb bench afriqa --out reports/upr --rerank upr:starter:generator \\\n    --rerank-depth 10 --questions 50"
+)
 @click.argument("what", metavar="DATASET|SUITE.toml|CORPUS")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of reports, runs and kept vectors.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the benchmarks  [default: XQG_DATA_DIR]")
@@ -76,7 +80,6 @@ def bench(
     qrels: Path | None,
     methods: Methods,
     place: Place,
-    as_json: bool,
 ) -> None:
     """Measure systems on benchmarks or your own data: recall per language, with intervals and paired tests.
 
@@ -87,15 +90,7 @@ def bench(
 
     --rerank and --expand add systems on top of calibrated questions (and xQG). They cost seconds a question, so limit
     --questions.
-
-    \b
-    Example:
-      xqg-vdb bench afriqa --data-dir data/ --out reports/afriqa
-      xqg-vdb bench corpus.jsonl --questions questions.jsonl --qrels qrels.txt \\
-          --out reports/mine
-      xqg-vdb bench afriqa --out reports/upr --rerank upr:starter:generator \\
-          --rerank-depth 10 --questions 50
-    """  # noqa: D301 - \b is click's
+    """
     from xqg_vdb.evaluate.report.files import write_report
     from xqg_vdb.evaluate.report.text import render_terminal
     from xqg_vdb.evaluate.run import run_suite
@@ -121,10 +116,7 @@ def bench(
             own=own,
         )  # fmt: skip
     written = write_report(report, out)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        click.echo(render_terminal(report))
+    show(report.to_json(), [render_terminal(report)])
     say("reports: " + ", ".join(map(str, written)))
 
 
@@ -197,7 +189,11 @@ def _command() -> str:
 # `xqg-vdb bench diff`.
 
 
-@command("bench diff")
+@command(
+    "bench diff",
+    example="xqg-vdb bench diff reports/before reports/after\n"
+    "xqg-vdb bench diff reports/mine:plain reports/mine:calibrated \\\n    --csv changed.csv",
+)
 @click.argument("before", metavar="A[:SYSTEM]")
 @click.argument("after", metavar="B[:SYSTEM]")
 @click.option("--metric", help="Metric to compare by, such as R@10  [default: the first that both have]")
@@ -206,49 +202,39 @@ def _command() -> str:
 )
 @click.option("--csv", "out", type=click.Path(path_type=Path), help="Write every question that changed to this file.")
 @json_option
-def bench_diff(before: str, after: str, metric: str | None, shown: int, out: Path | None, as_json: bool) -> None:
+def bench_diff(before: str, after: str, metric: str | None, shown: int, out: Path | None) -> None:
     """Tell which questions a run of `bench` won and lost against another one.
 
     A and B are two folders of `bench --out`, or two systems of one folder. The last system that both have is compared.
-
-    \b
-    Example:
-      xqg-vdb bench diff reports/before reports/after
-      xqg-vdb bench diff reports/mine:plain reports/mine:calibrated \\
-          --csv changed.csv
-    """  # noqa: D301 - \b is click's
+    """
     from xqg_vdb.evaluate.questions import diff_runs, write_changes
 
     diffs = diff_runs(before, after, metric=metric)
     if out is not None:
         write_changes(out, diffs)
-    if as_json:
-        print_json([asdict(one) for one in diffs])
-        return
-    for diff in diffs:
-        _show_diff(diff, shown)
+    show([asdict(one) for one in diffs], (line for diff in diffs for line in _diff_lines(diff, shown)))
     if out is not None:
         say(f"written: {out}")
 
 
-def _show_diff(diff: Diff, shown: int) -> None:
+def _diff_lines(diff: Diff, shown: int) -> Iterator[str]:
     one = diff.compared
-    click.echo(
+    yield (
         f"{diff.dataset}, {diff.metric}: {diff.before} {one.baseline:.3f} → {diff.after} {one.system:.3f}   "
         f"{one.difference:+.3f} [{one.interval.low:+.3f}, {one.interval.high:+.3f}]  p = {one.p_permutation:.2g}  "
         f"n = {one.n}"
     )
     if diff.only_one:
-        click.echo(f"note: {diff.only_one} questions are in one of the two only, and left out")
+        yield f"note: {diff.only_one} questions are in one of the two only, and left out"
     for what, changes in (("won", diff.won), ("lost", diff.lost)):
-        click.echo(f"\n{len(changes)} questions {what}")
+        yield f"\n{len(changes)} questions {what}"
         for change in changes[:shown]:
-            click.echo(f"  {change.question} [{change.group}] {change.before:.3g} → {change.after:.3g}  {change.text}")
-            click.echo(f"    answered by    {change.relevant[:100]}")
-            click.echo(f"    first, before  {change.found_before[:100]}")
-            click.echo(f"    first, after   {change.found_after[:100]}")
+            yield f"  {change.question} [{change.group}] {change.before:.3g} → {change.after:.3g}  {change.text}"
+            yield f"    answered by    {change.relevant[:100]}"
+            yield f"    first, before  {change.found_before[:100]}"
+            yield f"    first, after   {change.found_after[:100]}"
         if len(changes) > shown:
-            click.echo(f"  … and {len(changes) - shown} more")
+            yield f"  … and {len(changes) - shown} more"
 
 
 # `xqg-vdb audit`.
@@ -256,7 +242,7 @@ def _show_diff(diff: Diff, shown: int) -> None:
 _SHOWN = 5
 
 
-@command()
+@command(example="xqg-vdb audit wiki queries.jsonl -k 10")
 @click.argument("collection")
 @click.argument("query_files", metavar="QUERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Found means among the first k.")
@@ -271,17 +257,12 @@ def audit(
     sample: int,
     model: Model,
     place: Place,
-    as_json: bool,
 ) -> None:
     """Tell which languages COLLECTION fails, worst first, without labels.
 
     Do generated QUERIES find their own passages? One query per passage and language is asked, plain and calibrated. A
     collection that has these queries folded in is judged too kindly.
-
-    \b
-    Example:
-      xqg-vdb audit wiki queries.jsonl -k 10
-    """  # noqa: D301 - \b is click's
+    """
     from xqg_vdb.models.folder import cache_folder
     from xqg_vdb.progress import bars
     from xqg_vdb.texts.records import open_lines
@@ -296,28 +277,23 @@ def audit(
         result = run_audit(
             found, query_files, encoder=encoder, folder=cache_folder() / "tuning", k=k, sample=sample, progress=progress
         )
-    if as_json:
-        print_json(asdict(result))
-        return
-    _show_audit(result)
+    show(result, _audit_lines(result))
 
 
-def _show_audit(found: Audited) -> None:
-    click.echo(f"{found.collection}: {found.passages} of {found.in_collection} passages asked for; recall@{found.k}\n")
-    click.echo("language  queries  calibrated            plain                 folded in")
+def _audit_lines(found: Audited) -> Iterator[str]:
+    yield f"{found.collection}: {found.passages} of {found.in_collection} passages asked for; recall@{found.k}\n"
+    yield "language  queries  calibrated            plain                 folded in"
     for one in found.languages:
         folded = "yes" if one.folded else "no"
-        click.echo(
-            f"{one.lang:8s}  {one.queries:7d}  {_audit_words(one.calibrated)}  {_audit_words(one.plain)}  {folded}"
-        )
+        yield (f"{one.lang:8s}  {one.queries:7d}  {_audit_words(one.calibrated)}  {_audit_words(one.plain)}  {folded}")
     few = ", ".join(found.lost[:_SHOWN]) + (" …" if len(found.lost) > _SHOWN else "")
-    click.echo(f"\nfound by no language: {len(found.lost)} passages" + (f" ({few})" if found.lost else ""))
+    yield f"\nfound by no language: {len(found.lost)} passages" + (f" ({few})" if found.lost else "")
     if any(one.folded for one in found.languages):
-        click.echo("note: queries of the languages marked yes are folded in; these were made to find their passages.")
-    click.echo("note: an estimate without labels ranks languages and says nothing about α; `xqg-vdb tune` does.")
+        yield "note: queries of the languages marked yes are folded in; these were made to find their passages."
+    yield "note: an estimate without labels ranks languages and says nothing about α; `xqg-vdb tune` does."
     if found.strangers:
         ids = ", ".join(found.first_strangers)
-        click.echo(f"note: {found.strangers} query records are of no passage of the collection ({ids})")
+        yield f"note: {found.strangers} query records are of no passage of the collection ({ids})"
 
 
 def _audit_words(share: Share) -> str:
@@ -333,7 +309,9 @@ _NO_LABELS = (
 )
 
 
-@command()
+@command(
+    example="xqg-vdb tune corpus.jsonl --queries queries.jsonl \\\n    --questions questions.jsonl --qrels qrels.txt"
+)
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option(
     "--queries",
@@ -367,18 +345,12 @@ def tune(
     passage_calibration: float,
     metric_name: str,
     sample: int,
-    as_json: bool,
 ) -> None:
     """Choose the recipe for CORPUS: α, λ, pooling, shrinkage and languages.
 
     Needs --questions, and in --qrels which passages answer them. Half of the questions choose, the other half report,
     once. What was encoded is kept: the same command again takes seconds.
-
-    \b
-    Example:
-      xqg-vdb tune corpus.jsonl --queries queries.jsonl \\
-          --questions questions.jsonl --qrels qrels.txt
-    """  # noqa: D301 - \b is click's
+    """
     if questions is None or qrels is None:
         raise click.UsageError(_NO_LABELS)
     from xqg_vdb.evaluate.metrics import parse_metrics
@@ -395,36 +367,33 @@ def tune(
             build=build, passage_calibration=passage_calibration, sample=sample, progress=progress,
         )  # fmt: skip
     command = _load_line(found, corpus, query_files, model, build, passage_calibration)
-    if as_json:
-        print_json({**asdict(found), "command": command, "counts": {str(n): v for n, v in found.counts.items()}})
-        return
-    _show_tune(found)
-    click.echo(f"\n{command}")
+    record = {**asdict(found), "command": command, "counts": {str(n): v for n, v in found.counts.items()}}
+    show(record, [*_tune_lines(found), f"\n{command}"])
 
 
-def _show_tune(found: Tuned) -> None:
+def _tune_lines(found: Tuned) -> Iterator[str]:
     n, held = sum(found.questions.values()), sum(found.held_out_questions.values())
-    click.echo(
+    yield (
         f"{found.metric}, macro over {len(found.questions)} languages; {found.passages} passages, {n + held} questions"
     )
-    click.echo(f"\nbest α and λ of each pooling, on {n} dev questions")
+    yield f"\nbest α and λ of each pooling, on {n} dev questions"
     for trial in found.trials:
-        click.echo(f"  {_tune_words(trial):48s} {trial.value:.3f}")
-    click.echo("α of the chosen      " + "  ".join(f"{alpha:g}: {value:.3f}" for alpha, value in found.alphas[::2]))
-    click.echo("λ of the chosen      " + "  ".join(f"{strength:g}: {value:.3f}" for strength, value in found.strengths))
+        yield f"  {_tune_words(trial):48s} {trial.value:.3f}"
+    yield "α of the chosen      " + "  ".join(f"{alpha:g}: {value:.3f}" for alpha, value in found.alphas[::2])
+    yield "λ of the chosen      " + "  ".join(f"{strength:g}: {value:.3f}" for strength, value in found.strengths)
     if found.counts:
-        click.echo("queries a language   " + "  ".join(f"{n}: {value:.3f}" for n, value in found.counts.items()))
+        yield "queries a language   " + "  ".join(f"{n}: {value:.3f}" for n, value in found.counts.items())
     if found.without:
-        click.echo("without              " + "  ".join(f"{lang}: {value:.3f}" for lang, value in found.without.items()))
-    click.echo(f"\nchosen: {_tune_words(found.chosen)}; on {held} held-out questions")
+        yield "without              " + "  ".join(f"{lang}: {value:.3f}" for lang, value in found.without.items())
+    yield f"\nchosen: {_tune_words(found.chosen)}; on {held} held-out questions"
     for name, compared in found.held_out.items():
         one = compared.macro
-        click.echo(
+        yield (
             f"  against {name:11s} {one.baseline:.3f} → {one.system:.3f}   {one.difference:+.3f} "
             f"[{one.interval.low:+.3f}, {one.interval.high:+.3f}]  p = {one.p_permutation:.2g}"
         )
     for note in found.notes:
-        click.echo(f"note: {note}")
+        yield f"note: {note}"
 
 
 def _tune_words(choice: Choice) -> str:

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from xqg_vdb.cli.options import F, RecordCommand, command, json_option, print_json, say, takes
-from xqg_vdb.types import option
+from xqg_vdb.cli.options import PATH, F, command, json_option, say, show, takes
 
 if TYPE_CHECKING:
     from xqg_vdb.export.checkpoints import Overrides
     from xqg_vdb.train.encoder import EncoderSettings
     from xqg_vdb.train.generator import GeneratorSettings
-    from xqg_vdb.train.pairs import Selection, TrainingPair
+    from xqg_vdb.train.pairs import Sources, TrainingPair
     from xqg_vdb.train.run import Outcome
 
 S = TypeVar("S", "EncoderSettings", "GeneratorSettings")
 
+licence_option = click.option(
+    "--accept-license", is_flag=True, help="Accept the terms that starter:generator comes under."
+)
 
-@command()
+
+@command(
+    example="xqg-vdb export starter:encoder\n"
+    "xqg-vdb export intfloat/multilingual-e5-small models/e5 --precision fp32\n"
+    "xqg-vdb export starter:generator --accept-license\n"
+    "xqg-vdb export http://localhost:8080/v1 models/tei \\\n    --model intfloat/multilingual-e5-large"
+)
 @click.argument("checkpoint")
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.argument("out", required=False, type=PATH)
 @click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
 @takes("overrides", "xqg_vdb.export.encoder.Overrides")
 @click.option("--model", metavar="NAME", help="What CHECKPOINT, a URL, calls its model.")
 @click.option("--explain", is_flag=True, help="Say what CHECKPOINT is and what is refused; export nothing.")
 @click.option("--generator", is_flag=True, help="CHECKPOINT writes queries (mT5 or a causal model).")
-@click.option("--accept-license", is_flag=True, help="Accept the terms that starter:generator comes under.")
+@licence_option
 @json_option
 def export(
     checkpoint: str,
@@ -41,7 +49,6 @@ def export(
     explain: bool,
     generator: bool,
     accept_license: bool,
-    as_json: bool,
 ) -> None:
     """Export a checkpoint to an ONNX model folder, and check that it computes what the original computes.
 
@@ -51,56 +58,40 @@ def export(
     CHECKPOINT may also be the URL, up to /v1, of an OpenAI-compatible server (OpenAI, TEI, vLLM, Ollama, llama.cpp;
     its key in XQG_VDB_ENCODER_KEY or OPENAI_API_KEY). OUT then holds its conventions and its calibration, and is an
     encoder like any other.
-
-    \b
-    Example:
-      xqg-vdb export starter:encoder
-      xqg-vdb export intfloat/multilingual-e5-small models/e5 --precision fp32
-      xqg-vdb export starter:generator --accept-license
-      xqg-vdb export http://localhost:8080/v1 models/tei \\
-          --model intfloat/multilingual-e5-large
-    """  # noqa: D301 - \b is click's
+    """
     from xqg_vdb.export.run import explain as describe
     from xqg_vdb.export.run import export as run
 
     if explain:
-        _explain(describe(checkpoint, overrides), as_json=as_json)
+        record = describe(checkpoint, overrides)
+        show(record, _explained(record))
         return
     folder = run(
         checkpoint, out, precision=precision, overrides=overrides, generator=generator, accept_license=accept_license,
         model=model, say=say,
     )  # fmt: skip
     if folder.kind != "encoder":
-        if as_json:
-            print_json({"path": str(folder.path), **folder.manifest})
-        else:
-            click.echo(f"{folder.path}  {folder.kind}")
+        show({"path": str(folder.path), **folder.manifest}, [f"{folder.path}  {folder.kind}"])
         return
-    if as_json:
-        print_json({"path": str(folder.path), "fingerprint": folder.fingerprint, **folder.manifest})
-        return
-    click.echo(f"{folder.path}  fingerprint {folder.fingerprint}")
-    parity, speed = folder.manifest["parity"], folder.manifest["speed"]
-    if parity:
+    lines = [f"{folder.path}  fingerprint {folder.fingerprint}"]
+    if parity := folder.manifest["parity"]:
         lowest, mean = parity["cosine_min"], parity["cosine_mean"]
-        click.echo(f"parity   cosine min {lowest:.4f}, mean {mean:.4f} ({parity['texts']} texts)")
-    if speed:
-        click.echo(f"speed    {speed['passages_per_second']} passages/s on {speed['threads']} threads")
-    click.echo(f"calibration λ = {folder.recommended_calibration} ({len(folder.language_means().means)} languages)")
+        lines.append(f"parity   cosine min {lowest:.4f}, mean {mean:.4f} ({parity['texts']} texts)")
+    if speed := folder.manifest["speed"]:
+        lines.append(f"speed    {speed['passages_per_second']} passages/s on {speed['threads']} threads")
+    lines.append(f"calibration λ = {folder.recommended_calibration} ({len(folder.language_means().means)} languages)")
+    show({"path": str(folder.path), "fingerprint": folder.fingerprint, **folder.manifest}, lines)
 
 
-def _explain(record: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(record)
-        return
-    click.echo(f"{record['source']}  from a {record['from']}; original software: {record['software']}")
+def _explained(record: dict[str, Any]) -> Iterator[str]:
+    yield f"{record['source']}  from a {record['from']}; original software: {record['software']}"
     rows = [("", "original", "export")]
     rows += [(name, _shown(theirs), _shown(ours)) for name, (theirs, ours) in record["facts"].items()]
     first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
     for name, original, ours in rows:
-        click.echo(f"{name:<{first}}  {original:<{second}}  {ours}".rstrip())
+        yield f"{name:<{first}}  {original:<{second}}  {ours}".rstrip()
     for sentence in record["refused"]:
-        click.echo(f"refused: {sentence}")
+        yield f"refused: {sentence}"
 
 
 def _shown(value: Any) -> str:
@@ -109,9 +100,6 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]
     return "; ".join(value) if isinstance(value, list) else str(value)
-
-
-# `xqg-vdb train encoder` and `xqg-vdb train generator`.
 
 
 @click.group()
@@ -125,42 +113,30 @@ def train() -> None:
     """  # noqa: D301 - \b is click's
 
 
-@dataclass(frozen=True)
-class Material:
-    """Which pairs a trainer reads, and whose recipe it starts from."""
-
-    pairs: tuple[str, ...] = option((), "afriqa, or a .jsonl or SQuAD .json file; repeat it.", metavar="SOURCE")
-    dev: tuple[str, ...] = option((), "Pairs to evaluate on.", metavar="SOURCE")
-    data_dir: Path | None = option(None, "For afriqa  [default: XQG_DATA_DIR]")
-    preset: Literal["xqg"] | None = option(None, "The paper's recipe; other options change it.")
-
-    def __post_init__(self) -> None:
-        if not self.pairs:
-            raise ValueError("Missing option '--pairs'.")
-
-    def read(self, selection: Selection) -> tuple[list[TrainingPair], list[TrainingPair]]:
-        """Training and dev pairs. Raises MissingExtra before minutes of reading, DataError."""
-        from xqg_vdb.train.pairs import read_training_pairs
-        from xqg_vdb.train.run import need_training_packages
-
-        need_training_packages()
-        return read_training_pairs(self.pairs, self.dev, data_dir=self.data_dir, selection=selection, say=say)
-
-
 def training_options(settings: str) -> Callable[[F], F]:
-    """Which pairs, how long and how fast; `settings`: the trainer's own record."""
+    """What is trained, on which pairs, how long and how fast; `settings`: the trainer's own record."""
 
     def add(function: F) -> F:
-        for group in (
+        for option in (
             takes("own", settings, changes=True),
             takes("schedule", "xqg_vdb.train.run.Schedule", changes=True),
-            takes("selection", "xqg_vdb.train.pairs.Selection"),
-            takes("material", "xqg_vdb.cli.models.Material"),
+            click.option("--preset", type=click.Choice(["xqg"]), help="The paper's recipe; other options change it."),
+            takes("sources", "xqg_vdb.train.pairs.Sources"),
+            click.argument("out", type=PATH),
+            click.argument("checkpoint"),
         ):
-            function = group(function)
+            function = option(function)
         return function
 
     return add
+
+
+def _read(sources: Sources) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Training and dev pairs; a missing extra is said before minutes of reading."""
+    from xqg_vdb.train.run import need_training_packages
+
+    need_training_packages()
+    return sources.read(say)
 
 
 def _changed(start: S, schedule: Mapping[str, Any], own: Mapping[str, Any]) -> S:
@@ -169,92 +145,79 @@ def _changed(start: S, schedule: Mapping[str, Any], own: Mapping[str, Any]) -> S
     return replace(start, schedule=replace(before, **schedule), **own)
 
 
-@train.command(cls=RecordCommand)
-@click.argument("checkpoint")
-@click.argument("out", type=click.Path(path_type=Path))
+@command(
+    of=train,
+    example="xqg-vdb train generator starter:generator gemma-afriqa --accept-license \\\n    --freeze-embeddings \\\n"
+    "    --pairs afriqa --dev afriqa --drop-leaks --english also\n"
+    "xqg-vdb export --generator gemma-afriqa models/gemma-afriqa",
+)
 @training_options("xqg_vdb.train.generator.GeneratorSettings")
-@click.option("--accept-license", is_flag=True, help="Accept the terms that starter:generator comes under.")
+@licence_option
 @json_option
 def generator(
     checkpoint: str,
     out: Path,
-    material: Material,
-    selection: Selection,
+    sources: Sources,
+    preset: str | None,
     schedule: dict[str, Any],
     own: dict[str, Any],
     accept_license: bool,
-    as_json: bool,
 ) -> None:
     """Fine-tune the query generator CHECKPOINT on pairs; OUT is then a checkpoint for `xqg-vdb export --generator`.
 
     CHECKPOINT is a hub id, a folder or starter:generator. A run that was stopped goes on when the same command is run
     again.
-
-    \b
-    Example:
-      xqg-vdb train generator starter:generator gemma-afriqa --accept-license \\
-          --freeze-embeddings \\
-          --pairs afriqa --dev afriqa --drop-leaks --english also
-      xqg-vdb export --generator gemma-afriqa models/gemma-afriqa
-    """  # noqa: D301 - \b is click's
+    """
     from xqg_vdb.export.checkpoints import Base
     from xqg_vdb.train.generator import XQG_PRESET, GeneratorSettings, train_generator
 
-    pairs, dev = material.read(selection)
-    settings = _changed(XQG_PRESET if material.preset else GeneratorSettings(), schedule, own)
-    base = Base(checkpoint, accept_license)
-    _print(train_generator(base, out, pairs=pairs, dev=dev, settings=settings, say=say), as_json=as_json)
+    pairs, dev = _read(sources)
+    settings = _changed(XQG_PRESET if preset else GeneratorSettings(), schedule, own)
+    _show(train_generator(Base(checkpoint, accept_license), out, pairs=pairs, dev=dev, settings=settings, say=say))
 
 
-@train.command(cls=RecordCommand)
-@click.argument("checkpoint")
-@click.argument("out", type=click.Path(path_type=Path))
+@command(
+    of=train,
+    example="xqg-vdb train encoder starter:encoder e5-afriqa --pairs afriqa \\\n"
+    "    --dev afriqa --drop-leaks --micro-batch 16\n"
+    "xqg-vdb export e5-afriqa models/e5-afriqa",
+)
 @training_options("xqg_vdb.train.encoder.EncoderSettings")
 @takes("overrides", "xqg_vdb.export.encoder.Overrides", changes=True)
 @json_option
 def encoder(
     checkpoint: str,
     out: Path,
-    material: Material,
-    selection: Selection,
+    sources: Sources,
+    preset: str | None,
     schedule: dict[str, Any],
     own: dict[str, Any],
     overrides: dict[str, Any],
-    as_json: bool,
 ) -> None:
     """Train the dense retriever CHECKPOINT on pairs; OUT is then a checkpoint for `xqg-vdb export`.
 
     CHECKPOINT is a hub id, a folder or starter:encoder. With --micro-batch, gradients are cached: a batch of any size
     needs the memory of that many texts. A run that was stopped goes on when the same command is run again.
-
-    \b
-    Example:
-      xqg-vdb train encoder starter:encoder e5-afriqa --pairs afriqa \\
-          --dev afriqa --drop-leaks --micro-batch 16
-      xqg-vdb export e5-afriqa models/e5-afriqa
-    """  # noqa: D301 - \b is click's
+    """
     from xqg_vdb.export.checkpoints import Base
     from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, train_encoder
 
-    pairs, dev = material.read(selection)
-    settings = _changed(XQG_PRESET if material.preset else EncoderSettings(), schedule, own)
+    pairs, dev = _read(sources)
+    settings = _changed(XQG_PRESET if preset else EncoderSettings(), schedule, own)
     settings = replace(settings, overrides=replace(settings.overrides, **overrides))
-    _print(train_encoder(Base(checkpoint), out, pairs=pairs, dev=dev, settings=settings, say=say), as_json=as_json)
+    _show(train_encoder(Base(checkpoint), out, pairs=pairs, dev=dev, settings=settings, say=say))
 
 
-def _print(outcome: Outcome, *, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "path": str(outcome.folder),
-                "steps": outcome.steps,
-                "seconds": round(outcome.seconds, 1),
-                "final_loss": outcome.losses[-1] if outcome.losses else None,
-                "dev_before": dict(outcome.before),
-                "dev_after": dict(outcome.after),
-            }
-        )
-        return
-    click.echo(f"{outcome.folder}  {outcome.steps} steps in {outcome.seconds:.0f} s")
+def _show(outcome: Outcome) -> None:
+    record = {
+        "path": str(outcome.folder),
+        "steps": outcome.steps,
+        "seconds": round(outcome.seconds, 1),
+        "final_loss": outcome.losses[-1] if outcome.losses else None,
+        "dev_before": dict(outcome.before),
+        "dev_after": dict(outcome.after),
+    }
+    lines = [f"{outcome.folder}  {outcome.steps} steps in {outcome.seconds:.0f} s"]
     for name, value in outcome.after.items():
-        click.echo(f"dev {name:<8}{outcome.before.get(name, float('nan')):.4f} -> {value:.4f}")
+        lines.append(f"dev {name:<8}{outcome.before.get(name, float('nan')):.4f} -> {value:.4f}")
+    show(record, lines)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import Field, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
+from textwrap import indent
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from xqg_vdb.texts.records import Rejects
 
 F = TypeVar("F", bound=Callable[..., Any])
+_JSON = "xqg_vdb.json"
 
 
 class _Fields(click.Option):
@@ -157,9 +160,19 @@ class RecordCommand(click.Command):
                 yield one.field, value
 
 
-def command(name: str | None = None) -> Callable[[Callable[..., Any]], RecordCommand]:
-    """`click.command` for functions that take records."""
-    return click.command(name, cls=RecordCommand)
+def command(
+    name: str | None = None, *, example: str, of: click.Group | None = None
+) -> Callable[[Callable[..., None]], RecordCommand]:
+    """`click.command` for functions that take records; example: lines that the help shows; of: the command above it."""
+
+    def make(function: Callable[..., None]) -> RecordCommand:
+        told = f"{cleandoc(function.__doc__ or '')}\n\n\b\nExample:\n{indent(example, '  ')}"
+        made = click.command(name, cls=RecordCommand, help=told)(function)
+        if of is not None:
+            of.add_command(made)
+        return made
+
+    return make
 
 
 def takes(
@@ -242,9 +255,10 @@ class Model:
 
 
 @dataclass(frozen=True)
-class BadLines:
-    """What becomes of lines that cannot be used."""
+class Inputs:
+    """Generated queries, and what becomes of lines that cannot be used."""
 
+    queries: tuple[Path, ...] = option((), "Generated queries; repeatable.")
     max_rejects: int = option(0, "Bad lines to bear.", least=0)
     file: Path | None = option(None, "Write bad lines to this file.", flags=("--rejects",))
 
@@ -261,11 +275,14 @@ load_options = takes("options", "xqg_vdb.index.load.LoadOptions")
 recipe_options = takes("recipe", "xqg_vdb.types.Recipe", title="Recipe: how queries are folded in")
 layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions", title="Layout of the collection")
 methods_options = takes("methods", "xqg_vdb.search.Methods", title="Expansion and re-ranking")
-rejects_options = takes("bad", "xqg_vdb.cli.options.BadLines")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-queries_option = click.option(
-    "--queries", "query_files", multiple=True, type=click.Path(path_type=Path), help="Generated queries; repeatable."
-)
+input_options = takes("inputs", "xqg_vdb.cli.options.Inputs")
+PATH = click.Path(path_type=Path)
+json_option = click.option(
+    "--json", is_flag=True, expose_value=False, help="Print JSON.",
+    callback=lambda ctx, param, value: ctx.meta.update({_JSON: value}),
+)  # fmt: skip
+corpus_argument = click.argument("corpus", type=PATH)
+collection_argument = click.argument("collection")
 
 
 def say(line: str) -> None:
@@ -279,8 +296,13 @@ def complain(line: str) -> None:
     click.echo("\n".join(map(printable, line.split("\n"))), err=True)
 
 
-def print_json(value: object) -> None:
-    """One JSON document to stdout."""
+def show(record: Any, lines: Iterable[str]) -> None:
+    """The result of a command: one JSON document after --json, else the lines, which are asked for only then."""
+    if not click.get_current_context().meta[_JSON]:
+        for line in lines:
+            click.echo(line)
+        return
+    value = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
     try:
         text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONEncodeError:  # a path that is not Unicode

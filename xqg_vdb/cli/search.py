@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 import click
 
 from xqg_vdb.cli.options import (
+    PATH,
     Model,
     Place,
+    collection_argument,
     command,
     json_option,
     methods_options,
     model_options,
     place_options,
-    print_json,
     say,
+    show,
     takes,
 )
-from xqg_vdb.errors import printable
+from xqg_vdb.errors import LockedError, printable
+from xqg_vdb.progress import bars
 from xqg_vdb.types import Search
 
 if TYPE_CHECKING:
@@ -37,8 +40,12 @@ if TYPE_CHECKING:
 _SNIPPET = 160
 
 
-@command()
-@click.argument("collection")
+@command(
+    example="xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3\n"
+    "xqg-vdb search wiki 'Mto Nile una urefu gani?' --where source=wiki \\\n    --where 'year>=2020'\n"
+    "xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3 \\\n    --rerank upr:starter:generator --rerank-depth 20"
+)
+@collection_argument
 @click.argument("text", required=False)
 @takes("wanted", "xqg_vdb.types.Search")
 @click.option(
@@ -48,7 +55,7 @@ _SNIPPET = 160
     help="Only passages whose field says so: source=wiki, year>=2020, tenant!=acme, note= (missing); repeatable.",
 )
 @click.option("--question-lang", help="Language of the question  [default: detected]")
-@click.option("--questions", type=click.Path(path_type=Path), help="Ask every question of this file instead.")
+@click.option("--questions", type=PATH, help="Ask every question of this file instead.")
 @click.option("--no-calibration", is_flag=True, help="Do not calibrate for the question's language.")
 @click.option("--hybrid", is_flag=True, help="Search the words too (BM25) and fuse both rankings (RRF).")
 @model_options
@@ -67,21 +74,10 @@ def search(
     model: Model,
     methods: Methods,
     place: Place,
-    as_json: bool,
 ) -> None:
-    """Ask COLLECTION a question in any language.
-
-    \b
-    Example:
-      xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3
-      xqg-vdb search wiki 'Mto Nile una urefu gani?' --where source=wiki \\
-          --where 'year>=2020'
-      xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3 \\
-          --rerank upr:starter:generator --rerank-depth 20
-    """  # noqa: D301 - \b is click's
+    """Ask COLLECTION a question in any language."""
     if (text is None) == (questions is None):
         raise click.UsageError("give a question, or --questions FILE")
-    from xqg_vdb.progress import bars
     from xqg_vdb.search.retriever import Retriever
     from xqg_vdb.texts.corpus import read_questions
     from xqg_vdb.types import Question
@@ -102,21 +98,20 @@ def search(
         retriever = Retriever(encoder, found, calibration=strength, hybrid=hybrid, expander=expander, reranker=reranker)
         answers = retriever.run(asked, wanted, progress=progress)
     seconds = _report_methods(expander, reranker)
-    if as_json:
-        print_json([_record(answer) | ({"seconds": seconds} if seconds else {}) for answer in answers])
-        return
-    for answer in answers:
-        if questions is not None:
-            click.secho(f"{printable(answer.question.id)}\t{printable(answer.question.text)}", bold=True)
-        _show(answer)
+    records = [_record(answer) | ({"seconds": seconds} if seconds else {}) for answer in answers]
+    show(records, (line for answer in answers for line in _answer_lines(answer, named=questions is not None)))
 
 
 def _report_methods(expander: Expander | None, reranker: Reranker | None) -> dict[str, float]:
     """Say on stderr what the methods did; returns mean seconds a question, for JSON."""
     seconds: dict[str, float] = {}
+
+    def mean(counts: Mapping[str, float]) -> float:
+        return round(counts["seconds"] / max(counts["questions"], 1), 4)
+
     if expander is not None:
         counts = expander.counters()
-        seconds["expand"] = _per_question(counts)
+        seconds["expand"] = mean(counts)
         say(
             f"Expanded {counts['questions']:.0f} questions, {seconds['expand']:.2f} s each "
             f"({counts['fallbacks']:.0f} searched as they are)."
@@ -125,7 +120,7 @@ def _report_methods(expander: Expander | None, reranker: Reranker | None) -> dic
             say(expander.writer.failure)
     if reranker is not None:
         counts = reranker.counters()
-        seconds["rerank"] = _per_question(counts)
+        seconds["rerank"] = mean(counts)
         say(
             f"Ranked {counts['passages']:.0f} passages again, {seconds['rerank']:.2f} s a question "
             f"({counts['passages_cut']:.0f} passages cut)."
@@ -133,16 +128,15 @@ def _report_methods(expander: Expander | None, reranker: Reranker | None) -> dic
     return seconds
 
 
-def _per_question(counts: Mapping[str, float]) -> float:
-    return round(counts["seconds"] / max(counts["questions"], 1), 4)
-
-
-def _show(answer: Answer) -> None:
+def _answer_lines(answer: Answer, *, named: bool) -> Iterator[str]:
+    if named:
+        yield click.style(f"{printable(answer.question.id)}\t{printable(answer.question.text)}", bold=True)
     if not answer.hits:
         say("Nothing found: no passage of the collection has these languages and fields.")
     for rank, hit in enumerate(answer.hits, 1):
-        click.echo(f"{rank:2d}  {hit.score:.3f}  {printable(hit.id)}  [{hit.lang}]  {printable(hit.title)}")
-        click.echo(f"    {_snippet(hit.text)}")
+        text = " ".join(printable(hit.text).split())
+        yield f"{rank:2d}  {hit.score:.3f}  {printable(hit.id)}  [{hit.lang}]  {printable(hit.title)}"
+        yield "    " + (text if len(text) <= _SNIPPET else text[: _SNIPPET - 1] + "…")
 
 
 def _record(answer: Answer) -> dict[str, object]:
@@ -150,60 +144,51 @@ def _record(answer: Answer) -> dict[str, object]:
     return {"id": question.id, "text": question.text, "lang": answer.lang, "hits": hits}
 
 
-def _snippet(text: str) -> str:
-    line = " ".join(printable(text).split())
-    return line if len(line) <= _SNIPPET else line[: _SNIPPET - 1] + "…"
-
-
 # `xqg-vdb info`.
 
 _MIB = 1 << 20
 
 
-@command()
+@command(example="xqg-vdb info demo")
 @click.argument("collection", required=False)
 @place_options
 @json_option
-def info(collection: str | None, place: Place, as_json: bool) -> None:
+def info(collection: str | None, place: Place) -> None:
     """Show a collection's card (encoder, recipe, calibration), its counts by language, disk and index.
 
     Without COLLECTION, list the collections. While another process has an embedded collection open, the card is all
     that can be shown.
-
-    \b
-    Example:
-      xqg-vdb info demo
-    """  # noqa: D301 - \b is click's
-    from xqg_vdb.errors import LockedError
-
+    """
     with closing(place.open()) as store:
         if collection is None:
-            _list(store.names(), as_json=as_json)
+            names = store.names()
+            show(names, map(printable, names))
+            if not names:
+                say("No collections yet; make one with `xqg-vdb load` (see its --help).")
             return
         card, state = store.card(collection), None
         try:
             state = store.admin.state(collection)
         except LockedError as error:
             say(f"{error} The card is all that can be shown meanwhile.")
-    if as_json:
-        facts = {key: value for key, value in asdict(state).items() if key != "card"} if state else None
-        print_json({**card.to_json(), "state": facts})
-        return
-    for name, value in {**_card_rows(card), **(_state_rows(state) if state else {})}.items():
-        click.echo(f"{name:12s} {printable(value)}")
+    facts = {key: value for key, value in asdict(state).items() if key != "card"} if state else None
+    rows = {**_card_rows(card), **(_state_rows(state) if state else {})}
+    show({**card.to_json(), "state": facts}, (f"{name:12s} {printable(value)}" for name, value in rows.items()))
 
 
 def _card_rows(card: Card) -> dict[str, str]:
     from xqg_vdb.index.update import since_load
 
-    encoder, recipe = card.encoder, card.recipe
+    encoder, recipe, passages = card.encoder, card.recipe, ""
+    if card.passage_calibration:
+        passages = f", passages λ = {card.passage_calibration:g}, means of {len(card.passage_means) - 1} languages"
     rows = {
         "passages": f"{card.count} (loaded {card.created}, {card.version})",
         "encoder": f"{encoder.source} {encoder.precision}, {encoder.dim} dimensions, fingerprint {encoder.fingerprint}",
         "distance": card.distance,
         "queries": ", ".join(card.query_langs) or "none",
         "recipe": f"alpha {recipe.alpha}, pool {recipe.pool}" if card.query_langs else "plain passages",
-        "calibration": f"λ = {card.calibration}{_passage_side(card)}",
+        "calibration": f"λ = {card.calibration}{passages}",
     }
     if len(card.vectors) > 1:
         rows["vectors"] = ", ".join(card.vectors)
@@ -216,13 +201,6 @@ def _card_rows(card: Card) -> dict[str, str]:
     return rows
 
 
-def _passage_side(card: Card) -> str:
-    """What was subtracted from the passages, where anything was."""
-    if not card.passage_calibration:
-        return ""
-    return f", passages λ = {card.passage_calibration:g}, means of {len(card.passage_means) - 1} languages"
-
-
 def _state_rows(state: CollectionState) -> dict[str, str]:
     details = "".join(f", {value} {name}" for name, value in state.details.items())
     rows = {
@@ -232,12 +210,3 @@ def _state_rows(state: CollectionState) -> dict[str, str]:
     if state.disk_bytes is not None:
         rows["disk"] = f"{state.disk_bytes / _MIB:,.1f} MiB"
     return rows
-
-
-def _list(names: list[str], *, as_json: bool) -> None:
-    if as_json:
-        print_json(names)
-    elif names:
-        click.echo("\n".join(map(printable, names)))
-    else:
-        say("No collections yet; make one with `xqg-vdb load` (see its --help).")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.export.checkpoints import Base, Checkpoint, load_weights
@@ -18,16 +18,7 @@ from xqg_vdb.export.generator import FINETUNED_KEY, SEQ2SEQ, end_tokens, save_to
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, CausalPrompt, finetuned, passage_tokens, seq2seq_tokens
 from xqg_vdb.models.folder import TOKENIZER
 from xqg_vdb.train.pairs import TrainingPair, content_key, describe_pairs
-from xqg_vdb.train.run import (
-    Outcome,
-    Schedule,
-    carry_out,
-    identity_of,
-    need_training_packages,
-    run_training,
-    spread,
-    training_arguments,
-)
+from xqg_vdb.train.run import Outcome, Schedule, carry_out, run_training, spread, training_arguments
 from xqg_vdb.types import option
 
 # Training examples of a decoder-only generator: a passage read once, its questions branching from it.
@@ -35,20 +26,14 @@ from xqg_vdb.types import option
 BRANCHES = 8  # of one tree; a passage with more questions becomes several trees
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """ending: ids that name the language; target: ids of the question, with the end token."""
+class Tree(NamedTuple):
+    """shared: ids of the start token, the prefix and the passage.
 
-    ending: tuple[int, ...]
-    target: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """shared: ids of the start token, the prefix and the passage."""
+    branches: per question the ids that name the language, and those of the question with the end token.
+    """
 
     shared: tuple[int, ...]
-    branches: tuple[Branch, ...]
+    branches: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 
 def question_trees(
@@ -69,7 +54,7 @@ def question_trees(
     for members in groups.values():
         ids, _ = passage_tokens(encode, prompt, members[0].positive, room=prompt.max_passage_tokens)
         branches = [
-            Branch(
+            (
                 tuple(encode(prompt.ending(pair.lang))),
                 (*encode(" " + " ".join(pair.query.split()))[:max_question_tokens], eos),
             )
@@ -80,62 +65,55 @@ def question_trees(
     return trees
 
 
-@dataclass(frozen=True, slots=True)
-class TreeCollator:
-    """Puts trees into one row.
+def tree_collator(config: Any) -> Callable[[Sequence[Tree]], dict[str, Any]]:
+    """`tree_batch` as a transformers configuration asks for it."""
+    kinds = tuple(sorted(set(getattr(config, "layer_types", None) or ())))
+    sliding = "sliding_attention" in kinds if kinds else True
+    window = int(getattr(config, "sliding_window", None) or 0) if sliding else 0
+    return partial(tree_batch, window=window, kinds=kinds)
+
+
+def tree_batch(trees: Sequence[Tree], *, window: int, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Trees in one row of S tokens with T question tokens.
 
     window: places that a sliding layer looks back, 0 when there are no such layers. kinds: the model's layer types, for
     models that take a mask for each; () for one mask.
+    input_ids, position_ids: int64 (1, S). attention_mask: bool (1, 1, S, S), True where a token is seen, or one per
+    layer type. logits_to_keep: int64 (T,), the places that predict a question token. labels: int64 (1, T), those.
     """
+    import torch
 
-    window: int = 0
-    kinds: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, config: Any) -> TreeCollator:
-        """What a transformers configuration asks for."""
-        kinds = tuple(sorted(set(getattr(config, "layer_types", None) or ())))
-        sliding = "sliding_attention" in kinds if kinds else True
-        return cls(int(getattr(config, "sliding_window", None) or 0) if sliding else 0, kinds)
-
-    def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
-        """One row of S tokens with T question tokens.
-
-        input_ids, position_ids: int64 (1, S). attention_mask: bool (1, 1, S, S), True where a token is seen, or one per
-        layer type. logits_to_keep: int64 (T,), the places that predict a question token. labels: int64 (1, T), those.
-        """
-        import torch
-
-        ids: list[int] = []
-        places: list[int] = []
-        keep: list[int] = []
-        labels: list[int] = []
-        length = sum(len(tree.shared) + sum(len(b.ending) + len(b.target) - 1 for b in tree.branches) for tree in trees)
-        mask = torch.zeros(length, length, dtype=torch.bool)
-        for tree in trees:
-            start, shared = len(ids), len(tree.shared)
-            trunk = start + shared
-            ids += tree.shared
-            places += range(shared)
-            mask[start:trunk, start:trunk] = _causal(shared)
-            for branch in tree.branches:
-                at = len(ids)
-                ids += [*branch.ending, *branch.target[:-1]]
-                places += range(shared, shared + len(ids) - at)
-                keep += range(at + len(branch.ending) - 1, len(ids))
-                labels += branch.target
-                mask[at : len(ids), start:trunk] = True
-                mask[at : len(ids), at : len(ids)] = _causal(len(ids) - at)
-        where = torch.tensor(places)
-        near = mask & (where[:, None] - where[None, :] < self.window) if self.window else mask
-        by_kind = {kind: (near if kind == "sliding_attention" else mask)[None, None] for kind in self.kinds}
-        return {
-            "input_ids": torch.tensor([ids]),
-            "position_ids": where[None],
-            "attention_mask": by_kind or near[None, None],
-            "logits_to_keep": torch.tensor(keep),
-            "labels": torch.tensor([labels]),
-        }
+    ids: list[int] = []
+    places: list[int] = []
+    keep: list[int] = []
+    labels: list[int] = []
+    length = sum(
+        len(shared) + sum(len(named) + len(target) - 1 for named, target in branches) for shared, branches in trees
+    )
+    mask = torch.zeros(length, length, dtype=torch.bool)
+    for shared, branches in trees:
+        start, trunk = len(ids), len(ids) + len(shared)
+        ids += shared
+        places += range(len(shared))
+        mask[start:trunk, start:trunk] = _causal(len(shared))
+        for named, target in branches:
+            at = len(ids)
+            ids += [*named, *target[:-1]]
+            places += range(len(shared), len(shared) + len(ids) - at)
+            keep += range(at + len(named) - 1, len(ids))
+            labels += target
+            mask[at : len(ids), start:trunk] = True
+            mask[at : len(ids), at : len(ids)] = _causal(len(ids) - at)
+    where = torch.tensor(places)
+    near = mask & (where[:, None] - where[None, :] < window) if window else mask
+    by_kind = {kind: (near if kind == "sliding_attention" else mask)[None, None] for kind in kinds}
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": where[None],
+        "attention_mask": by_kind or near[None, None],
+        "logits_to_keep": torch.tensor(keep),
+        "labels": torch.tensor([labels]),
+    }
 
 
 def _causal(length: int) -> Any:
@@ -168,25 +146,21 @@ def seq2seq_examples(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Seq2SeqCollator:
-    """Pads a batch. pad, start: ids that fill up and that the decoder begins with."""
+def seq2seq_batch(examples: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad: int, start: int) -> dict[str, Any]:
+    """Pads a batch. pad, start: ids that fill up and that the decoder begins with.
 
-    pad: int
-    start: int
+    input_ids, attention_mask: int64 (n, S). decoder_input_ids, labels: int64 (n, T); −100 where nothing is.
+    """
+    import torch
 
-    def __call__(self, examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Any]:
-        """input_ids, attention_mask: int64 (n, S). decoder_input_ids, labels: int64 (n, T); −100 where nothing is."""
-        import torch
-
-        prompts, targets = zip(*examples, strict=True)
-        shifted = [(self.start, *target[:-1]) for target in targets]
-        return {
-            "input_ids": torch.tensor(_padded(prompts, self.pad)),
-            "attention_mask": torch.tensor(_padded([(1,) * len(prompt) for prompt in prompts], 0)),
-            "decoder_input_ids": torch.tensor(_padded(shifted, self.pad)),
-            "labels": torch.tensor(_padded(targets, -100)),
-        }
+    prompts, targets = zip(*examples, strict=True)
+    shifted = [(start, *target[:-1]) for target in targets]
+    return {
+        "input_ids": torch.tensor(_padded(prompts, pad)),
+        "attention_mask": torch.tensor(_padded([(1,) * len(prompt) for prompt in prompts], 0)),
+        "decoder_input_ids": torch.tensor(_padded(shifted, pad)),
+        "labels": torch.tensor(_padded(targets, -100)),
+    }
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> list[list[int]]:
@@ -230,17 +204,15 @@ def train_generator(
     with one line now and then. Raises DataError without pairs, ModelError for a checkpoint that cannot be trained,
     MismatchError when `out` holds an unfinished run of something else, MissingExtra without torch.
     """
-    settings = settings or GeneratorSettings()
-    need_training_packages()
+    chosen = settings or GeneratorSettings()
     if not pairs:
         raise DataError("There is no training pair: give --pairs with at least one question and its passage.")
 
     def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Callable[[Path], None]]:
-        model = _model(checkpoint, settings)
-        outcome = _run(model, checkpoint, run, pairs, dev, settings, say)
-        return outcome, partial(_save, model, checkpoint, settings)
+        model = _model(checkpoint, chosen)
+        return _run(model, checkpoint, run, pairs, dev, chosen, say), partial(_save, model, checkpoint, chosen)
 
-    return carry_out(base, out, identity=identity_of("generator", base, pairs, dev, settings), train=train)
+    return carry_out("generator", base, out, pairs=pairs, dev=dev, settings=chosen, train=train)
 
 
 def _run(
@@ -256,17 +228,20 @@ def _run(
 
     make, collate = _shape(checkpoint, run, model, settings)
     examples, held_out = make(pairs), spread(make(dev), settings.dev_limit)
-    say(f"{len(pairs)} questions about {describe_pairs(pairs)['passages']} passages; {_parameters(model)}")
-    schedule = settings.schedule
+    trained, all_ = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) / 1e6 for every in (0, 1))
+    say(
+        f"{len(pairs)} questions about {describe_pairs(pairs)['passages']} passages; "
+        f"{trained:.1f} of {all_:.1f} M parameters are trained"
+    )
     trainer = WatchedTrainer(
         model=model,
-        args=training_arguments(run, schedule, evaluates=bool(held_out)),
+        args=training_arguments(run, settings.schedule, evaluates=bool(held_out)),
         train_dataset=examples,
         eval_dataset=held_out or None,
         data_collator=collate,
         compute_loss_func=question_loss,
     )
-    trainer.watch(save_minutes=schedule.save_minutes, batch_size=schedule.batch_size, say=say)
+    trainer.watch(settings.schedule, say)
     return run_training(trainer, run, evaluates=bool(held_out), say=say)
 
 
@@ -304,7 +279,7 @@ def _shape(
         pad = int(model.config.pad_token_id or 0)
         start = model.config.decoder_start_token_id
         make = partial(seq2seq_examples, encode=encode, eos=ends[0], max_input=longest, max_question_tokens=question)
-        return make, Seq2SeqCollator(pad, pad if start is None else int(start))
+        return make, partial(seq2seq_batch, pad=pad, start=pad if start is None else int(start))
     trees = partial(
         question_trees,
         encode=encode,
@@ -313,12 +288,7 @@ def _shape(
         eos=ends[0],
         max_question_tokens=question,
     )
-    return trees, TreeCollator.of(model.config)
-
-
-def _parameters(model: Any) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{trained / 1e6:.1f} of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters are trained"
+    return trees, tree_collator(model.config)
 
 
 def _save(model: Any, base: Checkpoint, settings: GeneratorSettings, finished: Path) -> None:

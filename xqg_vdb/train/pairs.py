@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,11 @@ def content_key(passage: Passage) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def pool_of(pairs: Iterable[TrainingPair]) -> dict[str, Passage]:
+    """All positives and negatives by their `content_key`."""
+    return {content_key(passage): passage for pair in pairs for passage in (pair.positive, *pair.negatives)}
+
+
 def leakage(train: Sequence[TrainingPair], dev: Sequence[TrainingPair]) -> str:
     """What both have in common, in a line: passages by content, questions letter for letter."""
     held_out = {content_key(pair.positive) for pair in dev}
@@ -61,19 +67,21 @@ def without_leaks(train: Sequence[TrainingPair], dev: Sequence[TrainingPair]) ->
     return [p for p in train if content_key(p.positive) not in held_out and p.query not in questions]
 
 
-def with_translations(pairs: Iterable[TrainingPair]) -> list[TrainingPair]:
-    """Each pair, followed by the same pair with its English translation as the question, where there is one."""
-    found = []
+def translated(pairs: Iterable[TrainingPair], *, also: bool = False) -> list[TrainingPair]:
+    """Each pair with its English translation instead of the question, where there is one (zero-shot).
+
+    also: besides the pair, which then need have none.
+    """
+    english = []
     for pair in pairs:
-        found.append(pair)
-        if pair.translation and pair.lang != "en":
-            found.append(TrainingPair(f"{pair.id}-en", pair.translation, "en", pair.positive, pair.negatives))
-    return found
-
-
-def translated(pairs: Iterable[TrainingPair]) -> list[TrainingPair]:
-    """Each pair with its English translation instead of the question; pairs without one are left out (zero-shot)."""
-    return [TrainingPair(p.id, p.translation, "en", p.positive, p.negatives) for p in pairs if p.translation]
+        english += [pair] if also else []
+        if pair.translation and not (also and pair.lang == "en"):
+            english.append(
+                TrainingPair(
+                    f"{pair.id}-en" if also else pair.id, pair.translation, "en", pair.positive, pair.negatives
+                )
+            )
+    return english
 
 
 def describe_pairs(pairs: Sequence[TrainingPair]) -> dict[str, Any]:
@@ -249,52 +257,45 @@ def _languages_filled(found: Iterable[tuple[Source, TrainingPair]], rejects: Rej
             yield replace(pair, lang=lang)
 
 
-# Which pairs are trained on: languages, English translations, and what dev must not share with them.
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Which pairs are trained on, and which are evaluated on. Raises ValueError without any to train on."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which pairs are trained on."""
-
+    pairs: tuple[str, ...] = option((), "afriqa, or a .jsonl or SQuAD .json file; repeat it.", metavar="SOURCE")
+    dev: tuple[str, ...] = option((), "Pairs to evaluate on.", metavar="SOURCE")
+    data_dir: Path | None = option(None, "For afriqa  [default: XQG_DATA_DIR]")
     question_langs: tuple[str, ...] = option((), "Question language; repeat it  [default: all]")
     english: Literal["no", "also", "only"] = option("no", "The questions' human English translations.")
     drop_leaks: bool = option(False, "Leave out pairs whose passage or question is in --dev.")
     max_errors: int = option(0, "Bad records to skip in each source  [default: 0]", least=0)
 
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ValueError("Missing option '--pairs'.")
 
-def read_training_pairs(
-    sources: Sequence[str],
-    dev_sources: Sequence[str],
-    *,
-    data_dir: Path | None = None,
-    selection: Selection | None = None,
-    say: Callable[[str], None],
-) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Read training and dev pairs, say what they share, and select. Dev keeps its own questions, untranslated.
+    def read(self, say: Callable[[str], None]) -> tuple[list[TrainingPair], list[TrainingPair]]:
+        """Training and dev pairs, and in a line what they share. Dev keeps its own questions, untranslated.
 
-    Raises DataError like `read_pairs`, and when nothing is left to train on.
-    """
-    selection = selection or Selection()
-    train = _read(sources, "train", data_dir, selection)
-    dev = _read(dev_sources, "dev", data_dir, selection)
-    if dev:
-        say(leakage(train, dev))
-    if selection.drop_leaks:
-        kept = without_leaks(train, dev)
-        say(f"{len(train) - len(kept)} training pairs left out, because dev has their passage or question")
-        train = kept
-    if selection.english != "no":
-        train = translated(train) if selection.english == "only" else with_translations(train)
-    if not train:
-        raise DataError("No training pair is left: check --pairs, --lang and --english.")
-    return train, dev
+        Raises DataError like `read_pairs`, and when nothing is left to train on.
+        """
+        langs = {normalize(lang) for lang in self.question_langs}
 
+        def chosen(sources: tuple[str, ...], split: Literal["train", "dev"]) -> list[TrainingPair]:
+            read = (
+                read_pairs(source, split=split, data_dir=self.data_dir, rejects=Rejects(self.max_errors))
+                for source in sources
+            )
+            return [pair for pair in chain.from_iterable(read) if not langs or pair.lang in langs]
 
-def _read(
-    sources: Sequence[str], split: Literal["train", "dev"], data_dir: Path | None, selection: Selection
-) -> list[TrainingPair]:
-    langs = {normalize(lang) for lang in selection.question_langs}
-    pairs = []
-    for source in sources:
-        pairs += read_pairs(source, split=split, data_dir=data_dir, rejects=Rejects(selection.max_errors))
-    return [pair for pair in pairs if not langs or pair.lang in langs]
+        train, dev = chosen(self.pairs, "train"), chosen(self.dev, "dev")
+        if dev:
+            say(leakage(train, dev))
+        if self.drop_leaks:
+            kept = without_leaks(train, dev)
+            say(f"{len(train) - len(kept)} training pairs left out, because dev has their passage or question")
+            train = kept
+        if self.english != "no":
+            train = translated(train, also=self.english == "also")
+        if not train:
+            raise DataError("No training pair is left: check --pairs, --question-langs and --english.")
+        return train, dev

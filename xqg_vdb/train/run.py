@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from xqg_vdb.train.generator import GeneratorSettings
 
 
-# What both trainers let a user set: steps, learning rate, batches, checkpoints. Frozen; it knows no torch.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """How long and how fast. threads: 0 leaves torch's own. Raises ValueError for what cannot be."""
@@ -63,8 +60,7 @@ class Schedule:
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
-RUN = "run"
-_IDENTITY = "identity.json"
+_PACKAGES = ("xqg-vdb", "torch", "transformers", "accelerate", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -104,23 +100,29 @@ def open_run(out: Path, identity: Mapping[str, Any]) -> Path:
 
     Raises ModelError when `out` holds a finished checkpoint or something else, MismatchError for another run.
     """
-    run = out / RUN
+    run = out / "run"
     if (out / "config.json").exists() or (out.is_dir() and not run.is_dir() and any(out.iterdir())):
         raise ModelError(f"{out} already holds something: remove it, or give another folder to train into.")
     run.mkdir(parents=True, exist_ok=True)
     wanted = orjson.loads(orjson.dumps(identity))
-    try:
-        found = orjson.loads((run / _IDENTITY).read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        write_atomic(run / _IDENTITY, orjson.dumps(wanted, option=orjson.OPT_INDENT_2))
+    before = _read(run / "identity.json")
+    if not before:
+        write_atomic(run / "identity.json", orjson.dumps(wanted, option=orjson.OPT_INDENT_2))
         return run
-    other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    if other:
+    if other := sorted(key for key in {*before, *wanted} if before.get(key) != wanted.get(key)):
         raise MismatchError(
             f"{run} holds an unfinished run with another {', '.join(other)}: repeat that run's command, or remove "
             "the folder to begin anew."
         )
     return run
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none, or half of one."""
+    try:
+        return dict(orjson.loads(file.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
+        return {}
 
 
 def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches: bool = False) -> Any:
@@ -169,20 +171,16 @@ def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_
 
 def run_training(trainer: Any, run: Path, *, evaluates: bool, say: Callable[[str], None]) -> Outcome:
     """Train to the end, from the last whole checkpoint in `run` if there is one; dev is evaluated before and after."""
-    began = time.monotonic()
-    checkpoint = _last_checkpoint(run)
-    state = _state(checkpoint) if checkpoint else {}
-    before: dict[str, float] = {}
+    began, (resumed_at, checkpoint) = time.monotonic(), _last_checkpoint(run)
     baseline = run / "baseline.json"
-    if evaluates and baseline.exists():
-        before = orjson.loads(baseline.read_bytes())
-    elif evaluates:
+    before: dict[str, float] = _read(baseline)
+    if evaluates and not before:
         before = figures(trainer.evaluate())
         write_atomic(baseline, orjson.dumps(before))
     if before:
         say(f"dev before training: {spoken(before)}")
     if checkpoint:
-        say(f"going on from step {state['global_step']}")
+        say(f"going on from step {resumed_at}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="mtime may not be reliable")  # file times are not what we go by
         with unbroken() as pause:
@@ -191,15 +189,8 @@ def run_training(trainer: Any, run: Path, *, evaluates: bool, say: Callable[[str
     after = figures(trainer.evaluate()) if evaluates else {}
     if after:
         say(f"dev after training: {spoken(after)}")
-    return Outcome(
-        run.parent,
-        steps=int(trainer.state.global_step),
-        seconds=time.monotonic() - began,
-        history=tuple(trainer.state.log_history),
-        before=before,
-        after=after,
-        resumed_at=int(state.get("global_step", 0)),
-    )
+    steps, history = int(trainer.state.global_step), tuple(trainer.state.log_history)
+    return Outcome(run.parent, steps, time.monotonic() - began, history, before, after, resumed_at)
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -214,80 +205,60 @@ def spoken(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
-def _state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return dict(orjson.loads((checkpoint / "trainer_state.json").read_bytes()))
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        return {}
-
-
-def _last_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint; what a kill left half-written is removed."""
+def _last_checkpoint(run: Path) -> tuple[int, Path | None]:
+    """Step and folder of the newest whole checkpoint; what a kill left half-written is removed."""
     whole: list[tuple[int, Path]] = []
     for path in run.glob("checkpoint-*"):
-        state = _state(path)
-        if state:
+        if state := _read(path / "trainer_state.json"):
             whole.append((int(state["global_step"]), path))
         else:
             shutil.rmtree(path)
-    return max(whole)[1] if whole else None
+    return max(whole, default=(0, None))
 
 
-# The record beside trained weights: README.md for people, training.json for machines.
-
-PACKAGES = ("xqg-vdb", "torch", "transformers", "accelerate", "tokenizers")
-
-
-def write_card(folder: Path, *, identity: Mapping[str, Any], outcome: Outcome, licence: str) -> None:
-    """Write README.md and training.json into `folder`. identity: kind, base, pairs, dev, settings of the run."""
+def _write_card(folder: Path, *, identity: Mapping[str, Any], outcome: Outcome, licence: str) -> None:
+    """The record beside trained weights: training.json for machines, README.md for people and the model hub."""
     import torch
 
+    results = {
+        "steps": outcome.steps,
+        "seconds": round(outcome.seconds, 1),
+        "resumed_at": outcome.resumed_at,
+        "final_loss": outcome.losses[-1] if outcome.losses else None,
+        "dev_before": dict(outcome.before),
+        "dev_after": dict(outcome.after),
+    }
     record = {
         **identity,
         "licence": licence,
-        "results": {
-            "steps": outcome.steps,
-            "seconds": round(outcome.seconds, 1),
-            "resumed_at": outcome.resumed_at,
-            "final_loss": outcome.losses[-1] if outcome.losses else None,
-            "dev_before": dict(outcome.before),
-            "dev_after": dict(outcome.after),
-        },
+        "results": results,
         "history": [dict(entry) for entry in outcome.history],
-        "made_with": versions(PACKAGES),
+        "made_with": versions(_PACKAGES),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
     write_atomic(folder / "training.json", orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
-    write_atomic(folder / "README.md", card_text(record).encode())
-
-
-def card_text(record: Mapping[str, Any]) -> str:
-    """The model card of a `training.json` record, in Markdown with the front matter of the model hub."""
-    kind, results, pairs, dev = record["kind"], record["results"], record["pairs"], record["dev"]
-    settings = {**record["settings"], **record["settings"]["schedule"]}
-    settings.pop("schedule")
-    front = ["---", f"license: {str(record['licence']).split()[0].rstrip(':')}", "tags: [xqg-vdb]", "---"]
-    use = {
-        "generator": "xqg-vdb export --generator THIS_FOLDER OUT",
-        "encoder": "xqg-vdb export THIS_FOLDER OUT",
-    }[kind]
+    kind, dev, settings = identity["kind"], identity["dev"], identity["settings"]
+    use = "xqg-vdb export --generator THIS_FOLDER OUT" if kind == "generator" else "xqg-vdb export THIS_FOLDER OUT"
+    lost = "unknown" if results["final_loss"] is None else f"{results['final_loss']:.4f}"
+    settings = {**settings, **settings["schedule"]}
     lines = [
-        *front, "", f"# Fine-tuned {kind}", "",
-        f"Trained by xqg-vdb {record['made_with']['xqg-vdb']} from `{record['base']}`. To use it: `{use}`.", "",
+        "---", f"license: {licence.split()[0].rstrip(':')}", "tags: [xqg-vdb]", "---",
+        "", f"# Fine-tuned {kind}", "",
+        f"Trained by xqg-vdb {record['made_with']['xqg-vdb']} from `{identity['base']}`. To use it: `{use}`.", "",
         "## Data", "",
-        f"- training: {_told(pairs)}",
+        f"- training: {_told(identity['pairs'])}",
         f"- dev: {_told(dev) if dev['pairs'] else 'none'}",
-        *([f"- in both: {record['leakage']}"] if dev["pairs"] else []),
-        "", "## Licence", "", f"Of the base model: {record['licence']}. The data may add conditions of its own.", "",
+        *([f"- in both: {identity['leakage']}"] if dev["pairs"] else []),
+        "", "## Licence", "", f"Of the base model: {licence}. The data may add conditions of its own.", "",
         "## Results", "", "| | dev before | dev after |", "|---|---|---|",
-        *(f"| {name} | {results['dev_before'].get(name, float('nan')):.4f} | {value:.4f} |"
-          for name, value in results["dev_after"].items()),
+        *(f"| {name} | {outcome.before.get(name, float('nan')):.4f} | {value:.4f} |"
+          for name, value in outcome.after.items()),
         "",
-        f"{results['steps']} steps, final training loss {_number(results['final_loss'])}, on {record['device']}.",
+        f"{outcome.steps} steps, final training loss {lost}, on {record['device']}.",
         "", "## Hyper-parameters", "", "| | |", "|---|---|",
         *(f"| {name} | {value} |" for name, value in settings.items() if not isinstance(value, dict)), "",
     ]  # fmt: skip
-    return "\n".join(lines)
+    write_atomic(folder / "README.md", "\n".join(lines).encode())
 
 
 def _told(data: Mapping[str, Any]) -> str:
@@ -295,36 +266,14 @@ def _told(data: Mapping[str, Any]) -> str:
     return f"{data['pairs']} pairs about {data['passages']} passages ({languages}), SHA-256 {data['sha256']}"
 
 
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
-
-
-# What both trainers do round their training: identity, run folder, base checkpoint, finished folder.
-
-
-def identity_of(
-    kind: str,
-    base: Base,
-    pairs: Sequence[TrainingPair],
-    dev: Sequence[TrainingPair],
-    settings: EncoderSettings | GeneratorSettings,
-) -> dict[str, Any]:
-    """What a run depends on: a run folder with another identity is refused, and the model card tells it."""
-    return {
-        "kind": kind,
-        "base": base.name,
-        "pairs": describe_pairs(pairs),
-        "dev": describe_pairs(dev),
-        "leakage": leakage(pairs, dev),
-        "settings": {**asdict(settings), "schedule": settings.schedule.to_json()},
-    }
-
-
 def carry_out(
+    kind: str,
     base: Base,
     out: Path,
     *,
-    identity: Mapping[str, Any],
+    pairs: Sequence[TrainingPair],
+    dev: Sequence[TrainingPair],
+    settings: EncoderSettings | GeneratorSettings,
     train: Callable[[Checkpoint, Path], tuple[Outcome, Callable[[Path], None]]],
 ) -> Outcome:
     """Train `base` into the folder `out`; goes on after a stop.
@@ -333,6 +282,15 @@ def carry_out(
     where tokenizer and model card join them. Raises ModelError when `out` holds something else or the base cannot be
     read, MismatchError for an unfinished run of another identity, LockedError when another process is at it.
     """
+    need_training_packages()
+    identity = {
+        "kind": kind,
+        "base": base.name,
+        "pairs": describe_pairs(pairs),
+        "dev": describe_pairs(dev),
+        "leakage": leakage(pairs, dev),
+        "settings": {**asdict(settings), "schedule": settings.schedule.to_json()},
+    }
     if finished_before := _finished(out, identity):
         return finished_before
     run = open_run(out, identity)
@@ -344,7 +302,7 @@ def carry_out(
         finished.mkdir()
         save(finished)
         copy_tokenizer_files(checkpoint, finished)
-        write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
+        _write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
         for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
             if file.is_dir():
                 shutil.rmtree(out / file.name, ignore_errors=True)  # from a run that was killed here
@@ -356,14 +314,10 @@ def carry_out(
 
 def _finished(out: Path, identity: Mapping[str, Any]) -> Outcome | None:
     """What the same command made before, if it came to its end: a kill may have left its run folder."""
-    try:
-        record = orjson.loads((out / "training.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
-        return None
-    wanted = orjson.loads(orjson.dumps(identity))
+    record, wanted = _read(out / "training.json"), orjson.loads(orjson.dumps(identity))
     if not (out / "config.json").exists() or any(record.get(key) != value for key, value in wanted.items()):
         return None
-    shutil.rmtree(out / RUN, ignore_errors=True)
+    shutil.rmtree(out / "run", ignore_errors=True)
     results = record["results"]
     return Outcome(
         out, results["steps"], results["seconds"], tuple(record["history"]), results["dev_before"],
