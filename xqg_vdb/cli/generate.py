@@ -32,12 +32,14 @@ class _Wishes:
     )
     endpoint_model: str = option("default", "Model name for --endpoint.", metavar="NAME")
     concurrency: int = option(8, "Requests at a time.", least=1, most=256)
-    query_langs: tuple[str, ...] = option((), "Language to write in; repeat it.", flags=("-l", "--query-langs"))
+    query_langs: tuple[str, ...] = option(
+        (), "Language to write in; repeat it.  [required]", flags=("-l", "--query-langs")
+    )
     n: int = option(5, "Queries per language.", least=1, most=1000, flags=("-n",))
     prompt: Literal["chat", "pivot", "few-shot", "finetuned"] | None = option(None, "[default: what suits the model]")
     shard: str = option("1/1", "Every n-th passage only; join with `xqg-vdb merge`.", metavar="i/n")
     reuse: Path | None = option(None, "OUT of an earlier run: write only what is new or changed since.")
-    max_errors: int = option(0, "Bad records to skip.", least=0)
+    max_errors: int = option(0, "Bad records to skip  [default: 0]", least=0)
     threads: int | None = option(None, "CPU threads  [default: all]", least=1)
 
     def __post_init__(self) -> None:

@@ -103,9 +103,11 @@ def list_(collection: str, place: Place) -> None:
     """List the snapshots of COLLECTION that its store keeps."""
     with closing(place.open()) as store:
         kept = store.admin.snapshots(collection)
-    show([asdict(copy) for copy in kept], (f"{copy.name}\t{copy.size}\t{copy.created}" for copy in kept))
-    if not kept:
-        say("No snapshots yet; make one with `xqg-vdb snapshot create`.")
+    show(
+        [asdict(copy) for copy in kept],
+        (f"{copy.name}\t{copy.size}\t{copy.created}" for copy in kept),
+        nothing="No snapshots yet; make one with `xqg-vdb snapshot create`.",
+    )
 
 
 @command(

@@ -296,11 +296,17 @@ def complain(line: str) -> None:
     click.echo("\n".join(map(printable, line.split("\n"))), err=True)
 
 
-def show(record: Any, lines: Iterable[str]) -> None:
-    """The result of a command: one JSON document after --json, else the lines, which are asked for only then."""
+def show(record: Any, lines: Iterable[str], *, nothing: str = "") -> None:
+    """The result of a command: one JSON document after --json, else the lines, which are asked for only then.
+
+    nothing: said where there is no line.
+    """
     if not click.get_current_context().meta[_JSON]:
         for line in lines:
             click.echo(line)
+            nothing = ""
+        if nothing:
+            say(nothing)
         return
     value = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
     try:

@@ -162,9 +162,8 @@ def info(collection: str | None, place: Place) -> None:
     with closing(place.open()) as store:
         if collection is None:
             names = store.names()
-            show(names, map(printable, names))
-            if not names:
-                say("No collections yet; make one with `xqg-vdb load` (see its --help).")
+            none = "No collections yet; make one with `xqg-vdb load` (see its --help)."
+            show(names, map(printable, names), nothing=none)
             return
         card, state = store.card(collection), None
         try:
