@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,8 +104,9 @@ def generate(
             rejects=Rejects(wishes.max_errors), progress=stack.enter_context(bars(unit=" passages")),
         )  # fmt: skip
     examples, doubts = look(read_queries(out)) if summary.path == out else ({}, ())
-    record = {**asdict(summary), "path": str(summary.path), "seconds": round(summary.seconds, 3)}
-    show(record, _summary_lines(summary, examples))
+    told = ("passages", "queries", "rejected", "resumed", "reused", "gaps")
+    record = {"path": str(summary.path), "seconds": round(summary.seconds, 3)}
+    show({**record, **{name: getattr(summary, name) for name in told}}, _summary_lines(summary, examples))
     for doubt in doubts:
         say(
             f"Warning: {doubt} Read some before you load them; take a larger model, or leave {doubt.split(':')[0]} out."
