@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb import Encoder
+from xqg_vdb.calibration import calibrate_passages, passage_means
 from xqg_vdb.evaluate.datasets import data_folder, load_task
 from xqg_vdb.evaluate.matrix import best_columns, id_order, judge, per_row, row_blocks
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
-from xqg_vdb.evaluate.suite import System
-from xqg_vdb.evaluate.systems import Material, calibrated_passages, prepare
+from xqg_vdb.evaluate.systems import Material, prepare
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.models.folder import encoder_folder
@@ -43,7 +43,7 @@ Score = Callable[[slice], NDArray[np.float32]]
 @click.option("--encoder", "model", default="starter", show_default=True)
 def main(datasets: Sequence[str], data_dir: Path | None, work: Path, model: str) -> None:
     """Print one table per dataset."""
-    with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
+    with Encoder(encoder_folder(model, say=lambda line: click.echo(line, err=True))) as encoder:
         for name in datasets:
             task = load_task(name, data_folder(data_dir))
             material = prepare(task, encoder=encoder, folder=work)
@@ -72,14 +72,15 @@ def show(material: Material, bank: dict[str, NDArray[np.float32]], *, strength: 
         systems[f"CSLS β = {beta}"] = (questions, passages, beta)
     systems[f"centring λ = {strength} + CSLS β = 0.25"] = (centred(questions, asked, bank, strength), passages, 0.25)
     if several:
+        own = np.array([passage.lang for passage in material.passages])
+        table = passage_means([(passages, own.tolist())])
         for value in (0.8, 1.0):
-            both = calibrated_passages(System("both", passage_calibration=value), material, normalize=True)
+            both = calibrate_passages(passages, langs=own.tolist(), table=table, strength=value, normalize=True)
             systems[f"centring λ = {strength}, passages {value}"] = (
                 centred(questions, asked, bank, strength),
                 both,
                 0.0,
             )
-        own = np.array([passage.lang for passage in material.passages])
         lir = projected(passages, own, {lang: passages[own == lang] for lang in sorted(set(own))}, 1)
         systems["LIR r = 1, passages too"] = (projected(questions, asked, bank, 1), lir, 0.0)
     metrics = parse_metrics(task.metrics)

@@ -90,7 +90,7 @@ def build(scratch: Path, threads: int) -> dict[str, Contender]:
     for precision in precisions:
         folder = cached_model(STARTER, precision=precision)
         if not (folder / "model.json").is_file():
-            export_encoder(STARTER_ENCODER, folder, precision=precision, report=lambda line: click.echo(line, err=True))
+            export_encoder(STARTER_ENCODER, folder, precision=precision, say=lambda line: click.echo(line, err=True))
         contenders[f"xqg-vdb {precision}"] = Encoder(folder, threads=threads).encode_passages
         contenders[f"sorted onnxruntime loop {precision}"] = sorted_loop(folder, threads)
         contenders[f"fastembed {precision}"] = fastembed(folder, checkpoint, scratch / precision, threads)

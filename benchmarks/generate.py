@@ -81,9 +81,7 @@ def starter(folder: Path) -> Path:
 
 def exported(checkpoint: Path, out: Path, precision: str) -> Path:
     if not out.exists():
-        export_generator(
-            str(checkpoint), out, precision=precision, report=lambda line: print("  ", line, file=sys.stderr)
-        )
+        export_generator(str(checkpoint), out, precision=precision, say=lambda line: print("  ", line, file=sys.stderr))
     return out
 
 

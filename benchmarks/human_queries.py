@@ -27,7 +27,7 @@ from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.matrix import id_order, judge
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
 from xqg_vdb.evaluate.significance import compare_groups
-from xqg_vdb.evaluate.sweep import Setting, recipe_tables
+from xqg_vdb.evaluate.sweep import Setting, sweep
 from xqg_vdb.evaluate.systems import Material, prepare
 from xqg_vdb.fusion import Sums
 from xqg_vdb.index.encode import QueryVectors, encode_query_files
@@ -51,7 +51,7 @@ Values = dict[tuple[str, float], dict[str, float]]
 @click.option("--queries", type=click.Path(path_type=Path), default=RECORDED, help="The generated queries.")
 def main(data_dir: Path | None, work: Path, model: str, queries: Path) -> None:
     """Print R@1 and MRR@10 by α, and the differences at α = 0.3."""
-    with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
+    with Encoder(encoder_folder(model, say=lambda line: click.echo(line, err=True))) as encoder:
         material = prepare(load_task("xquad", data_folder(data_dir)), encoder=encoder, folder=work)
         size, ids = len(material.passages), [passage.id for passage in material.passages]
         asked, human = halves(material)
@@ -97,19 +97,19 @@ def measured(material: Material, asked: Sequence[int], lang: str, sums: Sums, en
     """Values of the asked questions of one language at every α."""
     ids = [material.task.queries[i].id for i in asked]
     passage_ids = [passage.id for passage in material.passages]
-    tables = recipe_tables(
-        np.array(material.question_vectors[list(asked)]), np.array(material.passage_vectors), sums,
-        recipe=Recipe(), table=encoder.language_means, langs=[lang] * len(asked), normalize=True,
-    )  # fmt: skip
-    swept = tables.sweep(
-        [Setting(alpha, encoder.calibration) for alpha in ALPHAS],
-        judged=judge(material.task.qrels, query_ids=ids, passage_ids=passage_ids),
-        metrics=METRICS, tie_order=id_order(passage_ids),
-    )  # fmt: skip
+    swept = {
+        metric: sweep(
+            [Setting(alpha, encoder.calibration) for alpha in ALPHAS], material.question_vectors[list(asked)],
+            material.passage_vectors, sums, recipe=Recipe(), table=encoder.language_means, langs=[lang] * len(asked),
+            normalize=True, judged=judge(material.task.qrels, query_ids=ids, passage_ids=passage_ids), metric=metric,
+            tie_order=id_order(passage_ids),
+        )
+        for metric in METRICS
+    }  # fmt: skip
     return {
-        (str(metric), alpha): dict(zip(ids, rows[place].tolist(), strict=True))
+        (str(metric), alpha): dict(zip(ids, values.tolist(), strict=True))
         for metric, rows in swept.items()
-        for place, alpha in enumerate(ALPHAS)
+        for alpha, values in zip(ALPHAS, rows, strict=True)
     }
 
 

@@ -54,7 +54,7 @@ class Asked:
 def main(data_dir: Path | None, work: Path, model: str) -> None:
     """Print a table per pool."""
     data = data_folder(data_dir)
-    with Encoder(encoder_folder(model, report=lambda line: click.echo(line, err=True))) as encoder:
+    with Encoder(encoder_folder(model, say=lambda line: click.echo(line, err=True))) as encoder:
         afriqa, xquad = (prepare(load_task(name, data), encoder=encoder, folder=work) for name in ("afriqa", "xquad"))
         copies = {"en": np.array(xquad.passage_vectors)}
         for lang in ("de", "ar"):

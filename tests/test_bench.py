@@ -75,7 +75,7 @@ def test_a_real_collection_ranks_as_the_matrix_does(data, search):
         [data / "queries.jsonl"], [p.id for p in material.passages], encoder=made, folder=data / "v"
     )
     placed = place(System("s", queries="q"), material, encoder=made, queries=queries)
-    options = {"encoder": made.facts, "metrics": ["R@1", "MRR@10", "R@2kt", "R@2kt strict"], "depth": 10}
+    options = {"metrics": ["R@1", "MRR@10", "R@2kt", "R@2kt strict"], "depth": 10}
     memory, in_memory = run_cell(task, material.passages, placed, search="memory", store=None, **options)
     with open_store(data / "store") as store:
         cell, found = run_cell(task, material.passages, placed, search=search, store=store, **options)
@@ -95,7 +95,7 @@ def test_pooled_tasks_search_their_own_pool(tmp_path):
     task, made = _tatoeba(tmp_path), encoder()
     material = prepare(task, encoder=made, folder=tmp_path / "v")
     placed = place(System("s", calibration=0.0), material, encoder=made, queries=None)
-    options = {"encoder": made.facts, "metrics": ["Accuracy"], "depth": 10}
+    options = {"metrics": ["Accuracy"], "depth": 10}
     with open_store(tmp_path / "store") as store:
         cell, run_ = run_cell(task, material.passages, placed, search="exact", store=store, **options)
     memory, _ = run_cell(task, material.passages, placed, search="memory", store=None, **options)
@@ -304,16 +304,19 @@ def test_a_suite_file(data):
         (('name = "s"', 'nam = "s"'), "'nam' is no key"),
         (('name = "s"', ""), "suite.toml: name must be given"),
         (('["afriqa"]', '["afrika"]'), "'afrika' is no dataset; expected afriqa"),
-        (('["afriqa"]', '"afriqa"'), "expected tuple"),
-        (("calibration = 0", 'calibration = "0"'), "calibration: expected float | None, found '0'"),
+        (('["afriqa"]', '"afriqa"'), "datasets cannot be 'afriqa'"),
+        (("calibration = 0", 'calibration = "0"'), "system 'plain': calibration cannot be '0'"),
         (("alpha = 0.2", "alpha = 2"), "alpha must lie between 0 and 1"),
         (("alpha = 0.2", "alfa = 0.2"), "'alfa' is no key"),
         (('systems = ["xqg"]', 'systems = ["xqq"]'), "'xqq' is no system; expected xqg"),
         (('queries = "mine"', 'queries = "yours"'), "'yours' is no query set; expected mine"),
         (('name = "xqg"', 'name = "plain"'), "a name of its own"),
         (("[queries]", "[queries"), "cannot be read as a suite"),
-        (("calibration = 0", 'content = "shufled"'), "'shufled' is no value"),
-        (('name = "plain"', 'name = "plain"\nlanguages = "detected"\nn = true'), "n: expected int | None, found True"),
+        (
+            ("calibration = 0", 'content = "shufled"'),
+            "'shufled'; it is one of own, direction, shuffled",
+        ),
+        (('name = "plain"', 'name = "plain"\nlanguages = "detected"\nn = true'), "n cannot be True"),
     ],
 )
 def test_suite_files_are_checked_before_anything_runs(data, change, says):
@@ -359,23 +362,23 @@ def test_language_means_of_another_datasets_questions(data):
 
 def test_two_sided_calibration_takes_each_languages_mean_away(data):
     from xqg_vdb.calibration import PRIOR
-    from xqg_vdb.evaluate.suite import System
-    from xqg_vdb.evaluate.systems import Material, calibrated_passages
+    from xqg_vdb.evaluate.systems import Material
     from xqg_vdb.types import Passage
 
-    rng = np.random.default_rng(0)
+    rng, made = np.random.default_rng(0), encoder()
+    made.facts = replace(made.facts, dim=4, normalize=False)
     rows = rng.standard_normal((600, 4)).astype(np.float32)
     passages = tuple(Passage(str(i), "t", lang="ab"[i % 2]) for i in range(600))
-    material = Material(load_task("afriqa", data), passages, rows, rows)
+    material = Material(load_task("afriqa", data), passages, rows, rows[:24])
     plain, half, whole = (
-        calibrated_passages(System("s", passage_calibration=strength), material, normalize=False)
+        place(System("s", calibration=0.0, passage_calibration=strength), material, encoder=made, queries=None).passages
         for strength in (0.0, 0.5, 1.0)
     )
-    assert plain is rows
+    np.testing.assert_array_equal(plain, rows)
     for i in range(2):
         left = PRIOR / (300 + PRIOR) * (rows[i::2].mean(axis=0) - rows.mean(axis=0))
-        np.testing.assert_allclose(whole[i::2].mean(axis=0), left, atol=1e-6)
-    np.testing.assert_allclose(half, (rows + whole) / 2, atol=1e-6)
+        np.testing.assert_allclose(whole[i::2].mean(axis=0), left, atol=1e-4)
+    np.testing.assert_allclose(half, (rows + whole) / 2, atol=1e-4)
 
 
 def test_comparisons_need_known_systems():

@@ -13,22 +13,24 @@ from rankings import assert_same
 from xqg_vdb import Retriever, load
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.evaluate import methods
-from xqg_vdb.evaluate import methods as likelihoods
-from xqg_vdb.evaluate import methods as wordings
 from xqg_vdb.evaluate.datasets import load_task
 from xqg_vdb.evaluate.datasets.task import sampled_questions
 from xqg_vdb.evaluate.methods import timed_rows
 from xqg_vdb.evaluate.metrics import read_run
-from xqg_vdb.evaluate.suite import Expansion, Reranking, System, preset, read_methods, read_suite, with_methods
+from xqg_vdb.evaluate.suite import System, preset, read_suite, with_methods
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.journal import Memo
 from xqg_vdb.search import Methods
 from xqg_vdb.search.expand import Expander
-from xqg_vdb.search.rerank import Reranker
+from xqg_vdb.search.rerank import WEIGHT, Reranker
 from xqg_vdb.store import open_store
 from xqg_vdb.types import Hybrid, Question, Search
 
 DEPTH = 5
+
+
+def upr(model, depth=100, weight=WEIGHT):
+    return Methods(rerank=f"upr:{model}", rerank_depth=depth, rerank_weight=weight)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def kept_notes(report):
 def counted(monkeypatch, stop_after=None):
     """Counts pairs that scorers are asked for, and fails once `stop_after` passages were read."""
     calls, pairs = [], []
-    original = likelihoods.Scorer
+    original = methods.Scorer
 
     def opened(model, *, threads):
         scorer = original(model, threads=threads)
@@ -103,7 +105,7 @@ def counted(monkeypatch, stop_after=None):
         monkeypatch.setattr(scorer, "score", counting)
         return scorer
 
-    monkeypatch.setattr(likelihoods, "Scorer", opened)
+    monkeypatch.setattr(methods, "Scorer", opened)
     return pairs
 
 
@@ -111,8 +113,8 @@ def counted(monkeypatch, stop_after=None):
 def test_upr_is_what_retriever_does(data, generator, search):
     made = encoder()
     systems = [
-        System("upr", queries="queries", rerank=Reranking(str(generator), DEPTH, 1.0)),
-        System("mixed", queries="queries", rerank=Reranking(str(generator), DEPTH, 0.4)),
+        System("upr", queries="queries", methods=upr(generator, DEPTH, 1.0)),
+        System("mixed", queries="queries", methods=upr(generator, DEPTH, 0.4)),
     ]
     report = run(suite(data, *systems, search=search), data, made=made)
     same_runs(found(data, "upr"), retrieved(data, made, reranker=Reranker(generator, depth=DEPTH, weight=1.0)))
@@ -128,7 +130,7 @@ def test_upr_is_what_retriever_does(data, generator, search):
 
 def test_what_stands_behind_the_reranked_passages_keeps_its_order(data, generator):
     base = System("base", queries="queries")
-    again = replace(base, name="again", rerank=Reranking(str(generator), 2, 1.0))
+    again = replace(base, name="again", methods=upr(generator, 2, 1.0))
     run(suite(data, base, again), data)
     plain = found(data, "base")
     changed = 0
@@ -142,7 +144,7 @@ def test_what_stands_behind_the_reranked_passages_keeps_its_order(data, generato
 
 
 def test_likelihoods_survive_a_stop_and_serve_every_weight(data, generator, monkeypatch):
-    system = System("upr", queries="queries", rerank=Reranking(str(generator), DEPTH))
+    system = System("upr", queries="queries", methods=upr(generator, DEPTH))
     first = counted(monkeypatch, stop_after=7)
     with pytest.raises(KeyboardInterrupt):
         run(suite(data, system), data)
@@ -153,13 +155,13 @@ def test_likelihoods_survive_a_stop_and_serve_every_weight(data, generator, monk
     assert len(first) + len(rest) == len(set(first) | set(rest)) == 8 * DEPTH, "each pair once"
     assert f"{len(first)} of {8 * DEPTH} likelihoods were kept from before" in kept_notes(report)[0]
     stopped = found(data, "upr")
-    monkeypatch.setattr(likelihoods, "Scorer", lambda *_, **__: pytest.fail("nothing is left to compute"))
-    others = [replace(system, name=f"w{w}", rerank=Reranking(str(generator), DEPTH, w)) for w in (0.0, 0.5)]
-    others.append(replace(system, name="shallow", rerank=Reranking(str(generator), 3)))
+    monkeypatch.setattr(methods, "Scorer", lambda *_, **__: pytest.fail("nothing is left to compute"))
+    others = [replace(system, name=f"w{w}", methods=upr(generator, DEPTH, w)) for w in (0.0, 0.5)]
+    others.append(replace(system, name="shallow", methods=upr(generator, 3)))
     report = run(suite(data, system, *others), data)
     assert [note.split(":")[1] for note in kept_notes(report)] == [" upr", " w0.0", " w0.5", " shallow"]
     assert all("rerank p50 ms" in one.cost for one in report.results)
-    base = replace(system, name="base", rerank=None)
+    base = replace(system, name="base", methods=Methods())
     run(suite(data, base), data)
     assert {q: [i for i, _ in f] for q, f in found(data, "w0.0").items()} == {
         q: [i for i, _ in f] for q, f in found(data, "base").items()
@@ -177,12 +179,12 @@ def test_passages_are_read_once_for_questions_that_share_them(data, generator, m
     """Beyond those that are timed alone; these have no time of their own, and no cell claims one for them."""
     monkeypatch.setattr("xqg_vdb.evaluate.methods.TIMED", 1)
     calls = []
-    original = likelihoods.MemoScorer._compute
+    original = methods.MemoScorer._compute
     monkeypatch.setattr(
-        likelihoods.MemoScorer, "_compute",
+        methods.MemoScorer, "_compute",
         lambda self, passage, new: (calls.append((passage, len(new))), original(self, passage, new))[1],
     )  # fmt: skip
-    system = System("upr", rerank=Reranking(str(generator), DEPTH))
+    system = System("upr", methods=upr(generator, DEPTH))
     run(suite(data, system), data)
     assert sum(n for _, n in calls) == 8 * DEPTH
     assert len(calls) == DEPTH + len({passage for passage, _ in calls[DEPTH:]}), "one question alone, then by passage"
@@ -192,7 +194,7 @@ def test_passages_are_read_once_for_questions_that_share_them(data, generator, m
 @pytest.mark.parametrize("method", ["translation", "pseudo-document"])
 def test_expansion_is_what_retriever_does(data, generator, method):
     made = encoder()
-    system = System("expanded", queries="queries", expand=Expansion(method, str(generator), "en"))
+    system = System("expanded", queries="queries", methods=Methods(expand=f"{method}:{generator}", expand_lang="en"))
     report = run(suite(data, system), data, made=made)
     theirs = retrieved(data, made, expander=Expander(generator, method=method, lang="en"))
     same_runs(found(data, "expanded"), theirs)
@@ -204,7 +206,8 @@ def test_expansion_is_what_retriever_does(data, generator, method):
 
 def test_expansion_with_words(data, generator):
     made = encoder()
-    system = System("expanded", queries="queries", expand=Expansion("translation", str(generator), "en"), hybrid=True)
+    translated = Methods(expand=f"translation:{generator}", expand_lang="en")
+    system = System("expanded", queries="queries", methods=translated, hybrid=True)
     run(suite(data, system, search="exact", depth=20), data, made=made)
     expander = Expander(generator, method="translation", lang="en")
     theirs = retrieved(data, made, expander=expander, loading={"options": LoadOptions(hybrid=Hybrid())}, hybrid=True)
@@ -232,7 +235,7 @@ def test_expansions_are_written_once(data, generator, monkeypatch):
         return writer
 
     monkeypatch.setattr(methods, "open_writer", opened)
-    system = System("joined", queries="queries", expand=Expansion("pseudo-document", str(generator)))
+    system = System("joined", queries="queries", methods=Methods(expand=f"pseudo-document:{generator}"))
     with pytest.raises(KeyboardInterrupt):
         run(suite(data, system), data)
     assert len(written) == 2
@@ -251,11 +254,17 @@ def test_an_answer_that_failed_is_not_kept(tmp_path):
     class Away:
         failure = "away"
 
+        def describe(self):
+            return {}
+
+        def close(self):
+            pass
+
         def write(self, prompts):
             return ["" if prompt == "b" else prompt.upper() for prompt in prompts]
 
     memo = Memo(tmp_path / "rows.log", header={"expansions of": "x"}, field="text")
-    writer = wordings.MemoWriter(Away(), memo=memo)
+    writer = methods.MemoWriter(Away(), memo=memo)
     for reused in (0, 1):
         assert writer.write(["a", "b"]) == ["A", ""]
         assert memo.reused == reused and writer.failure == "away"
@@ -268,19 +277,18 @@ def test_finished_cells_open_no_model_and_another_model_makes_another_cell(data,
     from xqg_vdb.models.folder import open_model_folder, write_manifest
 
     systems = [
-        System("upr", rerank=Reranking(str(generator), 2)),
-        System("both", rerank=Reranking(str(generator), 2), expand=Expansion("pseudo-document", str(generator))),
+        System("upr", methods=upr(generator, 2)),
+        System("both", methods=replace(upr(generator, 2), expand=f"pseudo-document:{generator}")),
     ]
     first = run(suite(data, *systems), data)
     cells = set((data / "out" / "cells").iterdir())
     moved = shutil.copytree(generator, tmp_path / "moved")
     systems = [
-        replace(one, rerank=Reranking(str(moved), 2), expand=one.expand and Expansion("pseudo-document", str(moved)))
-        for one in systems
-    ]  # fmt: skip
-    for module in (likelihoods, methods):
-        for name in {"Scorer", "open_writer"} & set(vars(module)):
-            monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("finished cells need no model"))
+        replace(systems[0], methods=upr(moved, 2)),
+        replace(systems[1], methods=replace(upr(moved, 2), expand=f"pseudo-document:{moved}")),
+    ]
+    for name in ("Scorer", "open_writer"):
+        monkeypatch.setattr(methods, name, lambda *_, **__: pytest.fail("finished cells need no model"))
     second = run(suite(data, *systems), data)
     assert [one.headline for one in first.results] == [one.headline for one in second.results]
     assert set((data / "out" / "cells").iterdir()) == cells
@@ -344,7 +352,7 @@ expand_lang = "en"
         (('rerank = "upr:MODEL"', ""), "rerank_depth says nothing without rerank"),
         (("rerank_depth = 10", "rerank_depth = 0"), "rerank_depth must be at least 1, got 0"),
         (("rerank_weight = 0.25", "rerank_weight = 1.5"), "rerank_weight must lie between 0 and 1, got 1.5"),
-        (("rerank_weight = 0.25", "rerank_weight = nan"), "rerank_weight must lie between 0 and 1, got nan"),
+        (("rerank_weight = 0.25", "rerank_weight = nan"), "rerank_weight cannot be nan"),
         (("translation:MODEL", "guess:MODEL"), "given as translation:MODEL or pseudo-document:MODEL"),
         (('expand_lang = "en"', ""), "A translation needs a language"),
         (('expand_lang = "en"', 'expand_lang = "xxx"'), "'xxx' is not a language code"),
@@ -354,7 +362,9 @@ expand_lang = "en"
 def test_methods_are_checked_when_the_suite_is_read(tmp_path, change, says):
     path = tmp_path / "suite.toml"
     path.write_text(SUITE)
-    assert read_suite(path).systems[0].rerank == Reranking("MODEL", 10, 0.25)
+    assert read_suite(path).systems[0].methods == replace(
+        upr("MODEL", 10, 0.25), expand="translation:MODEL", expand_lang="en"
+    )
     path.write_text(SUITE.replace(*change))
     with pytest.raises(DataError, match=r"suite\.toml") as error:
         read_suite(path)
@@ -368,25 +378,25 @@ def test_what_does_not_go_together_is_told_before_encoding(data, tmp_path):
     no_generator = write_tiny_encoder(tmp_path / "e")
     for model in (no_generator, tmp_path / "absent"):
         with pytest.raises(ModelError):
-            run(suite(data, System("s", rerank=Reranking(str(model)))), data, made=made)
+            run(suite(data, System("s", methods=upr(model))), data, made=made)
     with pytest.raises(ModelError):
-        run(suite(data, System("s", expand=Expansion("pseudo-document", str(no_generator)))), data, made=made)
+        run(suite(data, System("s", methods=Methods(expand=f"pseudo-document:{no_generator}"))), data, made=made)
     assert made.texts_seen == 0
 
 
 def test_a_preset_gets_the_methods_on_top_of_its_best_system():
-    asked = read_methods(Methods(rerank="upr:m", rerank_depth=7, expand="pseudo-document:m", expand_lang="eng"))
-    made = with_methods(preset("afriqa"), *asked)
+    asked = Methods(rerank="upr:m", rerank_depth=7, expand="pseudo-document:m", expand_lang="eng")
+    made = with_methods(preset("afriqa"), asked)
     assert [system.name for system in made.systems[2:]] == [
         "calibrated + UPR", "calibrated + expansion", "calibrated + expansion + UPR",
     ]  # fmt: skip
-    upr, expansion, both = made.systems[2:]
-    assert (upr.rerank, upr.expand, upr.means) == (Reranking("m", 7), None, "bank")
-    assert (expansion.rerank, expansion.expand) == (None, Expansion("pseudo-document", "m", "en"))
-    assert (both.expand, both.rerank) == asked
+    again, expansion, both = made.systems[2:]
+    assert (again.methods.rerank, again.methods.expand, again.means) == ("upr:m", None, "bank")
+    assert (expansion.methods.rerank, expansion.methods.expand) == (None, "pseudo-document:m")
+    assert both.methods == asked
     assert made.comparisons[-1].baseline == "calibrated"
-    assert with_methods(preset("afriqa"), *read_methods(Methods())) == preset("afriqa")
-    folded = with_methods(preset("afriqa", queries="q.jsonl"), None, asked[1])
+    assert with_methods(preset("afriqa"), Methods()) == preset("afriqa")
+    folded = with_methods(preset("afriqa", queries="q.jsonl"), Methods(rerank="upr:m"))
     assert folded.systems[-1].name == "calibrated + xQG + UPR" and folded.systems[-1].queries == "queries"
 
 
@@ -403,17 +413,19 @@ def test_kept_rows_go_on_and_tell_other_headers(tmp_path):
     with opened("a") as memo:
         assert not memo.has("x")
         assert memo.recall("xyx", lambda places: [float(place) for place in places]) == [2.0, 1.0, 2.0]
-        assert (memo.fresh, memo.reused, memo.took) == (2, 1, [None] * 3)
+        assert (memo.fresh, memo.reused) == (2, 1)
         with pytest.raises(LockedError):
             opened("a")
     path.write_bytes(path.read_bytes() + b"half a li")
     with opened("a") as memo:
         assert memo.has("xy") and not memo.has("xz")
-        memo.alone = True
-        assert memo.recall("xz", lambda places: [-5.0 for _ in places]) == [2.0, -5.0]
+        with memo.timed() as took:
+            assert memo.recall("xz", lambda places: [-5.0 for _ in places]) == [2.0, -5.0]
+        assert took[0] is None and took[1] >= 0
     with opened("a") as memo:
-        assert memo.recall("xyz", lambda places: 1 / 0) == [2.0, 1.0, -5.0]
-        assert memo.took[:2] == [None, None] and memo.took[2] >= 0
+        with memo.timed() as took:
+            assert memo.recall("xyz", lambda places: 1 / 0) == [2.0, 1.0, -5.0]
+        assert took[:2] == [None, None] and took[2] >= 0
     with pytest.raises(MismatchError):
         opened("b")
 

@@ -14,6 +14,7 @@ from benchmark_data import FOLDER, needs
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
+from xqg_vdb.evaluate.cells import check_metrics
 from xqg_vdb.evaluate.datasets import DATASETS, data_folder, load_task
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.evaluate.datasets.beir import read_beir
@@ -28,7 +29,6 @@ from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.datasets.tatoeba import read_tatoeba
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_questions
 from xqg_vdb.evaluate.datasets.xquad import read_xquad
-from xqg_vdb.evaluate.judge import check_metrics
 from xqg_vdb.types import Question
 
 

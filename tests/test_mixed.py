@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
+from xqg_vdb.evaluate.cells import judge_run, needed_depth
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.evaluate.judge import judge_run, needed_depth
 from xqg_vdb.evaluate.matrix import as_run, id_order, search_rows
 from xqg_vdb.evaluate.metrics import parse_metrics, per_query
 from xqg_vdb.evaluate.mixed import (
@@ -20,9 +20,11 @@ from xqg_vdb.evaluate.mixed import (
     whole_average_precision,
 )
 from xqg_vdb.evaluate.systems import Placed
-from xqg_vdb.types import Passage, Question, Recipe
+from xqg_vdb.testing import HashEncoder
+from xqg_vdb.types import Card, Passage, Question, Recipe
 
 LANGS = ("ar", "de", "zh")
+CARD = Card(HashEncoder().facts, "dot", Recipe())
 NAMES = ("R@4 same", "R@4 cross", "own@4", "LPR@4", "Lang-nDCG@4", "RankDistance@6", "PEER@6")
 
 
@@ -36,7 +38,7 @@ def made(seed: int) -> tuple[RetrievalTask, list[Passage], Placed, dict]:
     questions, rows = (numbers.integers(-2, 3, (len(items), 3)).astype(np.float32) for items in (queries, passages))
     found = search_rows(questions, rows, k=len(rows), tie_order=id_order([p.id for p in passages]))
     run = as_run(*found, query_ids=[q.id for q in queries], passage_ids=[p.id for p in passages])
-    return task, passages, Placed(rows, questions, Recipe(), 0.0, ()), run
+    return task, passages, Placed(rows, questions, CARD), run
 
 
 def twin(name: str, ids: list[str], grades: dict[str, int], asked: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Score tables against the slow way: fuse, calibrate, rank everything, measure with ir-measures; ties included."""
+"""A sweep against the slow way: fuse, calibrate, rank everything, measure with ir-measures; ties included."""
 
 from dataclasses import replace
 
@@ -8,10 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.calibration import LanguageMeans, calibrate
-from xqg_vdb.evaluate import sweep
+from xqg_vdb.evaluate import matrix
+from xqg_vdb.evaluate import sweep as sweeping
 from xqg_vdb.evaluate.matrix import id_order, judge
 from xqg_vdb.evaluate.metrics import parse_metrics, per_query
-from xqg_vdb.evaluate.sweep import ScoreTables, Setting, recipe_tables
+from xqg_vdb.evaluate.sweep import Setting, sweep
 from xqg_vdb.fusion import fuse
 from xqg_vdb.types import Recipe
 
@@ -64,9 +65,14 @@ def slow(data, recipe, setting, *, normalize, ties):
 
 def compare(data, recipe, grid, *, normalize, ties=False):
     questions, passages, sums, table, langs, query_ids, passage_ids, qrels = data
-    tables = recipe_tables(questions, passages, sums, recipe=recipe, table=table, langs=langs, normalize=normalize)
     judged = judge(qrels, query_ids=query_ids, passage_ids=passage_ids)
-    found = tables.sweep(grid, judged=judged, metrics=METRICS, tie_order=id_order(passage_ids))
+    found = {
+        metric: sweep(
+            grid, questions, passages, sums, recipe=recipe, table=table, langs=langs, normalize=normalize,
+            judged=judged, metric=metric, tie_order=id_order(passage_ids),
+        )
+        for metric in METRICS
+    }  # fmt: skip
     for row, setting in enumerate(grid):
         for metric, values in slow(data, recipe, setting, normalize=normalize, ties=ties).items():
             np.testing.assert_allclose(
@@ -102,7 +108,7 @@ def test_equal_cosines_are_ranked_alike(seed, strength):
 
 @given(seed=st.integers(0, 10_000), recipe=recipes, normalize=st.booleans(), pairs=st.sampled_from([0, 4, 1000]))
 @settings(max_examples=120, deadline=None)
-def test_tables_give_what_fusing_and_searching_gives(seed, recipe, normalize, pairs):
+def test_a_sweep_gives_what_fusing_and_searching_gives(seed, recipe, normalize, pairs):
     """Both ways to rank, many blocks, rows without queries, languages without a mean of their own."""
     data = some_data(seed, whole=False)
     rng = np.random.default_rng(seed)
@@ -110,8 +116,8 @@ def test_tables_give_what_fusing_and_searching_gives(seed, recipe, normalize, pa
     if recipe.query_langs != () and recipe.shrink == 0.0:
         grid = grid[:3]  # at α = 1 passages without queries are zero rows, whose length is rounding noise
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "BLOCK_SCORES", 20)
-        patch.setattr(sweep, "_PAIRS_WORTH_COUNTING", pairs)
+        patch.setattr(matrix, "BLOCK_SCORES", 20)
+        patch.setattr(sweeping, "_PAIRS_WORTH_COUNTING", pairs)
         compare(data, recipe, grid, normalize=normalize)
 
 
@@ -125,16 +131,10 @@ def test_sum_of_equal_counts(seed):
 
 
 def test_alpha_means_nothing_without_queries():
-    questions, passages, _, _, _, query_ids, ids, qrels = some_data(6, whole=False)
-    tables = ScoreTables(questions, passages, normalize=True)
+    questions, passages, _, table, langs, query_ids, ids, qrels = some_data(6, whole=False)
     judged = judge(qrels, query_ids=query_ids, passage_ids=ids)
-    for values in tables.sweep([Setting(0.0, 0.0), Setting(0.9, 0.5)], judged=judged, metrics=METRICS).values():
-        assert (values[0] == values[1]).all()
-
-
-def test_shapes_that_do_not_fit_are_refused():
-    questions, passages, *_ = some_data(7, whole=False)
-    means = np.zeros((1, 4), np.float32)
-    for wrong in ({"pooled": passages[:3]}, {"means": means}, {"means": means, "mean_of": np.zeros(2, np.int64)}):
-        with pytest.raises(ValueError, match="questions \\(q, dim\\)"):
-            ScoreTables(questions, passages, normalize=True, **wrong)
+    first, second = sweep(
+        [Setting(0.0, 0.5), Setting(0.9, 0.5)], questions, passages, {}, recipe=Recipe(), table=table, langs=langs,
+        normalize=True, judged=judged, metric=METRICS[2],
+    )  # fmt: skip
+    assert (first == second).all()

@@ -11,7 +11,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -189,9 +189,8 @@ class Memo:
     """Small results of a generator by key, kept in a log, which a stopped run need not compute again.
 
     All are in memory while the log is open, by one process at a time. field: the result's name in the log.
-    alone: whether what is computed next is timed. took: the seconds of every result that was asked for, None for those
-    that were computed untimed. fresh, reused: how many were computed, and how many there already. The caller resets
-    these four. Raises LockedError, CorruptError, DiskError, and MismatchError when the log has another header.
+    fresh, reused: how many were computed, and how many were there; the caller resets them. Raises LockedError,
+    CorruptError, DiskError, and MismatchError when the log has another header.
     """
 
     def __init__(self, path: Path, *, header: Record, field: str) -> None:
@@ -200,8 +199,17 @@ class Memo:
         self._log, self._field = RecordLog(path, header), field
         self._rows = {row["key"]: row for row in rows(path, self._log.committed)}
         self._written = self._log.committed.rows
-        self.alone, self.fresh, self.reused = False, 0, 0
-        self.took: list[float | None] = []
+        self.fresh, self.reused = 0, 0
+        self._took: list[float | None] | None = None
+
+    @contextmanager
+    def timed(self) -> Iterator[list[float | None]]:
+        """What is computed inside is timed: the seconds of every result that is asked for, None where nobody did."""
+        self._took = took = list[float | None]()
+        try:
+            yield took
+        finally:
+            self._took = None
 
     def has(self, keys: Sequence[str]) -> bool:
         """Whether nothing needs to be computed."""
@@ -215,14 +223,15 @@ class Memo:
         new = {key: place for place, key in enumerate(keys) if key not in self._rows}
         started = time.perf_counter()
         results = compute(list(new.values())) if new else ()
-        timed = {"seconds": time.perf_counter() - started} if self.alone else {}
+        timed = {} if self._took is None else {"seconds": time.perf_counter() - started}
         made = {key: {"key": key, self._field: result, **timed} for key, result in zip(new, results, strict=True)}
         if batch := [row for row in made.values() if row[self._field] != ""]:
             self._written += len(batch)
             self._log.commit(batch, rows=self._written, info={})
         answers = [self._rows.get(key) or made[key] for key in keys]
         self._rows.update({row["key"]: row for row in batch})
-        self.took += [row.get("seconds") for row in answers]
+        if self._took is not None:
+            self._took += [row.get("seconds") for row in answers]
         self.fresh, self.reused = self.fresh + len(new), self.reused + len(keys) - len(new)
         return [row[self._field] for row in answers]
 

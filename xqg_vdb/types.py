@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,43 +29,47 @@ class Stored:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """The record that `to_json` wrote, its unknown keys left out. ValueError names what is missing or wrong."""
-        made: Self = _checked(cls, record, cls.__name__)
+        made: Self = checked(cls, record, cls.__name__)
         return made
 
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {_key(f): _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _key(entry: Field[Any]) -> str:
     return str(entry.metadata.get("json", entry.name))
 
 
-def _checked(kind: Any, value: Any, name: str) -> Any:
+def checked(kind: Any, value: Any, name: str) -> Any:
     """A JSON value as the type that a field has: a record, a tuple, one of several words, a plain value."""
     origin, inside = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
-        return None if value is None else _checked(inside[0], value, name)
+        return value if type(value) in inside else checked(inside[0], value, name)
     if origin is Mapping and isinstance(value, dict):
-        return {key: _checked(inside[1], item, name) for key, item in value.items()}
-    if origin is tuple and isinstance(value, list):
-        return tuple(_checked(inside[0], item, name) for item in value)
+        return {key: checked(inside[1], item, name) for key, item in value.items()}
+    if origin in (tuple, Sequence) and isinstance(value, list):
+        items = [checked(inside[0], item, name) for item in value]
+        return tuple(items) if origin is tuple else items
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
         hints = get_type_hints(kind)
         there = [f for f in fields(kind) if _key(f) in value]
-        known = {f.name: _checked(hints[f.name], value[_key(f)], _key(f)) for f in there}
+        known = {f.name: checked(hints[f.name], value[_key(f)], _key(f)) for f in there}
         try:
             return kind(**known)
         except TypeError as error:
             raise ValueError(str(error).partition("__init__() ")[2]) from None
     plain = kind is Any or type(value) is kind or (kind is float and type(value) is int)
+    if plain and isinstance(value, float) and not math.isfinite(value):
+        plain = False
     if plain or (origin is Literal and value in inside):
-        return value
-    raise ValueError(f"{name} cannot be {value!r:.60}")
+        return float(value) if kind is float else value
+    words = f"; it is one of {', '.join(map(str, inside))}" if origin is Literal else ""
+    raise ValueError(f"{name} cannot be {value!r:.60}{words}")
 
 
 def option(
@@ -205,7 +210,7 @@ class Card(Stored):
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """The card that `to_json` wrote. Raises ValueError."""
-        card: Self = _checked(cls, record, "the card")
+        card: Self = checked(cls, record, "the card")
         # a multivector that earlier versions could make; nothing reads it any more
         return replace(card, vectors=tuple(name for name in card.vectors if name != "text-dense-maxsim"))
 

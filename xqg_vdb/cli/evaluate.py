@@ -150,7 +150,7 @@ def _suite(
 ) -> Suite:
     """The suite file, or the preset of a dataset, with what the command line says of either."""
     from xqg_vdb.evaluate.datasets import is_dataset
-    from xqg_vdb.evaluate.suite import preset, read_methods, read_suite, with_methods
+    from xqg_vdb.evaluate.suite import preset, read_suite, with_methods
     from xqg_vdb.search import Methods
 
     if not what.endswith(".toml"):
@@ -161,7 +161,7 @@ def _suite(
             name, task = next(iter(own.items()))
             several = len({passage.lang for passage in task.passages}) > 1
         made = preset(name, encoder=model, queries=queries, several_languages=several)
-        suite = with_methods(made, *read_methods(methods))
+        suite = with_methods(made, methods)
     elif queries is not None:
         raise click.UsageError("a suite names its own query files; --queries goes with a DATASET")
     elif methods != Methods():

@@ -1,4 +1,4 @@
-"""One cell: one system on one dataset, written into a real collection and asked.
+"""One cell: one system on one dataset, written into a real collection, asked, and judged by each metric's own module.
 
 In: a system's vectors. Out: what was found for every question, the metrics' value for every question, and seconds.
 """
@@ -7,103 +7,44 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import orjson
 
-from xqg_vdb.errors import CorruptError
+from xqg_vdb.errors import CorruptError, DataError
+from xqg_vdb.evaluate.answers import answer_recall
+from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
-from xqg_vdb.evaluate.judge import judge_run, needed_depth
 from xqg_vdb.evaluate.matrix import as_run, id_order, search_rows
-from xqg_vdb.evaluate.methods import Again, Ranking, Spent
-from xqg_vdb.evaluate.metrics import Run, write_run
-from xqg_vdb.evaluate.suite import SearchMode
+from xqg_vdb.evaluate.methods import Spent
+from xqg_vdb.evaluate.metrics import Run, parse_metrics, per_query, ranked
+from xqg_vdb.evaluate.mixed import WHOLE, measure_mixed, mixed_depth, whole_average_precision
 from xqg_vdb.evaluate.systems import Placed
 from xqg_vdb.files import write_atomic
 from xqg_vdb.progress import windows
 from xqg_vdb.search.retriever import DEPTH, fuse_ranks
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_SPARSE, Digest
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Hit, Passage, PointBatch, Search, Vectors, VectorStore
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, PointBatch, Search, Vectors, VectorStore
 
-# Asking the collection of one system: every question for the ranking, some of them alone for the time it takes.
-
-TIMED = 200
-TIMED_K = 10
-
-_QUESTIONS_AT_ONCE = 256
-
-
-def answers(
-    store: VectorStore, name: str, placed: Placed, *, k: int, search: SearchMode
-) -> Iterator[tuple[list[int], list[list[Hit]]]]:
-    """Rows of questions with the k best passages of each, a few hundred at a time."""
-    for rows in windows(range(len(placed.questions)), _QUESTIONS_AT_ONCE):
-        yield rows, found(store, name, placed, rows, k=k, search=search)
-
-
-def found(
-    store: VectorStore, name: str, placed: Placed, rows: Sequence[int], *, k: int, search: SearchMode
-) -> list[list[Hit]]:
-    """The k best per question as `Retriever` finds them; fused with those by the words for a hybrid system."""
-    depth = k if placed.words is None else max(k, DEPTH)
-    exact = search == "exact"
-    asked = placed.questions[list(rows)]
-    hits = store.search(name, asked, Search(depth, using=TEXT_DENSE, exact=exact))
-    if placed.words is None:
-        return hits
-    words = [placed.words.questions[row] for row in rows]
-    spoken = [i for i, one in enumerate(words) if len(one.indices)]
-    by_words: list[list[Hit]] = [[] for _ in rows]
-    if spoken:
-        said = [words[i] for i in spoken]
-        more = store.search(name, said, Search(depth, using=TEXT_SPARSE, exact=exact))
-        for i, own in zip(spoken, more, strict=True):
-            by_words[i] = own
-    return [fuse_ranks(both, k=k) for both in zip(hits, by_words, strict=True)]
-
-
-class Cost:
-    """What a system costs: bytes of its vectors as they are written, and the time of single look-ups.
-
-    Neither the index nor the text is counted, nor the time in which a question is encoded: they hardly differ.
-    """
-
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._milliseconds: list[float] = []
-
-    def measure(self, store: VectorStore, name: str, placed: Placed, *, search: SearchMode) -> None:
-        """Count the vectors of the collection, and ask up to 200 questions one by one for 10 passages."""
-        self._bytes += 4 * placed.passages.size
-        if placed.words is not None:
-            self._bytes += sum(one.indices.nbytes + one.values.nbytes for one in placed.words.passages)
-        every = range(len(placed.questions))
-        for row in every[:: max(len(every) // TIMED, 1)][:TIMED]:
-            started = time.perf_counter()
-            found(store, name, placed, [row], k=TIMED_K, search=search)
-            self._milliseconds.append(1000 * (time.perf_counter() - started))
-
-    def facts(self, passages: int) -> dict[str, float]:
-        """Bytes a passage, and the median and the 95th percentile of the milliseconds; {} when nothing was measured."""
-        if not self._milliseconds:
-            return {}
-        p50, p95 = np.percentile(self._milliseconds, [50, 95]).tolist()
-        return {"bytes a passage": round(self._bytes / passages), "p50 ms": round(p50, 3), "p95 ms": round(p95, 3)}
-
-
-# What a cell holds, and its file: finished cells are kept under all that they depend on, and skipped.
+BITEXT = "F1"
+SHARE_DEPTH = 20
+_ANSWERS = re.compile(r"R@(\d+)kt( strict)?")
+_DEPTH_FOR_ANSWERS = 100
+_TIMED, _TIMED_K = 200, 10
+_QUESTIONS_AT_ONCE, _PASSAGES_AT_ONCE = 256, 1024
+_NAME = "xqg-bench"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one system did on one dataset.
+    """What one system did on one dataset; its file is kept under all that it depends on.
 
     values: metric -> question id -> value. seconds: by phase. tokenizer: of the answer recall, if there was any.
     shares: question language -> passage language -> share of the first 20, where the passages have several languages.
@@ -118,27 +59,18 @@ class Cell:
     cost: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
+    def and_spent(self, spent: Spent) -> Cell:
+        """The cell with what one of its methods cost."""
+        return replace(
+            self,
+            seconds={**self.seconds, spent.method: round(spent.seconds, 3)},
+            cost={**self.cost, **spent.cost()},
+            notes=(*self.notes, *spent.notes),
+        )
 
-def cell_key(facts: Mapping[str, Any]) -> str:
-    """A name for everything that a cell depends on, 24 hexadecimal digits."""
-    raw = orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
-    return hashlib.blake2b(raw, digest_size=12).hexdigest()
-
-
-def with_spent(cell: Cell, spent: Spent) -> Cell:
-    """The cell with what one of its methods cost."""
-    return replace(
-        cell,
-        seconds={**cell.seconds, spent.method: round(spent.seconds, 3)},
-        cost={**cell.cost, **spent.cost()},
-        notes=(*cell.notes, *spent.notes),
-    )
-
-
-def save_cell(path: Path, cell: Cell, *, run: Path, found: Run) -> None:
-    """Keep a cell and its run as a TREC file; the cell comes last, so that where it is, the run is too."""
-    write_run(run, found, tag="xqg-vdb")
-    write_atomic(path, gzip.compress(orjson.dumps(asdict(cell)), mtime=0))
+    def save(self, path: Path) -> None:
+        """Write its file."""
+        write_atomic(path, gzip.compress(orjson.dumps(asdict(self)), mtime=0))
 
 
 def load_cell(path: Path) -> Cell | None:
@@ -146,14 +78,9 @@ def load_cell(path: Path) -> Cell | None:
     if not path.is_file():
         return None
     try:
-        record = orjson.loads(gzip.decompress(path.read_bytes()))
-        return Cell(**{"cost": {}, **record})
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        return Cell(**orjson.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise CorruptError(f"{path} is damaged ({error}): remove it, and the cell is computed again.") from error
-
-
-SHARE_DEPTH = 20
-_WINDOW = 1024
 
 
 def run_cell(
@@ -161,72 +88,49 @@ def run_cell(
     passages: Sequence[Passage],
     placed: Placed,
     *,
-    encoder: EncoderFacts,
     metrics: Sequence[str],
     depth: int,
-    search: SearchMode,
-    store: VectorStore | None,
-    again: Again | None = None,
+    search: Literal["exact", "graph", "memory"] = "memory",
+    store: VectorStore | None = None,
+    again: Callable[[Run], tuple[Run, Spent]] | None = None,
 ) -> tuple[Cell, Run]:
     """Write, ask and judge. store: where the collections go, one a pool, each removed after use; None for `memory`.
 
     again: ranks what was found again.
     """
     depth = max(depth, needed_depth(metrics)) + task.not_itself
-    seconds, cost = {"write": 0.0, "search": 0.0}, Cost()
-    run: Ranking = {}
+    seconds, milliseconds = {"write": 0.0, "search": 0.0}, list[float]()
+    run: dict[str, Sequence[tuple[str, float]]] = {}
     for rows, asked in _pools(task, passages):
-        inside = placed if not task.pooled else _inside(placed, rows, asked)
-        part = [passages[row] for row in rows]
-        ids = [task.queries[row].id for row in asked]
+        inside = placed.inside(rows, asked) if task.pooled else placed
+        part, ids = [passages[row] for row in rows], [task.queries[row].id for row in asked]
+        started = time.perf_counter()
         if store is None:
-            started = time.perf_counter()
-            run.update(rank_in_memory(inside, ids, passage_ids=[passage.id for passage in part], k=depth))
-            seconds["search"] += time.perf_counter() - started
+            run |= _rank_in_memory(inside, ids, passage_ids=[passage.id for passage in part], k=depth)
         else:
-            asking = partial(_ask, store, part, inside, ids, encoder=encoder, depth=depth, search=search)
-            run.update(asking(seconds=seconds, cost=cost))
+            _write(store, part, inside)
+            seconds["write"] += (written := time.perf_counter()) - started
+            started = written
+            run |= _ask(store, inside, ids, depth=depth, exact=search == "exact")
+        seconds["search"] += time.perf_counter() - started
+        if store is not None:
+            milliseconds += _lookups(store, inside, exact=search == "exact")
+            store.delete(_NAME)
     if task.not_itself:
         run = {qid: [pair for pair in pairs if pair[0] != qid][: depth - 1] for qid, pairs in run.items()}
-    spent = None
-    if again is not None:
-        run, spent = again(run)
+    final, spent = (run, None) if again is None else again(run)
     started = time.perf_counter()
     by_vectors = again is None and placed.words is None
-    values, tokenizer = judge_run(task, passages, placed, run, metrics=metrics, by_vectors=by_vectors)
+    values, tokenizer = judge_run(task, passages, placed, final, metrics=metrics, by_vectors=by_vectors)
     seconds["judge"] = time.perf_counter() - started
-    rounded = {name: round(value, 3) for name, value in seconds.items()}
-    cell = Cell(values, rounded, tokenizer, language_shares(task, passages, run), cost.facts(len(passages)))
-    return cell if spent is None else with_spent(cell, spent), run
-
-
-def language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run) -> dict[str, dict[str, float]]:
-    """Which languages the first 20 passages are in, by the question's language; {} for passages of one language."""
-    lang_of = {passage.id: passage.lang for passage in passages}
-    if len(set(lang_of.values())) < 2 or task.pooled:
-        return {}
-    seen: dict[str, Counter[str]] = {}
-    for query in task.queries:
-        best = sorted(run[query.id], key=lambda hit: (-hit[1], hit[0]))[:SHARE_DEPTH]
-        seen.setdefault(query.lang or UNKNOWN_LANGUAGE, Counter()).update(lang_of[docid] for docid, _ in best)
-    return {
-        asked: {lang: found[lang] / found.total() for lang in sorted(set(lang_of.values()))}
-        for asked, found in sorted(seen.items())
-    }
-
-
-def rank_in_memory(
-    placed: Placed, ids: Sequence[str], *, passage_ids: Sequence[str], k: int
-) -> dict[str, list[tuple[str, float]]]:
-    """What an exact search of the real collection finds, by matrix product; ids: of the questions."""
-    found = search_rows(placed.questions, placed.passages, k=k, tie_order=id_order(passage_ids))
-    return as_run(*found, query_ids=ids, passage_ids=passage_ids)
-
-
-def _inside(placed: Placed, rows: Sequence[int], asked: Sequence[int]) -> Placed:
-    """One pool of a pooled task: these passages, these questions."""
-    words = placed.words and placed.words.inside(rows, asked)
-    return replace(placed, passages=placed.passages[rows], questions=placed.questions[asked], words=words)
+    cell = Cell(
+        values,
+        {name: round(value, 3) for name, value in seconds.items()},
+        tokenizer,
+        _language_shares(task, passages, final),
+        _cost(placed, milliseconds),
+    )
+    return cell if spent is None else cell.and_spent(spent), final
 
 
 def _pools(task: RetrievalTask, passages: Sequence[Passage]) -> Iterator[tuple[list[int], list[int]]]:
@@ -239,62 +143,177 @@ def _pools(task: RetrievalTask, passages: Sequence[Passage]) -> Iterator[tuple[l
         yield inside, [row for row, query in enumerate(task.queries) if task.groups[query.id] == group]
 
 
-def _ask(
-    store: VectorStore,
-    passages: Sequence[Passage],
-    placed: Placed,
-    ids: Sequence[str],
-    *,
-    encoder: EncoderFacts,
-    depth: int,
-    search: SearchMode,
-    seconds: dict[str, float],
-    cost: Cost,
+def _rank_in_memory(
+    placed: Placed, ids: Sequence[str], *, passage_ids: Sequence[str], k: int
 ) -> dict[str, list[tuple[str, float]]]:
-    name = "xqg-bench"
-    started = time.perf_counter()
-    write_passages(store, name, passages, placed, encoder=encoder)
-    written = time.perf_counter()
-    run: dict[str, list[tuple[str, float]]] = {}
-    for block, found in answers(store, name, placed, k=depth, search=search):
-        run.update({ids[row]: [(h.id, h.score) for h in hits] for row, hits in zip(block, found, strict=True)})
-    seconds["write"] += written - started
-    seconds["search"] += time.perf_counter() - written
-    cost.measure(store, name, placed, search=search)
-    store.delete(name)
-    return run
+    """What an exact search of the real collection finds, by matrix product; ids: of the questions."""
+    found = search_rows(placed.questions, placed.passages, k=k, tie_order=id_order(passage_ids))
+    return as_run(*found, query_ids=ids, passage_ids=passage_ids)
 
 
-def write_passages(
-    store: VectorStore, name: str, passages: Sequence[Passage], placed: Placed, *, encoder: EncoderFacts
-) -> None:
-    """Write one system's passages as the collection `name`, replacing what an unfinished run left there."""
-    if name in store.names():
-        store.delete(name)
+def _write(store: VectorStore, passages: Sequence[Passage], placed: Placed) -> None:
+    """Write one system's passages, replacing what an unfinished run left there."""
+    if _NAME in store.names():
+        store.delete(_NAME)
+    rows: Vectors = np.ascontiguousarray(placed.passages, dtype=np.float32)
     digest = Digest()
     for passage in passages:
         digest.add(passage.id, passage.text)
-    card = Card(
-        encoder=encoder,
-        distance="cosine" if encoder.normalize else "dot",
-        recipe=placed.recipe,
-        bm25=None if placed.words is None else placed.words.settings,
-        query_langs=placed.query_langs,
-        rows_digest=_rows_digest(placed.passages),
-    )
-    with store.writer(name, card=card) as writer:
-        for start in range(0, len(passages), _WINDOW):
-            window = slice(start, start + _WINDOW)
-            writer.upsert(_batch(passages, placed, window))
+    card = replace(placed.card, rows_digest=hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest())
+    with store.writer(_NAME, card=card) as writer:
+        for start in range(0, len(passages), _PASSAGES_AT_ONCE):
+            window = slice(start, start + _PASSAGES_AT_ONCE)
+            part = passages[window]
+            words = placed.words and placed.words[0][window]
+            writer.upsert(PointBatch(part, {TEXT_DENSE: rows[window]}, [()] * len(part), sparse=words))
         writer.commit(len(passages))
         writer.publish(replace(card, count=len(passages), digest=digest.hexdigest()))
 
 
-def _batch(passages: Sequence[Passage], placed: Placed, rows: slice) -> PointBatch:
-    vectors = {TEXT_DENSE: np.ascontiguousarray(placed.passages[rows], dtype=np.float32)}
-    words = None if placed.words is None else placed.words.passages[rows]
-    return PointBatch(passages[rows], vectors, [()] * len(passages[rows]), sparse=words)
+def _ask(
+    store: VectorStore, placed: Placed, ids: Sequence[str], *, depth: int, exact: bool
+) -> dict[str, list[tuple[str, float]]]:
+    run = {}
+    for rows in windows(range(len(ids)), _QUESTIONS_AT_ONCE):
+        for row, hits in zip(rows, _found(store, placed, rows, k=depth, exact=exact), strict=True):
+            run[ids[row]] = [(hit.id, hit.score) for hit in hits]
+    return run
 
 
-def _rows_digest(rows: Vectors) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(rows).tobytes(), digest_size=16).hexdigest()
+def _found(store: VectorStore, placed: Placed, rows: Sequence[int], *, k: int, exact: bool) -> list[list[Hit]]:
+    """The k best per question as `Retriever` finds them; fused with those by the words for a hybrid system."""
+    depth = k if placed.words is None else max(k, DEPTH)
+    hits = store.search(_NAME, placed.questions[list(rows)], Search(depth, using=TEXT_DENSE, exact=exact))
+    if placed.words is None:
+        return hits
+    words = [placed.words[1][row] for row in rows]
+    spoken = [i for i, weights in enumerate(words) if len(weights.indices)]
+    by_words: list[list[Hit]] = [[] for _ in rows]
+    if spoken:
+        search = Search(depth, using=TEXT_SPARSE, exact=exact)
+        for i, more in zip(spoken, store.search(_NAME, [words[i] for i in spoken], search), strict=True):
+            by_words[i] = more
+    return [fuse_ranks(both, k=k) for both in zip(hits, by_words, strict=True)]
+
+
+def _lookups(store: VectorStore, placed: Placed, *, exact: bool) -> list[float]:
+    """Milliseconds of up to 200 questions that are asked one by one for 10 passages."""
+    milliseconds, n = [], len(placed.questions)
+    for row in range(n)[:: max(n // _TIMED, 1)][:_TIMED]:
+        started = time.perf_counter()
+        _found(store, placed, [row], k=_TIMED_K, exact=exact)
+        milliseconds.append(1000 * (time.perf_counter() - started))
+    return milliseconds
+
+
+def _cost(placed: Placed, milliseconds: Sequence[float]) -> dict[str, float]:
+    """Bytes of a passage's vectors, and median and 95th percentile of the milliseconds; {} when nothing was measured.
+
+    Neither the index nor the text is counted, nor the time in which a question is encoded: they hardly differ.
+    """
+    if not milliseconds:
+        return {}
+    sparse = placed.words[0] if placed.words is not None else ()
+    written = 4 * placed.passages.size + sum(one.indices.nbytes + one.values.nbytes for one in sparse)
+    p50, p95 = np.percentile(milliseconds, [50, 95]).tolist()
+    return {"bytes a passage": round(written / len(placed.passages)), "p50 ms": round(p50, 3), "p95 ms": round(p95, 3)}
+
+
+def _language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run) -> dict[str, dict[str, float]]:
+    """Which languages the first 20 passages are in, by the question's language; {} for passages of one language."""
+    lang_of = {passage.id: passage.lang for passage in passages}
+    langs = sorted(set(lang_of.values()))
+    if len(langs) < 2 or task.pooled:
+        return {}
+    seen: dict[str, Counter[str]] = {}
+    for query in task.queries:
+        best = ranked(run[query.id])[:SHARE_DEPTH]
+        seen.setdefault(query.lang or UNKNOWN_LANGUAGE, Counter()).update(lang_of[docid] for docid, _ in best)
+    return {asked: {lang: n[lang] / n.total() for lang in langs} for asked, n in sorted(seen.items())}
+
+
+# Metric names of a suite -> the value of every question, by each metric's own module.
+
+
+def _kind(metric: str) -> Literal["ranking", "answers", "mixed", "vectors"]:
+    """Who computes it."""
+    if _ANSWERS.fullmatch(metric):
+        return "answers"
+    if metric in (BITEXT, WHOLE):
+        return "vectors"
+    return "ranking" if mixed_depth(metric) is None else "mixed"
+
+
+def needed_depth(metrics: Sequence[str]) -> int:
+    """How many passages a question must have for these metrics. DataError for what is no metric."""
+    depths = [metric.k for metric in parse_metrics(name for name in metrics if _kind(name) == "ranking")]
+    depths += [_DEPTH_FOR_ANSWERS if _kind(name) == "answers" else mixed_depth(name) or 1 for name in metrics]
+    return max(depths, default=1)
+
+
+def check_metrics(metrics: Sequence[str], task: RetrievalTask) -> None:
+    """DataError when a metric is unknown or needs what the task lacks (answers, judgements)."""
+    needed_depth(metrics)
+    for name in metrics:
+        if _kind(name) == "answers" and not task.answers:
+            raise DataError(f"{name} needs gold answers, and {task.name} has none.")
+        if _kind(name) != "answers" and not task.qrels:
+            raise DataError(f"{name} needs relevance judgements, and {task.name} has answers only.")
+
+
+def judge_run(
+    task: RetrievalTask,
+    passages: Sequence[Passage],
+    placed: Placed,
+    run: Run,
+    *,
+    metrics: Sequence[str],
+    by_vectors: bool = True,
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Each metric's value per question, and the tokeniser of the answer recall ("" without one).
+
+    For `F1` (bitext mining) the "questions" are the groups: mining has one number a language pair. by_vectors: the run
+    is what the vectors alone give; else there is no whole ranking, and mAP without a cut-off is left out.
+    """
+    names = [name for name in metrics if _kind(name) == "ranking"]
+    ranking = per_query(run, task.qrels, metrics=parse_metrics(names)) if names else {}
+    values = {name: ranking[metric] for name, metric in zip(names, parse_metrics(names), strict=True)}
+    tokenizer = ""
+    for name in metrics:
+        if match := _ANSWERS.fullmatch(name):
+            values[name], tokenizer = _answered(task, passages, run, budget=1000 * int(match[1]), strict=bool(match[2]))
+        elif name == BITEXT:
+            values[name] = _mined(task, passages, placed)
+        elif name == WHOLE and by_vectors and not task.pooled:
+            values[name] = whole_average_precision(task, passages, questions=placed.questions, rows=placed.passages)
+        elif _kind(name) == "mixed":
+            values[name] = measure_mixed(name, run, task, passages)
+    return {name: values[name] for name in metrics if values.get(name)}, tokenizer
+
+
+def _answered(
+    task: RetrievalTask, passages: Sequence[Passage], run: Run, *, budget: int, strict: bool
+) -> tuple[dict[str, float], str]:
+    text = {passage.id: passage.text for passage in passages}  # without the title, as the official script
+    rankings = {qid: [text[docid] for docid, _ in pairs] for qid, pairs in run.items()}
+    (result,) = answer_recall(
+        rankings, answers=task.answers or {}, langs=task.groups, budgets=[budget],
+        mode="strict" if strict else "official",
+    )  # fmt: skip
+    return dict(result.hits), result.tokenizer
+
+
+def _mined(task: RetrievalTask, passages: Sequence[Passage], placed: Placed) -> dict[str, float]:
+    """F1 per language pair; the threshold is the best one on the same gold, as in XTREME's script on its dev split."""
+    values: dict[str, float] = {}
+    for group in sorted(set(task.groups.values())):
+        asked = [row for row, query in enumerate(task.queries) if task.groups[query.id] == group]
+        inside = [row for row, p in enumerate(passages) if not task.pooled or p.meta[POOL] == group]
+        source_ids, target_ids = [task.queries[row].id for row in asked], [passages[row].id for row in inside]
+        pairs = bucc_mine(
+            placed.questions[asked], placed.passages[inside], source_ids=source_ids, target_ids=target_ids,
+            ignored=task.ignored,
+        )  # fmt: skip
+        gold = [(qid, docid) for qid in source_ids for docid in task.qrels.get(qid, {})]
+        values[group] = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold)).f1
+    return values

@@ -7,16 +7,16 @@ Shares are in 0..1; differences are system minus baseline; intervals are bootstr
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
+
+from xqg_vdb.types import Stored
 
 Ends = tuple[float, float] | None
 """Low and high end of an interval; None when one question or none leaves nothing to resample."""
@@ -83,7 +83,7 @@ class Compared:
 class Point:
     """One setting of a sweep: x is a number, or a word (`without sw`)."""
 
-    x: float | str
+    x: int | float | str
     value: float
     groups: Mapping[str, float] = field(default_factory=dict)
 
@@ -112,7 +112,7 @@ class HeatMap:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(Stored):
     """Everything that one run of a suite found.
 
     environment: versions, commit, machine, threads, tokeniser. datasets, systems, encoders, query_files: name -> facts
@@ -136,44 +136,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict from which `from_json` makes an equal report."""
-        return {"schema": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Report:
-        """The report that `to_json` wrote. KeyError or TypeError, naming the place, when `record` is not one."""
-        made: Report = _made(cls, record, "report")
-        return made
-
-
-def _made(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as the annotated type, every part of it checked; numbers must be finite."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
-        given = [f.name for f in fields(kind) if f.name in value or f.name in needed]
-        return kind(**{name: _made(hints[name], value[name], f"{where}.{name}") for name in given})  # type: ignore[operator]
-    if origin in (Union, UnionType):
-        return _made_any(inner, value, where)
-    if origin is Mapping and isinstance(value, dict):
-        return {name: _made(inner[1], one, f"{where}.{name}") for name, one in value.items()}
-    if origin is tuple and isinstance(value, list) and len(value) == len(inner):
-        return tuple(_made(one, part, where) for one, part in zip(inner, value, strict=True))
-    if origin is Sequence and isinstance(value, list):
-        return [_made(inner[0], one, f"{where}[]") for one in value]
-    fits = kind is Any or type(value) is kind or (kind is float and type(value) is int)
-    if fits and (not isinstance(value, float) or math.isfinite(value)):
-        return value
-    raise TypeError(f"{where} is {value!r:.40}")
-
-
-def _made_any(kinds: Sequence[Any], value: Any, where: str) -> Any:
-    for kind in kinds:
-        try:
-            return _made(kind, value, where)
-        except TypeError:
-            continue
-    raise TypeError(f"{where} is {value!r:.40}")
+        return {"schema": 1, **super(Report, self).to_json()}
 
 
 # What a number depends on besides the data: versions, commit, machine, threads.

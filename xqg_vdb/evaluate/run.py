@@ -5,28 +5,42 @@ Stop it at any time: the next run takes up vectors at their last commit and skip
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.evaluate.cells import SHARE_DEPTH, Cell
+from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.errors import DataError
+from xqg_vdb.evaluate import significance
+from xqg_vdb.evaluate.cells import BITEXT, SHARE_DEPTH, Cell, check_metrics, run_cell
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.evaluate.judge import BITEXT, check_metrics, contrast, summarize
-from xqg_vdb.evaluate.metrics import Run, read_run
+from xqg_vdb.evaluate.metrics import counted, group_means, headline, macro_mean, ranked, read_run
 from xqg_vdb.evaluate.questions import Asked, write_questions
-from xqg_vdb.evaluate.records import Compared, HeatMap, Report, Result, environment
-from xqg_vdb.evaluate.significance import RESAMPLES
-from xqg_vdb.evaluate.suite import Suite, System
-from xqg_vdb.evaluate.sweep import run_sweep
-from xqg_vdb.evaluate.systems import counts
-from xqg_vdb.evaluate.workbench import OpenEncoder, Workbench
+from xqg_vdb.evaluate.records import (
+    Compared,
+    Difference,
+    Ends,
+    HeatMap,
+    Point,
+    Report,
+    Result,
+    Sweep,
+    Value,
+    environment,
+)
+from xqg_vdb.evaluate.significance import RESAMPLES, Interval, compare_groups, mean_interval
+from xqg_vdb.evaluate.suite import Suite, SweepPlan, System
+from xqg_vdb.evaluate.workbench import Workbench
 from xqg_vdb.files import disk_errors, sha256_of
 from xqg_vdb.progress import Progress, silent
+from xqg_vdb.search import Methods
 from xqg_vdb.store import open_store
 from xqg_vdb.types import VectorStore
 
@@ -38,7 +52,7 @@ def run_suite(
     *,
     data_dir: Path | None,
     out: Path,
-    open_encoder: OpenEncoder,
+    open_encoder: Callable[[str], CalibratedEncoder],
     vectors: Path | None = None,
     store: VectorStore | None = None,
     threads: int = 1,
@@ -77,7 +91,7 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
         systems={system.name: _system_facts(bench, system) for system in suite.systems},
         results=list(_results(bench, cells, resamples)),
         comparisons=list(_comparisons(bench, cells, resamples)),
-        sweeps=[run_sweep(bench, plan, dataset) for plan in suite.sweeps for dataset in suite.datasets],
+        sweeps=[_sweep(bench, plan, dataset) for plan in suite.sweeps for dataset in suite.datasets],
         heatmaps=list(_heat_maps(cells)),
         notes=[
             *(f"{name}: {what}: {n}" for name in suite.datasets for what, n in bench.task(name).notes.items()),
@@ -134,18 +148,15 @@ def _write_questions(bench: Workbench, cells: Cells) -> None:
         Asked(
             dataset, bench.task(dataset), tuple(bench.task(dataset).passages),
             {name: cells[dataset, name].values for name in names},
-            {name: _first(read_run(_run_file(bench, dataset, name))) for name in names},
+            {name: {
+                qid: ranked(pairs)[0][0] for qid, pairs in read_run(_run_file(bench, dataset, name)).items() if pairs
+            } for name in names},
         )
         for dataset in bench.suite.datasets
         if BITEXT not in bench.metrics(dataset)
     ]  # fmt: skip
     if asked:
         write_questions(bench.out, asked)
-
-
-def _first(run: Run) -> dict[str, str]:
-    """The best passage of each question."""
-    return {qid: min(pairs, key=lambda pair: (-pair[1], pair[0]))[0] for qid, pairs in run.items() if pairs}
 
 
 @contextmanager
@@ -163,32 +174,107 @@ def _chosen_store(suite: Suite, store: VectorStore | None) -> Iterator[VectorSto
 
 
 def _results(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Result]:
+    """Every system's mean by the publisher's average, and each group's, with bootstrap intervals."""
     for (dataset, system), cell in cells.items():
         task = bench.task(dataset)
+        clusters = task.clusters()
         for metric, values in cell.values.items():
-            yield summarize(
-                values, task=task, dataset=dataset, system=system, metric=metric, seconds=cell.seconds,
-                cost=cell.cost, resamples=resamples,
-            )  # fmt: skip
+            groups = _groups_of(metric, values, task)
+            parts = {"": counted(values, groups=groups, average=task.average)}
+            parts |= {
+                name: {qid: name for qid in values if groups[qid] == name} for name in sorted(set(groups.values()))
+            }
+            means = {}
+            for name, part in parts.items():
+                own = {qid: values[qid] for qid in part}
+                interval = mean_interval(own, groups=part, clusters=clusters, resamples=resamples)
+                means[name] = Value(len(own), macro_mean(own, groups=part), _ends(interval))
+            yield Result(dataset, system, metric, means.pop(""), means, cell.seconds, cell.cost)
+
+
+def _groups_of(metric: str, values: Mapping[str, float], task: RetrievalTask) -> Mapping[str, str]:
+    """What the questions of a metric are broken down by."""
+    return {qid: qid if metric == BITEXT else task.groups[qid] for qid in values}
+
+
+def _ends(interval: Interval) -> Ends:
+    return None if math.isnan(interval.low) else (interval.low, interval.high)
 
 
 def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Compared]:
     """Every comparison of the suite by every metric, each once."""
     suite = bench.suite
     wanted = {
-        (dataset, metric, one.baseline, system): None
-        for one in suite.comparisons
-        for system in one.systems
+        (dataset, metric, comparison.baseline, system): None
+        for comparison in suite.comparisons
+        for system in comparison.systems
         for dataset in suite.datasets
         for metric in bench.metrics(dataset)
     }
     for dataset, metric, baseline, system in wanted:
-        before, after = cells[dataset, baseline].values, cells[dataset, system].values
-        if metric in before and metric in after:
-            yield contrast(
-                before[metric], after[metric], task=bench.task(dataset), dataset=dataset, metric=metric,
-                names=(baseline, system), resamples=resamples,
-            )  # fmt: skip
+        before, after = (cells[dataset, name].values.get(metric) for name in (baseline, system))
+        if before is None or after is None:
+            continue
+        task = bench.task(dataset)
+        tested = compare_groups(
+            before, after, groups=_groups_of(metric, before, task), clusters=task.clusters(), average=task.average,
+            resamples=resamples,
+        )  # fmt: skip
+        groups = {
+            name: _difference(found, tested.holm_t[name], tested.holm_permutation[name])
+            for name, found in tested.groups.items()
+        }
+        yield Compared(dataset, metric, baseline, system, _difference(tested.macro), groups)
+
+
+def _difference(
+    found: significance.Comparison, holm_t: float | None = None, holm_permutation: float | None = None
+) -> Difference:
+    return Difference(
+        found.n, found.baseline, found.system, found.difference, _ends(found.interval),
+        found.d_z if math.isfinite(found.d_z) else None, found.p_t, found.p_permutation, holm_t, holm_permutation,
+    )  # fmt: skip
+
+
+def _sweep(bench: Workbench, plan: SweepPlan, dataset: str) -> Sweep:
+    """The plan's system with each value in its place, ranked in memory. DataError for what cannot be swept there."""
+    system = next(one for one in bench.suite.systems if one.name == plan.system)
+    if system.queries is None and plan.parameter != "lambda":
+        raise DataError(f"system {system.name!r} folds in no queries: there is nothing to sweep {plan.parameter} over.")
+    if system.methods != Methods() or system.hybrid:
+        raise DataError(f"system {system.name!r} expands, ranks again or is hybrid: name its own base to sweep.")
+    task, metric = bench.task(dataset), plan.metric or bench.metrics(dataset)[0]
+    check_metrics([metric], task)
+    passages, points = bench.material(system.encoder, dataset).passages, list[Point]()
+    for x, variant in _variants(bench, plan, system, dataset):
+        bench.progress(f"{dataset}: {plan.parameter} of {system.name}", len(points), None)
+        cell, _ = run_cell(task, passages, bench.placed(variant, dataset), metrics=[metric], depth=1)
+        values = cell.values[metric]
+        groups = _groups_of(metric, values, task)
+        value = headline(values, groups=groups, average=task.average)
+        points.append(Point(x, value, group_means(values, groups=groups)))
+    return Sweep(dataset, metric, system.name, plan.parameter, points)
+
+
+def _variants(bench: Workbench, plan: SweepPlan, system: System, dataset: str) -> Iterator[tuple[float | str, System]]:
+    """The points' labels and their systems."""
+    queries, recipe = bench.query_vectors(system, dataset), system.recipe
+    if plan.parameter == "alpha":
+        for alpha in plan.values or [round(0.05 * i, 2) for i in range(20)]:
+            yield alpha, replace(system, recipe=replace(recipe, alpha=alpha))
+    elif plan.parameter == "lambda":
+        for strength in plan.values or [round(0.1 * i, 1) for i in range(13)]:
+            yield strength, replace(system, calibration=strength)
+    elif plan.parameter == "n":
+        most = 1 if queries is None else int(queries.index.max()) + 1
+        for n in plan.values or range(1, most + 1):
+            yield n, replace(system, n=int(n))
+    else:
+        langs = recipe.query_langs or (queries.langs if queries else ())
+        yield "all", system
+        for lang in langs if len(langs) > 1 else ():
+            rest = tuple(other for other in langs if other != lang)
+            yield f"without {lang}", replace(system, recipe=replace(recipe, query_langs=rest))
 
 
 def _heat_maps(cells: Cells) -> Iterator[HeatMap]:
@@ -211,13 +297,12 @@ def _own_language(cells: Cells) -> Iterator[str]:
 
 def _dataset_facts(bench: Workbench, name: str) -> dict[str, Any]:
     task, limit = bench.task(name), bench.suite.questions
-    groups = sorted(set(task.groups.values()))
     return {
         "task": task.name,
         "passages": sum(1 for _ in task.passages),
         "questions": len(task.queries),
         **({} if limit is None else {"limit": _limit(limit)}),
-        "groups": {group: sum(own == group for own in task.groups.values()) for group in groups},
+        "groups": dict(sorted(Counter(task.groups.values()).items())),
         "average": task.average,
         "metrics": list(bench.metrics(name)),
         "digest": bench.data_digest(name),
@@ -226,36 +311,39 @@ def _dataset_facts(bench: Workbench, name: str) -> dict[str, Any]:
 
 def _query_facts(bench: Workbench) -> dict[str, dict[str, Any]]:
     """What the folded-in query files held for each dataset, by `dataset: set`."""
-    found: dict[str, dict[str, Any]] = {}
+    facts: dict[str, dict[str, Any]] = {}
     for system in bench.suite.systems:
         for dataset in bench.suite.datasets:
-            vectors, file = bench.query_vectors(system, dataset), bench.suite.query_file(system, dataset)
-            if vectors is not None and file is not None:
-                passages = len(bench.material(system.encoder, dataset).passages)
-                facts = {"file": file.name, "sha256": sha256_of(file), **counts(vectors, passages=passages)}
-                found[f"{dataset}: {system.queries}"] = facts
-    return found
+            queries, file = bench.query_vectors(system, dataset), bench.suite.query_file(system, dataset)
+            if queries is not None and file is not None:
+                facts[f"{dataset}: {system.queries}"] = {
+                    "file": file.name,
+                    "sha256": sha256_of(file),
+                    "queries": len(queries.owner),
+                    "passages with queries": len(set(queries.owner.tolist())),
+                    "passages": len(bench.material(system.encoder, dataset).passages),
+                    "languages": {lang: int((queries.lang == lang).sum()) for lang in queries.langs},
+                    "records of other passages": queries.unused,
+                }
+    return facts
 
 
 def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
+    """As a report shows them."""
     strength = bench.encoder(system.encoder).calibration if system.calibration is None else system.calibration
-    recipe = system.recipe.to_json() if system.queries else None
     facts = {"encoder": system.encoder, "λ": strength, "means": system.means, "languages": system.languages}
-    folded = {"queries": system.queries, "content": system.content, "n": system.n, "recipe": recipe}
-    centred = {"passage λ": system.passage_calibration} if system.passage_calibration else {}
-    words = {"hybrid": "words of passages"} if system.hybrid else {}
-    vectors = {**facts, **(folded if system.queries else {}), **centred, **words}
-    return {**vectors, **_generator_facts(bench, system)}
-
-
-def _generator_facts(bench: Workbench, system: System) -> dict[str, Any]:
-    """As a report shows them: which generators, and how they are used."""
-    found = bench.method_facts(system)
-    facts: dict[str, Any] = {}
-    if system.expand:
-        facts |= {"expand": f"{system.expand.method}:{system.expand.model}", "expansion": found["expand"]}
-    if system.rerank:
-        facts |= {"rerank": f"upr:{system.rerank.model}", "reranking": found["rerank"]}
+    if system.queries:
+        recipe = system.recipe.to_json()
+        facts |= {"queries": system.queries, "content": system.content, "n": system.n, "recipe": recipe}
+    if system.passage_calibration:
+        facts["passage λ"] = system.passage_calibration
+    if system.hybrid:
+        facts["hybrid"] = "words of passages"
+    used = bench.method_facts(system)
+    if "expand" in used:
+        facts |= {"expand": system.methods.expand, "expansion": used["expand"]}
+    if "rerank" in used:
+        facts |= {"rerank": system.methods.rerank, "reranking": used["rerank"]}
     return facts
 
 

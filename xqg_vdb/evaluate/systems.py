@@ -6,18 +6,17 @@ with xQG but the queries' content.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xqg_vdb.calibration import (
     CalibratedEncoder,
     LanguageMeans,
     calibrate,
-    calibrate_passages,
     language_means,
     pack_means,
     passage_means,
@@ -26,7 +25,6 @@ from xqg_vdb.calibration import (
 )
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.evaluate.methods import WordingVectors
 from xqg_vdb.evaluate.suite import System
 from xqg_vdb.index.build import QuerySums, Window
 from xqg_vdb.index.encode import QueryVectors, encode_cached
@@ -36,8 +34,6 @@ from xqg_vdb.search.retriever import mean_rows
 from xqg_vdb.store.bm25 import SAMPLE, WordWriter, settings_of
 from xqg_vdb.store.layout import TEXT_DENSE
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Bm25Settings, Card, Hybrid, Passage, Recipe, SparseVector, Vectors
-
-# What systems are made from: the vectors of one task under one encoder.
 
 
 @dataclass(frozen=True)
@@ -70,59 +66,38 @@ def prepare(task: RetrievalTask, *, encoder: CalibratedEncoder, folder: Path, pr
     return Material(task, passages, rows, asked)
 
 
-def counts(queries: QueryVectors, *, passages: int) -> Mapping[str, object]:
-    """What a report says of a query file on a dataset."""
-    return {
-        "queries": len(queries.owner),
-        "passages with queries": len(set(queries.owner.tolist())),
-        "passages": passages,
-        "languages": {lang: int((queries.lang == lang).sum()) for lang in queries.langs},
-        "records of other passages": queries.unused,
-    }
-
-
-# The sparse side of a hybrid system: BM25 vectors of passages and questions, as `load` and `Retriever` make them.
+_SHUFFLE_SEED = 313
 
 
 @dataclass(frozen=True)
-class Words:
-    """How they were made; one sparse vector a passage, and one a question."""
+class Wordings:
+    """What is searched for: of all questions one after the other texts and languages (m,), vectors (m, dim).
 
-    settings: Bm25Settings
-    passages: Sequence[SparseVector]
-    questions: Sequence[SparseVector]
+    Vectors are not calibrated. starts: (q,) where each question's begin; it has one at least.
+    """
 
-    def inside(self, rows: Sequence[int], asked: Sequence[int]) -> Words:
-        """Those of some passages and questions."""
-        return Words(self.settings, [self.passages[row] for row in rows], [self.questions[row] for row in asked])
-
-
-def words_of(questions: Sequence[str], passages: Sequence[Passage]) -> Words:
-    """The words of questions and passages."""
-    settings = settings_of(passages[:SAMPLE], Hybrid())
-    writer = WordWriter(settings)
-    documents = [writer.document(passage) for passage in passages]
-    return Words(settings, documents, [writer.question(text) for text in questions])
-
-
-_SHUFFLE_SEED = 313
-_PLAIN = Recipe(alpha=0.0)
-_NO_MEANS = LanguageMeans()
+    texts: Sequence[str]
+    langs: Sequence[str]
+    vectors: Vectors
+    starts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Placed:
     """Passages (n, dim) and questions (q, dim), float32, ready to write and to ask.
 
-    strength: the λ that was used. query_langs: the languages folded in. words: the sparse side of a hybrid system.
+    card: of their collection, before anything is in it. words: of a hybrid system, those of passages and of questions.
     """
 
     passages: Vectors
     questions: Vectors
-    recipe: Recipe
-    strength: float
-    query_langs: tuple[str, ...]
-    words: Words | None = None
+    card: Card
+    words: tuple[Sequence[SparseVector], Sequence[SparseVector]] | None = None
+
+    def inside(self, rows: Sequence[int], asked: Sequence[int]) -> Placed:
+        """These passages and these questions."""
+        words = self.words and ([self.words[0][row] for row in rows], [self.words[1][row] for row in asked])
+        return replace(self, passages=self.passages[rows], questions=self.questions[asked], words=words)
 
 
 def place(
@@ -132,7 +107,7 @@ def place(
     encoder: CalibratedEncoder,
     queries: QueryVectors | None,
     asked: LanguageMeans | None = None,
-    wordings: WordingVectors | None = None,
+    wordings: Wordings | None = None,
 ) -> Placed:
     """Fuse the passages and calibrate the questions of one system; asked: the means of `means = "DATASET"`.
 
@@ -145,26 +120,42 @@ def place(
     if queries is not None and system.recipe.alpha > 0.0:
         langs = tuple(sorted(system.recipe.query_langs or queries.langs))
     passage_langs = [passage.lang for passage in material.passages]
-    means = passage_means([(material.passage_vectors, passage_langs)]) if system.passage_calibration else _NO_MEANS
+    centred = [(material.passage_vectors, passage_langs)] if system.passage_calibration else []
     card = Card(
         encoder=facts,
         distance="cosine" if facts.normalize else "dot",
-        recipe=system.recipe if langs else _PLAIN,
+        recipe=system.recipe if langs else Recipe(alpha=0.0),
+        bm25=settings_of(material.passages[:SAMPLE], Hybrid()) if system.hybrid else None,
         calibration=encoder.calibration if system.calibration is None else system.calibration,
         query_langs=langs,
         query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in langs if lang in table.means})),
         passage_calibration=system.passage_calibration,
-        passage_means=pack_means(means),
+        passage_means=pack_means(passage_means(centred)),
     )
     window = rows_of(system, material, queries if langs else None, means=unpack_means(card.query_means, dim=facts.dim))
-    moved = partial(calibrate, table=table, strength=card.calibration, normalize=facts.normalize)
-    if wordings is None:
-        questions = moved(material.question_vectors, langs=question_languages(system, material))
-    else:
-        several = moved(wordings.vectors, langs=wordings.langs)
-        questions = mean_rows(several, wordings.starts, normalize=facts.normalize)
     fused = vectors_of(window, langs=passage_langs, card=card)[TEXT_DENSE]
-    return Placed(fused, questions, card.recipe, card.calibration, langs)
+    said = wordings or _plain_wordings(system, material)
+    questions = calibrate(
+        said.vectors, langs=said.langs, table=table, strength=card.calibration, normalize=facts.normalize
+    )
+    if len(said.starts) < len(questions):
+        questions = mean_rows(questions, said.starts, normalize=facts.normalize)
+    return Placed(fused, questions, card, None if card.bm25 is None else _words(card.bm25, material.passages, said))
+
+
+def _plain_wordings(system: System, material: Material) -> Wordings:
+    asked = material.task.queries
+    langs = question_languages(system, material)
+    return Wordings([query.text for query in asked], langs, material.question_vectors, np.arange(len(asked)))
+
+
+def _words(
+    settings: Bm25Settings, passages: Sequence[Passage], said: Wordings
+) -> tuple[list[SparseVector], list[SparseVector]]:
+    """The sparse side, as `load` and `Retriever` make it."""
+    writer, ends = WordWriter(settings), [*said.starts[1:].tolist(), len(said.texts)]
+    joined = ["\n".join(said.texts[a:b]) for a, b in zip(said.starts.tolist(), ends, strict=True)]
+    return [writer.document(passage) for passage in passages], [writer.question(text) for text in joined]
 
 
 def means_of(
@@ -232,14 +223,3 @@ def shuffled(window: Window) -> Window:
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(has_queries)
     moved[order] = np.roll(order, 1)
     return replace(window, sums={lang: (total[moved], counts[moved]) for lang, (total, counts) in window.sums.items()})
-
-
-def calibrated_passages(system: System, material: Material, *, normalize: bool) -> Vectors:
-    """The passages' rows (n, dim) float32, calibrated for their own languages where the system says so."""
-    if not system.passage_calibration:
-        return material.passage_vectors
-    langs = [passage.lang for passage in material.passages]
-    table = passage_means([(material.passage_vectors, langs)])
-    return calibrate_passages(
-        material.passage_vectors, langs=langs, table=table, strength=system.passage_calibration, normalize=normalize
-    )

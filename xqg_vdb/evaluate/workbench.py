@@ -7,29 +7,41 @@ out/cells/    values and run of every finished cell, by all that they depend on
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
 
 from xqg_vdb.calibration import PRIOR, CalibratedEncoder, LanguageMeans
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.cells import Cell, cell_key, load_cell, run_cell, save_cell, with_spent
+from xqg_vdb.evaluate.cells import BITEXT, Cell, load_cell, run_cell
 from xqg_vdb.evaluate.datasets import load_task
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
-from xqg_vdb.evaluate.judge import BITEXT
-from xqg_vdb.evaluate.methods import Methods, WordingVectors, vectors_of
-from xqg_vdb.evaluate.metrics import Run
+from xqg_vdb.evaluate.methods import Generators
+from xqg_vdb.evaluate.metrics import Run, write_run
 from xqg_vdb.evaluate.mixed import has_same_and_cross, split_recalls
 from xqg_vdb.evaluate.suite import Suite, System
-from xqg_vdb.evaluate.systems import Material, Placed, means_of_questions, place, prepare, question_languages, words_of
+from xqg_vdb.evaluate.systems import (
+    Material,
+    Placed,
+    Wordings,
+    means_of_questions,
+    place,
+    prepare,
+    question_languages,
+)
 from xqg_vdb.files import disk_errors, sha256_of
 from xqg_vdb.index.encode import QueryVectors, digest_of, encode_cached, encode_query_files
 from xqg_vdb.progress import Progress
 from xqg_vdb.types import Question, VectorStore
 
-OpenEncoder = Callable[[str], CalibratedEncoder]
+T = TypeVar("T")
 
 
 @dataclass
@@ -43,25 +55,25 @@ class Workbench:
     data_dir: Path | None
     out: Path
     vectors: Path
-    open_encoder: OpenEncoder
+    open_encoder: Callable[[str], CalibratedEncoder]
     progress: Progress
     threads: int
     own: Mapping[str, RetrievalTask] = field(default_factory=dict)
     encoders: dict[str, CalibratedEncoder] = field(default_factory=dict)
-    queries: dict[tuple[str, str, str], QueryVectors] = field(default_factory=dict)
-    _tasks: dict[str, RetrievalTask] = field(default_factory=dict)
-    _wholes: dict[str, RetrievalTask] = field(default_factory=dict)
-    _materials: dict[tuple[str, str], Material] = field(default_factory=dict)
-    _metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _asked: dict[tuple[str, str], LanguageMeans] = field(default_factory=dict)
-    _methods: Methods = field(init=False)
+    _made: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._methods = Methods(self.vectors, threads=self.threads, progress=self.progress)
+        self._generators = Generators(self.vectors, threads=self.threads, progress=self.progress)
 
     def close(self) -> None:
         """Release what generators hold."""
-        self._methods.close()
+        self._generators.close()
+
+    def _once(self, make: Callable[[], T], *key: str) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     def encoder(self, model: str) -> CalibratedEncoder:
         """The encoder of that name."""
@@ -71,131 +83,118 @@ class Workbench:
 
     def task(self, dataset: str) -> RetrievalTask:
         """The dataset, with the suite's questions only."""
-        if dataset not in self._tasks:
-            task = self.own.get(dataset) or load_task(dataset, self.data_dir)
-            self._wholes[dataset] = task
-            self._tasks[dataset] = (
-                task if self.suite.questions is None else sampled_questions(task, self.suite.questions)
-            )
-        return self._tasks[dataset]
+        n = self.suite.questions
+        whole = self._whole_task(dataset)
+        return whole if n is None else self._once(lambda: sampled_questions(whole, n), "task", dataset)
+
+    def _whole_task(self, dataset: str) -> RetrievalTask:
+        return self._once(lambda: self.own.get(dataset) or load_task(dataset, self.data_dir), "whole task", dataset)
 
     def metrics(self, dataset: str) -> tuple[str, ...]:
         """The suite's metrics, or the dataset's own, with recall by language where one pool has several."""
-        if dataset not in self._metrics:
-            task = self.task(dataset)
-            wanted = self.suite.metrics or task.metrics
-            mixed = has_same_and_cross(task, list(task.passages))
-            self._metrics[dataset] = split_recalls(wanted) if mixed else wanted
-        return self._metrics[dataset]
+        task = self.task(dataset)
+        wanted = self.suite.metrics or task.metrics
+        mixed = self._once(lambda: has_same_and_cross(task, list(task.passages)), "mixed", dataset)
+        return split_recalls(wanted) if mixed else wanted
 
     def material(self, model: str, dataset: str) -> Material:
-        """The dataset's vectors under an encoder."""
-        whole, task = self.whole_material(model, dataset), self.task(dataset)
-        return whole if len(task.queries) == len(whole.task.queries) else whole.narrowed(task)
+        """The dataset's vectors under an encoder; all its questions are encoded together, however many are asked."""
+        whole, task = self._whole_material(model, dataset), self.task(dataset)
+        if len(task.queries) == len(whole.task.queries):
+            return whole
+        return self._once(lambda: whole.narrowed(task), "narrowed", model, dataset)
 
-    def whole_material(self, model: str, dataset: str) -> Material:
-        """The same with every question of the dataset: they are encoded and kept together, however many are asked."""
-        key = model, dataset
-        if key not in self._materials:
-            self.task(dataset)
-            self._materials[key] = prepare(
-                self._wholes[dataset], encoder=self.encoder(model), folder=self.vectors, progress=self.progress
-            )
-        return self._materials[key]
+    def _whole_material(self, model: str, dataset: str) -> Material:
+        task, encoder = self._whole_task(dataset), self.encoder(model)
+        make = partial(prepare, task, encoder=encoder, folder=self.vectors, progress=self.progress)
+        return self._once(make, "material", model, dataset)
 
     def query_vectors(self, system: System, dataset: str) -> QueryVectors | None:
         """The vectors of the queries that the system folds in there."""
         file = self.suite.query_file(system, dataset)
         if file is None:
             return None
-        key = system.encoder, dataset, str(file)
-        if key not in self.queries:
-            passages = self.material(system.encoder, dataset).passages
-            self.queries[key] = encode_query_files(
-                [file], [passage.id for passage in passages], encoder=self.encoder(system.encoder), folder=self.vectors,
-                progress=self.progress,
-            )  # fmt: skip
-        return self.queries[key]
+        ids = [passage.id for passage in self.material(system.encoder, dataset).passages]
+        encoder = self.encoder(system.encoder)
+        make = partial(encode_query_files, [file], ids, encoder=encoder, folder=self.vectors, progress=self.progress)
+        return self._once(make, "queries", system.encoder, dataset, str(file))
 
-    def question_means(self, system: System) -> LanguageMeans | None:
+    def _question_means(self, system: System) -> LanguageMeans | None:
         """Language means from another dataset's questions, when the system wants them."""
         if system.means in ("refined", "bank", "generated"):
             return None
-        key = system.encoder, system.means
-        if key not in self._asked:
-            material = self.whole_material(*key)
-            langs = [query.lang for query in material.task.queries]
-            self._asked[key] = means_of_questions(material.question_vectors, langs)
-        return self._asked[key]
+        material = self._whole_material(system.encoder, system.means)
+        langs = [query.lang for query in material.task.queries]
+        make = partial(means_of_questions, material.question_vectors, langs)
+        return self._once(make, "means", system.encoder, system.means)
 
-    def placed(self, system: System, dataset: str, wordings: WordingVectors | None = None) -> Placed:
+    def placed(self, system: System, dataset: str, wordings: Wordings | None = None) -> Placed:
         """The system's vectors on that dataset; wordings: what it searches for in place of the questions."""
-        material = self.material(system.encoder, dataset)
-        placed = place(
-            system, material, encoder=self.encoder(system.encoder), queries=self.query_vectors(system, dataset),
-            asked=self.question_means(system), wordings=wordings,
+        return place(
+            system, self.material(system.encoder, dataset), encoder=self.encoder(system.encoder),
+            queries=self.query_vectors(system, dataset), asked=self._question_means(system), wordings=wordings,
         )  # fmt: skip
-        if not system.hybrid:
-            return placed
-        questions = [query.text for query in material.task.queries] if wordings is None else wordings.joined()
-        words = words_of(questions, material.passages)
-        return replace(placed, words=words)
 
     def cell(self, system: System, dataset: str, *, store: VectorStore | None) -> tuple[Cell, Path]:
         """The finished cell and its TREC run, from disk where they are there."""
-        folder = self.out / "cells"
-        name = cell_key(self.facts(system, dataset))
+        facts = orjson.dumps(self._facts(system, dataset), option=orjson.OPT_SORT_KEYS)
+        folder, name = self.out / "cells", hashlib.blake2b(facts, digest_size=12).hexdigest()
         path, run = folder / f"{name}.json.gz", folder / f"{name}.trec.gz"
         cell = load_cell(path)
         if cell is None:
-            self._refuse(system, dataset, store)
             cell, found = self._computed(system, dataset, store)
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            save_cell(path, cell, run=run, found=found)
+            write_run(run, found, tag="xqg-vdb")
+            cell.save(path)  # last, so that where the cell is, its run is too
         return cell, run
 
-    def _refuse(self, system: System, dataset: str, store: VectorStore | None) -> None:
-        """Raise DataError for what a system cannot do there."""
+    def _computed(self, system: System, dataset: str, store: VectorStore | None) -> tuple[Cell, Run]:
+        methods, material = system.methods, self.material(system.encoder, dataset)
         if system.hybrid and store is None:
             raise DataError(f"system {system.name!r}: hybrid needs search = 'exact' or 'graph'.")
-        if system.rerank is not None and BITEXT in self.metrics(dataset):
+        if methods.rerank and BITEXT in self.metrics(dataset):
             raise DataError(
                 f"system {system.name!r}: {BITEXT} compares vectors, so rerank cannot change it; leave it out."
             )
-
-    def _computed(self, system: System, dataset: str, store: VectorStore | None) -> tuple[Cell, Run]:
-        material, encoder = self.material(system.encoder, dataset), self.encoder(system.encoder)
         asked: Sequence[Question] = material.task.queries
-        if system.expand or system.rerank:
+        if methods.expand or methods.rerank:
             langs = question_languages(system, material)
             asked = [replace(query, lang=lang) for query, lang in zip(asked, langs, strict=True)]
-        expanded = self._methods.wordings(system, asked, dataset=dataset)
-        wordings = None
-        if expanded is not None:
-            encode = partial(
-                encode_cached, encoder=encoder, kind="queries",
-                folder=self.vectors, progress=self.progress, stage=f"{dataset}: questions of {system.name}",
-            )  # fmt: skip
-            wordings = vectors_of(expanded[0], encode)
+        wordings = spent = again = None
+        if methods.expand:
+            stage = f"{dataset}: expansions of {system.name}"
+            expanded, spent = self._generators.expand(methods, asked, stage=stage)
+            wordings = self._encoded(expanded, system, dataset)
+        if methods.rerank:
+            again = partial(self._generators.rank_again, methods, questions=asked, passages=material.passages)
         cell, found = run_cell(
-            material.task, material.passages, self.placed(system, dataset, wordings), encoder=encoder.facts,
-            metrics=self.metrics(dataset), depth=max(self.suite.depth, system.rerank.depth if system.rerank else 0),
-            search=self.suite.search, store=store,
-            again=self._methods.again(system, queries=asked, passages=material.passages),
+            material.task, material.passages, self.placed(system, dataset, wordings), metrics=self.metrics(dataset),
+            depth=max(self.suite.depth, methods.rerank_depth if methods.rerank else 0), search=self.suite.search,
+            store=store, again=again,
         )  # fmt: skip
-        return cell if expanded is None else with_spent(cell, expanded[1]), found
+        return cell if spent is None else cell.and_spent(spent), found
+
+    def _encoded(self, expanded: Sequence[Sequence[Question]], system: System, dataset: str) -> Wordings:
+        flat = list(chain.from_iterable(expanded))
+        texts = [question.text for question in flat]
+        vectors = encode_cached(
+            texts, encoder=self.encoder(system.encoder), kind="queries", folder=self.vectors, progress=self.progress,
+            stage=f"{dataset}: questions of {system.name}",
+        )  # fmt: skip
+        starts = np.cumsum([0, *(len(several) for several in expanded[:-1])])
+        return Wordings(texts, [question.lang or "" for question in flat], vectors, starts)
 
     def method_facts(self, system: System) -> dict[str, Any]:
         """What the system's generators are; raises ModelError when one is not there."""
-        return self._methods.facts(system)
+        return self._generators.facts(system.methods)
 
-    def facts(self, system: System, dataset: str) -> dict[str, Any]:
+    def _facts(self, system: System, dataset: str) -> dict[str, Any]:
         """All that a cell depends on: change any of it and it is another cell."""
         encoder = self.encoder(system.encoder)
         file = self.suite.query_file(system, dataset)
         usual = asdict(System(""))  # a setting that a later version adds changes no old cell
-        settings = {name: value for name, value in asdict(system).items() if value != usual[name]}
+        settings = {name: value for name, value in asdict(system).items() if value != usual[name] and name != "methods"}
         settings.update(name="", encoder="", queries=file and sha256_of(file), **self.method_facts(system))
         if self.task(dataset).not_itself:
             settings["not itself"] = True  # cells of the time before it found themselves

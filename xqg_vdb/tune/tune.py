@@ -22,7 +22,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.matrix import Judgements, Values, id_order, judge
 from xqg_vdb.evaluate.metrics import FEW, Metric, asked_passage, counted, parse_metrics
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
-from xqg_vdb.evaluate.sweep import Setting, recipe_tables
+from xqg_vdb.evaluate.sweep import Setting, sweep
 from xqg_vdb.fusion import Sums
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import cache_folder
@@ -75,12 +75,11 @@ class Split:
     def rows(self, sums: Sums, recipe: Recipe, settings: Sequence[Setting]) -> Values:
         """Values (settings, q); the recipe's own α does not matter."""
         folded = sums if recipe.query_langs is None else {lang: sums[lang] for lang in recipe.query_langs}
-        tables = recipe_tables(
-            self._vectors, self._data.pool.passages, folded, recipe=recipe, table=self._data.means(folded),
-            langs=self.langs, normalize=self._data.encoder.facts.normalize,
+        return sweep(
+            settings, self._vectors, self._data.pool.passages, folded, recipe=recipe, table=self._data.means(folded),
+            langs=self.langs, normalize=self._data.encoder.facts.normalize, judged=self._judged, metric=self._metric,
+            tie_order=self._order,
         )  # fmt: skip
-        metric = self._metric
-        return tables.sweep(settings, judged=self._judged, metrics=[metric], tie_order=self._order)[metric]
 
     def values(self, sums: Sums, recipe: Recipe, settings: Sequence[Setting]) -> Values:
         """Macro means (settings,)."""
