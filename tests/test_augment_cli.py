@@ -21,7 +21,7 @@ from xqg_vdb.store.server.foreign import PayloadLayout, recognised
 from xqg_vdb.testing import HashEncoder
 
 KILL_IN_COPY = """
-import os, xqg_vdb.store.server.foreign as f, xqg_vdb.index.augment_points as w
+import os, xqg_vdb.store.server.foreign as f, xqg_vdb.index.augment as w
 f.PAGE, w._COMMIT_PAGES, calls = 20, 1, []
 def killing(call):
     def counted(*arguments, **options):

@@ -46,7 +46,7 @@ def keep(files, path, *, reuse=(), encoder=None):
     with ExitStack() as stack:
         queries = stack.enter_context(QueryFile([files[1]])) if files[1].read_text() else None
         kept = encode_corpus(files[0], encoder=encoder, queries=queries, path=path, reuse=reuse)
-    return kept.build, kept.reused, encoder.texts_seen
+    return kept[0], kept[2], encoder.texts_seen
 
 
 def needed(now, *earlier):

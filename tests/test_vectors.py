@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError
 from xqg_vdb.index import build as building
-from xqg_vdb.index.build import Build, BuildWriter, Manifest, Window
+from xqg_vdb.index.build import Build, BuildWriter, Window, _Manifest
 from xqg_vdb.texts.queries import row_digest
 from xqg_vdb.types import GeneratedQueries, Passage
 
@@ -162,7 +162,7 @@ def test_other_peoples_folders_are_left_alone(tmp_path):
 
 def test_a_build_of_another_version_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "_SCHEMA", 1)
-    Manifest("f", DIM, 512, 2).write(tmp_path)
+    _Manifest("f", DIM, 512, 2).write(tmp_path)
     monkeypatch.undo()
     for opening in (Build.open, lambda path: BuildWriter(path, dim=DIM, fingerprint="f")):
         with pytest.raises(MismatchError, match=r"another version .*\(schema 1\).* give another --build folder"):

@@ -257,15 +257,15 @@ def _server(place: Place) -> ServerStore:
 def _augment_lines(report: AugmentReport) -> Iterator[str]:
     counts = report.counts
     folded = _counts(report.queries, "none")
-    yield f"{report.collection}: {counts.points} points ({report.layout}); queries folded in: {folded}"
+    yield f"{report.collection}: {counts['points']} points ({report.layout}); queries folded in: {folded}"
     yield f"the encoder made these vectors: median cosine {report.cosine:.4f} on a sample"
     yield f"fused vector: {report.vector or 'the unnamed one'}; the originals: collection {report.source}"
-    missing = {"without a text": counts.without_text, "without the vector": counts.without_vector,
-               "without queries": counts.without_queries}  # fmt: skip
+    missing = {"without a text": counts["without_text"], "without the vector": counts["without_vector"],
+               "without queries": counts["without_queries"]}  # fmt: skip
     if said := _counts(missing):
         yield f"points: {said}"
-    if counts.unused_queries:
-        yield f"{counts.unused_queries} query records belong to no point of this collection"
+    if counts["unused_queries"]:
+        yield f"{counts['unused_queries']} query records belong to no point of this collection"
 
 
 @command(example="xqg-vdb migrate wiki --path xqg-data --to-url http://localhost:6333 \\\n    --quantization scalar")

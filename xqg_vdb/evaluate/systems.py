@@ -26,7 +26,8 @@ from xqg_vdb.calibration import (
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.suite import System
-from xqg_vdb.index.build import QuerySums, Window
+from xqg_vdb.fusion import Sums
+from xqg_vdb.index.build import Window
 from xqg_vdb.index.encode import QueryVectors, encode_cached
 from xqg_vdb.index.write import vectors_of
 from xqg_vdb.progress import Progress, silent
@@ -198,7 +199,7 @@ def rows_of(system: System, material: Material, queries: QueryVectors | None, *,
     means: of the generated queries, for the control that has nothing else.
     """
     ids, n = [passage.id for passage in material.passages], len(material.passages)
-    sums: QuerySums = {}
+    sums: Sums = {}
     if queries is not None:
         langs = system.recipe.query_langs
         if missing := sorted(set(langs or ()) - set(queries.langs)):

@@ -1,6 +1,7 @@
 """Augment a collection that somebody else made: a copy with fused vectors, behind an alias; and undo that.
 
-The collection itself is only read. How its points travel is in `augment_points`.
+The collection itself is only read, twice: its vectors and its queries' sums go into a build, then every point, fused,
+into the copy. Either pass goes on where it was stopped. No passage is encoded, but a sample that checks the encoder.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +22,28 @@ import numpy as np
 import orjson
 
 from xqg_vdb.calibration import CalibratedEncoder
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.files import sha256_of
-from xqg_vdb.index.augment_points import PointCounts, encode_points, write_copy
-from xqg_vdb.index.build import Build
-from xqg_vdb.index.card import card_of, finished
-from xqg_vdb.index.encode import Encoded
+from xqg_vdb.index.build import Build, BuildWriter, Window
+from xqg_vdb.index.encode import digests_of, query_sums
+from xqg_vdb.index.write import card_of, finished, folded_langs, generated_means, vectors_of
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
+from xqg_vdb.store.layout import TEXT_DENSE
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
-from xqg_vdb.types import Card, Distance, EncoderFacts, Recipe, TextEncoder, Vectors, option
+from xqg_vdb.types import (
+    UNKNOWN_LANGUAGE,
+    Card,
+    Distance,
+    EncoderFacts,
+    GeneratedQueries,
+    Passage,
+    Recipe,
+    TextEncoder,
+    Vectors,
+    option,
+)
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.foreign import ForeignCollection, ForeignPoint, PayloadLayout
@@ -40,14 +54,12 @@ LEAST_COSINE = 0.99
 """Equal models of equal precision are above it, batches of an int8 model included; other models are far below."""
 _NEAR = 0.9
 _LENGTHS = (0.9, 1.1)
+_COMMIT_PAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How a collection is to be augmented; the command line makes its options of these fields.
-
-    sample: passages that are encoded again to check that the encoder made the vectors; no other passage is encoded.
-    """
+    """How a collection is to be augmented; the command line makes its options of these fields."""
 
     to: str | None = option(None, "Name of the new collection  [default: COLLECTION-xqg]", metavar="NAME")
     vector: str | None = option(
@@ -66,7 +78,8 @@ class AugmentReport:
 
     collection: the name to search. source: the collection that was copied. layout: how payloads are written.
     vector: the one with the fused rows, "" for the unnamed one. cosine: median of the encoder check.
-    queries: how many were folded in, by language.
+    counts: points, those of them `without_text`, `without_vector` or `without_queries`, and `unused_queries`, the query
+    records that belong to no point. queries: how many were folded in, by language.
     """
 
     collection: str
@@ -74,7 +87,7 @@ class AugmentReport:
     layout: str
     vector: str
     cosine: float
-    counts: PointCounts
+    counts: Mapping[str, int]
     queries: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -104,14 +117,23 @@ def augment(
     started = time.perf_counter()
     with QueryFile(files, rejects=rejects) as table:
         plan = _planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
-        cosine = _checked(source, plan, encoder, sample=wishes.sample)
-        build, generated, counts = encode_points(
-            source, plan.vector, plan.layout, table, encoder=encoder, folder=plan.folder, progress=progress
-        )
-    encoded = time.perf_counter()
-    card = card_of(Encoded(build, plan.run), encoder, recipe=recipe, distance=plan.distance, generated=generated)
-    _publish(source, plan, build, card, progress)
-    folded = {lang: generated.counts[lang] for lang in card.query_langs}
+        cosine = _checked(plan, encoder, sample=wishes.sample)
+        try:
+            counts = _encode(plan, table, encoder, progress)
+        except (MismatchError, CorruptError):  # points or queries changed since, or it is damaged
+            shutil.rmtree(plan.folder, ignore_errors=True)
+            counts = _encode(plan, table, encoder, progress)
+        build = Build.open(plan.folder)
+        generated, encoded = generated_means(build.windows()), time.perf_counter()
+        if not generated.counts:
+            keys = filter(None, (plan.layout.key(point.id, point.payload) for point in plan.sample))
+            raise DataError(
+                f"No generated query belongs to any of the {counts['points']:,} points: their ids are such as"
+                f" {', '.join(islice(keys, 3))}, the query file's such as {', '.join(table.unused(3))}. Say where the"
+                " points keep those with --id-key."
+            )
+    card = card_of(build, encoder, payloads=plan.run, recipe=recipe, distance=plan.distance, generated=generated)
+    _publish(plan, build, card, progress)
     shutil.rmtree(plan.folder, ignore_errors=True)
     return AugmentReport(
         collection=plan.name,
@@ -120,7 +142,7 @@ def augment(
         vector=plan.vector,
         cosine=cosine,
         counts=counts,
-        queries=folded,
+        queries={lang: generated.counts[lang] for lang in card.query_langs},
         seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
     )
 
@@ -132,17 +154,17 @@ def undo(name: str, *, store: ServerStore, to: str | None = None) -> str:
     """
     from xqg_vdb.store.server.foreign import remove_copy, remove_unfinished
 
-    found = store.foreign(name)
-    record = found.record
+    collection = store.foreign(name)
+    record = collection.record
     if record:
-        remove_copy(found.names, name, found.physical, previous=record["previous"])
-        return f"{name}: the copy {found.physical} is gone; {record['source']} is as it was"
+        remove_copy(collection.names, name, collection.physical, previous=record["previous"])
+        return f"{name}: the copy {collection.physical} is gone; {record['source']} is as it was"
     target = to or f"{name}-xqg"
-    removed = remove_unfinished(found, target)
-    published = found.names.target(target)
-    copied = {} if published is None else found.at(published).record
-    if published is not None and copied.get("source") == found.physical:
-        remove_copy(found.names, target, published, previous=copied["previous"])
+    removed = remove_unfinished(collection, target)
+    published = collection.names.target(target)
+    copied = {} if published is None else collection.at(published).record
+    if published is not None and copied.get("source") == collection.physical:
+        remove_copy(collection.names, target, published, previous=copied["previous"])
         removed.append(published)
     if not removed:
         raise DataError(f"{name!r} is not augmented, and {target!r} is no copy of it: there is nothing to undo.")
@@ -156,6 +178,7 @@ class _Plan:
     folder: of the first pass. run: hash of all that the outcome depends on, but the points.
     """
 
+    source: ForeignCollection
     name: str
     vector: str
     layout: PayloadLayout
@@ -186,28 +209,68 @@ def _planned(
     sample = next(source.pages(vectors=[vector]))
     if not sample:
         raise DataError(f"Collection {source.name!r} holds no points.")
-    layout = recognised([one.payload for one in sample], text_key=wishes.text_key, id_key=wishes.id_key)
+    layout = recognised([point.payload for point in sample], text_key=wishes.text_key, id_key=wishes.id_key)
     inputs = _hash(source.server.where, source.physical, vector, layout.id_key, facts.fingerprint,
                    *[sha256_of(file) for file in queries])  # fmt: skip
     folder = cache_folder() / "augment" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', source.physical)}-{inputs}"
-    distance = distance_of(vectors[vector])
-    return _Plan(name, vector, layout, distance, folder, _hash(inputs, recipe.to_json()), sample)
+    run = _hash(inputs, recipe.to_json())
+    return _Plan(source, name, vector, layout, distance_of(vectors[vector]), folder, run, sample)
 
 
 def _hash(*parts: object) -> str:
     return hashlib.blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
 
 
-def _publish(source: ForeignCollection, plan: _Plan, build: Build, card: Card, progress: Progress) -> None:
+def _encode(plan: _Plan, table: QueryFile, encoder: TextEncoder, progress: Progress) -> Counter[str]:
+    """Fill the build with the points that have the vector, and count what was seen (`AugmentReport.counts`)."""
+    counts, total, facts = Counter[str](), plan.source.count(), encoder.facts
+    counts.update(dict.fromkeys(("points", "without_text", "without_vector", "without_queries"), 0))
+
+    def rows() -> Iterator[tuple[Passage, GeneratedQueries | None, Vectors]]:
+        for point in (point for page in plan.source.pages(vectors=[plan.vector]) for point in page):
+            texts, values = plan.layout.wordings(point.payload), point.vectors.get(plan.vector)
+            key = plan.layout.key(point.id, point.payload)
+            queries = None if key is None else table.get(key)
+            counts["points"] += 1
+            counts["without_text"] += not texts
+            counts["without_vector"] += values is None
+            counts["without_queries"] += queries is None
+            if values is not None:
+                yield Passage(str(point.id), texts[0] if texts else ""), queries, np.asarray(values, dtype=np.float32)
+
+    with BuildWriter(plan.folder, dim=facts.dim, fingerprint=facts.fingerprint) as writer:
+        writer.fill(
+            rows(),
+            digests=lambda rows: digests_of([(passage, queries) for passage, queries, _ in rows]),
+            encode=lambda rows, digests: Window(
+                [passage.id for passage, _, _ in rows],
+                digests,
+                np.stack([values for _, _, values in rows]),
+                query_sums([queries for _, queries, _ in rows], encoder),
+            ),
+            say=lambda _: progress("encoding queries", min(counts["points"], total), total),
+        )
+    counts["unused_queries"] = table.unused_count
+    return counts
+
+
+def _publish(plan: _Plan, build: Build, card: Card, progress: Progress) -> None:
     """Make the copy, or go on with it; the alias shows it when it is complete, and the copy before it goes away."""
     from xqg_vdb.store.server.foreign import open_copy, previous_target
 
+    source = plan.source
     previous, replaced = previous_target(source, plan.name)
     record: dict[str, Any] = {
         "source": source.physical, "previous": previous, "run": card.rows_digest, "finished": False
     }  # fmt: skip
     copy = open_copy(source, plan.name, record=record)
-    write_copy(source, copy, build, card=card, vector=plan.vector, progress=progress)
+    rows = {point: row for row, point in enumerate(build.ids())}
+    for number, page in zip(count(1), source.pages(vectors=None, after=copy.after), strict=False):
+        copy.upsert(_fused(page, rows, build, card=card, vector=plan.vector))
+        if last := [rows[str(point.id)] for point in page if str(point.id) in rows][-1:]:
+            progress("copying", last[0] + 1, build.rows)
+        if page and number % _COMMIT_PAGES == 0:
+            copy.commit(page[-1].id)
     total, before = source.count(), source.card
     progress("indexing", 0, total)
     # the digest is over ids and texts, which are the same
@@ -222,12 +285,28 @@ def _publish(source: ForeignCollection, plan: _Plan, build: Build, card: Card, p
         source.names.remove(replaced)
 
 
-def _checked(source: ForeignCollection, plan: _Plan, encoder: TextEncoder, *, sample: int) -> float:
+def _fused(
+    page: Sequence[ForeignPoint], rows: Mapping[str, int], build: Build, *, card: Card, vector: str
+) -> list[ForeignPoint]:
+    """The points, those in the build with their fused `vector`; our own layout says which languages are folded in."""
+    points, known = list(page), [i for i, point in enumerate(page) if str(point.id) in rows]
+    window = build.take(np.array([rows[str(page[i].id)] for i in known], np.int64))
+    fused = vectors_of(window, langs=[UNKNOWN_LANGUAGE] * len(known), card=card)[TEXT_DENSE].tolist()
+    for i, values, langs in zip(known, fused, folded_langs(window, card), strict=True):
+        payload, meta = page[i].payload, page[i].payload.get("meta")
+        if isinstance(meta, dict) and "query_langs" in meta:
+            payload = {**payload, "meta": {**meta, "query_langs": langs}}
+        points[i] = replace(page[i], vectors={**page[i].vectors, vector: values}, payload=payload)
+    return points
+
+
+def _checked(plan: _Plan, encoder: TextEncoder, *, sample: int) -> float:
     """The encoder check on the first points that have a text and the vector."""
     points = [(plan.layout.wordings(point.payload), point.vectors.get(plan.vector)) for point in plan.sample]
     chosen = [(texts, vector) for texts, vector in points if texts and vector is not None][:sample]
     stored = np.asarray([vector for _, vector in chosen], dtype=np.float32).reshape(len(chosen), -1)
-    return check_encoder(encoder, [texts for texts, _ in chosen], stored, distance=plan.distance, name=source.name)
+    wordings = [texts for texts, _ in chosen]
+    return check_encoder(encoder, wordings, stored, distance=plan.distance, name=plan.source.name)
 
 
 def check_encoder(
@@ -252,16 +331,21 @@ def check_encoder(
             " were is lost, so that queries cannot be weighed against them. Load the texts with `xqg-vdb load`."
         )
     kinds = range(max(map(len, wordings)))
-    texts = [[own[min(kind, len(own) - 1)] for own in wordings] for kind in kinds]
-    rows = [encoder.encode_passages(one) for one in texts]
-    found = [_median_cosine(stored, own) for own in rows]
-    best = int(np.argmax(found))
-    if found[best] < LEAST_COSINE:
-        as_queries = max(_median_cosine(stored, encoder.encode_queries(one, calibrate=False)) for one in texts)
-        raise MismatchError(_refusal(encoder, found[best], as_queries, name=name))
-    if distance == "dot":
-        _check_lengths(stored, rows[best], name=name, source=facts.source)
-    return found[best]
+    texts = [[ways[min(kind, len(ways) - 1)] for ways in wordings] for kind in kinds]
+    rows = [encoder.encode_passages(batch) for batch in texts]
+    cosines = [_median_cosine(stored, made) for made in rows]
+    best = int(np.argmax(cosines))
+    if cosines[best] < LEAST_COSINE:
+        as_queries = max(_median_cosine(stored, encoder.encode_queries(batch, calibrate=False)) for batch in texts)
+        raise MismatchError(_refusal(facts, cosines[best], as_queries, name=name))
+    lengths = [np.linalg.norm(vectors, axis=1) for vectors in (stored, rows[best])]
+    ratio = float(np.median(lengths[0] / np.maximum(lengths[1], 1e-12)))
+    if distance == "dot" and not _LENGTHS[0] <= ratio <= _LENGTHS[1]:
+        raise MismatchError(
+            f"The vectors of {name!r} are {ratio:.2f} times as long as those that {facts.source} makes: they were"
+            " scaled, or normalised, by other means. Load the texts with `xqg-vdb load`."
+        )
+    return cosines[best]
 
 
 def _median_cosine(stored: Vectors, made: Vectors) -> float:
@@ -269,8 +353,7 @@ def _median_cosine(stored: Vectors, made: Vectors) -> float:
     return float(np.median(np.sum(stored * made, axis=1) / np.maximum(lengths, 1e-12)))
 
 
-def _refusal(encoder: TextEncoder, passages: float, queries: float, *, name: str) -> str:
-    facts = encoder.facts
+def _refusal(facts: EncoderFacts, passages: float, queries: float, *, name: str) -> str:
     said = (
         f"{facts.source} ({facts.precision}) did not make the vectors of {name!r}: encoded again, a sample of its texts"
         f" has a median cosine of {passages:.3f} to what is stored, at least {LEAST_COSINE} is wanted."
@@ -287,12 +370,3 @@ def _refusal(encoder: TextEncoder, passages: float, queries: float, *, name: str
             f" passages (this encoder's is {facts.passage_prefix!r}), or a title or metadata before the text."
         )
     return f"{said} Give the encoder that made them (--encoder), or the key of the text that was encoded (--text-key)."
-
-
-def _check_lengths(stored: Vectors, made: Vectors, *, name: str, source: str) -> None:
-    ratio = float(np.median(np.linalg.norm(stored, axis=1) / np.maximum(np.linalg.norm(made, axis=1), 1e-12)))
-    if not _LENGTHS[0] <= ratio <= _LENGTHS[1]:
-        raise MismatchError(
-            f"The vectors of {name!r} are {ratio:.2f} times as long as those that {source} makes: they were scaled, or"
-            " normalised, by other means. Load the texts with `xqg-vdb load`."
-        )

@@ -14,7 +14,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,25 +24,23 @@ from numpy.typing import NDArray
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.files import atomic_file, disk_errors, lock_folder, write_atomic
+from xqg_vdb.fusion import Counts, Sums
 from xqg_vdb.progress import windows
-from xqg_vdb.types import Vectors
+from xqg_vdb.types import Stored, Vectors
 
 WINDOW = 512
 """Rows of a window: what a killed run encodes again, at most. Windows always start at multiples of it, so that a
 resumed run forms the batches of an unbroken one (an int8 model's activations are scaled per batch)."""
 
 LANGUAGE = re.compile(r"[a-z]{2,8}")
-Counts = NDArray[np.int32]
-Digests = NDArray[np.uint64]
-QuerySums = Mapping[str, tuple[Vectors, Counts]]
-"""Language -> (sum over each row's query vectors (n, dim) float32, how many queries there were (n,) int32)."""
 Item = TypeVar("Item")
 
 _SCHEMA = 2
 _MANIFEST = "manifest.json"
+_FILE = re.compile(r"(\d{6,})\.npz")
+_ANEW = "run the same load again, which encodes its passages anew."
 _DAMAGE = OSError, zipfile.BadZipFile, ValueError, KeyError, EOFError, RuntimeError, OverflowError, struct.error
 """All that a zip with a flipped bit may raise."""
-_FILE = re.compile(r"(\d{6,})\.npz")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,40 +51,23 @@ class Window:
     """
 
     ids: Sequence[str]
-    digests: Digests
+    digests: NDArray[np.uint64]
     passages: Vectors
-    sums: QuerySums
+    sums: Sums
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: NDArray[np.int64]) -> Window:
-        """These rows, in this order."""
-        sums = {lang: (total[rows], n[rows]) for lang, (total, n) in self.sums.items()}
-        return Window([self.ids[row] for row in rows.tolist()], self.digests[rows], self.passages[rows], _filled(sums))
-
-
-def gathered(parts: Iterable[tuple[NDArray[np.int64], Window]], n: int, dim: int) -> Window:
-    """One window of n rows of several, each with the places that its rows take."""
-    ids, digests, passages = [""] * n, np.zeros(n, np.uint64), np.zeros((n, dim), np.float32)
-    sums: dict[str, tuple[Vectors, Counts]] = {}
-    for places, window in parts:
-        for place, docid in zip(places.tolist(), window.ids, strict=True):
-            ids[place] = docid
-        digests[places], passages[places] = window.digests, window.passages
-        for lang, (total, counts) in window.sums.items():
-            if lang not in sums:
-                sums[lang] = np.zeros((n, dim), np.float32), np.zeros(n, np.int32)
-            sums[lang][0][places], sums[lang][1][places] = total, counts
-    return Window(ids, digests, passages, sums)
-
-
-def _filled(sums: QuerySums) -> QuerySums:
-    return {lang: both for lang, both in sorted(sums.items()) if both[1].any()}
+    def counts(self, langs: Iterable[str]) -> NDArray[np.int64]:
+        """How many queries each row has in these languages, (n,)."""
+        total = np.zeros(len(self), np.int64)
+        for lang in set(langs) & set(self.sums):
+            total += self.sums[lang][1]
+        return total
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class _Manifest(Stored):
     """Which encoder made a build, the rows of a window, and how many rows there are; None until the corpus's end."""
 
     fingerprint: str
@@ -95,13 +76,11 @@ class Manifest:
     rows: int | None = None
 
     def write(self, folder: Path) -> None:
-        """Replace the manifest of `folder`, atomically and durably."""
-        record = {"schema": _SCHEMA, **asdict(self)}
+        record = {"schema": _SCHEMA, **self.to_json()}
         write_atomic(folder / _MANIFEST, orjson.dumps({**record, "check": _check(record)}))
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Read the manifest of `folder`. Raises DataError (there is none), MismatchError (schema), CorruptError."""
+    def read(cls, folder: Path) -> _Manifest:
         path = folder / _MANIFEST
         if not path.exists():
             raise DataError(f"{folder} holds no vectors; `xqg-vdb load … --build {folder}` makes them.")
@@ -117,7 +96,7 @@ class Manifest:
                     " which this one does not read: give another --build folder, without --reuse of this one, and"
                     " delete it."
                 )
-            return cls(**{f.name: record[f.name] for f in fields(cls)})
+            return cls.from_json(record)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptError(f"{path} is damaged ({error}); delete {folder} and build it again.") from error
 
@@ -130,37 +109,46 @@ def _check(record: Mapping[str, Any]) -> str:
 class Build:
     """The windows of a build folder, read when they are asked for.
 
-    complete: whether the run that made them reached the end of its corpus.
+    complete: whether the run that made them reached the end of its corpus. starts: the first row of each file, and the
+    number of rows.
     """
 
     path: Path
     fingerprint: str
     dim: int
-    window: int
-    rows: int
     complete: bool
     files: tuple[Path, ...]
+    starts: tuple[int, ...]
 
     @classmethod
     def open(cls, path: str | Path) -> Build:
         """List what is there, even while a writer goes on. Raises DataError (no build), MismatchError, CorruptError."""
         path = Path(path)
-        manifest = Manifest.read(path)
-        found = _listed(path)
-        rows, complete = manifest.rows, manifest.rows is not None
+        manifest, listed = _Manifest.read(path), _listed(path)
+        size, rows = manifest.window, manifest.rows
         if rows is None:
-            last = found[max(found)] if found else None
-            rows = 0 if last is None else (len(found) - 1) * manifest.window + len(_read(last, "digests")["digests"])
-        elif lost := sorted(set(range(-(-rows // manifest.window))) - set(found)):
+            rows = (len(listed) - 1) * size + len(_read(listed[max(listed)], "digests")["digests"]) if listed else 0
+        elif lost := sorted(set(range(-(-rows // size))) - set(listed)):
             raise CorruptError(f"{path} has lost its file {lost[0]:06}.npz; {_ANEW}")
-        files = tuple(found[number] for number in sorted(found))
-        return cls(path, manifest.fingerprint, manifest.dim, manifest.window, rows, complete, files)
+        files = tuple(listed[number] for number in sorted(listed))
+        starts = *(number * size for number in range(len(files))), rows
+        return cls(path, manifest.fingerprint, manifest.dim, manifest.rows is not None, files, starts)
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return self.starts[-1]
+
+    def joined(self, other: Build) -> Build:
+        """The rows of this one, then those of the other."""
+        starts = *self.starts[:-1], *(self.rows + start for start in other.starts)
+        return replace(self, files=self.files + other.files, starts=starts)
 
     def windows(self) -> Iterator[Window]:
         """Every window, one in memory at a time. Raises CorruptError for one that is not as it was written."""
         return map(_window, self.files)
 
-    def digests(self) -> Digests:
+    def digests(self) -> NDArray[np.uint64]:
         """The digests (rows,) of all rows."""
         return np.concatenate([np.zeros(0, np.uint64), *(_read(file, "digests")["digests"] for file in self.files)])
 
@@ -171,13 +159,21 @@ class Build:
 
     def take(self, rows: NDArray[np.int64]) -> Window:
         """These rows, in this order; every window that has some is read once."""
-        numbers = rows // self.window
-        parts = (
-            (places, _window(self.files[number]).take(rows[places] - number * self.window))
-            for number in np.unique(numbers).tolist()
-            for places in [np.flatnonzero(numbers == number)]
-        )
-        return gathered(parts, len(rows), self.dim)
+        n = len(rows)
+        ids, digests, passages = [""] * n, np.zeros(n, np.uint64), np.zeros((n, self.dim), np.float32)
+        sums: dict[str, tuple[Vectors, Counts]] = {}
+        owners = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == number)
+            window, inside = _window(self.files[number]), rows[places] - self.starts[number]
+            for place, row in zip(places.tolist(), inside.tolist(), strict=True):
+                ids[place] = window.ids[row]
+            digests[places], passages[places] = window.digests[inside], window.passages[inside]
+            for lang, (total, counts) in window.sums.items():
+                if counts[inside].any():
+                    both = sums.setdefault(lang, (np.zeros_like(passages), np.zeros(n, np.int32)))
+                    both[0][places], both[1][places] = total[inside], counts[inside]
+        return Window(ids, digests, passages, sums)
 
     def passages(self) -> Vectors:
         """All passage vectors (rows, dim) in memory."""
@@ -198,7 +194,7 @@ class BuildWriter:
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.path)
         try:
-            self._manifest = _read_or_start(self.path, Manifest(fingerprint, dim, WINDOW))
+            self._manifest = _read_or_start(self.path, _Manifest(fingerprint, dim, WINDOW))
             with disk_errors(self.path):
                 for path in self.path.glob(".*.tmp-*"):  # of a run that died
                     path.unlink()
@@ -207,38 +203,33 @@ class BuildWriter:
             self._lock.release()
             raise
 
-    @property
-    def complete(self) -> bool:
-        """Whether an earlier run reached the end of its corpus."""
-        return self._manifest.rows is not None
-
     def fill(
         self,
         items: Iterable[Item],
         *,
-        digests: Callable[[Sequence[Item]], Digests],
-        encode: Callable[[Sequence[Item], Digests], Window],
+        digests: Callable[[Sequence[Item]], NDArray[np.uint64]],
+        encode: Callable[[Sequence[Item], NDArray[np.uint64]], Window],
         say: Callable[[int], None],
     ) -> None:
         """Encode every window of `items` that is not there yet, and see that the others are of the same items.
 
         say: told how many items are in. Raises MismatchError when they are not, DiskError.
         """
-        done = 0
+        done, rows, size = 0, self._manifest.rows, self._manifest.window
         say(done)
-        for number, part in enumerate(windows(items, self._size)):
+        for number, part in enumerate(windows(items, size)):
             expected = digests(part)
             if number in self._files:
                 self._compare(number, expected)
-            elif self.complete and done >= (self._manifest.rows or 0):
+            elif rows is not None and done >= rows:
                 raise changed_input(self.path, done)
             else:
                 self._write(number, encode(part, expected))
             done += len(part)
             say(done)
-        if self._manifest.rows not in (None, done) or len(self._files) != -(-done // self._size):
+        if rows not in (None, done) or len(self._files) != -(-done // size):
             raise changed_input(self.path, done)
-        if not self.complete:
+        if rows is None:
             self._manifest = replace(self._manifest, rows=done)
             self._manifest.write(self.path)
 
@@ -252,22 +243,18 @@ class BuildWriter:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    @property
-    def _size(self) -> int:
-        return self._manifest.window
-
-    def _compare(self, number: int, expected: Digests) -> None:
+    def _compare(self, number: int, expected: NDArray[np.uint64]) -> None:
         known = _read(self._files[number], "digests")["digests"]
         if not np.array_equal(known, expected):
             both = min(len(known), len(expected))
             differ = np.flatnonzero(known[:both] != expected[:both])
-            raise changed_input(self.path, number * self._size + (int(differ[0]) if len(differ) else both))
+            raise changed_input(self.path, number * self._manifest.window + (int(differ[0]) if len(differ) else both))
 
     def _write(self, number: int, window: Window) -> None:
         _check_rows(window, dim=self._manifest.dim)
         arrays: dict[str, NDArray[Any]] = {"digests": window.digests, "passages": window.passages}
         arrays["ids"] = np.frombuffer(_spelled(window.ids), np.uint8)
-        sums = _filled(window.sums)
+        sums = {lang: both for lang, both in sorted(window.sums.items()) if both[1].any()}
         arrays["langs"] = np.array(list(sums), dtype="<U8")  # a zip may lose whole members without its noticing
         for lang, (total, counts) in sums.items():
             arrays |= {f"sum.{lang}": total, f"count.{lang}": counts}
@@ -285,17 +272,14 @@ def changed_input(path: Path, row: int) -> MismatchError:
     )
 
 
-_ANEW = "run the same load again, which encodes its passages anew."
-
-
-def _read_or_start(folder: Path, wanted: Manifest) -> Manifest:
+def _read_or_start(folder: Path, wanted: _Manifest) -> _Manifest:
     if not (folder / _MANIFEST).exists():
         strange = sorted(p.name for p in folder.iterdir() if p.name != "lock" and not p.name.startswith("."))
         if strange:
             raise DataError(f"{folder} holds {', '.join(strange[:3])} but no {_MANIFEST}; give a new or empty folder.")
         wanted.write(folder)
         return wanted
-    known = Manifest.read(folder)
+    known = _Manifest.read(folder)
     if (known.fingerprint, known.dim) != (wanted.fingerprint, wanted.dim):
         raise MismatchError(
             f"{folder} was built by encoder {known.fingerprint} ({known.dim} dimensions), this one is "
@@ -324,16 +308,7 @@ def _read(path: Path, *names: str) -> dict[str, NDArray[Any]]:
     try:
         with file, zipfile.ZipFile(file) as archive:
             return {name: _array(archive.read(f"{name}.npy")) for name in names}
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        EOFError,
-        RuntimeError,
-        OverflowError,
-        struct.error,
-    ) as error:
+    except _DAMAGE as error:
         raise CorruptError(f"{path} is damaged ({error}); delete that file and {_ANEW}") from error
 
 

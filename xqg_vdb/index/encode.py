@@ -14,7 +14,8 @@ import orjson
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.index.build import Build, BuildWriter, Counts, Digests, Window, gathered
+from xqg_vdb.fusion import Counts
+from xqg_vdb.index.build import Build, BuildWriter, Window
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.queries import QueryFile, row_digest
@@ -30,21 +31,21 @@ class EarlierBuild:
     Raises MismatchError for folders of another encoder, DataError, CorruptError.
     """
 
-    def __init__(self, folders: Sequence[str | Path], *, encoder: EncoderFacts) -> None:
-        self._builds = [Build.open(folder) for folder in folders]
-        for build in self._builds:
+    def __init__(self, folders: Iterable[str | Path], *, encoder: EncoderFacts) -> None:
+        self._rows = Build(Path(), encoder.fingerprint, encoder.dim, complete=True, files=(), starts=(0,))
+        for folder in folders:
+            build = Build.open(folder)
             if build.fingerprint != encoder.fingerprint:
                 raise MismatchError(
                     f"The vectors in {build.path} were made with another encoder ({build.fingerprint}, this is "
                     f"{encoder.fingerprint}): leave out --reuse {build.path}."
                 )
-        digests = np.concatenate([np.zeros(0, np.uint64), *(build.digests() for build in self._builds)])
+            self._rows = self._rows.joined(build)
+        digests = self._rows.digests()
         self._order = np.argsort(digests, kind="stable")
         self._digests = digests[self._order]
-        self._starts = np.cumsum([0, *(build.rows for build in self._builds)])
-        self._dim = encoder.dim
 
-    def find(self, digests: Digests) -> NDArray[np.int64]:
+    def find(self, digests: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Where each of `digests` (m,) lies, for `take`; -1 for none."""
         if not len(self._digests):
             return np.full(len(digests), -1, dtype=np.int64)
@@ -53,25 +54,7 @@ class EarlierBuild:
 
     def take(self, rows: NDArray[np.int64]) -> Window:
         """The rows at these places, none of them -1."""
-        owners = np.searchsorted(self._starts, rows, side="right") - 1
-        parts = (
-            (places, build.take(rows[places] - start))
-            for number, (build, start) in enumerate(zip(self._builds, self._starts[:-1].tolist(), strict=True))
-            for places in [np.flatnonzero(owners == number)]
-        )
-        return gathered(parts, len(rows), self._dim)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An encoded corpus: its vectors, and a hash of what is stored but not encoded (languages, other fields).
-
-    reused: how many of this run's passage vectors were taken from earlier builds.
-    """
-
-    build: Build
-    payload_digest: str
-    reused: int = 0
+        return self._rows.take(rows)
 
 
 def encode_corpus(
@@ -84,32 +67,33 @@ def encode_corpus(
     rejects: Rejects | None = None,
     default_lang: str | None = None,
     progress: Progress = silent,
-) -> Encoded:
+) -> tuple[Build, str, int]:
     """Encode every passage and its queries into the build folder `path`, going on where an earlier run stopped.
 
-    reuse: build folders of this encoder; rows that they hold are copied, not encoded.
-    The corpus is read even when everything is encoded: to see that it is the same, and for the counts of `rejects`.
+    Returns the build, a hash of what is stored but not encoded (languages, other fields), and how many passage vectors
+    came from the builds `reuse` of this encoder. The corpus is read even when everything is encoded: to see that it is
+    the same, and for the counts of `rejects`.
     Raises DataError for a bad corpus, MismatchError when `path` was made from another corpus, other queries or another
     encoder, LockedError, DiskError, CorruptError.
     """
     total, payloads = count_lines(corpus), hashlib.blake2b(digest_size=16)
-    known, reused = EarlierBuild(reuse, encoder=encoder.facts), 0
+    facts, known, reused = encoder.facts, EarlierBuild(reuse, encoder=encoder.facts), 0
 
-    def rows() -> Iterator[Row]:
-        # languages are not encoded: detecting them can wait
-        for row in read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False):
-            payloads.update(_payload(row[0]))
-            yield row
+    def digests(rows: Sequence[Row]) -> NDArray[np.uint64]:
+        payloads.update(b"".join(_payload(passage) for passage, _ in rows))
+        return digests_of(rows)
 
-    def encode(rows: Sequence[Row], digests: Digests) -> Window:
+    def encode(rows: Sequence[Row], digests: NDArray[np.uint64]) -> Window:
         nonlocal reused
         window, old = encode_rows(rows, digests, encoder, known)
         reused += old
         return window
 
-    with BuildWriter(path, dim=encoder.facts.dim, fingerprint=encoder.facts.fingerprint) as writer:
-        writer.fill(rows(), digests=digests_of, encode=encode, say=lambda done: progress("encoding", done, total))
-    return Encoded(Build.open(path), payloads.hexdigest(), reused)
+    # languages are not encoded: detecting them can wait
+    rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False)
+    with BuildWriter(path, dim=facts.dim, fingerprint=facts.fingerprint) as writer:
+        writer.fill(rows, digests=digests, encode=encode, say=lambda done: progress("encoding", done, total))
+    return Build.open(path), payloads.hexdigest(), reused
 
 
 def read_rows(
@@ -132,7 +116,7 @@ def count_lines(corpus: Path) -> int | None:
     return sum(1 for _ in open_lines(corpus))
 
 
-def digests_of(rows: Sequence[Row]) -> Digests:
+def digests_of(rows: Sequence[Row]) -> NDArray[np.uint64]:
     """What tells one passage with its queries from another, (n,)."""
     return np.array([row_digest(*row) for row in rows], dtype=np.uint64)
 
@@ -151,7 +135,9 @@ def _payload(passage: Passage) -> bytes:
     return orjson.dumps([passage.lang, passage.meta], option=orjson.OPT_SORT_KEYS)
 
 
-def encode_rows(rows: Sequence[Row], digests: Digests, encoder: TextEncoder, known: EarlierBuild) -> tuple[Window, int]:
+def encode_rows(
+    rows: Sequence[Row], digests: NDArray[np.uint64], encoder: TextEncoder, known: EarlierBuild
+) -> tuple[Window, int]:
     """A window, and how many of its passage vectors were known. New texts keep the window's order."""
     whole = known.find(digests)
     # a passage that had no queries then: its vector serves, and its sums are none
@@ -192,7 +178,7 @@ def _summed(
     vectors: Vectors, owners: NDArray[np.int64], chosen: Mapping[str, NDArray[np.bool_]], *, n: int
 ) -> dict[str, tuple[Vectors, Counts]]:
     """Per language the sums (n, dim) of the chosen rows by their owners, and how many those are (n,)."""
-    sums = {}
+    sums: dict[str, tuple[Vectors, Counts]] = {}
     for lang, rows in chosen.items():
         total = np.zeros((n, vectors.shape[1]), dtype=np.float32)
         np.add.at(total, owners[rows], vectors[rows])
@@ -240,7 +226,6 @@ def digest_of(texts: Sequence[str]) -> str:
 
 
 def _text_digest(text: str) -> int:
-    """Hash a text to 64 bits."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,9 +26,17 @@ from xqg_vdb.calibration import ENOUGH_PASSAGES, CalibratedEncoder, main_languag
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder, sha256_of
 from xqg_vdb.index.build import Build
-from xqg_vdb.index.card import card_of, finished, generated_means, question_means, with_passage_means, with_words
-from xqg_vdb.index.encode import Encoded, Row, encode_corpus, read_rows, rows_digest
-from xqg_vdb.index.write import measure_passages, write_collection
+from xqg_vdb.index.encode import Row, encode_corpus, read_rows, rows_digest
+from xqg_vdb.index.write import (
+    card_of,
+    finished,
+    generated_means,
+    measure_passages,
+    question_means,
+    with_passage_means,
+    with_words,
+    write_collection,
+)
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import Collection
@@ -40,65 +48,6 @@ from xqg_vdb.texts.records import Rejects, open_lines
 from xqg_vdb.texts.tables import Records, write_records
 from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
 
-# The folder in which a load keeps its vectors: the user's, or one in the cache that goes when the load is done.
-
-
-@contextmanager
-def build_folder(build: str | PathLike[str] | None, name: str, *, fingerprint: str) -> Iterator[Path]:
-    """Where the vectors are kept: the user's folder, or one in the cache that this load has to itself.
-
-    That one is removed when the block ends without an error; after one, the next load goes on with it.
-    """
-    if build is not None:
-        yield Path(build)
-        return
-    folder = cache_folder() / "builds" / f"{name}-{fingerprint}"
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = lock_folder(folder)
-    except LockedError as error:
-        said = str(error).rstrip(".")
-        raise LockedError(f"Collection {name!r} is being loaded already: {said} (--build).") from None
-    with lock:
-        yield folder / "vectors"
-        _discard(folder / "vectors")
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _discard(vectors: Path) -> None:
-    """Remove a build folder of ours in one step as far as the next load can see: killed amid it, some files remain."""
-    gone = vectors.with_name("gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    with suppress(OSError):
-        vectors.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def encode_or_begin_anew(encode: Callable[[], Encoded], folder: Path, rejects: Rejects) -> Encoded:
-    """What `encode` returns; what a folder of ours holds of another input, or damaged, is thrown away."""
-    try:
-        return encode()
-    except (MismatchError, CorruptError) as error:
-        if isinstance(error, CorruptError) and _can_be_read(folder):
-            raise  # the disk of the corpus, then
-        _discard(folder)
-        _count_anew(rejects)
-        return encode()
-
-
-def _count_anew(rejects: Rejects) -> None:
-    vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))
-
-
-def _can_be_read(folder: Path) -> bool:
-    try:
-        Build.open(folder).digests()
-    except (CorruptError, DataError):
-        return False
-    return True
-
-
 # What a load is asked for, checked before a model is opened.
 
 
@@ -107,8 +56,7 @@ class LoadOptions:
     """How a corpus becomes a collection; the command line makes its options of these fields.
 
     passage_calibration: each passage's vector less λ times its language's mean passage vector, before queries are
-    folded in. reuse: what is unchanged since those loads is copied and not encoded. hybrid: sparse vectors (BM25) as
-    well. Raises DataError for values that no corpus could be loaded with.
+    folded in. hybrid: sparse vectors (BM25) as well. Raises DataError for values that no corpus could be loaded with.
     """
 
     build: Path | None = option(None, "Keep the vectors here: another --alpha then encodes nothing.")
@@ -258,14 +206,10 @@ def as_files(
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
 ) -> list[Path]:
     """Query files as a list of them; what is in memory is written to one."""
-    if queries is None:
-        return []
-    if isinstance(queries, str | PathLike):
-        return [Path(queries)]
-    if isinstance(queries, Sequence):
-        paths = [Path(file) for file in queries if isinstance(file, str | PathLike)]
-        if len(paths) == len(queries):
-            return paths
+    if queries is None or isinstance(queries, str | PathLike):
+        return [] if queries is None else [Path(queries)]
+    if isinstance(queries, Sequence) and all(isinstance(file, str | PathLike) for file in queries):
+        return [Path(cast(str, file)) for file in queries]
     return [as_file(cast(Records, queries), "queries.jsonl", stack)]
 
 
@@ -289,78 +233,75 @@ def _load(
         output.refuse_inputs([*files_of(corpus), *query_files, *([] if questions is None else [Path(questions)])])
     with ExitStack() as stack:
         table = stack.enter_context(QueryFile(query_files, rejects=others["queries"])) if query_files else None
+        read = partial(read_rows, corpus, default_lang=options.default_lang)
 
-        def rows(queries: QueryFile | None = None) -> Iterator[Row]:
+        def again(queries: QueryFile | None = None) -> Iterator[Row]:
             """The corpus once more: its bad lines are borne again, and not counted again."""
-            again = Rejects(rejects.max_rejects)
-            return read_rows(corpus, queries=queries, default_lang=options.default_lang, rejects=again)
+            return read(queries=queries, rejects=Rejects(rejects.max_rejects))
 
-        folder = stack.enter_context(build_folder(options.build, name, fingerprint=encoder.facts.fingerprint))
-        before = None if options.force else _published(store, name)
+        def report(passages: int) -> LoadReport:
+            unused = table.unused_count if table is not None else 0
+            bad = sum(other.rejected for other in others.values())
+            return LoadReport(name, passages, rejects.counts(), {}, unused, rejected_lines=bad)
+
+        folder = stack.enter_context(_build_folder(options.build, name, fingerprint=encoder.facts.fingerprint))
         inputs = partial(_inputs, encoder, recipe=recipe, distance=distance, questions=questions, options=options)
+        before = None if options.force else _published(store, name)
         if before is not None and before.inputs:
-            digest = rows_digest(
-                read_rows(corpus, queries=table, rejects=rejects, default_lang=options.default_lang, detect=False)
-            )
+            digest = rows_digest(read(queries=table, rejects=rejects, detect=False))
             if before.inputs == inputs(digest) and _is_whole(store, name, before):
-                return LoadReport(
-                    collection=name,
-                    passages=before.count,
-                    counts=rejects.counts(),
-                    queries={},
-                    unused_queries=table.unused_count if table is not None else 0,
-                    rejected_lines=sum(other.rejected for other in others.values()),
-                    unchanged=True,
-                )
+                return replace(report(before.count), unchanged=True)
             _count_anew(rejects)
         asked = question_means(encoder, questions, rejects=others["questions"])
         started = time.perf_counter()
         encode = partial(
-            encode_corpus, corpus, encoder=encoder, queries=table, path=folder, reuse=list(map(Path, options.reuse)),
+            encode_corpus, corpus, encoder=encoder, queries=table, path=folder, reuse=options.reuse,
             rejects=rejects, default_lang=options.default_lang, progress=progress,
         )  # fmt: skip
-        kept = encode() if options.build is not None else encode_or_begin_anew(encode, folder, rejects)
+        try:
+            build, payloads, reused = encode()
+        except (MismatchError, CorruptError) as error:
+            if options.build is not None or (isinstance(error, CorruptError) and not _is_damaged(folder)):
+                raise  # the user's own folder, or the disk of the corpus
+            _discard(folder)  # of another input, or damaged
+            _count_anew(rejects)
+            build, payloads, reused = encode()
         encoded = time.perf_counter()
-        generated = generated_means(kept.build.windows())
+        generated = generated_means(build.windows())
         card = card_of(
-            kept,
-            encoder,
-            recipe=recipe,
-            distance=distance,
-            generated=generated,
-            asked=asked,
+            build, encoder, payloads=payloads, recipe=recipe, distance=distance, generated=generated, asked=asked,
             keep_plain=options.keep_plain,
-        )
+        )  # fmt: skip
         if options.passage_calibration:
-            measured = measure_passages((passage for passage, _ in rows()), kept.build, progress=progress)
-            card = with_passage_means(card, options.passage_calibration, measured)
+            means = measure_passages(again(), build, progress=progress)
+            card = with_passage_means(card, options.passage_calibration, means)
         if options.hybrid is not None:
-            card = with_words(card, options.hybrid, rows())
+            card = with_words(card, options.hybrid, again())
         replaced = _in_words(_published(store, name))
         with store.writer(name, card=card) as writer:
-            written = write_collection(rows(table), kept.build, writer, card=card, progress=progress)
-            total = kept.build.rows
+            digest, languages = write_collection(again(table), build, writer, card=card, progress=progress)
+            total = build.rows
             progress("indexing", 0, total)
-            final = replace(finished(card, count=total, digest=written.digest), inputs=inputs(card.rows_digest))
+            final = replace(finished(card, count=total, digest=digest), inputs=inputs(card.rows_digest))
             writer.publish(final, indexed=lambda done: progress("indexing", min(done, total), total))
             progress("indexing", total, total)
-    return LoadReport(
-        collection=name,
-        passages=kept.build.rows,
-        counts=rejects.counts(),
-        queries={lang: generated.counts[lang] for lang in card.query_langs},
-        unused_queries=table.unused_count if table is not None else 0,
-        rejected_lines=sum(other.rejected for other in others.values()),
-        seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
-        build=str(folder) if options.build is not None else None,
-        reused=kept.reused,
-        languages=dict(sorted(written.languages.items())),
-        notes=(
-            *(f"left out of column {name}: {what}" for name, what in rejects.left_out.items()),
-            *_notes(written.languages, asked_for=options.passage_calibration, card=card),
-        ),
-        replaced=replaced,
-    )
+        return replace(
+            report(total),
+            queries={lang: generated.counts[lang] for lang in card.query_langs},
+            seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
+            build=str(folder) if options.build is not None else None,
+            reused=reused,
+            languages=dict(sorted(languages.items())),
+            notes=(
+                *(f"left out of column {column}: {what}" for column, what in rejects.left_out.items()),
+                *_notes(languages, asked_for=options.passage_calibration, card=card),
+            ),
+            replaced=replaced,
+        )
+
+
+def _count_anew(rejects: Rejects) -> None:
+    vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))
 
 
 def _published(store: VectorStore, name: str) -> Card | None:
@@ -403,20 +344,60 @@ def _in_words(card: Card | None) -> str:
     return f"{card.version} ({card.count:,} passages, {folded} queries at α {card.recipe.alpha:g}, {card.created})"
 
 
-def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> tuple[str, ...]:
+def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> list[str]:
     several = main_languages(languages)
     if asked_for and not card.passage_calibration:
-        return (
+        return [
             f"the passages are left as they are: passage calibration is for corpora with {ENOUGH_PASSAGES} passages or"
-            " more in each of two languages",
-        )
+            " more in each of two languages"
+        ]
     if card.passage_calibration and not card.calibration:
-        return (
-            "the passages are calibrated and this collection's questions are not, which may lose more than it gains",
-        )
+        return [
+            "the passages are calibrated and this collection's questions are not, which may lose more than it gains"
+        ]
     if len(several) > 1 and not asked_for:
-        return (
+        return [
             f"the passages are in {len(several)} languages; where questions in one should find answers in another, load"
-            " with --passage-calibration 0.5 (docs/benchmarks.md)",
-        )
-    return ()
+            " with --passage-calibration 0.5 (docs/benchmarks.md)"
+        ]
+    return []
+
+
+# The folder in which a load keeps its vectors: the user's, or one in the cache that goes when the load is done.
+
+
+@contextmanager
+def _build_folder(build: Path | None, name: str, *, fingerprint: str) -> Iterator[Path]:
+    """Where the vectors are kept; a folder in the cache is removed when the block ends without an error."""
+    if build is not None:
+        yield build
+        return
+    folder = cache_folder() / "builds" / f"{name}-{fingerprint}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = lock_folder(folder)
+    except LockedError as error:
+        said = str(error).rstrip(".")
+        raise LockedError(f"Collection {name!r} is being loaded already: {said} (--build).") from None
+    with lock:
+        yield folder / "vectors"
+        _discard(folder / "vectors")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _discard(vectors: Path) -> None:
+    """Remove a build folder of ours in one step as far as the next load can see: killed amid it, some files remain."""
+    gone = vectors.with_name("gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(OSError):
+        vectors.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _is_damaged(folder: Path) -> bool:
+    try:
+        Build.open(folder).digests()
+    except (CorruptError, DataError):
+        return True
+    return False

@@ -6,17 +6,17 @@ ids, which makes "the first n" mean the same to every run, as long as the source
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 
 from xqg_vdb.errors import CorruptError, MismatchError
+from xqg_vdb.index.build import WINDOW
+from xqg_vdb.progress import Progress, silent, windows
 from xqg_vdb.store.layout import Digest, payload_of, sparse_vector
 from xqg_vdb.types import Card, Passage, PointBatch, StoredPoint, VectorStore
 
-BATCH = 512
 COMMIT_EVERY = 8192
 _BY_ID = " in the order of ids"
 
@@ -27,7 +27,7 @@ def migrate(
     target: VectorStore,
     *,
     to_name: str | None = None,
-    progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Card:
     """Copy `name` from `source` to `target` (as `to_name` when given) and return the card that it has there.
 
@@ -39,7 +39,7 @@ def migrate(
     wanted = replace(card, rows_digest=card.rows_digest.removesuffix(_BY_ID) + _BY_ID, storage={}, count=0, digest="")
     digest, done = Digest(), 0
     with target.writer(to_name or name, card=wanted) as writer:
-        for batch in _batches(source.scroll(name, with_vectors=True)):
+        for batch in windows(source.scroll(name, with_vectors=True), WINDOW):
             passages = [_passage(point, name) for point in batch]
             for passage in passages:
                 digest.add(passage.id, passage.text)
@@ -61,11 +61,6 @@ def migrate(
         writer.publish(final, indexed=lambda count: progress("indexing", min(count, done), done))
         progress("indexing", done, done)
     return target.card(to_name or name)
-
-
-def _batches(points: Iterator[StoredPoint]) -> Iterator[list[StoredPoint]]:
-    while batch := list(islice(points, BATCH)):
-        yield batch
 
 
 def _passage(point: StoredPoint, name: str) -> Passage:

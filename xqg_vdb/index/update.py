@@ -18,10 +18,9 @@ import orjson
 from xqg_vdb.calibration import ENOUGH_PASSAGES, LanguageMeans, pack_means, passage_means, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index.build import WINDOW, Window
-from xqg_vdb.index.card import generated_means
 from xqg_vdb.index.encode import EarlierBuild, Row, digests_of, encode_rows, read_rows
 from xqg_vdb.index.load import as_file, as_files, check_inputs, rejects_of
-from xqg_vdb.index.write import points
+from xqg_vdb.index.write import generated_means, points
 from xqg_vdb.progress import Progress, silent, windows
 from xqg_vdb.store.layout import TEXT_DENSE, content_hash, payload_of
 from xqg_vdb.texts.queries import QueryFile

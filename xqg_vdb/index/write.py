@@ -1,28 +1,158 @@
-"""Build rows into a collection: each window fused by the card, written, committed; nothing is encoded here.
+"""An encoded build into a collection: its card with the language means that fusion subtracts, then its points.
 
-`vectors_of` is the only place where rows, query sums, a recipe and language means become vectors: loads, `verify`,
-`augment` and the benchmark all call it.
+Each window is fused by the card, written and committed; nothing is encoded here. `vectors_of` is the only place where
+rows, query sums, a recipe and language means become vectors: loads, `verify`, `augment` and the benchmark all call it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import islice
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from xqg_vdb.calibration import LanguageMeans, passage_means, rows_of_card, unpack_means
-from xqg_vdb.fusion import fuse, unit_rows
+from xqg_vdb.calibration import (
+    CalibratedEncoder,
+    LanguageMeans,
+    language_means,
+    main_languages,
+    pack_means,
+    passage_means,
+    resolve_languages,
+    rows_of_card,
+    unpack_means,
+)
+from xqg_vdb.errors import DataError
+from xqg_vdb.fusion import fuse, recipe_languages, refuse_unequal_counts, unit_rows
 from xqg_vdb.index.build import Build, Window, changed_input
 from xqg_vdb.index.encode import Row, digests_of
 from xqg_vdb.progress import Progress
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, Digest
-from xqg_vdb.types import Card, CollectionWriter, Passage, PointBatch, Recipe, Vectors
+from xqg_vdb.texts.corpus import read_questions
+from xqg_vdb.texts.records import Rejects
+from xqg_vdb.types import Card, CollectionWriter, Distance, Hybrid, Passage, PointBatch, Recipe, Vectors
 
 COMMIT_EVERY = 8192
 """Passages between two flushes of the store: one costs about 0.1 s on a disk."""
+
+_ENOUGH_QUESTIONS = 30
+
+
+def card_of(
+    build: Build,
+    encoder: CalibratedEncoder,
+    *,
+    payloads: str,
+    recipe: Recipe,
+    distance: Distance,
+    generated: LanguageMeans,
+    asked: LanguageMeans | None = None,
+    keep_plain: bool = False,
+) -> Card:
+    """The card of the collection to be.
+
+    payloads: a hash of what is stored but not encoded. generated: `generated_means` of the build. asked: the means of
+    users' questions.
+    Raises DataError when the recipe wants a language without queries, MismatchError when it is `sum` and counts differ.
+    """
+    langs = recipe_languages(generated.counts, recipe) if recipe.alpha > 0.0 else []
+    if langs and recipe.pool == "sum":  # before anything is written: the rule is about the whole corpus
+        refuse_unequal_counts(np.concatenate([window.counts(langs) for window in build.windows()]))
+    folded = LanguageMeans({lang: generated.means[lang] for lang in langs}, generated.counts)
+    refined = encoder.language_means.refined(folded, capped=True).means
+    # what users really ask beats what a model generated, which beats the bank
+    means = {**{lang: refined[lang] for lang in langs}, **(asked.means if asked is not None else {})}
+    rows = hashlib.blake2b(build.digests().tobytes(), digest_size=16)
+    rows.update(payloads.encode())
+    return Card(
+        encoder=encoder.facts,
+        distance=distance,
+        recipe=recipe,
+        calibration=encoder.calibration,
+        query_langs=tuple(langs),
+        query_means=pack_means(LanguageMeans(means)),
+        rows_digest=rows.hexdigest(),
+        vectors=(TEXT_DENSE, TEXT_DENSE_PLAIN) if keep_plain else (TEXT_DENSE,),
+    )
+
+
+def generated_means(windows: Iterable[Window]) -> LanguageMeans:
+    """The mean generated-query vector of each language over a whole build, with how many queries there are."""
+    totals: dict[str, NDArray[np.float64]] = {}
+    counts: Counter[str] = Counter()
+    for window in windows:
+        for lang, (rows, n) in window.sums.items():
+            totals[lang] = totals.get(lang, 0.0) + rows.sum(axis=0, dtype=np.float64)
+            counts[lang] += int(n.sum())
+    means = {lang: (total / counts[lang]).astype(np.float32) for lang, total in sorted(totals.items())}
+    return LanguageMeans(means, {lang: counts[lang] for lang in means}, "generated queries")
+
+
+def question_means(
+    encoder: CalibratedEncoder, questions: str | PathLike[str] | None, *, rejects: Rejects
+) -> LanguageMeans:
+    """The means of users' questions, empty without a file. Few lean on the bank, thirty speak for themselves."""
+    if questions is None:
+        return LanguageMeans()
+    asked = read_questions(Path(questions), rejects=rejects)
+    texts = [question.text for question in asked]
+    langs = resolve_languages(texts, [question.lang for question in asked])
+    vectors = encoder.encode_queries(texts, calibrate=False)
+    rows = {
+        lang: vectors[[i for i, known in enumerate(langs) if known == lang]] for lang in sorted(set(langs) - {"und"})
+    }
+    if not rows:
+        raise DataError(f"None of the questions in {questions} has a language: give each a `lang` field.")
+    bank = encoder.language_means
+    table = language_means(rows, source="questions")
+    few = {lang for lang, n in table.counts.items() if n < _ENOUGH_QUESTIONS and lang in bank.means}
+    blended = LanguageMeans({lang: bank.means[lang] for lang in few}, {lang: bank.counts[lang] for lang in few})
+    return blended.refined(table)
+
+
+def with_passage_means(card: Card, strength: float, table: LanguageMeans) -> Card:
+    """`card` with the means of passage-side calibration; as it was for a corpus that is in one language."""
+    if len(main_languages(table.counts)) < 2:
+        return card
+    return replace(card, passage_calibration=strength, passage_means=pack_means(table))
+
+
+def with_words(card: Card, hybrid: Hybrid, rows: Iterable[Row]) -> Card:
+    """The card with the settings of its sparse vectors, which the first passages of the corpus decide."""
+    from xqg_vdb.store.bm25 import SAMPLE, settings_of  # brings the embedded engine
+
+    return replace(card, bm25=settings_of([passage for passage, _ in islice(rows, SAMPLE)], hybrid))
+
+
+def finished(card: Card, *, count: int, digest: str) -> Card:
+    """The card to publish with so many points, as of now."""
+    return replace(card, count=count, digest=digest, created=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def measure_passages(rows: Iterable[Row], build: Build, *, progress: Progress) -> LanguageMeans:
+    """The means that passage-side calibration subtracts, over a whole build, with the languages' counts.
+
+    Raises MismatchError when the passages are not as many as the vectors.
+    """
+
+    def batches() -> Iterator[tuple[Vectors, list[str]]]:
+        done = 0
+        for window, passages in _matched(rows, build, compare=False):
+            done += len(passages)
+            yield window.passages, [passage.lang for passage in passages]
+            progress("measuring", done, build.rows)
+
+    return passage_means(batches())
+
+
+# Points by the card.
 
 
 def vectors_of(window: Window, *, langs: Sequence[str], card: Card) -> dict[str, Vectors]:
@@ -67,41 +197,10 @@ def folded_langs(window: Window, card: Card) -> list[list[str]]:
     return [[lang for lang, n in counts.items() if n[row]] for row in range(len(window))]
 
 
-def measure_passages(passages: Iterable[Passage], build: Build, *, progress: Progress) -> LanguageMeans:
-    """The means that passage-side calibration subtracts, over a whole build, with the languages' counts.
-
-    Raises MismatchError when the passages are not as many as the vectors.
-    """
-    rest = iter(passages)
-
-    def batches() -> Iterator[tuple[Vectors, list[str]]]:
-        done = 0
-        for window in build.windows():
-            langs = [passage.lang for passage in islice(rest, len(window))]
-            done += len(langs)
-            if len(langs) < len(window):
-                raise changed_input(build.path, done)
-            yield window.passages, langs
-            progress("measuring", done, build.rows)
-
-    means = passage_means(batches())
-    if next(rest, None) is not None:
-        raise changed_input(build.path, build.rows)
-    return means
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """All rows of a collection: their digest, and how many passages there are in each language."""
-
-    digest: str
-    languages: Counter[str]
-
-
 def write_collection(
     rows: Iterable[Row], build: Build, writer: CollectionWriter, *, card: Card, progress: Progress
-) -> Written:
-    """Write every row that the writer does not have yet.
+) -> tuple[str, Counter[str]]:
+    """Write every row that the writer does not have yet; the digest of all rows, and the passages by language.
 
     Raises MismatchError when `rows` are not those that the vectors were made from.
     """
@@ -125,15 +224,15 @@ def write_collection(
             writer.commit(done)
         progress("writing", done, build.rows)
     writer.commit(done)
-    return Written(digest.hexdigest(), languages)
+    return digest.hexdigest(), languages
 
 
-def _matched(rows: Iterable[Row], build: Build) -> Iterator[tuple[Window, list[Passage]]]:
-    """Every window with its passages. Raises MismatchError when they are not those that it was made from."""
+def _matched(rows: Iterable[Row], build: Build, *, compare: bool = True) -> Iterator[tuple[Window, list[Passage]]]:
+    """Every window with its passages. Raises MismatchError when they are others, or other queries with `compare`."""
     rest, done = iter(rows), 0
     for window in build.windows():
         part = list(islice(rest, len(window)))
-        same = digests_of(part) == window.digests[: len(part)]
+        same = digests_of(part) == window.digests[: len(part)] if compare else np.ones(len(part), np.bool_)
         if len(part) < len(window) or not same.all():
             raise changed_input(build.path, done + (len(part) if same.all() else int(np.argmin(same))))
         done += len(window)

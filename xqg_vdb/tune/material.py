@@ -146,7 +146,7 @@ def with_calibrated_passages(
             yield passage, queries
 
     if build is not None:
-        table = measure_passages((passage for passage, _ in rows()), Build.open(build), progress=progress)
+        table = measure_passages(rows(), Build.open(build), progress=progress)
     else:
         for _ in rows():
             pass
@@ -183,8 +183,7 @@ def _pool_of_build(folder: Path, wanted: set[str], *, encoder: CalibratedEncoder
 
 def _ids_and_queries(build: Build) -> Iterator[tuple[str, bool]]:
     for window in build.windows():
-        has = np.add.reduce([np.zeros(len(window), np.int32), *(counts for _, counts in window.sums.values())]) > 0
-        yield from zip(window.ids, has.tolist(), strict=True)
+        yield from zip(window.ids, (window.counts(window.sums) > 0).tolist(), strict=True)
 
 
 def _pool_of_files(
