@@ -141,7 +141,7 @@ def augment(
         layout=plan.layout.name,
         vector=plan.vector,
         cosine=cosine,
-        counts=counts,
+        counts=dict(counts),
         queries={lang: generated.counts[lang] for lang in card.query_langs},
         seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
     )
