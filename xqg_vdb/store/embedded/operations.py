@@ -35,7 +35,7 @@ from xqg_vdb.files import (
     trash_path,
 )
 from xqg_vdb.store.embedded import engine
-from xqg_vdb.store.embedded.versions import Folder, Version
+from xqg_vdb.store.embedded.versions import Folder, Version, version_states
 from xqg_vdb.store.operations import CollectionState, Snapshot, VersionState, check_published, rollback_target
 
 if TYPE_CHECKING:
@@ -373,22 +373,6 @@ class EmbeddedAdmin:
                 yield folder
             finally:
                 lock.release()
-
-
-def version_states(folder: Folder) -> list[VersionState]:
-    """All versions, oldest first."""
-    current, kept = folder.current(), folder.kept()
-    return [_state(version, current=current, kept=kept) for version in folder.versions()]
-
-
-def _state(version: Version, *, current: Version | None, kept: list[Version]) -> VersionState:
-    try:
-        card = version.card()
-    except CorruptError:
-        card = None
-    lost = current is None and card is not None and bool(card.created)  # finished, and the pointer is gone
-    finished = version == current or version in kept or lost
-    return VersionState(version.name, published=version == current, finished=finished, card=card)
 
 
 def _check(version: Version) -> None:

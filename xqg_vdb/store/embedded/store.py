@@ -21,8 +21,8 @@ from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
 from xqg_vdb.files import FileLock, bytes_on_disk, disk_errors, empty_bin, remove_folder, require_space
 from xqg_vdb.store import layout
 from xqg_vdb.store.embedded import engine
-from xqg_vdb.store.embedded.operations import EmbeddedAdmin, version_states
-from xqg_vdb.store.embedded.versions import Folder, Stamp, Version, stamp_of
+from xqg_vdb.store.embedded.operations import EmbeddedAdmin
+from xqg_vdb.store.embedded.versions import Folder, Stamp, Version, stamp_of, version_states
 from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
 from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import CollectionOptions

@@ -25,6 +25,7 @@ from typing import Any
 
 from xqg_vdb.errors import CorruptError, LockedError
 from xqg_vdb.files import FileLock, empty_bin, remove_folder, write_json
+from xqg_vdb.store.operations import VersionState
 from xqg_vdb.types import Card
 
 _VERSION = re.compile(r"v(\d{4,})")
@@ -168,6 +169,22 @@ class Folder:
                 lock = FileLock.take(version.lock, busy="")
                 self.remove(version)
                 lock.release()
+
+
+def version_states(folder: Folder) -> list[VersionState]:
+    """All versions, oldest first."""
+    current, kept = folder.current(), folder.kept()
+    return [_state(version, current=current, kept=kept) for version in folder.versions()]
+
+
+def _state(version: Version, *, current: Version | None, kept: list[Version]) -> VersionState:
+    try:
+        card = version.card()
+    except CorruptError:
+        card = None
+    lost = current is None and card is not None and bool(card.created)  # finished, and the pointer is gone
+    finished = version == current or version in kept or lost
+    return VersionState(version.name, published=version == current, finished=finished, card=card)
 
 
 def stamp_of(pointer: str) -> Stamp | None:
