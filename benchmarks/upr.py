@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from small_task import collection_of, in_turn, measured, options, print_table, say, some_questions  # noqa: E402
 
+from xqg_vdb.models.decoder import CausalModel  # noqa: E402
 from xqg_vdb.models.encoder import Encoder  # noqa: E402
 from xqg_vdb.models.folder import encoder_folder  # noqa: E402
 from xqg_vdb.progress import bars, windows  # noqa: E402
@@ -54,7 +55,8 @@ class KeptScorer:
 
     def __init__(self, model: str, path: Path, *, threads: int, end: float) -> None:
         self.scorer, self.path, self.end = Scorer(model, threads=threads), path, end
-        self.model = self.scorer.model.describe()["fingerprint"]
+        opened = self.scorer.model
+        self.model = (opened.describe() if isinstance(opened, CausalModel) else opened.settings)["fingerprint"]
         self.truncated = 0
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         self.kept = {key: tuple(row) for line in lines for key, row in json.loads(line).items()}

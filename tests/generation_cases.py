@@ -14,7 +14,7 @@ LETTERS = ["<pad>", "</s>", "<unk>", "<s>", "\n"] + [chr(i) for i in range(32, 1
 class FakeGenerator:
     """Deterministic queries; `bad` maps (id, lang, index) to what the first attempt writes."""
 
-    tries_again, failure = False, ""
+    tries_again, failure, examples = False, "", ("How long is the Nile?",)
 
     def __init__(self, bad=None, size=3, seed=1):
         self.bad, self.size, self.seed, self.calls = bad or {}, size, seed, []
@@ -37,11 +37,9 @@ class FakeGenerator:
         word = hashlib.sha256(f"{self.seed} {id} {lang} {i} {attempt}".encode()).hexdigest()[:6]
         return f"What is {word}?"
 
-    def describe(self):
+    @property
+    def settings(self):
         return {"kind": "fake", "seed": self.seed}
-
-    def examples(self):
-        return ("How long is the Nile?",)
 
     def counters(self):
         return {"batches": len(self.calls)}

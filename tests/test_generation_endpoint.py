@@ -160,7 +160,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(server, monkeypatch, capl
         server.script = [(401, {}, b"bad key " + CANARY.encode())]
         with pytest.raises(ServerError) as refused:
             generator.generate_batch(PASSAGES[:1], query_langs=["de"], n=1)
-        parts = (refused.value, repr(refused.value), generator, generator.describe(), generator.counters(), caplog.text)
+        parts = (refused.value, repr(refused.value), generator, generator.settings, generator.counters(), caplog.text)
         seen = f"{parts} {capfd.readouterr()}"
     assert server.requests[0][1]["Authorization"] == f"Bearer {CANARY}"
     assert CANARY not in seen

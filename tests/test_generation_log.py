@@ -168,7 +168,7 @@ def test_the_filter_retries_once_counts_and_leaves_out(tmp_path):
     corpus, out = write_corpus(tmp_path / "c.jsonl", 3), tmp_path / "q.jsonl"
     bad = {("p0", "de", 0): "", ("p0", "de", 1): "How long is the Nile?", ("p2", "de", 1): "No question at all."}
     generator = FakeGenerator(bad)
-    rules = QueryFilter(skip=("wrong language",), examples=generator.examples())
+    rules = QueryFilter(skip=("wrong language",), examples=generator.examples)
     summary = generate_file(corpus, out, generator=generator, job=Job(("de", "sw"), 2, query_filter=rules))
     assert generator.calls[1] == (["p0", "p2"], ("de",), 1)
     assert summary.rejected == {"empty": 1, "copied example": 1, "no question": 1, "replaced by a second try": 3}

@@ -29,7 +29,7 @@ PASSAGES = [
     Passage(f"p{i}", f"Passage {i} " + "xyzABC"[i % 6] * (5 + i * 3 % 17) + " on rivers", title=f"t{i}")
     for i in range(16)
 ]
-PROMPT = CausalPrompt("test", "Example: q\n", "Passage: {title}{text}\n", "Ask in {language}:", stop=())
+PROMPT = CausalPrompt("test", "Example: q\n", "Ask in {language}:", stop=())
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_samples_do_not_depend_on_order_batch_or_company(folders, kind):
 
 def test_what_is_recorded_of_a_local_checkpoint_is_its_own_name(folders):
     checkpoint, folder = folders["llama"]
-    found = causal(folder, Decoding()).describe()
+    found = causal(folder, Decoding()).settings
     assert (found["source"], found["revision"]) == ("llama", "local") and str(checkpoint.parent) not in repr(found)
     from_hub = replace(folder, manifest={**folder.manifest, "source": "google/gemma-3-270m", "revision": "3f1c"})
     assert describe_folder(from_hub)["source"] == "google/gemma-3-270m"
@@ -106,9 +106,7 @@ def test_what_is_recorded_of_a_local_checkpoint_is_its_own_name(folders):
 
 def test_a_long_passage_is_cut_and_the_instruction_stays(folders):
     settings = Decoding(mode="greedy", max_tokens=6)
-    short = CausalPrompt(
-        "test", "Example: q\n", "Passage: {title}{text}\n", "Ask in {language}:", stop=(), max_passage_tokens=40
-    )
+    short = CausalPrompt("test", "Example: q\n", "Ask in {language}:", stop=(), max_passage_tokens=40)
     ours = causal(folders["llama"][1], settings, short)
     long, cut = Passage("a", "word " * 200_000), Passage("a", "word " * 30)
     kept = ours.model.ids("Passage: " + "word " * 30)[:40]
@@ -176,7 +174,7 @@ def test_opening_picks_the_prompt_and_checks_scripts(folders, tmp_path):
     path = folders["llama"][1].path
     with pytest.raises(ModelError, match=r"does not know the script of Hindi \(hi\), Russian \(ru\): leave them out"):
         open_generator(path, query_langs=["de", "hi", "ru"], threads=1)
-    assert open_generator(path, query_langs=["nl", "sw"], threads=1).describe()["translation"]["pairs"] == 16
+    assert open_generator(path, query_langs=["nl", "sw"], threads=1).settings["translation"]["pairs"] == 16
     with pytest.raises(ModelError, match="has no chat template"):
         open_generator(path, query_langs=["nl"], prompt="chat", threads=1)
     moved = shutil.copytree(path, tmp_path / "copy")

@@ -21,7 +21,7 @@ from xqg_vdb.generate.output import merge_shards, provenance_path
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.types import GeneratedQueries
 
-FILTER = QueryFilter(skip=("wrong language",), examples=FakeGenerator().examples())
+FILTER = QueryFilter(skip=("wrong language",), examples=FakeGenerator.examples)
 
 
 class Writer(FakeGenerator):
@@ -206,8 +206,9 @@ def test_where_a_checkpoint_lay_does_not_matter(tmp_path):
     class Somewhere(Writer):
         place = "one"
 
-        def describe(self):
-            return {**super().describe(), "source": self.place}
+        @property
+        def settings(self):
+            return {**super().settings, "source": self.place}
 
     corpus, second = write(tmp_path / "a.jsonl", passages(3)), Somewhere()
     run(corpus, tmp_path / "a.q", generator=Somewhere())
@@ -222,8 +223,9 @@ def test_a_number_of_beams_that_an_old_file_records_does_not_matter(tmp_path):
             super().__init__()
             self.decoding = decoding
 
-        def describe(self):
-            return {**super().describe(), "decoding": self.decoding}
+        @property
+        def settings(self):
+            return {**super().settings, "decoding": self.decoding}
 
     corpus, second = write(tmp_path / "a.jsonl", passages(3)), Sampling(top_k=10)
     run(corpus, tmp_path / "a.q", generator=Sampling(top_k=10, beams=4))

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli_cases import run_cli, write_lines
 
 from xqg_vdb.errors import ServerError
-from xqg_vdb.generate.answers import query_of
 from xqg_vdb.generate.endpoint import EndpointGenerator
+from xqg_vdb.generate.prompts import query_of
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.models import remote
 from xqg_vdb.search.expand import Expander, clean

@@ -98,7 +98,7 @@ def generate(
                 str(wishes.generator), query_langs=langs, prompt=wishes.prompt, decoding=decoding,
                 threads=wishes.threads or 0,
             )  # fmt: skip
-        good = replace(rules, examples=generator.examples()) if filtered else None
+        good = replace(rules, examples=generator.examples) if filtered else None
         summary = generate_file(
             corpus, out, generator=generator, job=Job(langs, wishes.n, wishes.shard, good), reuse=wishes.reuse,
             rejects=Rejects(wishes.max_errors), progress=stack.enter_context(bars(unit=" passages")),

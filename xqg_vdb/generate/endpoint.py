@@ -19,8 +19,7 @@ from typing import Any
 
 import httpx
 
-from xqg_vdb.generate.answers import broken, query_of, said
-from xqg_vdb.generate.prompts import CausalPrompt, chat
+from xqg_vdb.generate.prompts import CausalPrompt, broken, chat, query_of, said
 from xqg_vdb.generate.run import BatchGenerator
 from xqg_vdb.models.remote import LONGEST_BODY, Server, one_line, reason_of
 from xqg_vdb.types import Passage
@@ -45,21 +44,14 @@ class EndpointGenerator(BatchGenerator):
         temperature: float = 0.8, max_tokens: int = 64, seed: int = 313, timeout: float = 120.0,
         patience: float = 600.0, price: tuple[float, float] = (0.0, 0.0), sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
-        self.prompt, self.seed, self.failure = prompt or chat("", ""), seed, ""
-        self._concurrency, self._max_tokens, self._price = concurrency, max_tokens, price
+        self.prompt, self.seed, self.rows = prompt or chat("", ""), seed, 4 * concurrency  # keep all connections busy
+        self.examples, self._max_tokens, self._price = self.prompt.examples, max_tokens, price
         self._server = Server(url, model=model, keys=KEY_VARIABLES, timeout=timeout, patience=patience, sleep=sleep)
         self._lock = threading.Lock()
-        self._settings = {"model": model, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-        self._body: dict[str, Any] = dict(self._settings)
+        self._body: dict[str, Any] = {"model": model, "temperature": temperature}
+        self._body |= {"max_tokens": max_tokens, "seed": seed}
+        self.settings = {"kind": "endpoint", "host": self._server.host, **self._body, "prompt": self.prompt.to_json()}
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="xqg-endpoint")
-
-    def describe(self) -> dict[str, Any]:
-        """What the queries depend on, as far as we can know it."""
-        return {"kind": "endpoint", "host": self._server.host, **self._settings, "prompt": self.prompt.to_json()}
-
-    def examples(self) -> tuple[str, ...]:
-        """Questions in the prompt that must not come back."""
-        return self.prompt.examples
 
     def counters(self) -> dict[str, float]:
         """Requests, retries, useless answers, tokens and cost so far."""
@@ -67,10 +59,6 @@ class EndpointGenerator(BatchGenerator):
         tokens = counts.get("tokens_read", 0), counts.get("tokens_written", 0)
         cost = sum(count * price for count, price in zip(tokens, self._price, strict=True))
         return {**counts, "cost": round(cost / 1e6, 6)}
-
-    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
-        """Passages whose requests are sent together; enough to keep all connections busy."""
-        return max(1, 4 * self._concurrency // (len(query_langs) * n))
 
     def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], count: int) -> list[str]:
         self._server.given_up = ""

@@ -18,7 +18,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import ModelError
-from xqg_vdb.generate.answers import query_of
 from xqg_vdb.generate.prompts import (
     SEQ2SEQ_TEMPLATE,
     CausalPrompt,
@@ -27,6 +26,7 @@ from xqg_vdb.generate.prompts import (
     few_shot,
     finetuned,
     passage_tokens,
+    query_of,
     seq2seq_tokens,
     translation,
 )
@@ -41,43 +41,27 @@ from xqg_vdb.texts.languages import english_name, normalize, question_bank
 from xqg_vdb.texts.tables import Records, plain_records
 from xqg_vdb.types import GeneratedQueries, Passage
 
-ROWS = 32  # rows per step that keep the cores busy; more passages are taken together until there are so many
-
 
 class _LocalGenerator(BatchGenerator):
     """What both architectures have in common."""
 
-    def __init__(self, decoding: Decoding) -> None:
-        self.decoding, self.seed, self.truncated = decoding, decoding.seed, 0
+    def __init__(self, decoding: Decoding, clock: Clock, settings: dict[str, Any]) -> None:
+        self.decoding, self.seed, self.greedy = decoding, decoding.seed, decoding.mode == "greedy"
+        self.settings = {**settings, "decoding": decoding.to_json()}
+        self.clock, self.truncated = clock, 0
 
-    def samples(self, n: int) -> int:
-        """One where decoding is greedy."""
-        return self.decoding.samples(n)
-
-    def batch_size(self, query_langs: Sequence[str], n: int) -> int:
-        """Passages that are decoded together."""
-        return max(1, ROWS // max(1, len(query_langs) * self.samples(n)))
+    def counters(self) -> dict[str, float]:
+        """Passages cut so far, and seconds per phase."""
+        return {"passages_cut": self.truncated, **self.clock.seconds}
 
 
 class CausalGenerator(_LocalGenerator):
     """A `QueryGenerator` that asks for a question in every language straight from the passage."""
 
     def __init__(self, model: CausalModel, *, prompt: CausalPrompt, decoding: Decoding) -> None:
-        super().__init__(decoding)
-        self.model, self.prompt = model, prompt
+        super().__init__(decoding, model.clock, {**model.describe(), "prompt": prompt.to_json()})
+        self.model, self.prompt, self.examples = model, prompt, prompt.examples
         self._prefix = model.read(prompt.prefix)
-
-    def describe(self) -> dict[str, Any]:
-        """What the queries depend on."""
-        return {**self.model.describe(), "prompt": self.prompt.to_json(), "decoding": self.decoding.to_json()}
-
-    def examples(self) -> tuple[str, ...]:
-        """Questions in the prompt that must not come back."""
-        return self.prompt.examples
-
-    def counters(self) -> dict[str, float]:
-        """Passages cut so far, and seconds per phase."""
-        return {"passages_cut": self.truncated, **self.model.clock.seconds}
 
     def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], count: int) -> list[str]:
         endings = [self.model.ids(self.prompt.ending(lang)) for lang in langs]
@@ -112,38 +96,25 @@ PAIRS = 16  # example translations in the prompt
 LONGEST_QUESTION = 64  # tokens of an English question that are translated
 
 
-class _PivotGenerator(_LocalGenerator):
+class _PivotGenerator(CausalGenerator):
     """A `QueryGenerator` for `query_langs`, in two steps. Chance is in the first step only: translations are greedy."""
 
     def __init__(self, model: CausalModel, *, query_langs: Sequence[str], decoding: Decoding) -> None:
-        super().__init__(decoding)
-        self.model = model
-        self.english = CausalGenerator(model, prompt=english_questions(), decoding=decoding)
+        super().__init__(model, prompt=english_questions(), decoding=decoding)
         prompts = {lang: translation(lang, pairs=PAIRS) for lang in query_langs if lang != PIVOT}
         self._translations = {lang: (prompt, model.read(prompt.prefix)) for lang, prompt in prompts.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """What the queries depend on."""
-        return {**self.english.describe(), "translation": {"prompt": "question bank", "pairs": PAIRS, "mode": "greedy"}}
-
-    def examples(self) -> tuple[str, ...]:
-        """Questions in the prompts that must not come back."""
-        prompts = [self.english.prompt, *(prompt for prompt, _ in self._translations.values())]
-        return tuple(text for prompt in prompts for text in prompt.examples)
-
-    def counters(self) -> dict[str, float]:
-        """Passages cut so far, and seconds per phase."""
-        return self.english.counters()
+        self.settings["translation"] = {"prompt": "question bank", "pairs": PAIRS, "mode": "greedy"}
+        self.examples += tuple(text for prompt in prompts.values() for text in prompt.examples)
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages that are taken together: so many that each language has enough questions to translate at once."""
-        return max(1, ROWS // self.samples(n))
+        return super().batch_size([PIVOT], n)
 
     def generate_batch(
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
     ) -> list[GeneratedQueries]:
         """The records of a few passages; attempt: 1 for other English questions."""
-        asked = self.english.generate_batch(batch, query_langs=[PIVOT], n=n, attempt=attempt)
+        asked = super().generate_batch(batch, query_langs=[PIVOT], n=n, attempt=attempt)
         questions = [record.queries[PIVOT] for record in asked]
         by_lang = {lang: questions if lang == PIVOT else self._translated(questions, lang) for lang in query_langs}
         return [
@@ -186,24 +157,15 @@ class Seq2SeqGenerator(_LocalGenerator):
         if folder.kind != "seq2seq-generator":
             raise ModelError(f"{folder.path} holds a {folder.kind}, where a seq2seq-generator is needed.")
         record = folder.manifest.get("generator") or {}
-        super().__init__(decoding)
-        self.folder, self.template, self.max_input = folder, template, max_input
+        prompt = {"template": template, "max_input": max_input}
+        super().__init__(decoding, Clock(), {**describe_folder(folder), "prompt": prompt})
+        self.template, self.max_input = template, max_input
         self.tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
         self.eos = [int(token) for token in record["eos"]]
         self.start = int(record["start"])
         self.stops = stop_tokens(self.tokenizer, self.eos, ())
-        self.clock = Clock()
         self._encoder = open_session(Path(folder.path) / ENCODER_GRAPH, threads=threads)
         self.stepper = Stepper(open_session(Path(folder.path) / GRAPH, threads=threads))
-
-    def describe(self) -> dict[str, Any]:
-        """What the queries depend on."""
-        prompt = {"template": self.template, "max_input": self.max_input}
-        return {**describe_folder(self.folder), "prompt": prompt, "decoding": self.decoding.to_json()}
-
-    def counters(self) -> dict[str, float]:
-        """Prompts cut so far, and seconds per phase."""
-        return {"prompts_cut": self.truncated, **self.clock.seconds}
 
     def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], count: int) -> list[str]:
         forest = self.read([self.input_ids(passage, lang) for passage in batch for lang in langs])
@@ -276,7 +238,7 @@ def open_generator(
     if folder.kind == "encoder":
         raise ModelError(f"{folder.path} holds an encoder; `generate` needs a generator, such as starter:generator.")
     langs = [normalize(lang) for lang in query_langs]
-    check_writable(Tokenizer.from_file(str(folder.path / TOKENIZER)), langs, str(folder.path))
+    _check_writable(folder, langs)
     if folder.kind == "seq2seq-generator":
         if prompt is not None:
             raise ModelError(f"{folder.path} is an encoder-decoder, which has its own prompt: leave --prompt out.")
@@ -310,20 +272,21 @@ def _prompt(folder: ModelFolder, name: str) -> CausalPrompt:
     return english_questions() if name == "pivot" else few_shot()
 
 
-def check_writable(tokenizer: Tokenizer, query_langs: Sequence[str], name: str) -> None:
+def _check_writable(folder: ModelFolder, query_langs: Sequence[str]) -> None:
     """Raise ModelError that names every language whose script the tokenizer does not know."""
-    lacking = [lang for lang in query_langs if _unknown_share(tokenizer, question_bank().get(lang, ())) > UNKNOWN_SHARE]
-    if lacking:
-        names = ", ".join(f"{english_name(lang)} ({lang})" for lang in lacking)
-        raise ModelError(
-            f"The tokenizer of {name} does not know the script of {names}: leave them out, or take another model."
-        )
-
-
-def _unknown_share(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
     unknown = next((i for t in ("<unk>", "[UNK]", "<|unk|>") if (i := tokenizer.token_to_id(t)) is not None), None)
-    ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]
-    return ids.count(unknown) / len(ids) if ids and unknown is not None else 0.0
+    lacking = []
+    for lang in query_langs:
+        texts = question_bank().get(lang, ())
+        ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]
+        if unknown is not None and ids.count(unknown) > UNKNOWN_SHARE * len(ids):
+            lacking.append(f"{english_name(lang)} ({lang})")
+    if lacking:
+        raise ModelError(
+            f"The tokenizer of {folder.path} does not know the script of {', '.join(lacking)}: leave them out, or take "
+            "another model."
+        )
 
 
 # `xqg_vdb.generate`: queries for passages in memory or in a file, without a log; `run.generate_file` has one.

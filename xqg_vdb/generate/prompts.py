@@ -1,12 +1,14 @@
-"""Prompts: what a generator is told. The language is named last, so that everything before it is read once.
+"""Prompts: what a language model is told, the language last, so that all before it is read once; and what it says.
 
-In: a passage, a language code. Out: text. This file knows no tokens and no model.
+Out of an answer come a query or an expansion, without reasoning, markup and talk. This file knows no model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,8 +51,8 @@ class CausalPrompt:
 
     name: str
     prefix: str
-    passage: str
     ending_part: str
+    passage: str = "Passage: {title}{text}\n"
     stop: tuple[str, ...] = ("\n",)
     max_passage_tokens: int = 384
     examples: tuple[str, ...] = ()
@@ -96,7 +98,6 @@ def _by_examples(name: str, *, shown: str, ending: str) -> CausalPrompt:
     return CausalPrompt(
         name=name,
         prefix="\n\n".join(parts) + "\n\n",
-        passage="Passage: {title}{text}\n",
         ending_part=ending,
         examples=tuple(question for _, questions in EXAMPLES for question in questions),
     )
@@ -110,7 +111,6 @@ def finetuned(*, max_passage_tokens: int = 160) -> CausalPrompt:
     return CausalPrompt(
         name="finetuned",
         prefix="",
-        passage="Passage: {title}{text}\n",
         ending_part="Question in {language}:",
         max_passage_tokens=max_passage_tokens,
     )
@@ -175,3 +175,208 @@ def seq2seq_tokens(
     text = " ".join(text.replace("{text}", passage.text[: max_input * CHARACTERS_PER_TOKEN]).split())
     ids = encode(text)
     return [*ids[: max_input - 1], eos], len(ids) >= max_input
+
+
+# What an answer says.
+
+LONGEST_ANSWER = 1_000_000  # characters with the reasoning
+LONGEST_QUERY = 2_000
+
+_THOUGHT = r"think|thinking|reason|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think"
+_REASONING = re.compile(  # DeepSeek and Qwen, Magistral, Kimi, Cohere, OpenThinker, Gemma, Granite
+    rf"(?P<close></(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<\|end_of_thought\|>|<channel\|>"
+    r"|Here is my response:)"
+    rf"|<(?:{_THOUGHT})(?:\s[^<>]*)?>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|begin_of_thought\|>|<\|channel>thought"
+    r"|Here is my thought process:",
+    re.IGNORECASE,
+)
+_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_BARE_FINAL = re.compile(r"assistant\s*final(?=\W|[A-Z]|[^\x00-\x7f])")  # channels whose tokens a server left out
+_BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z])")
+_ROLE = r"<\|(?:im_start|start_header_id|start|role_start)\|>|<start_of_turn>|<\|turn>"
+_LEADING = re.compile(
+    rf"\s*(?:(?:{_ROLE})\s*(?:assistant|model)?|<[|｜][^|｜<>]{{1,40}}[|｜]>|<s>|<bos>|<\|begin_of_\w+\|>|\[/INST\])"
+)
+_END = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|\[/?INST\]|\[EOS\]")
+_ANSWER_TAG = re.compile(
+    r"</?(?:answer|final|final_answer|question|query|output|response|result|q)(?:\s[^<>]*)?>", re.IGNORECASE
+)
+_MARKUP = re.compile(r"</?(?:b|i|em|strong|p|br|code|u)\s*/?>|\\(?:boxed|text|textbf)\{([^{}]*)\}", re.IGNORECASE)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[\w+-]*[ \t]*$", re.MULTILINE)
+_EMPHASIS = re.compile(r"(\*{2,3})(?=\S)([^*\n]+)(?<=\S)\1|(?<!\w)([*_]{1,3}|`{1,3})(?=\S)([^*_`\n]+)(?<=\S)\3(?!\w)")
+_HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]|#{2,6}|>+)[ \t]*", re.MULTILINE)
+_NUMBER = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)：:、](?!\d)|[-*•–·]|Q\d{1,2}[.:)]|[a-z]\))[ \t]*(?=\S)", re.MULTILINE)
+
+_QUESTION_NOUNS = (
+    "question|query|q|search query|frage|pregunta|pergunta|domanda|vraag|fråga|spørsmål|spørgsmål|kysymys|pytanie"
+    "|otázka|întrebare|kérdés|вопрос|питання|въпрос|питање|ερώτηση|soru|sual|सवाल|प्रश्न|প্রশ্ন|سؤال|سوال|پرسش|שאלה"
+    "|swali|tambaya|ajụjụ|ibeere|ìbéèrè|ikibazo|umbuzo|su'aal|ጥያቄ|câu hỏi|pertanyaan|soalan|tanong|คำถาม|问题|問題"
+    "|質問|问|問|질문|கேள்வி|ప్రశ్న|ಪ್ರಶ್ನೆ|ചോദ്യം|pitanje|vprašanje|klausimas|jautājums|küsimus|galdera"
+)
+_ANSWER_NOUNS = "passage|translation|answer|response|output|result|final answer|final question|final output"
+_LABEL = re.compile(  # at the start of a line or a sentence; elsewhere the word belongs to the text
+    r"(?:^|(?<=[.!?:]\s)|(?<=\n))[ \t]*(?:(?:the|your|generated|short)\s+)?(?:[A-Z]\w+\s+)?"
+    rf"(?:{_QUESTION_NOUNS}|{_ANSWER_NOUNS})(?:\s*\d{{1,2}})?"
+    r"(?:\s*\([^()\n]{1,40}\)|\s+(?:in|auf|en|em|på|kwa)\s+\w+)?\s*[:：]\s*",
+    re.IGNORECASE,
+)
+_PREAMBLE = re.compile(
+    rf"^[^:：?？]{{0,60}}(?:\b(?:{_QUESTION_NOUNS})\b|问题|問題|質問|질문)[^:：?？\w]*[:：]\s*(?=\S)", re.I
+)
+_LANGUAGE_LABEL = re.compile(r"^(?:in\s+)?[A-Z][a-z]+(?:\s+\([^()\n]{1,40}\))?\s*[:：]\s*(?=\S)")
+
+# Talk about the task; the patterns are English, as models talk about a task in it.
+_TALK = re.compile(
+    r"(?:in order )?to (?:answer|address|respond to|translate)\b.{0,80}?\b(?:i|we|you|let)\b"
+    r"|(?:first|next|then|now|finally|okay|ok|so|well)?,?\s*(?:i|we)(?:'ll|'d| will| would| need| should| am going"
+    r"| have to| must)\b.{0,40}?\b(?:answer|write|respond|translate|provide|generate|think|list|break"
+    r"|start|explain|identify|consider|look|find|create|give|determine|use)\b"
+    r"|let(?:'s| me| us)\s+(?:think|break|first|start|begin|answer|see|consider|write|translate)\b"
+    r"|(?:sure|certainly|of course|absolutely|okay|ok|great question)\b[,!.:]*\s*(?:here\b.*)?$"
+    r"|(?:sure|certainly|of course|okay|ok|absolutely)?(?: thing)?[,!.]?\s*here(?: is|[’']s| are)\b.{0,60}?"
+    r"\b(?:passage|paragraph|text|document|answer|response|translation|question|query)\b[^.:?]*[:.]?"
+    r"|as an ai\b"
+    r"|(?:the|this|your) question (?:is asking|asks|wants|is about|can be|could be|seeks)\b"
+    r"|i(?:'m sorry| am sorry| hope| don't know| do not know| cannot| can't)\b",
+    re.IGNORECASE,
+)
+_INTERJECTION = re.compile(
+    r"(?:sure|certainly|of course|absolutely|okay|ok|great|alright)(?: thing)?\s*[!.,:]\s*(?=\S)"
+    r"|(?:(?:sure|okay|ok)[,!.]?\s*)?here(?: is|[’']s| are)\b[^:?\n]{0,60}:\s*(?=\S)",
+    re.IGNORECASE,
+)
+_NOTHING = frozenset({"n/a", "none", "null", "no answer", "no question", "nil", "unknown"})
+_MARKS = "?？؟\u037e;՞፧⁇"
+QUOTES = "\"“”„«»‹›「」『』‘’'"
+_BLANK = " \t\u200b\ufeff"
+
+
+def broken(text: str) -> bool:
+    """Whether a text cannot be stored or shown: too long, lone surrogates, control characters."""
+    return len(text) > LONGEST_ANSWER or any(
+        unicodedata.category(char) in ("Cs", "Cc") for char in set(text) - set("\t\n\r\v\f\x85")
+    )
+
+
+def said(answer: str) -> str:
+    """What an answer says, in lines: no reasoning (unclosed: nothing is said), tokens, fences, emphasis and numbers."""
+    if broken(answer):
+        return ""
+    text = _without_tokens(_after_channels(_without_reasoning(answer)))
+    text = _MARKUP.sub(lambda found: found[1] or "", _ANSWER_TAG.sub("\n", text))
+    text = _FENCE.sub("", text).strip().strip("`")
+    text = _HEADING.sub("", _EMPHASIS.sub(lambda found: found[2] or found[4], _of_json(text)))
+    return "\n".join(_NUMBER.sub("", line).strip() for line in text.splitlines()).strip()
+
+
+def query_of(answer: str) -> str:
+    """The query in an answer, on one line: the first line that asks, else the first that is no talk; else empty."""
+    lines = [line for raw in said(answer).splitlines() if (line := _unlabelled(raw)) and not _is_preamble(line)]
+    text = next((line for line in lines if any(mark in line for mark in _MARKS)), lines[0] if lines else "")
+    text = re.sub(rf"(?<=[{_MARKS}])[\s\"”»]*\((?:[^()]*)\)\s*$", "", text)  # a translation behind the question
+    text = _unquoted(" ".join(text.split()))
+    useful = any(map(str.isalnum, text)) and len(text) <= LONGEST_QUERY and text.casefold().strip(".") not in _NOTHING
+    return text if useful else ""
+
+
+def unlabelled(text: str, *, by: str) -> str:
+    """A text with `by` for every label such as `Translation:`."""
+    return _LABEL.sub(by, text)
+
+
+def without_talk(sentence: str) -> str:
+    """A sentence, of "Here is a passage: …" what follows; empty when it speaks of the task only."""
+    while sentence and _TALK.match(sentence.strip(QUOTES)):
+        sentence = sentence.partition(":")[2].strip()
+    return sentence
+
+
+def _unlabelled(line: str) -> str:
+    for _ in range(3):  # "Sure! **1. Question:** …" has several
+        before = line
+        line = _NUMBER.sub("", _unquoted(line))
+        for pattern in (_INTERJECTION, _LABEL, _PREAMBLE):
+            if lead := pattern.match(line):
+                line = line[lead.end() :]
+        if (lead := _LANGUAGE_LABEL.match(line)) and _names_a_language(lead[0]):
+            line = line[lead.end() :]
+        if line == before:
+            break
+    return line
+
+
+def _unquoted(text: str) -> str:
+    """Without the marks round all of it, and without one that has no partner."""
+    text = text.strip(_BLANK)
+    while len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES and not set(text[1:-1]) & {text[0], text[-1]}:
+        text = text[1:-1].strip(_BLANK)
+    if sum(map(text.count, QUOTES)) == 1:
+        text = text.strip(QUOTES)
+    return text.strip(_BLANK)
+
+
+def _names_a_language(label: str) -> bool:
+    import langcodes
+
+    name = re.sub(r"\(.*|[:：]", "", label).removeprefix("in ").removeprefix("In ").strip()
+    try:
+        return bool(langcodes.find(name))
+    except LookupError:
+        return False
+
+
+def _is_preamble(line: str) -> bool:
+    asks = any(mark in line for mark in _MARKS)
+    return line.endswith((":", "：")) or (not asks and bool(_TALK.match(line)))
+
+
+def _without_reasoning(text: str) -> str:
+    kept: list[str] = []
+    start, thinking = 0, False
+    for tag in _REASONING.finditer(text):
+        if tag["close"]:
+            if not thinking:
+                kept = []  # its opening tag stood in the prompt
+            start, thinking = tag.end(), False
+        elif not thinking:
+            kept.append(text[start : tag.start()])
+            thinking = True
+    return "" if thinking else "\n".join([*kept, text[start:]]).strip()
+
+
+def _after_channels(text: str) -> str:
+    if "<|channel|>" in text:
+        finals = list(_FINAL.finditer(text))
+        return text[finals[-1].end() :] if finals else ""
+    if _BARE_ANALYSIS.match(text):
+        bare = list(_BARE_FINAL.finditer(text))
+        return text[bare[-1].end() :] if bare else ""
+    return text
+
+
+def _without_tokens(text: str) -> str:
+    while lead := _LEADING.match(text):
+        text = text[lead.end() :]
+    return _END.split(text, maxsplit=1)[0]
+
+
+def _of_json(text: str) -> str:
+    """The text in an answer that is JSON: a string, the first of a list, the value under a key such as `question`."""
+    if text[:1] not in tuple('{["'):
+        return text
+    try:
+        value = orjson.loads(text)
+    except ValueError:
+        return text
+    for _ in range(3):
+        value = next(iter(_values(value)), "")
+    return value if isinstance(value, str) else ""
+
+
+def _values(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        asked = [
+            value[key] for key in value if re.fullmatch(_QUESTION_NOUNS + "|text|questions|queries", str(key), re.I)
+        ]
+        return asked or value.values()
+    return value if isinstance(value, list) else [value]

@@ -48,20 +48,26 @@ LONGEST = 4096
 class BatchGenerator:
     """What the runner needs of a generator. Equal calls give equal records, whatever was called before.
 
+    settings: all that the queries depend on, as a JSON-able dict: model fingerprint, prompt, decoding, seed.
+    examples: questions in the prompt that must not come back. rows: texts that are written together.
     tries_again: what it wrote nothing about may succeed in a later run. failure: why it wrote nothing the last time.
     """
 
+    settings: dict[str, Any]
+    examples: tuple[str, ...] = ()
+    seed: int
+    rows: int = 32  # keep the cores busy
+    greedy: bool = False
     tries_again: bool = False
     failure: str = ""
-    seed: int = 0
 
     def samples(self, n: int) -> int:
-        """Queries of a passage and language, where n are wanted; a greedy generator has one."""
-        return n
+        """Queries of a passage and language, where n are wanted."""
+        return 1 if self.greedy else n
 
     def batch_size(self, query_langs: Sequence[str], n: int) -> int:
         """Passages per batch; a function of its arguments and the settings alone."""
-        raise NotImplementedError
+        return max(1, self.rows // max(1, len(query_langs) * self.samples(n)))
 
     def generate_batch(
         self, batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0
@@ -77,14 +83,6 @@ class BatchGenerator:
     def _texts(self, batch: Sequence[Passage], langs: Sequence[str], keys: Sequence[int], count: int) -> list[str]:
         """`count` texts per passage and language, each by the random numbers of its key."""
         raise NotImplementedError
-
-    def describe(self) -> dict[str, Any]:
-        """Everything that the queries depend on: model fingerprint, prompt, settings, seed. A JSON-able dict."""
-        raise NotImplementedError
-
-    def examples(self) -> tuple[str, ...]:
-        """Questions in the prompt that must not come back."""
-        return ()
 
     def counters(self) -> dict[str, float]:
         """Counts and seconds so far: passages cut, seconds per phase, tokens, failed requests."""
@@ -150,7 +148,7 @@ def generate_file(
     if reuse is not None and reuse.resolve() == out.resolve():
         raise DataError(f"{out} cannot be reused and written at once: give another OUT.")
     rules = job.query_filter.to_json() if job.query_filter else None
-    header = {"schema": SCHEMA, "generator": generator.describe(), "langs": list(job.query_langs), "n": job.n,
+    header = {"schema": SCHEMA, "generator": generator.settings, "langs": list(job.query_langs), "n": job.n,
               "filter": rules, "shard": list(job.part)}  # fmt: skip
     number, count = job.part
 

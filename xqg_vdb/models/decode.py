@@ -47,10 +47,6 @@ class Decoding:
         """How many of the best tokens every step must know."""
         return 1 if self.mode == "greedy" else self.top_k
 
-    def samples(self, n: int) -> int:
-        """Texts per stem: greedy has one answer."""
-        return 1 if self.mode == "greedy" else n
-
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
         return asdict(self)

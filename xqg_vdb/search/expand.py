@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 from xqg_vdb.calibration import resolve_languages
 from xqg_vdb.errors import DataError, ModelError, ServerError
-from xqg_vdb.generate.answers import QUOTES, said, unlabelled, without_talk
 from xqg_vdb.generate.endpoint import EndpointGenerator
-from xqg_vdb.generate.prompts import CausalPrompt
+from xqg_vdb.generate.prompts import QUOTES, CausalPrompt, said, unlabelled, without_talk
 from xqg_vdb.models.decode import Decoding, decode
 from xqg_vdb.models.decoder import CausalModel, join_stems, stop_tokens
 from xqg_vdb.models.folder import generator_folder, open_model_folder
@@ -226,12 +225,12 @@ class _EndpointWriter(Writer):
 
     def __init__(self, url: str, *, model: str) -> None:
         self.generator = EndpointGenerator(
-            url, model, prompt=CausalPrompt("free", "", "{text}", "", stop=()), concurrency=BATCH, temperature=0.0,
+            url, model, prompt=CausalPrompt("free", "", "", "{text}", stop=()), concurrency=BATCH, temperature=0.0,
             max_tokens=MAX_TOKENS, timeout=60.0, patience=PATIENCE,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        return self.generator.describe()
+        return self.generator.settings
 
     def write(self, prompts: Sequence[str]) -> list[str]:
         texts: list[str] = []
