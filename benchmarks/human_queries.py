@@ -24,10 +24,9 @@ import numpy as np
 from xqg_vdb import Encoder
 from xqg_vdb.evaluate.datasets import data_folder, load_task
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.evaluate.matrix import id_order, judge
+from xqg_vdb.evaluate.matrix import Setting, id_order, judge, sweep
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
 from xqg_vdb.evaluate.significance import compare_groups
-from xqg_vdb.evaluate.sweep import Setting, sweep
 from xqg_vdb.evaluate.systems import Material, prepare
 from xqg_vdb.fusion import Sums
 from xqg_vdb.index.encode import QueryVectors, encode_query_files

@@ -13,7 +13,6 @@ from xqg_vdb.evaluate.datasets import load_task
 SUITE = """
 name = "mini"
 datasets = ["afriqa"]
-heatmaps = false
 [queries]
 mine = "queries.jsonl"
 [[systems]]

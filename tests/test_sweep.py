@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 
 from xqg_vdb.calibration import LanguageMeans, calibrate
 from xqg_vdb.evaluate import matrix
-from xqg_vdb.evaluate import sweep as sweeping
-from xqg_vdb.evaluate.matrix import id_order, judge
+from xqg_vdb.evaluate.matrix import Setting, id_order, judge, sweep
 from xqg_vdb.evaluate.metrics import parse_metrics, per_query
-from xqg_vdb.evaluate.sweep import Setting, sweep
 from xqg_vdb.fusion import fuse
 from xqg_vdb.types import Recipe
 
@@ -117,7 +115,7 @@ def test_a_sweep_gives_what_fusing_and_searching_gives(seed, recipe, normalize, 
         grid = grid[:3]  # at α = 1 passages without queries are zero rows, whose length is rounding noise
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matrix, "BLOCK_SCORES", 20)
-        patch.setattr(sweeping, "_PAIRS_WORTH_COUNTING", pairs)
+        patch.setattr(matrix, "_PAIRS_WORTH_COUNTING", pairs)
         compare(data, recipe, grid, normalize=normalize)
 
 

@@ -92,7 +92,6 @@ class Suite:
     search: Literal["exact", "graph", "memory"] = "exact"
     comparisons: tuple[Comparison, ...] = ()
     sweeps: tuple[SweepPlan, ...] = ()
-    heatmaps: bool = False
 
     def __post_init__(self) -> None:
         names = [system.name for system in self.systems]

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.matrix import Judgements, Values, id_order, judge
+from xqg_vdb.evaluate.matrix import Judgements, Setting, Values, id_order, judge, sweep
 from xqg_vdb.evaluate.metrics import FEW, Metric, asked_passage, counted, parse_metrics
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
-from xqg_vdb.evaluate.sweep import Setting, sweep
 from xqg_vdb.fusion import Sums
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import cache_folder
