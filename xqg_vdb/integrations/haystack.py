@@ -9,16 +9,17 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar
 
 from xqg_vdb.errors import MissingExtra
+from xqg_vdb.integrations import metadata_of, question_vector, search_options
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit, Passage, Question
+from xqg_vdb.types import Hit, Passage
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -29,8 +30,6 @@ except ImportError as error:
 
 T = TypeVar("T")
 
-_KEY = Secret.from_env_var("XQG_VDB_API_KEY", strict=False)
-
 
 class _OpenedOnce(Generic[T]):
     """What `warm_up` or the first `run` opens, in whichever thread, once.
@@ -38,7 +37,7 @@ class _OpenedOnce(Generic[T]):
     `@component` makes another class of the one that it decorates, so `super()` is of no use there.
     """
 
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
         self._once = threading.Lock()
         self._found: T | None = None
 
@@ -69,8 +68,23 @@ class _OpenedOnce(Generic[T]):
         raise NotImplementedError
 
 
+@dataclass(kw_only=True, eq=False)
+class _Placed(_OpenedOnce[T]):
+    """Where a collection is, and how questions to it are encoded."""
+
+    path: str | None = None
+    url: str | None = None
+    api_key: Secret = field(default=Secret.from_env_var("XQG_VDB_API_KEY", strict=False))
+    question_lang: str | None = None
+    calibration: float | None = None
+
+    def _opened(self, name: str) -> Collection:
+        return Collection(name, open_store(self.path, url=self.url, api_key=self.api_key.resolve_value()))
+
+
 @component
-class XqgTextEmbedder(_OpenedOnce[QuestionEncoder]):
+@dataclass(eq=False)
+class XqgTextEmbedder(_Placed[QuestionEncoder]):
     """The calibrated vector of a question, for `QdrantEmbeddingRetriever` and its like.
 
     encoder: a model folder or name. collection: the one that will be searched, in the folder `path` or on the server at
@@ -78,31 +92,13 @@ class XqgTextEmbedder(_OpenedOnce[QuestionEncoder]):
     question_lang: of all questions; detected for each when not given. calibration: λ, 0 to switch it off.
     """
 
-    def __init__(
-        self,
-        encoder: str = STARTER,
-        *,
-        collection: str | None = None,
-        path: str | None = None,
-        url: str | None = None,
-        api_key: Secret = _KEY,
-        question_lang: str | None = None,
-        calibration: float | None = None,
-    ) -> None:
-        self.encoder = encoder
-        self.collection = collection
-        self.path = path
-        self.url = url
-        self.api_key = api_key
-        self.question_lang = question_lang
-        self.calibration = calibration
-        _OpenedOnce.__init__(self)
+    encoder: str = STARTER
+    collection: str | None = field(default=None, kw_only=True)
 
     @component.output_types(embedding=list[float])
     def run(self, text: str, question_lang: str | None = None) -> dict[str, list[float]]:
         """`embedding`: the question's vector. Raises DataError when it is blank."""
-        query = Question("0", text, question_lang or self.question_lang)
-        return {"embedding": self._ready().encode([query])[0][0].tolist()}
+        return {"embedding": question_vector(self._ready(), text, question_lang or self.question_lang)}
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str, question_lang: str | None = None) -> dict[str, list[float]]:
@@ -113,26 +109,25 @@ class XqgTextEmbedder(_OpenedOnce[QuestionEncoder]):
         encoder = Encoder(self.encoder)
         if self.collection is None:
             return QuestionEncoder(encoder, calibration=self.calibration)
-        with _opened(self.collection, path=self.path, url=self.url, api_key=self.api_key) as collection:
+        with self._opened(self.collection) as collection:
             return QuestionEncoder(encoder, collection=collection, calibration=self.calibration)
 
 
 @component
+@dataclass(eq=False)
 class XqgDocumentEmbedder(_OpenedOnce[Encoder]):
     """Vectors for documents, from their title (`meta["title"]`, when there is one) and content.
 
     encoder: a model folder or name; it must be the one that the questions are encoded with.
     """
 
-    def __init__(self, encoder: str = STARTER) -> None:
-        self.encoder = encoder
-        _OpenedOnce.__init__(self)
+    encoder: str = STARTER
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
         """`documents`: copies with `embedding` set, in their order. Raises DataError for one without text."""
-        vectors = self._ready().encode_passages(map(_text, documents)).tolist()
-        return {"documents": [replace(one, embedding=row) for one, row in zip(documents, vectors, strict=True)]}
+        rows = self._ready().encode_passages(map(_text, documents)).tolist()
+        return {"documents": [replace(text, embedding=row) for text, row in zip(documents, rows, strict=True)]}
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document]) -> dict[str, list[Document]]:
@@ -144,7 +139,8 @@ class XqgDocumentEmbedder(_OpenedOnce[Encoder]):
 
 
 @component
-class XqgRetriever(_OpenedOnce[AsyncRetriever]):
+@dataclass(eq=False)
+class XqgRetriever(_Placed[AsyncRetriever]):
     """Finds passages for questions in any language: encoding, calibration and search in one component.
 
     collection: as `xqg-vdb load` named it, in the folder `path` or on the server at `url` (see `open_store`).
@@ -155,31 +151,15 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
     A document's id is the passage's, its meta are the passage's with `lang` and `title`.
     """
 
-    def __init__(
-        self,
-        collection: str,
-        *,
-        encoder: str = STARTER,
-        path: str | None = None,
-        url: str | None = None,
-        api_key: Secret = _KEY,
-        top_k: int = 10,
-        passage_langs: list[str] | None = None,
-        question_lang: str | None = None,
-        calibration: float | None = None,
-        filters: dict[str, Any] | None = None,
-    ) -> None:
-        self.collection = collection
-        self.encoder = encoder
-        self.path = path
-        self.url = url
-        self.api_key = api_key
-        self.filters = filters
-        self.top_k = top_k
-        self.passage_langs = passage_languages(passage_langs)
-        self.question_lang = question_lang
-        self.calibration = calibration
-        _OpenedOnce.__init__(self)
+    collection: str
+    encoder: str = field(default=STARTER, kw_only=True)
+    top_k: int = field(default=10, kw_only=True)
+    passage_langs: list[str] | None = field(default=None, kw_only=True)
+    filters: dict[str, Any] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.passage_langs = passage_languages(self.passage_langs)
+        _OpenedOnce.__post_init__(self)
 
     def close(self) -> None:
         """Release the collection; the next `run` opens it again."""
@@ -197,8 +177,8 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         filters: dict[str, Any] | None = None,
     ) -> dict[str, list[Document]]:
         """`documents`: the best passages for the question, best first. Raises DataError when it is blank."""
-        hits = self._ready().retriever.search(query, **self._wishes(top_k, passage_langs, question_lang, filters))
-        return {"documents": [_document(hit) for hit in hits]}
+        wanted = search_options(top_k, passage_langs, question_lang, _where(filters), default=self._default())
+        return {"documents": [_document(hit) for hit in self._ready().retriever.search(query, **wanted)]}
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -210,23 +190,15 @@ class XqgRetriever(_OpenedOnce[AsyncRetriever]):
         filters: dict[str, Any] | None = None,
     ) -> dict[str, list[Document]]:
         """The same without blocking the event loop."""
+        wanted = search_options(top_k, passage_langs, question_lang, _where(filters), default=self._default())
         retriever = await asyncio.to_thread(self._ready)
-        hits = await retriever.search(query, **self._wishes(top_k, passage_langs, question_lang, filters))
-        return {"documents": [_document(hit) for hit in hits]}
+        return {"documents": [_document(hit) for hit in await retriever.search(query, **wanted)]}
 
-    def _wishes(
-        self, top_k: int | None, passage_langs: list[str] | None, question_lang: str | None, filters: Any
-    ) -> dict[str, Any]:
-        """The arguments of a search: what the call says, else what the component was made with."""
-        return {
-            "k": self.top_k if top_k is None else top_k,
-            "passage_langs": self.passage_langs if passage_langs is None else passage_langs,
-            "question_lang": question_lang or self.question_lang,
-            "where": convert_filters_to_qdrant(filters or self.filters),
-        }
+    def _default(self) -> tuple[Any, ...]:
+        return self.top_k, self.passage_langs, self.question_lang, _where(self.filters)
 
     def _open(self) -> AsyncRetriever:
-        collection = _opened(self.collection, path=self.path, url=self.url, api_key=self.api_key)
+        collection = self._opened(self.collection)
         try:
             return AsyncRetriever(Retriever(Encoder(self.encoder), collection, calibration=self.calibration))
         except BaseException:
@@ -242,8 +214,8 @@ def language_filter(passage_langs: Sequence[str]) -> dict[str, Any]:
     return {"field": LANG_KEY, "operator": "in", "value": passage_languages(passage_langs) or []}
 
 
-def _opened(name: str, *, path: str | None, url: str | None, api_key: Secret) -> Collection:
-    return Collection(name, open_store(path, url=url, api_key=api_key.resolve_value()))
+def _where(filters: dict[str, Any] | None) -> Any:
+    return convert_filters_to_qdrant(filters) if filters else None
 
 
 def _text(document: Document) -> str:
@@ -252,5 +224,4 @@ def _text(document: Document) -> str:
 
 
 def _document(hit: Hit) -> Document:
-    meta = {**hit.meta, "lang": hit.lang, "title": hit.title}
-    return Document(id=hit.id, content=hit.text, meta=meta, score=hit.score)
+    return Document(id=hit.id, content=hit.text, meta=metadata_of(hit), score=hit.score)

@@ -10,9 +10,10 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import MissingExtra
+from xqg_vdb.integrations import metadata_of, question_vector, search_options
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit, Question
+from xqg_vdb.types import Hit
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -55,8 +56,7 @@ class XqgEmbeddings(Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The calibrated vector of one question. Raises DataError when it is blank."""
-        vector: list[float] = self._queries.encode([Question("0", text, self.question_lang)])[0][0].tolist()
-        return vector
+        return question_vector(self._queries, text, self.question_lang)
 
 
 class XqgRetriever(BaseRetriever):
@@ -91,8 +91,8 @@ class XqgRetriever(BaseRetriever):
         question_lang: str | None = None,
         filter: models.Filter | dict[str, Any] | None = None,
     ) -> list[Document]:
-        hits = self.retriever.search(query, **self._options(k, passage_langs, question_lang, filter))
-        return [_document(hit) for hit in hits]
+        wanted = search_options(k, passage_langs, question_lang, filter, default=self._default())
+        return [_document(hit) for hit in self.retriever.search(query, **wanted)]
 
     async def _aget_relevant_documents(
         self,
@@ -104,19 +104,11 @@ class XqgRetriever(BaseRetriever):
         question_lang: str | None = None,
         filter: models.Filter | dict[str, Any] | None = None,
     ) -> list[Document]:
-        hits = await self._async.search(query, **self._options(k, passage_langs, question_lang, filter))
-        return [_document(hit) for hit in hits]
+        wanted = search_options(k, passage_langs, question_lang, filter, default=self._default())
+        return [_document(hit) for hit in await self._async.search(query, **wanted)]
 
-    def _options(
-        self, k: int | None, langs: Sequence[str] | None, question_lang: str | None, where: Any
-    ) -> dict[str, Any]:
-        """What the call says, else what the retriever was made with."""
-        return {
-            "k": self.k if k is None else k,
-            "passage_langs": self.passage_langs if langs is None else langs,
-            "question_lang": question_lang or self.question_lang,
-            "where": self.filter if where is None else where,
-        }
+    def _default(self) -> tuple[Any, ...]:
+        return self.k, self.passage_langs, self.question_lang, self.filter
 
 
 def language_filter(passage_langs: Sequence[str]) -> models.Filter:
@@ -130,5 +122,4 @@ def language_filter(passage_langs: Sequence[str]) -> models.Filter:
 
 
 def _document(hit: Hit) -> Document:
-    metadata = {**hit.meta, "lang": hit.lang, "title": hit.title, "_score": hit.score}
-    return Document(page_content=hit.text, metadata=metadata, id=hit.id)
+    return Document(page_content=hit.text, metadata={**metadata_of(hit), "_score": hit.score}, id=hit.id)

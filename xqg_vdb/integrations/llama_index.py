@@ -11,10 +11,11 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import CalibratedEncoder
 from xqg_vdb.errors import DataError, MissingExtra
+from xqg_vdb.integrations import metadata_of, question_vector
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store.filters import between, equal, payload_path
 from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit, Question
+from xqg_vdb.types import Hit
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
@@ -69,8 +70,7 @@ class XqgEmbedding(BaseEmbedding):
         return "XqgEmbedding"
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        vector: Embedding = self._queries.encode([Question("0", query, self.question_lang)])[0][0].tolist()
-        return vector
+        return question_vector(self._queries, query, self.question_lang)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await asyncio.to_thread(self._get_query_embedding, query)
@@ -109,13 +109,12 @@ class XqgRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(callback_manager=callback_manager)
-        wanted = {
+        self._wanted: dict[str, Any] = {
             "k": similarity_top_k,
             "passage_langs": passage_languages(passage_langs),
             "question_lang": question_lang,
             "where": None if filters is None else qdrant_filter(filters),
         }
-        self._wanted: dict[str, Any] = wanted
         self._retriever = retriever
         self._async = AsyncRetriever(retriever)
 
@@ -135,39 +134,34 @@ def language_filter(passage_langs: Sequence[str]) -> MetadataFilters:
     return MetadataFilters(filters=[MetadataFilter(key=LANG_KEY, operator=FilterOperator.IN, value=wanted)])
 
 
-_BOUNDS = {
-    FilterOperator.GT: "gt", FilterOperator.GTE: "gte", FilterOperator.LT: "lt", FilterOperator.LTE: "lte",
-}  # fmt: skip
-_EQUAL = (FilterOperator.EQ, FilterOperator.IN, FilterOperator.ANY, FilterOperator.CONTAINS)
 _PARTS = {FilterCondition.AND: "must", FilterCondition.OR: "should", FilterCondition.NOT: "must_not"}
 
 
 def qdrant_filter(filters: MetadataFilters) -> models.Filter:
     """LlamaIndex's filters as Qdrant's, over passages' fields. Raises DataError for an operator that Qdrant lacks."""
     conditions = [
-        qdrant_filter(one) if isinstance(one, MetadataFilters) else _condition(one) for one in filters.filters
+        qdrant_filter(part) if isinstance(part, MetadataFilters) else _condition(part) for part in filters.filters
     ]
     parts: dict[str, Any] = {_PARTS[filters.condition or FilterCondition.AND]: conditions}
     return models.Filter(**parts)
 
 
-def _condition(one: MetadataFilter | ExactMatchFilter) -> models.Condition:
-    path, wanted = payload_path(one.key), one.value
-    if one.operator in _BOUNDS:
-        return between(path, {_BOUNDS[one.operator]: wanted})
-    if one.operator in _EQUAL:
+def _condition(part: MetadataFilter | ExactMatchFilter) -> models.Condition:
+    path, wanted, operator = payload_path(part.key), part.value, part.operator
+    if operator in (FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE):
+        return between(path, {operator.name.lower(): wanted})
+    if operator in (FilterOperator.EQ, FilterOperator.IN, FilterOperator.ANY, FilterOperator.CONTAINS):
         return equal(path, wanted)
-    if one.operator in (FilterOperator.NE, FilterOperator.NIN):
+    if operator in (FilterOperator.NE, FilterOperator.NIN):
         return models.Filter(must_not=[equal(path, wanted)])
-    if one.operator == FilterOperator.ALL and isinstance(wanted, list):
+    if operator == FilterOperator.ALL and isinstance(wanted, list):
         return models.Filter(must=[equal(path, value) for value in wanted])
-    if one.operator == FilterOperator.IS_EMPTY:
+    if operator == FilterOperator.IS_EMPTY:
         return equal(path, None)
-    if one.operator == FilterOperator.TEXT_MATCH:
+    if operator == FilterOperator.TEXT_MATCH:
         return models.FieldCondition(key=path, match=models.MatchText(text=str(wanted)))
-    raise DataError(f"A collection cannot be filtered by the operator {one.operator.value!r} (field {one.key!r}).")
+    raise DataError(f"A collection cannot be filtered by the operator {operator.value!r} (field {part.key!r}).")
 
 
 def _node(hit: Hit) -> NodeWithScore:
-    metadata = {**hit.meta, "lang": hit.lang, "title": hit.title}
-    return NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=metadata), score=hit.score)
+    return NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=metadata_of(hit)), score=hit.score)
