@@ -12,10 +12,10 @@ from onnx import numpy_helper
 from tiny_model import DIM, WORDS, write_tiny_encoder
 from tokenizers import Tokenizer
 
+from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import CorruptError, DataError, ModelError
 from xqg_vdb.models.encoder import WINDOW, Encoder
 from xqg_vdb.models.folder import locate_model, write_manifest
-from xqg_vdb.types import TextEncoder
 
 
 @pytest.fixture(scope="module")

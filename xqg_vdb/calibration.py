@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.texts.languages import detect
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, TextEncoder, Vectors
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Vectors
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,13 @@ class LanguageMeans:
         return LanguageMeans(means, counts, " + ".join(part for part in (self.source, other.source) if part))
 
 
-class CalibratedEncoder(TextEncoder, Protocol):
-    """A text encoder that knows its language means and how strongly to subtract them."""
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Turns texts into float32 rows in input order, by one convention for queries and another for passages."""
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """The conventions and the fingerprint."""
 
     @property
     def language_means(self) -> LanguageMeans:
@@ -68,7 +73,15 @@ class CalibratedEncoder(TextEncoder, Protocol):
 
     @property
     def calibration(self) -> float:
-        """The λ to use unless told otherwise."""
+        """The λ to subtract them with unless told otherwise."""
+
+    def encode_queries(
+        self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
+    ) -> Vectors:
+        """Rows (n, dim) for questions, calibrated for their languages (None: detected) unless told otherwise."""
+
+    def encode_passages(self, texts: Iterable[str]) -> Vectors:
+        """Rows (n, dim) for passages."""
 
 
 def language_means(vectors: Mapping[str, Vectors], *, source: str) -> LanguageMeans:

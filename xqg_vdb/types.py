@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, Self, get_args, get_origin, get_type_hints, runtime_checkable
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class Stored:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """The record that `to_json` wrote, its unknown keys left out. ValueError names what is missing or wrong."""
-        made: Self = checked(cls, record, cls.__name__)
+        made: Self = checked(cls, record, f"the {cls.__name__.lower()}")
         return made
 
 
@@ -197,22 +197,16 @@ class Card(Stored):
     storage: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     created: str = ""
+    schema: int = 1
+
+    def __post_init__(self) -> None:
+        # a multivector that earlier versions could make; nothing reads it any more
+        object.__setattr__(self, "vectors", tuple(name for name in self.vectors if name != "text-dense-maxsim"))
 
     @property
     def has_unit_rows(self) -> bool:
         """Whether fused vectors get length 1: for cosine, and where the encoder's own have it."""
         return self.distance == "cosine" or self.encoder.normalize
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict from which `from_json` makes an equal card."""
-        return {**_plain(self), "schema": 1}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """The card that `to_json` wrote. Raises ValueError."""
-        card: Self = checked(cls, record, "the card")
-        # a multivector that earlier versions could make; nothing reads it any more
-        return replace(card, vectors=tuple(name for name in card.vectors if name != "text-dense-maxsim"))
 
 
 # Texts: what is retrieved, what is asked, what was generated, what was found.
@@ -350,34 +344,7 @@ class UpdateReport:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-# What the parts ask of one another: an encoder, a generator, a store and its writer.
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """Turns texts into float32 rows in input order; queries and passages have different conventions."""
-
-    @property
-    def facts(self) -> EncoderFacts:
-        """The conventions and the fingerprint."""
-
-    def encode_queries(
-        self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
-    ) -> Vectors:
-        """Rows (n, dim) for questions, calibrated for their languages (None: detected) unless told otherwise."""
-
-    def encode_passages(self, texts: Iterable[str]) -> Vectors:
-        """Rows (n, dim) for passages."""
-
-
-@runtime_checkable
-class QueryGenerator(Protocol):
-    """Writes questions in given languages about passages."""
-
-    def generate(
-        self, passages: Iterable[Passage], *, query_langs: Sequence[str], n: int
-    ) -> Iterator[GeneratedQueries]:
-        """One record per passage, in input order."""
+# What the parts ask of a store and its writer.
 
 
 class CollectionWriter(Protocol):

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate import significance
 from xqg_vdb.evaluate.cells import BITEXT, SHARE_DEPTH, Cell, check_metrics, run_cell
@@ -52,7 +52,7 @@ def run_suite(
     *,
     data_dir: Path | None,
     out: Path,
-    open_encoder: Callable[[str], CalibratedEncoder],
+    open_encoder: Callable[[str], TextEncoder],
     vectors: Path | None = None,
     store: VectorStore | None = None,
     threads: int = 1,

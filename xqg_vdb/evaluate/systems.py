@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import (
-    CalibratedEncoder,
     LanguageMeans,
+    TextEncoder,
     calibrate,
     language_means,
     pack_means,
@@ -53,7 +53,7 @@ class Material:
         return Material(task, self.passages, self.passage_vectors, self.question_vectors[rows])
 
 
-def prepare(task: RetrievalTask, *, encoder: CalibratedEncoder, folder: Path, progress: Progress = silent) -> Material:
+def prepare(task: RetrievalTask, *, encoder: TextEncoder, folder: Path, progress: Progress = silent) -> Material:
     """Encode the task's passages and questions, or take them from `folder`."""
     passages = tuple(task.passages)
     rows = encode_cached(
@@ -105,7 +105,7 @@ def place(
     system: System,
     material: Material,
     *,
-    encoder: CalibratedEncoder,
+    encoder: TextEncoder,
     queries: QueryVectors | None,
     asked: LanguageMeans | None = None,
     wordings: Wordings | None = None,
@@ -160,7 +160,7 @@ def _words(
 
 
 def means_of(
-    system: System, *, encoder: CalibratedEncoder, queries: QueryVectors | None, asked: LanguageMeans | None
+    system: System, *, encoder: TextEncoder, queries: QueryVectors | None, asked: LanguageMeans | None
 ) -> LanguageMeans:
     """The language means of a system. DataError when they shall come from queries that it does not have."""
     bank = encoder.language_means

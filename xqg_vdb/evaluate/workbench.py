@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import orjson
 
-from xqg_vdb.calibration import PRIOR, CalibratedEncoder, LanguageMeans
+from xqg_vdb.calibration import PRIOR, LanguageMeans, TextEncoder
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.cells import BITEXT, Cell, load_cell, run_cell
 from xqg_vdb.evaluate.datasets import load_task
@@ -55,11 +55,11 @@ class Workbench:
     data_dir: Path | None
     out: Path
     vectors: Path
-    open_encoder: Callable[[str], CalibratedEncoder]
+    open_encoder: Callable[[str], TextEncoder]
     progress: Progress
     threads: int
     own: Mapping[str, RetrievalTask] = field(default_factory=dict)
-    encoders: dict[str, CalibratedEncoder] = field(default_factory=dict)
+    encoders: dict[str, TextEncoder] = field(default_factory=dict)
     _made: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Workbench:
         made: T = self._made[key]
         return made
 
-    def encoder(self, model: str) -> CalibratedEncoder:
+    def encoder(self, model: str) -> TextEncoder:
         """The encoder of that name."""
         if model not in self.encoders:
             self.encoders[model] = self.open_encoder(model)

@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from xqg_vdb.calibration import LanguageMeans, calibrate, language_means, save_means
+from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, language_means, save_means
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import (
     Checkpoint,
@@ -63,7 +63,7 @@ from xqg_vdb.models.remote import CANARY, CANARY_TEXTS, Embed, Remote, ask_endpo
 from xqg_vdb.progress import bars
 from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
 from xqg_vdb.texts.languages import question_bank
-from xqg_vdb.types import TextEncoder, Vectors
+from xqg_vdb.types import Vectors
 
 # What calibration gains for an encoder, measured at export without any labels of the user's: which λ to recommend.
 

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class EndpointGenerator(BatchGenerator):
-    """A `QueryGenerator` that asks an endpoint, one request per query; close it, or use it in a `with` block.
+    """A generator that asks an endpoint, one request per query; close it, or use it in a `with` block.
 
     url: up to and with `/v1`. price: of a million tokens read and written, for the totals.
     patience: seconds to keep trying one request that fails for a reason that may pass.

@@ -56,7 +56,7 @@ class _LocalGenerator(BatchGenerator):
 
 
 class CausalGenerator(_LocalGenerator):
-    """A `QueryGenerator` that asks for a question in every language straight from the passage."""
+    """A generator that asks for a question in every language straight from the passage."""
 
     def __init__(self, model: CausalModel, *, prompt: CausalPrompt, decoding: Decoding) -> None:
         super().__init__(decoding, model.clock, {**model.describe(), "prompt": prompt.to_json()})
@@ -97,7 +97,7 @@ LONGEST_QUESTION = 64  # tokens of an English question that are translated
 
 
 class _PivotGenerator(CausalGenerator):
-    """A `QueryGenerator` for `query_langs`, in two steps. Chance is in the first step only: translations are greedy."""
+    """A generator for `query_langs`, in two steps. Chance is in the first step only: translations are greedy."""
 
     def __init__(self, model: CausalModel, *, query_langs: Sequence[str], decoding: Decoding) -> None:
         super().__init__(model, prompt=english_questions(), decoding=decoding)
@@ -143,7 +143,7 @@ ENCODER_GRAPH = "encoder.onnx"
 
 
 class Seq2SeqGenerator(_LocalGenerator):
-    """A `QueryGenerator` on a folder of kind `seq2seq-generator`. max_passage_tokens: the paper's is 256."""
+    """A generator on a folder of kind `seq2seq-generator`. max_passage_tokens: the paper's is 256."""
 
     def __init__(
         self,

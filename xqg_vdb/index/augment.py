@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.files import sha256_of
 from xqg_vdb.index.build import Build, BuildWriter, Window
@@ -40,7 +40,6 @@ from xqg_vdb.types import (
     GeneratedQueries,
     Passage,
     Recipe,
-    TextEncoder,
     Vectors,
     option,
 )
@@ -96,7 +95,7 @@ def augment(
     name: str,
     *,
     store: ServerStore,
-    encoder: CalibratedEncoder,
+    encoder: TextEncoder,
     queries: str | PathLike[str] | Sequence[str | PathLike[str]],
     recipe: Recipe | None = None,
     wishes: Wishes | None = None,

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.fusion import Counts
 from xqg_vdb.index.build import Build, BuildWriter, Window
@@ -20,7 +21,7 @@ from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.queries import QueryFile, row_digest
 from xqg_vdb.texts.records import Rejects, open_lines
-from xqg_vdb.types import EncoderFacts, GeneratedQueries, Passage, TextEncoder, Vectors
+from xqg_vdb.types import EncoderFacts, GeneratedQueries, Passage, Vectors
 
 Row = tuple[Passage, GeneratedQueries | None]
 

@@ -22,7 +22,7 @@ from typing import cast
 
 import orjson
 
-from xqg_vdb.calibration import ENOUGH_PASSAGES, CalibratedEncoder, main_languages, pack_means
+from xqg_vdb.calibration import ENOUGH_PASSAGES, TextEncoder, main_languages, pack_means
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder, sha256_of
 from xqg_vdb.index.build import Build
@@ -153,7 +153,7 @@ def load(
     corpus: str | PathLike[str] | Records,
     name: str,
     *,
-    encoder: CalibratedEncoder | str | Path,
+    encoder: TextEncoder | str | Path,
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None = None,
     recipe: Recipe | None = None,
     questions: str | PathLike[str] | None = None,
@@ -218,7 +218,7 @@ def _load(
     name: str,
     query_files: Sequence[Path],
     *,
-    encoder: CalibratedEncoder,
+    encoder: TextEncoder,
     recipe: Recipe,
     questions: str | PathLike[str] | None,
     store: VectorStore,
@@ -311,7 +311,7 @@ def _published(store: VectorStore, name: str) -> Card | None:
 
 
 def _inputs(
-    encoder: CalibratedEncoder,
+    encoder: TextEncoder,
     digest: str,
     *,
     recipe: Recipe,

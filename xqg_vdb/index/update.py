@@ -15,7 +15,7 @@ from os import PathLike
 import numpy as np
 import orjson
 
-from xqg_vdb.calibration import ENOUGH_PASSAGES, LanguageMeans, pack_means, passage_means, unpack_means
+from xqg_vdb.calibration import ENOUGH_PASSAGES, LanguageMeans, TextEncoder, pack_means, passage_means, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index.build import WINDOW, Window
 from xqg_vdb.index.encode import EarlierBuild, Row, digests_of, encode_rows, read_rows
@@ -26,7 +26,7 @@ from xqg_vdb.store.layout import TEXT_DENSE, content_hash, payload_of
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, CollectionUpdate, StoredPoint, TextEncoder, UpdateReport, VectorStore
+from xqg_vdb.types import Card, CollectionUpdate, StoredPoint, UpdateReport, VectorStore
 
 MANY, FAR = 1 / 3, 0.1
 """The share of passages that came since the load, and the drift of a mean, from which on `since_load` advises a new

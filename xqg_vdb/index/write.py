@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import (
-    CalibratedEncoder,
     LanguageMeans,
+    TextEncoder,
     language_means,
     main_languages,
     pack_means,
@@ -47,7 +47,7 @@ _ENOUGH_QUESTIONS = 30
 
 def card_of(
     build: Build,
-    encoder: CalibratedEncoder,
+    encoder: TextEncoder,
     *,
     payloads: str,
     recipe: Recipe,
@@ -95,9 +95,7 @@ def generated_means(windows: Iterable[Window]) -> LanguageMeans:
     return LanguageMeans(means, {lang: counts[lang] for lang in means}, "generated queries")
 
 
-def question_means(
-    encoder: CalibratedEncoder, questions: str | PathLike[str] | None, *, rejects: Rejects
-) -> LanguageMeans:
+def question_means(encoder: TextEncoder, questions: str | PathLike[str] | None, *, rejects: Rejects) -> LanguageMeans:
     """The means of users' questions, empty without a file. Few lean on the bank, thirty speak for themselves."""
     if questions is None:
         return LanguageMeans()

@@ -8,7 +8,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import MissingExtra
 from xqg_vdb.integrations import metadata_of, question_vector, search_options
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
@@ -37,7 +37,7 @@ class XqgEmbeddings(Embeddings):
 
     def __init__(
         self,
-        encoder: CalibratedEncoder | str | Path,
+        encoder: TextEncoder | str | Path,
         *,
         collection: Collection | None = None,
         question_lang: str | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.integrations import metadata_of, question_vector
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
@@ -43,12 +43,12 @@ class XqgEmbedding(BaseEmbedding):
     question_lang: str | None = None
     fingerprint: str = ""
     max_length: int = 0
-    _encoder: CalibratedEncoder = PrivateAttr()
+    _encoder: TextEncoder = PrivateAttr()
     _queries: QuestionEncoder = PrivateAttr()
 
     def __init__(
         self,
-        encoder: CalibratedEncoder | str | Path,
+        encoder: TextEncoder | str | Path,
         *,
         collection: Collection | None = None,
         question_lang: str | None = None,

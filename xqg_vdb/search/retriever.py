@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.calibration import CalibratedEncoder, LanguageMeans, calibrate, resolve_languages, unpack_means
+from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, resolve_languages, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.models.folder import folder_of
 from xqg_vdb.progress import Progress, silent
@@ -57,7 +57,7 @@ class QuestionEncoder:
 
     def __init__(
         self,
-        encoder: CalibratedEncoder | str | Path,
+        encoder: TextEncoder | str | Path,
         *,
         collection: Collection | None = None,
         calibration: float | None = None,
@@ -98,7 +98,7 @@ def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -
     return np.asarray(rows, dtype=np.float32)
 
 
-def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> None:
+def check_same_encoder(encoder: TextEncoder, card: Card, *, name: str) -> None:
     """Raise MismatchError unless the collection's vectors and this encoder's are comparable."""
     mine, theirs = encoder.facts, card.encoder
     if mine.fingerprint != theirs.fingerprint:
@@ -109,14 +109,14 @@ def check_same_encoder(encoder: CalibratedEncoder, card: Card, *, name: str) -> 
         )
 
 
-def collection_means(encoder: CalibratedEncoder, card: Card) -> LanguageMeans:
+def collection_means(encoder: TextEncoder, card: Card) -> LanguageMeans:
     """The encoder's language means, with those that the collection measured on its own queries in their place."""
     measured = unpack_means(card.query_means, dim=card.encoder.dim)
     bank = encoder.language_means
     return LanguageMeans({**bank.means, **measured.means}, {**bank.counts, **measured.counts}, bank.source)
 
 
-def ready_encoder(encoder: CalibratedEncoder | str | Path) -> CalibratedEncoder:
+def ready_encoder(encoder: TextEncoder | str | Path) -> TextEncoder:
     """The encoder, opened when it is a folder or a name. Raises DataError for what is neither."""
     if isinstance(encoder, str | Path):
         from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
@@ -204,7 +204,7 @@ class Collection(_Asked):
     encoder: ready, or its folder or name; without one, `search` opens the encoder that the card names.
     """
 
-    def __init__(self, name: str, store: VectorStore, *, encoder: CalibratedEncoder | str | Path | None = None) -> None:
+    def __init__(self, name: str, store: VectorStore, *, encoder: TextEncoder | str | Path | None = None) -> None:
         if not hasattr(store, "search"):
             raise DataError(
                 f"Collection(name, store) needs an open store, found {store!r:.80}: write Collection.open({name!r:.80},"
@@ -222,7 +222,7 @@ class Collection(_Asked):
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         api_key: str | None = None,
-        encoder: CalibratedEncoder | str | Path | None = None,
+        encoder: TextEncoder | str | Path | None = None,
     ) -> Collection:
         """The collection `name` in the folder `path` or on the server at `url`; see `open_store` for what is not given.
 
@@ -262,7 +262,7 @@ class Collection(_Asked):
         return Collection(f"{self.name.partition('@')[0]}@{version}", self.store) if version else self
 
     @cached_property
-    def encoder(self) -> CalibratedEncoder:
+    def encoder(self) -> TextEncoder:
         """What its questions are encoded with. Raises ModelError when none was given and the card's cannot be found."""
         return ready_encoder(self._encoder or folder_of(self.card.encoder, collection=self.name))
 
@@ -338,7 +338,7 @@ class Retriever(_Asked):
 
     def __init__(
         self,
-        encoder: CalibratedEncoder | str | Path,
+        encoder: TextEncoder | str | Path,
         collection: Collection,
         *,
         calibration: float | None = None,

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.evaluate.matrix import id_order, search_rows
 from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, load_weights
@@ -23,7 +24,7 @@ from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
 from xqg_vdb.train.run import Outcome, Schedule, carry_out, run_training, spread, training_arguments
-from xqg_vdb.types import Passage, TextEncoder, option
+from xqg_vdb.types import Passage, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.checkpoint import checkpoint
 from transformers import PrinterCallback, Trainer
 
+from xqg_vdb.calibration import LanguageMeans, TextEncoder
 from xqg_vdb.evaluate.matrix import id_order, judge, per_row, search_rows
 from xqg_vdb.evaluate.metrics import Metric
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.progress import STOPS, windows
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
 from xqg_vdb.train.run import Schedule, figures, spoken
-from xqg_vdb.types import EncoderFacts, TextEncoder, Vectors
+from xqg_vdb.types import EncoderFacts, Vectors
 
 REPORT_SECONDS = 30.0
 METRICS = (Metric("R", 10), Metric("MRR", 10))
@@ -88,6 +89,7 @@ class TorchEncoder:
     ) -> None:
         self._model, self._tokenizer, self._spec = model, tokenizer, spec
         self._query_tokens, self._passage_tokens = query_tokens, passage_tokens
+        self.language_means, self.calibration = LanguageMeans(), 0.0
 
     @property
     def facts(self) -> EncoderFacts:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.calibration import CalibratedEncoder, calibrate
+from xqg_vdb.calibration import TextEncoder, calibrate
 from xqg_vdb.errors import DataError
 from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.progress import Progress, silent
@@ -73,7 +73,7 @@ def audit(
     collection: Collection,
     queries: Sequence[Path],
     *,
-    encoder: CalibratedEncoder,
+    encoder: TextEncoder,
     folder: Path,
     k: int = 10,
     sample: int = 2000,

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from xqg_vdb.calibration import (
-    CalibratedEncoder,
     LanguageMeans,
+    TextEncoder,
     calibrate_passages,
     main_languages,
     passage_means,
@@ -70,7 +70,7 @@ class TuneData:
     questions: Vectors
     langs: Sequence[str]
     qrels: Qrels
-    encoder: CalibratedEncoder
+    encoder: TextEncoder
     notes: tuple[str, ...] = ()
 
     def means(self, sums: Sums) -> LanguageMeans:
@@ -91,7 +91,7 @@ def labelled(
     *,
     questions: Path,
     qrels: Path,
-    encoder: CalibratedEncoder,
+    encoder: TextEncoder,
     build: Path | None = None,
     folder: Path,
     sample: int = SAMPLE,
@@ -160,7 +160,7 @@ def with_calibrated_passages(
     return replace(data, pool=replace(pool, passages=passages))
 
 
-def _pool_of_build(folder: Path, wanted: set[str], *, encoder: CalibratedEncoder, sample: int) -> Pool:
+def _pool_of_build(folder: Path, wanted: set[str], *, encoder: TextEncoder, sample: int) -> Pool:
     """Rows of a build: what is wanted and others, those with queries first, `sample` at least if there are as many."""
     build = Build.open(folder)
     if build.fingerprint != encoder.facts.fingerprint:
@@ -191,7 +191,7 @@ def _pool_of_files(
     queries: Sequence[Path],
     wanted: set[str],
     *,
-    encoder: CalibratedEncoder,
+    encoder: TextEncoder,
     folder: Path,
     sample: int,
     progress: Progress,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.calibration import CalibratedEncoder
+from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.matrix import Judgements, Setting, Values, id_order, judge, sweep
 from xqg_vdb.evaluate.metrics import FEW, Metric, asked_passage, counted, parse_metrics
@@ -164,7 +164,7 @@ def tune(
     queries: Sequence[str | PathLike[str]],
     questions: str | PathLike[str],
     qrels: str | PathLike[str],
-    encoder: CalibratedEncoder | str | Path = "starter",
+    encoder: TextEncoder | str | Path = "starter",
     metric: str = "R@10",
     build: str | PathLike[str] | None = None,
     passage_calibration: float = 0.0,
