@@ -23,7 +23,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from xqg_vdb.evaluate.records import Compared, Report
-from xqg_vdb.evaluate.report.files import read_report
+from xqg_vdb.evaluate.report import read_report
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be tested here"
 

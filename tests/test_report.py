@@ -19,22 +19,8 @@ from report_cases import AFRIQA, XQUAD, empty, named, realistic
 from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.evaluate.records import Compared, Difference, HeatMap, Point, Report, Result, Sweep, Value
 from xqg_vdb.evaluate.report import page
-from xqg_vdb.evaluate.report.figures import (
-    Box,
-    Curve,
-    Dot,
-    Line,
-    Scale,
-    Words,
-    bar_panels,
-    curve_figure,
-    heat_figure,
-    left_out_figure,
-    round_ticks,
-    spread,
-)
-from xqg_vdb.evaluate.report.files import read_report, write_report
-from xqg_vdb.evaluate.report.page import render_page
+from xqg_vdb.evaluate.report.figures import bar_panels, curve_figure, heat_figure, round_ticks, scale, spread
+from xqg_vdb.evaluate.report.page import read_report, render_page, write_report
 from xqg_vdb.evaluate.report.tables import (
     clean,
     cut,
@@ -232,7 +218,7 @@ def test_no_name_changes_the_page(name):
     if name.strip():
         assert hostile.tags == harmless.tags
     assert {entry[:2] for entry in hostile.attributes} <= {entry[:2] for entry in harmless.attributes}
-    assert len(svgs(render_page(named(name)))) == 4
+    assert len(svgs(render_page(named(name)))) == 3
     if "\n" not in name:
         assert clean(name) in "".join(hostile.text)
 
@@ -448,95 +434,108 @@ def test_the_style_sheet_is_in_the_page_as_it_is(html):
 def test_ids_are_unique_and_links_arrive(html):
     ids = [value for _, name, value in Seen(html).attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    links = {value[1:] for _, name, value in Seen(html).attributes if name == "href"}
-    described = {
-        part for _, name, value in Seen(html).attributes if name == "aria-labelledby" for part in value.split()
-    }
-    assert links | described <= set(ids)
+    assert {value[1:] for _, name, value in Seen(html).attributes if name == "href"} <= set(ids)
 
 
 def test_every_figure_is_wellformed_and_described(report, html):
     found = svgs(html)
     panels = 2 * len(AFRIQA) + len(XQUAD) + 5
-    assert len(found) == panels + 4 + len(report.heatmaps)
-    space = "{http://www.w3.org/2000/svg}"
+    assert len(found) == panels + 3 + len(report.heatmaps)
     for one in found:
         title, description = one[0], one[1]
-        assert (title.tag, description.tag) == (space + "title", space + "desc")
+        assert (title.tag, description.tag) == (SVG + "title", SVG + "desc")
         assert title.text
         assert description.text
-        assert one.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
 
 
 KEYS = {name: number for number, name in enumerate(realistic().systems, start=1)}
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
 def figures(report):
     results = [one for one in report.results if one.dataset == "afriqa" and one.metric == "R@10"]
-    numbers = [one for one in report.sweeps if one.parameter == "n"]
     yield from bar_panels(results, keys=KEYS)
     yield from [curve_figure([one], keys=KEYS) for one in report.sweeps[:2]]
-    yield curve_figure(numbers, keys=KEYS)
-    yield from [left_out_figure(report.sweeps[-1], reference=value) for value in (None, 0.62)]
+    yield curve_figure([one for one in report.sweeps if one.parameter == "n"], keys=KEYS)
     yield from map(heat_figure, report.heatmaps)
 
 
+def shapes(figure, tag, css=""):
+    """The shapes of a drawing with this tag whose classes begin so."""
+    return [one for one in ElementTree.fromstring(figure).iter(SVG + tag) if one.get("class", "").startswith(css)]
+
+
+def at(shape, *names):
+    return [float(shape.get(name)) for name in names]
+
+
+def points_of(curve):
+    return [tuple(map(float, point.split(","))) for point in curve.get("points").split()]
+
+
 def corners(shape):
-    match shape:
-        case Line():
-            return [(shape.x1, shape.y1), (shape.x2, shape.y2)]
-        case Box():
-            return [(shape.x, shape.y), (shape.x + shape.width, shape.y + shape.height)]
-        case Dot():
-            return [(shape.x - shape.radius, shape.y - shape.radius), (shape.x + shape.radius, shape.y + shape.radius)]
-        case Curve():
-            return list(shape.points)
-        case Words():
-            return [(shape.x, shape.y)]
+    match shape.tag.removeprefix(SVG):
+        case "line":
+            return [at(shape, "x1", "y1"), at(shape, "x2", "y2")]
+        case "rect":
+            (x, y), (width, height) = at(shape, "x", "y"), at(shape, "width", "height")
+            return [(x, y), (x + width, y + height)]
+        case "circle":
+            (x, y), (radius,) = at(shape, "cx", "cy"), at(shape, "r")
+            return [(x - radius, y - radius), (x + radius, y + radius)]
+        case "polyline":
+            return points_of(shape)
+        case "text":
+            return [at(shape, "x", "y")]
+        case _:
+            return []
 
 
 def test_nothing_is_drawn_outside_its_figure(report):
     for figure in figures(report):
-        for shape in figure.shapes:
+        drawn = ElementTree.fromstring(figure)
+        _, _, width, height = map(float, drawn.get("viewBox").split())
+        assert len(drawn) > 5
+        for shape in drawn.iter():
             for x, y in corners(shape):
-                assert -0.01 <= x <= figure.width + 0.01, (figure.title, shape)
-                assert -0.01 <= y <= figure.height + 0.01, (figure.title, shape)
+                assert -0.1 <= x <= width + 0.1, ElementTree.tostring(shape)
+                assert -0.1 <= y <= height + 0.1, ElementTree.tostring(shape)
 
 
 def test_bars_and_whiskers_are_as_long_as_their_numbers(report):
     results = [one for one in report.results if one.dataset == "afriqa" and one.metric == "R@10"]
     for name, panel in zip(AFRIQA, bar_panels(results, keys=KEYS), strict=True):
-        bars = [shape for shape in panel.shapes if isinstance(shape, Box)]
-        lines = [s for s in panel.shapes if isinstance(s, Line) and s.css == "whisker" and s.y1 == s.y2]
-        unit = bars[0].width / results[0].groups[name].value
-        for bar, line, one in zip(bars, lines, results, strict=True):
-            value = one.groups[name]
-            assert bar.width == pytest.approx(unit * value.value)
-            assert [(x - bar.x) / unit for x in (line.x1, line.x2)] == pytest.approx(list(value.interval))
-            assert f"s{KEYS[one.system] - 1}" in bar.css.split()
+        lines = [one for one in shapes(panel, "line", "whisker") if one.get("y1") == one.get("y2")]
+        unit = at(shapes(panel, "rect")[0], "width")[0] / results[0].groups[name].value
+        for bar, line, one in zip(shapes(panel, "rect", "bar"), lines, results, strict=True):
+            value, (x, width) = one.groups[name], at(bar, "x", "width")
+            assert width == pytest.approx(unit * value.value, abs=0.2)
+            assert [(end - x) / unit for end in at(line, "x1", "x2")] == pytest.approx(list(value.interval), abs=2e-3)
+            assert f"s{KEYS[one.system] - 1}" in bar.get("class").split()
 
 
 def test_curves_pass_through_their_points(report):
     sweep = report.sweeps[0]
     figure = curve_figure([sweep], keys=KEYS)
-    thick = next(shape for shape in figure.shapes if isinstance(shape, Curve) and shape.css.startswith("thick"))
-    thin = [shape for shape in figure.shapes if isinstance(shape, Curve) and shape.css.startswith("thin")]
-    assert [shape.title for shape in thin] == AFRIQA
-    (x0, y0), (x1, y1) = thick.points[0], thick.points[7]  # the ends of a rising part give the scale
+    assert [one[0].text for one in shapes(figure, "polyline", "thin")] == AFRIQA
+    points = points_of(shapes(figure, "polyline", "thick")[0])
+    (x0, y0), (x1, y1) = points[0], points[7]  # the ends of a rising part give the scale
     per_x, per_y = (x1 - x0) / 0.35, (y1 - y0) / (sweep.points[7].value - sweep.points[0].value)
-    for point, (x, y) in zip(sweep.points, thick.points, strict=True):
-        assert x == pytest.approx(x0 + per_x * point.x)
-        assert y == pytest.approx(y0 + per_y * (point.value - sweep.points[0].value))
+    for point, (x, y) in zip(sweep.points, points, strict=True):
+        assert x == pytest.approx(x0 + per_x * point.x, abs=0.5)
+        assert y == pytest.approx(y0 + per_y * (point.value - sweep.points[0].value), abs=1)
 
 
 def test_a_cell_of_the_heat_map_is_as_strong_as_its_value(report):
     heatmap = report.heatmaps[0]
-    boxes = [shape for shape in heat_figure(heatmap).shapes if isinstance(shape, Box)]
+    boxes = shapes(heat_figure(heatmap), "rect")
     values = [value for row in heatmap.values for value in row]
     for box, value in zip(boxes, values, strict=True):
-        assert box.opacity == pytest.approx(0.06 + 0.94 * value / max(values), abs=1e-3)
-    assert boxes[1].x > boxes[0].x, "the second value is the second column"
-    assert boxes[len(XQUAD)].y > boxes[0].y
+        assert at(box, "fill-opacity") == pytest.approx([0.06 + 0.94 * value / max(values)], abs=1e-3)
+    assert at(boxes[1], "x") > at(boxes[0], "x"), "the second value is the second column"
+    assert at(boxes[len(XQUAD)], "y") > at(boxes[0], "y")
 
 
 NUMBERS = st.floats(-1e6, 1e6)
@@ -562,7 +561,7 @@ def test_labels_are_moved_apart_in_order(places):
 
 
 def test_a_scale_without_extent_has_a_middle():
-    assert (Scale(2, 2, 0, 10)(2), Scale(0, 2, 0, 10)(1)) == (5, 5)
+    assert (scale(2, 2, 0, 10)(2), scale(0, 2, 0, 10)(1)) == (5, 5)
 
 
 def test_all_fields_of_the_report_are_shown():

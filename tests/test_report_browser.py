@@ -10,7 +10,7 @@ import pytest
 from browser import browser, find_chromium
 from report_cases import empty, named, realistic
 
-from xqg_vdb.evaluate.report.files import write_report
+from xqg_vdb.evaluate.report import write_report
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium found: install it or set XQG_TEST_CHROMIUM"

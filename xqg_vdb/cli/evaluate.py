@@ -100,8 +100,7 @@ def bench(what: str, out: Path, asked: _Bench, model: Model, methods: Methods, p
     --rerank and --expand add systems on top of calibrated questions (and xQG). They cost seconds a question, so limit
     --questions.
     """
-    from xqg_vdb.evaluate.report.files import write_report
-    from xqg_vdb.evaluate.report.text import render_terminal
+    from xqg_vdb.evaluate.report import render_terminal, write_report
     from xqg_vdb.evaluate.run import run_suite
     from xqg_vdb.progress import bars
 

@@ -1,7 +1,6 @@
 """Reports of a benchmark: terminal text, JSON, Markdown and one self-contained HTML page, all from one `Report`."""
 
-from xqg_vdb.evaluate.report.files import read_report, write_report
-from xqg_vdb.evaluate.report.page import render_page
+from xqg_vdb.evaluate.report.page import read_report, render_page, write_report
 from xqg_vdb.evaluate.report.text import render_markdown, render_terminal
 
 __all__ = ["read_report", "render_markdown", "render_page", "render_terminal", "write_report"]

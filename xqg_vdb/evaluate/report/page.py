@@ -1,32 +1,24 @@
-"""A report as one HTML file: no scripts, no network, figures as inline SVG, tables for everything that is drawn.
+"""A report as files: `report.json`, Markdown, and one HTML page without scripts and network, and the JSON read back.
 
-In: a `Report`. Out: one string. Names may hold anything: the template escapes every value, and a content policy in the
-page forbids scripts and requests should that ever fail.
+What is read is checked field by field against the records' types, so that a file from elsewhere cannot surprise the
+tables and figures. Names may hold anything: the page's template escapes every value, and a content policy in the page
+forbids scripts and requests should that ever fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from itertools import count
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.errors import MissingExtra
+from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.evaluate.records import HeatMap, Report, Sweep
-from xqg_vdb.evaluate.report.figures import (
-    Figure,
-    bar_panels,
-    best_point,
-    colour,
-    curve_figure,
-    heat_figure,
-    left_out_figure,
-)
+from xqg_vdb.evaluate.report.figures import bar_panels, best_point, colour, curve_figure, heat_figure
 from xqg_vdb.evaluate.report.tables import (
-    PARAMETERS,
-    Table,
     clean,
     comparison_table,
     comparisons_of,
@@ -35,43 +27,56 @@ from xqg_vdb.evaluate.report.tables import (
     headline_table,
     heat_table,
     measured,
+    parameter_name,
     provenance_tables,
     results_of,
     setting,
     share,
     sweep_table,
 )
+from xqg_vdb.evaluate.report.text import render_markdown
+from xqg_vdb.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-
-Legend = Sequence[tuple[int, str, str]]
-"""(number, style sheet class, name) of systems."""
+SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """What one metric of a dataset shows; differences are folded away."""
+def write_report(report: Report, folder: str | PathLike[str]) -> list[Path]:
+    """Write `report.json`, `report.md` and `report.html` into `folder`, made if missing; returns their paths.
 
-    metric: str
-    headline: Table
-    legend: Legend
-    panels: Sequence[Figure]
-    groups: Table
-    comparisons: Table
-    differences: Sequence[Table]
+    The JSON comes first: whatever fails later, the numbers are kept. Raises ValueError for NaN and infinity (records
+    say None), MissingExtra without the extra `bench`, DiskError.
+    """
+    folder = Path(folder)
+    paths = [folder / f"report.{kind}" for kind in ("json", "md", "html")]
+    text = json.dumps(report.to_json(), indent=1, allow_nan=False)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(paths[0], text.encode("ascii") + b"\n")
+    write_atomic(paths[1], render_markdown(report).encode("utf-8"))
+    write_atomic(paths[2], render_page(report).encode("utf-8"))
+    return paths
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A figure with its caption, its legend (empty when it has one line) and the tables that say the same."""
-
-    caption: str
-    note: str
-    figure: Figure
-    legend: Legend
-    tables: Sequence[Table]
+def read_report(path: str | PathLike[str]) -> Report:
+    """Read a `report.json`. Raises DataError when it is missing or no report of this version."""
+    path = Path(path)
+    with disk_errors(path):
+        data = path.read_bytes()
+    try:
+        record = json.loads(data)
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise ValueError(f"no report of schema {SCHEMA}")
+        report = Report.from_json(record)
+        for one in report.heatmaps:
+            if len(one.values) != len(one.rows) or any(len(row) != len(one.columns) for row in one.values):
+                raise ValueError(f"the heat map {one.what[:40]!r} has not one value a row and column")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise DataError(f"{path} is not a report of this version ({reason}); make it again.") from error
+    return report
 
 
 def render_page(report: Report) -> str:
@@ -83,11 +88,10 @@ def render_page(report: Report) -> str:
     text = _template().render(
         report=report,
         datasets=datasets,
-        sweeps=[drawing for group in _together(report.sweeps) for drawing in _drawings(group, report, keys=keys)],
+        sweeps=[_drawing(group, keys=keys) for group in _together(report.sweeps)],
         heatmaps=[_heat(one) for one in report.heatmaps if one.rows and one.columns],
         provenance=provenance_tables(report),
         style=files(__package__).joinpath("templates/report.css").read_text("utf-8"),
-        number=count(1).__next__,
     )
     return text.lstrip()  # the lines of the macros
 
@@ -109,73 +113,67 @@ def _template() -> Template:
         autoescape=True,
         loader=FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
         undefined=StrictUndefined,
-        finalize=_visible,
+        # plain text without control characters; markup of the template itself as it is
+        finalize=lambda value: clean(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2")
 
 
-def _visible(value: Any) -> Any:
-    """What a template prints: plain text without control characters; markup of the template itself as it is."""
-    return clean(value) if type(value) is str else value
-
-
-def _section(report: Report, dataset: str, metric: str, *, keys: Mapping[str, int]) -> Section:
+def _section(report: Report, dataset: str, metric: str, *, keys: Mapping[str, int]) -> dict[str, Any]:
+    """What the template shows of one metric of a dataset."""
     results = results_of(report, dataset, metric)
-    return Section(
-        metric=metric,
-        headline=headline_table(report, dataset, metric),
-        legend=_legend([one.system for one in results], keys),
-        panels=bar_panels(results, keys=keys),
-        groups=group_table(report, dataset, metric),
-        comparisons=comparison_table(report, dataset, metric),
-        differences=[difference_table(one) for one in comparisons_of(report, dataset, metric)],
-    )
+    return {
+        "metric": metric,
+        "headline": headline_table(report, dataset, metric),
+        "legend": _legend((one.system for one in results), keys),
+        "panels": bar_panels(results, keys=keys),
+        "groups": group_table(report, dataset, metric),
+        "comparisons": comparison_table(report, dataset, metric),
+        "differences": [difference_table(one) for one in comparisons_of(report, dataset, metric)],
+    }
 
 
-def _legend(systems: Sequence[str], keys: Mapping[str, int]) -> Legend:
+def _legend(systems: Iterable[str], keys: Mapping[str, int]) -> list[tuple[int, str, str]]:
     return [(keys[name], colour(keys[name]), name) for name in dict.fromkeys(systems)]
 
 
 def _together(sweeps: Sequence[Sweep]) -> list[list[Sweep]]:
-    """Sweeps of the same dataset, metric and parameter share a figure."""
-    groups: dict[tuple[str, str, str], list[Sweep]] = {}
-    for one in sweeps:
+    """Sweeps of the same dataset, metric and parameter share a figure; those over words have none and stand alone."""
+    groups: dict[tuple[object, ...], list[Sweep]] = {}
+    for place, one in enumerate(sweeps):
+        alone = place if any(isinstance(point.x, str) for point in one.points) else None
         if one.points:
-            groups.setdefault((one.dataset, one.metric, one.parameter), []).append(one)
+            groups.setdefault((one.dataset, one.metric, one.parameter, alone), []).append(one)
     return list(groups.values())
 
 
-def _drawings(group: Sequence[Sweep], report: Report, *, keys: Mapping[str, int]) -> list[Drawing]:
-    """A curve over numbers for all sweeps of the group; a chart each for those over words."""
-    over_words = [one for one in group if any(isinstance(point.x, str) for point in one.points)]
-    over_numbers = [one for one in group if one not in over_words]
-    drawings = [_left_out(one, report) for one in over_words]
-    return drawings + ([_curve(over_numbers, keys=keys)] if over_numbers else [])
-
-
-def _curve(sweeps: Sequence[Sweep], *, keys: Mapping[str, int]) -> Drawing:
-    first = sweeps[0]
-    parameter = PARAMETERS.get(first.parameter, first.parameter)
-    best = [(one.system, best_point(one)) for one in sweeps]
+def _drawing(group: Sequence[Sweep], *, keys: Mapping[str, int]) -> dict[str, Any]:
+    """A caption, a note, a figure ("" where the tables say it all) with its legend, and the tables."""
+    first, tables = group[0], [sweep_table(one) for one in group]
+    if any(isinstance(point.x, str) for point in first.points):
+        caption = f"{first.dataset}: {first.system}, {first.metric} with one part left out"
+        return {"caption": caption, "note": "", "figure": "", "legend": [], "tables": tables}
+    best = [(one.system, best_point(one)) for one in group]
     said = "; ".join(f"{name} {share(point.value)} at {setting(point.x)}" for name, point in best)
     note = f"Highest on these questions: {said}."
-    if len(sweeps) == 1 and any(point.groups for point in first.points):
+    if len(group) == 1 and any(point.groups for point in first.points):
         note += " Thin lines: single groups."
-    legend = _legend([one.system for one in sweeps], keys)
-    caption = f"{first.dataset}: {first.metric} over {parameter}"
-    return Drawing(caption, note, curve_figure(sweeps, keys=keys), legend, [sweep_table(one) for one in sweeps])
+    return {
+        "caption": f"{first.dataset}: {first.metric} over {parameter_name(first)}",
+        "note": note,
+        "figure": curve_figure(group, keys=keys),
+        "legend": _legend((one.system for one in group), keys),
+        "tables": tables,
+    }
 
 
-def _left_out(sweep: Sweep, report: Report) -> Drawing:
-    whole = [one for one in results_of(report, sweep.dataset, sweep.metric) if one.system == sweep.system]
-    figure = left_out_figure(sweep, reference=whole[0].headline.value if whole else None)
-    caption = f"{sweep.dataset}: {sweep.system}, {sweep.metric} with one part left out"
-    return Drawing(caption, "", figure, [], [sweep_table(sweep)])
-
-
-def _heat(heatmap: HeatMap) -> Drawing:
-    note = "Rows: query language; columns: passage language. The stronger the colour, the higher the value."
-    caption = f"{heatmap.dataset}: {heatmap.system}, {heatmap.what}"
-    return Drawing(caption, note, heat_figure(heatmap), [], [heat_table(heatmap)])
+def _heat(heatmap: HeatMap) -> dict[str, Any]:
+    return {
+        "caption": f"{heatmap.dataset}: {heatmap.system}, {heatmap.what}",
+        "note": "Rows: query language; columns: passage language. The stronger the colour, the higher the value.",
+        "figure": heat_figure(heatmap),
+        "legend": [],
+        "tables": [heat_table(heatmap)],
+    }

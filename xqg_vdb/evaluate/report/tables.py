@@ -25,8 +25,8 @@ LEVELS = (0.001, 0.01, 0.05)
 
 _NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 # Overrides and isolates make a reader see other text than the file holds; single left-to-right marks do not.
-_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_NO_XML = frozenset("\ufffe\uffff")
+_REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_NO_VISIBLE_TEXT = frozenset(_REORDERING + "\ufffe\uffff")  # the last two are not allowed in XML
 
 
 def share(value: float) -> str:
@@ -113,15 +113,10 @@ def clean(text: str) -> str:
 
     Newlines and tabs become spaces.
     """
-    return "".join(map(_visible, text))
-
-
-def _visible(character: str) -> str:
-    if character in "\n\r\t":
-        return " "
-    if character in _REORDERING or character in _NO_XML or unicodedata.category(character) in ("Cc", "Cs"):
-        return _NO_TEXT
-    return character
+    spaced = text.translate(dict.fromkeys(map(ord, "\n\r\t"), " "))
+    return "".join(
+        _NO_TEXT if char in _NO_VISIBLE_TEXT or unicodedata.category(char) in ("Cc", "Cs") else char for char in spaced
+    )
 
 
 def width(text: str) -> int:
@@ -148,13 +143,17 @@ def cut(text: str, limit: int) -> str:
     return kept + "…"
 
 
-PARAMETERS = {
+_PARAMETERS = {
     "alpha": "α, weight of the generated queries",
     "lambda": "λ, strength of the calibration",
     "n": "generated queries per language",
     "without": "left out",
 }
-"""What the parameter of a sweep is called."""
+
+
+def parameter_name(sweep: Sweep) -> str:
+    """Return what the parameter of a sweep is called."""
+    return _PARAMETERS.get(sweep.parameter, sweep.parameter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +177,8 @@ def measured(report: Report) -> list[tuple[str, list[str]]]:
     """Return each dataset with its metrics, in the order in which the report names them."""
     found: dict[str, dict[str, None]] = {}
     pairs = [(one.dataset, one.metric) for one in report.results]
-    pairs += [(one.dataset, one.metric) for one in report.comparisons]
-    for dataset, metric in pairs:
-        found.setdefault(dataset, {}).setdefault(metric, None)
+    for dataset, metric in [*pairs, *((one.dataset, one.metric) for one in report.comparisons)]:
+        found.setdefault(dataset, {})[metric] = None
     return [(dataset, list(metrics)) for dataset, metrics in found.items()]
 
 
@@ -210,38 +208,30 @@ def headline_table(report: Report, dataset: str, metric: str) -> Table:
     baseline = baseline_of(report, dataset, metric)
     against = _against(report, dataset, metric, baseline)
     columns = ["system", metric, "95 % interval", "n"]
-    columns += [] if baseline is None else [f"− {baseline}", "its 95 % interval", "p"]
+    note = _MEANS.get(report.datasets.get(dataset, {}).get("average", ""), "")
+    if baseline is not None:
+        columns += [f"− {baseline}", "its 95 % interval", "p"]
+        note += f" Differences to {baseline}, {_TESTS}"
     rows = []
     for one in results_of(report, dataset, metric):
         row = [one.system, share(one.headline.value), interval(one.headline.interval), str(one.headline.n)]
-        rows.append(row if baseline is None else row + _against_cells(against.get(one.system)))
-    note = _mean_note(report, dataset) + ("" if baseline is None else f" {_stars_note(baseline)}")
+        if one.system in against:
+            macro = against[one.system].macro
+            row.append(signed(macro.difference) + stars(macro.p_permutation))
+            row += [interval(macro.interval, sign=True), p_value(macro.p_permutation)]
+        rows.append(row + [NOTHING] * (len(columns) - len(row)))
     return Table(f"{dataset}: {metric}", columns, rows, note.strip())
 
 
-def _against_cells(compared: Compared | None) -> list[str]:
-    if compared is None:
-        return [NOTHING] * 3
-    macro = compared.macro
-    difference = signed(macro.difference) + stars(macro.p_permutation)
-    return [difference, interval(macro.interval, sign=True), p_value(macro.p_permutation)]
-
-
-def _stars_note(baseline: str) -> str:
-    return (
-        f"Differences to {baseline}, intervals and p are of the same mean; p: sign-flip permutation test, two-sided."
-        " Questions of one passage and translations of one question are resampled and flipped together."
-        " * p < 0.05, ** p < 0.01, *** p < 0.001."
-    )
-
-
-def _mean_note(report: Report, dataset: str) -> str:
-    """What all questions of a dataset together are averaged by."""
-    means = {"queries": "Means over questions.", "groups": f"Means over groups; {_FEW_NOTE}"}
-    return means.get(report.datasets.get(dataset, {}).get("average", ""), "")
-
-
-_FEW_NOTE = f"† marks groups with fewer than {FEW} questions, which are left out."
+_MEANS = {
+    "queries": "Means over questions.",
+    "groups": f"Means over groups; † marks groups with fewer than {FEW} questions, which are left out.",
+}
+_TESTS = (
+    "intervals and p are of the same mean; p: sign-flip permutation test, two-sided."
+    " Questions of one passage and translations of one question are resampled and flipped together."
+    " * p < 0.05, ** p < 0.01, *** p < 0.001."
+)
 
 
 def _count(n: int, others: Iterable[int]) -> str:
@@ -268,12 +258,10 @@ def group_table(report: Report, dataset: str, metric: str) -> Table:
 def _group_cell(result: Result, name: str, compared: Compared | None) -> str:
     if name not in result.groups:
         return NOTHING
-    mark = ""
-    if compared is not None and name in compared.groups:
-        change = compared.groups[name]
-        starred = stars(corrected(change))
-        mark = ("↓" if starred and _gain(change, compared.metric) < 0 else "") + starred
-    return share(result.groups[name].value) + mark
+    change = None if compared is None else compared.groups.get(name)
+    starred = "" if change is None else stars(corrected(change))
+    worse = starred and change is not None and _gain(change, result.metric) < 0
+    return share(result.groups[name].value) + ("↓" if worse else "") + starred
 
 
 def _gain(change: Difference, metric: str) -> float:
@@ -327,16 +315,13 @@ def _difference_row(name: str, one: Difference, n: str) -> list[str]:
 def sweep_table(sweep: Sweep) -> Table:
     """One row a setting: the metric, then its groups."""
     names = list(dict.fromkeys(name for point in sweep.points for name in point.groups))
-    rows = [
-        [
-            setting(point.x),
-            share(point.value),
-            *(share(point.groups[n]) if n in point.groups else NOTHING for n in names),
-        ]
-        for point in sweep.points
-    ]
-    parameter = PARAMETERS.get(sweep.parameter, sweep.parameter)
-    return Table(f"{sweep.dataset}: {sweep.system}, {parameter}", [sweep.parameter, sweep.metric, *names], rows)
+    rows = [[setting(p.x), share(p.value), *_cells(p.groups, names, share)] for p in sweep.points]
+    title = f"{sweep.dataset}: {sweep.system}, {parameter_name(sweep)}"
+    return Table(title, [sweep.parameter, sweep.metric, *names], rows)
+
+
+def _cells(values: Mapping[str, float], names: Sequence[str], told: Callable[[float], str]) -> list[str]:
+    return [told(values[name]) if name in values else NOTHING for name in names]
 
 
 def setting(x: float | str) -> str:
@@ -400,9 +385,7 @@ def _measured_table(
         if values:
             found.setdefault(f"{result.dataset}: {result.system}", values)
     columns = list(dict.fromkeys(name for values in found.values() for name in values))
-    rows = [
-        [row, *(told(values[name]) if name in values else NOTHING for name in columns)] for row, values in found.items()
-    ]
+    rows = [[row, *_cells(values, columns, told)] for row, values in found.items()]
     return Table(title, ["dataset: system", *columns], rows, note)
 
 

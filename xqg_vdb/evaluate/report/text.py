@@ -77,8 +77,9 @@ def _table(table: Table, columns: int) -> Iterator[str]:
         if number:
             yield ""
         for line, name in enumerate(names):
-            cells = (_GAP + _pad_left(rest[place][line], widths[place]) for place in block)
-            yield name + " " * (first - width(name)) + "".join(cells)
+            cells = ((rest[place][line], widths[place]) for place in block)
+            told = (_GAP + " " * (size - width(cell)) + cell for cell, size in cells)
+            yield name + " " * (first - width(name)) + "".join(told)
     if table.note:
         yield from _wrapped(table.note, columns)
 
@@ -86,12 +87,8 @@ def _table(table: Table, columns: int) -> Iterator[str]:
 def _aligned(column: Sequence[str]) -> list[str]:
     """Cells of one column, with spaces in the place of stars so that the numbers stand below each other."""
     cells = [cut(clean(cell), _CELL_LIMIT) for cell in column]
-    most = max(_stars(cell) for cell in cells)
-    return [cells[0], *(cell + " " * (most - _stars(cell)) for cell in cells[1:])]
-
-
-def _stars(cell: str) -> int:
-    return len(cell) - len(cell.rstrip("*"))
+    most = max(len(cell) - len(cell.rstrip("*")) for cell in cells)
+    return [cells[0], *(cell + " " * (most - len(cell) + len(cell.rstrip("*"))) for cell in cells[1:])]
 
 
 def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
@@ -108,12 +105,8 @@ def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
     return blocks
 
 
-def _pad_left(text: str, size: int) -> str:
-    return " " * (size - width(text)) + text
-
-
-def _wrapped(text: str, columns: int, *, indent: str = "") -> list[str]:
-    return textwrap.wrap(clean(text), columns, initial_indent=indent, subsequent_indent=indent)
+def _wrapped(text: str, columns: int) -> list[str]:
+    return textwrap.wrap(clean(text), columns)
 
 
 # A report as GitHub Markdown.
@@ -152,13 +145,12 @@ def _metric(report: Report, dataset: str, metric: str) -> Iterator[str]:
         if table.rows:
             yield _markdown_table(table)
             yield _text(table.note)
-    compared = comparisons_of(report, dataset, metric)
-    if compared:
-        table = comparison_table(report, dataset, metric)
+    table = comparison_table(report, dataset, metric)
+    if table.rows:
         yield "#### Comparisons"
         yield _markdown_table(table)
         yield _text(table.note)
-    for one in compared:
+    for one in comparisons_of(report, dataset, metric):
         yield from _folded(difference_table(one))
 
 
