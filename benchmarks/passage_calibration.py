@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from xqg_vdb import calibration as passage_calibration
 from xqg_vdb.calibration import calibrate
 from xqg_vdb.evaluate.datasets import data_folder, load_task
-from xqg_vdb.evaluate.datasets.squad import read_squad
 from xqg_vdb.evaluate.datasets.task import find_file
+from xqg_vdb.evaluate.datasets.xquad import read_squad
 from xqg_vdb.evaluate.matrix import row_blocks
 from xqg_vdb.evaluate.systems import Material, prepare
 from xqg_vdb.index.encode import encode_cached

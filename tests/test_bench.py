@@ -106,7 +106,7 @@ def test_pooled_tasks_search_their_own_pool(tmp_path):
 
 
 def _tatoeba(folder):
-    from xqg_vdb.evaluate.datasets.tatoeba import read_tatoeba
+    from xqg_vdb.evaluate.datasets.parallel import read_tatoeba
 
     return read_tatoeba(folder, langs=["af", "ar"])
 

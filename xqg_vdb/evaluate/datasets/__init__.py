@@ -15,16 +15,13 @@ from pathlib import Path
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.evaluate.datasets.beir import read_beir
-from xqg_vdb.evaluate.datasets.bucc import read_bucc
-from xqg_vdb.evaluate.datasets.lareqa import read_lareqa
 from xqg_vdb.evaluate.datasets.mewsli_x import read_mewsli_x
-from xqg_vdb.evaluate.datasets.miracl import read_miracl
+from xqg_vdb.evaluate.datasets.miracl import read_miracl, read_mr_tydi
 from xqg_vdb.evaluate.datasets.mkqa import read_mkqa
-from xqg_vdb.evaluate.datasets.mr_tydi import read_mr_tydi
+from xqg_vdb.evaluate.datasets.parallel import XTREME_R, read_bucc, read_tatoeba
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, with_corpus_notes
-from xqg_vdb.evaluate.datasets.tatoeba import XTREME_R, read_tatoeba
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_tydi
-from xqg_vdb.evaluate.datasets.xquad import read_xquad
+from xqg_vdb.evaluate.datasets.xquad import read_lareqa, read_xquad
 
 __all__ = ["DATASETS", "RetrievalTask", "data_folder", "is_dataset", "load_task"]
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_files
@@ -21,24 +20,12 @@ from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import open_lines
 from xqg_vdb.types import Passage, Question
 
-SOURCE = "https://github.com/masakhane-io/afriqa (data/gold_passages)"
+_SOURCE = "https://github.com/masakhane-io/afriqa (data/gold_passages)"
 
 _FOLDERS = ("", "gold_passages/{lang}/", "data/gold_passages/{lang}/")
 _NAMES = [
     f"{above}{folder}gold_span_passages.afriqa.{{lang}}.*.%s.json" for above in ("afriqa/", "") for folder in _FOLDERS
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One usable line; lang: normalised code."""
-
-    query_id: str
-    lang: str
-    question: str
-    translation: str
-    passage: Passage
-    answers: tuple[str, ...]
 
 
 def read_afriqa(
@@ -61,13 +48,13 @@ def read_afriqa(
         name=f"afriqa-{split}" + ("-english" if translated else ""),
         passages=_distinct(pool),
         queries=tuple(
-            Question(r.query_id, r.translation if translated else r.question, r.passage.lang if translated else r.lang)
-            for r in rows
+            replace(query, text=translation, lang=passage.lang) if translated else query
+            for query, translation, passage, _ in rows
         ),
-        qrels={row.query_id: {row.passage.id: 1} for row in rows},
+        qrels={query.id: {passage.id: 1} for query, _, passage, _ in rows},
         metrics=("R@1", "R@10", "MRR@10"),
-        groups={row.query_id: row.lang for row in rows},
-        answers={row.query_id: row.answers for row in rows},
+        groups={query.id: str(query.lang) for query, *_ in rows},
+        answers={query.id: answers for query, _, _, answers in rows},
         notes={
             "questions skipped: no context, title or answer": skipped,
             "rows of the pool skipped": skipped_in_pool,
@@ -80,8 +67,12 @@ def read_afriqa_passages(data_dir: Path, *, splits: Sequence[str] = ("train", "d
     return _distinct(_rows(data_dir, splits)[0])
 
 
+_Row = tuple[Question, str, Passage, tuple[str, ...]]
+"""One usable line: the question, its translation, the passage, the answers."""
+
+
 def _distinct(rows: Sequence[_Row]) -> list[Passage]:
-    return list({row.passage.id: row.passage for row in rows}.values())
+    return list({passage.id: passage for _, _, passage, _ in rows}.values())
 
 
 def _rows(data_dir: Path, splits: Sequence[str], langs: Sequence[str] | None = None) -> tuple[list[_Row], int]:
@@ -90,40 +81,35 @@ def _rows(data_dir: Path, splits: Sequence[str], langs: Sequence[str] | None = N
     absent: list[DataError] = []
     for split in splits:
         try:
-            there = language_files(data_dir, *(name % split for name in _NAMES), langs=langs, source=SOURCE)
+            there = language_files(data_dir, *(name % split for name in _NAMES), langs=langs, source=_SOURCE)
             files += [(lang, split, path) for lang, path in there]
         except DataError as error:
             absent.append(error)
     if not files:
         raise absent[0]
-    rows: list[_Row] = []
-    skipped = 0
-    for lang, split, path in sorted(files, key=lambda file: file[0]):
-        for record in _records(path):
-            row = _row(record, lang, split, pivot=path.name.split(".")[3])
-            skipped += row is None
-            if row is not None:
-                rows.append(row)
-    return rows, skipped
+    rows = [
+        row
+        for lang, split, path in sorted(files, key=lambda file: file[0])
+        for row in _read(path, f"{lang}-{split}", lang, pivot=path.name.split(".")[3])
+    ]
+    return [row for row in rows if row is not None], rows.count(None)
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def _read(path: Path, prefix: str, lang: str, *, pivot: str) -> Iterator[_Row | None]:
+    """The rows of a file; None for one that cannot be used."""
     for source in open_lines(path):
         try:
             # the standard library's reader takes NaN
             record = json.loads(b"" if source.cut else source.raw)
-            yield {"id": record["id"], **record}
-        except (ValueError, KeyError, TypeError) as error:
+            name, title, context = f"{prefix}-{record['id']}", record.get("title"), record.get("context")
+            answers = tuple(text for text in (record.get("answer_pivot") or {}).get("text") or () if text)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} line {source.line}: not an AfriQA row ({error!r}).") from error
-
-
-def _row(record: dict[str, Any], lang: str, split: str, *, pivot: str) -> _Row | None:
-    title, context, question = record.get("title"), record.get("context"), record.get("question_lang")
-    answers = tuple(text for text in (record.get("answer_pivot") or {}).get("text") or () if text)
-    if not (title and context and question and answers):
-        return None
-    # content decides: the same passage answers questions of several files
-    digest = hashlib.blake2b(f"{title}\n{context}".encode(), digest_size=8).hexdigest()
-    passage = Passage(f"afriqa-{digest}", context, title, normalize(pivot))
-    translation = record.get("question_translated") or ""
-    return _Row(f"{lang}-{split}-{record['id']}", normalize(lang), question, translation, passage, answers)
+        if not (title and context and record.get("question_lang") and answers):
+            yield None
+            continue
+        # content decides: the same passage answers questions of several files
+        digest = hashlib.blake2b(f"{title}\n{context}".encode(), digest_size=8).hexdigest()
+        question = Question(name, record["question_lang"], normalize(lang))
+        passage = Passage(f"afriqa-{digest}", context, title, normalize(pivot))
+        yield question, record.get("question_translated") or "", passage, answers

@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, by_language, find_file, look_for, missing
+from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, find_file, look_for, missing
 from xqg_vdb.evaluate.metrics import read_qrels
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import BadRecord, Rejects, language_of, read_objects, record_id, text_of
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 
-SOURCE = "https://github.com/beir-cellar/beir"
+_SOURCE = "https://github.com/beir-cellar/beir"
 
 
 def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> RetrievalTask:
@@ -24,9 +24,14 @@ def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> 
 
     Raises DataError when a file is missing or malformed, or when no question of the qrels is in `queries.jsonl`.
     """
-    corpus = find_file(folder, "corpus.jsonl", source=SOURCE)
-    questions = find_file(folder, "queries.jsonl", source=SOURCE)
-    qrels = read_qrels(_qrels_file(folder, split))
+    corpus = find_file(folder, "corpus.jsonl", source=_SOURCE)
+    questions = find_file(folder, "queries.jsonl", source=_SOURCE)
+    judgements = look_for(folder, f"qrels/{split}.tsv")
+    if judgements is None:
+        splits = sorted(path.name.partition(".tsv")[0] for path in folder.glob("qrels/*.tsv*"))
+        there = f" There is {', '.join(splits)}: ask for beir/{folder.name}:{splits[0]}." if splits else ""
+        raise DataError(missing(folder, f"qrels/{split}.tsv", source=_SOURCE) + there)
+    qrels = read_qrels(judgements)
     default = None if lang is None else normalize(lang)
     queries: list[Question] = []
     for source, record in read_objects(questions, Rejects()):
@@ -44,18 +49,7 @@ def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> 
         queries=tuple(queries),
         qrels={query.id: qrels[query.id] for query in queries},
         metrics=("nDCG@10", "R@100"),
-        groups=by_language(queries),
         average="queries",
         notes={"judged questions without a text": len(qrels) - len(queries)},
         not_itself=True,
     )
-
-
-def _qrels_file(folder: Path, split: str) -> Path:
-    """The judgements of a split; an error names the splits that are there."""
-    found = look_for(folder, f"qrels/{split}.tsv")
-    if found is None:
-        splits = sorted(path.name.partition(".tsv")[0] for path in folder.glob("qrels/*.tsv*"))
-        there = f" There is {', '.join(splits)}: ask for beir/{folder.name}:{splits[0]}." if splits else ""
-        raise DataError(missing(folder, f"qrels/{split}.tsv", source=SOURCE) + there)
-    return found

@@ -9,15 +9,14 @@ Texts are those of XTREME-R's baseline (`third_party/utils_mewslix.py`). One gol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.evaluate.datasets.task import Reread, RetrievalTask, by_language, find_file, read_rows
+from xqg_vdb.evaluate.datasets.task import Reread, RetrievalTask, find_file, read_rows
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.types import Passage, Question
 
-SOURCE = "https://github.com/google-research/google-research (dense_representations_for_entity_retrieval/mel)"
+_SOURCE = "https://github.com/google-research/google-research (dense_representations_for_entity_retrieval/mel)"
 _FOLDERS = ("mewsli-x", "mewslix")
 _BRACES = re.compile(r"\{(.*?)\}")
 
@@ -28,30 +27,31 @@ def read_mewsli_x(data_dir: Path, *, split: str = "test") -> RetrievalTask:
     A mention that crosses a sentence boundary, on which the baseline stops, is skipped and counted.
     Raises DataError when a file is missing or malformed.
     """
-    mentions = find_file(data_dir, *(f"{f}/wikinews_mentions-{split}.jsonl" for f in _FOLDERS), source=SOURCE)
-    entities = find_file(data_dir, *(f"{f}/candidate_set_entities.jsonl" for f in _FOLDERS), source=SOURCE)
+    mentions = find_file(data_dir, *(f"{f}/wikinews_mentions-{split}.jsonl" for f in _FOLDERS), source=_SOURCE)
+    entities = find_file(data_dir, *(f"{f}/candidate_set_entities.jsonl" for f in _FOLDERS), source=_SOURCE)
     queries: list[Question] = []
     qrels: dict[str, dict[str, int]] = {}
     skipped = 0
-    for record, refused in read_rows(mentions, "a Mewsli-X context"):
-        try:
-            for mention in record["mentions"]:
-                text = mention_text(record["context"], mention["mention_span"])
-                skipped += text is None
-                if text is not None:
-                    queries.append(Question(mention["example_id"], text, normalize(record["context"]["language"])))
-                    qrels[mention["example_id"]] = {mention["entity_id"]: 1}
-        except (KeyError, TypeError) as error:
-            raise refused(error) from error
+    for mention, text, lang in (
+        part for parts in read_rows(mentions, "a Mewsli-X context", _mentions) for part in parts
+    ):
+        skipped += text is None
+        if text is not None:
+            queries.append(Question(mention["example_id"], text, lang))
+            qrels[mention["example_id"]] = {mention["entity_id"]: 1}
     return RetrievalTask(
         name=f"mewsli-x-{split}",
-        passages=Reread(lambda: _entities(entities)),
+        passages=Reread(lambda: read_rows(entities, "a Mewsli-X entity", _entity)),
         queries=tuple(queries),
         qrels=qrels,
         metrics=("mAP@20",),
-        groups=by_language(queries),
         notes={"mentions skipped: not within one sentence": skipped},
     )
+
+
+def _mentions(record: dict[str, Any]) -> list[tuple[dict[str, Any], str | None, str]]:
+    context, lang = record["context"], normalize(record["context"]["language"])
+    return [(mention, mention_text(context, mention["mention_span"]), lang) for mention in record["mentions"]]
 
 
 def mention_text(context: dict[str, Any], span: dict[str, Any]) -> str | None:
@@ -70,15 +70,11 @@ def mention_text(context: dict[str, Any], span: dict[str, Any]) -> str | None:
     return _one_line(f"{span['text']}: {left} {{ {span['text']} }} {right}")
 
 
-def _entities(path: Path) -> Iterator[Passage]:
-    for record, refused in read_rows(path, "a Mewsli-X entity"):
-        try:
-            sentences = [record["description"][s["start"] : s["end"]] for s in record["sentence_spans"]]
-            lang, title = normalize(record["description_language"]), record["title"]
-            # the baseline encodes the description alone, so the title is not the passage's
-            yield Passage(record["entity_id"], _one_line(" ".join(sentences)), lang=lang, meta={"name": title})
-        except (KeyError, TypeError) as error:
-            raise refused(error) from error
+def _entity(record: dict[str, Any]) -> Passage:
+    text = " ".join(record["description"][span["start"] : span["end"]] for span in record["sentence_spans"])
+    # the baseline encodes the description alone, so the title is not the passage's
+    lang, meta = normalize(record["description_language"]), {"name": record["title"]}
+    return Passage(record["entity_id"], _one_line(text), lang=lang, meta=meta)
 
 
 def _one_line(text: str) -> str:

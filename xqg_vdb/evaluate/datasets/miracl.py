@@ -1,53 +1,94 @@
-"""MIRACL: monolingual search in 18 Wikipedias (Zhang et al. 2023), nDCG@10 and R@100, mean over languages.
+"""MIRACL and Mr. TyDi v1.1: monolingual search in 18 and 11 Wikipedias (Zhang et al. 2023, 2021), mean over languages.
 
-The layout of its Hugging Face repositories: `miracl-v1.0-{lang}/topics/topics.miracl-v1.0-{lang}-{split}.tsv` (qid,
-query), `miracl-v1.0-{lang}/qrels/qrels.miracl-v1.0-{lang}-{split}.tsv` (TREC) and
-`miracl-corpus-v1.0-{lang}/docs-*.jsonl.gz` (docid, title, text), all under `miracl/`.
-Each language is its own pool, and its ids get the prefix `{lang}:`.
+The layouts of their Hugging Face repositories. MIRACL, under `miracl/`:
+`miracl-v1.0-{lang}/{topics|qrels}/{topics|qrels}.miracl-v1.0-{lang}-{split}.tsv` (qid, query; TREC) and
+`miracl-corpus-v1.0-{lang}/docs-*.jsonl.gz` (docid, title, text). Mr. TyDi, under `mr-tydi/mrtydi-v1.1-{language}/`:
+`{split}.jsonl.gz` with query_id, query, positive_passages [{docid, title, text}], and the corpus beside it as
+`corpus.jsonl.gz` or `docs.jsonl.gz`.
+Each language is its own pool, and its ids get the prefix `{lang}:`. Corpora are streamed, not held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import CorpusFiles, Pools, RetrievalTask, find_file, language_files, missing
+from xqg_vdb.evaluate.datasets.task import (
+    CorpusFiles,
+    Pools,
+    RetrievalTask,
+    find_file,
+    language_code,
+    language_files,
+    missing,
+    read_rows,
+)
 from xqg_vdb.evaluate.metrics import read_pairs, read_qrels
 from xqg_vdb.types import Question
 
-SOURCE = "https://huggingface.co/datasets/miracl/miracl and miracl/miracl-corpus"
+_MIRACL = "https://huggingface.co/datasets/miracl/miracl and miracl/miracl-corpus"
+_MR_TYDI = "https://huggingface.co/datasets/castorini/mr-tydi and castorini/mr-tydi-corpus"
 
 
 def read_miracl(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | None = None) -> RetrievalTask:
-    """Read the languages whose topics are there, or `langs`. Corpora are streamed, not held.
+    """Read the languages whose topics are there, or `langs`; nDCG@10 and R@100.
 
     Raises DataError when topics, qrels or corpus of a language are missing, or no language is there.
     """
     topics = f"miracl/miracl-v1.0-{{lang}}/topics/topics.miracl-v1.0-{{lang}}-{split}.tsv"
-    there = language_files(data_dir, topics, langs=langs, source=SOURCE)
-    queries: list[Question] = []
-    qrels: dict[str, dict[str, int]] = {}
-    for lang, file in there:
-        judged = read_qrels(find_file(data_dir, topics.replace("topics", "qrels").format(lang=lang), source=SOURCE))
-        for qid, text in read_pairs(file):
-            if qid in judged:
-                queries.append(Question(f"{lang}:{qid}", text, lang))
-                qrels[queries[-1].id] = {f"{lang}:{docid}": grade for docid, grade in judged[qid].items()}
+    asked: list[tuple[Question, Mapping[str, int]]] = []
+    pools: dict[str, CorpusFiles] = {}
+    for lang, file in language_files(data_dir, topics, langs=langs, source=_MIRACL):
+        judged = read_qrels(find_file(data_dir, topics.replace("topics", "qrels").format(lang=lang), source=_MIRACL))
+        asked += [(Question(qid, text, lang), judged[qid]) for qid, text in read_pairs(file) if qid in judged]
+        folder = f"miracl/miracl-corpus-v1.0-{lang}"
+        files = [path for end in ("", ".gz") for path in (data_dir / folder).glob(f"docs-*.jsonl{end}")]
+        if not files:
+            raise DataError(missing(data_dir, f"{folder}/docs-0.jsonl.gz", source=_MIRACL))
+        in_order = sorted(files, key=lambda path: (len(path.name), path.name))  # docs-10 after docs-9
+        pools[lang] = CorpusFiles(in_order, lang=lang, pool=lang)
+    return _task(f"miracl-{split}", asked, pools, ("nDCG@10", "R@100"))
+
+
+def read_mr_tydi(data_dir: Path, *, split: str = "test", langs: Sequence[str] | None = None) -> RetrievalTask:
+    """Read the languages whose questions are there, or `langs` (`swahili`); MRR@100 and R@100.
+
+    Raises DataError when questions or corpus of a language are missing or malformed, or no language is there.
+    """
+    asked: list[tuple[Question, Mapping[str, int]]] = []
+    pools: dict[str, CorpusFiles] = {}
+    for name, path in language_files(
+        data_dir, f"mr-tydi/mrtydi-v1.1-{{lang}}/{split}.jsonl", langs=langs, source=_MR_TYDI
+    ):
+        lang = language_code(name) or name
+
+        def question(record: dict[str, Any], lang: str = lang) -> tuple[Question, Mapping[str, int]]:
+            relevant = {str(passage["docid"]): 1 for passage in record["positive_passages"]}
+            return Question(str(record["query_id"]), record["query"], lang), relevant
+
+        asked += read_rows(path, "a Mr. TyDi question", question)
+        corpora = (f"mr-tydi/mrtydi-v1.1-{name}/{file}.jsonl" for file in ("corpus", "docs", "collection/docs"))
+        pools[lang] = CorpusFiles([find_file(data_dir, *corpora, source=_MR_TYDI)], lang=lang, pool=lang)
+    return _task(f"mr-tydi-{split}", asked, pools, ("MRR@100", "R@100"))
+
+
+def _task(
+    name: str,
+    asked: Sequence[tuple[Question, Mapping[str, int]]],
+    pools: Mapping[str, CorpusFiles],
+    metrics: tuple[str, ...],
+) -> RetrievalTask:
+    """Ids of questions and judgements get the prefix that `CorpusFiles` gives passages."""
     return RetrievalTask(
-        name=f"miracl-{split}",
-        passages=Pools({lang: CorpusFiles(_corpus(data_dir, lang), lang=lang, pool=lang) for lang, _ in there}),
-        queries=tuple(queries),
-        qrels=qrels,
-        metrics=("nDCG@10", "R@100"),
-        groups={query.id: str(query.lang) for query in queries},
+        name=name,
+        passages=Pools(pools),
+        queries=tuple(Question(f"{query.lang}:{query.id}", query.text, query.lang) for query, _ in asked),
+        qrels={
+            f"{query.lang}:{query.id}": {f"{query.lang}:{docid}": grade for docid, grade in judged.items()}
+            for query, judged in asked
+        },
+        metrics=metrics,
         pooled=True,
     )
-
-
-def _corpus(data_dir: Path, lang: str) -> list[Path]:
-    folder = data_dir / "miracl" / f"miracl-corpus-v1.0-{lang}"
-    files = [*folder.glob("docs-*.jsonl"), *folder.glob("docs-*.jsonl.gz")]
-    if not files:
-        raise DataError(missing(data_dir, f"miracl/{folder.name}/docs-0.jsonl.gz", source=SOURCE))
-    return sorted(files, key=lambda path: (len(path.name), path.name))  # docs-10 after docs-9

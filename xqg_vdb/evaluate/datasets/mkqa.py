@@ -15,7 +15,7 @@ from xqg_vdb.evaluate.datasets.task import ENGLISH_WIKIPEDIA, CorpusFiles, Retri
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.types import Question
 
-SOURCE = "https://github.com/apple/ml-mkqa (dataset/mkqa.jsonl.gz)"
+_SOURCE = "https://github.com/apple/ml-mkqa (dataset/mkqa.jsonl.gz)"
 _LEFT_OUT = frozenset({"unanswerable", "long_answer", "binary"})
 
 
@@ -25,7 +25,7 @@ def read_mkqa(data_dir: Path, *, langs: Sequence[str] | None = None) -> Retrieva
     langs: MKQA's own codes (zh_cn, zh_hk and zh_tw are three groups); all by default.
     Raises DataError when a file is missing or malformed.
     """
-    path = find_file(data_dir, "mkqa/mkqa.jsonl", source=SOURCE)
+    path = find_file(data_dir, "mkqa/mkqa.jsonl", source=_SOURCE)
     corpus = find_file(
         data_dir, *(f"mkqa/{name}" for name in ENGLISH_WIKIPEDIA), source="a Wikipedia of your choice, in 100-word TSV"
     )
@@ -34,18 +34,13 @@ def read_mkqa(data_dir: Path, *, langs: Sequence[str] | None = None) -> Retrieva
     groups: dict[str, str] = {}
     topics: dict[str, str] = {}
     skipped = 0
-    for record, refused in read_rows(path, "an MKQA question"):
-        try:
-            golds = _english_answers(record)
-            asked = {lang: text for lang, text in record["queries"].items() if langs is None or lang in langs}
-            number = record["example_id"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise refused(error) from error
+    for number, texts, golds in read_rows(path, "an MKQA question", _question):
         skipped += not golds
-        for lang, text in asked.items() if golds else ():
-            query = Question(f"{number}-{lang}", text, normalize(lang.replace("_", "-")))
-            queries.append(query)
-            answers[query.id], groups[query.id], topics[query.id] = golds, lang, str(number)
+        for lang, text in texts.items() if golds else ():
+            if langs is None or lang in langs:
+                query = Question(f"{number}-{lang}", text, normalize(lang.replace("_", "-")))
+                queries.append(query)
+                answers[query.id], groups[query.id], topics[query.id] = golds, lang, number
     return RetrievalTask(
         name="mkqa",
         passages=CorpusFiles([corpus], lang="en"),
@@ -59,9 +54,10 @@ def read_mkqa(data_dir: Path, *, langs: Sequence[str] | None = None) -> Retrieva
     )
 
 
-def _english_answers(record: dict[str, Any]) -> tuple[str, ...]:
+def _question(record: dict[str, Any]) -> tuple[str, dict[str, str], tuple[str, ...]]:
+    """Its number, its text in each language, and its short answers in English."""
     answers = record["answers"]["en"]
-    if any(answer["type"] in _LEFT_OUT for answer in answers):
-        return ()
     texts = [text for answer in answers for text in (answer.get("text"), *(answer.get("aliases") or ()))]
-    return tuple(dict.fromkeys(text for text in texts if text))
+    left_out = any(answer["type"] in _LEFT_OUT for answer in answers)
+    golds = () if left_out else tuple(dict.fromkeys(text for text in texts if text))
+    return str(record["example_id"]), dict(record["queries"]), golds

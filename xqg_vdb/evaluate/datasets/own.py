@@ -6,18 +6,17 @@ otherwise qrels do (TREC, or BEIR's with a header).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import RetrievalTask, Skipped, by_language, with_corpus_notes
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, Skipped, with_corpus_notes
 from xqg_vdb.evaluate.metrics import read_qrels
 from xqg_vdb.texts import languages
 from xqg_vdb.texts.corpus import read_corpus, read_questions
 from xqg_vdb.texts.records import Rejects, open_lines, read_objects, record_id
-from xqg_vdb.types import Question
 
 _KEYS = ("relevant", "passages", "passage_id", "passage", "positive_ids")
 
@@ -44,14 +43,14 @@ def read_own(corpus: Path, questions: Path, qrels: Path | None = None) -> Retrie
     relevant = {docid for query in kept for docid, grade in judged[query.id].items() if grade > 0}
     if not relevant & {passage.id for passage in passages}:
         raise DataError(_strangers("passage", corpus, [p.id for p in passages], qrels or questions, sorted(relevant)))
-    queries = tuple(_with_languages(kept))
+    found = languages.detect([query.text for query in kept])
+    queries = tuple(query if query.lang else replace(query, lang=lang) for query, lang in zip(kept, found, strict=True))
     task = RetrievalTask(
         name=corpus.name.partition(".")[0] or corpus.name,
         passages=passages,
         queries=queries,
         qrels={query.id: judged[query.id] for query in queries},
         metrics=("R@1", "R@10", "MRR@10"),
-        groups=by_language(queries),
         average="queries",
         notes={"questions left out: nothing is relevant for them": len(asked) - len(kept)} if asked != kept else {},
     )
@@ -62,11 +61,6 @@ def _strangers(what: str, file: Path, ids: Sequence[str], other: Path, named: Se
     return f"no {what} of {file} (such as {ids[0]!r}) is in {other} (such as {named[0]!r}); do the two belong together?"
 
 
-def _with_languages(queries: Sequence[Question]) -> list[Question]:
-    found = languages.detect([query.text for query in queries])
-    return [query if query.lang else replace(query, lang=lang) for query, lang in zip(queries, found, strict=True)]
-
-
 def _relevant_in(path: Path) -> dict[str, dict[str, int]]:
     """What JSON lines of questions say themselves of relevant passages; {} for other files."""
     first = next((source.raw for source in open_lines(path) if source.raw.strip()), b"")
@@ -74,13 +68,8 @@ def _relevant_in(path: Path) -> dict[str, dict[str, int]]:
         return {}
     judged: dict[str, dict[str, int]] = {}
     for _, record in read_objects(path, Rejects()):
-        ids = _ids(record)
+        given: Any = next((record[key] for key in _KEYS if record.get(key)), [])
+        ids = [str(docid) for docid in (given if isinstance(given, list) else [given]) if isinstance(docid, str | int)]
         if ids:
             judged[record_id(record)] = dict.fromkeys(ids, 1)
     return judged
-
-
-def _ids(record: Mapping[str, Any]) -> list[str]:
-    given: Any = next((record[key] for key in _KEYS if record.get(key)), [])
-    several = given if isinstance(given, list) else [given]
-    return [str(one) for one in several if isinstance(one, str | int)]

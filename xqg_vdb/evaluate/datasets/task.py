@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.metrics import Average, Qrels, asked_passage
@@ -36,7 +36,7 @@ class RetrievalTask:
     queries: with language. qrels: question id -> passage id -> grade; empty for tasks judged by answer strings.
     answers: question id -> gold answer strings, or None. metrics: in the publisher's convention: names for
     `metrics.parse_metrics`, or `R@2kt`, `R@5kt` (`answer_recall`), or `F1` (`bitext`).
-    groups: question id -> what results are broken down by, usually the language.
+    groups: question id -> what results are broken down by: the language (`und` without one) unless given.
     average: the publisher's headline is the mean over `queries`, or over `groups` (macro).
     pooled: every group has its own pool, `Passage.meta["pool"]`; see `pools`.
     ignored: ids of sentences that are searched but whose pairs do not count (BUCC).
@@ -51,7 +51,7 @@ class RetrievalTask:
     queries: tuple[Question, ...]
     qrels: Qrels
     metrics: tuple[str, ...]
-    groups: Mapping[str, str]
+    groups: Mapping[str, str] = field(default_factory=dict)
     answers: Mapping[str, tuple[str, ...]] | None = None
     average: Average = "groups"
     pooled: bool = False
@@ -60,16 +60,24 @@ class RetrievalTask:
     topics: Mapping[str, str] = field(default_factory=dict)
     not_itself: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.groups:
+            object.__setattr__(self, "groups", {query.id: query.lang or UNKNOWN_LANGUAGE for query in self.queries})
+
     def pools(self) -> Iterator[RetrievalTask]:
         """Yield the task itself, or, when pooled, one task per group, which searches that group's passages only."""
         if not self.pooled:
             yield self
             return
         for group in sorted(set(self.groups.values())):
-            passages = self.passages
-            part = passages.parts[group] if isinstance(passages, Pools) else Reread(partial(_members, passages, group))
+            part = (
+                self.passages.parts[group] if isinstance(self.passages, Pools) else Reread(partial(self._pool, group))
+            )
             inside = {qid for qid, name in self.groups.items() if name == group}
             yield replace(self.narrowed(inside), name=f"{self.name}/{group}", passages=part, pooled=False)
+
+    def _pool(self, group: str) -> Iterator[Passage]:
+        return (passage for passage in self.passages if passage.meta[POOL] == group)
 
     def narrowed(self, kept: Iterable[str]) -> RetrievalTask:
         """The task with these questions only, in its own order; all passages stay."""
@@ -100,7 +108,8 @@ def sampled_questions(task: RetrievalTask, n: int) -> RetrievalTask:
     clusters, asked = task.clusters(), Counter[str]()
     waiting: dict[str, list[tuple[int, int, str]]] = {}
     for query in task.queries:
-        waiting.setdefault(task.groups[query.id], []).append((0, _hash_order(query.id), query.id))
+        digest = hashlib.blake2b(query.id.encode(), digest_size=8, key=b"xqg questions 1").digest()
+        waiting.setdefault(task.groups[query.id], []).append((0, int.from_bytes(digest, "big"), query.id))
     for heap in waiting.values():
         heapify(heap)
     kept: set[str] = set()
@@ -122,10 +131,6 @@ def _least_asked(heap: list[tuple[int, int, str]], clusters: Mapping[str, str], 
     return None
 
 
-def _hash_order(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=b"xqg questions 1").digest(), "big")
-
-
 class Reread:
     """An iterable that calls `read` each time it is iterated, so that large corpora never lie in memory."""
 
@@ -145,15 +150,6 @@ class Pools:
     def __iter__(self) -> Iterator[Passage]:
         for part in self.parts.values():
             yield from part
-
-
-def _members(passages: Iterable[Passage], group: str) -> Iterator[Passage]:
-    return (passage for passage in passages if passage.meta[POOL] == group)
-
-
-def by_language(queries: Iterable[Question]) -> dict[str, str]:
-    """Group questions by their language, the usual `groups`; a question without one belongs to `und`."""
-    return {query.id: query.lang or "und" for query in queries}
 
 
 def find_file(data_dir: Path, *names: str, source: str) -> Path:
@@ -213,14 +209,16 @@ def language_code(name: str) -> str | None:
         return code if code and english_name(code).lower() == name.lower() else None
 
 
-def read_rows(path: Path, what: str) -> Iterator[tuple[dict[str, Any], Callable[[Exception], DataError]]]:
-    """The objects of a JSON-lines file, each with what makes the error of a row that is not `what`."""
+_Row = TypeVar("_Row")
+
+
+def read_rows(path: Path, what: str, parse: Callable[[dict[str, Any]], _Row]) -> Iterator[_Row]:
+    """The objects of a JSON-lines file, each through `parse`; what: name of a row, for the error of another one."""
     for source, record in read_objects(path, Rejects()):
-        yield record, partial(_not_a_row, path, source.line, what)
-
-
-def _not_a_row(path: Path, line: int, what: str, error: Exception) -> DataError:
-    return DataError(f"{path} line {line}: not {what} ({error!r}).")
+        try:
+            yield parse(record)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} line {source.line}: not {what} ({error!r}).") from error
 
 
 # Large passage files of benchmarks (Wikipedia and the like), streamed; `corpus.read_corpus` does the reading.
@@ -247,7 +245,10 @@ class CorpusFiles:
         for path in self._paths:
             read = read_corpus(path, rejects=rejects, default_lang=self._lang, detect=False, title_only=True)
             for passage in read:
-                yield passage if self._pool is None else _in_pool(passage, self._pool)
+                if self._pool is not None:
+                    docid, meta = f"{self._pool}:{passage.id}", {**passage.meta, POOL: self._pool}
+                    passage = replace(passage, id=docid, meta=meta)
+                yield passage
         self.skipped = rejects.records
 
 
@@ -304,7 +305,3 @@ def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = 
         "questions with the id of a passage, which they do not find (BEIR's rule)": own if task.not_itself else 0,
     }
     return replace(task, notes={**task.notes, **{what: n for what, n in notes.items() if n}})
-
-
-def _in_pool(passage: Passage, pool: str) -> Passage:
-    return replace(passage, id=f"{pool}:{passage.id}", meta={**passage.meta, POOL: pool})

@@ -1,21 +1,114 @@
-"""XQuAD paragraphs as a cross-lingual passage task: a question in language X, the 240 English paragraphs.
+"""XQuAD and MLQA in the files of LAReQA, SQuAD-style JSON with sentence breaks: two tasks (Artetxe, Roy et al. 2020).
 
-Made from the XQuAD-R files, whose paragraphs and question ids are parallel in 11 languages (Artetxe et al. 2020). Not a
-published task: MTEB's XQuADRetrieval is monolingual, XTREME-R's XQuAD-R retrieves sentences of all languages at once.
+`read_lareqa`: find the sentence that answers, in one pool of all languages (XQuAD-R is in XTREME-R), read as
+google-research/xtreme `third_party/utils_lareqa.py` does: candidate ids `{lang}_{paragraph}_{sentence}`, question ids
+`{squad id}_{lang}`; candidate text is the sentence followed by its whole paragraph with nothing between, newlines
+removed; relevant is every candidate, in any language, whose sentence equals the sentence in which that question's
+answer begins, in the paragraph of that language. XTREME-R's mAP@20 averages over questions, not languages.
+
+`read_xquad`: a question in language X, the 240 English paragraphs, which are parallel in 11 languages. Not a published
+task: MTEB's XQuADRetrieval is monolingual.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import orjson
+
+from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa_passages
-from xqg_vdb.evaluate.datasets.lareqa import SOURCE
-from xqg_vdb.evaluate.datasets.squad import read_squad
-from xqg_vdb.evaluate.datasets.task import RetrievalTask, by_language, language_files
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_files
+from xqg_vdb.files import disk_errors
 from xqg_vdb.types import Passage, Question
 
-_NAMES = ("xquad-r/{lang}.json", "xquad/xquad.{lang}.json")
+_SOURCE = "https://github.com/google-research-datasets/lareqa"
+_XQUAD_FILES = ("xquad-r/{lang}.json", "xquad/xquad.{lang}.json")
+
+
+@dataclass(frozen=True, slots=True)
+class SquadParagraph:
+    """One paragraph, numbered from 1 within its file as LAReQA does.
+
+    sentences: cut from the context by its breaks, as LAReQA does; the file's own differ in one Turkish case.
+    questions: id (shared by its translations), text, answers, and the sentence in which the first one begins: None
+    where it begins between two.
+    """
+
+    number: int
+    title: str
+    context: str
+    sentences: tuple[str, ...]
+    questions: tuple[tuple[str, str, tuple[str, ...], str | None], ...]
+
+
+def read_squad(path: Path) -> Iterator[SquadParagraph]:
+    """Read the paragraphs of one file. Raises DataError when it is missing or not SQuAD JSON."""
+    with disk_errors(path):
+        raw = path.read_bytes()
+    try:
+        articles = orjson.loads(raw)["data"]
+        paragraphs = [(str(article.get("title", "")), p) for article in articles for p in article["paragraphs"]]
+        yield from (_paragraph(number, title, p) for number, (title, p) in enumerate(paragraphs, start=1))
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(f"{path} is not SQuAD v1.1 JSON ({type(error).__name__}: {error}); fetch it again.") from error
+
+
+def _paragraph(number: int, title: str, record: dict[str, Any]) -> SquadParagraph:
+    context, breaks = record["context"], [(int(start), int(end)) for start, end in record.get("sentence_breaks", ())]
+    questions = []
+    for qa in record["qas"]:
+        answers, begin = tuple(answer["text"] for answer in qa["answers"]), int(qa["answers"][0]["answer_start"])
+        sentence = next((context[start:end] for start, end in breaks if start <= begin < end), None)
+        questions.append((str(qa["id"]), qa["question"], answers, sentence))
+    return SquadParagraph(number, title, context, tuple(context[start:end] for start, end in breaks), tuple(questions))
+
+
+def read_lareqa(
+    data_dir: Path, name: str, *, context: bool = True, langs: Sequence[str] | None = None
+) -> RetrievalTask:
+    """Read `xquad-r` (13,090 questions, 13,014 candidates, 11 answers each) or `mlqa-r` (2 to 4 answers a question).
+
+    The languages are those of `{name}/{lang}.json`, or MLQA's `mlqa-dev-r/{lang}.json`; langs: these only (both sides).
+    context: candidate text is sentence and paragraph, as published; False gives the bare sentence.
+    Raises DataError when there is no file, or none for one of `langs`.
+    """
+    patterns = [f"{name}/{{lang}}.json", f"{name.removesuffix('-r')}-dev-r/{{lang}}.json"]
+    passages: list[Passage] = []
+    queries: list[Question] = []
+    relevant: dict[str, list[str]] = {}  # SQuAD id -> candidates that answer it, in all languages
+    topics: dict[str, str] = {}  # SQuAD id -> its paragraph, the same in all languages
+    skipped = 0
+    for lang, path in language_files(data_dir, *patterns, langs=langs, source=_SOURCE):
+        for paragraph in read_squad(path):
+            known = (topics[question[0]] for question in paragraph.questions if question[0] in topics)
+            topic = next(known, f"{lang}_{paragraph.number}")
+            topics.update({question[0]: topic for question in paragraph.questions})
+            answered = [question for question in paragraph.questions if question[3] is not None]
+            skipped += len(paragraph.questions) - len(answered)
+            if not answered:
+                continue  # the official loader meets a paragraph through its questions only
+            sentences = {f"{lang}_{paragraph.number}_{i}": text for i, text in enumerate(paragraph.sentences)}
+            for docid, sentence in sentences.items():
+                whole = (sentence + paragraph.context).replace("\n", "")
+                passages.append(Passage(docid, whole if context else sentence.replace("\n", " ").strip(), lang=lang))
+            for squad_id, text, _, answer in answered:
+                queries.append(Question(f"{squad_id}_{lang}", text, lang))
+                answering = [docid for docid, sentence in sentences.items() if sentence == answer]
+                relevant.setdefault(squad_id, []).extend(answering)
+    return RetrievalTask(
+        name=name if context else f"{name}-sentences",
+        passages=passages,
+        queries=tuple(queries),
+        qrels={query.id: dict.fromkeys(relevant[query.id.rsplit("_", 1)[0]], 1) for query in queries},
+        metrics=("mAP@20", "mAP", "R@10", "own@20", "LPR@20", "Lang-nDCG@20", "RankDistance@100", "PEER@100"),
+        average="queries",
+        notes={"questions skipped: answer in no sentence": skipped},
+        topics={query.id: topics[query.id.rsplit("_", 1)[0]] for query in queries},
+    )
 
 
 def read_xquad(data_dir: Path, *, distractors: bool = False, langs: Sequence[str] | None = None) -> RetrievalTask:
@@ -25,29 +118,25 @@ def read_xquad(data_dir: Path, *, distractors: bool = False, langs: Sequence[str
     langs: question languages, all that are there by default; English, which must be there, is the ceiling. Answers are
     the English ones, as the passages. Raises DataError when a file is missing.
     """
-    english = language_files(data_dir, *_NAMES, langs=["en"], source=SOURCE)[0][1]
-    files = language_files(data_dir, *_NAMES, langs=langs, source=SOURCE)
+    english = language_files(data_dir, *_XQUAD_FILES, langs=["en"], source=_SOURCE)[0][1]
+    files = language_files(data_dir, *_XQUAD_FILES, langs=langs, source=_SOURCE)
     passages: list[Passage] = []
-    place: dict[str, str] = {}
-    answers: dict[str, tuple[str, ...]] = {}
+    place: dict[str, tuple[str, tuple[str, ...]]] = {}
     for paragraph in read_squad(english):
         docid = f"xquad-{paragraph.number}"
         passages.append(Passage(docid, paragraph.context, paragraph.title.replace("_", " "), "en"))
-        for question in paragraph.questions:
-            place[question.id], answers[question.id] = docid, question.answers
-    asked = [
-        (question.id, Question(f"{question.id}_{lang}", question.text, lang))
+        place.update({squad_id: (docid, answers) for squad_id, _, answers, _ in paragraph.questions})
+    asked = {
+        Question(f"{squad_id}_{lang}", text, lang): place[squad_id]
         for lang, path in files
         for paragraph in read_squad(path)
-        for question in paragraph.questions
-    ]
-    queries = tuple(query for _, query in asked)
+        for squad_id, text, _, _ in paragraph.questions
+    }
     return RetrievalTask(
         name="xquad+afriqa" if distractors else "xquad",
         passages=passages + (read_afriqa_passages(data_dir) if distractors else []),
-        queries=queries,
-        qrels={query.id: {place[squad_id]: 1} for squad_id, query in asked},
+        queries=tuple(asked),
+        qrels={query.id: {docid: 1} for query, (docid, _) in asked.items()},
         metrics=("R@1", "R@10", "MRR@10"),
-        groups=by_language(queries),
-        answers={query.id: answers[squad_id] for squad_id, query in asked},
+        answers={query.id: answers for query, (_, answers) in asked.items()},
     )
