@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from importlib import import_module
 from inspect import cleandoc
@@ -292,8 +293,9 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """A line that even --quiet lets through."""
-    click.echo("\n".join(map(printable, line.split("\n"))), err=True)
+    """A line that even --quiet lets through; a stderr that cannot be written does not hide the exit code."""
+    with suppress(OSError):
+        click.echo("\n".join(map(printable, line.split("\n"))), err=True)
 
 
 def show(record: Any, lines: Iterable[str], *, nothing: str = "") -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import qdrant_edge as edge
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError
+from xqg_vdb.files import MIB, disk_errors, require_space
 from xqg_vdb.store.gate import Rows
 from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Found, Quantization, point_id
 from xqg_vdb.types import Card, PointBatch, QuestionRows, Search, SparseVector, Vectors
@@ -34,6 +35,7 @@ QuantizationConfig = (
 )
 
 _DISTANCES = {"cosine": edge.Distance.Cosine, "dot": edge.Distance.Dot}
+_TO_OPEN = 64 * MIB  # a log of 32 MiB is allocated even to read; without room for it the engine dies of SIGBUS
 _QUERY_BATCH = 64
 _SCROLL_PAGE = 512
 _MOST_LANGUAGES = 10_000
@@ -66,6 +68,8 @@ def load(path: Path) -> Shard:
     """The shard in a folder, its write-ahead log replayed. Raises CorruptError, LockedError, DiskError."""
     if not path.is_dir():  # the engine would create a part of it
         raise CorruptError(f"{path} is missing; load the collection again.")
+    with disk_errors(path):
+        require_space(path, needed=_TO_OPEN)
     with errors(path):
         return Shard.load(str(path))
 

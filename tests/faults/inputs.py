@@ -1,0 +1,104 @@
+"""Mutated lines and files for every reader: never a raw failure, and accepted, refused, blank and repeated make read."""
+
+import json
+import random
+import time
+
+from tally import Tally
+
+from xqg_vdb.errors import XqgError
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.queries import QueryFile
+from xqg_vdb.texts.questions import read_questions
+from xqg_vdb.texts.records import Rejects
+
+LINES, MANY = 2_000, 1 << 40
+PIECES = [
+    *[bytes([character]) for character in b'"\\{}[]:,\r\n\t-\x00\xff\x1b'],
+    *[b'"id":', b'"text":', b'"meta":', b'"lang":', b"NaN", b"1e999", b"null", b"true", b"9" * 50, b"[" * 40],
+    *[b"\xed\xa0\x80", b"\\ud800", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\x1f\x8b", b"PAR1", b"    ", b'""'],
+]
+PASSAGE = {"id": "a", "text": "The Nile is long.", "title": "Nile", "lang": "en", "meta": {"a": [1, {"b": None}]}}
+QUERIES = {"docid": "a", "text": "Mto Nile", "generated_queries": {"sw": ["Nini?"], "yo": ["Kí?"]}}
+QUESTION = {"id": "q1", "question": "Mto Nile una urefu gani?", "lang": "sw"}
+
+
+def _passages(path, rejects):
+    return sum(1 for _ in read_corpus(path, rejects=rejects, detect=False))
+
+
+def _queries(path, rejects):
+    with QueryFile([path], rejects=rejects) as queries:
+        queries.get("1")
+
+
+def _questions(path, rejects):
+    read_questions(path, rejects=rejects)
+
+
+READERS = {
+    "passages.jsonl": (_passages, PASSAGE), "passages.json": (_passages, PASSAGE), "passages.tsv": (_passages, PASSAGE),
+    "passages.csv": (_passages, PASSAGE), "queries.jsonl": (_queries, QUERIES), "questions.jsonl": (_questions, QUESTION),
+    "questions.tsv": (_questions, QUESTION), "questions.csv": (_questions, QUESTION), "questions": (_questions, QUESTION),
+}  # fmt: skip
+
+
+def seeds(name, record):
+    """A good line, and for tables the header that comes first."""
+    if name.endswith((".tsv", ".csv")):
+        mark = "\t" if name.endswith(".tsv") else ","
+        plain = {key: value for key, value in record.items() if isinstance(value, str)}
+        return mark.join(plain).encode(), mark.join(plain.values()).encode()
+    return b"", json.dumps(record).encode()
+
+
+def mutant(rng, line, number):
+    """The line with an id of its own and one to four changes, now and then none."""
+    line = bytearray(line.replace(b'"a"', b'"%d"' % number, 1))
+    for _ in range(rng.randint(0, 4)):
+        at, kind = rng.randrange(len(line) + 1), rng.randrange(4)
+        if kind == 0:
+            line[at:at] = rng.choice(PIECES)
+        elif kind == 1:
+            del line[at : at + rng.randint(1, 6)]
+        elif kind == 2 and at < len(line):
+            line[at] ^= 1 << rng.randrange(8)
+        else:
+            line[at:at] = line[: rng.randint(0, 40)]
+    return bytes(line)
+
+
+def fuzzed(name):
+    """The attack on one reader: each round is a file of 2,000 lines."""
+    read, record = READERS[name]
+
+    def attack(rng, folder, rounds):
+        folder.mkdir(parents=True)
+        tally, (head, line) = Tally(), seeds(name, record)
+        for _ in range(rounds):
+            seed = rng.getrandbits(32)
+            lines = random.Random(seed)
+            path, rejects = folder / name, Rejects(MANY)
+            path.write_bytes(b"\n".join([head, *(mutant(lines, line, number) for number in range(LINES))]))
+            began = time.process_time()
+            tally.tried += LINES
+            try:
+                read(path, rejects)
+            except XqgError:
+                tally.note("refused as a whole")
+            except Exception as error:
+                tally.bad.append(f"{name}, seed {seed}: {error!r}")
+                continue
+            else:
+                total = rejects.accepted + rejects.duplicates + rejects.blank + rejects.rejected
+                if total != rejects.read:
+                    tally.bad.append(f"{name}, seed {seed}: {total} of {rejects.read} accounted for")
+            tally.hit += rejects.rejected
+            if (took := time.process_time() - began) > 10:
+                tally.bad.append(f"{name}, seed {seed}: {took:.1f} s of CPU for {LINES} lines")
+        return tally
+
+    return attack
+
+
+ATTACKS = {f"mutated lines of {name}": (4, fuzzed(name)) for name in READERS}

@@ -1,0 +1,201 @@
+"""SIGKILL at random moments; then the same command again, and the result is that of an unbroken run.
+
+Real processes, a real (minute) ONNX encoder, the embedded store. Between the kill and the second run a reader looks:
+it sees the collection as it was before, or as it is after; of `add` and `delete`, each point so.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import killing
+from cli_cases import environment, write_inputs, write_lines
+from tally import Tally
+from tiny_model import write_tiny_encoder
+
+from xqg_vdb.store.embedded.store import EmbeddedStore
+
+PASSAGES = 300
+WORK = """
+import sys, time
+from pathlib import Path
+import numpy, onnxruntime, tokenizers
+import xqg_vdb.store.embedded.store
+import xqg_vdb.index.load
+import xqg_vdb.index.update
+import xqg_vdb.index.write as writing
+from xqg_vdb.cli import main
+from xqg_vdb.generate.run import Job, generate_file
+from generation_cases import FakeGenerator
+
+writing.COMMIT_EVERY = 64
+
+class Slow(FakeGenerator):
+    def generate_batch(self, *arguments, **options):
+        time.sleep(0.002)
+        return super().generate_batch(*arguments, **options)
+
+def work(*arguments):
+    if arguments[0] == "write-queries":
+        generate_file(Path(arguments[1]), Path(arguments[2]), generator=Slow(size=4), job=Job(("de", "sw"), 2))
+        return
+    sys.argv = ["xqg-vdb", *arguments]
+    main()
+"""
+
+
+class Place:
+    """A folder with inputs and a store with two versions, from which each round begins anew."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir(parents=True)
+        write_tiny_encoder(folder / "model", calibration=0.5)
+        write_inputs(folder, PASSAGES)
+        (folder / "more").mkdir()
+        write_inputs(folder / "more", PASSAGES // 2, seed=1)
+        write_lines(folder / "ids", [])
+        (folder / "ids").write_text("\n".join(f"p{i}" for i in range(0, PASSAGES, 3)))
+        self.workers = killing.Workers(WORK, folder / "said", environment(folder))
+
+    def command(self, name, at):
+        """argv of a command whose store and outputs lie in the folder `at`."""
+        here, encoder = self.folder, ["--encoder", self.folder / "model", "--threads", 1]
+        store = ["--path", at / "store"]
+        first = ["--queries", here / "queries.jsonl", *encoder]
+        snapshot = next(iter(sorted((at / "store" / "wiki" / "snapshots").glob("*.tar.gz"))), "none")
+        return {
+            "load": ["load", here / "corpus.jsonl", "new", *first],
+            "load again": ["load", here / "more" / "corpus.jsonl", "wiki", *encoder, "--keep", 2],
+            "add": ["add", here / "more" / "corpus.jsonl", "wiki", *encoder],
+            "delete": ["delete", "wiki", "--ids", here / "ids"],
+            "rollback": ["rollback", "wiki", "--to", "v0001"],
+            "gc": ["gc", "wiki", "--keep", 1],
+            "snapshot create": ["snapshot", "create", "wiki"],
+            "snapshot restore": ["snapshot", "restore", "wiki", snapshot],
+            "migrate": ["migrate", "wiki", "--to-path", at / "other"],
+            "write-queries": ["write-queries", here / "corpus.jsonl", at / "q.jsonl"],
+        }[name] + ([] if name == "write-queries" else store)
+
+    def run(self, name, at, env=None):
+        """The exit code of one whole run."""
+        return self.workers.run(*self.command(name, at), env={"XQG_VDB_CACHE": str(at / "cache"), **(env or {})})
+
+    def base(self):
+        """The folder that rounds are copied from."""
+        base = self.folder / "base"
+        if not base.exists():
+            base.mkdir()
+            inputs = [self.folder / "corpus.jsonl", "wiki", "--queries", self.folder / "queries.jsonl"]
+            encoder = ["--encoder", self.folder / "model", "--threads", 1, "--path", base / "store"]
+            env = {"XQG_VDB_CACHE": str(base / "cache")}
+            assert self.workers.run("load", *inputs, *encoder, "--alpha", 0.2, env=env) == 0, self.said()
+            assert self.run("snapshot create", base) == 0, self.said()
+            assert self.workers.run("load", *inputs, *encoder, "--alpha", 0.4, "--keep", 2, env=env) == 0, self.said()
+        return base
+
+    def round(self, name):
+        """A fresh copy of the base; holes in files stay holes."""
+        at = self.folder / name
+        subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", self.base(), at], check=True)
+        return at
+
+    def said(self):
+        return (self.folder / "said").read_text()
+
+
+def points_of(path, name):
+    """{id: content of each point} of a published collection; {} when there is none."""
+    with EmbeddedStore(path) as store:
+        if name not in store.names():
+            return {}
+        return {
+            point.id: (
+                json.dumps(point.payload, sort_keys=True),
+                tuple(sorted((key, row.tobytes()) for key, row in point.vectors.items())),
+            )
+            for point in store.scroll(name, with_vectors=True)
+        }
+
+
+def state(name, at):
+    """What a command is there to change."""
+    if name == "write-queries":
+        return (at / "q.jsonl").read_bytes() if (at / "q.jsonl").exists() else b""
+    if name == "load":
+        return points_of(at / "store", "new")
+    if name == "migrate":
+        return points_of(at / "other", "wiki") if (at / "other").exists() else {}
+    if name == "gc":
+        return (points_of(at / "store", "wiki"), versions(at))
+    if name == "snapshot create":
+        return (points_of(at / "store", "wiki"), snapshots(at) > 1)
+    return points_of(at / "store", "wiki")
+
+
+def versions(at):
+    with EmbeddedStore(at / "store") as store:
+        return sum(version.finished for version in store.admin.versions("wiki"))
+
+
+def snapshots(at):
+    with EmbeddedStore(at / "store") as store:
+        return len(store.admin.snapshots("wiki"))
+
+
+def between(name, seen, before, after):
+    """Whether a reader that came after the kill saw nothing but old and new."""
+    if name in ("add", "delete"):
+        allowed = [set(before.items()), set(after.items())]
+        must = set(before) & set(after)
+        return must <= set(seen) and set(seen.items()) <= allowed[0] | allowed[1]
+    if name == "gc":
+        return seen[0] == before[0] == after[0]
+    return seen in (before, after)
+
+
+def killed(name):
+    """The attack on one command."""
+
+    def attack(rng, folder, rounds):
+        place, tally = Place(folder), Tally()
+        with place.workers:
+            at = place.round("unbroken")
+            before = state(name, at)
+            began = time.monotonic()
+            assert place.run(name, at) == 0, place.said()
+            took, after = time.monotonic() - began, state(name, at)
+            assert before != after, f"{name} changes nothing"
+            shutil.rmtree(at)
+            for number in range(rounds):
+                at = place.round(f"round-{number}")
+                delay = rng.uniform(0, took)
+                worker = place.workers.start(*place.command(name, at), env={"XQG_VDB_CACHE": str(at / "cache")})
+                time.sleep(delay)
+                with suppress(ProcessLookupError):  # it was done before
+                    os.kill(worker, signal.SIGKILL)
+                tally.tried += 1
+                tally.hit += place.workers.wait() == -signal.SIGKILL
+                where = f"killed after {delay:.3f} s of {took:.3f}"
+                if not between(name, state(name, at), before, after):
+                    tally.bad.append(f"{where}: a reader saw something else")
+                if (code := place.run(name, at)) != 0:
+                    tally.bad.append(f"{where}: the same command ended {code}: {place.said()[-300:]}")
+                elif state(name, at) != after:
+                    tally.bad.append(f"{where}: the result differs")
+                shutil.rmtree(at)
+        return tally
+
+    return attack
+
+
+COMMANDS = (
+    "load", "load again", "add", "delete", "rollback", "gc", "snapshot create", "snapshot restore", "migrate",
+    "write-queries",
+)  # fmt: skip
+ATTACKS = {f"SIGKILL of {name}": (2, killed(name)) for name in COMMANDS}
