@@ -145,11 +145,13 @@ class Forest:
         take: flat places (N,) in (B·S) whose `k` best next tokens are wanted.
         norm: also the log-sum-exp over the vocabulary, which costs a pass over it.
         """
-        asked = len(take) if norm else 0
-        feeds = self._feeds(tokens, positions, mask, take, k=k, targets=np.zeros(asked, np.int64))
+        rows, asked = len(take), len(take) if norm else 0
+        # onnxruntime before 1.31 cannot reduce no rows at all: where none are wanted, one is made and left out
+        take = take if rows else np.zeros(1, np.int64)
+        feeds = self._feeds(tokens, positions, mask, take, k=k, targets=np.zeros(max(asked, 1), np.int64))
         best, self.cache = self.stepper.run(self, feeds)
         self.positions = np.concatenate([self.positions, positions], axis=1)
-        return best
+        return Best(best.scores[:rows], best.tokens[:rows], best.log_norm[:asked])
 
     def log_probabilities(
         self, tokens: Ints, positions: Ints, mask: Bools, take: Ints, targets: Ints
