@@ -249,8 +249,14 @@ def _condition(one: Any) -> Any:
 
 def _same(match: Any) -> Any:
     (value,) = match.model_dump().values()
-    # the engine's binding takes True for the integer 1, but not numpy's
-    return getattr(edge, type(match).__name__)(np.bool_(value) if isinstance(value, bool) else value)
+    return getattr(edge, type(match).__name__)(_TRUTH[value] if isinstance(value, bool) else value)
+
+
+# The engine's binding takes True for the integer 1, and so numpy's before 2.3; it knows a truth value by this name.
+_TRUTH = {
+    truth: type("bool_", (), {"__module__": "numpy", "__bool__": lambda self, truth=truth: truth})()
+    for truth in (False, True)
+}
 
 
 def _range(bounds: Any) -> Any:
