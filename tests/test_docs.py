@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -113,6 +114,7 @@ def test_every_command_is_in_the_reference():
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == sorted(cli.commands)
 
 
+@pytest.mark.skipif(version("click") < "8.5", reason="earlier versions of click word defaults otherwise")
 def test_the_reference_is_what_the_commands_say(tmp_path):
     argv = [sys.executable, str(ROOT / "docs" / "make_cli_reference.py"), "--check"]
     for columns in ("40", "200"):

@@ -4,7 +4,6 @@ Small file systems in memory (`mount -t tmpfs`, as root on Linux), and a full di
 of the process in turn (`strace`, which makes the kernel refuse it). Without either the rounds are not run.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -57,9 +56,13 @@ def small_disks(name):
                 size = rng.randint(1, 120)
                 with small_disk(folder / f"disk-{number}", size) as enlarge:
                     enlarge(2000)
-                    subprocess.run(["cp", "-a", "--sparse=always", f"{place.base()}/.", folder / f"disk-{number}"], check=True)
+                    subprocess.run(
+                        ["cp", "-a", "--sparse=always", f"{place.base()}/.", folder / f"disk-{number}"], check=True
+                    )
                     at = folder / f"disk-{number}"
-                    used = int(subprocess.run(["du", "-sm", at], capture_output=True, text=True, check=True).stdout.split()[0])
+                    used = int(
+                        subprocess.run(["du", "-sm", at], capture_output=True, text=True, check=True).stdout.split()[0]
+                    )
                     enlarge(used + size)
                     place.workers.said = folder / f"said-{number}"
                     code, said = place.run(name, at), place.workers.said.read_text()
@@ -70,7 +73,9 @@ def small_disks(name):
                         tally.bad.append(f"{where}: ended {code}: {said[-300:]}")
                     enlarge(2000)
                     if (again := place.run(name, at)) != 0:
-                        tally.bad.append(f"{where}: with room again, ended {again}: {place.workers.said.read_text()[-300:]}")
+                        tally.bad.append(
+                            f"{where}: with room again, ended {again}: {place.workers.said.read_text()[-300:]}"
+                        )
                     elif state(name, at) != wanted:
                         tally.bad.append(f"{where}: the result differs")
         return tally

@@ -1,4 +1,4 @@
-"""Mutated lines and files for every reader: never a raw failure, and accepted, refused, blank and repeated make read."""
+"""Mutated lines for every reader: no raw failure, and accepted, refused, blank and repeated records make those read."""
 
 import json
 import random
@@ -7,9 +7,8 @@ import time
 from tally import Tally
 
 from xqg_vdb.errors import XqgError
-from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.corpus import read_corpus, read_questions
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.texts.questions import read_questions
 from xqg_vdb.texts.records import Rejects
 
 LINES, MANY = 2_000, 1 << 40
@@ -37,10 +36,10 @@ def _questions(path, rejects):
 
 
 READERS = {
-    "passages.jsonl": (_passages, PASSAGE), "passages.json": (_passages, PASSAGE), "passages.tsv": (_passages, PASSAGE),
-    "passages.csv": (_passages, PASSAGE), "queries.jsonl": (_queries, QUERIES), "questions.jsonl": (_questions, QUESTION),
-    "questions.tsv": (_questions, QUESTION), "questions.csv": (_questions, QUESTION), "questions": (_questions, QUESTION),
-}  # fmt: skip
+    **{f"passages.{kind}": (_passages, PASSAGE) for kind in ("jsonl", "json", "tsv", "csv")},
+    "queries.jsonl": (_queries, QUERIES),
+    **{f"questions{kind}": (_questions, QUESTION) for kind in (".jsonl", ".tsv", ".csv", "")},
+}
 
 
 def seeds(name, record):

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import killing
 from cli_cases import environment, write_inputs, write_lines

@@ -31,10 +31,12 @@ def edition(url, number):
     """Load one edition of the collection."""
     noted = []
     options = {**Server.__init__.__kwdefaults__, "sleep": noted.append}
-    with patch.object(Server.__init__, "__kwdefaults__", options):
-        with ServerStore.connect(url, timeout=60, options=CollectionOptions(bulk=False)) as store:
-            card = a_card(alpha=number / 10)
-            load(store, "wiki", passages(N, tag=f"{number}-"), vectors(N, seed=number), card=card, batch=BATCH)
+    card, layout = a_card(alpha=number / 10), CollectionOptions(bulk=False)
+    with (
+        patch.object(Server.__init__, "__kwdefaults__", options),
+        ServerStore.connect(url, timeout=60, options=layout) as store,
+    ):
+        load(store, "wiki", passages(N, tag=f"{number}-"), vectors(N, seed=number), card=card, batch=BATCH)
 
 
 def content(url):
