@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError
+from xqg_vdb.files import lock_folder
 from xqg_vdb.index import build as building
-from xqg_vdb.index.build import Build, BuildWriter, Window, _Manifest
+from xqg_vdb.index.build import Build, Window, _Manifest, fill_build
 from xqg_vdb.texts.queries import row_digest
 from xqg_vdb.types import GeneratedQueries, Passage
 
@@ -44,7 +46,7 @@ def window_of(numbers, digests=None):
     return Window([f"id\n{i}" for i in numbers], digests_of(numbers) if digests is None else digests, vectors, sums)
 
 
-def fill(folder, numbers, *, encode=window_of):
+def fill(folder, numbers, *, encode=window_of, dim=DIM, fingerprint="f"):
     """Build, or go on with, the rows of these numbers; which were encoded."""
     encoded = []
 
@@ -52,8 +54,9 @@ def fill(folder, numbers, *, encode=window_of):
         encoded.extend(part)
         return encode(part, digests)
 
-    with BuildWriter(folder, dim=DIM, fingerprint="f") as writer:
-        writer.fill(numbers, digests=digests_of, encode=encoding, say=lambda done: None)
+    fill_build(
+        folder, numbers, dim=dim, fingerprint=fingerprint, digests=digests_of, encode=encoding, say=lambda done: None
+    )
     return encoded
 
 
@@ -142,7 +145,7 @@ def test_another_encoder_is_refused(tmp_path):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     for dim, fingerprint in ((DIM, "g"), (4, "f")):
         with pytest.raises(MismatchError) as caught:
-            BuildWriter(tmp_path, dim=dim, fingerprint=fingerprint)
+            fill(tmp_path, [], dim=dim, fingerprint=fingerprint)
         assert str(caught.value) == (
             f"{tmp_path} was built by encoder f (3 dimensions), this one is {fingerprint} ({dim}); "
             "use the first encoder, or give another folder."
@@ -153,18 +156,18 @@ def test_another_encoder_is_refused(tmp_path):
 def test_other_peoples_folders_are_left_alone(tmp_path):
     (tmp_path / "passages.npy").write_bytes(b"mine")
     with pytest.raises(DataError, match=r"holds passages\.npy but no manifest\.json; give a new or empty folder"):
-        BuildWriter(tmp_path, dim=DIM, fingerprint="f")
+        fill(tmp_path, [])
     assert (tmp_path / "passages.npy").read_bytes() == b"mine"
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DiskError, match="File exists"):
-        BuildWriter(tmp_path / "file", dim=DIM, fingerprint="f")
+        fill(tmp_path / "file", [])
 
 
 def test_a_build_of_another_version_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "_SCHEMA", 1)
     _Manifest("f", DIM, 512, 2).write(tmp_path)
     monkeypatch.undo()
-    for opening in (Build.open, lambda path: BuildWriter(path, dim=DIM, fingerprint="f")):
+    for opening in (Build.open, lambda path: fill(path, [])):
         with pytest.raises(MismatchError, match=r"another version .*\(schema 1\).* give another --build folder"):
             opening(tmp_path)
 
@@ -327,11 +330,11 @@ def test_a_disk_that_fails_at_every_call(tmp_path, code):
 
 
 def test_one_writer_at_a_time(tmp_path):
-    with BuildWriter(tmp_path, dim=DIM, fingerprint="f"):
+    with lock_folder(tmp_path):
         with pytest.raises(LockedError, match=f"is used by process {os.getpid()} on "):
-            BuildWriter(tmp_path, dim=DIM, fingerprint="f")
-        code = f"from xqg_vdb.index.build import BuildWriter; BuildWriter({str(tmp_path)!r}, dim=3, fingerprint='f')"
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            fill(tmp_path, [])
+        code = f"import test_vectors, pathlib; test_vectors.fill(pathlib.Path({str(tmp_path)!r}), [])"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
         assert f"LockedError: {tmp_path} is used by process {os.getpid()} on " in run.stderr
     fill(tmp_path, range(2))
     assert_rows(tmp_path, 2)

@@ -173,7 +173,7 @@ def means_of(
         if system.means == "generated":
             raise DataError(f"system {system.name!r}: means = 'generated' needs queries.")
         return bank
-    generated = LanguageMeans(*queries.means(), "generated queries")
+    generated = queries.means()
     return generated if system.means == "generated" else bank.refined(generated, capped=True)
 
 

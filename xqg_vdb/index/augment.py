@@ -24,7 +24,7 @@ import orjson
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.files import sha256_of
-from xqg_vdb.index.build import Build, BuildWriter, Window
+from xqg_vdb.index.build import Build, Window, fill_build
 from xqg_vdb.index.encode import digests_of, query_sums
 from xqg_vdb.index.write import card_of, finished, folded_langs, generated_means, vectors_of
 from xqg_vdb.models.folder import cache_folder
@@ -118,11 +118,10 @@ def augment(
         plan = _planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
         cosine = _checked(plan, encoder, sample=wishes.sample)
         try:
-            counts = _encode(plan, table, encoder, progress)
+            build, counts = _encode(plan, table, encoder, progress)
         except (MismatchError, CorruptError):  # points or queries changed since, or it is damaged
             shutil.rmtree(plan.folder, ignore_errors=True)
-            counts = _encode(plan, table, encoder, progress)
-        build = Build.open(plan.folder)
+            build, counts = _encode(plan, table, encoder, progress)
         generated, encoded = generated_means(build.windows()), time.perf_counter()
         if not generated.counts:
             keys = filter(None, (plan.layout.key(point.id, point.payload) for point in plan.sample))
@@ -220,8 +219,8 @@ def _hash(*parts: object) -> str:
     return hashlib.blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
 
 
-def _encode(plan: _Plan, table: QueryFile, encoder: TextEncoder, progress: Progress) -> Counter[str]:
-    """Fill the build with the points that have the vector, and count what was seen (`AugmentReport.counts`)."""
+def _encode(plan: _Plan, table: QueryFile, encoder: TextEncoder, progress: Progress) -> tuple[Build, Counter[str]]:
+    """A build of the points that have the vector, and what was seen (`AugmentReport.counts`)."""
     counts, total, facts = Counter[str](), plan.source.count(), encoder.facts
     counts.update(dict.fromkeys(("points", "without_text", "without_vector", "without_queries"), 0))
 
@@ -237,20 +236,22 @@ def _encode(plan: _Plan, table: QueryFile, encoder: TextEncoder, progress: Progr
             if values is not None:
                 yield Passage(str(point.id), texts[0] if texts else ""), queries, np.asarray(values, dtype=np.float32)
 
-    with BuildWriter(plan.folder, dim=facts.dim, fingerprint=facts.fingerprint) as writer:
-        writer.fill(
-            rows(),
-            digests=lambda rows: digests_of([(passage, queries) for passage, queries, _ in rows]),
-            encode=lambda rows, digests: Window(
-                [passage.id for passage, _, _ in rows],
-                digests,
-                np.stack([values for _, _, values in rows]),
-                query_sums([queries for _, queries, _ in rows], encoder),
-            ),
-            say=lambda _: progress("encoding queries", min(counts["points"], total), total),
-        )
+    build = fill_build(
+        plan.folder,
+        rows(),
+        dim=facts.dim,
+        fingerprint=facts.fingerprint,
+        digests=lambda rows: digests_of([(passage, queries) for passage, queries, _ in rows]),
+        encode=lambda rows, digests: Window(
+            [passage.id for passage, _, _ in rows],
+            digests,
+            np.stack([values for _, _, values in rows]),
+            query_sums([queries for _, queries, _ in rows], encoder),
+        ),
+        say=lambda _: progress("encoding queries", min(counts["points"], total), total),
+    )
     counts["unused_queries"] = table.unused_count
-    return counts
+    return build, counts
 
 
 def _publish(plan: _Plan, build: Build, card: Card, progress: Progress) -> None:

@@ -181,87 +181,71 @@ class Build:
         return np.concatenate([np.zeros((0, self.dim), np.float32), *parts])
 
 
-class BuildWriter:
-    """Fills a build folder that it holds exclusively; a context manager.
+def fill_build(
+    path: str | Path,
+    items: Iterable[Item],
+    *,
+    dim: int,
+    fingerprint: str,
+    digests: Callable[[Sequence[Item]], NDArray[np.uint64]],
+    encode: Callable[[Sequence[Item], NDArray[np.uint64]], Window],
+    say: Callable[[int], None],
+) -> Build:
+    """Encode every window of `items` that is not there yet, and see that the others are of the same items.
 
-    Raises LockedError when another process writes there, MismatchError when the build was made with another encoder or
-    dimension, CorruptError when it is damaged, and DataError when the folder holds something else.
+    say: told how many items are in. Raises LockedError when another process writes there, MismatchError for other items
+    and when the build was made with another encoder or dimension, CorruptError when it is damaged, DataError when the
+    folder holds something else, DiskError.
     """
-
-    def __init__(self, path: str | Path, *, dim: int, fingerprint: str) -> None:
-        self.path = Path(path)
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_folder(self.path)
-        try:
-            self._manifest = _read_or_start(self.path, _Manifest(fingerprint, dim, WINDOW))
-            with disk_errors(self.path):
-                for path in self.path.glob(".*.tmp-*"):  # of a run that died
-                    path.unlink()
-            self._files = _listed(self.path)
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def fill(
-        self,
-        items: Iterable[Item],
-        *,
-        digests: Callable[[Sequence[Item]], NDArray[np.uint64]],
-        encode: Callable[[Sequence[Item], NDArray[np.uint64]], Window],
-        say: Callable[[int], None],
-    ) -> None:
-        """Encode every window of `items` that is not there yet, and see that the others are of the same items.
-
-        say: told how many items are in. Raises MismatchError when they are not, DiskError.
-        """
-        done, rows, size = 0, self._manifest.rows, self._manifest.window
+    path = Path(path)
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with lock_folder(path):
+        manifest = _read_or_start(path, _Manifest(fingerprint, dim, WINDOW))
+        with disk_errors(path):
+            for leftover in path.glob(".*.tmp-*"):  # of a run that died
+                leftover.unlink()
+        files, rows, done = _listed(path), manifest.rows, 0
         say(done)
-        for number, part in enumerate(windows(items, size)):
+        for number, part in enumerate(windows(items, manifest.window)):
             expected = digests(part)
-            if number in self._files:
-                self._compare(number, expected)
+            if number in files:
+                _compare(files[number], expected, first=done)
             elif rows is not None and done >= rows:
-                raise changed_input(self.path, done)
+                raise changed_input(path, done)
             else:
-                self._write(number, encode(part, expected))
+                files[number] = path / f"{number:06}.npz"
+                _write(files[number], encode(part, expected), dim=dim)
             done += len(part)
             say(done)
-        if rows not in (None, done) or len(self._files) != -(-done // size):
-            raise changed_input(self.path, done)
+        if rows not in (None, done) or len(files) != -(-done // manifest.window):
+            raise changed_input(path, done)
         if rows is None:
-            self._manifest = replace(self._manifest, rows=done)
-            self._manifest.write(self.path)
+            replace(manifest, rows=done).write(path)
+    return Build.open(path)
 
-    def close(self) -> None:
-        """Release the lock."""
-        self._lock.release()
 
-    def __enter__(self) -> BuildWriter:
-        return self
+def _compare(path: Path, expected: NDArray[np.uint64], *, first: int) -> None:
+    known = _read(path, "digests")["digests"]
+    if not np.array_equal(known, expected):
+        both = min(len(known), len(expected))
+        differ = np.flatnonzero(known[:both] != expected[:both])
+        raise changed_input(path.parent, first + (int(differ[0]) if len(differ) else both))
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
-    def _compare(self, number: int, expected: NDArray[np.uint64]) -> None:
-        known = _read(self._files[number], "digests")["digests"]
-        if not np.array_equal(known, expected):
-            both = min(len(known), len(expected))
-            differ = np.flatnonzero(known[:both] != expected[:both])
-            raise changed_input(self.path, number * self._manifest.window + (int(differ[0]) if len(differ) else both))
-
-    def _write(self, number: int, window: Window) -> None:
-        _check_rows(window, dim=self._manifest.dim)
-        arrays: dict[str, NDArray[Any]] = {"digests": window.digests, "passages": window.passages}
-        arrays["ids"] = np.frombuffer(_spelled(window.ids), np.uint8)
-        sums = {lang: both for lang, both in sorted(window.sums.items()) if both[1].any()}
-        arrays["langs"] = np.array(list(sums), dtype="<U8")  # a zip may lose whole members without its noticing
-        for lang, (total, counts) in sums.items():
-            arrays |= {f"sum.{lang}": total, f"count.{lang}": counts}
-        path = self.path / f"{number:06}.npz"
-        with atomic_file(path) as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        self._files[number] = path
+def _write(path: Path, window: Window, *, dim: int) -> None:
+    _check_rows(window, dim=dim)
+    arrays: dict[str, NDArray[Any]] = {"digests": window.digests, "passages": window.passages}
+    try:
+        arrays["ids"] = np.frombuffer(orjson.dumps(list(window.ids)), np.uint8)
+    except orjson.JSONEncodeError as error:
+        raise DataError(f"An id cannot be written as UTF-8 ({error}).") from None
+    sums = {lang: both for lang, both in sorted(window.sums.items()) if both[1].any()}
+    arrays["langs"] = np.array(list(sums), dtype="<U8")  # a zip may lose whole members without its noticing
+    for lang, (total, counts) in sums.items():
+        arrays |= {f"sum.{lang}": total, f"count.{lang}": counts}
+    with atomic_file(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def changed_input(path: Path, row: int) -> MismatchError:
@@ -318,13 +302,6 @@ def _array(data: bytes) -> NDArray[Any]:
 
 def _ids(spelled: NDArray[np.uint8]) -> list[str]:
     return list(orjson.loads(spelled.tobytes()))
-
-
-def _spelled(ids: Sequence[str]) -> bytes:
-    try:
-        return orjson.dumps(list(ids))
-    except orjson.JSONEncodeError as error:
-        raise DataError(f"An id cannot be written as UTF-8 ({error}).") from None
 
 
 def _check_rows(window: Window, *, dim: int) -> None:

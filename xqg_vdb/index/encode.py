@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from xqg_vdb.calibration import TextEncoder
+from xqg_vdb.calibration import LanguageMeans, TextEncoder, language_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.fusion import Counts
-from xqg_vdb.index.build import Build, BuildWriter, Window
+from xqg_vdb.index.build import Build, Window, fill_build
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.queries import QueryFile, row_digest
@@ -92,9 +92,11 @@ def encode_corpus(
 
     # languages are not encoded: detecting them can wait
     rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False)
-    with BuildWriter(path, dim=facts.dim, fingerprint=facts.fingerprint) as writer:
-        writer.fill(rows, digests=digests, encode=encode, say=lambda done: progress("encoding", done, total))
-    return Build.open(path), payloads.hexdigest(), reused
+    build = fill_build(
+        path, rows, dim=facts.dim, fingerprint=facts.fingerprint, digests=digests, encode=encode,
+        say=lambda done: progress("encoding", done, total),
+    )  # fmt: skip
+    return build, payloads.hexdigest(), reused
 
 
 def read_rows(
@@ -160,31 +162,26 @@ def encode_rows(
 
 def query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) -> dict[str, tuple[Vectors, Counts]]:
     """Per language the sum of each row's query vectors and their number; all languages are encoded in one stream."""
-    flat = [
-        (row, lang, text)
+    flat = _flat(rows)
+    if not flat:
+        return {}
+    texts, owner, index, lang = zip(*flat, strict=True)
+    vectors = encoder.encode_queries(texts, calibrate=False)
+    return QueryVectors(vectors, np.array(owner), np.array(index), np.array(lang)).sums(passages=len(rows))
+
+
+def _flat(
+    rows: Iterable[GeneratedQueries | None], langs: Sequence[str] | None = None
+) -> list[tuple[str, int, int, str]]:
+    """Every query (of these languages) with its row, its number there and its language."""
+    return [
+        (text, row, number, lang)
         for row, queries in enumerate(rows)
         if queries is not None
         for lang, texts in sorted(queries.queries.items())
-        for text in texts
+        if langs is None or lang in langs
+        for number, text in enumerate(texts)
     ]
-    if not flat:
-        return {}
-    vectors = encoder.encode_queries([text for _, _, text in flat], calibrate=False)
-    owners = np.array([row for row, _, _ in flat])
-    langs = np.array([lang for _, lang, _ in flat])
-    return _summed(vectors, owners, {lang: langs == lang for lang in sorted(set(langs.tolist()))}, n=len(rows))
-
-
-def _summed(
-    vectors: Vectors, owners: NDArray[np.int64], chosen: Mapping[str, NDArray[np.bool_]], *, n: int
-) -> dict[str, tuple[Vectors, Counts]]:
-    """Per language the sums (n, dim) of the chosen rows by their owners, and how many those are (n,)."""
-    sums: dict[str, tuple[Vectors, Counts]] = {}
-    for lang, rows in chosen.items():
-        total = np.zeros((n, vectors.shape[1]), dtype=np.float32)
-        np.add.at(total, owners[rows], vectors[rows])
-        sums[lang] = (total, np.bincount(owners[rows], minlength=n).astype(np.int32))
-    return sums
 
 
 # Vectors of texts, kept on disk under a name made of the texts and the encoder: encoded once, whatever asks for them.
@@ -207,14 +204,16 @@ def encode_cached(
     facts = encoder.facts
     encode = encoder.encode_passages if kind == "passages" else partial(encoder.encode_queries, calibrate=False)
     place = folder / f"{kind}-{facts.fingerprint}-{digest_of(texts)}"
-    with BuildWriter(place, dim=facts.dim, fingerprint=facts.fingerprint) as writer:
-        writer.fill(
-            texts,
-            digests=lambda part: np.array([_text_digest(text) for text in part], dtype=np.uint64),
-            encode=lambda part, digests: Window([""] * len(part), digests, encode(part), {}),
-            say=lambda done: progress(stage, done, len(texts)),
-        )
-    return Build.open(place).passages()
+    build = fill_build(
+        place,
+        texts,
+        dim=facts.dim,
+        fingerprint=facts.fingerprint,
+        digests=lambda part: np.array([_text_digest(text) for text in part], dtype=np.uint64),
+        encode=lambda part, digests: Window([""] * len(part), digests, encode(part), {}),
+        say=lambda done: progress(stage, done, len(texts)),
+    )
+    return build.passages()
 
 
 def digest_of(texts: Sequence[str]) -> str:
@@ -244,7 +243,7 @@ class QueryVectors:
     owner: NDArray[np.int64]
     index: NDArray[np.int64]
     lang: NDArray[np.str_]
-    unused: int
+    unused: int = 0
 
     @property
     def langs(self) -> list[str]:
@@ -255,16 +254,18 @@ class QueryVectors:
         self, *, passages: int, n: int | None = None, langs: Sequence[str] | None = None
     ) -> dict[str, tuple[Vectors, Counts]]:
         """Per language the sum over each passage's first n query vectors (passages, dim), and how many (passages,)."""
-        first = np.ones(len(self.owner), np.bool_) if n is None else self.index < n
-        chosen = {lang: (self.lang == lang) & first for lang in (self.langs if langs is None else langs)}
-        return _summed(self.vectors, self.owner, chosen, n=passages)
+        sums: dict[str, tuple[Vectors, Counts]] = {}
+        for lang in self.langs if langs is None else langs:
+            rows = (self.lang == lang) if n is None else (self.lang == lang) & (self.index < n)
+            total = np.zeros((passages, self.vectors.shape[1]), dtype=np.float32)
+            np.add.at(total, self.owner[rows], self.vectors[rows])
+            sums[lang] = (total, np.bincount(self.owner[rows], minlength=passages).astype(np.int32))
+        return sums
 
-    def means(self) -> tuple[dict[str, Vectors], dict[str, int]]:
-        """The mean query vector of each language, and of how many queries."""
+    def means(self) -> LanguageMeans:
+        """The mean query vector of each language."""
         by_lang = {lang: self.vectors[self.lang == lang] for lang in self.langs}
-        return {lang: rows.mean(axis=0, dtype=np.float64).astype(np.float32) for lang, rows in by_lang.items()}, {
-            lang: len(rows) for lang, rows in by_lang.items()
-        }
+        return language_means(by_lang, source="generated queries")
 
 
 def encode_query_files(
@@ -280,21 +281,14 @@ def encode_query_files(
 
     langs: only these. Raises DataError when the files have none for any of them.
     """
-    texts, owner, index, lang = [], [], [], []
     with QueryFile(files) as table:
-        for row, passage in enumerate(ids):
-            record = table.get(passage)
-            for code, questions in sorted(record.queries.items()) if record else ():
-                for i, text in enumerate(questions if langs is None or code in langs else ()):
-                    texts.append(text)
-                    owner.append(row)
-                    index.append(i)
-                    lang.append(code)
+        flat = _flat((table.get(passage) for passage in ids), langs)
         unused = table.unused_count
-    if not texts:
+    if not flat:
         raise DataError(
             f"{', '.join(map(str, files))}: no query belongs to any of these passages; are the ids the corpus's own?"
         )
+    texts, owner, index, lang = zip(*flat, strict=True)
     vectors = encode_cached(
         texts, encoder=encoder, kind="queries", folder=folder, progress=progress,
         stage=f"queries of {files[0].name}",
