@@ -25,8 +25,8 @@ from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.files import sha256_of
 from xqg_vdb.index.build import Build, Window, fill_build
-from xqg_vdb.index.encode import digests_of, query_sums
-from xqg_vdb.index.write import card_of, finished, folded_langs, generated_means, vectors_of
+from xqg_vdb.index.encode import combined_digest, digests_of, query_sums
+from xqg_vdb.index.write import card_of, check_counts, finished, folded_langs, generated_means, vectors_of
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store.layout import TEXT_DENSE
@@ -130,7 +130,9 @@ def augment(
                 f" {', '.join(islice(keys, 3))}, the query file's such as {', '.join(table.unused(3))}. Say where the"
                 " points keep those with --id-key."
             )
-    card = card_of(build, encoder, payloads=plan.run, recipe=recipe, distance=plan.distance, generated=generated)
+    digest = combined_digest(build.digests(), plan.run)
+    card = card_of(encoder, rows_digest=digest, recipe=recipe, distance=plan.distance, generated=generated)
+    check_counts(build, card)
     _publish(plan, build, card, progress)
     shutil.rmtree(plan.folder, ignore_errors=True)
     return AugmentReport(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,9 +72,9 @@ def encode_corpus(
 ) -> tuple[Build, str, int]:
     """Encode every passage and its queries into the build folder `path`, going on where an earlier run stopped.
 
-    Returns the build, a hash of what is stored but not encoded (languages, other fields), and how many passage vectors
-    came from the builds `reuse` of this encoder. The corpus is read even when everything is encoded: to see that it is
-    the same, and for the counts of `rejects`.
+    Returns the build, `rows_digest` of the corpus, and how many passage vectors came from the builds `reuse` of this
+    encoder. The corpus is read even when everything is encoded: to see that it is the same, and for the counts of
+    `rejects`.
     Raises DataError for a bad corpus, MismatchError when `path` was made from another corpus, other queries or another
     encoder, LockedError, DiskError, CorruptError.
     """
@@ -96,7 +97,7 @@ def encode_corpus(
         path, rows, dim=facts.dim, fingerprint=facts.fingerprint, digests=digests, encode=encode,
         say=lambda done: progress("encoding", done, total),
     )  # fmt: skip
-    return build, payloads.hexdigest(), reused
+    return build, combined_digest(build.digests(), payloads.hexdigest()), reused
 
 
 def read_rows(
@@ -126,12 +127,16 @@ def digests_of(rows: Sequence[Row]) -> NDArray[np.uint64]:
 
 def rows_digest(rows: Iterable[Row]) -> str:
     """Of all that a load stores, in order: what is encoded, and then what is not (`Card.rows_digest`)."""
-    encoded, payloads = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    for row in rows:
-        encoded.update(digests_of([row]).tobytes())
-        payloads.update(_payload(row[0]))
-    encoded.update(payloads.hexdigest().encode())
-    return encoded.hexdigest()
+    payloads, digests = hashlib.blake2b(digest_size=16), array("Q")
+    for passage, queries in rows:
+        digests.append(row_digest(passage, queries))
+        payloads.update(_payload(passage))
+    return combined_digest(np.array(digests, np.uint64), payloads.hexdigest())
+
+
+def combined_digest(digests: NDArray[np.uint64], payloads: str) -> str:
+    """Of rows in their order, and of what is stored but not encoded (languages, other fields)."""
+    return hashlib.blake2b(digests.tobytes() + payloads.encode(), digest_size=16).hexdigest()
 
 
 def _payload(passage: Passage) -> bytes:

@@ -29,6 +29,7 @@ from xqg_vdb.index.build import Build
 from xqg_vdb.index.encode import Row, encode_corpus, read_rows, rows_digest
 from xqg_vdb.index.write import (
     card_of,
+    check_counts,
     finished,
     generated_means,
     measure_passages,
@@ -259,19 +260,20 @@ def _load(
             rejects=rejects, default_lang=options.default_lang, progress=progress,
         )  # fmt: skip
         try:
-            build, payloads, reused = encode()
+            build, digest, reused = encode()
         except (MismatchError, CorruptError) as error:
             if options.build is not None or (isinstance(error, CorruptError) and not _is_damaged(folder)):
                 raise  # the user's own folder, or the disk of the corpus
             _discard(folder)  # of another input, or damaged
             _count_anew(rejects)
-            build, payloads, reused = encode()
+            build, digest, reused = encode()
         encoded = time.perf_counter()
         generated = generated_means(build.windows())
         card = card_of(
-            build, encoder, payloads=payloads, recipe=recipe, distance=distance, generated=generated, asked=asked,
+            encoder, rows_digest=digest, recipe=recipe, distance=distance, generated=generated, asked=asked,
             keep_plain=options.keep_plain,
         )  # fmt: skip
+        check_counts(build, card)
         if options.passage_calibration:
             means = measure_passages(again(), build, progress=progress)
             card = with_passage_means(card, options.passage_calibration, means)

@@ -6,7 +6,6 @@ rows, query sums, a recipe and language means become vectors: loads, `verify`, `
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -46,10 +45,9 @@ _ENOUGH_QUESTIONS = 30
 
 
 def card_of(
-    build: Build,
     encoder: TextEncoder,
     *,
-    payloads: str,
+    rows_digest: str,
     recipe: Recipe,
     distance: Distance,
     generated: LanguageMeans,
@@ -58,19 +56,14 @@ def card_of(
 ) -> Card:
     """The card of the collection to be.
 
-    payloads: a hash of what is stored but not encoded. generated: `generated_means` of the build. asked: the means of
-    users' questions.
-    Raises DataError when the recipe wants a language without queries, MismatchError when it is `sum` and counts differ.
+    generated: `generated_means` of the build. asked: the means of users' questions.
+    Raises DataError when the recipe wants a language without queries.
     """
     langs = recipe_languages(generated.counts, recipe) if recipe.alpha > 0.0 else []
-    if langs and recipe.pool == "sum":  # before anything is written: the rule is about the whole corpus
-        refuse_unequal_counts(np.concatenate([window.counts(langs) for window in build.windows()]))
     folded = LanguageMeans({lang: generated.means[lang] for lang in langs}, generated.counts)
     refined = encoder.language_means.refined(folded, capped=True).means
     # what users really ask beats what a model generated, which beats the bank
     means = {**{lang: refined[lang] for lang in langs}, **(asked.means if asked is not None else {})}
-    rows = hashlib.blake2b(build.digests().tobytes(), digest_size=16)
-    rows.update(payloads.encode())
     return Card(
         encoder=encoder.facts,
         distance=distance,
@@ -78,9 +71,15 @@ def card_of(
         calibration=encoder.calibration,
         query_langs=tuple(langs),
         query_means=pack_means(LanguageMeans(means)),
-        rows_digest=rows.hexdigest(),
+        rows_digest=rows_digest,
         vectors=(TEXT_DENSE, TEXT_DENSE_PLAIN) if keep_plain else (TEXT_DENSE,),
     )
+
+
+def check_counts(build: Build, card: Card) -> None:
+    """Raise MismatchError, before anything is written, where pool `sum` meets passages of unequally many queries."""
+    if card.query_langs and card.recipe.pool == "sum":
+        refuse_unequal_counts(np.concatenate([window.counts(card.query_langs) for window in build.windows()]))
 
 
 def generated_means(windows: Iterable[Window]) -> LanguageMeans:
