@@ -21,10 +21,8 @@ import orjson
 from xqg_vdb.errors import CorruptError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, sync_folder, try_flock
 
-Record = Mapping[str, Any]
 
-
-def encode_line(record: Record) -> bytes:
+def encode_line(record: Mapping[str, Any]) -> bytes:
     """A record as it stands in the log."""
     body = orjson.dumps(record)
     return b"%08x %s\n" % (zlib.crc32(body), body)
@@ -111,7 +109,7 @@ def _damaged(path: Path, at: int) -> CorruptError:
 class RecordLog:
     """A log open for appending, by one process at a time."""
 
-    def __init__(self, path: Path, header: Record) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         """Open or resume. Raises LockedError, CorruptError, and MismatchError when its header says something else."""
         with disk_errors(path):
             self._file: IO[bytes] = path.open("ab")
@@ -121,7 +119,7 @@ class RecordLog:
             found = scan(path)
             if found is None:
                 self._truncate(0)
-                self._append([encode_line({"header": header})])
+                self._append(encode_line({"header": header}))
                 sync_folder(path.parent)
                 found = Committed(dict(header), 0, (), None, 0, 0)
             elif found.header != header:
@@ -136,16 +134,16 @@ class RecordLog:
             raise
         self.path, self.committed = path, found
 
-    def commit(self, batch: Sequence[Record], *, rows: int, info: Record) -> None:
+    def commit(self, batch: Sequence[Mapping[str, Any]], *, rows: int, info: Mapping[str, Any]) -> None:
         """Append rows and their commit in one write, on the disk when this returns. rows: how many there are now."""
         lines = [encode_line({"row": record}) for record in batch]
-        self._append([*lines, encode_line({"commit": {"rows": rows, **info}})])
+        self._append(*lines, encode_line({"commit": {"rows": rows, **info}}))
 
-    def finish(self, info: Record) -> None:
+    def finish(self, info: Mapping[str, Any]) -> None:
         """Append the end record."""
-        self._append([encode_line({"end": info})])
+        self._append(encode_line({"end": info}))
 
-    def _append(self, lines: Sequence[bytes]) -> None:
+    def _append(self, *lines: bytes) -> None:
         with disk_errors(self._file.name):
             self._file.write(b"".join(lines))
             self._file.flush()
@@ -154,7 +152,7 @@ class RecordLog:
     def _truncate(self, size: int) -> None:
         with disk_errors(self._file.name):
             self._file.truncate(size)
-            os.fsync(self._file.fileno())
+        self._append()
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +171,7 @@ def _writer(path: Path) -> str:
     return "another process"
 
 
-def differences(found: Record, wanted: Record) -> list[str]:
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two records, one phrase per (nested) key: `decoding.seed was 1, is 2`."""
     old, new = _flat(found), _flat(wanted)
     return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
@@ -193,7 +191,7 @@ class Memo:
     CorruptError, DiskError, and MismatchError when the log has another header.
     """
 
-    def __init__(self, path: Path, *, header: Record, field: str) -> None:
+    def __init__(self, path: Path, *, header: Mapping[str, Any], field: str) -> None:
         with disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._log, self._field = RecordLog(path, header), field

@@ -31,7 +31,7 @@ from xqg_vdb.generate.output import (
     provenance_path,
     read_provenance,
 )
-from xqg_vdb.journal import Record, RecordLog, differences, rows
+from xqg_vdb.journal import RecordLog, differences, rows
 from xqg_vdb.models.decode import row_key
 from xqg_vdb.progress import Progress, silent, unbroken, windows
 from xqg_vdb.texts.corpus import read_corpus
@@ -256,7 +256,9 @@ def _nothing_written(log: RecordLog, summary: Summary, generator: BatchGenerator
     return DataError(f"The generator wrote no query for {passages} passages: take another model or --prompt.")
 
 
-def _written(generator: BatchGenerator, batch: Sequence[_Plan], job: Job) -> tuple[list[Record], dict[str, Any]]:
+def _written(
+    generator: BatchGenerator, batch: Sequence[_Plan], job: Job
+) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
     """A batch's rows with all queries, and its counts; passages that lack the same languages are written together."""
     queries = [dict(plan.known) for plan in batch]
     reasons: Counter[str] = Counter()
@@ -268,7 +270,7 @@ def _written(generator: BatchGenerator, batch: Sequence[_Plan], job: Job) -> tup
         for i, record in zip(places, records, strict=True):
             queries[i].update(record.queries)
             new += _count(record)
-    lines: list[Record] = [
+    lines: list[Mapping[str, Any]] = [
         {"id": p.id, "digest": passage_digest(p), "queries": {lang: texts[lang] for lang in job.query_langs}}
         for (p, *_), texts in zip(batch, queries, strict=True)
     ]

@@ -19,15 +19,15 @@ from xqg_vdb.calibration import resolve_languages
 from xqg_vdb.errors import DataError, ModelError, ServerError
 from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.generate.prompts import QUOTES, CausalPrompt, said, unlabelled, without_talk
-from xqg_vdb.models.decode import Decoding, decode
-from xqg_vdb.models.decoder import CausalModel, join_stems, stop_tokens
-from xqg_vdb.models.folder import generator_folder, open_model_folder
-from xqg_vdb.models.forest import common_length, join
+from xqg_vdb.models.decode import Decoding
+from xqg_vdb.models.decoder import CausalModel
+from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
+from xqg_vdb.models.forest import common_length
 from xqg_vdb.progress import windows
 from xqg_vdb.texts.languages import english_name, normalize, question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 
-Method = Literal["translation", "pseudo-document"]
+_Method = Literal["translation", "pseudo-document"]
 
 PROMPTS = 1  # version of the wordings below; what was written by another one is not used again
 MAX_TOKENS = 48  # of an answer; what docs/expansion.md measures
@@ -66,7 +66,7 @@ class Expander:
     """
 
     def __init__(
-        self, model: str | Path | Writer, *, method: Method = "pseudo-document", lang: str | None = None,
+        self, model: str | Path | Writer, *, method: _Method = "pseudo-document", lang: str | None = None,
         endpoint_model: str = "default", threads: int = 0,
     ) -> None:  # fmt: skip
         self.method, self.lang = method, target_language(method, lang)
@@ -119,10 +119,10 @@ class Expander:
         return (replace(question, text=f"{question.text} {text}"),)
 
 
-def expansion_spec(spec: str) -> tuple[Method, str]:
+def expansion_spec(spec: str) -> tuple[_Method, str]:
     """The method and the model of `METHOD:MODEL`. Raises DataError for another method."""
     name, colon, model = spec.partition(":")
-    methods: dict[str, Method] = {"translation": "translation", "pseudo-document": "pseudo-document"}
+    methods: dict[str, _Method] = {"translation": "translation", "pseudo-document": "pseudo-document"}
     if name not in methods or not colon or not model:
         raise DataError(
             "An expansion is given as translation:MODEL or pseudo-document:MODEL, such as "
@@ -131,7 +131,7 @@ def expansion_spec(spec: str) -> tuple[Method, str]:
     return methods[name], model
 
 
-def target_language(method: Method, lang: str | None) -> str | None:
+def target_language(method: _Method, lang: str | None) -> str | None:
     """The checked language of an expansion. Raises DataError when it is unknown, or a translation has none."""
     if lang is None and method == "translation":
         raise DataError("A translation needs a language to translate into: give --expand-lang (or expand_lang, lang).")
@@ -182,11 +182,11 @@ def _without_repeats(sentences: Iterable[str]) -> list[str]:
 class _LocalWriter(Writer):
     """A decoder-only folder; a prompt too long for the model gives an empty text."""
 
-    def __init__(self, model: CausalModel) -> None:
-        chat: Sequence[str] = (model.folder.manifest.get("generator") or {}).get("chat") or ()
-        self.model, self.base = model, not chat
+    def __init__(self, folder: ModelFolder, *, threads: int) -> None:
+        chat: Sequence[str] = (folder.manifest.get("generator") or {}).get("chat") or ()
+        self.base = not chat  # a base model, which ends an answer by a line break
         self.before, self.after = chat or ("", "")
-        self._stops = model.stops | (stop_tokens(model.tokenizer, (), ("\n",)) if self.base else frozenset())
+        self.model = CausalModel(folder, stop=("\n",) if self.base else (), threads=threads)
 
     def describe(self) -> dict[str, Any]:
         return {**self.model.describe(), "chat": not self.base}
@@ -212,10 +212,8 @@ class _LocalWriter(Writer):
         same = min(common_length([inputs[i] for i in fitting]), min(len(inputs[i]) for i in fitting) - 1)
         prefix = model.read_ids(inputs[fitting[0]][:same])
         trees = [model.branch(prefix, inputs[i][same:-1], [inputs[i][-1:]], settings=settings) for i in fitting]
-        forest = join([forest for forest, _ in trees])
-        stems = join_stems([stems for _, stems in trees], forest.slots)
-        tokens = decode(forest, stems, [0] * len(fitting), settings, samples=1, stops=self._stops, clock=model.clock)
-        for i, text in zip(fitting, model.tokenizer.decode_batch(tokens, skip_special_tokens=True), strict=True):
+        written = model.write(trees, [0] * len(fitting), samples=1, settings=settings)
+        for i, text in zip(fitting, written, strict=True):
             texts[i] = text.lstrip().split("\n")[0].strip() if self.base else text.strip()
         return texts
 
@@ -254,4 +252,4 @@ def open_writer(model: str | Path, *, endpoint_model: str = "default", threads: 
     if folder.kind != "causal-generator":
         needed = "expansion needs a decoder-only generator, such as starter:generator, or an endpoint's URL"
         raise ModelError(f"{folder.path} holds a model of the kind {folder.kind}; {needed}.")
-    return _LocalWriter(CausalModel(folder, stop=(), threads=threads))
+    return _LocalWriter(folder, threads=threads)

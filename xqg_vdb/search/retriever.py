@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -294,14 +293,15 @@ class Collection(_Asked):
         rejects: Rejects | None = None,
     ) -> UpdateReport:
         """Add passages, or replace those of their ids, by the collection's own card; see `index.update.add`."""
-        report: UpdateReport = _updating().add(
+        update = import_module("xqg_vdb.index.update")  # which stands above this folder
+        report: UpdateReport = update.add(
             passages, self.name, encoder=self.encoder, store=self.store, queries=queries, rejects=rejects
         )
         return report
 
     def delete(self, ids: Iterable[str]) -> UpdateReport:
         """Delete passages; ids that are not there are reported, and no error."""
-        report: UpdateReport = _updating().delete(ids, self.name, store=self.store)
+        report: UpdateReport = import_module("xqg_vdb.index.update").delete(ids, self.name, store=self.store)
         return report
 
     def close(self) -> None:
@@ -310,10 +310,6 @@ class Collection(_Asked):
         opened = self.__dict__.get("encoder")
         if opened is not None and opened is not self._encoder:
             opened.close()
-
-
-def _updating() -> ModuleType:
-    return import_module("xqg_vdb.index.update")  # which stands above this folder
 
 
 @dataclass(frozen=True, slots=True)
