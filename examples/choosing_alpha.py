@@ -11,8 +11,7 @@ from pathlib import Path
 from xqg_vdb import Encoder, load
 from xqg_vdb.evaluate.metrics import Metric, write_qrels
 from xqg_vdb.texts.corpus import sample_corpus
-from xqg_vdb.tune.material import labelled
-from xqg_vdb.tune.tune import choose
+from xqg_vdb.tune.tune import choose, labelled
 
 sample, qrels = sample_corpus(), Path("qrels.txt")
 asked = map(json.loads, sample.questions.read_text(encoding="utf-8").splitlines())

@@ -28,7 +28,7 @@ from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import same_build
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.tune.material import labelled, with_calibrated_passages
+from xqg_vdb.tune.tune import labelled
 from xqg_vdb.types import Card, Recipe
 
 DIM = 16
@@ -352,11 +352,9 @@ def test_tuning_sees_the_passages_that_a_load_will_write(tmp_path, files, built)
         options = {"queries": queries, "options": LoadOptions(passage_calibration=0.5, build=tmp_path / "build")}
         load(files[0], "wiki", encoder=an_encoder(), store=store, recipe=Recipe(alpha=0.0), **options)
         written = of(store)
-    plain = labelled(files[0], [queries], encoder=an_encoder(), build=build, **asked)
-    assert with_calibrated_passages(plain, files[0], strength=0.0) is plain
-    data = with_calibrated_passages(plain, files[0], strength=0.5, build=build)
-    assert data.notes == plain.notes and len(data.pool.ids) == len(written)
-    for docid, row in zip(data.pool.ids, data.pool.passages, strict=True):
+    data = labelled(files[0], [queries], encoder=an_encoder(), build=build, passage_calibration=0.5, **asked)
+    assert data.notes == () and len(data.ids) == len(written)
+    for docid, row in zip(data.ids, data.passages, strict=True):
         np.testing.assert_allclose(row, written[docid], atol=2e-4)  # the card has float16 means
 
 
@@ -364,8 +362,8 @@ def test_tuning_on_one_language_says_that_passages_stay(tmp_path):
     corpus = write(tmp_path / "c.jsonl", a_corpus({"en": 60}))
     queries, asked = labels(tmp_path, [f"en{i}" for i in range(60)])
     plain = labelled(corpus, [queries], encoder=an_encoder(), **asked)
-    data = with_calibrated_passages(plain, corpus, strength=1.0)
-    assert data.pool is plain.pool and "in one language" in data.notes[-1]
+    data = labelled(corpus, [queries], encoder=an_encoder(), passage_calibration=1.0, **asked)
+    assert np.array_equal(data.passages, plain.passages) and "in one language" in data.notes[-1]
 
 
 def test_info_tells_what_was_taken_from_the_passages():

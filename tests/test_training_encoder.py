@@ -149,9 +149,10 @@ def test_mined_negatives_are_the_nearest_passages_that_do_not_answer(tmp_path):
         TrainingPair("x", "w9", "sw", passages[9], (passages[10],)),
     ]
     with Encoder(write_tiny_encoder(tmp_path / "model"), calibration=0.0) as encoder:
-        mined = mine_negatives(pairs, encoder, count=3, skip=1)
         pool = list({content_key(p): p for pair in pairs for p in (pair.positive, *pair.negatives)}.values())
         rows = encoder.encode_passages([p.text for p in pool])
+        asked = encoder.encode_queries([pair.query for pair in pairs], calibrate=False)
+        mined = mine_negatives(pairs, lambda _: (asked, rows), count=3, skip=1)
         for pair, before in zip(mined, pairs, strict=True):
             good = {p.positive.id for p in pairs if p.query == pair.query} | {p.id for p in before.negatives}
             scores = dict(
@@ -206,6 +207,10 @@ def test_what_cannot_be_trained_is_refused(bert, tmp_path, monkeypatch):
         train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs()[:1], say=silent)
     with pytest.raises(ModelError, match="no checkpoint"):
         train_encoder(Base(str(tmp_path / "nothing")), tmp_path / "a", pairs=twenty_pairs(), say=silent)
+    for pooling in ("last", "max"):
+        settings = EncoderSettings(overrides=Overrides(pooling=pooling))
+        with pytest.raises(ModelError, match="does not pool by cls or mean"):
+            train_encoder(Base(str(bert)), tmp_path / pooling, pairs=twenty_pairs(), settings=settings, say=silent)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ModelError, match="without torchrun"):
         train_encoder(Base(str(bert)), tmp_path / "b", pairs=twenty_pairs(), say=silent)

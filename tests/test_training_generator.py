@@ -11,7 +11,7 @@ from xqg_vdb.export.generator import export_generator
 from xqg_vdb.files import lock_folder
 from xqg_vdb.generate.local import open_generator
 from xqg_vdb.models.decode import Decoding
-from xqg_vdb.train.generator import GeneratorSettings, Tree, train_generator, tree_collator
+from xqg_vdb.train.generator import GeneratorSettings, _Tree, train_generator, tree_collator
 from xqg_vdb.train.run import Schedule, open_run
 
 torch = pytest.importorskip("torch")
@@ -37,8 +37,8 @@ def settings(steps, **more):
 
 
 TREES = [
-    Tree(tuple(range(10, 40)), (((5, 6), (7, 8, 9)), ((10,), (11, 9)))),
-    Tree((12, 13), (((14,), (15, 16, 9)),)),
+    _Tree(tuple(range(10, 40)), (((5, 6), (7, 8, 9)), ((10,), (11, 9)))),
+    _Tree((12, 13), (((14,), (15, 16, 9)),)),
 ]
 
 

@@ -20,8 +20,7 @@ from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.tune.audit import audit
-from xqg_vdb.tune.material import hash_order, labelled
-from xqg_vdb.tune.tune import _split, choose
+from xqg_vdb.tune.tune import NO_HELP, _split, choose, hash_order, labelled, tune
 from xqg_vdb.types import Question, Search
 
 (R1,) = parse_metrics(["R@1"])
@@ -38,6 +37,7 @@ def write_world(folder, *, n=60, queries=3, useful=True, seed=0):
 
     useful: queries hold the words that questions ask for; otherwise they hold anything.
     """
+    folder.mkdir(exist_ok=True)
     rng = random.Random(seed)
     corpus, generated, asked, qrels = [], [], [], []
     for i in range(n):
@@ -81,6 +81,26 @@ def test_useful_queries_raise_alpha_and_the_held_out_half_agrees(tmp_path):
     assert found.counts[1] < found.counts[3], "more queries know more of the words"
 
 
+def test_queries_that_do_not_help_are_told_in_words(tmp_path):
+    found = choose(read_labelled(write_world(tmp_path, useful=False), encoder()), metric=R1)
+    assert found.notes[-1] == NO_HELP and "write better ones with a larger model" in NO_HELP
+    assert NO_HELP not in choose(read_labelled(write_world(tmp_path / "good"), encoder()), metric=R1).notes
+
+
+def test_what_is_in_memory_is_tuned_like_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
+    files = {"queries": tmp_path / "queries.jsonl", "questions": tmp_path / "questions.jsonl"}
+    write_world(tmp_path)
+    from_files = tune(tmp_path / "corpus.jsonl", qrels=tmp_path / "qrels.txt", encoder=encoder(), metric="R@1", **files)
+    corpus, queries, questions = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("corpus", "queries", "questions")
+    )
+    qrels = {question["id"]: {f"p{question['id'][1:-2]}": 1} for question in questions}
+    given = {"queries": queries, "questions": questions, "qrels": qrels}
+    assert tune(corpus, encoder=encoder(), metric="R@1", **given) == from_files
+
+
 def test_ties_keep_the_default(tmp_path):
     """Questions that find their passage anyhow: nothing can be better than the default."""
     write_world(tmp_path)
@@ -110,7 +130,7 @@ def test_a_value_is_what_a_loaded_collection_scores(tmp_path):
         answers = Retriever(made, collection).run(asked, Search(1, exact=True))
     right = {a.question.id: a.hits[0].id == a.question.id[1:-2].join(["p", ""]) for a in answers}
     _, held = _split(data, R1)
-    own = held.by_id(data.pool.sums(None), found.chosen.recipe, found.chosen.strength)
+    own = held.by_id(found.chosen)
     assert sum(own.values()) == sum(right[qid] for qid in own)
 
 
@@ -139,11 +159,11 @@ def test_a_build_gives_the_same_questions_and_sums(tmp_path):
         options=LoadOptions(build=tmp_path / "b"),
     ).collection.close()
     without, with_build = read_labelled(tmp_path, made), read_labelled(tmp_path, made, build=tmp_path / "b")
-    assert with_build.pool.most_queries is None, "sums know nothing of single queries"
+    assert with_build.most_queries is None, "sums know nothing of single queries"
     assert without.question_ids == with_build.question_ids
-    place = [with_build.pool.ids.index(docid) for docid in without.pool.ids]
-    for lang, (total, counts) in without.pool.sums(None).items():
-        other, other_counts = with_build.pool.sums(None)[lang]
+    place = [with_build.ids.index(docid) for docid in without.ids]
+    for lang, (total, counts) in without.sums(None).items():
+        other, other_counts = with_build.sums(None)[lang]
         np.testing.assert_allclose(total, other[place], atol=1e-5)
         assert counts.tolist() == other_counts[place].tolist()
     one, other = (choose(data, metric=R1).chosen for data in (without, with_build))

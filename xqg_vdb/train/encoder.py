@@ -14,17 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
-from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.evaluate.matrix import id_order, search_rows
+from xqg_vdb.evaluate.matrix import id_order, judge, per_row, search_rows
+from xqg_vdb.evaluate.metrics import Metric
 from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, load_weights
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
-from xqg_vdb.train.run import Outcome, Schedule, carry_out, run_training, spread, training_arguments
-from xqg_vdb.types import Passage, option
+from xqg_vdb.train.run import Outcome, Schedule, carry_out, spread
+from xqg_vdb.types import Passage, Vectors, option
+
+_Pairs = Sequence[TrainingPair]
+_Encode = Callable[[_Pairs], tuple[Vectors, Vectors]]  # of their questions, and of their pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +62,7 @@ XQG_PRESET = EncoderSettings(
 """The xDR recipe of xQG's repository (Tevatron): CLS, dot product, no temperature, one positive and seven negatives."""
 
 
-def pair_batch(
-    pairs: Sequence[TrainingPair], *, tokenizer: Any, spec: EncoderSpec, settings: EncoderSettings
-) -> dict[str, Any]:
+def pair_batch(pairs: _Pairs, *, tokenizer: Any, spec: EncoderSpec, settings: EncoderSettings) -> dict[str, Any]:
     """Pairs as a batch of a dual encoder: fewer negatives where a pair has fewer.
 
     queries, passages: tokens. targets: int64 (n,), rows of the positives. same: bool (n, m), further copies of a
@@ -95,10 +97,26 @@ def pair_batch(
     }
 
 
+METRICS = (Metric("R", 10), Metric("MRR", 10))
+
+
+def dev_figures(dev: _Pairs, encode: _Encode) -> dict[str, float]:
+    """`METRICS` of the questions of `dev` among its distinct positives and negatives, by dot product."""
+    keys, ids = list(pool_of(dev)), [f"{i}" for i in range(len(dev))]
+    qrels = {i: {content_key(pair.positive): 1} for i, pair in zip(ids, dev, strict=True)}
+    rows, _ = search_rows(*encode(dev), k=10, tie_order=id_order(keys))
+    judged = judge(qrels, query_ids=ids, passage_ids=keys)
+    return {str(metric): float(np.mean(per_row(rows, judged, metric=metric))) for metric in METRICS}
+
+
 def mine_negatives(
-    pairs: Sequence[TrainingPair], encoder: TextEncoder, *, count: int, skip: int = 0
+    pairs: _Pairs,
+    encode: _Encode,
+    *,
+    count: int,
+    skip: int = 0,
 ) -> list[TrainingPair]:
-    """Each pair with the `count` passages that the encoder ranks highest and that do not answer, after its own.
+    """Each pair with the `count` passages that rank highest and that do not answer, after its own.
 
     The pool is all positives and negatives of `pairs`. Passages that answer the same question are never negatives.
     skip: leave out the best so many of what remains; the top often holds answers that nobody marked.
@@ -108,10 +126,8 @@ def mine_negatives(
     answers: dict[str, set[str]] = {}
     for pair in pairs:
         answers.setdefault(pair.query, set()).add(content_key(pair.positive))
-    passages = encoder.encode_passages([passage.title_and_text for passage in pool.values()])
-    questions = encoder.encode_queries([pair.query for pair in pairs], calibrate=False)
     taken = [answers[pair.query] | {content_key(passage) for passage in pair.negatives} for pair in pairs]
-    rows, _ = search_rows(questions, passages, k=count + skip + max(map(len, taken)), tie_order=id_order(keys))
+    rows, _ = search_rows(*encode(pairs), k=count + skip + max(map(len, taken)), tie_order=id_order(keys))
     mined = []
     for pair, others, ranked in zip(pairs, taken, rows.tolist(), strict=True):
         best = [keys[row] for row in ranked if keys[row] not in others][skip : skip + count]
@@ -123,8 +139,8 @@ def train_encoder(
     base: Base,
     out: Path,
     *,
-    pairs: Sequence[TrainingPair],
-    dev: Sequence[TrainingPair] = (),
+    pairs: _Pairs,
+    dev: _Pairs = (),
     settings: EncoderSettings | None = None,
     say: Callable[[str], None],
 ) -> Outcome:
@@ -133,73 +149,59 @@ def train_encoder(
     say: called with one line now and then. Raises DataError without two pairs, ModelError for a checkpoint that
     cannot be trained, MismatchError when `out` holds an unfinished run of something else, MissingExtra without torch.
     """
-    chosen = settings or EncoderSettings()
     if len(pairs) < 2:
         raise DataError("In-batch negatives need two training pairs or more: give --pairs with more of them.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ModelError(
             "The encoder trains on one device, where all negatives of a batch are; run it without torchrun."
         )
-
-    def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Callable[[Path], None]]:
-        spec = conventions(checkpoint, chosen.overrides)[0]
-        model, tokenizer = _load(checkpoint, spec, seed=chosen.schedule.seed)
-        outcome = _run(model, tokenizer, spec, run, pairs, spread(dev, chosen.dev_limit), chosen, say)
-        return outcome, partial(_save, model, spec)
-
-    return carry_out("encoder", base, out, pairs=pairs, dev=dev, settings=chosen, train=train)
+    chosen = settings or EncoderSettings()
+    return carry_out("encoder", base, out, pairs=pairs, dev=dev, settings=chosen, train=_train, say=say)
 
 
-def _run(
-    model: Any,
-    tokenizer: Any,
-    spec: EncoderSpec,
+def _train(
+    checkpoint: Checkpoint,
     run: Path,
-    pairs: Sequence[TrainingPair],
-    dev: Sequence[TrainingPair],
+    pairs: _Pairs,
+    dev: _Pairs,
     settings: EncoderSettings,
     say: Callable[[str], None],
-) -> Outcome:
-    from xqg_vdb.train.trainer import (
-        TorchEncoder,
-        WatchedTrainer,
-        contrastive_loss,
-        dev_figures,
-        embed,
-        embed_in_chunks,
-    )
+) -> tuple[Outcome, Callable[[Path], None]]:
+    from xqg_vdb.train.trainer import contrastive_loss, embed, embed_in_chunks, embed_texts, run_training
 
-    schedule = settings.schedule
-    arguments = training_arguments(run, schedule, evaluates=bool(dev), whole_batches=True)
-    model.to(arguments.device)
-    encoder = TorchEncoder(
-        model, tokenizer, spec, query_tokens=settings.query_tokens, passage_tokens=settings.passage_tokens
-    )
-    trainer = WatchedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=_mined(pairs, encoder, run, settings, say),
-        eval_dataset=list(dev) or None,
-        data_collator=partial(pair_batch, tokenizer=tokenizer, spec=spec, settings=settings),
-    )
+    schedule, spec = settings.schedule, conventions(checkpoint, settings.overrides)[0]
+    model, tokenizer = _load(checkpoint, spec, seed=schedule.seed)
     temperature = settings.temperature or (0.02 if spec.normalize else 1.0)
+    chunk = schedule.micro_batch or schedule.batch_size * (1 + settings.negatives)
+
+    def encode(pairs: _Pairs) -> tuple[Vectors, Vectors]:
+        questions = [spec.query_prefix + pair.query for pair in pairs]
+        passages = [spec.passage_prefix + passage.title_and_text for passage in pool_of(pairs).values()]
+        return (
+            embed_texts(model, tokenizer, questions, spec, length=settings.query_tokens),
+            embed_texts(model, tokenizer, passages, spec, length=settings.passage_tokens),
+        )
 
     def loss(model: Any, batch: Any) -> Any:
-        rows = embed
-        if schedule.micro_batch and len(batch["passages"]["input_ids"]) > schedule.micro_batch:
-            rows = partial(embed_in_chunks, chunk=schedule.micro_batch)
+        whole = len(batch["passages"]["input_ids"]) <= chunk
+        rows = embed if whole else partial(embed_in_chunks, chunk=chunk)
         return contrastive_loss(
             rows(model, batch["queries"], spec), rows(model, batch["passages"], spec),
             targets=batch["targets"], same=batch["same"], temperature=temperature,
         )  # fmt: skip
 
-    trainer.watch(schedule, say, loss=loss, dev=partial(dev_figures, encoder, dev))
-    return run_training(trainer, run, evaluates=bool(dev), say=say)
+    held_out = spread(dev, settings.dev_limit)
+    outcome = run_training(
+        model, run, schedule, examples=_mined(pairs, encode, run, settings, say), held_out=held_out, say=say,
+        collate=partial(pair_batch, tokenizer=tokenizer, spec=spec, settings=settings), loss=loss,
+        dev=partial(dev_figures, held_out, encode),
+    )  # fmt: skip
+    return outcome, partial(_save, model, spec)
 
 
 def _mined(
-    pairs: Sequence[TrainingPair],
-    encoder: TextEncoder,
+    pairs: _Pairs,
+    encode: _Encode,
     run: Path,
     settings: EncoderSettings,
     say: Callable[[str], None],
@@ -212,12 +214,13 @@ def _mined(
         rows = orjson.loads(kept.read_bytes())
         return [replace(p, negatives=tuple(pool[key] for key in keys)) for p, keys in zip(pairs, rows, strict=True)]
     say(f"mining {settings.mine} hard negatives for each of {len(pairs)} pairs")
-    mined = mine_negatives(pairs, encoder, count=settings.mine, skip=settings.skip)
+    mined = mine_negatives(pairs, encode, count=settings.mine, skip=settings.skip)
     write_atomic(kept, orjson.dumps([[content_key(passage) for passage in pair.negatives] for pair in mined]))
     return mined
 
 
 def _load(checkpoint: Checkpoint, spec: EncoderSpec, *, seed: int) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoTokenizer, set_seed
 
     set_seed(seed)  # for weights that the checkpoint lacks, such as BERT's own pooler, which nothing here uses
@@ -227,7 +230,7 @@ def _load(checkpoint: Checkpoint, spec: EncoderSpec, *, seed: int) -> tuple[Any,
         raise ModelError(
             f"{checkpoint.source} does not pool by cls or mean over all tokens, which alone is trained here."
         )
-    model = load_weights("AutoModel", checkpoint)
+    model = load_weights("AutoModel", checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(checkpoint.path), use_fast=True, local_files_only=True, trust_remote_code=False

@@ -18,7 +18,7 @@ from xqg_vdb.export.generator import FINETUNED_KEY, SEQ2SEQ, end_tokens, save_to
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, CausalPrompt, finetuned, passage_tokens, seq2seq_tokens
 from xqg_vdb.models.folder import TOKENIZER
 from xqg_vdb.train.pairs import TrainingPair, content_key, describe_pairs
-from xqg_vdb.train.run import Outcome, Schedule, carry_out, run_training, spread, training_arguments
+from xqg_vdb.train.run import Outcome, Schedule, carry_out, spread
 from xqg_vdb.types import option
 
 # Training examples of a decoder-only generator: a passage read once, its questions branching from it.
@@ -26,7 +26,7 @@ from xqg_vdb.types import option
 BRANCHES = 8  # of one tree; a passage with more questions becomes several trees
 
 
-class Tree(NamedTuple):
+class _Tree(NamedTuple):
     """shared: ids of the start token, the prefix and the passage.
 
     branches: per question the ids that name the language, and those of the question with the end token.
@@ -44,7 +44,7 @@ def question_trees(
     bos: int | None,
     eos: int,
     max_question_tokens: int,
-) -> list[Tree]:
+) -> list[_Tree]:
     """One tree per passage, in the order in which passages first occur. encode: text to ids without special tokens."""
     start = [] if bos is None else [bos]
     groups: dict[str, list[TrainingPair]] = {}
@@ -61,11 +61,11 @@ def question_trees(
             for pair in members
         ]
         shared = tuple(start + encode(prompt.prefix) + ids)
-        trees += [Tree(shared, tuple(branches[i : i + BRANCHES])) for i in range(0, len(branches), BRANCHES)]
+        trees += [_Tree(shared, tuple(branches[i : i + BRANCHES])) for i in range(0, len(branches), BRANCHES)]
     return trees
 
 
-def tree_collator(config: Any) -> Callable[[Sequence[Tree]], dict[str, Any]]:
+def tree_collator(config: Any) -> Callable[[Sequence[_Tree]], dict[str, Any]]:
     """`tree_batch` as a transformers configuration asks for it."""
     kinds = tuple(sorted(set(getattr(config, "layer_types", None) or ())))
     sliding = "sliding_attention" in kinds if kinds else True
@@ -73,7 +73,7 @@ def tree_collator(config: Any) -> Callable[[Sequence[Tree]], dict[str, Any]]:
     return partial(tree_batch, window=window, kinds=kinds)
 
 
-def tree_batch(trees: Sequence[Tree], *, window: int, kinds: tuple[str, ...]) -> dict[str, Any]:
+def tree_batch(trees: Sequence[_Tree], *, window: int, kinds: tuple[str, ...]) -> dict[str, Any]:
     """Trees in one row of S tokens with T question tokens.
 
     window: places that a sliding layer looks back, 0 when there are no such layers. kinds: the model's layer types, for
@@ -204,45 +204,34 @@ def train_generator(
     with one line now and then. Raises DataError without pairs, ModelError for a checkpoint that cannot be trained,
     MismatchError when `out` holds an unfinished run of something else, MissingExtra without torch.
     """
-    chosen = settings or GeneratorSettings()
     if not pairs:
         raise DataError("There is no training pair: give --pairs with at least one question and its passage.")
-
-    def train(checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Callable[[Path], None]]:
-        model = _model(checkpoint, chosen)
-        return _run(model, checkpoint, run, pairs, dev, chosen, say), partial(_save, model, checkpoint, chosen)
-
-    return carry_out("generator", base, out, pairs=pairs, dev=dev, settings=chosen, train=train)
+    chosen = settings or GeneratorSettings()
+    return carry_out("generator", base, out, pairs=pairs, dev=dev, settings=chosen, train=_train, say=say)
 
 
-def _run(
-    model: Any,
+def _train(
     checkpoint: Checkpoint,
     run: Path,
     pairs: Sequence[TrainingPair],
     dev: Sequence[TrainingPair],
     settings: GeneratorSettings,
     say: Callable[[str], None],
-) -> Outcome:
-    from xqg_vdb.train.trainer import WatchedTrainer, question_loss
+) -> tuple[Outcome, Callable[[Path], None]]:
+    from xqg_vdb.train.trainer import run_training
 
+    model = _model(checkpoint, settings)
     make, collate = _shape(checkpoint, run, model, settings)
-    examples, held_out = make(pairs), spread(make(dev), settings.dev_limit)
     trained, all_ = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) / 1e6 for every in (0, 1))
     say(
         f"{len(pairs)} questions about {describe_pairs(pairs)['passages']} passages; "
         f"{trained:.1f} of {all_:.1f} M parameters are trained"
     )
-    trainer = WatchedTrainer(
-        model=model,
-        args=training_arguments(run, settings.schedule, evaluates=bool(held_out)),
-        train_dataset=examples,
-        eval_dataset=held_out or None,
-        data_collator=collate,
-        compute_loss_func=question_loss,
-    )
-    trainer.watch(settings.schedule, say)
-    return run_training(trainer, run, evaluates=bool(held_out), say=say)
+    outcome = run_training(
+        model, run, settings.schedule, examples=make(pairs), held_out=spread(make(dev), settings.dev_limit),
+        collate=collate, say=say,
+    )  # fmt: skip
+    return outcome, partial(_save, model, checkpoint, settings)
 
 
 def _model(checkpoint: Checkpoint, settings: GeneratorSettings) -> Any:

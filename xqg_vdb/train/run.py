@@ -8,26 +8,25 @@ config.json as the last one, and `run/` goes.
 from __future__ import annotations
 
 import shutil
-import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from xqg_vdb.errors import DataError, MismatchError, MissingExtra, ModelError
+from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import Base, Checkpoint, copy_tokenizer_files
 from xqg_vdb.files import lock_folder, sync_folder, write_atomic
 from xqg_vdb.generate.output import versions
-from xqg_vdb.progress import unbroken
 from xqg_vdb.train.pairs import TrainingPair, describe_pairs, leakage
 from xqg_vdb.types import option
 
 if TYPE_CHECKING:
     from xqg_vdb.train.encoder import EncoderSettings
     from xqg_vdb.train.generator import GeneratorSettings
+
+Settings = TypeVar("Settings", "EncoderSettings", "GeneratorSettings")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +104,7 @@ def open_run(out: Path, identity: Mapping[str, Any]) -> Path:
         raise ModelError(f"{out} already holds something: remove it, or give another folder to train into.")
     run.mkdir(parents=True, exist_ok=True)
     wanted = orjson.loads(orjson.dumps(identity))
-    before = _read(run / "identity.json")
+    before = read_object(run / "identity.json")
     if not before:
         write_atomic(run / "identity.json", orjson.dumps(wanted, option=orjson.OPT_INDENT_2))
         return run
@@ -117,103 +116,12 @@ def open_run(out: Path, identity: Mapping[str, Any]) -> Path:
     return run
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """A JSON object; {} where there is none, or half of one."""
     try:
         return dict(orjson.loads(file.read_bytes()))
     except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
         return {}
-
-
-def training_arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches: bool = False) -> Any:
-    """`TrainingArguments` for a schedule: bf16 on CUDA, fp32 on CPU, one device per process, nothing sent anywhere.
-
-    whole_batches: do not accumulate gradients over micro batches, because a loss sees all of a batch.
-    """
-    import torch
-    from transformers import TrainingArguments
-
-    if schedule.threads:
-        torch.set_num_threads(schedule.threads)
-    cuda = torch.cuda.is_available()
-    micro = schedule.batch_size if whole_batches else schedule.micro_batch or schedule.batch_size
-    if schedule.batch_size % micro:
-        raise DataError(f"The batch size {schedule.batch_size} is no multiple of the micro batch {micro}.")
-    every = schedule.eval_every if evaluates else 0
-    arguments = TrainingArguments(
-        output_dir=str(run),
-        num_train_epochs=schedule.epochs,
-        max_steps=schedule.max_steps or -1,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=schedule.batch_size // micro,
-        learning_rate=schedule.learning_rate,
-        warmup_ratio=schedule.warmup,
-        weight_decay=schedule.weight_decay,
-        seed=schedule.seed,
-        eval_strategy="steps" if every else "no",
-        eval_steps=every or None,
-        save_strategy="no",  # `WatchedTrainer` saves by the clock
-        save_total_limit=1,
-        logging_steps=1,  # a resumed run then logs the very losses of an unbroken one
-        bf16=bool(cuda and torch.cuda.is_bf16_supported()),
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        disable_tqdm=True,
-        report_to=[],
-    )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # DataParallel would split rows that belong together; torchrun uses all devices
-    return arguments
-
-
-def run_training(trainer: Any, run: Path, *, evaluates: bool, say: Callable[[str], None]) -> Outcome:
-    """Train to the end, from the last whole checkpoint in `run` if there is one; dev is evaluated before and after."""
-    began, (resumed_at, checkpoint) = time.monotonic(), _last_checkpoint(run)
-    baseline = run / "baseline.json"
-    before: dict[str, float] = _read(baseline)
-    if evaluates and not before:
-        before = figures(trainer.evaluate())
-        write_atomic(baseline, orjson.dumps(before))
-    if before:
-        say(f"dev before training: {spoken(before)}")
-    if checkpoint:
-        say(f"going on from step {resumed_at}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="mtime may not be reliable")  # file times are not what we go by
-        with unbroken() as pause:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            pause(f"step {trainer.state.global_step} is kept")
-    after = figures(trainer.evaluate()) if evaluates else {}
-    if after:
-        say(f"dev after training: {spoken(after)}")
-    steps, history = int(trainer.state.global_step), tuple(trainer.state.log_history)
-    return Outcome(run.parent, steps, time.monotonic() - began, history, before, after, resumed_at)
-
-
-def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Dev figures without transformers' prefix and its timings."""
-    told = ("runtime", "per_second", "epoch", "model_preparation_time")
-    names = {key: key.removeprefix("eval_") for key in metrics if not key.endswith(told)}
-    return {name: float(metrics[key]) for key, name in names.items()}
-
-
-def spoken(figures: Mapping[str, float]) -> str:
-    """Figures in a line."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-
-
-def _last_checkpoint(run: Path) -> tuple[int, Path | None]:
-    """Step and folder of the newest whole checkpoint; what a kill left half-written is removed."""
-    whole: list[tuple[int, Path]] = []
-    for path in run.glob("checkpoint-*"):
-        if state := _read(path / "trainer_state.json"):
-            whole.append((int(state["global_step"]), path))
-        else:
-            shutil.rmtree(path)
-    return max(whole, default=(0, None))
 
 
 def _write_card(folder: Path, *, identity: Mapping[str, Any], outcome: Outcome, licence: str) -> None:
@@ -273,8 +181,12 @@ def carry_out(
     *,
     pairs: Sequence[TrainingPair],
     dev: Sequence[TrainingPair],
-    settings: EncoderSettings | GeneratorSettings,
-    train: Callable[[Checkpoint, Path], tuple[Outcome, Callable[[Path], None]]],
+    settings: Settings,
+    train: Callable[
+        [Checkpoint, Path, Sequence[TrainingPair], Sequence[TrainingPair], Settings, Callable[[str], None]],
+        tuple[Outcome, Callable[[Path], None]],
+    ],
+    say: Callable[[str], None],
 ) -> Outcome:
     """Train `base` into the folder `out`; goes on after a stop.
 
@@ -296,7 +208,7 @@ def carry_out(
     run = open_run(out, identity)
     with lock_folder(run):
         checkpoint = base.fetch(run / "base")
-        outcome, save = train(checkpoint, run)
+        outcome, save = train(checkpoint, run, pairs, dev, settings, say)
         finished = run / "finished"
         shutil.rmtree(finished, ignore_errors=True)
         finished.mkdir()
@@ -314,7 +226,7 @@ def carry_out(
 
 def _finished(out: Path, identity: Mapping[str, Any]) -> Outcome | None:
     """What the same command made before, if it came to its end: a kill may have left its run folder."""
-    record, wanted = _read(out / "training.json"), orjson.loads(orjson.dumps(identity))
+    record, wanted = read_object(out / "training.json"), orjson.loads(orjson.dumps(identity))
     if not (out / "config.json").exists() or any(record.get(key) != value for key, value in wanted.items()):
         return None
     shutil.rmtree(out / "run", ignore_errors=True)

@@ -1,32 +1,33 @@
-"""What needs torch: the losses of both trainers, an encoder in training, and transformers' `Trainer` with a clock.
+"""What needs torch: both losses, the rows of an encoder in training, and transformers' `Trainer` with a clock.
 
 Nothing imports this file before a run starts.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.checkpoint import checkpoint
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from xqg_vdb.calibration import LanguageMeans, TextEncoder
-from xqg_vdb.evaluate.matrix import id_order, judge, per_row, search_rows
-from xqg_vdb.evaluate.metrics import Metric
+from xqg_vdb.errors import DataError
+from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
-from xqg_vdb.progress import STOPS, windows
-from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
-from xqg_vdb.train.run import Schedule, figures, spoken
-from xqg_vdb.types import EncoderFacts, Vectors
+from xqg_vdb.progress import STOPS, unbroken, windows
+from xqg_vdb.train.run import Outcome, Schedule, read_object
+from xqg_vdb.types import Vectors
 
 REPORT_SECONDS = 30.0
-METRICS = (Metric("R", 10), Metric("MRR", 10))
 _ROWS = 64
 _WINDOW = 4096
 
@@ -78,64 +79,21 @@ def contrastive_loss(queries: Tensor, passages: Tensor, *, targets: Tensor, same
         return cross_entropy(scores, targets)
 
 
-class TorchEncoder:
-    """A `TextEncoder` over a transformers model in training, never calibrated; longest texts first, so little padding.
-
-    query_tokens, passage_tokens: texts are cut there.
-    """
-
-    def __init__(
-        self, model: Any, tokenizer: Any, spec: EncoderSpec, *, query_tokens: int, passage_tokens: int
-    ) -> None:
-        self._model, self._tokenizer, self._spec = model, tokenizer, spec
-        self._query_tokens, self._passage_tokens = query_tokens, passage_tokens
-        self.language_means, self.calibration = LanguageMeans(), 0.0
-
-    @property
-    def facts(self) -> EncoderFacts:
-        """The conventions; weights in training have no fingerprint."""
-        spec = self._spec
-        return EncoderFacts(
-            "in training", "in training", spec.dim, spec.pooling, spec.normalize, spec.query_prefix,
-            spec.passage_prefix, spec.max_length, "fp32",
-        )  # fmt: skip
-
-    def encode_queries(
-        self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
-    ) -> Vectors:
-        """Rows (n, dim) float32 for questions."""
-        return self._encode([self._spec.query_prefix + text for text in texts], self._query_tokens)
-
-    def encode_passages(self, texts: Iterable[str]) -> Vectors:
-        """Rows (n, dim) float32 for passages."""
-        return self._encode([self._spec.passage_prefix + text for text in texts], self._passage_tokens)
-
-    def _encode(self, texts: list[str], length: int) -> Vectors:
-        rows = np.zeros((len(texts), self._spec.dim), np.float32)
-        was_training = self._model.training
-        self._model.eval()
-        for window in windows(range(len(texts)), _WINDOW):
-            for batch in windows(sorted(window, key=lambda i: -len(texts[i])), _ROWS):
-                tokens = self._tokenizer(
-                    [texts[i] for i in batch], padding=True, truncation=True, max_length=length, return_tensors="pt"
-                )
-                part = {key: tokens[key].to(self._model.device) for key in ("input_ids", "attention_mask")}
-                with torch.no_grad():
-                    rows[batch] = embed(self._model, part, self._spec).cpu().numpy()
-        self._model.train(was_training)
-        return rows
-
-
-def dev_figures(encoder: TextEncoder, dev: Sequence[TrainingPair]) -> dict[str, float]:
-    """`METRICS` of the questions of `dev` among its distinct positives and negatives, by dot product."""
-    pool, ids = pool_of(dev), [f"{i}" for i in range(len(dev))]
-    keys = list(pool)
-    qrels = {i: {content_key(pair.positive): 1} for i, pair in zip(ids, dev, strict=True)}
-    passages = encoder.encode_passages([passage.title_and_text for passage in pool.values()])
-    questions = encoder.encode_queries([pair.query for pair in dev], calibrate=False)
-    rows, _ = search_rows(questions, passages, k=10, tie_order=id_order(keys))
-    judged = judge(qrels, query_ids=ids, passage_ids=keys)
-    return {str(metric): float(np.mean(per_row(rows, judged, metric=metric))) for metric in METRICS}
+def embed_texts(model: Any, tokenizer: Any, texts: list[str], spec: EncoderSpec, *, length: int) -> Vectors:
+    """Rows (n, dim) float32 by the model as it stands, of texts cut at `length` tokens; longest first: pads little."""
+    rows = np.zeros((len(texts), spec.dim), np.float32)
+    was_training = model.training
+    model.eval()
+    for window in windows(range(len(texts)), _WINDOW):
+        for batch in windows(sorted(window, key=lambda i: -len(texts[i])), _ROWS):
+            tokens = tokenizer(
+                [texts[i] for i in batch], padding=True, truncation=True, max_length=length, return_tensors="pt"
+            )
+            part = {key: tokens[key].to(model.device) for key in ("input_ids", "attention_mask")}
+            with torch.no_grad():
+                rows[batch] = embed(model, part, spec).cpu().numpy()
+    model.train(was_training)
+    return rows
 
 
 class WatchedTrainer(Trainer):  # type: ignore[misc]
@@ -191,10 +149,121 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]
         step, last, now = self.state.global_step, self.state.max_steps, time.monotonic()
         if any(key.startswith("eval_") for key in logs):
             if 0 < step < last:  # before and after training, the caller says it
-                self._say(f"step {step} of {last}, dev: {spoken(figures(logs))}")
+                self._say(f"step {step} of {last}, dev: {_spoken(_figures(logs))}")
         elif "loss" in logs and self._began and (now - self._told >= REPORT_SECONDS or step == last):
             start, first = self._began
             seconds = max((now - start) / max(1, step - first), 1e-9)
             self._told = now
             rate, left = self._schedule.batch_size / seconds, seconds * (last - step) / 60
             self._say(f"step {step} of {last}, loss {logs['loss']:.4f}, {rate:.2f} examples/s, {left:.0f} min to go")
+
+
+def _arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches: bool) -> TrainingArguments:
+    """`TrainingArguments` for a schedule: bf16 on CUDA, fp32 on CPU, one device per process, nothing sent anywhere.
+
+    whole_batches: do not accumulate gradients over micro batches, because a loss sees all of a batch.
+    """
+    if schedule.threads:
+        torch.set_num_threads(schedule.threads)
+    cuda = torch.cuda.is_available()
+    micro = schedule.batch_size if whole_batches else schedule.micro_batch or schedule.batch_size
+    if schedule.batch_size % micro:
+        raise DataError(f"The batch size {schedule.batch_size} is no multiple of the micro batch {micro}.")
+    every = schedule.eval_every if evaluates else 0
+    arguments = TrainingArguments(
+        output_dir=str(run),
+        num_train_epochs=schedule.epochs,
+        max_steps=schedule.max_steps or -1,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=schedule.batch_size // micro,
+        learning_rate=schedule.learning_rate,
+        warmup_ratio=schedule.warmup,
+        weight_decay=schedule.weight_decay,
+        seed=schedule.seed,
+        eval_strategy="steps" if every else "no",
+        eval_steps=every or None,
+        save_strategy="no",  # `WatchedTrainer` saves by the clock
+        save_total_limit=1,
+        logging_steps=1,  # a resumed run then logs the very losses of an unbroken one
+        bf16=bool(cuda and torch.cuda.is_bf16_supported()),
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        report_to=[],
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # DataParallel would split rows that belong together; torchrun uses all devices
+    return arguments
+
+
+def run_training(
+    model: Any,
+    run: Path,
+    schedule: Schedule,
+    *,
+    examples: list[Any],
+    held_out: list[Any],
+    collate: Callable[[Any], dict[str, Any]],
+    say: Callable[[str], None],
+    loss: Callable[[Any, Mapping[str, Any]], Tensor] | None = None,
+    dev: Callable[[], dict[str, float]] | None = None,
+) -> Outcome:
+    """Train to the end, from the last whole checkpoint in `run` if there is one; dev is evaluated before and after.
+
+    loss: of a model and a whole batch, instead of `question_loss`. dev: figures instead of that loss on `held_out`.
+    """
+    began, (resumed_at, last) = time.monotonic(), _last_checkpoint(run)
+    evaluates = bool(held_out)
+    trainer = WatchedTrainer(
+        model=model,
+        args=_arguments(run, schedule, evaluates=evaluates, whole_batches=loss is not None),
+        train_dataset=examples,
+        eval_dataset=held_out or None,
+        data_collator=collate,
+        compute_loss_func=None if loss else question_loss,
+    )
+    trainer.watch(schedule, say, loss=loss, dev=dev)
+    before: dict[str, float] = read_object(run / "baseline.json")
+    if evaluates and not before:
+        before = _figures(trainer.evaluate())
+        write_atomic(run / "baseline.json", orjson.dumps(before))
+    if before:
+        say(f"dev before training: {_spoken(before)}")
+    if last:
+        say(f"going on from step {resumed_at}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="mtime may not be reliable")  # file times are not what we go by
+        with unbroken() as pause:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            pause(f"step {trainer.state.global_step} is kept")
+    after = _figures(trainer.evaluate()) if evaluates else {}
+    if after:
+        say(f"dev after training: {_spoken(after)}")
+    steps, history = int(trainer.state.global_step), tuple(trainer.state.log_history)
+    return Outcome(run.parent, steps, time.monotonic() - began, history, before, after, resumed_at)
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Dev figures without transformers' prefix and its timings."""
+    told = ("runtime", "per_second", "epoch", "model_preparation_time")
+    names = {key: key.removeprefix("eval_") for key in metrics if not key.endswith(told)}
+    return {name: float(metrics[key]) for key, name in names.items()}
+
+
+def _spoken(figures: Mapping[str, float]) -> str:
+    """Figures in a line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+
+
+def _last_checkpoint(run: Path) -> tuple[int, Path | None]:
+    """Step and folder of the newest whole checkpoint; what a kill left half-written is removed."""
+    whole: list[tuple[int, Path]] = []
+    for path in run.glob("checkpoint-*"):
+        if state := read_object(path / "trainer_state.json"):
+            whole.append((int(state["global_step"]), path))
+        else:
+            shutil.rmtree(path)
+    return max(whole, default=(0, None))

@@ -24,7 +24,7 @@ from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import Collection, check_same_encoder, collection_means
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.tune.material import hash_order
+from xqg_vdb.tune.tune import hash_order
 from xqg_vdb.types import GeneratedQueries, Question, Search, Vectors
 
 _ASKED_TOGETHER = 256

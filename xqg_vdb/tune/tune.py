@@ -1,34 +1,53 @@
 """Choosing α, λ, pooling, shrinkage and languages on half of the questions, and reporting on the other half.
 
-In: `TuneData`. Out: `Tuned`. Questions are split by the passage that they ask for, so that translations of one question
-never lie on both sides. One coordinate at a time: for each pooling α, λ and α again; then languages that hurt are left
-out; then, told but not used, how many queries a language are needed. What does not gain more than one standard error
-(over passages) is a tie, and ties go to the default recipe.
+In: passages with the sums of their queries, and questions whose passages are known (`TuneData`). Out: `Tuned`.
+Questions are split by the passage that they ask for, so that translations of one question never lie on both sides. One
+coordinate at a time: for each pooling α, λ and α again; then languages that hurt are left out; then, told but not used,
+how many queries a language are needed. What does not gain more than one standard error (over passages) is a tie, and
+ties go to the default recipe.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.calibration import TextEncoder
-from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.matrix import Judgements, Setting, Values, id_order, judge, sweep
-from xqg_vdb.evaluate.metrics import FEW, Metric, asked_passage, counted, parse_metrics
+from xqg_vdb.calibration import (
+    LanguageMeans,
+    TextEncoder,
+    calibrate_passages,
+    main_languages,
+    passage_means,
+    resolve_languages,
+)
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.evaluate.matrix import Setting, Values, id_order, judge, sweep
+from xqg_vdb.evaluate.metrics import FEW, Metric, Qrels, asked_passage, counted, parse_metrics, read_qrels
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
 from xqg_vdb.fusion import Sums
+from xqg_vdb.index.build import Build
+from xqg_vdb.index.encode import Row, encode_cached, encode_query_files
+from xqg_vdb.index.load import as_file, as_files
+from xqg_vdb.index.write import measure_passages
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
+from xqg_vdb.texts.corpus import read_corpus, read_questions
 from xqg_vdb.texts.records import open_lines
-from xqg_vdb.tune.material import SAMPLE, TuneData, hash_order, labelled, with_calibrated_passages
-from xqg_vdb.types import Recipe
+from xqg_vdb.texts.tables import Records
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Recipe, Vectors
+
+SAMPLE = 2000
+"""Passages to tune on: enough for intervals of a percent, few enough to encode in minutes."""
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(20))
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
@@ -37,8 +56,191 @@ NO_HELP = (
     "the queries do not surely help these questions: load without --queries, or read some of them, write better ones "
     "with a larger model and tune again"
 )
+_LOAD = "run `xqg-vdb load CORPUS NAME --queries FILE"
+_SEED = b"xqg tuning 1"
 _SAME = 1e-9  # values that differ by less are equal
 _DEFAULT = Recipe()
+
+
+def hash_order(text: str) -> int:
+    """Give a text a fixed pseudo-random number of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=_SEED).digest(), "big")
+
+
+@dataclass(frozen=True)
+class TuneData:
+    """Everything that tuning needs: passages (p, dim) and questions (q, dim) float32, not calibrated, with their names.
+
+    sums: the query sums of the passages with the first n queries of each passage and language, or with all (None).
+    most_queries: the most that a passage has in one language; None when only sums are known, and n cannot be tuned.
+    notes: what a reader of the result should know about the data.
+    """
+
+    encoder: TextEncoder
+    ids: Sequence[str]
+    passages: Vectors
+    sums: Callable[[int | None], Sums]
+    most_queries: int | None
+    question_ids: Sequence[str] = ()
+    questions: Vectors = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    langs: Sequence[str] = ()
+    qrels: Qrels = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def means(self, sums: Sums) -> LanguageMeans:
+        """The language means that a load of these sums would search with: the encoder's own, refined by the queries."""
+        counts = {lang: int(n.sum()) for lang, (_, n) in sums.items()}
+        means = {
+            lang: (total.sum(axis=0, dtype=np.float64) / counts[lang]).astype(np.float32)
+            for lang, (total, _) in sums.items()
+            if counts[lang]
+        }
+        generated = LanguageMeans(means, {lang: counts[lang] for lang in means}, "generated queries")
+        return self.encoder.language_means.refined(generated, capped=True)
+
+
+def labelled(
+    corpus: Path,
+    queries: Sequence[Path],
+    *,
+    questions: Path,
+    qrels: Path | Qrels,
+    encoder: TextEncoder,
+    build: Path | None = None,
+    passage_calibration: float = 0.0,
+    folder: Path,
+    sample: int = SAMPLE,
+    progress: Progress = silent,
+) -> TuneData:
+    """Read questions with their qrels, and all judged passages and others, `sample` at least.
+
+    build: takes passages and sums from there. passage_calibration: passages are those that such a load would write.
+    Raises DataError when no question is judged or no judged passage is in the corpus, MismatchError when the build was
+    made by another encoder.
+    """
+    every = read_questions(questions)
+    judged = qrels if isinstance(qrels, Mapping) else read_qrels(qrels)
+    wanted = {docid for grades in judged.values() for docid, grade in grades.items() if grade > 0}
+    if build is None:
+        data = _of_files(corpus, queries, wanted, encoder=encoder, folder=folder, sample=sample, progress=progress)
+    else:
+        data = _of_build(build, wanted, encoder=encoder, sample=sample)
+    present = wanted & set(data.ids)
+    asked = [q for q in every if any(g > 0 and docid in present for docid, g in judged.get(q.id, {}).items())]
+    if not asked:
+        told = qrels if isinstance(qrels, Path) else "the qrels"
+        raise DataError(
+            f"No question in {questions} has a relevant passage of this corpus in {told}: are the ids the same?"
+        )
+    notes = _bare_passages(data, present)
+    if len(asked) < len(every):
+        notes.append(f"{len(every) - len(asked)} questions without a relevant passage in the corpus are left out")
+    data = replace(
+        data,
+        question_ids=[q.id for q in asked],
+        questions=encode_cached(
+            [q.text for q in asked], encoder=encoder, kind="queries", folder=folder,
+            progress=progress, stage="questions",
+        ),
+        langs=resolve_languages([q.text for q in asked], [q.lang for q in asked]),
+        qrels={q.id: judged[q.id] for q in asked},
+        notes=tuple(notes),
+    )  # fmt: skip
+    if not passage_calibration:
+        return data
+    return _with_calibrated_passages(data, corpus, strength=passage_calibration, build=build, progress=progress)
+
+
+def _with_calibrated_passages(
+    data: TuneData, corpus: Path, *, strength: float, build: Path | None, progress: Progress
+) -> TuneData:
+    """`data` with the passages that `load --passage-calibration` would write; as it was for a corpus in one language.
+
+    The means are those of the whole build where there is one, else those of the passages that are tuned on.
+    """
+    lang_of = dict.fromkeys(data.ids, UNKNOWN_LANGUAGE)
+
+    def read() -> Iterator[Row]:
+        for passage in read_corpus(corpus):
+            if passage.id in lang_of:
+                lang_of[passage.id] = passage.lang
+            yield passage, None
+
+    if build is not None:
+        table = measure_passages(read(), Build.open(build), progress=progress)
+    else:
+        deque(read(), maxlen=0)
+        table = passage_means([(data.passages, list(lang_of.values()))])
+    if len(main_languages(table.counts)) < 2:
+        return replace(data, notes=(*data.notes, "the corpus is in one language: passages stay as they are"))
+    passages = calibrate_passages(
+        data.passages, langs=list(lang_of.values()), table=table, strength=strength,
+        normalize=data.encoder.facts.normalize,
+    )  # fmt: skip
+    return replace(data, passages=passages)
+
+
+def _of_build(folder: Path, wanted: set[str], *, encoder: TextEncoder, sample: int) -> TuneData:
+    """Rows of a build: what is wanted and others, those with queries first, `sample` at least if there are as many."""
+    build = Build.open(folder)
+    if build.fingerprint != encoder.facts.fingerprint:
+        raise MismatchError(
+            f"{folder} was made by the encoder {build.fingerprint}, not by {encoder.facts.source} "
+            f"({encoder.facts.fingerprint}): tune with that encoder, or with another --build."
+        )
+    if not build.complete:
+        raise DataError(f"{folder} is not complete: {_LOAD} --build {folder}` first.")
+
+    def ranks() -> Iterator[tuple[bool, bool, int, int]]:
+        row = 0
+        for window in build.windows():
+            for docid, count in zip(window.ids, window.counts(window.sums).tolist(), strict=True):
+                yield docid not in wanted, not count, hash_order(docid), row
+                row += 1
+
+    chosen = heapq.nsmallest(max(sample, len(wanted)), ranks())
+    window = build.take(np.sort(np.array([row for *_, row in chosen], dtype=np.int64)))
+    if not window.sums:
+        raise DataError(f"{folder} holds no generated queries: {_LOAD} --build {folder}` first.")
+    return TuneData(encoder, window.ids, window.passages, lambda _: window.sums, None)
+
+
+def _of_files(
+    corpus: Path,
+    queries: Sequence[Path],
+    wanted: set[str],
+    *,
+    encoder: TextEncoder,
+    folder: Path,
+    sample: int,
+    progress: Progress,
+) -> TuneData:
+    """Encode a sample of the corpus: what is wanted and others."""
+    chosen = heapq.nsmallest(
+        max(sample, len(wanted)),
+        read_corpus(corpus, detect=False),
+        key=lambda p: (p.id not in wanted, hash_order(p.id)),
+    )
+    chosen.sort(key=lambda p: p.id)
+    ids = [p.id for p in chosen]
+    rows = encode_cached(
+        [p.title_and_text for p in chosen], encoder=encoder, kind="passages",
+        folder=folder, progress=progress, stage="passages",
+    )  # fmt: skip
+    flat = encode_query_files(queries, ids, encoder=encoder, folder=folder, progress=progress)
+    return TuneData(encoder, ids, rows, lambda n: flat.sums(passages=len(ids), n=n), int(flat.index.max()) + 1)
+
+
+def _bare_passages(data: TuneData, asked: set[str]) -> list[str]:
+    """Warn when the passages that are asked for have queries more often than the others."""
+    has = np.add.reduce([counts for _, counts in data.sums(None).values()]) > 0
+    judged = np.array([docid in asked for docid in data.ids])
+    if judged.all() or has[judged].mean() - has[~judged].mean() < 0.1:
+        return []
+    return [
+        f"{has[judged].mean():.0%} of the passages asked for have queries, but {has[~judged].mean():.0%} of the others:"
+        " recipes that give passages with queries a head start (pool mean, not centred) are flattered"
+    ]
 
 
 @dataclass(frozen=True)
@@ -47,19 +249,20 @@ class Choice:
 
     recipe: Recipe
     strength: float
-    value: float
+    value: float = 0.0
 
 
-class Split:
-    """One side of the questions, measured by one metric."""
+class _Half:
+    """One side of the questions, measured by one metric: values of recipes, macro means, and what is surely better."""
 
     def __init__(self, data: TuneData, rows: NDArray[np.int64], metric: Metric) -> None:
         self.ids = [data.question_ids[row] for row in rows.tolist()]
         self.langs = [data.langs[row] for row in rows.tolist()]
+        self.sums = data.sums(None)
         self._vectors = np.asarray(data.questions[rows])
         self._data, self._metric = data, metric
-        self._judged: Judgements = judge(data.qrels, query_ids=self.ids, passage_ids=data.pool.ids)
-        self._order = id_order(data.pool.ids)
+        self._judged = judge(data.qrels, query_ids=self.ids, passage_ids=data.ids)
+        self._order = id_order(data.ids)
         parts = counted(self.ids, groups=dict(zip(self.ids, self.langs, strict=True)), average="groups")
         sizes = Counter(parts.values())
         weights = {lang: 1.0 / (n * len(sizes)) for lang, n in sizes.items()}
@@ -71,66 +274,60 @@ class Split:
         """Number of questions by language, sorted."""
         return {lang: self.langs.count(lang) for lang in sorted(set(self.langs))}
 
-    def rows(self, sums: Sums, recipe: Recipe, settings: Sequence[Setting]) -> Values:
-        """Values (settings, q); the recipe's own α does not matter."""
+    def rows(self, recipe: Recipe, settings: Sequence[Setting], *, n: int | None = None) -> Values:
+        """Values (settings, q) with the first n queries; the recipe's own α does not matter."""
+        sums = self.sums if n is None else self._data.sums(n)
         folded = sums if recipe.query_langs is None else {lang: sums[lang] for lang in recipe.query_langs}
         return sweep(
-            settings, self._vectors, self._data.pool.passages, folded, recipe=recipe, table=self._data.means(folded),
+            settings, self._vectors, self._data.passages, folded, recipe=recipe, table=self._data.means(folded),
             langs=self.langs, normalize=self._data.encoder.facts.normalize, judged=self._judged, metric=self._metric,
             tie_order=self._order,
         )  # fmt: skip
 
-    def values(self, sums: Sums, recipe: Recipe, settings: Sequence[Setting]) -> Values:
-        """Macro means (settings,)."""
-        return np.asarray(self.rows(sums, recipe, settings) @ self._weights)
+    def scores(self, choice: Choice, *, n: int | None = None) -> Values:
+        """Value of each question (q,)."""
+        (values,) = self.rows(choice.recipe, [Setting(choice.recipe.alpha, choice.strength)], n=n)
+        return np.asarray(values)
 
-    def value(self, sums: Sums, recipe: Recipe, strength: float) -> float:
-        """Macro mean of one recipe and λ."""
-        return float(self.values(sums, recipe, [Setting(recipe.alpha, strength)])[0])
+    def mean(self, values: Values) -> float:
+        """Macro mean over languages."""
+        return float(values @ self._weights)
 
-    def by_id(self, sums: Sums, recipe: Recipe, strength: float) -> dict[str, float]:
+    def curve(self, recipe: Recipe, settings: Sequence[Setting]) -> list[float]:
+        """Macro mean of each setting."""
+        return [self.mean(values) for values in self.rows(recipe, settings)]
+
+    def by_id(self, choice: Choice) -> dict[str, float]:
         """Value of each question, for paired tests."""
-        (values,) = self.rows(sums, recipe, [Setting(recipe.alpha, strength)])
-        return dict(zip(self.ids, values.tolist(), strict=True))
+        return dict(zip(self.ids, self.scores(choice).tolist(), strict=True))
 
-    def best(self, sums: Sums, recipe: Recipe, recommended: float) -> Choice:
+    def best(self, recipe: Recipe, recommended: float) -> Choice:
         """The best α at the recommended λ, then another λ if that is surely better, and then the best α there."""
-        alpha, strength, value = self._first_best(sums, recipe, ALPHAS, [recommended])
-        _, other, _ = self._first_best(sums, recipe, [alpha], STRENGTHS)
-        own, others = self.rows(sums, recipe, [Setting(alpha, recommended), Setting(alpha, other)])
-        if self.surely_better(others, own):
-            alpha, strength, value = self._first_best(sums, recipe, ALPHAS, [other])
-        return Choice(replace(recipe, alpha=alpha), strength, value)
+        best = self._first_best(recipe, ALPHAS, [recommended])
+        other = self._first_best(recipe, [best.recipe.alpha], STRENGTHS)
+        return self._first_best(recipe, ALPHAS, [other.strength]) if self.beats(other, best) else best
 
-    def beats(self, sums: Sums, choice: Choice, other: Choice) -> bool:
-        """Whether a choice is surely better than another."""
-        values, others = (
-            self.rows(sums, one.recipe, [Setting(one.recipe.alpha, one.strength)])[0] for one in (choice, other)
+    def _first_best(self, recipe: Recipe, alphas: Sequence[float], strengths: Sequence[float]) -> Choice:
+        """The best of all; of equals one of the default α, then of the smallest α."""
+        points = [Setting(alpha, strength) for alpha in alphas for strength in strengths]
+        value, point = min(
+            zip(self.curve(recipe, points), points, strict=True),
+            key=lambda item: (-round(item[0] / _SAME), item[1].alpha != _DEFAULT.alpha, item[1].alpha),
         )
-        return self.surely_better(values, others)
+        return Choice(replace(recipe, alpha=point.alpha), point.strength, value)
+
+    def beats(self, choice: Choice, other: Choice) -> bool:
+        """Whether a choice is surely better than another."""
+        return self.surely_better(self.scores(choice), self.scores(other))
 
     def surely_better(self, values: Values, others: Values, *, errors: float = 1.0) -> bool:
-        """Whether the gain of values over others (q,) is more than so many standard errors: less is a tie."""
-        gain, error = self.difference(values, others)
-        return gain > errors * error + _SAME
+        """Whether the gain of values over others (q,) is more than so many standard errors: less is a tie.
 
-    def difference(self, values: Values, others: Values) -> tuple[float, float]:
-        """Macro mean of values minus others (q,), and its standard error with passages as clusters."""
+        Passages are the clusters of the standard error of the macro mean.
+        """
         parts = np.bincount(self._clusters, weights=(values - others) * self._weights)
         error = float(parts.std(ddof=1) * np.sqrt(len(parts))) if len(parts) > 1 else float("inf")
-        return float(parts.sum()), error
-
-    def _first_best(
-        self, sums: Sums, recipe: Recipe, alphas: Sequence[float], strengths: Sequence[float]
-    ) -> tuple[float, float, float]:
-        """α, λ and value of the best point; of equals the default α's, then the smallest α's."""
-        points = [Setting(alpha, strength) for alpha in alphas for strength in strengths]
-        values = self.values(sums, recipe, points).tolist()
-        best = min(
-            range(len(points)),
-            key=lambda i: (-round(values[i] / _SAME), points[i].alpha != _DEFAULT.alpha, points[i].alpha),
-        )
-        return points[best].alpha, points[best].strength, values[best]
+        return float(parts.sum()) > errors * error + _SAME
 
 
 @dataclass(frozen=True)
@@ -159,11 +356,11 @@ class Tuned:
 
 
 def tune(
-    corpus: str | PathLike[str],
+    corpus: str | PathLike[str] | Records,
     *,
-    queries: Sequence[str | PathLike[str]],
-    questions: str | PathLike[str],
-    qrels: str | PathLike[str],
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records,
+    questions: str | PathLike[str] | Records,
+    qrels: str | PathLike[str] | Qrels,
     encoder: TextEncoder | str | Path = "starter",
     metric: str = "R@10",
     build: str | PathLike[str] | None = None,
@@ -173,28 +370,27 @@ def tune(
 ) -> Tuned:
     """Choose the recipe for a corpus: half of the labelled questions choose, the other half report, once.
 
-    questions, qrels: what users ask, and which passages answer it. encoder: ready, or its folder or name. build: take
-    the vectors from this folder of a load. passage_calibration: λ that the load shall use for the passages.
-    sample: passages to tune on. What was encoded is kept: the same call again takes seconds.
+    corpus, queries: files, records or data frames, as `load` takes them. questions, qrels: what users ask, and which
+    passages answer it: a file each, or records with id and text, and grades by question and passage. encoder: ready, or
+    its folder or name. build: take the vectors from this folder of a load. passage_calibration: λ that the load shall
+    use for the passages. sample: passages to tune on. What was encoded is kept: the same call again takes seconds.
     """
     (measured,) = parse_metrics([metric])
-    files = [Path(file) for file in queries]
-    for file in (*files, Path(questions), Path(qrels)):
-        open_lines(file)  # what is missing is said before a model is opened or exported
-    if isinstance(encoder, str | Path):
-        with Encoder(encoder) as opened:
-            return tune(
-                corpus, queries=files, questions=questions, qrels=qrels, encoder=opened, metric=metric, build=build,
-                passage_calibration=passage_calibration, sample=sample, progress=progress,
-            )  # fmt: skip
     kept = None if build is None else Path(build)
     folder = cache_folder() / "tuning" if kept is None else kept.with_name(f"{kept.name}.tuning")
-    data = labelled(
-        Path(corpus), files, questions=Path(questions), qrels=Path(qrels), encoder=encoder, build=kept, folder=folder,
-        sample=sample, progress=progress,
-    )  # fmt: skip
-    data = with_calibrated_passages(data, Path(corpus), strength=passage_calibration, build=kept, progress=progress)
-    return choose(data, metric=measured, progress=progress)
+    with ExitStack() as stack:
+        file, files = as_file(corpus, "corpus.jsonl", stack), as_files(queries, stack)
+        asked = as_file(questions, "questions.jsonl", stack)
+        judged = qrels if isinstance(qrels, Mapping) else Path(qrels)
+        for given in (*files, asked, *([judged] if isinstance(judged, Path) else [])):
+            open_lines(given)  # what is missing is said before a model is opened or exported
+        if isinstance(encoder, str | Path):
+            encoder = stack.enter_context(Encoder(encoder))
+        data = labelled(
+            file, files, questions=asked, qrels=judged, encoder=encoder, build=kept, folder=folder, sample=sample,
+            passage_calibration=passage_calibration, progress=progress,
+        )  # fmt: skip
+        return choose(data, metric=measured, progress=progress)
 
 
 def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tuned:
@@ -203,83 +399,75 @@ def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tu
     Raises DataError when one half would be empty, MissingExtra without the extra `bench`.
     """
     dev, held = _split(data, metric)
-    sums = data.pool.sums(None)
     recommended = data.encoder.calibration
-    default = Choice(_DEFAULT, recommended, dev.value(sums, _DEFAULT, recommended))
+    default = Choice(_DEFAULT, recommended)
+    default = replace(default, value=dev.mean(dev.scores(default)))
+    shrunk = [replace(_DEFAULT, shrink=k, center=center) for center in (True, False) for k in SHRINKS]
+    poolings = [_DEFAULT, *(recipe for recipe in shrunk if recipe != _DEFAULT), replace(_DEFAULT, pool="mean")]
     trials: list[Choice] = []
-    for done, recipe in enumerate(_poolings()):
-        progress("tuning", done, len(_poolings()))
-        trials.append(dev.best(sums, recipe, recommended))
-    best, top = trials[0], max(trials, key=lambda one: round(one.value / _SAME))  # the first of equals
-    best, without = _languages_that_help(dev, sums, top if dev.beats(sums, top, best) else best)
-    if not dev.beats(sums, best, default):
+    for done, recipe in enumerate(poolings):
+        progress("tuning", done, len(poolings))
+        trials.append(dev.best(recipe, recommended))
+    best, top = trials[0], max(trials, key=lambda trial: round(trial.value / _SAME))  # the first of equals
+    best, without = _languages_that_help(dev, top if dev.beats(top, best) else best)
+    if not dev.beats(best, default):
         best = default
-    alphas = dev.values(sums, best.recipe, [Setting(a, best.strength) for a in ALPHAS])
-    strengths = dev.values(sums, best.recipe, [Setting(best.recipe.alpha, s) for s in STRENGTHS])
-    most = data.pool.most_queries or 0
-    counts = {n: dev.value(data.pool.sums(n), best.recipe, best.strength) for n in range(1, most + 1)}
+    alphas = dev.curve(best.recipe, [Setting(alpha, best.strength) for alpha in ALPHAS])
+    strengths = dev.curve(best.recipe, [Setting(best.recipe.alpha, strength) for strength in STRENGTHS])
+    counts = {n: dev.mean(dev.scores(best, n=n)) for n in range(1, (data.most_queries or 0) + 1)}
     bare = replace(_DEFAULT, alpha=0.0)
-    helped = dev.beats(sums, best, Choice(bare, best.strength, 0.0))
-    baselines = {"plain": (bare, 0.0), "calibrated": (bare, recommended), "default": (_DEFAULT, recommended)}
-    mine = held.by_id(sums, best.recipe, best.strength)
-    groups = dict(zip(held.ids, held.langs, strict=True))
+    helped = dev.beats(best, Choice(bare, best.strength))
+    baselines = {"plain": Choice(bare, 0.0), "calibrated": Choice(bare, recommended), "default": default}
+    mine, groups = held.by_id(best), dict(zip(held.ids, held.langs, strict=True))
     return Tuned(
         metric=str(metric),
-        passages=len(data.pool.ids),
+        passages=len(data.ids),
         questions=dev.languages(),
         held_out_questions=held.languages(),
         chosen=best,
         default=default,
         trials=tuple(trials),
-        alphas=tuple(zip(ALPHAS, alphas.tolist(), strict=True)),
-        strengths=tuple(zip(STRENGTHS, strengths.tolist(), strict=True)),
+        alphas=tuple(zip(ALPHAS, alphas, strict=True)),
+        strengths=tuple(zip(STRENGTHS, strengths, strict=True)),
         without=without,
         counts=counts,
         held_out={
-            name: compare_groups(held.by_id(sums, recipe, strength), mine, groups=groups, clusters=held.clusters)
-            for name, (recipe, strength) in baselines.items()
+            name: compare_groups(held.by_id(baseline), mine, groups=groups, clusters=held.clusters)
+            for name, baseline in baselines.items()
         },
         notes=(*data.notes, *_few(held.languages()), *([] if helped else [NO_HELP])),
     )
 
 
-def _poolings() -> list[Recipe]:
-    """The default first: of equals it is chosen."""
-    shrunk = [replace(_DEFAULT, shrink=k, center=center) for center in (True, False) for k in SHRINKS]
-    return [_DEFAULT, *(one for one in shrunk if one != _DEFAULT), replace(_DEFAULT, pool="mean")]
-
-
-def _languages_that_help(dev: Split, sums: Sums, best: Choice) -> tuple[Choice, dict[str, float]]:
+def _languages_that_help(dev: _Half, best: Choice) -> tuple[Choice, dict[str, float]]:
     """Leave out the language whose absence gains most, while that is more than two standard errors."""
     first: dict[str, float] = {}
     while best.recipe.alpha > 0.0:
-        langs = best.recipe.query_langs or tuple(sorted(sums))
+        langs = best.recipe.query_langs or tuple(sorted(dev.sums))
         if len(langs) < 2:
             break
-        here = [Setting(best.recipe.alpha, best.strength)]
-        (own,) = dev.rows(sums, best.recipe, here)
-        rows = {}
-        for lang in langs:
-            recipe = replace(best.recipe, query_langs=tuple(one for one in langs if one != lang))
-            (rows[lang],) = dev.rows(sums, recipe, here)
-        gains = {lang: dev.difference(values, own)[0] for lang, values in rows.items()}
-        first = first or {lang: best.value + gain for lang, gain in gains.items()}
-        worst = max(gains, key=lambda lang: gains[lang])
-        if not dev.surely_better(rows[worst], own, errors=2.0):  # the best of many differences
+        less = {
+            lang: replace(best, recipe=replace(best.recipe, query_langs=tuple(code for code in langs if code != lang)))
+            for lang in langs
+        }
+        rows = {lang: dev.scores(choice) for lang, choice in less.items()}
+        values = {lang: dev.mean(row) for lang, row in rows.items()}
+        first = first or values
+        worst = max(values, key=lambda lang: values[lang])
+        if not dev.surely_better(rows[worst], dev.scores(best), errors=2.0):  # the best of many differences
             break
-        recipe = replace(best.recipe, query_langs=tuple(one for one in langs if one != worst))
-        best = Choice(recipe, best.strength, dev.value(sums, recipe, best.strength))
+        best = replace(less[worst], value=values[worst])
     return best, first
 
 
-def _split(data: TuneData, metric: Metric) -> tuple[Split, Split]:
+def _split(data: TuneData, metric: Metric) -> tuple[_Half, _Half]:
     side = np.array([hash_order(f"half {asked_passage(data.qrels[qid])}") % 2 for qid in data.question_ids])
     dev, held = np.flatnonzero(side == 0), np.flatnonzero(side == 1)
     if not len(dev) or not len(held):
         raise DataError(
             f"{len(data.question_ids)} questions about one or two passages cannot be split in halves; give more."
         )
-    return Split(data, dev, metric), Split(data, held, metric)
+    return _Half(data, dev, metric), _Half(data, held, metric)
 
 
 def _few(questions: dict[str, int]) -> list[str]:
