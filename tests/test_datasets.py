@@ -298,8 +298,8 @@ def test_bucc_from_files_to_f1(tmp_path):
     pairs = bucc_mine(vectors, vectors, **ids, ignored=task.ignored, k=1)
     assert set(pairs) == {("de-1", "de/en-1"), ("de-2", "de/en-2")}
     gold = {(qid, docid) for qid, found in task.qrels.items() for docid in found}
-    result = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold))
-    assert (result.precision, result.recall) == (1 / 2, 1 / 2)  # equal scores; the repeated sentence's pair is lost
+    _, precision, recall = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold))
+    assert (precision, recall) == (1 / 2, 1 / 2)  # equal scores; the repeated sentence's pair is lost
     with pytest.raises(DataError, match=r"bucc2018/\{lang\}-en.test.\{lang\} \(or bucc2018/"):
         load_task("bucc2018", tmp_path)
     write(tmp_path / "bucc2018/de-en.test.de", "de-1\tEins.\n")  # XTREME's layout, where test has no gold

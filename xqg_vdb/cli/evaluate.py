@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -32,7 +33,7 @@ from xqg_vdb.types import Recipe, option
 if TYPE_CHECKING:
     from xqg_vdb.evaluate.datasets import RetrievalTask
     from xqg_vdb.evaluate.questions import Diff
-    from xqg_vdb.evaluate.significance import Comparison
+    from xqg_vdb.evaluate.records import Difference
     from xqg_vdb.evaluate.suite import Suite
     from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.progress import Progress
@@ -215,10 +216,11 @@ def _diff_lines(diff: Diff, shown: int) -> Iterator[str]:
             yield f"  … and {len(changes) - shown} more"
 
 
-def _compared(found: Comparison, before: str, after: str = "") -> str:
+def _compared(found: Difference, before: str, after: str = "") -> str:
+    low, high = found.interval or (math.nan, math.nan)
     return (
         f"{before} {found.baseline:.3f} → {after}{' ' if after else ''}{found.system:.3f}   {found.difference:+.3f} "
-        f"[{found.interval.low:+.3f}, {found.interval.high:+.3f}]  p = {found.p_permutation:.2g}"
+        f"[{low:+.3f}, {high:+.3f}]  p = {found.p_permutation:.2g}"
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from xqg_vdb.errors import CorruptError, DataError
-from xqg_vdb.evaluate.answers import answer_recall
+from xqg_vdb.evaluate.answers import answer_recall, word_tokenizer
 from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
 from xqg_vdb.evaluate.matrix import as_run, id_order, search_rows
@@ -296,11 +296,9 @@ def _answered(
 ) -> tuple[dict[str, float], str]:
     text = {passage.id: passage.text for passage in passages}  # without the title, as the official script
     rankings = {qid: [text[docid] for docid, _ in pairs] for qid, pairs in run.items()}
-    (result,) = answer_recall(
-        rankings, answers=task.answers or {}, langs=task.groups, budgets=[budget],
-        mode="strict" if strict else "official",
-    )  # fmt: skip
-    return dict(result.hits), result.tokenizer
+    name, tokenize = word_tokenizer()
+    hits = answer_recall(rankings, answers=task.answers or {}, budget=budget, strict=strict, tokenize=tokenize)
+    return hits, name
 
 
 def _mined(task: RetrievalTask, passages: Sequence[Passage], placed: Placed) -> dict[str, float]:
@@ -315,5 +313,5 @@ def _mined(task: RetrievalTask, passages: Sequence[Passage], placed: Placed) -> 
             ignored=task.ignored,
         )  # fmt: skip
         gold = [(qid, docid) for qid in source_ids for docid in task.qrels.get(qid, {})]
-        values[group] = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold)).f1
+        values[group] = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold))[0]
     return values

@@ -30,15 +30,20 @@ BLOCK_SCORES = 2**24
 
 
 def search_rows(
-    queries: Vectors, passages: Vectors, *, k: int, tie_order: NDArray[np.int64] | None = None
-) -> tuple[Rows, NDArray[np.float32]]:
+    queries: NDArray[np.floating],
+    passages: NDArray[np.floating],
+    *,
+    k: int,
+    tie_order: NDArray[np.int64] | None = None,
+) -> tuple[Rows, NDArray[np.floating]]:
     """Find the k best passages by dot product: rows and scores (q, min(k, n)), for queries (q, dim), passages (n, dim).
 
-    tie_order: from `id_order`, so that equal scores come by ascending id; row order without it.
+    Both may be float64, and are then computed so. tie_order: from `id_order`, so that equal scores come by ascending
+    id; row order without it.
     """
     width = min(k, len(passages))
     rows = np.empty((len(queries), width), dtype=np.int64)
-    scores = np.empty((len(queries), width), dtype=np.float32)
+    scores: NDArray[np.floating] = np.empty((len(queries), width), dtype=np.result_type(queries, passages))
     for block in row_blocks(len(queries), len(passages)):
         table = queries[block] @ passages.T
         rows[block] = best_columns(table, k=k, tie_order=tie_order)

@@ -15,8 +15,9 @@ from pathlib import Path
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.metrics import Average
+from xqg_vdb.evaluate.records import Difference
 from xqg_vdb.evaluate.report.tables import clean
-from xqg_vdb.evaluate.significance import Comparison, compare_groups
+from xqg_vdb.evaluate.significance import compare_groups
 from xqg_vdb.files import disk_errors, write_atomic
 from xqg_vdb.types import Passage
 
@@ -94,7 +95,7 @@ class Diff:
     metric: str
     before: str
     after: str
-    compared: Comparison
+    compared: Difference
     won: Sequence[Change]
     lost: Sequence[Change]
     only_one: int

@@ -5,7 +5,6 @@ Stop it at any time: the next run takes up vectors at their last commit and skip
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from collections import Counter
@@ -18,15 +17,12 @@ from typing import Any
 
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate import significance
 from xqg_vdb.evaluate.cells import BITEXT, SHARE_DEPTH, Cell, check_metrics, run_cell
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.metrics import counted, group_means, headline, macro_mean, ranked, read_run
 from xqg_vdb.evaluate.questions import Asked, write_questions
 from xqg_vdb.evaluate.records import (
     Compared,
-    Difference,
-    Ends,
     HeatMap,
     Point,
     Report,
@@ -35,7 +31,7 @@ from xqg_vdb.evaluate.records import (
     Value,
     environment,
 )
-from xqg_vdb.evaluate.significance import RESAMPLES, Interval, compare_groups, mean_interval
+from xqg_vdb.evaluate.significance import RESAMPLES, compare_groups, mean_interval
 from xqg_vdb.evaluate.suite import Suite, SweepPlan, System
 from xqg_vdb.evaluate.workbench import Workbench
 from xqg_vdb.files import disk_errors, sha256_of
@@ -188,17 +184,13 @@ def _results(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Result]
             for name, part in parts.items():
                 own = {qid: values[qid] for qid in part}
                 interval = mean_interval(own, groups=part, clusters=clusters, resamples=resamples)
-                means[name] = Value(len(own), macro_mean(own, groups=part), _ends(interval))
+                means[name] = Value(len(own), macro_mean(own, groups=part), interval)
             yield Result(dataset, system, metric, means.pop(""), means, cell.seconds, cell.cost)
 
 
 def _groups_of(metric: str, values: Mapping[str, float], task: RetrievalTask) -> Mapping[str, str]:
     """What the questions of a metric are broken down by."""
     return {qid: qid if metric == BITEXT else task.groups[qid] for qid in values}
-
-
-def _ends(interval: Interval) -> Ends:
-    return None if math.isnan(interval.low) else (interval.low, interval.high)
 
 
 def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Compared]:
@@ -220,20 +212,7 @@ def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Com
             before, after, groups=_groups_of(metric, before, task), clusters=task.clusters(), average=task.average,
             resamples=resamples,
         )  # fmt: skip
-        groups = {
-            name: _difference(found, tested.holm_t[name], tested.holm_permutation[name])
-            for name, found in tested.groups.items()
-        }
-        yield Compared(dataset, metric, baseline, system, _difference(tested.macro), groups)
-
-
-def _difference(
-    found: significance.Comparison, holm_t: float | None = None, holm_permutation: float | None = None
-) -> Difference:
-    return Difference(
-        found.n, found.baseline, found.system, found.difference, _ends(found.interval),
-        found.d_z if math.isfinite(found.d_z) else None, found.p_t, found.p_permutation, holm_t, holm_permutation,
-    )  # fmt: skip
+        yield Compared(dataset, metric, baseline, system, tested.macro, tested.groups)
 
 
 def _sweep(bench: Workbench, plan: SweepPlan, dataset: str) -> Sweep:

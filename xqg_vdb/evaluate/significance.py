@@ -11,8 +11,8 @@ Per group (`compare`): paired t-test (scipy), sign-flip permutation test, percen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from xqg_vdb.errors import MismatchError, MissingExtra
 from xqg_vdb.evaluate.metrics import Average, counted
+from xqg_vdb.evaluate.records import Difference, Ends
 
 Numbers = NDArray[np.float64]
 
@@ -31,15 +32,6 @@ SAME = 1e-12
 
 _BLOCK_NUMBERS = 2**23
 _MULTINOMIAL_PAYS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A percentile bootstrap interval at `level`; both ends NaN when there is nothing to resample."""
-
-    low: float
-    high: float
-    level: float
 
 
 class _Places:
@@ -59,6 +51,10 @@ class _Places:
         flat = self.cluster * self.groups + self.group
         sums = np.bincount(flat, weights=values, minlength=self.clusters * self.groups)
         return sums.astype(np.float64).reshape(self.clusters, self.groups)
+
+    def group_means(self, values: Numbers) -> Numbers:
+        """The mean of each group, (groups,)."""
+        return np.array([_mean(values[self.group == group]) for group in range(self.groups)], dtype=np.float64)
 
     def shares(self, values: Numbers) -> Numbers:
         """What each cluster contributes to the mean of group means, (clusters,): their sum is that mean."""
@@ -89,8 +85,8 @@ def sign_flip_p(shares: Numbers, *, resamples: int, seed: int) -> float:
     return (1 + extreme) / (1 + resamples)
 
 
-def _bootstrap(values: Numbers, places: _Places, *, level: float, resamples: int, seed: int) -> Interval:
-    """Percentile interval of the mean of group means, clusters drawn with replacement.
+def _bootstrap(values: Numbers, places: _Places, *, resamples: int, seed: int) -> Ends:
+    """Percentile interval at 95 % of the mean of group means, clusters drawn with replacement; None without two.
 
     A cluster is drawn in the place of one that touches the same groups, so that every group keeps its questions; those
     that have no such fellow are drawn among each other.
@@ -98,7 +94,7 @@ def _bootstrap(values: Numbers, places: _Places, *, level: float, resamples: int
     sums, counts = places.totals(values), places.totals(np.ones_like(values))
     strata = _strata(counts > 0)
     if all(len(members) < 2 for members in strata):
-        return Interval(math.nan, math.nan, level)
+        return None
     rng = np.random.default_rng(seed)
     total, n = (np.zeros((resamples, places.groups)) for _ in range(2))
     for members in strata:
@@ -109,8 +105,8 @@ def _bootstrap(values: Numbers, places: _Places, *, level: float, resamples: int
         n[:, touched] += drawn[:, len(touched) :]
     observed = np.broadcast_to(sums.sum(axis=0) / counts.sum(axis=0), total.shape)
     means = np.divide(total, n, out=observed.copy(), where=n > 0).mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _strata(touches: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
@@ -146,64 +142,57 @@ def _resampled_totals(rows: Numbers, *, resamples: int, rng: np.random.Generator
 RESAMPLES = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """System against baseline on n shared questions; differences are system minus baseline, in the metric's unit.
-
-    d_z: mean difference over the standard deviation (n-1) of the differences (Cohen 1988); infinite when all differ
-    equally. t, p_t: paired t-test over the clusters' sums, two-sided. p_permutation: two-sided sign-flip test. With one
-    question, t and d_z are NaN and both p-values 1; with no difference at all, t and d_z are 0 and both p-values 1.
-    """
-
-    n: int
-    baseline: float
-    system: float
-    difference: float
-    interval: Interval
-    d_z: float
-    t: float
-    p_t: float
-    p_permutation: float
-
-
-@dataclass(frozen=True, slots=True)
-class GroupComparison:
-    """System against baseline per group (usually a language) and over all groups.
-
-    groups: name -> its own comparison. holm_t, holm_permutation: name -> p-value corrected for the number of groups.
-    macro: all values are of the headline's mean (see `metrics.counted`). Where that is one over groups, t, p_t and d_z
-    come from the groups' mean differences, one number per group: would *other languages* gain?
-    """
-
-    groups: Mapping[str, Comparison]
-    holm_t: Mapping[str, float]
-    holm_permutation: Mapping[str, float]
-    macro: Comparison
-
-
 def compare(
     baseline: Mapping[str, float],
     system: Mapping[str, float],
     *,
     clusters: Mapping[str, str] | None = None,
-    level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Comparison:
+) -> Difference:
     """Compare two systems on the same questions (question id -> value); clusters: question id -> what it belongs to.
 
+    d_z: mean difference over the standard deviation (n-1) of the differences (Cohen 1988); None with one question or
+    where all differ equally. p_t: paired t-test over the clusters' sums, two-sided. p_permutation: two-sided sign-flip
+    test. With one question, and with no difference at all, both p-values are 1.
     Raises MismatchError when the questions are not the same, MissingExtra without the extra `bench`.
     """
+    return _compared(baseline, system, None, clusters, resamples, seed)
+
+
+def _compared(
+    baseline: Mapping[str, float],
+    system: Mapping[str, float],
+    groups: Mapping[str, str] | None,
+    clusters: Mapping[str, str] | None,
+    resamples: int,
+    seed: int,
+) -> Difference:
+    """The comparison of means over questions, or of means of group means."""
     _refuse_other_questions(baseline, system)
     qids = sorted(baseline)
-    before, after = _values(baseline, qids), _values(system, qids)
-    places = _Places(qids, None, clusters)
-    shares = places.shares(after - before)
-    return Comparison(
-        len(qids), _mean(before), _mean(after), _mean(after - before),
-        _bootstrap(after - before, places, level=level, resamples=resamples, seed=seed),
-        _d_z(after - before), *_paired_t(shares * len(shares)), sign_flip_p(shares, resamples=resamples, seed=seed),
+    before, after = (np.array([values[qid] for qid in qids], dtype=np.float64) for values in (baseline, system))
+    change, places = after - before, _Places(qids, groups, clusters)
+    shares = places.shares(change)
+    # t-test and d_z: over what the mean is over, clusters and questions or groups
+    tested, spread = (shares * len(shares), change) if groups is None else [places.group_means(change)] * 2
+    first, second, difference = (_mean(places.group_means(values)) for values in (before, after, change))
+    return Difference(
+        len(qids), first, second, difference, _bootstrap(change, places, resamples=resamples, seed=seed),
+        _d_z(spread), _paired_t(tested), sign_flip_p(shares, resamples=resamples, seed=seed),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GroupComparison:
+    """System against baseline over all groups (usually languages) and in each, corrected by Holm for their number.
+
+    macro: all values are of the headline's mean (see `metrics.counted`). Where that is one over groups, p_t and d_z
+    come from the groups' mean differences, one number per group: would *other languages* gain?
+    """
+
+    groups: Mapping[str, Difference]
+    macro: Difference
 
 
 def compare_groups(
@@ -213,7 +202,6 @@ def compare_groups(
     groups: Mapping[str, str],
     clusters: Mapping[str, str] | None = None,
     average: Average = "groups",
-    level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> GroupComparison:
@@ -223,34 +211,18 @@ def compare_groups(
     """
     _refuse_other_questions(baseline, system)
 
-    def within(qids: Sequence[str]) -> Comparison:
-        return compare(
-            {qid: baseline[qid] for qid in qids}, {qid: system[qid] for qid in qids},
-            clusters=clusters, level=level, resamples=resamples, seed=seed,
-        )  # fmt: skip
+    def within(qids: Iterable[str], parts: Mapping[str, str] | None = None) -> Difference:
+        before, after = ({qid: values[qid] for qid in qids} for values in (baseline, system))
+        return _compared(before, after, parts, clusters, resamples, seed)
 
     each = {name: within(qids) for name, qids in _members(baseline, groups).items()}
-    names = list(each)
+    corrected = zip(
+        each.items(), holm([d.p_t for d in each.values()]), holm([d.p_permutation for d in each.values()]), strict=True
+    )
     parts = counted(baseline, groups=groups, average=average)
-    if average == "queries":
-        macro = within(list(parts))
-    else:
-        qids = sorted(parts)
-        changes, places = _values(system, qids) - _values(baseline, qids), _Places(qids, parts, clusters)
-        own = [each[name] for name in sorted(set(parts.values()))]
-        before, after, means = (
-            np.array([getattr(one, what) for one in own]) for what in ("baseline", "system", "difference")
-        )
-        macro = Comparison(
-            len(qids), _mean(before), _mean(after), _mean(means),
-            _bootstrap(changes, places, level=level, resamples=resamples, seed=seed),
-            _d_z(means), *_paired_t(means), sign_flip_p(places.shares(changes), resamples=resamples, seed=seed),
-        )  # fmt: skip
     return GroupComparison(
-        groups=each,
-        holm_t=dict(zip(names, holm([c.p_t for c in each.values()]), strict=True)),
-        holm_permutation=dict(zip(names, holm([c.p_permutation for c in each.values()]), strict=True)),
-        macro=macro,
+        {name: replace(own, holm_t=t, holm_permutation=permutation) for (name, own), t, permutation in corrected},
+        within(list(parts), parts if average == "groups" else None),
     )
 
 
@@ -259,19 +231,18 @@ def mean_interval(
     *,
     groups: Mapping[str, str] | None = None,
     clusters: Mapping[str, str] | None = None,
-    level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Interval:
-    """Bootstrap one system's mean over questions; with `groups`, the mean of group means.
+) -> Ends:
+    """Bootstrap one system's mean over questions at 95 %; with `groups`, the mean of group means. None without two.
 
     Raises MismatchError when a question has no group.
     """
     if groups is not None:
         _members(values, groups)
     qids = sorted(values)
-    places = _Places(qids, groups, clusters)
-    return _bootstrap(_values(values, qids), places, level=level, resamples=resamples, seed=seed)
+    numbers = np.array([values[qid] for qid in qids], dtype=np.float64)
+    return _bootstrap(numbers, _Places(qids, groups, clusters), resamples=resamples, seed=seed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -287,20 +258,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _paired_t(change: Numbers) -> tuple[float, float]:
+def _paired_t(change: Numbers) -> float:
     if len(change) < 2:
-        return math.nan, 1.0
+        return 1.0
     if np.ptp(change) <= SAME:  # no spread: scipy would divide by zero
-        return (0.0, 1.0) if abs(change[0]) <= SAME else (math.copysign(math.inf, change[0]), 0.0)
-    result = scipy_stats().ttest_1samp(change, 0.0)  # what ttest_rel does with the two columns
-    return float(result.statistic), float(result.pvalue)
+        return 1.0 if abs(change[0]) <= SAME else 0.0
+    return float(scipy_stats().ttest_1samp(change, 0.0).pvalue)  # what ttest_rel does with the two columns
 
 
-def _d_z(change: Numbers) -> float:
+def _d_z(change: Numbers) -> float | None:
     if len(change) < 2:
-        return math.nan
+        return None
     if np.ptp(change) <= SAME:
-        return 0.0 if abs(change[0]) <= SAME else math.copysign(math.inf, change[0])
+        return 0.0 if abs(change[0]) <= SAME else None
     return float(change.mean() / change.std(ddof=1))
 
 
@@ -321,10 +291,6 @@ def _refuse_other_questions(baseline: Mapping[str, float], system: Mapping[str, 
             f"the two systems were measured on different questions ({len(different)} are in one only, such as "
             f"{different[0]!r}); score unanswered questions 0 instead of leaving them out."
         )
-
-
-def _values(values: Mapping[str, float], qids: Sequence[str]) -> Numbers:
-    return np.array([values[qid] for qid in qids], dtype=np.float64)
 
 
 def _mean(values: Numbers) -> float:
