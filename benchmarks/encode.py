@@ -28,10 +28,10 @@ from xqg_vdb import Encoder
 from xqg_vdb.evaluate.datasets import data_folder
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa_passages
 from xqg_vdb.export.checkpoints import STARTER_ENCODER
-from xqg_vdb.export.encoder import Precision, export_encoder
+from xqg_vdb.export.encoder import export_encoder
 from xqg_vdb.export.quantise import cpu_has_vnni
 from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
-from xqg_vdb.models.folder import STARTER, cached_model
+from xqg_vdb.models.folder import STARTER, Precision, cached_model
 from xqg_vdb.types import Vectors
 
 Contender = Callable[[list[str]], Vectors]

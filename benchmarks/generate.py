@@ -32,8 +32,7 @@ from xqg_vdb.generate.local import (  # noqa: E402
     Seq2SeqGenerator,
 )
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, few_shot  # noqa: E402
-from xqg_vdb.models.decode import Decoding  # noqa: E402
-from xqg_vdb.models.decoder import CausalModel  # noqa: E402
+from xqg_vdb.models.decoder import CausalModel, Decoding  # noqa: E402
 from xqg_vdb.models.folder import open_model_folder  # noqa: E402
 from xqg_vdb.texts.languages import english_name  # noqa: E402
 from xqg_vdb.types import Passage  # noqa: E402

@@ -51,9 +51,9 @@ def emptied(model: onnx.ModelProto, header: dict[str, int]) -> bytes:
 
 def main() -> None:
     from xqg_vdb.export.checkpoints import conventions, fetch_checkpoint
-    from xqg_vdb.export.encoder import _write_graphs, parity_texts, torch_vectors
-    from xqg_vdb.export.starter_encoder import locate_weights, read_weights
-    from xqg_vdb.export.starter_graph import TEMPLATE
+    from xqg_vdb.export.encoder import _write_graphs
+    from xqg_vdb.export.gate import torch_vectors
+    from xqg_vdb.export.starter_encoder import TEMPLATE, locate_weights, read_weights
 
     with tempfile.TemporaryDirectory() as scratch:
         source = fetch_checkpoint("starter:encoder", into=Path(scratch) / "checkpoint")
@@ -61,9 +61,9 @@ def main() -> None:
         folder = Path(sys.argv[1]) if sys.argv[1:] else Path(scratch) / "model"
         if not sys.argv[1:]:
             folder.mkdir()
-            _write_graphs(source, folder, spec, precision="int8", report=print)
+            _write_graphs(source, folder, spec, precision="int8", say=print)
         graph = emptied(onnx.load(str(folder / "model.onnx")), read_weights(locate_weights()).header)
-        rows = np.concatenate(torch_vectors(source, spec)(*parity_texts()))
+        rows = np.concatenate(torch_vectors(source, spec))
     rows = np.rint(rows / np.abs(rows).max(axis=1, keepdims=True) * 127).astype(np.int8)
     np.savez_compressed(TEMPLATE, graph=np.frombuffer(graph, np.uint8), rows=rows)
     print(TEMPLATE, TEMPLATE.stat().st_size, "bytes")

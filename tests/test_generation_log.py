@@ -194,7 +194,7 @@ import numpy, onnxruntime, tokenizers
 from xqg_vdb.generate.output import merge_shards
 from xqg_vdb.generate.local import open_generator
 from xqg_vdb.generate.run import Job, generate_file
-from xqg_vdb.models.decode import Decoding
+from xqg_vdb.models.decoder import Decoding
 
 def work(out, *inputs):
     if not inputs:

@@ -13,7 +13,7 @@ from tiny_model import WORDS, write_tiny_encoder
 from xqg_vdb import load
 from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError
 from xqg_vdb.export.checkpoints import Overrides
-from xqg_vdb.export.run import export
+from xqg_vdb.export.encoder import export
 from xqg_vdb.models import remote
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import open_model_folder

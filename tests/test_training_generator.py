@@ -10,7 +10,7 @@ from xqg_vdb.export.checkpoints import Base
 from xqg_vdb.export.generator import export_generator
 from xqg_vdb.files import lock_folder
 from xqg_vdb.generate.local import open_generator
-from xqg_vdb.models.decode import Decoding
+from xqg_vdb.models.decoder import Decoding
 from xqg_vdb.train.generator import GeneratorSettings, _Tree, train_generator, tree_collator
 from xqg_vdb.train.run import Schedule, open_run
 

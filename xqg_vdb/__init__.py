@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xqg_vdb.export.run import export
+    from xqg_vdb.export.encoder import export
     from xqg_vdb.generate.local import generate
     from xqg_vdb.index.load import load
     from xqg_vdb.models.encoder import Encoder
@@ -36,7 +36,7 @@ _HOMES = {
     "Retriever": "xqg_vdb.search.retriever",
     "load": "xqg_vdb.index.load",
 }
-_FOLDERS = {"export": "xqg_vdb.export.run", "generate": "xqg_vdb.generate.local", "tune": "xqg_vdb.tune.tune"}
+_FOLDERS = {"export": "xqg_vdb.export.encoder", "generate": "xqg_vdb.generate.local", "tune": "xqg_vdb.tune.tune"}
 
 __all__ = [
     "AsyncRetriever",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xqg_vdb.generate.filters import QueryFilter
     from xqg_vdb.generate.output import Summary
     from xqg_vdb.generate.run import BatchGenerator
-    from xqg_vdb.models.decode import Decoding
+    from xqg_vdb.models.decoder import Decoding
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Wishes:
 @click.argument("out", type=PATH)
 @takes("wishes", "xqg_vdb.cli.generate._Wishes")
 @click.option("--price", nargs=2, type=click.FloatRange(min=0), metavar="READ WRITTEN", help="Per million tokens.")
-@takes("decoding", "xqg_vdb.models.decode.Decoding")
+@takes("decoding", "xqg_vdb.models.decoder.Decoding")
 @click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
 @takes("rules", "xqg_vdb.generate.filters.QueryFilter", only=("skip",))
 @json_option

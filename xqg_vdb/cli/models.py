@@ -59,8 +59,8 @@ def export(
     its key in XQG_VDB_ENCODER_KEY or OPENAI_API_KEY). OUT then holds its conventions and its calibration, and is an
     encoder like any other.
     """
-    from xqg_vdb.export.run import explain as describe
-    from xqg_vdb.export.run import export as run
+    from xqg_vdb.export.encoder import export as run
+    from xqg_vdb.export.gate import explain as describe
 
     if explain:
         record = describe(checkpoint, overrides)

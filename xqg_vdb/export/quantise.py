@@ -1,10 +1,8 @@
-"""Block-wise 8-bit weights for generator graphs: `MatMulNBits` (32 weights share a scale), activations stay float32.
+"""Surgery on graphs: 8-bit weights for generators, 8-bit products for encoders, a publisher's outputs in our order.
 
-Plain dynamic int8 (one scale per tensor, activations too) turns Gemma 270M into noise; one scale per 32 weights does
-not. An embedding table that is tied to the output layer keeps one copy, which the lookup reads from the same blocks.
-
-In: an ONNX file. Out: another one. This file knows nothing about text; whether the result may be used is `gate`'s
-business.
+A generator keeps float32 activations, and 32 of its weights share a scale (`MatMulNBits`): plain dynamic int8 turns
+Gemma 270M into noise. An encoder's activations have 8 bits too, in fixed ranges. Whether the result may be used is
+for `gate.py` to say.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import MissingExtra
-from xqg_vdb.models.engine import runtime
+from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.models.engine import open_session, runtime
 
 BLOCK = 32
 ZERO = 128  # an 8-bit weight is (byte - 128) * scale
@@ -42,25 +40,14 @@ def pack(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.fl
     return (steps + ZERO).astype(np.uint8), scales.astype(np.float32)
 
 
-def unpack(blocks: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The matrix that `pack` stored."""
-    return ((blocks.astype(np.float32) - ZERO) * scales[:, :, None]).reshape(blocks.shape[0], -1)
-
-
-def quantise_graph(source: Path, target: Path, *, accuracy_level: int = 4) -> int:
-    """Write `source` to `target` with 8-bit weights; returns how many weight matrices were converted.
-
-    accuracy_level: of `MatMulNBits`; 4 lets onnxruntime round activations to 8 bits per block of 32 inside the product
-        (about twice as fast), 0 keeps them float32.
-    """
+def quantise_graph(source: Path, target: Path) -> None:
+    """Write `source` to `target` with 8-bit weights."""
     import onnx
 
     model = onnx.load(str(source))
-    converter = _Converter(model, accuracy_level)
-    converter.convert()
+    _Converter(model.graph).convert()
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     save_graph(model, target)
-    return len(converter.packed)
 
 
 def save_graph(model: Any, target: Path) -> None:
@@ -77,17 +64,20 @@ def save_graph(model: Any, target: Path) -> None:
 
 
 class _Converter:
-    """One pass over a graph; `packed` maps the name of a converted weight to the stem of its new tensors."""
+    """One pass over a graph; `packed` has the names of the weights that were converted.
 
-    def __init__(self, model: Any, accuracy_level: int) -> None:
-        self.graph, self.accuracy_level = model.graph, accuracy_level
-        self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
+    An embedding table that is tied to the output layer keeps one copy, which the lookup reads from the same blocks.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.turned = {
             node.output[0]: node.input[0]
-            for node in self.graph.node
+            for node in graph.node
             if node.op_type == "Transpose" and node.input[0] in self.weights
         }
-        self.packed: dict[str, str] = {}
+        self.packed: set[str] = set()
 
     def convert(self) -> None:
         """Rewrite every product with a weight, then every lookup in a table that was packed on the way."""
@@ -114,30 +104,24 @@ class _Converter:
         columns = tensor.dims[1] if rows_first else tensor.dims[0]
         if columns % BLOCK:
             return node
-        stem = self._pack(name, rows_first=rows_first)
+        self._pack(name, rows_first=rows_first)
+        # accuracy_level 4: activations are rounded to 8 bits per block of 32 inside the product, about twice as fast
         return onnx.helper.make_node(
-            "MatMulNBits",
-            [node.input[0], f"{stem}.blocks", f"{stem}.scales"],
-            list(node.output),
-            name=node.name,
-            domain="com.microsoft",
-            K=columns,
-            N=tensor.dims[0] if rows_first else tensor.dims[1],
-            bits=8,
-            block_size=BLOCK,
-            accuracy_level=self.accuracy_level,
-        )
+            "MatMulNBits", [node.input[0], f"{name}.blocks", f"{name}.scales"], list(node.output), name=node.name,
+            domain="com.microsoft", K=columns, N=tensor.dims[0] if rows_first else tensor.dims[1], bits=8,
+            block_size=BLOCK, accuracy_level=4,
+        )  # fmt: skip
 
-    def _pack(self, name: str, *, rows_first: bool) -> str:
+    def _pack(self, name: str, *, rows_first: bool) -> None:
         from onnx import numpy_helper
 
-        if name not in self.packed:
-            matrix = numpy_helper.to_array(self.weights[name]).astype(np.float32, copy=False)
-            blocks, scales = pack(np.ascontiguousarray(matrix if rows_first else matrix.T))
-            self.packed[name] = name
-            self.graph.initializer.append(numpy_helper.from_array(blocks, f"{name}.blocks"))
-            self.graph.initializer.append(numpy_helper.from_array(scales, f"{name}.scales"))
-        return self.packed[name]
+        if name in self.packed:
+            return
+        self.packed.add(name)
+        matrix = numpy_helper.to_array(self.weights[name]).astype(np.float32, copy=False)
+        blocks, scales = pack(np.ascontiguousarray(matrix if rows_first else matrix.T))
+        self.graph.initializer.append(numpy_helper.from_array(blocks, f"{name}.blocks"))
+        self.graph.initializer.append(numpy_helper.from_array(scales, f"{name}.scales"))
 
     def _lookup(self, node: Any) -> list[Any]:
         import onnx
@@ -145,15 +129,10 @@ class _Converter:
 
         if node.op_type != "Gather" or node.input[0] not in self.packed:
             return [node]
-        stem, ids, out = self.packed[node.input[0]], node.input[1], node.output[0]
-        width = self.weights[node.input[0]].dims[1]
-        for name, value in (
-            ("zero", np.array(ZERO, np.float32)),
-            ("axis", np.array([-1])),
-            ("shape", np.array([0, 0, width])),
-        ):
-            if f"{out}.{name}" not in {tensor.name for tensor in self.graph.initializer}:
-                self.graph.initializer.append(numpy_helper.from_array(value, f"{out}.{name}"))
+        stem, ids, out = node.input[0], node.input[1], node.output[0]
+        shape = np.array([0, 0, self.weights[stem].dims[1]])
+        for name, value in (("zero", np.array(ZERO, np.float32)), ("axis", np.array([-1])), ("shape", shape)):
+            self.graph.initializer.append(numpy_helper.from_array(value, f"{out}.{name}"))
         make = onnx.helper.make_node
         return [
             make("Gather", [f"{stem}.blocks", ids], [f"{out}.bytes"]),
@@ -168,14 +147,14 @@ class _Converter:
 
 # Fixed ranges for 8-bit activations: a text's vector then depends on that text alone.
 
-Range = tuple[float, float]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+"""Whatever of these an encoder's graph takes."""
 
 
-def fix_ranges(fp32: Path, int8: Path, *, samples: Sequence[NDArray[np.int64]]) -> int:
+def fix_ranges(fp32: Path, int8: Path, *, samples: Sequence[NDArray[np.int64]]) -> None:
     """Replace, in place, the run-time ranges of the graph `int8` by those that `samples` have in the graph `fp32`.
 
-    samples: token ids (1, length), each run alone. Returns how many tensors have a fixed range now; a tensor that the
-    fp32 graph does not name keeps its run-time range.
+    samples: token ids (1, length), each run alone. A tensor that the fp32 graph does not name keeps its run-time range.
     """
     import onnx
     from onnx import helper
@@ -183,28 +162,22 @@ def fix_ranges(fp32: Path, int8: Path, *, samples: Sequence[NDArray[np.int64]]) 
     model = onnx.load(str(int8))
     dynamic = [node for node in model.graph.node if node.op_type == "DynamicQuantizeLinear"]
     ranges = measure_ranges(fp32, [node.input[0] for node in dynamic], samples=samples)
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type != "DynamicQuantizeLinear" or node.input[0] not in ranges:
-            nodes.append(node)
+    for node in dynamic:
+        if node.input[0] not in ranges:
             continue
-        scale, zero = _affine(ranges[node.input[0]])
         quantized, scale_name, zero_name = node.output
         # the consumers keep reading scale and zero point by the names that the dynamic node gave them
-        model.graph.initializer.append(onnx.numpy_helper.from_array(scale, scale_name))
-        model.graph.initializer.append(onnx.numpy_helper.from_array(zero, zero_name))
-        nodes.append(helper.make_node("QuantizeLinear", [node.input[0], scale_name, zero_name], [quantized]))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+        for value, name in zip(_affine(*ranges[node.input[0]]), (scale_name, zero_name), strict=True):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+        node.CopyFrom(helper.make_node("QuantizeLinear", [node.input[0], scale_name, zero_name], [quantized]))
     onnx.save(model, str(int8))
-    return len(ranges)
 
 
-def measure_ranges(fp32: Path, tensors: Iterable[str], *, samples: Sequence[NDArray[np.int64]]) -> dict[str, Range]:
+def measure_ranges(
+    fp32: Path, tensors: Iterable[str], *, samples: Sequence[NDArray[np.int64]]
+) -> dict[str, tuple[float, float]]:
     """The least and the greatest value of each tensor over all samples, for those that the graph has."""
     import onnx
-
-    ort = runtime()
     from onnx import TensorProto, helper
 
     model = onnx.load(str(fp32))
@@ -216,7 +189,7 @@ def measure_ranges(fp32: Path, tensors: Iterable[str], *, samples: Sequence[NDAr
     )
     watched = fp32.with_name("watched.onnx")
     onnx.save(model, str(watched), save_as_external_data=fp32.stat().st_size > 1 << 30)
-    session = ort.InferenceSession(str(watched), providers=["CPUExecutionProvider"])
+    session = open_session(watched, threads=0)
     inputs = {node.name for node in session.get_inputs()}
     low, high = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0.0)  # zero stays exact, so it is in every range
     for ids in samples:
@@ -232,13 +205,13 @@ def _feed(ids: NDArray[np.int64], inputs: set[str]) -> Mapping[str, Any]:
     return {name: values for name, values in known.items() if name in inputs}
 
 
-def _affine(ends: Range) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def _affine(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Scale and zero point of 8 bits without sign, as DynamicQuantizeLinear computes them from a range."""
-    scale = np.float32((ends[1] - ends[0]) / 255.0)
-    return np.array(scale, dtype=np.float32), np.array(np.clip(round(-ends[0] / scale), 0, 255), dtype=np.uint8)
+    scale = np.float32((high - low) / 255.0)
+    return np.array(scale, dtype=np.float32), np.array(np.clip(round(-low / scale), 0, 255), dtype=np.uint8)
 
 
-# Surgery on exported graphs: fusing, int8 quantisation, a projection after pooling. Needs onnx (extra `export`).
+# An encoder's graph, fused and in 8 bits.
 
 
 @cache
@@ -256,17 +229,16 @@ def cpu_has_vnni() -> bool:
 
 
 def quantize_int8(
-    fp32: Path, int8: Path, *, num_heads: int, hidden: int, samples: Sequence[NDArray[np.int64]] = (), fuse: bool = True
+    fp32: Path, int8: Path, *, num_heads: int, hidden: int, samples: Sequence[NDArray[np.int64]], fuse: bool
 ) -> None:
     """Write `int8`, a quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
 
-    samples: token ids (1, length) of sample texts, from which the activations' ranges are taken (`export/quantise.py`);
-    without any they are taken from each batch at run time.
+    samples: token ids (1, length) of sample texts, from which the activations' ranges are taken.
     fuse: attention and embeddings are fused first, which makes the int8 graph faster, not other; onnxruntime knows the
-    pattern of traced BERTs only, and takes others' embeddings for theirs. Without VNNI, AVX2's
-    8-bit multiply adds pairs in saturating 16 bits, so weights keep 7 bits there. The feed-forward's second product
-    stays fp32: a few of its inputs are so large that one 8-bit scale for all drowns the rest (for E5-small
-    `export` prints a mean cosine of 0.9987 with it in fp32, 0.9962 otherwise).
+    pattern of traced BERTs only, and takes others' embeddings for theirs. Without VNNI, AVX2's 8-bit multiply adds
+    pairs in saturating 16 bits, so weights keep 7 bits there. The feed-forward's second product stays fp32: a few of
+    its inputs are so large that one 8-bit scale for all drowns the rest (for E5-small `export` prints a mean cosine of
+    0.9987 with it in fp32, 0.9962 otherwise).
     """
     try:
         import onnx
@@ -296,8 +268,7 @@ def quantize_int8(
             nodes_to_exclude=_narrowing_products(graph),
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
-        if samples:
-            fix_ranges(ready, int8, samples=samples)
+        fix_ranges(ready, int8, samples=samples)
 
 
 @contextmanager
@@ -318,3 +289,27 @@ def _narrowing_products(model: Any) -> list[str]:
         node for node in model.graph.node if node.op_type == "MatMul" and len(shapes.get(node.input[1], ())) == 2
     ]
     return [node.name for node in products if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
+
+
+def tokens_first(graph: Path) -> None:
+    """Let a publisher's graph give its vectors of tokens first, in place.
+
+    Raises ModelError where it has none, or wants an input that nobody can give.
+    """
+    session = open_session(graph, threads=1)
+    unknown = sorted({node.name for node in session.get_inputs()} - set(INPUTS))
+    if unknown:
+        raise ModelError(f"The checkpoint's own graph wants {', '.join(unknown)}: delete its onnx folder.")
+    outputs = session.get_outputs()
+    tokens = [node.name for node in outputs if node.type == "tensor(float)" and len(node.shape) == 3]
+    if not tokens:
+        raise ModelError("The checkpoint's own graph gives no vectors of tokens: delete its onnx folder.")
+    if outputs[0].name == tokens[0]:
+        return
+    import onnx
+
+    model = onnx.load(str(graph))
+    first = next(node for node in model.graph.output if node.name == tokens[0])
+    del model.graph.output[:]
+    model.graph.output.append(first)
+    onnx.save_model(model, str(graph), save_as_external_data=graph.stat().st_size > 1 << 30)

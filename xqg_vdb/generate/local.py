@@ -31,8 +31,7 @@ from xqg_vdb.generate.prompts import (
     translation,
 )
 from xqg_vdb.generate.run import BatchGenerator
-from xqg_vdb.models.decode import Decoding, Stems, decode
-from xqg_vdb.models.decoder import CausalModel, describe_folder, stop_tokens
+from xqg_vdb.models.decoder import CausalModel, Decoding, Stems, decode, describe_folder, stop_tokens
 from xqg_vdb.models.engine import open_session, ort_value
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper

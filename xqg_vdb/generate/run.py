@@ -32,7 +32,7 @@ from xqg_vdb.generate.output import (
     read_provenance,
 )
 from xqg_vdb.journal import RecordLog, differences, rows
-from xqg_vdb.models.decode import row_key
+from xqg_vdb.models.decoder import row_key
 from xqg_vdb.progress import Progress, silent, unbroken, windows
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import normalize

@@ -31,7 +31,8 @@ CALIBRATION = "calibration.npz"
 STARTER = "starter"
 STARTER_ENCODER = "starter:encoder"
 
-Kind = Literal["encoder", "seq2seq-generator", "causal-generator"]
+Precision = Literal["fp32", "int8"]
+_KINDS = ("encoder", "seq2seq-generator", "causal-generator")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _IN_FINGERPRINT = ("pooling", "normalize", "query_prefix", "passage_prefix", "max_length")
 _LARGEST_MANIFEST = 4 << 20
@@ -62,9 +63,9 @@ class ModelFolder:
     manifest: Mapping[str, Any] = field(repr=False)
 
     @property
-    def kind(self) -> Kind:
-        """What the model does."""
-        return cast(Kind, self.manifest["kind"])
+    def kind(self) -> str:
+        """What the model does: `encoder`, `seq2seq-generator` or `causal-generator`."""
+        return str(self.manifest["kind"])
 
     @property
     def spec(self) -> EncoderSpec:
@@ -244,7 +245,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, orjson.JSONDecodeError) as error:
         raise CorruptError(f"{path / MANIFEST} cannot be read ({error}); export the model again.") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or manifest.get("kind") not in ("encoder", "seq2seq-generator", "causal-generator"):
+    if not isinstance(files, dict) or manifest.get("kind") not in _KINDS:
         raise ModelError(f"{path / MANIFEST} is not a manifest of xqg-vdb; export the model again.")
     for name, sha in files.items():
         # a stranger's manifest must not make us read outside its folder

@@ -1,4 +1,4 @@
-"""Runs a decoder graph (see `torch_graphs` for its face) over trees of rows, on onnxruntime; no torch.
+"""Runs a decoder graph (see `export/graphs.py` for its face) over trees of rows, on onnxruntime; no torch.
 
 A *tree* is one shared context (a passage, or an encoder's output) with rows that branch from it. The keys and values of
 all slots stay where the graph wrote them: the outputs of one step are bound as the inputs of the next, and never pass
@@ -68,15 +68,15 @@ class Best:
             self.scores[index], self.tokens[index], self.log_norm[index] if len(self.log_norm) else self.log_norm
         )
 
+    @staticmethod
+    def joined(parts: Sequence[Best]) -> Best:
+        """All entries, one part after the other."""
+        return Best(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("scores", "tokens", "log_norm")))
+
     @property
     def log_probabilities(self) -> NDArray[np.float32]:
         """(N, k) float32; needs `norm=True` in `Forest.step`."""
         return self.scores - self.log_norm[:, None]
-
-
-def join_best(parts: Sequence[Best]) -> Best:
-    """All entries, one part after the other."""
-    return Best(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("scores", "tokens", "log_norm")))
 
 
 class Stepper:
@@ -152,6 +152,13 @@ class Forest:
         best, self.cache = self.stepper.run(self, feeds)
         self.positions = np.concatenate([self.positions, positions], axis=1)
         return Best(best.scores[:rows], best.tokens[:rows], best.log_norm[:asked])
+
+    def append(self, ids: Sequence[int], *, take: Sequence[int] = (), k: int = 1, norm: bool = False) -> Best:
+        """Append tokens to a forest of one tree, each at the next position and seeing all before it."""
+        old, new = self.slots, len(ids)
+        positions, where = np.arange(old, old + new)[None], np.array(take, np.int64)
+        mask = branching_mask(old, new, [])[None]
+        return self.step(np.array([ids], np.int64), positions, mask, where, k=k, norm=norm)
 
     def log_probabilities(
         self, tokens: Ints, positions: Ints, mask: Bools, take: Ints, targets: Ints
@@ -231,7 +238,7 @@ def mean_log_probabilities(
         return np.empty(0, np.float64)
     chunks = list(_chunks(branches, most_targets=max(1, CHUNK_LOGITS // vocabulary)))
     if len(chunks) > 1 and shared:
-        _append(forest, shared)
+        forest.append(shared)
         shared = ()
     return np.concatenate([_pass(forest, shared, chunk) for chunk in chunks])
 
@@ -255,13 +262,6 @@ def _chunks(branches: Sequence[Branch], *, most_targets: int) -> Iterator[list[B
             chunk, targets, tokens = [], len(branch.targets), len(branch.tokens)
         chunk.append(branch)
     yield chunk
-
-
-def _append(forest: Forest, tokens: Sequence[int]) -> None:
-    old, new = forest.slots, len(tokens)
-    nothing = np.zeros(0, np.int64)  # no place reaches the output layer
-    mask = branching_mask(old, new, [])
-    forest.step(np.array([tokens], np.int64), np.arange(old, old + new)[None], mask[None], nothing, k=1)
 
 
 def _pass(forest: Forest, shared: Sequence[int], chunk: Sequence[Branch]) -> NDArray[np.float64]:

@@ -19,8 +19,7 @@ from xqg_vdb.calibration import resolve_languages
 from xqg_vdb.errors import DataError, ModelError, ServerError
 from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.generate.prompts import QUOTES, CausalPrompt, said, unlabelled, without_talk
-from xqg_vdb.models.decode import Decoding
-from xqg_vdb.models.decoder import CausalModel
+from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import common_length
 from xqg_vdb.progress import windows

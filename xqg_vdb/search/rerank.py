@@ -21,8 +21,7 @@ from tokenizers import Tokenizer
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.generate.local import Seq2SeqGenerator
 from xqg_vdb.generate.prompts import CHARACTERS_PER_TOKEN
-from xqg_vdb.models.decode import Decoding
-from xqg_vdb.models.decoder import CausalModel
+from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.folder import generator_folder, open_model_folder
 from xqg_vdb.models.forest import Branch, Forest, common_length, mean_log_probabilities
 from xqg_vdb.progress import Progress, silent

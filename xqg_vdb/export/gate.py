@@ -1,0 +1,256 @@
+"""An original and its export, compared: what they are, an encoder's rows, a generator's tokens."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from xqg_vdb.errors import MissingExtra, ModelError, XqgError
+from xqg_vdb.export.checkpoints import (
+    Checkpoint,
+    Overrides,
+    conventions,
+    fetch_checkpoint,
+    load_weights,
+    lower_cases,
+    modules_of,
+    read_dense,
+)
+from xqg_vdb.fusion import unit_rows
+from xqg_vdb.generate.local import ENCODER_GRAPH
+from xqg_vdb.models.encoder import POOL, Encoder
+from xqg_vdb.models.engine import open_session, ort_value
+from xqg_vdb.models.folder import GRAPH, TOKENIZER, EncoderSpec, ModelFolder
+from xqg_vdb.models.forest import Bools, Forest, Stepper
+from xqg_vdb.texts.corpus import read_corpus, sample_corpus
+from xqg_vdb.texts.languages import question_bank
+from xqg_vdb.types import Vectors
+
+# What a checkpoint is, before anything is exported.
+
+
+def explain(checkpoint: str, overrides: Overrides | None = None) -> dict[str, Any]:
+    """What an encoder's checkpoint is: `facts` by name, each (the original software's, the export's), and `refused`."""
+    refused: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        source = fetch_checkpoint(checkpoint, into=Path(scratch) / "checkpoint")
+        ours: dict[str, Any] = {}
+        try:
+            ours = _ours(source, overrides or Overrides())
+        except ModelError as error:
+            refused.append(str(error))
+        software, theirs = _theirs(source)
+    names = dict.fromkeys([*theirs, *ours])
+    facts = {name: (theirs.get(name), ours.get(name)) for name in names}
+    return {**source.origin, "software": software, "facts": facts, "refused": refused}
+
+
+def _ours(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
+    spec, told = conventions(source, overrides)
+    return {
+        "modules": ", ".join(kind for kind, _ in modules_of(source.path)) or "Transformer, Pooling",
+        "pooling": spec.pooling,
+        "prompt is pooled": spec.pool_prompt,
+        "query prompt": spec.query_prefix,
+        "passage prompt": spec.passage_prefix,
+        "longest text": spec.max_length,
+        "normalised": spec.normalize,
+        "dimensions": spec.dim,
+        "projections": [f"{w.shape[0]} to {w.shape[1]}, {name}" for w, _, name in map(read_dense, source.dense)],
+        "lower-cased": lower_cases(source),
+        "tokenizer": TOKENIZER if (source.path / TOKENIZER).is_file() else "made by transformers",
+        "graph": "the checkpoint's own" if source.onnx else "made by torch",
+        "told by": told,
+    }
+
+
+def _theirs(source: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """Name and version of the original software, and what it would do; nothing where it cannot load the checkpoint."""
+    if not (source.path / "modules.json").is_file():
+        return "transformers, which pools nothing", {"modules": "Transformer"}
+    try:
+        model = sentence_transformer(source)
+    except XqgError as error:
+        return f"sentence-transformers, not asked ({error})", {}
+    prompts = {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
+    usual = prompts.get(model.default_prompt_name, "")
+    parts = {type(module).__name__: module for module in model}
+    pooling = parts.get("Pooling")
+    dense = [module for module in model if type(module).__name__ == "Dense"]
+    return f"sentence-transformers {version('sentence-transformers')}", {
+        "modules": ", ".join(type(module).__name__ for module in model),
+        "pooling": getattr(pooling, "pooling_mode", None) or (pooling and pooling.get_pooling_mode_str()),
+        "prompt is pooled": bool(pooling and pooling.include_prompt),
+        "query prompt": prompts.get("query", usual),
+        "passage prompt": prompts.get("passage") or prompts.get("document", usual),
+        "longest text": model.max_seq_length,
+        "normalised": "Normalize" in parts,
+        "dimensions": parts["Dense"].out_features if dense else model[0].get_embedding_dimension(),
+        "projections": [f"{d.in_features} to {d.out_features}, {type(d.activation_function).__name__}" for d in dense],
+        "lower-cased": bool(getattr(model[0], "do_lower_case", False)),
+        "tokenizer": type(model.tokenizer).__name__,
+    }
+
+
+# An encoder's rows.
+
+
+def parity_texts() -> tuple[list[str], list[str]]:
+    """Questions (one per language of the bank) and passages of three lengths, the longest beyond E5's limit."""
+    questions = [lines[i % len(lines)] for i, lines in enumerate(question_bank().values())]
+    passages = [passage.title_and_text for passage in read_corpus(sample_corpus().corpus, detect=False)]
+    joined = [" ".join(passages[i : i + 4]) for i in range(0, 16, 4)]
+    return questions, [*passages, *joined, " ".join(passages)]
+
+
+def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[str, Any]:
+    """Cosines between an exported encoder and the original's rows of `parity_texts`, and the text it knows least."""
+    questions, passages = parity_texts()
+    theirs = np.concatenate(original)
+    if encoder.facts.dim < theirs.shape[1] and encoder.spec.truncated:
+        theirs = theirs[:, : encoder.spec.dim]
+    ours = np.concatenate([encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages)])
+    if theirs.shape != ours.shape:
+        raise ModelError(f"The original gives rows of {theirs.shape[1]} dimensions, the export of {ours.shape[1]}.")
+    cosines = np.einsum("ij,ij->i", unit_rows(ours), unit_rows(theirs))
+    worst = int(np.argmin(cosines))
+    return {
+        "texts": len(ours), "cosine_min": float(cosines[worst]), "cosine_mean": float(cosines.mean()),
+        "worst_text": [*questions, *passages][worst][:80],
+    }  # fmt: skip
+
+
+def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> tuple[Vectors, Vectors]:
+    """The original software's rows of `parity_texts`, text by text: sentence-transformers' for its checkpoints."""
+    row = _sentence_transformers_row(checkpoint) if modules_of(checkpoint.path) else _transformers_row(checkpoint, spec)
+    questions, passages = parity_texts()
+    asked = np.stack([row(spec.query_prefix, text) for text in questions])
+    return asked, np.stack([row(spec.passage_prefix, text) for text in passages])
+
+
+def sentence_transformer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint in its original software. Raises MissingExtra, ModelError."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
+    try:
+        return SentenceTransformer(str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
+
+
+def _sentence_transformers_row(checkpoint: Checkpoint) -> Callable[[str, str], Vectors]:
+    model = sentence_transformer(checkpoint)
+    return lambda prompt, text: np.asarray(model.encode([text], prompt=prompt, show_progress_bar=False)[0], np.float32)
+
+
+def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[str, str], Vectors]:
+    try:
+        import torch
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    model = load_weights("AutoModel", checkpoint).eval()
+
+    taken = inspect.signature(model.forward).parameters  # DistilBERT takes no segments
+
+    def row(prompt: str, text: str) -> Vectors:
+        tokens = tokenizer(prompt + text, truncation=True, max_length=spec.max_length, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(**{name: tokens[name] for name in tokens if name in taken}).last_hidden_state.numpy()
+        vector: Vectors = POOL[spec.pooling](hidden, np.ones(hidden.shape[:2], np.bool_))[0]
+        return vector
+
+    return row
+
+
+# A generator's tokens: does a quantised one still write what the original writes?
+
+LOWEST_AGREEMENT = 0.85
+LARGEST_LOSS = 0.1  # nats per token
+PROMPTS, TOKENS, SIGHT = 8, 16, 512
+
+
+def measure_agreement(original: ModelFolder, other: ModelFolder) -> tuple[dict[str, Any], str, bool]:
+    """`other` against `original`, of the same kind and tokenizer, over greedy tokens of the original.
+
+    exact: share of prompts for which free greedy decoding gives the very same tokens. token_agreement: share of places
+    where both think the same token best, given the original's text so far. log_probability, original_log_probability:
+    mean per token of the original's text, in nats; a token outside the best 512 counts as the 512th. Also returns one
+    line for people, and whether `other` may stand for the original.
+    """
+    first = _Reader(original)
+    prompts = first.prompts()
+    starts = [first.start(prompt) for prompt in prompts]
+    texts = [first.greedy(start) for start in starts]
+    theirs = np.concatenate([first.read(start, text)[1] for start, text in zip(starts, texts, strict=True)]).mean()
+    del first, starts  # two copies of a large model at once are not needed
+    second = _Reader(other)
+    places = [second.start(prompt) for prompt in prompts]
+    exact = np.mean([second.greedy(place) == text for place, text in zip(places, texts, strict=True)])
+    read = [second.read(place, text) for place, text in zip(places, texts, strict=True)]
+    same, ours = (np.concatenate(parts).mean() for parts in zip(*read, strict=True))
+    tokens = sum(map(len, texts))
+    record = {
+        "exact": float(exact), "token_agreement": float(same), "log_probability": float(ours),
+        "original_log_probability": float(theirs), "tokens": tokens,
+    }  # fmt: skip
+    summary = (
+        f"same next token {same:.1%}, same {TOKENS}-token answer {exact:.1%}, mean log-probability {ours:.3f} against"
+        f" {theirs:.3f} over {tokens} tokens"
+    )
+    return record, summary, bool(same >= LOWEST_AGREEMENT and theirs - ours <= LARGEST_LOSS)
+
+
+class _Reader:
+    """One model: prompts to trees, trees and texts to log-probabilities."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
+        self.first = folder.manifest["generator"].get("start")
+        self.stepper = Stepper(open_session(folder.path / GRAPH, threads=0))
+        seq2seq = folder.kind == "seq2seq-generator"
+        self.encoder = open_session(folder.path / ENCODER_GRAPH, threads=0) if seq2seq else None
+
+    def prompts(self) -> list[list[int]]:
+        passages = islice(read_corpus(sample_corpus().corpus, detect=False), PROMPTS)
+        ask = "Generate a German question for this passage: {}" if self.encoder else "Passage: {}\nQuestion:"
+        return [list(self.tokenizer.encode(ask.format(p.text)).ids)[:200] for p in passages]
+
+    def start(self, ids: list[int]) -> tuple[Forest, list[int]]:
+        """A tree and the tokens that still must be read before the first one is written."""
+        if self.encoder is None:
+            return self.stepper.empty(1), ids
+        seen = np.ones((1, len(ids)), np.bool_)
+        values = self.encoder.run(None, {"tokens": np.array([ids], np.int64), "cross_mask": seen})
+        names = [node.name for node in self.encoder.get_outputs()]
+        context = {name: ort_value(value) for name, value in zip(names, values, strict=True)}
+        return self.stepper.empty(1, {**context, "cross_mask": ort_value(seen)}), [int(self.first)]
+
+    def greedy(self, start: tuple[Forest, list[int]]) -> list[int]:
+        forest, ids = replace(start[0]), start[1]
+        written: list[int] = []
+        while len(written) < TOKENS:
+            written.append(int(forest.append(ids, take=[len(ids) - 1], k=1).tokens[0, 0]))
+            ids = written[-1:]
+        return written
+
+    def read(self, start: tuple[Forest, list[int]], text: list[int]) -> tuple[Bools, NDArray[np.float32]]:
+        """Per token of `text`: whether it is thought best, and its log-probability."""
+        ids = [*start[1], *text[:-1]]
+        best = replace(start[0]).append(ids, take=range(len(start[1]) - 1, len(ids)), k=SIGHT, norm=True)
+        same = best.tokens == np.array(text)[:, None]
+        found = np.where(same.any(axis=1), same.argmax(axis=1), same.shape[1] - 1)
+        return same[:, 0], best.log_probabilities[np.arange(len(text)), found]
