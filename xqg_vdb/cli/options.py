@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _JSON = "xqg_vdb.json"
+PATH = click.Path(path_type=Path)
 
 
 class _Fields(click.Option):
@@ -82,19 +83,17 @@ def _kind(hint: Any, said: Any) -> tuple[Any, bool]:
         (hint,) = [one for one in get_args(hint) if one is not NoneType]
     several = get_origin(hint) not in (None, Literal)
     kind = get_args(hint)[0] if several else hint
-    if get_origin(kind) is Literal:
-        return click.Choice(get_args(kind)), several
     least, most = said.get("least"), said.get("most")
-    if said.get("metavar") == "DIR":
-        return click.Path(file_okay=False), several
-    if kind is Path:
-        return click.Path(path_type=Path), several
-    if least is None and most is None:
-        return kind, several
-    if kind is int:
-        return click.IntRange(least, most), several
-    if kind is float:
-        return click.FloatRange(least, most, min_open=said.get("open", False)), several
+    if get_origin(kind) is Literal:
+        kind = click.Choice(get_args(kind))
+    elif said.get("metavar") == "DIR":
+        kind = click.Path(file_okay=False)
+    elif kind is Path:
+        kind = PATH
+    elif kind is int and (least, most) != (None, None):
+        kind = click.IntRange(least, most)
+    elif kind is float and (least, most) != (None, None):
+        kind = click.FloatRange(least, most, min_open=said.get("open", False))
     return kind, several
 
 
@@ -277,7 +276,6 @@ recipe_options = takes("recipe", "xqg_vdb.types.Recipe", title="Recipe: how quer
 layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions", title="Layout of the collection")
 methods_options = takes("methods", "xqg_vdb.search.Methods", title="Expansion and re-ranking")
 input_options = takes("inputs", "xqg_vdb.cli.options.Inputs")
-PATH = click.Path(path_type=Path)
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, help="Print JSON.",
     callback=lambda ctx, param, value: ctx.meta.update({_JSON: value}),

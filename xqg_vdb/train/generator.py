@@ -21,8 +21,6 @@ from xqg_vdb.train.pairs import TrainingPair, content_key, describe_pairs
 from xqg_vdb.train.run import Outcome, Schedule, carry_out, spread
 from xqg_vdb.types import option
 
-# Training examples of a decoder-only generator: a passage read once, its questions branching from it.
-
 BRANCHES = 8  # of one tree; a passage with more questions becomes several trees
 
 
@@ -83,6 +81,9 @@ def tree_batch(trees: Sequence[_Tree], *, window: int, kinds: tuple[str, ...]) -
     """
     import torch
 
+    def causal(length: int) -> torch.Tensor:
+        return torch.ones(length, length, dtype=torch.bool).tril()
+
     ids: list[int] = []
     places: list[int] = []
     keep: list[int] = []
@@ -95,7 +96,7 @@ def tree_batch(trees: Sequence[_Tree], *, window: int, kinds: tuple[str, ...]) -
         start, trunk = len(ids), len(ids) + len(shared)
         ids += shared
         places += range(len(shared))
-        mask[start:trunk, start:trunk] = _causal(len(shared))
+        mask[start:trunk, start:trunk] = causal(len(shared))
         for named, target in branches:
             at = len(ids)
             ids += [*named, *target[:-1]]
@@ -103,7 +104,7 @@ def tree_batch(trees: Sequence[_Tree], *, window: int, kinds: tuple[str, ...]) -
             keep += range(at + len(named) - 1, len(ids))
             labels += target
             mask[at : len(ids), start:trunk] = True
-            mask[at : len(ids), at : len(ids)] = _causal(len(ids) - at)
+            mask[at : len(ids), at : len(ids)] = causal(len(ids) - at)
     where = torch.tensor(places)
     near = mask & (where[:, None] - where[None, :] < window) if window else mask
     by_kind = {kind: (near if kind == "sliding_attention" else mask)[None, None] for kind in kinds}
@@ -116,56 +117,25 @@ def tree_batch(trees: Sequence[_Tree], *, window: int, kinds: tuple[str, ...]) -
     }
 
 
-def _causal(length: int) -> Any:
-    import torch
-
-    return torch.ones(length, length, dtype=torch.bool).tril()
-
-
-# Training examples of an encoder-decoder generator: the paper's prompt in, the question's tokens out.
-
-
-def seq2seq_examples(
-    pairs: Sequence[TrainingPair],
-    *,
-    encode: Callable[[str], list[int]],
-    eos: int,
-    max_input: int,
-    max_question_tokens: int,
-) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """Per pair the ids that the encoder reads, and those of the question with the end token.
-
-    encode: text to ids without special tokens.
-    """
-    return [
-        (
-            seq2seq_tokens(encode, SEQ2SEQ_TEMPLATE, p.positive, lang=p.lang, max_input=max_input, eos=eos)[0],
-            (*encode(" ".join(p.query.split()))[:max_question_tokens], eos),
-        )
-        for p in pairs
-    ]
-
-
 def seq2seq_batch(examples: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad: int, start: int) -> dict[str, Any]:
-    """Pads a batch. pad, start: ids that fill up and that the decoder begins with.
+    """Ids that an encoder reads, and those of the question with the end token, padded.
 
+    pad, start: ids that fill up and that the decoder begins with.
     input_ids, attention_mask: int64 (n, S). decoder_input_ids, labels: int64 (n, T); −100 where nothing is.
     """
     import torch
 
+    def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+        tensors = [torch.tensor(row) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+
     prompts, targets = zip(*examples, strict=True)
-    shifted = [(start, *target[:-1]) for target in targets]
     return {
-        "input_ids": torch.tensor(_padded(prompts, pad)),
-        "attention_mask": torch.tensor(_padded([(1,) * len(prompt) for prompt in prompts], 0)),
-        "decoder_input_ids": torch.tensor(_padded(shifted, pad)),
-        "labels": torch.tensor(_padded(targets, -100)),
+        "input_ids": padded(prompts, pad),
+        "attention_mask": padded([(1,) * len(prompt) for prompt in prompts], 0),
+        "decoder_input_ids": padded([(start, *target[:-1]) for target in targets], pad),
+        "labels": padded(targets, -100),
     }
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int) -> list[list[int]]:
-    longest = max(map(len, rows))
-    return [[*row, *([value] * (longest - len(row)))] for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,16 +237,20 @@ def _shape(
     if checkpoint.config["model_type"] in SEQ2SEQ:
         pad = int(model.config.pad_token_id or 0)
         start = model.config.decoder_start_token_id
-        make = partial(seq2seq_examples, encode=encode, eos=ends[0], max_input=longest, max_question_tokens=question)
-        return make, partial(seq2seq_batch, pad=pad, start=pad if start is None else int(start))
+
+        def examples(pairs: Sequence[TrainingPair]) -> list[Any]:
+            """The paper's prompt in, the question's tokens out."""
+            prompt = partial(seq2seq_tokens, encode, SEQ2SEQ_TEMPLATE, max_input=longest, eos=ends[0])
+            return [
+                (prompt(p.positive, lang=p.lang)[0], (*encode(" ".join(p.query.split()))[:question], ends[0]))
+                for p in pairs
+            ]
+
+        return examples, partial(seq2seq_batch, pad=pad, start=pad if start is None else int(start))
     trees = partial(
-        question_trees,
-        encode=encode,
-        prompt=finetuned(max_passage_tokens=longest),
-        bos=start_token(checkpoint, run),
-        eos=ends[0],
-        max_question_tokens=question,
-    )
+        question_trees, encode=encode, prompt=finetuned(max_passage_tokens=longest), bos=start_token(checkpoint, run),
+        eos=ends[0], max_question_tokens=question,
+    )  # fmt: skip
     return trees, tree_collator(model.config)
 
 

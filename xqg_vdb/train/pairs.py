@@ -124,7 +124,7 @@ def read_pairs(
         raise DataError(
             f"There are no pairs {source!r}: give afriqa, or a file that ends in .jsonl, .jsonl.gz or .json."
         )
-    pairs = list(_languages_filled(_distinct(found, rejects), rejects))
+    pairs = _whole(found, rejects)
     if not pairs:
         raise DataError(
             f'{path} holds no pair that can be used; expected lines such as {{"query", "lang", "positive"}}.'
@@ -140,14 +140,11 @@ def afriqa_pairs(data_dir: Path, *, split: Literal["train", "dev"]) -> list[Trai
     passages = {passage.id: passage for passage in task.passages}
     return [
         TrainingPair(
-            query.id,
-            query.text,
-            query.lang or UNKNOWN_LANGUAGE,
-            passages[next(iter(task.qrels[query.id]))],
+            query.id, query.text, query.lang or UNKNOWN_LANGUAGE, passages[next(iter(task.qrels[query.id]))],
             translation=translations[query.id],
         )
         for query in task.queries
-    ]
+    ]  # fmt: skip
 
 
 def _line_pairs(path: Path, rejects: Rejects) -> Iterator[tuple[Source, TrainingPair]]:
@@ -232,29 +229,23 @@ def _squad_pair(parts: tuple[Any, Any, Any]) -> TrainingPair:
     return TrainingPair(record_id(question), text_of(question, "question"), lang, passage)
 
 
-def _distinct(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects) -> Iterator[tuple[Source, TrainingPair]]:
-    seen: set[tuple[str, str]] = set()
+def _whole(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects) -> list[TrainingPair]:
+    """Each pair once, its language detected where it is missing; where it cannot be told, the pair is refused."""
+    kept: dict[tuple[str, str], tuple[Source, TrainingPair]] = {}
     for source, pair in found:
-        key = (pair.query, content_key(pair.positive))
-        if key in seen:
+        if kept.setdefault((pair.query, content_key(pair.positive)), (source, pair))[1] is not pair:
             rejects.duplicates += 1
-            continue
-        seen.add(key)
-        yield source, pair
-
-
-def _languages_filled(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects) -> Iterator[TrainingPair]:
-    """Detect the languages that are missing; a question whose language cannot be told is refused."""
-    kept = list(found)
-    unknown = [i for i, (_, pair) in enumerate(kept) if pair.lang == UNKNOWN_LANGUAGE]
-    detected = dict(zip(unknown, languages.detect([kept[i][1].query for i in unknown]), strict=True)) if unknown else {}
-    for i, (source, pair) in enumerate(kept):
-        lang = detected.get(i, pair.lang)
+    unknown = [key for key, (_, pair) in kept.items() if pair.lang == UNKNOWN_LANGUAGE]
+    detected = dict(zip(unknown, languages.detect([query for query, _ in unknown]), strict=True)) if unknown else {}
+    pairs = []
+    for key, (source, pair) in kept.items():
+        lang = detected.get(key, pair.lang)
         if lang == UNKNOWN_LANGUAGE:
             rejects.reject(source, "the question's language cannot be told; give it as lang")
         else:
             rejects.accepted += 1
-            yield replace(pair, lang=lang)
+            pairs.append(replace(pair, lang=lang))
+    return pairs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import Collection, check_same_encoder, collection_means
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.tune.tune import hash_order
-from xqg_vdb.types import GeneratedQueries, Question, Search, Vectors
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Search, Vectors
 
 _ASKED_TOGETHER = 256
 _NORMAL_95 = 1.959964
@@ -86,24 +86,19 @@ def audit(
     card = collection.card
     check_same_encoder(encoder, card, name=collection.name)
     with QueryFile(queries) as table:
-        total, chosen = _sample(collection, table, sample, progress)
+        total, asked = _drawn(collection, table, sample, progress)
         strangers, first = table.unused_count, tuple(table.unused(5))
-    if not chosen:
+    if not asked:
         raise DataError(
             f"No query of {', '.join(map(str, queries))} belongs to a passage of collection {collection.name!r} "
             f"(the file has ids such as {', '.join(map(repr, first[:3]))}): give the file that was made for it."
         )
-    owner, asked = _drawn(chosen)
-    vectors = encode_cached(
-        [query.text for query in asked], encoder=encoder, kind="queries",
-        folder=folder, progress=progress, stage="queries",
-    )  # fmt: skip
-    langs = [query.lang or "und" for query in asked]
+    own, langs, texts = zip(*asked, strict=True)
+    vectors = encode_cached(texts, encoder=encoder, kind="queries", folder=folder, progress=progress, stage="queries")
     moved = calibrate(
         vectors, langs=langs, table=collection_means(encoder, card), strength=card.calibration,
         normalize=encoder.facts.normalize,
     )  # fmt: skip
-    own = [chosen[row].id for row in owner]
     plain = _finds(collection, np.asarray(vectors), own, k=k, progress=progress, stage="plain")
     calibrated = plain
     if card.calibration:
@@ -111,31 +106,28 @@ def audit(
     of = np.array(langs)
     languages = [
         LanguageAudit(
-            lang,
-            int((of == lang).sum()),
-            _share(plain[of == lang]),
-            _share(calibrated[of == lang]),
+            lang, int((of == lang).sum()), _share(plain[of == lang]), _share(calibrated[of == lang]),
             lang in card.query_langs,
         )
         for lang in sorted(set(langs))
-    ]
+    ]  # fmt: skip
     found = {docid for docid, hit in zip(own, calibrated.tolist(), strict=True) if hit}
     return Audited(
         collection=collection.name,
         k=k,
-        passages=len(chosen),
+        passages=len(set(own)),
         in_collection=total,
         strangers=strangers,
         first_strangers=first,
-        languages=tuple(sorted(languages, key=lambda one: one.calibrated.value)),
-        lost=tuple(sorted({docid for docid in own} - found)),
+        languages=tuple(sorted(languages, key=lambda language: language.calibrated.value)),
+        lost=tuple(sorted(set(own) - found)),
     )
 
 
-def _sample(
+def _drawn(
     collection: Collection, table: QueryFile, sample: int, progress: Progress
-) -> tuple[int, list[GeneratedQueries]]:
-    """Count the points, and draw passages that have queries by the hash of their id."""
+) -> tuple[int, list[tuple[str, str, str]]]:
+    """How many points there are; of passages drawn by the hash of their id, a query a language: id, language, text."""
     total, with_queries = 0, []
     for point in collection.scroll():
         total += 1
@@ -144,37 +136,24 @@ def _sample(
         record = table.get(point.id)
         if record is not None and record.queries:
             with_queries.append(point.id)
-    ids = heapq.nsmallest(sample, with_queries, key=hash_order)
-    return total, [record for docid in sorted(ids) if (record := table.get(docid)) is not None]
-
-
-def _drawn(records: Sequence[GeneratedQueries]) -> tuple[list[int], list[Question]]:
-    """One query per passage and language, with the passage's row."""
-    owner, asked = [], []
-    for row, record in enumerate(records):
-        for lang, texts in sorted(record.queries.items()):
-            owner.append(row)
-            asked.append(Question(f"{record.id}/{lang}", texts[hash_order(record.id) % len(texts)], lang))
-    return owner, asked
+    asked = []
+    for docid in sorted(heapq.nsmallest(sample, with_queries, key=hash_order)):
+        record = table.get(docid)
+        for lang, texts in sorted(record.queries.items() if record else ()):
+            asked.append((docid, lang or UNKNOWN_LANGUAGE, texts[hash_order(docid) % len(texts)]))
+    return total, asked
 
 
 def _finds(
-    collection: Collection,
-    vectors: Vectors,
-    own: Sequence[str],
-    *,
-    k: int,
-    progress: Progress,
-    stage: str,
+    collection: Collection, vectors: Vectors, own: Sequence[str], *, k: int, progress: Progress, stage: str
 ) -> NDArray[np.bool_]:
     """Whether each question's own passage is among its first k."""
-    found = np.zeros(len(own), dtype=np.bool_)
+    found: list[bool] = []
     for start in range(0, len(own), _ASKED_TOGETHER):
         progress(stage, start, len(own))
         answers = collection.nearest(vectors[start : start + _ASKED_TOGETHER], Search(k))
-        for row, hits in enumerate(answers, start):
-            found[row] = any(hit.id == own[row] for hit in hits)
-    return found
+        found += [any(hit.id == docid for hit in hits) for docid, hits in zip(own[start:], answers, strict=False)]
+    return np.array(found, np.bool_)
 
 
 def _share(hits: NDArray[np.bool_]) -> Share:
