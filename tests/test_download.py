@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -76,7 +75,7 @@ def test_what_is_not_the_file_is_not_kept(server, tmp_path, path, says):
 
 
 def test_a_server_that_is_away(server, tmp_path, monkeypatch):
-    gone = replace(benchmark_files()[0], dataset="tiny", url="http://127.0.0.1:9/x")
+    gone = benchmark_files()[0]._replace(dataset="tiny", url="http://127.0.0.1:9/x")
     monkeypatch.setattr(module, "benchmark_files", lambda: (gone,))
     with pytest.raises(DataError, match="cannot be fetched"):
         download("tiny", tmp_path)

@@ -208,10 +208,11 @@ def _diff_lines(diff: Diff, shown: int) -> Iterator[str]:
     for what, changes in (("won", diff.won), ("lost", diff.lost)):
         yield f"\n{len(changes)} questions {what}"
         for change in changes[:shown]:
-            yield f"  {change.question} [{change.group}] {change.before:.3g} → {change.after:.3g}  {change.text}"
-            yield f"    answered by    {change.relevant[:100]}"
-            yield f"    first, before  {change.found_before[:100]}"
-            yield f"    first, after   {change.found_after[:100]}"
+            values = f"{change['before']:.3g} → {change['after']:.3g}"
+            yield f"  {change['question']} [{change['group']}] {values}  {change['text']}"
+            yield f"    answered by    {change['relevant'][:100]}"
+            yield f"    first, before  {change['found_before'][:100]}"
+            yield f"    first, after   {change['found_after'][:100]}"
         if len(changes) > shown:
             yield f"  … and {len(changes) - shown} more"
 

@@ -8,96 +8,84 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.evaluate.metrics import Average
 from xqg_vdb.evaluate.records import Difference
 from xqg_vdb.evaluate.report.tables import clean
 from xqg_vdb.evaluate.significance import compare_groups
 from xqg_vdb.files import disk_errors, write_atomic
-from xqg_vdb.types import Passage
 
 NAME = "questions.csv"
 _FIRST = ("dataset", "average", "question", "group", "cluster", "text", "relevant", "relevant text")
+_FOUND = (" | found", " | found text")
 _SHOWN = 300
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What systems did with the questions of one dataset.
+def question_rows(
+    dataset: str,
+    task: RetrievalTask,
+    values: Mapping[str, Mapping[str, Mapping[str, float]]],
+    first: Mapping[str, Mapping[str, str]],
+) -> Iterator[dict[str, str]]:
+    """What systems did with the questions of one dataset; texts are cut at 300 characters, without control characters.
 
     values: system -> metric -> question -> value. first: system -> question -> the first passage that it found.
     """
+    texts, clusters = {p.id: _short(p.title_and_text) for p in task.passages}, task.clusters()
+    for query in task.queries:
+        relevant = sorted(d for d, grade in task.qrels.get(query.id, {}).items() if grade > 0)
+        row = dict(zip(_FIRST, (
+            dataset, task.average, query.id, task.groups[query.id], clusters[query.id],
+            _short(query.text), " ".join(relevant), texts.get(relevant[0], "") if relevant else "",
+        ), strict=True))  # fmt: skip
+        for system, measured in values.items():
+            best = first[system].get(query.id, "")
+            row |= {f"{system} | {metric}": repr(of[query.id]) for metric, of in measured.items() if query.id in of}
+            row |= {f"{system} | found": best, f"{system} | found text": texts.get(best, "")}
+        yield row
 
-    dataset: str
-    task: RetrievalTask
-    passages: Sequence[Passage]
-    values: Mapping[str, Mapping[str, Mapping[str, float]]]
-    first: Mapping[str, Mapping[str, str]]
 
-
-def write_questions(folder: Path, asked: Sequence[Asked]) -> Path:
-    """Write `questions.csv`; texts are cut at 300 characters and have no control characters."""
-    systems = {s: list(values) for part in asked for s, values in part.values.items()}
-    columns = [f"{system} | {metric}" for system, metrics in systems.items() for metric in metrics]
-    columns += [f"{system} | {what}" for system in systems for what in ("found", "found text")]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*_FIRST, *dict.fromkeys(columns)], restval="", lineterminator="\n")
-    writer.writeheader()
-    for part in asked:
-        writer.writerows(_rows(part))
-    write_atomic(folder / NAME, text.getvalue().encode("utf-8", "replace"))
+def write_questions(folder: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    """Write `questions.csv`: of every system its metrics, then of every system what it found."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in _FIRST))
+    systems = list(dict.fromkeys(name.rpartition(" | ")[0] for name in names))
+    columns = sorted(names, key=lambda name: (name.endswith(_FOUND), systems.index(name.rpartition(" | ")[0])))
+    _write(folder / NAME, [*_FIRST, *columns], rows)
     return folder / NAME
 
 
-def _rows(part: Asked) -> Iterator[dict[str, str]]:
-    texts, clusters = {p.id: _short(p.title_and_text) for p in part.passages}, part.task.clusters()
-    for query in part.task.queries:
-        relevant = sorted(d for d, grade in part.task.qrels.get(query.id, {}).items() if grade > 0)
-        row = dict(zip(_FIRST, (
-            part.dataset, part.task.average, query.id, part.task.groups[query.id], clusters[query.id],
-            _short(query.text), " ".join(relevant), texts.get(relevant[0], "") if relevant else "",
-        ), strict=True))  # fmt: skip
-        for system, values in part.values.items():
-            row |= {f"{system} | {m}": repr(of[query.id]) for m, of in values.items() if query.id in of}
-            best = part.first[system].get(query.id, "")
-            row |= {f"{system} | found": best, f"{system} | found text": texts.get(best, "")}
-        yield row
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode("utf-8", "replace"))
 
 
 def _short(text: str) -> str:
     return clean(text)[:_SHOWN]
 
 
-@dataclass(frozen=True)
-class Change:
-    """One question whose value differs: what was asked, what answers it, and what either system found first."""
-
-    question: str
-    group: str
-    text: str
-    relevant: str
-    before: float
-    after: float
-    found_before: str
-    found_after: str
+_CHANGE = ("question", "group", "text", "relevant", "before", "after", "found_before", "found_after")
+"""Of a question whose value differs: what was asked, what answers it, and what either system found first."""
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Two runs on the questions that both have: the paired comparison, all questions won and all lost."""
+    """Two runs on the questions that both have: the paired comparison, all questions won and all lost (`_CHANGE`)."""
 
     dataset: str
     metric: str
     before: str
     after: str
     compared: Difference
-    won: Sequence[Change]
-    lost: Sequence[Change]
+    won: Sequence[Mapping[str, Any]]
+    lost: Sequence[Mapping[str, Any]]
     only_one: int
 
 
@@ -158,39 +146,32 @@ def _diff(runs: Sequence[Sequence[dict[str, str]]], columns: tuple[str, str]) ->
     if not both:
         raise DataError(f"no question of {one[0]['dataset']} is in both; were they asked of the same data?")
     before, after = {q: float(rows[q][columns[0]]) for q in both}, {q: float(others[q][columns[1]]) for q in both}
-    average: Average = "groups" if rows[both[0]]["average"] == "groups" else "queries"
     compared = compare_groups(
         before, after, groups={q: rows[q]["group"] for q in both}, clusters={q: rows[q]["cluster"] for q in both},
-        average=average,
+        average="groups" if rows[both[0]]["average"] == "groups" else "queries",
     )  # fmt: skip
     systems = [column.rpartition(" | ")[0] for column in columns]
-    changes = [
-        Change(
+    changes = {
+        q: dict(zip(_CHANGE, (
             q, rows[q]["group"], rows[q]["text"], rows[q]["relevant text"], before[q], after[q],
             rows[q][f"{systems[0]} | found text"], others[q][f"{systems[1]} | found text"],
-        )
-        for q in both
-        if before[q] != after[q]
-    ]  # fmt: skip
+        ), strict=True))
+        for q in sorted(both, key=lambda q: -abs(after[q] - before[q]))
+    }  # fmt: skip
     return Diff(
-        dataset=one[0]["dataset"],
-        metric=columns[0].rpartition(" | ")[2],
-        before=systems[0],
-        after=systems[1],
-        compared=compared.macro,
-        won=sorted((c for c in changes if c.after > c.before), key=lambda c: c.before - c.after),
-        lost=sorted((c for c in changes if c.after < c.before), key=lambda c: c.after - c.before),
+        one[0]["dataset"], columns[0].rpartition(" | ")[2], systems[0], systems[1], compared.macro,
+        won=[change for q, change in changes.items() if after[q] > before[q]],
+        lost=[change for q, change in changes.items() if after[q] < before[q]],
         only_one=len(rows.keys() ^ others.keys()),
-    )
+    )  # fmt: skip
 
 
 def write_changes(path: Path, diffs: Sequence[Diff]) -> None:
     """Write the questions that were won and lost as CSV, with their texts."""
-    text = io.StringIO()
-    names = list(Change.__dataclass_fields__)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "metric", "change", *names])
-    for diff in diffs:
-        for what, changes in (("won", diff.won), ("lost", diff.lost)):
-            writer.writerows([diff.dataset, diff.metric, what, *(getattr(c, name) for name in names)] for c in changes)
-    write_atomic(path, text.getvalue().encode("utf-8", "replace"))
+    rows = [
+        {"dataset": diff.dataset, "metric": diff.metric, "change": what, **change}
+        for diff in diffs
+        for what, changes in (("won", diff.won), ("lost", diff.lost))
+        for change in changes
+    ]
+    _write(path, ["dataset", "metric", "change", *_CHANGE], rows)

@@ -20,7 +20,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.cells import BITEXT, SHARE_DEPTH, Cell, check_metrics, run_cell
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.metrics import counted, group_means, headline, macro_mean, ranked, read_run
-from xqg_vdb.evaluate.questions import Asked, write_questions
+from xqg_vdb.evaluate.questions import question_rows, write_questions
 from xqg_vdb.evaluate.records import (
     Compared,
     HeatMap,
@@ -140,19 +140,19 @@ def _run_file(bench: Workbench, dataset: str, system: str) -> Path:
 def _write_questions(bench: Workbench, cells: Cells) -> None:
     """What became of every question; bitext mining has none."""
     names = [system.name for system in bench.suite.systems]
-    asked = [
-        Asked(
-            dataset, bench.task(dataset), tuple(bench.task(dataset).passages),
-            {name: cells[dataset, name].values for name in names},
+    rows = [
+        row
+        for dataset in bench.suite.datasets
+        if BITEXT not in bench.metrics(dataset)
+        for row in question_rows(
+            dataset, bench.task(dataset), {name: cells[dataset, name].values for name in names},
             {name: {
                 qid: ranked(pairs)[0][0] for qid, pairs in read_run(_run_file(bench, dataset, name)).items() if pairs
             } for name in names},
         )
-        for dataset in bench.suite.datasets
-        if BITEXT not in bench.metrics(dataset)
     ]  # fmt: skip
-    if asked:
-        write_questions(bench.out, asked)
+    if rows:
+        write_questions(bench.out, rows)
 
 
 @contextmanager

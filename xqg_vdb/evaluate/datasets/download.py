@@ -7,10 +7,10 @@ is left alone; one that does not match its checksum is not kept.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
@@ -23,8 +23,7 @@ _NEEDS = {"xquad": ("xquad-r",), "xquad+afriqa": ("xquad-r", "afriqa")}
 """Datasets that are made from other datasets' files."""
 
 
-@dataclass(frozen=True, slots=True)
-class BenchmarkFile:
+class BenchmarkFile(NamedTuple):
     """One file of a benchmark: its place below the data folder, what it must be, and where it comes from."""
 
     dataset: str
@@ -48,8 +47,7 @@ def download(dataset: str, data_dir: Path, *, progress: Progress = silent) -> li
     Raises DataError when the dataset has no listed files, a server does not answer, or a file is not the expected one;
     DiskError when it cannot be written.
     """
-    wanted = _files_of(dataset.partition(":")[0])
-    missing = [file for file in wanted if not (data_dir / file.path).exists()]
+    missing = [file for file in _files_of(dataset.partition(":")[0]) if not (data_dir / file.path).exists()]
     fetched = []
     with httpx.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
         for done, file in enumerate(missing):
