@@ -54,11 +54,11 @@ def has_same_and_cross(task: RetrievalTask, passages: Sequence[Passage]) -> bool
     lang_of = {passage.id: passage.lang for passage in passages}
     if task.pooled or len(set(lang_of.values())) < 2:
         return False
-    for query in task.queries:
-        langs = {lang_of[docid] for docid in _relevant(task.qrels.get(query.id, {})) if docid in lang_of}
-        if query.lang in langs and len(langs) > 1:
-            return True
-    return False
+    wanted = ((query.lang, task.qrels.get(query.id, {})) for query in task.queries)
+    found = (
+        (lang, {lang_of[d] for d, grade in grades.items() if grade > 0 and d in lang_of}) for lang, grades in wanted
+    )
+    return any(lang in langs and len(langs) > 1 for lang, langs in found)
 
 
 def measure_mixed(name: str, run: Run, task: RetrievalTask, passages: Sequence[Passage]) -> dict[str, float]:
@@ -67,69 +67,52 @@ def measure_mixed(name: str, run: Run, task: RetrievalTask, passages: Sequence[P
     if match is None:
         raise ValueError(f"{name} is no measure of pools of several languages")
     k, lang_of = int(match[2]), {passage.id: passage.lang for passage in passages}
-    if match[3]:
-        return _recalls(run, task, lang_of, k, same=match[3] == " same")
-    formula = _FORMULAS[match[1]]
-    return {
-        query.id: formula(
-            [docid for docid, _ in ranked(run.get(query.id, ()))[:k]], task.qrels.get(query.id, {}), lang_of,
-            query.lang or UNKNOWN_LANGUAGE, k,
-        )
-        for query in task.queries
-    }  # fmt: skip
-
-
-def _recalls(run: Run, task: RetrievalTask, lang_of: Mapping[str, str], k: int, *, same: bool) -> dict[str, float]:
     values: dict[str, float] = {}
     for query in task.queries:
         asked = query.lang or UNKNOWN_LANGUAGE
-        wanted = {d for d in _relevant(task.qrels.get(query.id, {})) if (lang_of.get(d) == asked) == same}
-        if wanted:
-            first = {docid for docid, _ in ranked(run.get(query.id, ()))[:k]}
-            values[query.id] = len(wanted & first) / len(wanted)
+        first = [docid for docid, _ in ranked(run.get(query.id, ()))[:k]]
+        grades = {docid: grade for docid, grade in task.qrels.get(query.id, {}).items() if grade > 0}
+        if match[3]:
+            grades = {d: g for d, g in grades.items() if (lang_of.get(d) == asked) == (match[3] == " same")}
+        if grades or not match[3]:
+            own = {docid for docid in (*first, *grades) if lang_of.get(docid) == asked}
+            values[query.id] = _FORMULAS[match[1]](first, grades, own, lang_of, k)
     return values
 
 
-def _relevant(grades: Mapping[str, int]) -> list[str]:
-    return [docid for docid, grade in grades.items() if grade > 0]
+_Langs = Mapping[str, str]
 
 
-def _own(first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int) -> float:
-    return sum(lang_of[docid] == asked for docid in first) / len(first) if first else 0.0
+def _recall(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
+    return len(grades.keys() & set(first)) / len(grades)
 
 
-def _preference(
-    first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int
-) -> float:
-    best = next((docid for docid in first if grades.get(docid, 0) > 0), None)
-    return float(best is not None and lang_of[best] == asked)
+def _own(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
+    return sum(docid in own for docid in first) / len(first) if first else 0.0
 
 
-def _lang_ndcg(
-    first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int
-) -> float:
-    gain = {docid: grade * (1 + (lang_of.get(docid) == asked)) for docid, grade in grades.items() if grade > 0}
+def _preference(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
+    return float(next((docid for docid in first if docid in grades), None) in own)
 
-    def total(gains: Sequence[int]) -> float:
-        return math.fsum(value / math.log2(rank + 1) for rank, value in enumerate(gains[:k], start=1))
 
-    best = total(sorted(gain.values(), reverse=True))
-    return total([gain.get(docid, 0) for docid in first]) / best if best else 0.0
+def _lang_ndcg(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
+    gain = {docid: grade * (1 + (docid in own)) for docid, grade in grades.items()}
+    found, best = [gain.get(docid, 0) for docid in first], sorted(gain.values(), reverse=True)[:k]
+    dcg, ideal = (math.fsum(g / math.log2(i + 2) for i, g in enumerate(gains)) for gains in (found, best))
+    return dcg / ideal if ideal else 0.0
 
 
 def _ranks(first: Sequence[str], grades: Mapping[str, int], k: int) -> dict[str, int]:
     place = {docid: rank for rank, docid in enumerate(first, start=1)}
-    return {docid: place.get(docid, k + 1) for docid in _relevant(grades)}
+    return {docid: place.get(docid, k + 1) for docid in grades}
 
 
-def _rank_distance(
-    first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int
-) -> float:
+def _rank_distance(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
     ranks = _ranks(first, grades, k).values()
     return float(max(ranks) - min(ranks)) if ranks else 0.0
 
 
-def _peer(first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str, str], asked: str, k: int) -> float:
+def _peer(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
     samples: dict[str, list[int]] = {}
     for docid, rank in _ranks(first, grades, k).items():
         samples.setdefault(lang_of.get(docid, UNKNOWN_LANGUAGE), []).append(rank)
@@ -138,8 +121,9 @@ def _peer(first: Sequence[str], grades: Mapping[str, int], lang_of: Mapping[str,
     return float(scipy_stats().kruskal(*samples.values()).pvalue)
 
 
-_FORMULAS: dict[str, Callable[[Sequence[str], Mapping[str, int], Mapping[str, str], str, int], float]] = {
-    "own": _own, "LPR": _preference, "Lang-nDCG": _lang_ndcg, "RankDistance": _rank_distance, "PEER": _peer,
+_FORMULAS: dict[str, Callable[[Sequence[str], Mapping[str, int], set[str], _Langs, int], float]] = {
+    "R": _recall, "own": _own, "LPR": _preference, "Lang-nDCG": _lang_ndcg, "RankDistance": _rank_distance,
+    "PEER": _peer,
 }  # fmt: skip
 
 
@@ -152,17 +136,15 @@ def whole_average_precision(
     for block in row_blocks(len(questions), len(rows)):
         scores = questions[block] @ rows.T
         for line, query in zip(scores, task.queries[block], strict=True):
-            relevant = _relevant(task.qrels.get(query.id, {}))
-            places = _places(line, np.array([row_of[d] for d in relevant if d in row_of], np.int64), order)
+            relevant = [docid for docid, grade in task.qrels.get(query.id, {}).items() if grade > 0]
+            places = _places(line, [row_of[docid] for docid in relevant if docid in row_of], order)
             hits = np.arange(1, len(places) + 1)
             values[query.id] = float((hits / np.sort(places)).sum() / len(relevant)) if relevant else 0.0
     return values
 
 
-def _places(line: NDArray[np.float32], wanted: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+def _places(line: NDArray[np.float32], wanted: Sequence[int], order: NDArray[np.int64]) -> NDArray[np.int64]:
     """The places (from 1) of the wanted columns when a line of scores is ranked, equal scores by `order`."""
-    places = [
-        1 + np.count_nonzero(line > line[column]) + np.count_nonzero(order[line == line[column]] < order[column])
-        for column in wanted
-    ]
-    return np.array(places, np.int64)
+    higher = (np.count_nonzero(line > line[column]) for column in wanted)
+    earlier = (np.count_nonzero(order[line == line[column]] < order[column]) for column in wanted)
+    return np.array([1 + above + tied for above, tied in zip(higher, earlier, strict=True)], np.int64)
