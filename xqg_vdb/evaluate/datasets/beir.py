@@ -45,7 +45,7 @@ def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> 
         raise DataError(f"no question of qrels/{split}.tsv is in {questions}; do the two belong together?")
     return RetrievalTask(
         name=f"{folder.name}-{split}",
-        passages=CorpusFiles([corpus], lang=default or UNKNOWN_LANGUAGE),
+        passages=CorpusFiles({"": [corpus]}, lang=default or UNKNOWN_LANGUAGE),
         queries=tuple(queries),
         qrels={query.id: qrels[query.id] for query in queries},
         metrics=("nDCG@10", "R@100"),

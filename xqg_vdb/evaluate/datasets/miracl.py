@@ -17,7 +17,6 @@ from typing import Any
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import (
     CorpusFiles,
-    Pools,
     RetrievalTask,
     find_file,
     language_code,
@@ -39,7 +38,7 @@ def read_miracl(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | No
     """
     topics = f"miracl/miracl-v1.0-{{lang}}/topics/topics.miracl-v1.0-{{lang}}-{split}.tsv"
     asked: list[tuple[Question, Mapping[str, int]]] = []
-    pools: dict[str, CorpusFiles] = {}
+    corpora: dict[str, list[Path]] = {}
     for lang, file in language_files(data_dir, topics, langs=langs, source=_MIRACL):
         judged = read_qrels(find_file(data_dir, topics.replace("topics", "qrels").format(lang=lang), source=_MIRACL))
         asked += [(Question(qid, text, lang), judged[qid]) for qid, text in read_pairs(file) if qid in judged]
@@ -47,9 +46,8 @@ def read_miracl(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | No
         files = [path for end in ("", ".gz") for path in (data_dir / folder).glob(f"docs-*.jsonl{end}")]
         if not files:
             raise DataError(missing(data_dir, f"{folder}/docs-0.jsonl.gz", source=_MIRACL))
-        in_order = sorted(files, key=lambda path: (len(path.name), path.name))  # docs-10 after docs-9
-        pools[lang] = CorpusFiles(in_order, lang=lang, pool=lang)
-    return _task(f"miracl-{split}", asked, pools, ("nDCG@10", "R@100"))
+        corpora[lang] = sorted(files, key=lambda path: (len(path.name), path.name))  # docs-10 after docs-9
+    return _task(f"miracl-{split}", asked, corpora, ("nDCG@10", "R@100"))
 
 
 def read_mr_tydi(data_dir: Path, *, split: str = "test", langs: Sequence[str] | None = None) -> RetrievalTask:
@@ -58,7 +56,7 @@ def read_mr_tydi(data_dir: Path, *, split: str = "test", langs: Sequence[str] | 
     Raises DataError when questions or corpus of a language are missing or malformed, or no language is there.
     """
     asked: list[tuple[Question, Mapping[str, int]]] = []
-    pools: dict[str, CorpusFiles] = {}
+    corpora: dict[str, list[Path]] = {}
     for name, path in language_files(
         data_dir, f"mr-tydi/mrtydi-v1.1-{{lang}}/{split}.jsonl", langs=langs, source=_MR_TYDI
     ):
@@ -69,21 +67,21 @@ def read_mr_tydi(data_dir: Path, *, split: str = "test", langs: Sequence[str] | 
             return Question(str(record["query_id"]), record["query"], lang), relevant
 
         asked += read_rows(path, "a Mr. TyDi question", question)
-        corpora = (f"mr-tydi/mrtydi-v1.1-{name}/{file}.jsonl" for file in ("corpus", "docs", "collection/docs"))
-        pools[lang] = CorpusFiles([find_file(data_dir, *corpora, source=_MR_TYDI)], lang=lang, pool=lang)
-    return _task(f"mr-tydi-{split}", asked, pools, ("MRR@100", "R@100"))
+        names = (f"mr-tydi/mrtydi-v1.1-{name}/{file}.jsonl" for file in ("corpus", "docs", "collection/docs"))
+        corpora[lang] = [find_file(data_dir, *names, source=_MR_TYDI)]
+    return _task(f"mr-tydi-{split}", asked, corpora, ("MRR@100", "R@100"))
 
 
 def _task(
     name: str,
     asked: Sequence[tuple[Question, Mapping[str, int]]],
-    pools: Mapping[str, CorpusFiles],
+    corpora: Mapping[str, Sequence[Path]],
     metrics: tuple[str, ...],
 ) -> RetrievalTask:
     """Ids of questions and judgements get the prefix that `CorpusFiles` gives passages."""
     return RetrievalTask(
         name=name,
-        passages=Pools(pools),
+        passages=CorpusFiles(corpora),
         queries=tuple(Question(f"{query.lang}:{query.id}", query.text, query.lang) for query, _ in asked),
         qrels={
             f"{query.lang}:{query.id}": {f"{query.lang}:{docid}": grade for docid, grade in judged.items()}

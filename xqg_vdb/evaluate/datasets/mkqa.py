@@ -43,7 +43,7 @@ def read_mkqa(data_dir: Path, *, langs: Sequence[str] | None = None) -> Retrieva
                 answers[query.id], groups[query.id], topics[query.id] = golds, lang, number
     return RetrievalTask(
         name="mkqa",
-        passages=CorpusFiles([corpus], lang="en"),
+        passages=CorpusFiles({"": [corpus]}, lang="en"),
         queries=tuple(queries),
         qrels={},
         metrics=("R@2kt", "R@5kt"),

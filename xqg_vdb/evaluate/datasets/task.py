@@ -70,9 +70,8 @@ class RetrievalTask:
             yield self
             return
         for group in sorted(set(self.groups.values())):
-            part = (
-                self.passages.parts[group] if isinstance(self.passages, Pools) else Reread(partial(self._pool, group))
-            )
+            passages = self.passages
+            part = passages.pool(group) if isinstance(passages, CorpusFiles) else Reread(partial(self._pool, group))
             inside = {qid for qid, name in self.groups.items() if name == group}
             yield replace(self.narrowed(inside), name=f"{self.name}/{group}", passages=part, pooled=False)
 
@@ -139,17 +138,6 @@ class Reread:
 
     def __iter__(self) -> Iterator[Passage]:
         return iter(self._read())
-
-
-class Pools:
-    """The passages of a pooled task whose pools are read from files of their own, one pool after the other."""
-
-    def __init__(self, parts: Mapping[str, Iterable[Passage]]) -> None:
-        self.parts = dict(parts)
-
-    def __iter__(self) -> Iterator[Passage]:
-        for part in self.parts.values():
-            yield from part
 
 
 def find_file(data_dir: Path, *names: str, source: str) -> Path:
@@ -230,41 +218,43 @@ ENGLISH_WIKIPEDIA = ("enwiki_20190201_w100.tsv", "psgs_w100.tsv", "corpus.tsv", 
 class CorpusFiles:
     """The passages of corpus files in order, read anew each time it is iterated; a title alone is a text.
 
-    lang: language of passages that name none. pool: makes it the files of one pool: ids become `{pool}:{id}`, because
-    publishers count from zero in every language, and `meta["pool"]` is set.
+    files: by pool, "" for one pool of all. A pool is a language; ids in it become `{pool}:{id}`, because publishers
+    count from zero in every language, and `meta["pool"]` is set. lang: language of passages that name none, outside.
     skipped: records that the last pass could not use, such as blank texts: their ids ("" where none can be read) and
     what is wrong with them.
     """
 
-    def __init__(self, paths: Sequence[Path], *, lang: str = UNKNOWN_LANGUAGE, pool: str | None = None) -> None:
-        self._paths, self._lang, self._pool = tuple(paths), lang, pool
+    def __init__(self, files: Mapping[str, Sequence[Path]], *, lang: str = UNKNOWN_LANGUAGE) -> None:
+        self._files, self._lang = dict(files), lang
         self.skipped: list[tuple[str, str]] = []
 
+    def pool(self, name: str) -> CorpusFiles:
+        """The files of one pool."""
+        return CorpusFiles({name: self._files[name]})
+
     def __iter__(self) -> Iterator[Passage]:
-        rejects = Skipped(self._pool)
-        for path in self._paths:
-            read = read_corpus(path, rejects=rejects, default_lang=self._lang, detect=False, title_only=True)
-            for passage in read:
-                if self._pool is not None:
-                    docid, meta = f"{self._pool}:{passage.id}", {**passage.meta, POOL: self._pool}
-                    passage = replace(passage, id=docid, meta=meta)
-                yield passage
-        self.skipped = rejects.records
+        self.skipped = []
+        for pool, paths in self._files.items():
+            rejects, prefix = Skipped(), f"{pool}:" if pool else ""
+            for path in paths:
+                lang = pool or self._lang
+                for passage in read_corpus(path, rejects=rejects, default_lang=lang, detect=False, title_only=True):
+                    meta = {**passage.meta, POOL: pool} if pool else passage.meta
+                    yield replace(passage, id=prefix + passage.id, meta=meta)
+            self.skipped += [(docid and prefix + docid, fault) for docid, fault in rejects.records]
 
 
 class Skipped(Rejects):
-    """Keeps the ids and faults of records that cannot be used; pool: what precedes the ids."""
+    """Keeps the ids and faults of records that cannot be used."""
 
-    def __init__(self, pool: str | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__(max_rejects=sys.maxsize)
-        self._prefix = "" if pool is None else f"{pool}:"
         self.records: list[tuple[str, str]] = []
 
     def reject(self, source: Source, reason: str) -> None:
         """Count `source` as refused."""
         super().reject(source, reason)
-        docid = _id_of(source)
-        self.records.append((docid and self._prefix + docid, f"{source.file} line {source.line}: {reason}"))
+        self.records.append((_id_of(source), f"{source.file} line {source.line}: {reason}"))
 
 
 def _id_of(source: Source) -> str:
@@ -282,9 +272,7 @@ def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = 
     skipped: ids and faults of records that could not be used when the passages were read before. Raises DataError when
     a relevant passage is among what cannot be used: the results would be wrong.
     """
-    parts = list(task.passages.parts.values()) if isinstance(task.passages, Pools) else [task.passages]
-    files = [part for part in parts if isinstance(part, CorpusFiles)]
-    if not files and not isinstance(task.passages, list):
+    if not isinstance(task.passages, CorpusFiles | list):
         return task
     asked = {query.id for query in task.queries}
     lacking = {docid for of in task.qrels.values() for docid, grade in of.items() if grade > 0}
@@ -292,7 +280,7 @@ def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = 
     for passage in task.passages:
         lacking.discard(passage.id)
         own += passage.id in asked
-    skipped = [*skipped, *(record for part in files for record in part.skipped)]
+    skipped = [*skipped, *(task.passages.skipped if isinstance(task.passages, CorpusFiles) else ())]
     for docid, fault in skipped:
         if lacking and (docid in lacking or not docid):
             raise DataError(

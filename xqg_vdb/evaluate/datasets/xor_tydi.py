@@ -30,7 +30,7 @@ def read_xor_tydi(data_dir: Path, *, split: str = "dev") -> RetrievalTask:
     yes_no = sum(all(answer in ("yes", "no") for answer in golds) for golds in answers.values())
     return RetrievalTask(
         name=f"xor-tydi-{split}",
-        passages=CorpusFiles([corpus], lang="en"),
+        passages=CorpusFiles({"": [corpus]}, lang="en"),
         queries=queries,
         qrels={},
         metrics=("R@2kt", "R@5kt"),
