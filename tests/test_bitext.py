@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
+from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize, nearest_f1
 
 
 def cos(x, y) -> float:
@@ -133,6 +133,22 @@ def test_bucc_arithmetic():
     assert bucc_optimize({("a", "A"): 1.3}, gold) == 1.3  # the published script raises IndexError here
     assert bucc_optimize({("x", "X"): 1.3}, gold) == 0.0
     assert bucc_f1({}, set(), threshold=0.0) == (0.0, 0.0, 0.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_f1_of_nearest_sentences_is_the_weighted_f1_of_classes(nearest):
+    """The twin counts true and false positives class by class, one gold sentence a question."""
+    n = len(nearest)
+    scores = []
+    for wanted in range(n):
+        hits = nearest[wanted] == wanted
+        precision = hits / nearest.count(wanted) if wanted in nearest else 0.0
+        scores.append(2 * precision * hits / (precision + hits) if hits else 0.0)
+    run = {f"q{i}": [(f"p{place}", 1.0), ("z", 0.5)] for i, place in enumerate(nearest)}
+    found = nearest_f1(run, {f"q{i}": {f"p{i}": 1} for i in range(n)})
+    assert sum(found.values()) / n == pytest.approx(sum(scores) / n)
+    assert nearest_f1({}, {"q": {"p": 1}}) == {"q": 0.0}
 
 
 def test_errors():

@@ -21,7 +21,7 @@ from xqg_vdb.evaluate.datasets.beir import read_beir
 from xqg_vdb.evaluate.datasets.mewsli_x import read_mewsli_x
 from xqg_vdb.evaluate.datasets.miracl import read_miracl, read_mr_tydi
 from xqg_vdb.evaluate.datasets.mkqa import read_mkqa
-from xqg_vdb.evaluate.datasets.parallel import read_bucc, read_tatoeba
+from xqg_vdb.evaluate.datasets.parallel import read_bucc, read_ntrex, read_tatoeba
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_questions
 from xqg_vdb.evaluate.datasets.xquad import read_lareqa, read_squad, read_xquad
@@ -280,6 +280,39 @@ def test_tatoeba_counts():
     assert few == {"jv": 205, "te": 234, "ta": 307, "sw": 390, "th": 548, "kk": 575, "ml": 687, "ka": 746}
     assert len(load_task("tatoeba-41", FOLDER).queries) == 31_692 + 5 * 1000
     assert {q.lang for q in load_task("tatoeba-en-xx", FOLDER).queries} == {"en"}
+
+
+def test_ntrex_languages_varieties_and_both_directions(tmp_path):
+    folder = tmp_path / "ntrex/NTREX-128"
+    write(folder / "newstest2019-src.eng.txt", "Hello.\nNews.\n")
+    sides = {"hau": "Sannu.\nLabarai.\n", "zho-CN": "你好。\n新闻。\n", "eng-GB": "Hallo.\nNews.\n"}
+    for code, text in sides.items():
+        write(folder / f"newstest2019-ref.{code}.txt", text)
+    write(folder / "newstest2019-ref-2.hau.txt", "A second translation.\n")
+    task = load_task("ntrex", tmp_path)
+    consistent(task)
+    assert [(q.id, q.text, q.lang) for q in task.queries] == [
+        ("hau-0", "Sannu.", "ha"), ("hau-1", "Labarai.", "ha"), ("zho-CN-0", "你好。", "zh"), ("zho-CN-1", "新闻。", "zh"),
+    ]  # fmt: skip
+    assert task.metrics == ("F1@1", "Accuracy")
+    assert task.groups["zho-CN-1"] == "zho-CN" and task.qrels["zho-CN-1"] == {"zho-CN-0001": 1}
+    assert task.clusters()["hau-1"] == task.clusters()["zho-CN-1"] != task.clusters()["hau-0"]
+    back = load_task("ntrex-en-xx", tmp_path)
+    consistent(back)
+    assert {q.lang for q in back.queries} == {"en"} and back.groups == task.groups
+    assert [q.id for q in read_ntrex(tmp_path, langs=["eng-GB"]).queries] == ["eng-GB-0", "eng-GB-1"]
+    write(folder / "newstest2019-ref.hau.txt", "Sannu.\n")
+    with pytest.raises(DataError, match=r"newstest2019-ref\.hau is not aligned: 1 foreign, 2 English lines"):
+        load_task("ntrex", tmp_path)
+    with pytest.raises(DataError, match=r"ntrex/NTREX-128/newstest2019-ref\.fij\.txt .*MicrosoftTranslator"):
+        read_ntrex(tmp_path, langs=["fij"])
+
+
+@needs("ntrex")
+def test_ntrex_counts():
+    task = load_task("ntrex", FOLDER)
+    assert set(Counter(task.groups.values()).values()) == {1997}
+    assert (len(set(task.groups.values())), len({q.lang for q in task.queries})) == (124, 117)
 
 
 def test_bucc_from_files_to_f1(tmp_path):

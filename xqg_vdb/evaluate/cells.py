@@ -20,7 +20,7 @@ import orjson
 
 from xqg_vdb.errors import CorruptError, DataError
 from xqg_vdb.evaluate.answers import answer_recall, word_tokenizer
-from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
+from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize, nearest_f1
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
 from xqg_vdb.evaluate.matrix import as_run, id_order, search_rows
 from xqg_vdb.evaluate.methods import Spent
@@ -33,7 +33,7 @@ from xqg_vdb.search.retriever import DEPTH, fuse_ranks
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_SPARSE, Digest
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, PointBatch, Search, Vectors, VectorStore
 
-BITEXT = "F1"
+BITEXT, NEAREST = "F1", "F1@1"
 SHARE_DEPTH = 20
 _ANSWERS = re.compile(r"R@(\d+)kt( strict)?")
 _DEPTH_FOR_ANSWERS = 100
@@ -235,12 +235,12 @@ def _language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run)
 # Metric names of a suite -> the value of every question, by each metric's own module.
 
 
-def _kind(metric: str) -> Literal["ranking", "answers", "mixed", "vectors"]:
+def _kind(metric: str) -> Literal["ranking", "answers", "mixed", "other"]:
     """Who computes it."""
     if _ANSWERS.fullmatch(metric):
         return "answers"
-    if metric in (BITEXT, WHOLE):
-        return "vectors"
+    if metric in (BITEXT, WHOLE, NEAREST):
+        return "other"
     return "ranking" if mixed_depth(metric) is None else "mixed"
 
 
@@ -284,6 +284,8 @@ def judge_run(
             values[name], tokenizer = _answered(task, passages, run, budget=1000 * int(match[1]), strict=bool(match[2]))
         elif name == BITEXT:
             values[name] = _mined(task, passages, placed)
+        elif name == NEAREST:
+            values[name] = nearest_f1(run, task.qrels)
         elif name == WHOLE and by_vectors and not task.pooled:
             values[name] = whole_average_precision(task, passages, questions=placed.questions, rows=placed.passages)
         elif _kind(name) == "mixed":

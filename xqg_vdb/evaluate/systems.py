@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,14 +57,15 @@ class Material:
 def prepare(task: RetrievalTask, *, encoder: TextEncoder, folder: Path, progress: Progress = silent) -> Material:
     """Encode the task's passages and questions, or take them from `folder`."""
     passages = tuple(task.passages)
-    rows = encode_cached(
-        [passage.title_and_text for passage in passages], encoder=encoder,
-        kind="passages", folder=folder, progress=progress, stage=f"passages of {task.name}",
-    )  # fmt: skip
-    asked = encode_cached(
-        [query.text for query in task.queries], encoder=encoder, kind="queries",
-        folder=folder, progress=progress, stage=f"questions of {task.name}",
-    )  # fmt: skip
+
+    def encoded(texts: Sequence[str], kind: Literal["passages", "queries"], stage: str) -> Vectors:
+        """Each distinct text once: pools of translations share their English side."""
+        place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        rows = encode_cached(list(place), encoder=encoder, kind=kind, folder=folder, progress=progress, stage=stage)
+        return rows if len(place) == len(texts) else rows[[place[text] for text in texts]]
+
+    rows = encoded([passage.title_and_text for passage in passages], "passages", f"passages of {task.name}")
+    asked = encoded([query.text for query in task.queries], "queries", f"questions of {task.name}")
     return Material(task, passages, rows, asked)
 
 

@@ -18,7 +18,7 @@ from xqg_vdb.evaluate.datasets.beir import read_beir
 from xqg_vdb.evaluate.datasets.mewsli_x import read_mewsli_x
 from xqg_vdb.evaluate.datasets.miracl import read_miracl, read_mr_tydi
 from xqg_vdb.evaluate.datasets.mkqa import read_mkqa
-from xqg_vdb.evaluate.datasets.parallel import XTREME_R, read_bucc, read_tatoeba
+from xqg_vdb.evaluate.datasets.parallel import XTREME_R, read_bucc, read_ntrex, read_tatoeba
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, with_corpus_notes
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_tydi
 from xqg_vdb.evaluate.datasets.xquad import read_lareqa, read_xquad
@@ -38,6 +38,8 @@ DATASETS: dict[str, Callable[..., RetrievalTask]] = {
     "mkqa": read_mkqa,
     "mlqa-r": partial(read_lareqa, name="mlqa-r"),
     "mr-tydi": read_mr_tydi,
+    "ntrex": read_ntrex,
+    "ntrex-en-xx": partial(read_ntrex, direction="en-xx"),
     "tatoeba": read_tatoeba,
     "tatoeba-41": partial(read_tatoeba, langs=tuple(XTREME_R)),
     "tatoeba-all": partial(read_tatoeba, langs=None),

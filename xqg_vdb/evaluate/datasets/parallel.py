@@ -1,8 +1,11 @@
-"""Translations found among sentences: Tatoeba and BUCC 2018, as XTREME has them. Each language is a pool of its own.
+"""Translations found among sentences: Tatoeba, NTREX-128 and BUCC 2018. Each language is a pool of its own.
 
 Tatoeba (36 languages of XTREME, 41 of XTREME-R, or all of a folder): `tatoeba/tatoeba.{xxx}-eng.{xxx|eng}` of
 facebookresearch/LASER, line i of one file translates line i of the other; up to 1,000 pairs a language. Accuracy per
 language, mean over languages; XTREME searches the foreign file with the English sentences, most papers the other way.
+
+NTREX (Federmann et al. 2022): 1,997 sentences of news in 124 languages and varieties besides English, the same in all:
+`newstest2019-ref.{lang}.txt` and `newstest2019-src.eng.txt`. F1 as MTEB computes it, and accuracy, both directions.
 
 BUCC (Zweigenbaum et al.): find the sentences of two monolingual corpora that translate each other. Lines
 `id<TAB>sentence` in `bucc2018/{xx}-en.{dev|test}.{xx|en}`, XTREME's names for BUCC's `sample` and `training`, which are
@@ -11,7 +14,8 @@ found too (`bucc2018/{xx}-en/{xx}-en.{sample|training}.{xx|en}`); gold `id<TAB>i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +27,7 @@ from xqg_vdb.texts.records import open_lines
 from xqg_vdb.types import Passage, Question
 
 _TATOEBA = "https://github.com/facebookresearch/LASER (data/tatoeba/v1)"
+_NTREX = "https://github.com/MicrosoftTranslator/NTREX (NTREX-128)"
 _BUCC = "https://comparable.limsi.fr/bucc2018/bucc2018-task.html"
 
 XTREME = {
@@ -37,8 +42,11 @@ XTREME_R = XTREME | {"az": "aze", "lt": "lit", "pl": "pol", "ro": "ron", "uk": "
 """XTREME-R's 41 languages."""
 
 
+Direction = Literal["xx-en", "en-xx"]
+
+
 def read_tatoeba(
-    data_dir: Path, *, direction: Literal["xx-en", "en-xx"] = "xx-en", langs: Sequence[str] | None = tuple(XTREME)
+    data_dir: Path, *, direction: Direction = "xx-en", langs: Sequence[str] | None = tuple(XTREME)
 ) -> RetrievalTask:
     """Read aligned sentences from `tatoeba/`: 31,692 pairs in XTREME's 36 languages, 36,692 in XTREME-R's 41.
 
@@ -51,34 +59,59 @@ def read_tatoeba(
         names = {code: lang for lang, code in XTREME_R.items()}
         there = language_files(data_dir, "tatoeba/tatoeba.{lang}-eng.{lang}", source=_TATOEBA)
         langs = [names.get(code, code) for code, _ in there]
+    pairs = {}
+    for lang in langs:
+        code = XTREME_R.get(lang, lang)
+        files = [find_file(data_dir, f"tatoeba/tatoeba.{code}-eng.{side}", source=_TATOEBA) for side in (code, "eng")]
+        pairs[lang] = _aligned(files[0], files[1])
+    return _translations(f"tatoeba-{len(langs)}-{direction}", pairs, direction, ("Accuracy",))
+
+
+def read_ntrex(data_dir: Path, *, direction: Direction = "xx-en", langs: Sequence[str] | None = None) -> RetrievalTask:
+    """Read NTREX-128 from a checkout `ntrex/`, or its files there; English varieties only where `langs` names them.
+
+    langs: by the files' codes (`hau`, `zho-CN`), all that are there by default. Translations share a topic.
+    Raises DataError when a file is missing or has not as many lines as the English one.
+    """
+    folders = [f"ntrex/{folder}newstest2019" for folder in ("NTREX-128/", "")]
+    english = find_file(data_dir, *(f"{folder}-src.eng.txt" for folder in folders), source=_NTREX)
+    there = language_files(data_dir, *(f"{folder}-ref.{{lang}}.txt" for folder in folders), langs=langs, source=_NTREX)
+    pairs = {lang: _aligned(path, english) for lang, path in there if langs or normalize(lang) != "en"}
+    task = _translations(f"ntrex-{len(pairs)}-{direction}", pairs, direction, ("F1@1", "Accuracy"))
+    return replace(task, topics={query.id: f"sentence {query.id.rpartition('-')[2]}" for query in task.queries})
+
+
+def _aligned(foreign_file: Path, english_file: Path) -> tuple[list[str], list[str]]:
+    foreign, english = (
+        [line.raw.decode("utf-8").strip() for line in open_lines(file) if not line.cut]
+        for file in (foreign_file, english_file)
+    )
+    if len(foreign) != len(english):
+        name = foreign_file.name.removesuffix(".gz").rpartition(".")[0]
+        raise DataError(f"{name} is not aligned: {len(foreign)} foreign, {len(english)} English lines.")
+    return foreign, english
+
+
+def _translations(
+    name: str, pairs: Mapping[str, tuple[list[str], list[str]]], direction: Direction, metrics: tuple[str, ...]
+) -> RetrievalTask:
+    """The task of lines that translate each other, foreign and English by language."""
     passages: list[Passage] = []
     queries: list[Question] = []
-    for lang in langs:
-        foreign, english = _aligned(data_dir, XTREME_R.get(lang, lang))
+    for lang, (foreign, english) in pairs.items():
         sides = (normalize(lang), foreign), ("en", english)
         (asked_lang, asked), (pool_lang, pool) = sides if direction == "xx-en" else sides[::-1]
         queries += [Question(f"{lang}-{i}", text, asked_lang) for i, text in enumerate(asked)]
         passages += [Passage(f"{lang}-{i:04}", text, lang=pool_lang, meta={POOL: lang}) for i, text in enumerate(pool)]
     return RetrievalTask(
-        name=f"tatoeba-{len(langs)}-{direction}",
+        name=name,
         passages=passages,
         queries=tuple(queries),
         qrels={q.id: {p.id: 1} for q, p in zip(queries, passages, strict=True)},
-        metrics=("Accuracy",),
+        metrics=metrics,
         groups={q.id: str(p.meta[POOL]) for q, p in zip(queries, passages, strict=True)},
         pooled=True,
     )
-
-
-def _aligned(data_dir: Path, code: str) -> tuple[list[str], list[str]]:
-    """The foreign and the English sentences of one language."""
-    files = (find_file(data_dir, f"tatoeba/tatoeba.{code}-eng.{side}", source=_TATOEBA) for side in (code, "eng"))
-    foreign, english = (
-        [line.raw.decode("utf-8").strip() for line in open_lines(file) if not line.cut] for file in files
-    )
-    if len(foreign) != len(english):
-        raise DataError(f"tatoeba.{code}-eng is not aligned: {len(foreign)} foreign, {len(english)} English lines.")
-    return foreign, english
 
 
 def read_bucc(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | None = None) -> RetrievalTask:
