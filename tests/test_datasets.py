@@ -292,7 +292,8 @@ def test_ntrex_languages_varieties_and_both_directions(tmp_path):
     task = load_task("ntrex", tmp_path)
     consistent(task)
     assert [(q.id, q.text, q.lang) for q in task.queries] == [
-        ("hau-0", "Sannu.", "ha"), ("hau-1", "Labarai.", "ha"), ("zho-CN-0", "你好。", "zh"), ("zho-CN-1", "新闻。", "zh"),
+        ("hau-0", "Sannu.", "ha"), ("hau-1", "Labarai.", "ha"),
+        ("zho-CN-0", "你好。", "zh"), ("zho-CN-1", "新闻。", "zh"),
     ]  # fmt: skip
     assert task.metrics == ("F1@1", "Accuracy")
     assert task.groups["zho-CN-1"] == "zho-CN" and task.qrels["zho-CN-1"] == {"zho-CN-0001": 1}
