@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from itertools import islice
 from threading import Event
@@ -90,6 +91,26 @@ def _lines(unit: str) -> Progress:
         sys.stderr.write(f"{stage}: {done:,}{of}{unit}, {rate:,.1f} a second{left}\n")
 
     return show
+
+
+# An encoder is asked for hundreds of texts at once: it tells whoever waits in its thread how many are done, by batches.
+
+_tell: ContextVar[Callable[[int], None]] = ContextVar("_tell", default=lambda texts: None)
+
+
+@contextmanager
+def ticks(tell: Callable[[int], None]) -> Iterator[None]:
+    """Inside, `tell` is called with the number of texts of every batch that an encoder has done."""
+    before = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(before)
+
+
+def tick(texts: int) -> None:
+    """A batch of so many texts is encoded."""
+    _tell.get()(texts)
 
 
 # Ctrl-C and SIGTERM: the command line hears them, and work that commits in batches says where it may end.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.files import atomic_file, disk_errors, lock_folder, write_atomic
 from xqg_vdb.fusion import Counts, Sums
-from xqg_vdb.progress import windows
+from xqg_vdb.progress import ticks, windows
 from xqg_vdb.types import Stored, Vectors
 
 WINDOW = 512
@@ -190,10 +190,13 @@ def fill_build(
     digests: Callable[[Sequence[Item]], NDArray[np.uint64]],
     encode: Callable[[Sequence[Item], NDArray[np.uint64]], Window],
     say: Callable[[int], None],
+    texts: Callable[[Item], int] = lambda item: 1,
 ) -> Build:
     """Encode every window of `items` that is not there yet, and see that the others are of the same items.
 
-    say: told how many items are in. Raises LockedError when another process writes there, MismatchError for other items
+    say: told how many items are in, and within a window, by the batches of the encoder, how many are as good as in.
+    texts: that an item has to encode at most.
+    Raises LockedError when another process writes there, MismatchError for other items
     and when the build was made with another encoder or dimension, CorruptError when it is damaged, DataError when the
     folder holds something else, DiskError.
     """
@@ -207,22 +210,42 @@ def fill_build(
                 leftover.unlink()
         files, rows, done = _listed(path), manifest.rows, 0
         say(done)
-        for number, part in enumerate(windows(items, manifest.window)):
-            expected = digests(part)
-            if number in files:
-                _compare(files[number], expected, first=done)
-            elif rows is not None and done >= rows:
-                raise changed_input(path, done)
-            else:
-                files[number] = path / f"{number:06}.npz"
-                _write(files[number], encode(part, expected), dim=dim)
-            done += len(part)
-            say(done)
+        try:
+            for number, part in enumerate(windows(items, manifest.window)):
+                expected = digests(part)
+                if number in files:
+                    _compare(files[number], expected, first=done)
+                elif rows is not None and done >= rows:
+                    raise changed_input(path, done)
+                else:
+                    files[number] = path / f"{number:06}.npz"
+                    with ticks(_within(done, len(part), sum(map(texts, part)), say)):
+                        window = encode(part, expected)
+                    _write(files[number], window, dim=dim)
+                done += len(part)
+                say(done)
+        except KeyboardInterrupt:
+            kept = (
+                f"the first {done:,} are encoded and kept" if done else "nothing was finished yet, so nothing is kept"
+            )
+            raise KeyboardInterrupt(kept) from None
         if rows not in (None, done) or len(files) != -(-done // manifest.window):
             raise changed_input(path, done)
         if rows is None:
             replace(manifest, rows=done).write(path)
     return Build.open(path)
+
+
+def _within(done: int, items: int, texts: int, say: Callable[[int], None]) -> Callable[[int], None]:
+    """Tells `say` how far a window of so many items and texts is; its end is told when it is written."""
+    seen = 0
+
+    def tell(encoded: int) -> None:
+        nonlocal seen
+        seen += encoded
+        say(done + min(items - 1, items * seen // texts))
+
+    return tell
 
 
 def _compare(path: Path, expected: NDArray[np.uint64], *, first: int) -> None:

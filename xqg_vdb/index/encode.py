@@ -96,6 +96,7 @@ def encode_corpus(
     build = fill_build(
         path, rows, dim=facts.dim, fingerprint=facts.fingerprint, digests=digests, encode=encode,
         say=lambda done: progress("encoding", done, total),
+        texts=lambda row: 1 + sum(map(len, row[1].queries.values())) if row[1] else 1,
     )  # fmt: skip
     return build, combined_digest(build.digests(), payloads.hexdigest()), reused
 

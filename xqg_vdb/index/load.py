@@ -279,7 +279,7 @@ def _load(
             card = with_passage_means(card, options.passage_calibration, means)
         if options.hybrid is not None:
             card = with_words(card, options.hybrid, again())
-        replaced = _in_words(_published(store, name))
+        replaced = _in_words(_published(store, name), card)
         with store.writer(name, card=card) as writer:
             digest, languages = write_collection(again(table), build, writer, card=card, progress=progress)
             total = build.rows
@@ -339,11 +339,14 @@ def _is_whole(store: VectorStore, name: str, card: Card) -> bool:
         return False
 
 
-def _in_words(card: Card | None) -> str:
-    if card is None:
+def _in_words(before: Card | None, card: Card) -> str:
+    if before is None:
         return ""
-    folded = ", ".join(card.query_langs) or "no"
-    return f"{card.version} ({card.count:,} passages, {folded} queries at α {card.recipe.alpha:g}, {card.created})"
+    folded = ", ".join(before.query_langs) or "no"
+    same = (before.rows_digest, before.encoder) == (card.rows_digest, card.encoder)
+    change = "the same vectors, by another recipe or other options" if same else "other passages, queries or encoder"
+    of = f"{before.count:,} passages, {folded} queries at α {before.recipe.alpha:g}, {before.created}"
+    return f"{before.version} ({of}): {change}"
 
 
 def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> list[str]:

@@ -36,7 +36,7 @@ from xqg_vdb.models.folder import (
     encoder_folder,
     open_model_folder,
 )
-from xqg_vdb.progress import windows
+from xqg_vdb.progress import tick, windows
 from xqg_vdb.texts.languages import without_long_blanks
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
@@ -204,10 +204,13 @@ class _Graph:
         skip = 0 if self._spec.pool_prompt or not prefix else self._prompt_tokens(prefix)
         batches = token_budget_batches(list(map(len, ids)), budget=self._batch_tokens, max_rows=_MAX_ROWS)
         run = map if len(batches) == 1 else self._pool().map  # a single question needs no thread switch
-        parts = list(run(lambda batch: self._run([ids[i] for i in batch], skip), batches))
-        rows = np.empty((len(texts), parts[0].shape[1]), dtype=np.float32)
-        for batch, vectors in zip(batches, parts, strict=True):
+        rows = np.empty((0, 0), dtype=np.float32)
+        for batch, vectors in zip(
+            batches, run(lambda batch: self._run([ids[i] for i in batch], skip), batches), strict=True
+        ):
+            rows = rows if len(rows) else np.empty((len(texts), vectors.shape[1]), dtype=np.float32)
             rows[batch] = vectors
+            tick(len(batch))
         return rows
 
     def _pool(self) -> ThreadPoolExecutor:

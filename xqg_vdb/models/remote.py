@@ -27,6 +27,7 @@ import numpy as np
 
 from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, printable
 from xqg_vdb.models.folder import MANIFEST, ModelFolder
+from xqg_vdb.progress import tick
 from xqg_vdb.types import Vectors
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -234,7 +235,10 @@ class Remote:
         step = max(1, min(_TEXTS, _CHARACTERS // max(map(len, texts))))
         batches = [list(texts[start : start + step]) for start in range(0, len(texts), step)]
         made = self._pool.map(self._embed, batches)
-        parts = [self._checked(rows, batch) for rows, batch in zip(made, batches, strict=True)]
+        parts = []
+        for rows, batch in zip(made, batches, strict=True):
+            parts.append(self._checked(rows, batch))
+            tick(len(batch))
         if len({part.shape[1] for part in parts}) > 1:
             raise ModelError(f"{self._name} gives rows of different dimensions.")
         return np.concatenate(parts)
