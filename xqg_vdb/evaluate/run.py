@@ -5,6 +5,7 @@ Stop it at any time: the next run takes up vectors at their last commit and skip
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections import Counter
@@ -32,7 +33,7 @@ from xqg_vdb.evaluate.records import (
     environment,
 )
 from xqg_vdb.evaluate.significance import RESAMPLES, compare_groups, mean_interval
-from xqg_vdb.evaluate.suite import Suite, SweepPlan, System
+from xqg_vdb.evaluate.suite import Choice, Suite, SweepPlan, System
 from xqg_vdb.evaluate.workbench import Workbench
 from xqg_vdb.files import disk_errors, sha256_of
 from xqg_vdb.progress import Progress, silent
@@ -84,7 +85,8 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
         datasets={name: _dataset_facts(bench, name) for name in suite.datasets},
         encoders={name: asdict(encoder.facts) for name, encoder in bench.encoders.items()},
         query_files=_query_facts(bench),
-        systems={system.name: _system_facts(bench, system) for system in suite.systems},
+        systems={system.name: _system_facts(bench, system) for system in suite.systems}
+        | {choice.name: {"chosen": choice.system, "among": dict(choice.grid)} for choice in suite.choices},
         results=list(_results(bench, cells, resamples)),
         comparisons=list(_comparisons(bench, cells, resamples)),
         sweeps=[_sweep(bench, plan, dataset) for plan in suite.sweeps for dataset in suite.datasets],
@@ -98,9 +100,10 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
 
 
 def _description(suite: Suite) -> str:
-    if suite.questions is None:
-        return suite.description
-    return f"{suite.description.rstrip()} Only {_limit(suite.questions)}.".lstrip()
+    limits = [] if suite.questions is None else [f"Only {_limit(suite.questions)}."]
+    if suite.choices:
+        limits.append("Half of the questions, by what they are about, chose settings; all figures are of the others.")
+    return " ".join([suite.description.rstrip(), *limits]).lstrip()
 
 
 def _limit(questions: int) -> str:
@@ -130,7 +133,42 @@ def _run_cells(bench: Workbench, store: VectorStore | None) -> dict[tuple[str, s
                 cells[dataset, system.name], run = bench.cell(system, dataset, store=chosen)
                 with disk_errors(runs):
                     shutil.copyfile(run, _run_file(bench, dataset, system.name))
-    return cells
+            for choice in suite.choices:
+                cells[dataset, choice.name], run = _chosen(bench, choice, dataset, chosen)
+                with disk_errors(runs):
+                    shutil.copyfile(run, _run_file(bench, dataset, choice.name))
+    if not suite.choices:
+        return cells
+    return {
+        (dataset, name): replace(cell, values=_half(bench, dataset, cell.values, held_out=True))
+        for (dataset, name), cell in cells.items()
+    }
+
+
+def _chosen(bench: Workbench, choice: Choice, dataset: str, store: VectorStore | None) -> tuple[Cell, Path]:
+    """The cell of the best candidate on the first half of the questions, and its run; of equals the first."""
+    base, task = next(one for one in bench.suite.systems if one.name == choice.system), bench.task(dataset)
+    tried: list[tuple[float, str, tuple[Cell, Path]]] = []
+    for candidate in choice.candidates(base):
+        bench.progress(f"{dataset}: choosing {choice.name}", len(tried), None)
+        cell, run = bench.cell(candidate, dataset, store=store)
+        values = _half(bench, dataset, cell.values, held_out=False)[choice.metric]
+        setting = ", ".join(f"{name} {getattr(candidate, name):g}" for name in choice.grid)
+        tried.append((headline(values, groups=task.groups, average=task.average), setting, (cell, run)))
+    value, setting, (cell, run) = max(tried, key=lambda one: one[0])
+    note = f"chosen of {len(tried)} settings: {setting} ({choice.metric} {value:.3f} on the half that chooses)"
+    return replace(cell, notes=(*cell.notes, note)), run
+
+
+def _half(
+    bench: Workbench, dataset: str, values: Mapping[str, Mapping[str, float]], *, held_out: bool
+) -> dict[str, dict[str, float]]:
+    """The values of the questions of half of the clusters: those that choose settings, or the others."""
+    side = {
+        qid: hashlib.blake2b(f"half {cluster}".encode(), digest_size=1).digest()[0] % 2 == held_out
+        for qid, cluster in bench.task(dataset).clusters().items()
+    }
+    return {metric: {qid: v for qid, v in of.items() if side[qid]} for metric, of in values.items()}
 
 
 def _run_file(bench: Workbench, dataset: str, system: str) -> Path:
@@ -139,7 +177,7 @@ def _run_file(bench: Workbench, dataset: str, system: str) -> Path:
 
 def _write_questions(bench: Workbench, cells: Cells) -> None:
     """What became of every question; bitext mining has none."""
-    names = [system.name for system in bench.suite.systems]
+    names = list(dict.fromkeys(name for _, name in cells))
     rows = [
         row
         for dataset in bench.suite.datasets
@@ -315,7 +353,8 @@ def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
         recipe = system.recipe.to_json()
         facts |= {"queries": system.queries, "content": system.content, "n": system.n, "recipe": recipe}
     if system.passage_calibration:
-        facts["passage λ"] = system.passage_calibration
+        facts |= {"passage λ": system.passage_calibration, "passage means": system.passage_means}
+    facts |= {name: value for name, value in (("lir", system.lir), ("csls", system.csls)) if value}
     if system.hybrid:
         facts["hybrid"] = "words of passages"
     used = bench.method_facts(system)

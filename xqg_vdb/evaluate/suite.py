@@ -10,6 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,9 +34,14 @@ class System:
     content: `own`; `direction` (every passage gets its languages' mean instead, no content) and `shuffled` (every
         passage gets another's queries) are the controls that xQG must beat.
     calibration: λ, None for what the encoder's folder recommends. means: where μ comes from: `refined` (bank and
-        generated queries, what `load` does), `bank`, `generated`, or a dataset whose questions give it.
+        generated queries, what `load` does), `bank`, `generated`, a dataset whose questions give it, or what
+        passage_means takes from elsewhere.
     languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
-    passage_calibration: λ of the passages' side: their own language's mean passage vector, for corpora of several.
+    passage_calibration: λ of the passages' side, for corpora of several languages. passage_means: what is subtracted
+        there: `own`, their language's mean passage vector; `offsets:DATASET`, SHIFT's vectors from parallel sentences;
+        or a file of published ones (`systems.read_vectors`).
+    lir: principal directions of its language that are taken out of every vector. csls: weight of a passage's nearness
+        to the bank's questions of the asked language. See `systems`.
     hybrid: search the words as well and fuse the rankings.
     methods: what generators do; a suite file says `expand`, `expand_lang`, `rerank` … among the others.
     """
@@ -50,6 +56,9 @@ class System:
     means: str = "refined"
     languages: Literal["given", "detected", "unknown"] = "given"
     passage_calibration: float = 0.0
+    passage_means: str = "own"
+    lir: int = 0
+    csls: float = 0.0
     hybrid: bool = False
     methods: Methods = field(default_factory=Methods)
 
@@ -73,6 +82,27 @@ class SweepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The best setting of a system by the metric, chosen on half of a dataset's questions; all else is of the others.
+
+    grid: setting of the system -> values, of which every combination is tried.
+    """
+
+    name: str
+    system: str
+    grid: Mapping[str, tuple[float, ...]]
+    metric: str = "R@10"
+
+    def candidates(self, base: System) -> list[System]:
+        """The system with each combination of the grid."""
+        _refuse_unknown(self.grid, ["calibration", "passage_calibration", "lir", "csls"], "setting to choose")
+        settings: list[dict[str, Any]] = [
+            dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())
+        ]
+        return [replace(base, name=self.name, **setting) for setting in settings]
+
+
+@dataclass(frozen=True, slots=True)
 class Suite:
     """What to run. metrics: None for each dataset's own. depth: passages kept a question, at least what metrics need.
 
@@ -92,14 +122,19 @@ class Suite:
     search: Literal["exact", "graph", "memory"] = "exact"
     comparisons: tuple[Comparison, ...] = ()
     sweeps: tuple[SweepPlan, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     def __post_init__(self) -> None:
-        names = [system.name for system in self.systems]
+        bases = [system.name for system in self.systems]
+        names = [*bases, *(choice.name for choice in self.choices)]
         if len(set(names)) < len(names) or not names:
             raise DataError(f"suite {self.name!r}: every system needs a name of its own; found {names}.")
+        for choice in self.choices:
+            _refuse_unknown([choice.system], bases, "system")
+            choice.candidates(self.systems[bases.index(choice.system)])
         for comparison in self.comparisons:
             _refuse_unknown([comparison.baseline, *comparison.systems], names, "system")
-        _refuse_unknown([sweep.system for sweep in self.sweeps], names, "system")
+        _refuse_unknown([sweep.system for sweep in self.sweeps], bases, "system")
         if self.questions is not None and self.questions < 1:
             raise DataError(f"questions must be at least 1, got {self.questions}; leave it out to ask all.")
         _refuse_unknown([system.queries for system in self.systems if system.queries], list(self.queries), "query set")
@@ -144,11 +179,11 @@ def read_suite(path: str | Path) -> Suite:
         raise DataError(f"{path} cannot be read as a suite: {error}; docs/benchmarks.md shows one.") from error
     try:
         encoder = table.pop("encoder", "starter")
-        table["systems"] = [_system({"encoder": encoder, **system}) for system in table.get("systems", [])]
+        table["systems"] = [_system({"encoder": encoder, **system}, path.parent) for system in table.get("systems", [])]
         table["queries"] = {name: _files(files, path.parent) for name, files in table.get("queries", {}).items()}
         suite: Suite = _record(Suite, {**table, **{
             name: [_record(kind, entry, name) for entry in table.get(name, [])]
-            for name, kind in (("comparisons", Comparison), ("sweeps", SweepPlan))
+            for name, kind in (("comparisons", Comparison), ("sweeps", SweepPlan), ("choices", Choice))
         }}, "a suite")  # fmt: skip
         _refuse_unknown(suite.datasets, [*DATASETS, *filter(is_dataset, suite.datasets)], "dataset")
     except (ValueError, TypeError, AttributeError, DataError) as error:
@@ -156,8 +191,11 @@ def read_suite(path: str | Path) -> Suite:
     return suite
 
 
-def _system(table: dict[str, Any]) -> System:
+def _system(table: dict[str, Any], folder: Path) -> System:
     what = f"system {table.get('name', '?')!r}"
+    for key in ("means", "passage_means"):
+        if str(table.get(key)).endswith((".npz", ".json")):
+            table[key] = str(folder / table[key])
     methods = {name: table.pop(name) for name in Methods.__dataclass_fields__ if name in table}
     try:
         table["methods"] = _record(Methods, methods, what)

@@ -6,12 +6,16 @@ with xQG but the queries' content.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import (
@@ -25,9 +29,10 @@ from xqg_vdb.calibration import (
     unpack_means,
 )
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import RetrievalTask
+from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_code
 from xqg_vdb.evaluate.suite import System
-from xqg_vdb.fusion import Sums
+from xqg_vdb.files import disk_errors
+from xqg_vdb.fusion import Sums, unit_rows
 from xqg_vdb.index.build import Window
 from xqg_vdb.index.encode import QueryVectors, encode_cached
 from xqg_vdb.index.write import vectors_of
@@ -110,11 +115,14 @@ def place(
     encoder: TextEncoder,
     queries: QueryVectors | None,
     asked: LanguageMeans | None = None,
+    moved_by: LanguageMeans | None = None,
+    bank: Mapping[str, Vectors] = MappingProxyType({}),
     wordings: Wordings | None = None,
 ) -> Placed:
     """Fuse the passages and calibrate the questions of one system; asked: the means of `means = "DATASET"`.
 
-    wordings: what is searched for in place of the questions, the mean of each one's vectors.
+    moved_by: what `passage_means` names, other than the passages' own. bank: rows of the bank's questions by language,
+    for LIR and CSLS. wordings: what is searched for in place of the questions, the mean of each one's vectors.
     Raises DataError when the recipe wants a language that the query file lacks.
     """
     table = means_of(system, encoder=encoder, queries=queries, asked=asked)
@@ -133,7 +141,7 @@ def place(
         query_langs=langs,
         query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in langs if lang in table.means})),
         passage_calibration=system.passage_calibration,
-        passage_means=pack_means(passage_means(centred)),
+        passage_means=pack_means(moved_by or passage_means(centred)),
     )
     window = rows_of(system, material, queries if langs else None, means=unpack_means(card.query_means, dim=facts.dim))
     fused = vectors_of(window, langs=passage_langs, card=card)[TEXT_DENSE]
@@ -143,6 +151,14 @@ def place(
     )
     if len(said.starts) < len(questions):
         questions = mean_rows(questions, said.starts, normalize=facts.normalize)
+    if system.lir:
+        own = np.array(passage_langs)
+        rows = {lang: material.passage_vectors[own == lang] for lang in sorted(set(passage_langs))}
+        fused = without_directions(fused, passage_langs, rows, rank=system.lir, normalize=facts.normalize)
+        asked_in = question_languages(system, material)
+        questions = without_directions(questions, asked_in, bank, rank=system.lir, normalize=facts.normalize)
+    if system.csls:
+        fused, questions = with_hub_columns(fused, questions, question_languages(system, material), bank, system.csls)
     return Placed(fused, questions, card, None if card.bm25 is None else _words(card.bm25, material.passages, said))
 
 
@@ -169,8 +185,7 @@ def means_of(
     if system.means == "bank":
         return bank
     if system.means not in ("refined", "generated"):
-        found = asked or LanguageMeans()
-        return LanguageMeans({**bank.means, **found.means}, {**bank.counts, **found.counts}, found.source)
+        return asked or LanguageMeans()
     if queries is None:
         if system.means == "generated":
             raise DataError(f"system {system.name!r}: means = 'generated' needs queries.")
@@ -226,3 +241,79 @@ def shuffled(window: Window) -> Window:
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(has_queries)
     moved[order] = np.roll(order, 1)
     return replace(window, sums={lang: (total[moved], counts[moved]) for lang, (total, counts) in window.sums.items()})
+
+
+# What others subtract: SHIFT's language vectors, LIR's directions, CSLS's hubs. Each here as its authors define it.
+
+NEAREST = 10
+"""k of CSLS."""
+
+
+def offsets(pairs: Mapping[str, tuple[Vectors, Vectors]], *, dim: int) -> LanguageMeans:
+    """SHIFT's vectors (Jang et al., arXiv 2606.18801): the mean of E(x) - E(y) over sentences x (n, dim) of a language.
+
+    y: their translations into the pivot, which has the vector 0, as have languages without pairs. A passage becomes
+    E(p) - λ·v of its language.
+    """
+    means = {
+        lang: (rows.mean(axis=0, dtype=np.float64) - pivot.mean(axis=0, dtype=np.float64)).astype(np.float32)
+        for lang, (rows, pivot) in pairs.items()
+    }
+    zero = np.zeros(dim, np.float32)
+    counts = {lang: len(rows) for lang, (rows, _) in pairs.items()}
+    return LanguageMeans({UNKNOWN_LANGUAGE: zero, "en": zero, **means}, counts, "parallel sentences")
+
+
+def read_vectors(path: Path, *, dim: int) -> LanguageMeans:
+    """Published vectors, one a language: arrays of an `.npz` by language, or the object of a `.json`.
+
+    Languages are any codes or English names; those that are not there are not moved. Raises DataError.
+    """
+    with disk_errors(path):
+        raw = path.read_bytes()
+    try:
+        if path.suffix == ".json":
+            found = {str(name): np.asarray(row, np.float32) for name, row in orjson.loads(raw).items()}
+        else:
+            with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
+                found = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} holds no vectors ({error}); give an .npz or a .json with one a language.") from error
+    means = {UNKNOWN_LANGUAGE: np.zeros(dim, np.float32)}
+    for name, row in found.items():
+        lang = language_code(name)
+        if lang is None or row.shape != (dim,) or not np.isfinite(row).all():
+            raise DataError(
+                f"{path}: {name!r} with shape {row.shape} is no language with one vector of {dim} finite numbers; "
+                "is it of another encoder?"
+            )
+        means[lang] = row
+    return LanguageMeans(means, dict.fromkeys(means, 1), path.name)
+
+
+def without_directions(
+    rows: Vectors, langs: Sequence[str], examples: Mapping[str, Vectors], *, rank: int, normalize: bool
+) -> Vectors:
+    """LIR (Yang et al. 2021, arXiv 2109.04727): rows less their part along their language's first singular vectors.
+
+    examples: rows of each language, from which these come; rows of other languages stay as they are.
+    """
+    moved, own = np.array(rows), np.array(langs)
+    for lang in sorted(set(langs) & set(examples)):
+        axes = np.linalg.svd(examples[lang], full_matrices=False)[2][: int(rank)]
+        moved[own == lang] -= (moved[own == lang] @ axes.T) @ axes
+    return unit_rows(moved) if normalize else moved
+
+
+def with_hub_columns(
+    passages: Vectors, questions: Vectors, langs: Sequence[str], bank: Mapping[str, Vectors], weight: float
+) -> tuple[Vectors, Vectors]:
+    """CSLS (Lample et al. 2018) as a dot product: q·p - weight·r, r the passage's mean similarity to its nearest.
+
+    These are the ten nearest of the bank's questions of q's language; a column a language holds them.
+    """
+    known = sorted(set(langs) & set(bank))
+    columns = [np.sort(passages @ bank[lang].T, axis=1)[:, -NEAREST:].mean(axis=1, dtype=np.float32) for lang in known]
+    chosen = np.array([[np.float32(lang == column) for column in known] for lang in langs], np.float32)
+    hubs = np.stack(columns, axis=1) if columns else np.zeros((len(passages), 0), np.float32)
+    return np.hstack([passages, np.float32(-weight) * hubs]), np.hstack([questions, chosen.reshape(len(langs), -1)])

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import orjson
@@ -32,14 +32,17 @@ from xqg_vdb.evaluate.systems import (
     Placed,
     Wordings,
     means_of_questions,
+    offsets,
     place,
     prepare,
     question_languages,
+    read_vectors,
 )
 from xqg_vdb.files import disk_errors, sha256_of
 from xqg_vdb.index.encode import QueryVectors, digest_of, encode_cached, encode_query_files
 from xqg_vdb.progress import Progress
-from xqg_vdb.types import Question, VectorStore
+from xqg_vdb.texts.languages import question_bank
+from xqg_vdb.types import Question, Vectors, VectorStore
 
 T = TypeVar("T")
 
@@ -119,20 +122,59 @@ class Workbench:
         make = partial(encode_query_files, [file], ids, encoder=encoder, folder=self.vectors, progress=self.progress)
         return self._once(make, "queries", system.encoder, dataset, str(file))
 
-    def _question_means(self, system: System) -> LanguageMeans | None:
-        """Language means from another dataset's questions, when the system wants them."""
-        if system.means in ("refined", "bank", "generated"):
+    def _means(
+        self, model: str, source: str, dataset: str, kind: Literal["queries", "passages"]
+    ) -> LanguageMeans | None:
+        """The language means that a system takes from elsewhere: a file, parallel sentences, a dataset's questions."""
+        encoder = self.encoder(model)
+        if source in ("refined", "bank", "generated", "own"):
             return None
-        material = self._whole_material(system.encoder, system.means)
+        if source.endswith((".npz", ".json")):
+            return read_vectors(Path(source), dim=encoder.facts.dim)
+        if source.startswith("offsets:"):
+            make = partial(self._offsets, encoder, source.removeprefix("offsets:"), dataset, kind)
+            return self._once(make, "offsets", model, source, dataset, kind)
+        material = self._whole_material(model, source)
         langs = [query.lang for query in material.task.queries]
-        make = partial(means_of_questions, material.question_vectors, langs)
-        return self._once(make, "means", system.encoder, system.means)
+        table = self._once(partial(means_of_questions, material.question_vectors, langs), "means", model, source)
+        bank = encoder.language_means
+        return LanguageMeans({**bank.means, **table.means}, {**bank.counts, **table.counts}, table.source)
+
+    def _offsets(
+        self, encoder: CalibratedEncoder, parallel: str, dataset: str, kind: Literal["queries", "passages"]
+    ) -> LanguageMeans:
+        """SHIFT's vectors of a dataset's languages, from the questions and the right passages of a parallel one."""
+        task, here = self._whole_task(parallel), self.task(dataset)
+        text = {passage.id: passage.text for passage in task.passages}
+        wanted = {query.lang for query in here.queries} | {passage.lang for passage in here.passages}
+        sides: dict[str, tuple[list[str], list[str]]] = {}
+        for query in task.queries:
+            if query.lang in wanted and query.lang is not None:
+                ours, pivot = sides.setdefault(query.lang, ([], []))
+                ours.append(query.text)
+                pivot.append(text[min(task.qrels[query.id])])
+        encode = partial(encode_cached, encoder=encoder, kind=kind, folder=self.vectors, progress=self.progress)
+        pairs = {lang: (encode(ours), encode(pivot)) for lang, (ours, pivot) in sides.items()}
+        return offsets(pairs, dim=encoder.facts.dim)
+
+    def _bank(self, system: System, dataset: str) -> dict[str, Vectors]:
+        """Rows of the bank's questions, by those languages of a dataset's questions that it has."""
+        if not system.lir and not system.csls:
+            return {}
+        encoder, asked = self.encoder(system.encoder), {query.lang for query in self.task(dataset).queries}
+        return {
+            lang: encode_cached(texts, encoder=encoder, kind="queries", folder=self.vectors)
+            for lang, texts in question_bank().items()
+            if lang in asked
+        }
 
     def placed(self, system: System, dataset: str, wordings: Wordings | None = None) -> Placed:
         """The system's vectors on that dataset; wordings: what it searches for in place of the questions."""
         return place(
             system, self.material(system.encoder, dataset), encoder=self.encoder(system.encoder),
-            queries=self.query_vectors(system, dataset), asked=self._question_means(system), wordings=wordings,
+            queries=self.query_vectors(system, dataset), bank=self._bank(system, dataset), wordings=wordings,
+            asked=self._means(system.encoder, system.means, dataset, "queries"),
+            moved_by=self._means(system.encoder, system.passage_means, dataset, "passages"),
         )  # fmt: skip
 
     def cell(self, system: System, dataset: str, *, store: VectorStore | None) -> tuple[Cell, Path]:
@@ -153,6 +195,8 @@ class Workbench:
         methods, material = system.methods, self.material(system.encoder, dataset)
         if system.hybrid and store is None:
             raise DataError(f"system {system.name!r}: hybrid needs search = 'exact' or 'graph'.")
+        if system.csls and store is not None:
+            raise DataError(f"system {system.name!r}: csls is no dot product of vectors: search = 'memory'.")
         if methods.rerank and BITEXT in self.metrics(dataset):
             raise DataError(
                 f"system {system.name!r}: {BITEXT} compares vectors, so rerank cannot change it; leave it out."
@@ -198,6 +242,9 @@ class Workbench:
         settings.update(name="", encoder="", queries=file and sha256_of(file), **self.method_facts(system))
         if self.task(dataset).not_itself:
             settings["not itself"] = True  # cells of the time before it found themselves
+        for source in (system.means, system.passage_means):
+            if source.endswith((".npz", ".json")):
+                settings["vectors of " + source] = sha256_of(Path(source))
         if system.passage_calibration:
             settings["passage prior"] = PRIOR  # cells of the time before it were other vectors
         return {

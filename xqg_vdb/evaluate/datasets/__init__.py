@@ -21,7 +21,7 @@ from xqg_vdb.evaluate.datasets.mkqa import read_mkqa
 from xqg_vdb.evaluate.datasets.parallel import XTREME_R, read_bucc, read_ntrex, read_tatoeba
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, with_corpus_notes
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_tydi
-from xqg_vdb.evaluate.datasets.xquad import read_lareqa, read_xquad
+from xqg_vdb.evaluate.datasets.xquad import read_lareqa, read_xquad, read_xquad_pool
 
 __all__ = ["DATASETS", "RetrievalTask", "data_folder", "is_dataset", "load_task"]
 
@@ -47,6 +47,7 @@ DATASETS: dict[str, Callable[..., RetrievalTask]] = {
     "xor-tydi": read_xor_tydi,
     "xquad": read_xquad,
     "xquad+afriqa": partial(read_xquad, distractors=True),
+    "xquad-pool": read_xquad_pool,
     "xquad-r": partial(read_lareqa, name="xquad-r"),
     "xquad-r-sentences": partial(read_lareqa, name="xquad-r", context=False),
 }

@@ -140,3 +140,28 @@ def read_xquad(data_dir: Path, *, distractors: bool = False, langs: Sequence[str
         metrics=("R@1", "R@10", "MRR@10"),
         answers={query.id: answers for query, (_, answers) in asked.items()},
     )
+
+
+def read_xquad_pool(data_dir: Path, *, split: str = "en-de-es") -> RetrievalTask:
+    """Read the 240 paragraphs of several languages as one pool, and the 1,190 questions of each.
+
+    split: the languages. Every copy of a question's paragraph is relevant; what a translator wrote of one paragraph
+    belongs together.
+    """
+    langs = split.split("-")
+    passages: list[Passage] = []
+    asked: dict[Question, int] = {}
+    for lang, path in language_files(data_dir, *_XQUAD_FILES, langs=langs, source=_SOURCE):
+        for paragraph in read_squad(path):
+            title = paragraph.title.replace("_", " ")
+            passages.append(Passage(f"{lang}-{paragraph.number}", paragraph.context, title, lang))
+            for squad_id, text, _, _ in paragraph.questions:
+                asked[Question(f"{squad_id}_{lang}", text, lang)] = paragraph.number
+    return RetrievalTask(
+        name=f"xquad-pool:{split}",
+        passages=passages,
+        queries=tuple(asked),
+        qrels={query.id: {f"{lang}-{number}": 1 for lang in langs} for query, number in asked.items()},
+        metrics=("R@10",),
+        topics={query.id: f"paragraph {number}" for query, number in asked.items()},
+    )
