@@ -115,6 +115,9 @@ def _check(bench: Workbench) -> None:
         bench.method_facts(system)  # a missing generator is told before hours of encoding
     for dataset in bench.suite.datasets:
         check_metrics(bench.metrics(dataset), bench.task(dataset))
+        for choice in bench.suite.choices:
+            if choice.metric not in bench.metrics(dataset):
+                raise DataError(f"{choice.name} is chosen by {choice.metric}, which {dataset} is not measured by.")
         for system in bench.suite.systems:
             file = bench.suite.query_file(system, dataset)
             if file is not None:
