@@ -171,7 +171,7 @@ def _half(
         qid: hashlib.blake2b(f"half {cluster}".encode(), digest_size=1).digest()[0] % 2 == held_out
         for qid, cluster in bench.task(dataset).clusters().items()
     }
-    return {metric: {qid: v for qid, v in of.items() if side[qid]} for metric, of in values.items()}
+    return {metric: {qid: v for qid, v in of.items() if side.get(qid, True)} for metric, of in values.items()}
 
 
 def _run_file(bench: Workbench, dataset: str, system: str) -> Path:

@@ -141,7 +141,7 @@ class Workbench:
         return LanguageMeans({**bank.means, **table.means}, {**bank.counts, **table.counts}, table.source)
 
     def _offsets(
-        self, encoder: CalibratedEncoder, parallel: str, dataset: str, kind: Literal["queries", "passages"]
+        self, encoder: TextEncoder, parallel: str, dataset: str, kind: Literal["queries", "passages"]
     ) -> LanguageMeans:
         """SHIFT's vectors of a dataset's languages, from the questions and the right passages of a parallel one."""
         task, here = self._whole_task(parallel), self.task(dataset)
