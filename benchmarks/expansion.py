@@ -1,4 +1,4 @@
-"""Generative query expansion on the first questions of a task: recall by method.
+"""Generative query expansion on a sample of a task's questions: recall by method.
 
     python benchmarks/expansion.py --work /tmp/upr-bench --model GENERATOR --task xquad --langs de ar zh --questions 20
 

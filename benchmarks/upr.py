@@ -1,4 +1,4 @@
-"""UPR on the first questions of a task: recall with and without, for each weight, and what it costs.
+"""UPR on a sample of a task's questions: recall with and without, for each weight, and what it costs.
 
     python benchmarks/upr.py --work /tmp/upr-bench --model GENERATOR --task xquad --langs de ar zh --questions 20
 
