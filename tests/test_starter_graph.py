@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from xqg_vdb.errors import MissingExtra
-from xqg_vdb.export.checkpoints import conventions, fetch_checkpoint
+from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.export.checkpoints import Overrides, conventions, fetch_checkpoint
 from xqg_vdb.export.encoder import _write_graphs
 from xqg_vdb.export.gate import parity_texts
 from xqg_vdb.export.quantise import cpu_has_vnni
@@ -88,14 +88,15 @@ def test_the_filled_graph_is_the_one_that_torch_exports(tmp_path):
     assert kinds[0] == kinds[1] and kinds[0]["QAttention"] == 12
 
 
-def test_a_user_who_overrides_something_gets_the_export_through_torch(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("asked", "filled"), [({}, True), ({"precision": "fp32"}, False), ({"overrides": Overrides(pooling="cls")}, False)]
+)
+def test_a_user_who_overrides_something_gets_the_export_through_torch(tmp_path, monkeypatch, asked, filled):
     from xqg_vdb.export import encoder
 
-    asked = []
-    monkeypatch.setattr(encoder, "fetch_checkpoint", lambda name, into, filled: asked.append(filled))
-    for precision, overrides in (
-        ("int8", None), ("int8", encoder.Overrides()), ("fp32", None), ("int8", encoder.Overrides(pooling="cls")),
-    ):  # fmt: skip
-        encoder._fetch("starter:encoder", tmp_path, precision=precision, overrides=overrides)
-    encoder._fetch("owner/model", tmp_path, precision="int8", overrides=None)
-    assert asked == [True, True, False, False, False]
+    def fetch(name, into, filled):
+        raise ModelError(f"filled: {filled}")
+
+    monkeypatch.setattr(encoder, "fetch_checkpoint", fetch)
+    with pytest.raises(ModelError, match=f"filled: {filled}"):
+        encoder.export_encoder("starter:encoder", tmp_path / "out", **asked)

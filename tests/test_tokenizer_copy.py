@@ -2,12 +2,11 @@
 
 import unicodedata
 
-import orjson
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from xqg_vdb.errors import ModelError
-from xqg_vdb.export.checkpoints import copy_tokenizer, write_composing
+from xqg_vdb.export.checkpoints import write_composing
 from xqg_vdb.texts.languages import question_bank
 
 BANK = [text for texts in question_bank().values() for text in texts[:3]]
@@ -49,20 +48,6 @@ def test_a_tokenizer_that_composes_is_copied_byte_for_byte(tmp_path, first):
     a_tokenizer(tmp_path / "tokenizer.json", first)
     write_composing(tmp_path / "tokenizer.json", tmp_path / "ours.json")
     assert (tmp_path / "ours.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
-
-
-def test_the_checkpoints_own_file_comes_first(tmp_path):
-    for name in ("checkpoint", "exported", "folder"):
-        (tmp_path / name).mkdir()
-    places = tmp_path / "checkpoint", tmp_path / "exported", tmp_path / "folder"
-    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
-        copy_tokenizer(*places)
-    a_tokenizer(tmp_path / "exported" / "tokenizer.json", normalizers.Lowercase())
-    copy_tokenizer(*places)
-    a_tokenizer(tmp_path / "checkpoint" / "tokenizer.json", normalizers.Strip())
-    copy_tokenizer(*places)
-    steps = orjson.loads((tmp_path / "folder" / "tokenizer.json").read_bytes())["normalizer"]["normalizers"]
-    assert [step["type"] for step in steps] == ["NFC", "Strip"]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"normalizer": 3}', b'{"normalizer": {"type": "Sequence"}}'])

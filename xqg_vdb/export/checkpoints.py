@@ -26,6 +26,7 @@ from xqg_vdb.models.encoder import ACTIVATIONS
 from xqg_vdb.models.folder import (
     MANIFEST,
     STARTER_ENCODER,
+    STARTER_GENERATOR,
     TOKENIZER,
     EncoderSpec,
     ModelFolder,
@@ -36,7 +37,7 @@ from xqg_vdb.types import Pooling, Vectors, option
 
 _SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*_*/config.json", "*_*/*.safetensors")
 _HUB_ONNX = ("onnx/model.onnx", "model.onnx")
-_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation", "attn_impl")
 _MAX_CONFIG_BYTES = 4 << 20
 _NO_LIMIT = 1 << 20  # tokens; transformers writes 10^30 where there is none
 _TABLES = ("tokenizer.json", "vocab.json", "merges.json")  # large, and no configuration: copied as they are
@@ -59,11 +60,12 @@ class Checkpoint:
     dense: tuple[Path, ...] = ()
 
     @property
-    def origin(self) -> dict[str, str]:
+    def origin(self) -> dict[str, Any]:
         """For `model.json`: a folder's name stands where nobody takes it for a name on the hub."""
         kind = {"local": "folder"}.get(self.revision, "package" if "==" in self.revision else "hub")
         name = f"folder:{Path(self.source).resolve().name}" if kind == "folder" else self.source
-        return {"from": kind, "source": name, "revision": self.revision}
+        architecture = (self.config.get("architectures") or [self.config["model_type"]])[0]
+        return {"from": kind, "source": name, "revision": self.revision, "architecture": architecture}
 
 
 def fetch_checkpoint(name: str, *, into: Path, filled: bool = False) -> Checkpoint:
@@ -110,16 +112,22 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> t
     given = {key: value for key, value in overrides.__dict__.items() if value is not None and key != "dim"}
     values: dict[str, Any] = {**spec.__dict__, "dim": width(checkpoint), **given}
     modules = modules_of(checkpoint.path)
-    _check_order([kind for kind, _ in modules], checkpoint.source)
-    if pooling := _module_config(modules, "Pooling"):
+    kinds = " ".join(kind for kind, _ in modules)
+    if kinds and not re.fullmatch("Transformer Pooling( Dense| Dropout)*( Normalize)?", kinds):
+        raise ModelError(
+            f"{checkpoint.source} runs {kinds.replace(' ', ', ')}; only Transformer, Pooling, Dense and Normalize in"
+            " this order can be reproduced."
+        )
+    pooling = read_json(dict(modules).get("Pooling", checkpoint.path) / "config.json", default={}) if kinds else {}
+    if pooling:
         values["pooling"] = overrides.pooling or _st_pooling(pooling)
-        values["normalize"] = given.get("normalize", any(kind == "Normalize" for kind, _ in modules))
+        values["normalize"] = given.get("normalize", kinds.endswith("Normalize"))
     if checkpoint.dense:
         values["dim"] = int(read_dense(checkpoint.dense[-1])[0].shape[1])
-    values.update(_prompts(checkpoint, spec) | {key: given[key] for key in given if key.endswith("_prefix")})
+    record = read_json(checkpoint.path / "config_sentence_transformers.json", default={})
+    values.update(_prompts(record, spec) | {key: given[key] for key in given if key.endswith("_prefix")})
     values["pool_prompt"] = pooling.get("include_prompt") is not False
     values["max_length"] = overrides.max_length or _max_length(checkpoint, default=values["max_length"])
-    record = _read_json(checkpoint.path / "config_sentence_transformers.json", default={})
     told = "sentence-transformers files" if pooling else "family" if family else "default"
     return shortened(EncoderSpec(**values), values["dim"], overrides.dim or record.get("truncate_dim")), told
 
@@ -148,29 +156,15 @@ def finished(out: Path, asked: Mapping[str, Any], *, say: Callable[[str], None])
 
 def modules_of(path: Path) -> list[tuple[str, Path]]:
     """(kind, folder) of a sentence-transformers checkpoint's modules in order, empty for other checkpoints."""
-    listed = _read_json(path / "modules.json", default=[])
+    listed = read_json(path / "modules.json", default=[])
     try:
         return [(str(m["type"]).rsplit(".", 1)[-1], path / Path(str(m.get("path", ""))).name) for m in listed]
     except (TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path / 'modules.json'} does not list modules ({error!r}).") from error
 
 
-def _check_order(kinds: list[str], source: str) -> None:
-    if kinds and not re.fullmatch("Transformer Pooling( Dense| Dropout)*( Normalize)?", " ".join(kinds)):
-        raise ModelError(
-            f"{source} runs {', '.join(kinds)}; only Transformer, Pooling, Dense and Normalize in this order can be"
-            " reproduced."
-        )
-
-
-def _module_config(modules: list[tuple[str, Path]], kind: str) -> dict[str, Any]:
-    folder = next((folder for name, folder in modules if name == kind), None)
-    return dict(_read_json(folder / "config.json", default={})) if folder else {}
-
-
-def _prompts(checkpoint: Checkpoint, family: EncoderSpec) -> dict[str, str]:
+def _prompts(record: dict[str, Any], family: EncoderSpec) -> dict[str, str]:
     """Prefixes by the checkpoint's prompts; empty ones, which re-saving writes, do not wipe the family's."""
-    record = _read_json(checkpoint.path / "config_sentence_transformers.json", default={})
     prompts = record.get("prompts") or {}
     usual = prompts.get(record.get("default_prompt_name")) or ""
     passage = prompts.get("passage") or prompts.get("document") or usual
@@ -192,7 +186,7 @@ def width(checkpoint: Checkpoint) -> int:
 
 def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
     """Weights (in, out), bias (out,) and activation of a `Dense` module. Raises ModelError for one that is not ours."""
-    config = _read_json(module / "config.json", default={})
+    config = read_json(module / "config.json", default={})
     activation = str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS:
         raise ModelError(f"{module.name} of the checkpoint ends in {activation}; supported: {', '.join(ACTIVATIONS)}.")
@@ -210,7 +204,7 @@ def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
 
 def lower_cases(checkpoint: Checkpoint) -> bool:
     """Whether the original lowers texts before its tokenizer sees them."""
-    return _read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("do_lower_case") is True
+    return read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("do_lower_case") is True
 
 
 def family_conventions(source: str, config: Mapping[str, Any]) -> EncoderSpec | None:
@@ -245,9 +239,9 @@ def _st_pooling(record: Mapping[str, Any]) -> Pooling:
 
 
 def _max_length(checkpoint: Checkpoint, *, default: int) -> int:
-    own = _read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("max_seq_length")
+    own = read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("max_seq_length")
     if own is None:
-        own = _read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
+        own = read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
     if not isinstance(own, int) or own > _NO_LIMIT:
         own = default
     table = int(checkpoint.config.get("max_position_embeddings", own))
@@ -281,7 +275,7 @@ def _download(name: str) -> tuple[Path, str]:
 
 
 def _clean_copy(origin: Path, *, into: Path, source: str, revision: str) -> Checkpoint:
-    config = _read_json(origin / "config.json", default=None)
+    config = read_json(origin / "config.json", default=None)
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{origin} has no config.json with a model_type, so it is not a transformers checkpoint.")
     onnx = next((origin / name for name in _HUB_ONNX if (origin / name).is_file()), None)
@@ -349,7 +343,7 @@ def _copy_safe(file: Path, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".json" and file.name not in _TABLES and not file.name.endswith(".index.json"):
-        record = strip_code_keys(_read_json(real, default=None))
+        record = strip_code_keys(read_json(real, default=None))
         if isinstance(record, dict) and record.get("tokenizer_class") == "TokenizersBackend":
             record["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5
         target.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
@@ -365,15 +359,11 @@ def strip_code_keys(record: Any) -> Any:
         return [strip_code_keys(item) for item in record]
     if not isinstance(record, dict):
         return record
-    kept = {
-        k: v
-        for k, v in record.items()
-        if k not in _CODE_KEYS and not k.startswith(("_attn_implementation", "attn_impl"))
-    }
-    return {key: strip_code_keys(value) for key, value in kept.items()}
+    return {key: strip_code_keys(value) for key, value in record.items() if not key.startswith(_CODE_KEYS)}
 
 
-def _read_json(path: Path, *, default: Any) -> Any:
+def read_json(path: Path, *, default: Any) -> Any:
+    """A configuration, `default` without one. Raises ModelError for what is none."""
     if not path.is_file():  # a pipe would never end
         return default
     if path.stat().st_size > _MAX_CONFIG_BYTES:
@@ -384,21 +374,25 @@ def _read_json(path: Path, *, default: Any) -> Any:
         raise ModelError(f"{path} cannot be read as JSON ({error}).") from error
 
 
-# A checkpoint's tokenizer into a model folder, with Unicode composition (NFC) in front.
-
-_COMPOSING = ("NFC", "NFKC")
+# A checkpoint's tokenizer, for an encoder with Unicode composition (NFC) in front.
 
 
-def copy_tokenizer(checkpoint: Path, exported: Path, folder: Path, *, lower: bool = False) -> None:
-    """Write `folder`'s tokenizer.json. Raises ModelError when neither place has one, or it is none."""
-    # the publisher's own file first: a re-serialised one may differ
-    for candidate in (checkpoint / TOKENIZER, exported / TOKENIZER):
-        if candidate.is_file():
-            write_composing(candidate, folder / TOKENIZER, lower=lower)
-            return
-    raise ModelError(
-        "The checkpoint has no tokenizer.json and none could be made: save it with a fast tokenizer first."
-    )
+def save_tokenizer(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint's own tokenizer.json in `folder`, or one that transformers makes. Raises ModelError."""
+    made = folder / TOKENIZER
+    if (checkpoint / TOKENIZER).is_file():
+        shutil.copyfile(checkpoint / TOKENIZER, made)
+        return made
+    try:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(checkpoint), use_fast=True, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer.backend_tokenizer.save(str(made))
+    except (ValueError, OSError, ImportError, AttributeError) as error:
+        raise ModelError(f"{checkpoint} has no tokenizer.json and none can be made ({str(error)[:200]}).") from error
+    return made
 
 
 def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
@@ -411,7 +405,7 @@ def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
         record = orjson.loads(source.read_bytes())
         own = record["normalizer"] or {"type": "Sequence", "normalizers": []}
         steps = own["normalizers"] if own["type"] == "Sequence" else [own]
-        composes = bool(steps) and steps[0]["type"] in _COMPOSING and not lower
+        composes = bool(steps) and steps[0]["type"] in ("NFC", "NFKC") and not lower
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{source} is not a tokenizer ({error!r}): save the checkpoint's again.") from error
     if composes:
@@ -506,6 +500,3 @@ def copy_tokenizer_files(base: Checkpoint, folder: Path) -> None:
     for pattern in _TOKENIZER_FILES:
         for file in base.path.glob(pattern):
             shutil.copyfile(file, folder / file.name)
-
-
-STARTER_GENERATOR = "starter:generator"

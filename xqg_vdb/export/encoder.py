@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
@@ -24,27 +23,27 @@ from numpy.typing import NDArray
 from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, language_means, save_means
 from xqg_vdb.errors import DataError, MismatchError, ModelError
 from xqg_vdb.export.checkpoints import (
-    STARTER_GENERATOR,
     TRACED,
     Checkpoint,
     Overrides,
     conventions,
-    copy_tokenizer,
     family_conventions,
     fetch_checkpoint,
     finished,
     lower_cases,
     need_torch,
     read_dense,
+    save_tokenizer,
     shortened,
     width,
+    write_composing,
 )
 from xqg_vdb.export.gate import measure_parity, parity_texts, torch_vectors
 from xqg_vdb.export.generator import export_generator
 from xqg_vdb.export.quantise import cpu_has_vnni, quantize_int8, tokens_first
 from xqg_vdb.export.starter_encoder import stored_rows
 from xqg_vdb.files import new_folder
-from xqg_vdb.fusion import unit_rows
+from xqg_vdb.generate.output import versions
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import (
     CALIBRATION,
@@ -52,6 +51,7 @@ from xqg_vdb.models.folder import (
     GRAPH,
     STARTER,
     STARTER_ENCODER,
+    STARTER_GENERATOR,
     TOKENIZER,
     EncoderSpec,
     ModelFolder,
@@ -100,7 +100,6 @@ def measure_calibration(encoder: TextEncoder) -> tuple[LanguageMeans, dict[str, 
         "strength": recommended_strength(curve),
         "mrr": {str(strength): round(value, 4) for strength, value in curve.items()},
         "measured_on": f"{len(questions)} questions, {len(passages)} passages of the sample corpus",
-        **_geometry(table, vectors),
     }
 
 
@@ -132,15 +131,6 @@ def recommended_strength(curve: dict[float, float]) -> float:
     return good[(len(good) - 1) // 2]
 
 
-def _geometry(table: LanguageMeans, questions: Vectors) -> dict[str, float]:
-    """Length of the language means relative to a question's, and the mean cosine between two languages' means."""
-    means = np.stack(list(table.means.values()))
-    unit = unit_rows(means)
-    cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
-    length = np.linalg.norm(means, axis=1).mean() / np.linalg.norm(questions, axis=1).mean()
-    return {"mean_length": round(float(length), 4), "mean_cosine": round(float(cosines.mean()), 4)}
-
-
 FP32_COSINE = 0.9999
 INT8_COSINE = 0.98
 
@@ -165,13 +155,19 @@ def export_encoder(
         return done
     with new_folder(out, result="model") as scratch:
         say(f"reading {checkpoint}")
-        source = _fetch(checkpoint, scratch / "checkpoint", precision=precision, overrides=overrides)
+        # the int8 starter, used as it wants to be used, comes with its graph and needs no torch
+        filled = checkpoint == STARTER_ENCODER and precision == "int8" and not changed
+        source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", filled=filled)
         spec, learned_from = conventions(source, overrides or Overrides())
         say(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
         folder = scratch / "model"
         folder.mkdir()
         _write_graphs(source, folder, spec, precision=precision, say=say)
-        manifest = {**_manifest(source, spec, precision=precision, learned_from=learned_from), "asked": asked}
+        manifest = {
+            "kind": "encoder", **source.origin, "encoder": asdict(spec), "conventions_from": learned_from,
+            "precision": precision, "made_with": versions(("onnxruntime", "tokenizers", "xqg-vdb")),
+            "machine": {"processor": platform.machine(), "vnni": cpu_has_vnni()}, "asked": asked,
+        }  # fmt: skip
         write_manifest(folder, manifest)
         manifest["parity"], manifest["speed"] = _gate(source, folder, spec, precision=precision, say=say)
         _calibrate(folder, manifest, say=say)
@@ -226,17 +222,11 @@ def export_remote(
             "kind": "encoder", "from": "server" if url else "callable", "source": model, "revision": "",
             "remote": {"url": url, "model": model}, "encoder": asdict(spec), "precision": "remote",
             "conventions_from": "family" if family else "default", "asked": asked,
-            "made_with": {"xqg-vdb": version("xqg-vdb")}, "parity": None, "speed": None,
+            "made_with": versions(["xqg-vdb"]), "parity": None, "speed": None,
         }  # fmt: skip
         write_manifest(folder, manifest)
         _calibrate(folder, manifest, say=say, embed=embed)
     return open_model_folder(out)
-
-
-def _fetch(checkpoint: str, into: Path, *, precision: Precision, overrides: Overrides | None) -> Checkpoint:
-    """The checkpoint; the int8 starter, used as it wants to be used, comes with its graph and needs no torch."""
-    filled = checkpoint == STARTER_ENCODER and precision == "int8" and overrides in (None, Overrides())
-    return fetch_checkpoint(checkpoint, into=into, filled=filled)
 
 
 def _is_filled_starter(source: Checkpoint) -> bool:
@@ -265,7 +255,7 @@ def _write_graphs(
             arrays |= {f"{i}.weight": weight, f"{i}.bias": bias}
             arrays["activations"].append(activation)
         np.savez(folder / DENSE, **arrays)
-    copy_tokenizer(source.path, fp32.parent, folder, lower=lower_cases(source))
+    write_composing(save_tokenizer(source.path, fp32.parent), folder / TOKENIZER, lower=lower_cases(source))
     if precision == "int8" and not _is_filled_starter(source):
         say(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(
@@ -292,20 +282,6 @@ def _sample_ids(tokenizer: Path, spec: EncoderSpec) -> list[NDArray[np.int64]]:
     reader.no_padding()
     reader.enable_truncation(spec.max_length)
     return [np.array([encoding.ids], dtype=np.int64) for encoding in reader.encode_batch(texts)]
-
-
-def _manifest(source: Checkpoint, spec: EncoderSpec, *, precision: Precision, learned_from: str) -> dict[str, Any]:
-    packages = ("onnxruntime", "tokenizers", "xqg-vdb")
-    return {
-        "kind": "encoder",
-        **source.origin,
-        "architecture": (source.config.get("architectures") or [source.config["model_type"]])[0],
-        "encoder": asdict(spec),
-        "conventions_from": learned_from,
-        "precision": precision,
-        "made_with": {name: version(name) for name in packages},
-        "machine": {"processor": platform.machine(), "vnni": cpu_has_vnni()},
-    }
 
 
 def _gate(
@@ -356,27 +332,17 @@ def _speed(encoder: Encoder) -> dict[str, Any]:
 # Models by name: the exported folder of MODEL, exporting it into the cache the first time it is asked for.
 
 
-def export_on_first_use(checkpoint: str, out: Path, precision: str, say: Callable[[str], None] | None) -> None:
+def export_on_first_use(checkpoint: str, out: Path, precision: Precision, say: Callable[[str], None] | None) -> None:
     """Export an encoder that somebody asked for by name; without a `say` a log line and a bar say so."""
     began = f"exporting {checkpoint} once, into {out}"
     if say is not None:
         say(began)
-        export_encoder(checkpoint, out, precision=cast(Precision, precision), say=say)
+        export_encoder(checkpoint, out, precision=precision, say=say)
         return
     logging.getLogger("xqg_vdb").warning("%s", began)
+    steps = count(1)
     with bars(unit=" steps") as show:
-        steps = count(1)
-        export_encoder(
-            checkpoint, out, precision=cast(Precision, precision), say=lambda line: show(line, next(steps), None)
-        )
-
-
-def default_folder(checkpoint: str, *, precision: Precision) -> Path:
-    """Where `export CHECKPOINT` without OUT goes: the cache, under the name by which other commands find it."""
-    name = STARTER if checkpoint == STARTER_ENCODER else checkpoint
-    if name != STARTER and not is_hub_id(name):
-        raise ModelError(f"Say where to export the folder {checkpoint!r} to: xqg-vdb export {checkpoint} OUT")
-    return cached_model(name, precision=precision)
+        export_encoder(checkpoint, out, precision=precision, say=lambda line: show(line, next(steps), None))
 
 
 def export(
@@ -406,5 +372,8 @@ def export(
     if generator or checkpoint == STARTER_GENERATOR:
         target = Path(out) if out is not None else cached_model(checkpoint, precision=precision)
         return export_generator(checkpoint, target, precision=precision, accept_license=accept_license, say=tell)
-    target = Path(out) if out is not None else default_folder(checkpoint, precision=precision)
+    name = STARTER if checkpoint == STARTER_ENCODER else checkpoint
+    if out is None and name != STARTER and not is_hub_id(name):
+        raise ModelError(f"Say where to export the folder {checkpoint!r} to: xqg-vdb export {checkpoint} OUT")
+    target = Path(out) if out is not None else cached_model(name, precision=precision)
     return export_encoder(checkpoint, target, precision=precision, overrides=overrides, say=tell)

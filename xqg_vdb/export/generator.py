@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MismatchError, ModelError
-from xqg_vdb.export.checkpoints import Base, Checkpoint, finished, load_weights, need_torch
+from xqg_vdb.export.checkpoints import Base, Checkpoint, finished, load_weights, need_torch, read_json, save_tokenizer
 from xqg_vdb.export.gate import measure_agreement
 from xqg_vdb.export.quantise import quantise_graph
 from xqg_vdb.files import new_folder
@@ -51,7 +50,7 @@ def export_generator(
         source = Base(checkpoint, accept_license).fetch(scratch / "checkpoint")
         plain = _fp32_folder(source, scratch / "fp32", say=say)
         folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", say=say)
-        manifest = write_manifest(folder.path, {**_without_files(folder.manifest), "asked": asked}).manifest
+        manifest = write_manifest(folder.path, {**folder.manifest, "asked": asked}).manifest
         folder.path.rename(scratch / "model")
     return ModelFolder(out, manifest)
 
@@ -64,16 +63,9 @@ def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]
         record = {"kind": "seq2seq-generator", "generator": _write_seq2seq(source, folder)}
     else:
         record = {"kind": "causal-generator", "generator": _write_causal(source, folder)}
-    packages = ("xqg-vdb", "torch", "transformers", "onnx", "onnxruntime", "tokenizers")
-    manifest: dict[str, Any] = {
-        **record,
-        **source.origin,
-        "architecture": (source.config.get("architectures") or [source.config["model_type"]])[0],
-        "precision": "fp32",
-        "made_with": versions(packages),
-        "machine": platform.machine(),
-    }
-    return write_manifest(folder, manifest)
+    made_with = versions(("xqg-vdb", "torch", "transformers", "onnx", "onnxruntime", "tokenizers"))
+    facts = {"precision": "fp32", "made_with": made_with, "machine": platform.machine()}
+    return write_manifest(folder, {**record, **source.origin, **facts})
 
 
 def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
@@ -82,7 +74,7 @@ def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]
     shutil.copyfile(plain.path / TOKENIZER, folder / TOKENIZER)
     for graph in plain.path.glob("*.onnx"):
         quantise_graph(graph, folder / graph.name)
-    packed = write_manifest(folder, {**_without_files(plain.manifest), "precision": "int8"})
+    packed = write_manifest(folder, {**plain.manifest, "precision": "int8"})
     say("comparing what both write")
     agreement, summary, accepted = measure_agreement(plain, packed)
     say(summary)
@@ -90,11 +82,7 @@ def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]
         raise MismatchError(
             f"8-bit weights change this model too much: {summary}; nothing was written. Use --precision fp32."
         )
-    return write_manifest(folder, {**_without_files(packed.manifest), "parity": agreement})
-
-
-def _without_files(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in manifest.items() if key not in ("files", "schema")}
+    return write_manifest(folder, {**packed.manifest, "parity": agreement})
 
 
 def _write_causal(source: Checkpoint, folder: Path) -> dict[str, Any]:
@@ -126,31 +114,11 @@ def _write_seq2seq(source: Checkpoint, folder: Path) -> dict[str, Any]:
     return {"eos": end_tokens(source, folder), "start": start}
 
 
-def save_tokenizer(checkpoint: Path, folder: Path) -> None:
-    """Write the checkpoint's tokenizer.json into `folder`. Raises ModelError when there is none to be had."""
-    if (checkpoint / TOKENIZER).is_file():
-        shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
-        return
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(checkpoint), use_fast=True, local_files_only=True, trust_remote_code=False
-        )
-        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-    except (ValueError, OSError, ImportError, AttributeError) as error:
-        raise ModelError(f"{checkpoint} has no tokenizer.json and none can be made ({str(error)[:200]}).") from error
-
-
-def _generation_config(source: Checkpoint) -> dict[str, Any]:
-    path = source.path / "generation_config.json"
-    return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
-
-
 def end_tokens(source: Checkpoint, folder: Path) -> list[int]:
     """End tokens: the checkpoint's own and, for chat models, the end of a turn."""
     found: set[int] = set()
-    for value in (source.config.get("eos_token_id"), _generation_config(source).get("eos_token_id")):
+    for config in (source.config, read_json(source.path / "generation_config.json", default={})):
+        value = config.get("eos_token_id")
         found |= set(value if isinstance(value, list) else [] if value is None else [value])
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     turns = (tokenizer.token_to_id(token) for token in ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>"))

@@ -30,8 +30,10 @@ DENSE = "dense.npz"
 CALIBRATION = "calibration.npz"
 STARTER = "starter"
 STARTER_ENCODER = "starter:encoder"
+STARTER_GENERATOR = "starter:generator"
 
 Precision = Literal["fp32", "int8"]
+_PRECISIONS = ("int8", "fp32")
 _KINDS = ("encoder", "seq2seq-generator", "causal-generator")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _IN_FINGERPRINT = ("pooling", "normalize", "query_prefix", "passage_prefix", "max_length")
@@ -86,17 +88,9 @@ class ModelFolder:
     def facts(self) -> EncoderFacts:
         """The record that a collection keeps of its encoder."""
         spec = self.spec
-        return EncoderFacts(
-            fingerprint=self.fingerprint,
-            source=str(self.manifest.get("source", "")),
-            dim=spec.dim,
-            pooling=spec.pooling,
-            normalize=spec.normalize,
-            query_prefix=spec.query_prefix,
-            passage_prefix=spec.passage_prefix,
-            max_length=spec.max_length,
-            precision=str(self.manifest.get("precision", "")),
-        )
+        conventions = {key: getattr(spec, key) for key in ("dim", *_IN_FINGERPRINT)}
+        source, precision = (str(self.manifest.get(key, "")) for key in ("source", "precision"))
+        return EncoderFacts(fingerprint=self.fingerprint, source=source, precision=precision, **conventions)
 
     @property
     def fingerprint(self) -> str:
@@ -167,6 +161,11 @@ def cached_model(name: str, *, precision: str = "int8") -> Path:
     return cache_folder() / f"{name.replace(':', '-').replace('/', '--')}-{precision}"
 
 
+def _exported(name: str) -> Path | None:
+    folders = (cached_model(name, precision=precision) for precision in _PRECISIONS)
+    return next((folder for folder in folders if (folder / MANIFEST).is_file()), None)
+
+
 def is_hub_id(name: str) -> bool:
     """True for `owner/model`, and for nothing that could be a path out of the cache."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
@@ -182,10 +181,8 @@ def locate_model(model: str | Path) -> Path:
         return folder
     name = str(model)
     if name == STARTER or is_hub_id(name):
-        for precision in ("int8", "fp32"):
-            cached = cached_model(name, precision=precision)
-            if (cached / MANIFEST).is_file():
-                return cached
+        if cached := _exported(name):
+            return cached
         checkpoint = STARTER_ENCODER if name == STARTER else name
         raise ModelError(f"{name!r} has not been exported on this machine yet: run `xqg-vdb export {checkpoint}` once.")
     if folder.is_dir():
@@ -205,7 +202,7 @@ def encoder_folder(model: str | Path, *, say: Callable[[str], None] | None = Non
     except ModelError:
         if not _has_a_name(str(model)):
             raise
-        return _cached_or_made(str(model), precision="int8", say=say)
+        return _cached_or_made(str(model), "int8", say)
 
 
 def folder_of(made_by: EncoderFacts, *, collection: str, say: Callable[[str], None] | None = None) -> Path:
@@ -214,19 +211,19 @@ def folder_of(made_by: EncoderFacts, *, collection: str, say: Callable[[str], No
     Raises ModelError when it has no name by which to find it.
     """
     name = STARTER if made_by.source == STARTER_ENCODER else made_by.source
-    if not _has_a_name(name) or made_by.precision not in ("int8", "fp32"):
+    if not _has_a_name(name) or made_by.precision not in _PRECISIONS:
         raise ModelError(
             f"Collection {collection!r} was made by an encoder from {made_by.source!r} (fingerprint"
             f" {made_by.fingerprint}), which cannot be found by that name: give its model folder (encoder, --encoder)."
         )
-    return _cached_or_made(name, precision=made_by.precision, say=say)
+    return _cached_or_made(name, made_by.precision, say)
 
 
 def _has_a_name(model: str) -> bool:
     return model == STARTER or (is_hub_id(model) and not Path(model).exists())
 
 
-def _cached_or_made(name: str, *, precision: str, say: Callable[[str], None] | None) -> Path:
+def _cached_or_made(name: str, precision: str, say: Callable[[str], None] | None) -> Path:
     folder = cached_model(name, precision=precision)
     if not (folder / MANIFEST).is_file():
         # by name: a model knows nothing of how it is made; exporting stands above
@@ -254,17 +251,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], manifest)
 
 
-STARTER_NAMES = ("starter", "starter:generator")
-
-
 def generator_folder(model: str | Path) -> Path:
     """Where a generator lies: a folder, the name of one exported before, or `starter:generator`. Raises ModelError."""
-    if str(model) not in STARTER_NAMES:
+    if str(model) not in (STARTER, STARTER_GENERATOR):
         return locate_model(model)
-    for precision in ("int8", "fp32"):
-        folder = cached_model("starter:generator", precision=precision)
-        if folder.is_dir():
-            return folder
+    if folder := _exported(STARTER_GENERATOR):
+        return folder
     raise ModelError(
         "The starter generator has not been exported on this machine yet: run `xqg-vdb export starter:generator` once."
     )
