@@ -5,8 +5,9 @@
 
 Contenders, in one run, repeats interleaved, medians: `Encoder` on the int8 and the fp32 export; a plain loop that
 sorts by length and feeds onnxruntime batches of 32; fastembed's own pipeline on the very same two graphs;
-sentence-transformers (torch) on the checkpoint. Every contender's vectors are compared with those of
-sentence-transformers, so nobody wins by doing less.
+sentence-transformers (torch) on the checkpoint; `Encoder` with every other engine that is installed. Every contender's
+vectors are compared with those of sentence-transformers, so nobody wins by doing less, and each engine's passages are
+searched with the fp32 export's questions: may they share a collection?
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from tokenizers import Tokenizer
 
 from xqg_vdb import Encoder
 from xqg_vdb.evaluate.datasets import data_folder
-from xqg_vdb.evaluate.datasets.afriqa import read_afriqa_passages
+from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.export.checkpoints import STARTER_ENCODER
 from xqg_vdb.export.encoder import export_encoder
-from xqg_vdb.export.quantise import cpu_has_vnni
 from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
+from xqg_vdb.generate.output import versions
+from xqg_vdb.models.engine import cpu_has_vnni, engines
 from xqg_vdb.models.folder import STARTER, Precision, cached_model
 from xqg_vdb.types import Vectors
 
@@ -50,7 +52,7 @@ PREFIX = "passage: "
 @click.option("--json", "as_json", is_flag=True)
 def main(data_dir: Path | None, passages: int, repeats: int, threads: int, as_json: bool) -> None:
     """Print a table of passages per second with ratios."""
-    texts = sample(data_dir, passages)
+    texts, questions = sample(data_dir, passages)
     with tempfile.TemporaryDirectory() as scratch:
         contenders = build(Path(scratch), threads)
         reference = contenders["sentence-transformers"](texts[:32])
@@ -58,28 +60,55 @@ def main(data_dir: Path | None, passages: int, repeats: int, threads: int, as_js
             name: float(np.sum(encode(texts[:32]) * reference, axis=1).min()) for name, encode in contenders.items()
         }
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        rows: dict[str, Vectors] = {}
         for repeat in range(repeats):
             for name, encode in contenders.items():
                 click.echo(f"repeat {repeat + 1}/{repeats}: {name}", err=True)
                 start = time.perf_counter()
-                encode(texts)
+                rows[name] = encode(texts)
                 seconds[name].append(time.perf_counter() - start)
+        with Encoder(cached_model(STARTER, precision="fp32"), threads=threads) as encoder:
+            asked = encoder.encode_queries(list(questions), calibrate=False)
+    shared = agreement(asked, rows, np.array(list(questions.values())))
     rates = {name: len(texts) / statistics.median(own) for name, own in seconds.items()}
     setup = {
         "passages": len(texts), "repeats": repeats, "threads": threads, "vnni": cpu_has_vnni(),
-        "processor": processor(), "onnxruntime": onnxruntime.__version__,
+        "processor": processor(), **versions(("onnxruntime", "openvino", "torch")),
     }  # fmt: skip
     if as_json:
-        click.echo(orjson.dumps({"setup": setup, "passages_per_second": rates, "cosine_min": cosines}).decode())
+        record = {"setup": setup, "passages_per_second": rates, "cosine_min": cosines, "with_fp32_questions": shared}
+        click.echo(orjson.dumps(record).decode())
         return
     show(rates, cosines, setup)
+    click.echo("\nquestions by the fp32 export: R@10, hits shared with all-fp32's ten")
+    for name, (recall, same) in shared.items():
+        click.echo(f"{name:30s}{recall:11.3f}{same:12.4f}")
 
 
-def sample(data_dir: Path | None, n: int) -> list[str]:
-    """N passages, drawn with a fixed seed so that lengths are those of the whole set."""
-    all_passages = read_afriqa_passages(data_folder(data_dir))
-    chosen = np.random.default_rng(0).choice(len(all_passages), min(n, len(all_passages)), replace=False)
-    return [all_passages[i].title_and_text for i in chosen]
+def sample(data_dir: Path | None, n: int) -> tuple[list[str], dict[str, int]]:
+    """N passages, drawn with a fixed seed so that lengths are those of the whole set; questions with their passage."""
+    task = read_afriqa(data_folder(data_dir), translated=True)
+    pool = list(task.passages)
+    chosen = np.random.default_rng(0).choice(len(pool), min(n, len(pool)), replace=False)
+    places = {pool[number].id: place for place, number in enumerate(chosen)}
+    answered = {
+        question.text: places[passage]
+        for question in task.queries
+        for passage in task.qrels[question.id]
+        if passage in places
+    }
+    return [pool[number].title_and_text for number in chosen], answered
+
+
+def agreement(asked: Vectors, rows: dict[str, Vectors], answers: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Each of our contenders' passages under the fp32 export's questions: R@10, and the share of fp32's ten hits."""
+    ten = {name: np.argsort(-(asked @ vectors.T), axis=1, kind="stable")[:, :10] for name, vectors in rows.items()}
+    wanted = ten["xqg-vdb fp32"]
+    return {
+        name: (float((hits == answers[:, None]).any(axis=1).mean()),
+               float((hits[:, :, None] == wanted[:, None, :]).any(axis=2).mean()))
+        for name, hits in ten.items() if name.startswith("xqg-vdb")
+    }  # fmt: skip
 
 
 def build(scratch: Path, threads: int) -> dict[str, Contender]:
@@ -94,6 +123,8 @@ def build(scratch: Path, threads: int) -> dict[str, Contender]:
         contenders[f"xqg-vdb {precision}"] = Encoder(folder, threads=threads).encode_passages
         contenders[f"sorted onnxruntime loop {precision}"] = sorted_loop(folder, threads)
         contenders[f"fastembed {precision}"] = fastembed(folder, checkpoint, scratch / precision, threads)
+    for engine in engines()[1:]:
+        contenders[f"xqg-vdb fp32 {engine}"] = Encoder(folder, engine=engine, threads=threads).encode_passages
     contenders["sentence-transformers"] = sentence_transformers(checkpoint, threads)
     return contenders
 

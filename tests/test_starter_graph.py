@@ -10,7 +10,6 @@ from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import Overrides, conventions, fetch_checkpoint
 from xqg_vdb.export.encoder import _write_graphs
 from xqg_vdb.export.gate import parity_texts
-from xqg_vdb.export.quantise import cpu_has_vnni
 from xqg_vdb.export.starter_encoder import (
     TEMPLATE,
     fill_template,
@@ -20,6 +19,7 @@ from xqg_vdb.export.starter_encoder import (
     read_weights,
     stored_rows,
 )
+from xqg_vdb.models.engine import cpu_has_vnni
 
 
 @pytest.mark.parametrize("seven_bits", [False, True])

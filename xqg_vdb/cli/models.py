@@ -79,6 +79,10 @@ def export(
         lines.append(f"parity   cosine min {lowest:.4f}, mean {mean:.4f} ({parity['texts']} texts)")
     if speed := folder.manifest["speed"]:
         lines.append(f"speed    {speed['passages_per_second']} passages/s on {speed['threads']} threads")
+    for engine, figures in folder.manifest.get("engines", {}).items():
+        said = f"{figures['passages_per_second']} passages/s" if figures["passages_per_second"] else "refused"
+        best = "  fastest here: --engine" if engine == folder.manifest["fastest_engine"] else ""
+        lines.append(f"{engine:<14}{said}, cosine min {figures['cosine_min']:.5f}{best}")
     lines.append(f"calibration λ = {folder.recommended_calibration} ({len(folder.language_means().means)} languages)")
     show({"path": str(folder.path), "fingerprint": folder.fingerprint, **folder.manifest}, lines)
 

@@ -226,6 +226,7 @@ class Model:
         None, "Folder, hub id or starter  [default: the one that made COLLECTION, else starter]", metavar="MODEL"
     )
     threads: int | None = option(None, "CPU threads  [default: all]", least=1)
+    engine: Literal["onnxruntime", "openvino", "openvino-bf16"] = option("onnxruntime", "What runs the encoder.")
 
     @property
     def name(self) -> str:
@@ -238,7 +239,7 @@ class Model:
         from xqg_vdb.models.folder import encoder_folder
 
         folder = encoder_folder(name or self.name, say=say)
-        return Encoder(folder, threads=self.threads, calibration=calibration)
+        return Encoder(folder, engine=self.engine, threads=self.threads, calibration=calibration)
 
     def open_for(self, collection: Collection) -> Encoder:
         """The encoder that was named, or the one that made a collection."""
@@ -247,7 +248,8 @@ class Model:
         from xqg_vdb.models.encoder import Encoder
         from xqg_vdb.models.folder import folder_of
 
-        return Encoder(folder_of(collection.card.encoder, collection=collection.name, say=say), threads=self.threads)
+        folder = folder_of(collection.card.encoder, collection=collection.name, say=say)
+        return Encoder(folder, engine=self.engine, threads=self.threads)
 
     def typed(self) -> list[str]:
         """The words that make another command take the same encoder."""

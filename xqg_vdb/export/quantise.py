@@ -11,7 +11,6 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import MissingExtra, ModelError
-from xqg_vdb.models.engine import open_session, runtime
+from xqg_vdb.models.engine import cpu_has_vnni, open_session, runtime
 
 BLOCK = 32
 ZERO = 128  # an 8-bit weight is (byte - 128) * scale
@@ -212,20 +211,6 @@ def _affine(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.ui
 
 
 # An encoder's graph, fused and in 8 bits.
-
-
-@cache
-def cpu_has_vnni() -> bool:
-    """True when the CPU multiplies 8-bit numbers without saturating 16-bit sums (VNNI, or 64-bit Arm)."""
-    import platform
-
-    if platform.machine() in ("aarch64", "arm64"):
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def quantize_int8(

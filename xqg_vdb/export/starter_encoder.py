@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from xqg_vdb.errors import MissingExtra, ModelError
-from xqg_vdb.export.quantise import cpu_has_vnni
 from xqg_vdb.export.starter_generator import packaged
 from xqg_vdb.files import new_folder, sha256_of
+from xqg_vdb.models.engine import cpu_has_vnni
 from xqg_vdb.models.folder import GRAPH
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Vectors

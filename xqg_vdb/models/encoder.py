@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.models.engine import CPU, open_session, open_tokenizer
+from xqg_vdb.models.engine import CPU, Engine, Feeds, cpu_has_vnni, open_encoder_graph, open_tokenizer
 from xqg_vdb.models.folder import (
     DENSE,
     GRAPH,
@@ -57,6 +57,7 @@ class Encoder:
 
     model: a model folder, a hub id, or `starter`; what has a name is exported when it is first used, which needs the
     extra `export` (and `starter`) and a minute or two.
+    engine: what runs the graph; those of OpenVINO need the extra `openvino` and an export of `--precision fp32`.
     threads: CPU threads, default all that this process may use.
     provider: an onnxruntime execution provider, as named by `onnxruntime.get_available_providers()`.
     calibration: λ for `encode_queries`; None takes what `export` measured for this encoder, 0 switches it
@@ -69,6 +70,7 @@ class Encoder:
         self,
         model: str | Path = STARTER,
         *,
+        engine: Engine = "onnxruntime",
         threads: int | None = None,
         provider: str = CPU,
         calibration: float | None = None,
@@ -84,8 +86,8 @@ class Encoder:
         self.language_means: LanguageMeans = self.folder.language_means()
         self.max_length = min(max_length or self.spec.max_length, self.spec.max_length)
         self._again = partial(
-            Encoder, self.folder.path, threads=self.threads, provider=provider, calibration=self.calibration,
-            batch_tokens=batch_tokens, max_length=self.max_length, embed=embed,
+            Encoder, self.folder.path, engine=engine, threads=self.threads, provider=provider, embed=embed,
+            calibration=self.calibration, batch_tokens=batch_tokens, max_length=self.max_length,
         )  # fmt: skip
         self._rows: _Graph | Remote
         if "remote" in self.folder.manifest:
@@ -94,7 +96,11 @@ class Encoder:
             self._rows = open_remote(self.folder, embed=embed)
         else:
             spec = replace(self.spec, max_length=self.max_length)
-            self._rows = _Graph(self.folder.path, spec, self.threads, provider, batch_tokens)
+            names, run = open_encoder_graph(
+                self.folder.path / GRAPH, engine=engine, threads=self.threads, provider=provider,
+                saturates=self.folder.needs_vnni and not cpu_has_vnni(),
+            )  # fmt: skip
+            self._rows = _Graph(self.folder.path, spec, names, run, self.threads, batch_tokens)
 
     @property
     def facts(self) -> EncoderFacts:
@@ -179,12 +185,12 @@ class Encoder:
 class _Graph:
     """Texts to rows by the folder's graph, pooled and projected; a batch a thread, several batches side by side."""
 
-    def __init__(self, folder: Path, spec: EncoderSpec, threads: int, provider: str, batch_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, spec: EncoderSpec, names: frozenset[str], run: Callable[[Feeds], Vectors], threads: int,
+        batch_tokens: int,
+    ) -> None:  # fmt: skip
         self._threads, self._spec, self._batch_tokens = threads, spec, batch_tokens
-        one_each = 1 if provider == CPU else threads
-        self._session = open_session(folder / GRAPH, provider=provider, threads=one_each)
-        self._inputs = {node.name for node in self._session.get_inputs()}
-        self._output = self._session.get_outputs()[0].name
+        self._inputs, self._hidden = names, run
         self._tokenizer = open_tokenizer(folder / TOKENIZER)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=spec.max_length)
@@ -245,7 +251,7 @@ class _Graph:
             feeds["token_type_ids"] = np.zeros_like(input_ids)
         if "position_ids" in self._inputs:
             feeds["position_ids"] = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
-        (hidden,) = self._session.run([self._output], feeds)
+        hidden = self._hidden(feeds)
         mask[:, :skip] = False
         rows = POOL[self._spec.pooling](hidden, mask)
         for weight, bias, activation in self._dense:

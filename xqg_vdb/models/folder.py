@@ -106,6 +106,12 @@ class ModelFolder:
         return hashlib.sha256(blob).hexdigest()[:16]
 
     @property
+    def needs_vnni(self) -> bool:
+        """Whether 8-bit weights were made for a CPU whose 8-bit products do not overflow."""
+        machine = self.manifest.get("machine")
+        return self.manifest.get("precision") == "int8" and isinstance(machine, dict) and machine.get("vnni") is True
+
+    @property
     def recommended_calibration(self) -> float:
         """The λ that `export` measured for this encoder; 0 when it was not measured or gains nothing."""
         value = (self.manifest.get("calibration") or {}).get("strength", 0.0)
