@@ -305,10 +305,12 @@ def _gate(
         )
     for engine in engines() if precision == "fp32" else []:
         with Encoder(folder, engine=engine, calibration=0.0) as encoder:
-            cosine = measure_parity(encoder, rows)["cosine_min"]
+            figures = measure_parity(encoder, rows)
+            cosine, hits = figures["cosine_min"], figures["same_hits"]
             rate = _speed(encoder)["passages_per_second"] if cosine >= wanted else 0.0
-        measured[engine] = {"cosine_min": cosine, "passages_per_second": rate}
-        say(f"{engine}: {rate} passages/s, lowest cosine {cosine:.5f}" + ("" if rate else ", refused"))
+        measured[engine] = {"cosine_min": cosine, "same_hits": hits, "passages_per_second": rate}
+        told = f"{rate} passages/s" if rate else "refused"
+        say(f"{engine}: {told}, lowest cosine {cosine:.5f}, {hits:.2%} of ten hits the same")
     own_graph = source.onnx is not None and precision == "fp32"
     fastest = max(measured, key=lambda name: measured[name]["passages_per_second"], default="onnxruntime")
     return {

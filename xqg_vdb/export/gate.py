@@ -114,7 +114,10 @@ def parity_texts() -> tuple[list[str], list[str]]:
 
 
 def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[str, Any]:
-    """Cosines between an exported encoder and the original's rows of `parity_texts`, and the text it knows least."""
+    """Cosines between an exported encoder and the original's rows of `parity_texts`, and the text it knows least.
+
+    same_hits: of the ten hits of the original's questions, how many are the same when the passages are the export's.
+    """
     questions, passages = parity_texts()
     theirs = np.concatenate(original)
     if encoder.facts.dim < theirs.shape[1] and encoder.spec.truncated:
@@ -124,8 +127,10 @@ def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[
         raise ModelError(f"The original gives rows of {theirs.shape[1]} dimensions, the export of {ours.shape[1]}.")
     cosines = np.einsum("ij,ij->i", unit_rows(ours), unit_rows(theirs))
     worst = int(np.argmin(cosines))
+    asked, new, old = theirs[: len(questions)], ours[len(questions) :], theirs[len(questions) :]
+    ten, wanted = (np.argsort(-(asked @ rows.T), axis=1, kind="stable")[:, :10] for rows in (new, old))
     return {
-        "texts": len(ours), "cosine_min": float(cosines[worst]), "cosine_mean": float(cosines.mean()),
+        "same_hits": float((ten[:, :, None] == wanted[:, None, :]).any(axis=2).mean()), "texts": len(ours), "cosine_min": float(cosines[worst]), "cosine_mean": float(cosines.mean()),
         "worst_text": [*questions, *passages][worst][:80],
     }  # fmt: skip
 
