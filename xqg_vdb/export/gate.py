@@ -129,9 +129,10 @@ def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[
     worst = int(np.argmin(cosines))
     asked, new, old = theirs[: len(questions)], ours[len(questions) :], theirs[len(questions) :]
     ten, wanted = (np.argsort(-(asked @ rows.T), axis=1, kind="stable")[:, :10] for rows in (new, old))
+    same = (ten[:, :, None] == wanted[:, None, :]).any(axis=2)
     return {
-        "same_hits": float((ten[:, :, None] == wanted[:, None, :]).any(axis=2).mean()), "texts": len(ours), "cosine_min": float(cosines[worst]), "cosine_mean": float(cosines.mean()),
-        "worst_text": [*questions, *passages][worst][:80],
+        "texts": len(ours), "cosine_min": float(cosines[worst]), "cosine_mean": float(cosines.mean()),
+        "same_hits": float(same.mean()), "worst_text": [*questions, *passages][worst][:80],
     }  # fmt: skip
 
 
