@@ -288,3 +288,16 @@ async def test_a_version_that_goes_during_a_run_is_asked_again_of_the_next(two_v
     async with AsyncRetriever(retriever) as searcher:
         found = await searcher.run(asked) if asynchronous else retriever.run(asked)
     agree([answer.hits for answer in found], [answer.hits for answer in expected])
+
+
+async def test_passages_come_and_go_while_searches_run(retriever):
+    text = "w1 w2 w3 something new"
+    async with AsyncRetriever(retriever) as searcher:
+        asked = [asyncio.create_task(searcher.search(question)) for question in questions(20)]
+        added = await searcher.add([{"id": "new", "text": text, "lang": "en"}])
+        assert (added.added, added.passages) == (1, 91)
+        assert "new" in [hit.id for hit in await searcher.search(text, k=91)]
+        gone = await searcher.delete(["new", "nowhere"])
+        assert (gone.deleted, gone.missing, gone.passages) == (1, ("nowhere",), 90)
+        assert all(await asyncio.gather(*asked))
+        assert "new" not in [hit.id for hit in await searcher.search(text, k=91)]

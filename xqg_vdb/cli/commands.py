@@ -24,7 +24,7 @@ from xqg_vdb.cli.evaluate import audit, bench, bench_diff, tune
 from xqg_vdb.cli.generate import filter_queries, generate, merge
 from xqg_vdb.cli.index import add, augment, delete, load, migrate, verify
 from xqg_vdb.cli.models import export, train
-from xqg_vdb.cli.operations import gc, rollback, snapshot, versions
+from xqg_vdb.cli.operations import gc, list_collections, rollback, snapshot, versions
 from xqg_vdb.cli.options import complain, loudness
 from xqg_vdb.cli.search import info, search
 from xqg_vdb.errors import XqgError
@@ -63,7 +63,7 @@ _SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Queries": (generate, filter_queries, merge),
     "Models": (export, train),
     "Measuring": (tune, audit, bench, bench_diff),
-    "Operations": (versions, rollback, gc, snapshot, migrate, verify),
+    "Operations": (list_collections, versions, rollback, gc, snapshot, migrate, verify),
 }
 
 

@@ -1,4 +1,4 @@
-"""`xqg-vdb versions`, `rollback`, `gc` and `snapshot`."""
+"""`xqg-vdb list`, `versions`, `rollback`, `gc` and `snapshot`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from xqg_vdb.cli.options import Place, collection_argument, command, json_option, place_options, say, show
-from xqg_vdb.errors import printable
+from xqg_vdb.errors import XqgError, printable
 
 if TYPE_CHECKING:
     from xqg_vdb.store.operations import VersionState
+    from xqg_vdb.types import VectorStore
 
 
 @command(example="xqg-vdb versions wiki")
@@ -45,6 +46,34 @@ def _version(state: VersionState) -> str:
     said = f"{card.count} passages, {card.created}" if card and state.finished else "unfinished"
     said = said if state.reachable else "out of reach: a node of the server is away"
     return f"{'*' if state.published else ' '} {state.name}  {printable(said)}"
+
+
+@command("list", example="xqg-vdb list")
+@place_options
+@json_option
+def list_collections(place: Place) -> None:
+    """List the collections of a store: version, passages, recipe, and when each was loaded."""
+    with closing(place.open()) as store:
+        records = [{"collection": name, **_facts(store, name)} for name in store.names()]
+    show(
+        records,
+        (printable("  ".join(str(value) for value in record.values() if value)) for record in records),
+        nothing="No collections yet; make one with `xqg-vdb load` (see its --help).",
+    )
+
+
+def _facts(store: VectorStore, name: str) -> dict[str, str]:
+    try:
+        card = store.card(name)
+    except XqgError as error:  # one that is damaged, or is not ours, hides no other
+        return {"error": str(error)}
+    recipe = f"alpha {card.recipe.alpha:g}, {card.recipe.pool}, queries in {', '.join(card.query_langs)}"
+    return {
+        "version": card.version,
+        "passages": f"{card.count:,} passages",
+        "recipe": recipe if card.query_langs else "plain passages",
+        "created": card.created,
+    }
 
 
 @command(example="xqg-vdb rollback wiki")

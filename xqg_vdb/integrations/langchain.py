@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from qdrant_client import models
 
 from xqg_vdb.calibration import TextEncoder
-from xqg_vdb.errors import MissingExtra
-from xqg_vdb.integrations import metadata_of, question_vector, search_options
+from xqg_vdb.errors import DataError, MissingExtra
+from xqg_vdb.integrations import (
+    Documents,
+    known_metadata_of,
+    metadata_of,
+    passage_of,
+    question_vector,
+    search_options,
+)
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
+from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit
+from xqg_vdb.types import Hit, Question, Search
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
     from langchain_core.embeddings import Embeddings
     from langchain_core.retrievers import BaseRetriever
+    from langchain_core.vectorstores import VectorStore
     from pydantic import Field, PrivateAttr
 except ImportError as error:
     raise MissingExtra(f"{error}: pip install 'xqg-vdb[langchain]'") from error
@@ -111,6 +121,116 @@ class XqgRetriever(BaseRetriever):
         return self.k, self.passage_langs, self.question_lang, self.filter
 
 
+class XqgVectorStore(VectorStore):
+    """A collection that LangChain writes into and asks; its indexing API (`index(docs, record_manager, …)`) may, too.
+
+    collection: `Collection(name, open_store(…), encoder=…)`; the first documents make it when it is not there. `title`
+    and `lang` of a document's metadata are the passage's own; a language that is not given is detected and, where that
+    is sure, comes back in the metadata. Searches take `filter` (Qdrant's `models.Filter`, or a dict as
+    `Retriever.search` takes for `where`), `passage_langs` and `question_lang`.
+    """
+
+    def __init__(self, collection: Collection) -> None:
+        self.documents = Documents(collection)
+
+    @property
+    def embeddings(self) -> XqgEmbeddings:
+        """The collection's encoder, calibrated as in itself."""
+        return XqgEmbeddings(self.documents.collection.encoder)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        collection: str = "langchain",
+        path: str | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        **kwargs: Any,
+    ) -> XqgVectorStore:
+        """A collection in the folder `path` or on the server at `url` with these texts; embedding: `XqgEmbeddings`."""
+        if not isinstance(embedding, XqgEmbeddings):
+            raise DataError(f"Give XqgEmbeddings(encoder), which tells questions from passages, not {embedding!r:.80}.")
+        store = open_store(path, url=url, api_key=api_key)
+        made = cls(Collection(collection, store, encoder=embedding.encoder))
+        made.add_texts(texts, metadatas, ids=ids)
+        return made
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Add texts, or replace those of their ids; returns the ids, new ones where none was given."""
+        texts = list(texts)
+        given = list(ids) if ids is not None else [None] * len(texts)
+        made = [docid or str(uuid4()) for docid in given]
+        each = zip(made, texts, metadatas or [{} for _ in texts], strict=True)
+        self.documents.add(passage_of(docid, text, metadata) for docid, text, metadata in each)
+        return made
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
+        """Delete documents; without ids, all."""
+        self.documents.delete(self.documents.ids() if ids is None else ids)
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Those of the documents that are there."""
+        return [_stored(hit) for hit in self.documents.get(ids)]
+
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """The k best documents for a question in any language."""
+        return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
+
+    def similarity_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: models.Filter | dict[str, Any] | None = None,
+        *,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """The k best documents with their scores; more is better."""
+        question, search = Question("0", query, question_lang), Search(k, passage_langs, where=filter or None)
+        return [(_stored(hit), hit.score) for hit in self.documents.search(question, search)]
+
+    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """The same without blocking the event loop."""
+        return [document for document, _ in await self.asimilarity_search_with_score(query, k, **kwargs)]
+
+    async def asimilarity_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: models.Filter | dict[str, Any] | None = None,
+        *,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """The same without blocking the event loop."""
+        question, search = Question("0", query, question_lang), Search(k, passage_langs, where=filter or None)
+        return [(_stored(hit), hit.score) for hit in await self.documents.asearch(question, search)]
+
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """The k best documents for one vector, such as one of `embeddings.embed_query`."""
+        return [_stored(hit) for hit in self.documents.nearest(embedding, Search(k, where=filter or None))]
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        return lambda score: (1.0 + score) / 2.0  # a cosine
+
+
 def language_filter(passage_langs: Sequence[str]) -> models.Filter:
     """Only passages in these languages, as `langchain_qdrant.QdrantVectorStore` takes it (`filter=`).
 
@@ -123,3 +243,7 @@ def language_filter(passage_langs: Sequence[str]) -> models.Filter:
 
 def _document(hit: Hit) -> Document:
     return Document(page_content=hit.text, metadata={**metadata_of(hit), "_score": hit.score}, id=hit.id)
+
+
+def _stored(hit: Hit) -> Document:
+    return Document(page_content=hit.text, metadata=known_metadata_of(hit), id=hit.id)

@@ -237,6 +237,14 @@ class Collection(_Asked):
             raise
         return cls(name, store, encoder=encoder)
 
+    @classmethod
+    def all(
+        cls, *, path: str | os.PathLike[str] | None = None, url: str | None = None, api_key: str | None = None
+    ) -> list[Collection]:
+        """Every collection of a store, by name; closing one closes the store, which they share."""
+        store = open_store(path, url=url, api_key=api_key)
+        return [cls(name, store) for name in store.names()]
+
     def __repr__(self) -> str:
         return f"Collection({self.name!r}, {self.store!r})"
 
@@ -513,6 +521,23 @@ class AsyncRetriever:
                     raise
         finish = partial(retriever.answers, questions, asked, hits, search=search)
         return finish() if retriever.reranker is None else await self._in_thread(finish)
+
+    async def add(
+        self,
+        passages: str | os.PathLike[str] | Records,
+        *,
+        queries: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Records | None = None,
+        rejects: Rejects | None = None,
+    ) -> UpdateReport:
+        """`Collection.add` on a thread of its own, so that searches go on; cancelled, it still runs to its end."""
+        collection = Collection(
+            self.retriever.collection.name, self.retriever.collection.store, encoder=self.retriever.encoder
+        )
+        return await asyncio.to_thread(partial(collection.add, passages, queries=queries, rejects=rejects))
+
+    async def delete(self, ids: Iterable[str]) -> UpdateReport:
+        """`Collection.delete`, in the same way."""
+        return await asyncio.to_thread(self.retriever.collection.delete, ids)
 
     async def aclose(self) -> None:
         """Close this event loop's connections and stop the threads; the retriever that was given stays open."""

@@ -1,0 +1,129 @@
+"""What frameworks write into collections: their own suites, and that what they wrote is an ordinary collection."""
+
+import asyncio
+
+import pytest
+from fake_qdrant import FakeQdrant
+
+from xqg_vdb import Collection, Retriever
+from xqg_vdb.errors import DataError
+from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.server.store import ServerStore
+from xqg_vdb.testing import HashEncoder
+
+pytest.importorskip("langchain_core")
+pytest.importorskip("langchain_tests")
+
+from langchain_core.documents import Document
+from langchain_core.indexing import InMemoryRecordManager, aindex, index
+from langchain_tests.integration_tests import VectorStoreIntegrationTests
+
+from xqg_vdb.integrations.langchain import XqgEmbeddings, XqgVectorStore
+
+
+@pytest.fixture(params=["embedded", "http"])
+def store(request, tmp_path):
+    if request.param == "embedded":
+        with EmbeddedStore(tmp_path / "store", free_space_floor=0) as opened:
+            yield opened
+        return
+    with FakeQdrant() as fake, ServerStore.connect(fake.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def empty(store):
+    return Collection("notes", store, encoder=HashEncoder())
+
+
+class TestLangChain(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, empty):
+        return XqgVectorStore(empty)
+
+
+FILES = {
+    "tea.txt": "Tea comes from the mountains of southern China.",
+    "nile.txt": "The Nile flows north through eleven countries of Africa.",
+    "fluss.txt": "Der Rhein ist ein langer Fluss in Europa und fließt in die Nordsee.",
+}
+
+
+def read_files(files):
+    return [Document(page_content=text, metadata={"source": name, "size": len(text)}) for name, text in files.items()]
+
+
+def written(collection):
+    return {point.payload["meta"]["source"]: point.payload["content"] for point in collection.scroll()}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_the_indexing_api_updates_a_changed_file_and_deletes_a_vanished_one(empty, asynchronous):
+    vectors, records = XqgVectorStore(empty), InMemoryRecordManager(namespace="notes")
+    records.create_schema()
+
+    async def indexed(files):
+        options = {"cleanup": "full", "source_id_key": "source", "key_encoder": "sha256"}
+        if asynchronous:
+            return await aindex(read_files(files), records, vectors, **options)
+        return index(read_files(files), records, vectors, **options)
+
+    assert (await indexed(FILES))["num_added"] == 3 and written(empty) == FILES
+    assert await indexed(FILES) == {"num_added": 0, "num_updated": 0, "num_skipped": 3, "num_deleted": 0}
+    changed = {**FILES, "tea.txt": "Tea is a drink."}
+    del changed["nile.txt"]
+    done = await indexed(changed)
+    assert (done["num_added"], done["num_deleted"], done["num_skipped"]) == (1, 2, 1)
+    assert written(empty) == changed and empty.count() == empty.card.count == 2
+    assert vectors.similarity_search("drink of tea", k=1)[0].page_content == "Tea is a drink."
+
+
+async def test_langchain_finds_what_a_retriever_finds(empty):
+    vectors = XqgVectorStore(empty)
+    ids = vectors.add_documents(read_files(FILES))
+    retriever = Retriever(empty.encoder, empty)
+    question = "which river flows in Africa"
+    for options, ours in [
+        ({}, {}),
+        ({"filter": {"size": {"lt": 50}}}, {"where": {"size": {"lt": 50}}}),
+        ({"passage_langs": ["de"], "question_lang": "en"}, {"passage_langs": ["de"], "question_lang": "en"}),
+    ]:
+        expected = [(hit.id, hit.score) for hit in retriever.search(question, k=3, **ours)]
+        assert expected
+        for found in (
+            vectors.similarity_search_with_score(question, k=3, **options),
+            await vectors.asimilarity_search_with_score(question, k=3, **options),
+        ):
+            assert [(document.id, score) for document, score in found] == expected
+    best = vectors.similarity_search(question, k=1)
+    assert vectors.similarity_search_by_vector(vectors.embeddings.embed_query(question), k=1) == best
+    assert await vectors.as_retriever(search_kwargs={"k": 1}).ainvoke(question) == best
+    ((_, relevance),) = vectors.similarity_search_with_relevance_scores(question, k=1)
+    assert 0.5 < relevance <= 1
+    assert best[0].metadata == {"source": "nile.txt", "size": len(FILES["nile.txt"]), "lang": "en"}
+    assert vectors.delete() and vectors.get_by_ids(ids) == [] == vectors.similarity_search(question)
+
+
+def test_from_texts_needs_an_encoder_that_tells_questions_from_passages(tmp_path):
+    made = XqgVectorStore.from_texts(
+        ["one", "two"], XqgEmbeddings(HashEncoder()), [{"n": 1}, {"n": 2}], ids=["a", "b"], path=str(tmp_path / "s")
+    )
+    assert made.get_by_ids(["b", "x", "a"]) == [
+        Document(page_content="two", metadata={"n": 2}, id="b"),
+        Document(page_content="one", metadata={"n": 1}, id="a"),
+    ]
+    made.documents.collection.close()
+    with pytest.raises(DataError, match="Give XqgEmbeddings"):
+        XqgVectorStore.from_texts(["one"], None, path=str(tmp_path / "s"))
+    with pytest.raises(DataError, match=r"Collection\(name, open_store\(…\), encoder=…\) is needed"):
+        XqgVectorStore("wiki")
+
+
+def test_several_threads_make_one_collection(empty):
+    vectors = XqgVectorStore(empty)
+
+    async def added():
+        await asyncio.gather(*(vectors.aadd_texts([f"text number {n}"], ids=[str(n)]) for n in range(12)))
+
+    asyncio.run(added())
+    assert empty.count() == 12 == empty.card.count
