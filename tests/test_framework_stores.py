@@ -127,3 +127,71 @@ def test_several_threads_make_one_collection(empty):
 
     asyncio.run(added())
     assert empty.count() == 12 == empty.card.count
+
+
+def sources(files):
+    from llama_index.core import Document
+
+    return [Document(id_=name, text=text, metadata={"source": name, "title": name}) for name, text in files.items()]
+
+
+@pytest.fixture
+def shelf(empty):
+    pytest.importorskip("llama_index.core")
+    from xqg_vdb.integrations.llama_index import XqgVectorStore
+
+    return XqgVectorStore(empty)
+
+
+def test_an_ingestion_pipeline_updates_a_changed_file_and_deletes_a_vanished_one(empty, shelf):
+    from llama_index.core import MockEmbedding
+    from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
+    from llama_index.core.node_parser import SentenceSplitter
+    from llama_index.core.storage.docstore import SimpleDocumentStore
+
+    pipeline = IngestionPipeline(
+        transformations=[SentenceSplitter(chunk_size=64, chunk_overlap=0), MockEmbedding(1)],
+        docstore=SimpleDocumentStore(),
+        docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
+        vector_store=shelf,
+    )
+    pipeline.run(documents=sources(FILES))
+    assert written(empty) == FILES
+    before = {point.id for point in empty.scroll()}
+    pipeline.run(documents=sources(FILES))
+    assert {point.id for point in empty.scroll()} == before
+    changed = {**FILES, "tea.txt": "Tea is a drink."}
+    del changed["nile.txt"]
+    pipeline.run(documents=sources(changed))
+    assert written(empty) == changed
+
+
+async def test_an_index_of_llama_index_asks_the_collection(empty, shelf):
+    from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
+    from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+    from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+
+    context = StorageContext.from_defaults(vector_store=shelf)
+    made = VectorStoreIndex.from_documents(sources(FILES), storage_context=context, embed_model=MockEmbedding(1))
+    question = "which river flows in Africa"
+    expected = [(hit.text, hit.score) for hit in Retriever(empty.encoder, empty).search(question, k=2)]
+    retriever = made.as_retriever(similarity_top_k=2)
+    for found in (retriever.retrieve(question), await retriever.aretrieve(question)):
+        assert [(node.text, node.score) for node in found] == expected
+        assert found[0].metadata == {"source": "nile.txt", "title": "nile.txt"}
+        assert found[0].node.ref_doc_id == "nile.txt"
+    german = MetadataFilters(filters=[MetadataFilter(key="source", value="fluss.txt")])
+    (node,) = made.as_retriever(filters=german).retrieve(question)
+    assert node.metadata["source"] == "fluss.txt"
+    assert [node.node_id for node in shelf.get_nodes([node.node_id])] == [node.node_id]
+    assert shelf.get_nodes([node.node_id], MetadataFilters(filters=[MetadataFilter(key="source", value="x")])) == []
+    vector = empty.encoder.encode_queries([question], calibrate=False)[0].tolist()
+    assert shelf.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=1)).nodes[0].ref_doc_id == "nile.txt"
+    with pytest.raises(DataError, match="asked in the mode 'default', not 'mmr'"):
+        shelf.query(VectorStoreQuery(query_str="x", mode=VectorStoreQueryMode.MMR))
+    made.delete_ref_doc("nile.txt")
+    assert empty.count() == 2
+    shelf.delete_nodes(filters=german)
+    assert list(written(empty)) == ["tea.txt"]
+    shelf.clear()
+    assert empty.count() == 0 and made.as_retriever().retrieve(question) == []

@@ -7,7 +7,6 @@ these languages" in the framework's words. No framework is imported here, so tha
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from qdrant_client import models
 from xqg_vdb.errors import DataError
 from xqg_vdb.index.load import load
 from xqg_vdb.progress import windows
-from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever
+from xqg_vdb.search.retriever import Collection, QuestionEncoder, Retriever
 from xqg_vdb.store.layout import point_id
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search
 
@@ -40,15 +39,14 @@ def search_options(*given: Any, default: tuple[Any, ...]) -> dict[str, Any]:
     }
 
 
-def metadata_of(hit: Hit) -> dict[str, Any]:
-    """What frameworks keep beside a text: the passage's other fields, its language and its title."""
-    return {**hit.meta, "lang": hit.lang, "title": hit.title}
+def metadata_of(hit: Hit, *, known: bool = False) -> dict[str, Any]:
+    """What frameworks keep beside a text: the passage's other fields, its language and its title.
 
-
-def known_metadata_of(hit: Hit) -> dict[str, Any]:
-    """The same without what is not known, so that what a framework wrote comes back as it was."""
-    known = {"lang": hit.lang if hit.lang != UNKNOWN_LANGUAGE else "", "title": hit.title}
-    return {**hit.meta, **{name: value for name, value in known.items() if value}}
+    known: leave these two out where there is none, so that what a framework wrote comes back as it was.
+    """
+    told = {"lang": hit.lang, "title": hit.title}
+    unsaid = {name for name, text in told.items() if known and text in ("", UNKNOWN_LANGUAGE)}
+    return {**hit.meta, **{name: text for name, text in told.items() if name not in unsaid}}
 
 
 def passage_of(docid: str, text: str, metadata: Mapping[str, Any]) -> Passage:
@@ -56,6 +54,11 @@ def passage_of(docid: str, text: str, metadata: Mapping[str, Any]) -> Passage:
     meta = dict(metadata)
     title, lang = meta.pop("title", None) or "", meta.pop("lang", None) or UNKNOWN_LANGUAGE
     return Passage(docid, text, title=str(title), lang=str(lang), meta=meta)
+
+
+def with_ids(ids: Iterable[str]) -> models.HasIdCondition:
+    """Only passages with these ids."""
+    return models.HasIdCondition(has_id=[str(point_id(docid)) for docid in ids])
 
 
 class Documents:
@@ -70,9 +73,9 @@ class Documents:
             raise DataError(f"A Collection(name, open_store(…), encoder=…) is needed, found {collection!r:.80}.")
         self.collection = collection
         self._mutex = threading.Lock()
-        self._asked: AsyncRetriever | None = None
+        self._asked: Retriever | None = None
 
-    def asked(self) -> AsyncRetriever | None:
+    def asked(self) -> Retriever | None:
         """What its questions are asked of; None as long as there is no collection."""
         with self._mutex:
             return self._find()
@@ -97,9 +100,16 @@ class Documents:
         """Those of the passages that are there, in the order of their ids."""
         found: dict[str, Hit] = {}
         for part in windows(dict.fromkeys(ids), _AT_ONCE):
-            these = models.HasIdCondition(has_id=[str(point_id(docid)) for docid in part])
-            found |= {hit.id: hit for hit in self.matching(models.Filter(must=[these]))}
+            found |= {hit.id: hit for hit in self.matching(models.Filter(must=[with_ids(part)]))}
         return [found[docid] for docid in ids if docid in found]
+
+    def delete_matching(self, where: models.Filter) -> int:
+        """Delete what a filter lets through; how many there were."""
+        deleted = 0
+        while gone := [hit.id for hit in self.matching(where)]:
+            self.delete(gone)
+            deleted += len(gone)
+        return deleted
 
     def matching(self, where: Any, *, most: int = _AT_ONCE) -> list[Hit]:
         """Up to so many passages that a filter lets through, or that there are, in an order of no meaning."""
@@ -117,14 +127,9 @@ class Documents:
     def search(self, question: Question, search: Search) -> list[Hit]:
         """The k best passages for one question."""
         asked = self.asked()
-        return [] if asked is None else list(asked.retriever.run([question], search)[0].hits)
+        return [] if asked is None else list(asked.run([question], search)[0].hits)
 
-    async def asearch(self, question: Question, search: Search) -> list[Hit]:
-        """The same without blocking the event loop."""
-        asked = await asyncio.to_thread(self.asked)
-        return [] if asked is None else list((await asked.run([question], search))[0].hits)
-
-    def _find(self) -> AsyncRetriever | None:
+    def _find(self) -> Retriever | None:
         if self._asked is None and self.collection.name in self.collection.store.names():
-            self._asked = AsyncRetriever(Retriever(self.collection.encoder, self.collection))
+            self._asked = Retriever(self.collection.encoder, self.collection)
         return self._asked

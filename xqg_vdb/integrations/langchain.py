@@ -13,7 +13,6 @@ from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.integrations import (
     Documents,
-    known_metadata_of,
     metadata_of,
     passage_of,
     question_vector,
@@ -203,24 +202,6 @@ class XqgVectorStore(VectorStore):
         question, search = Question("0", query, question_lang), Search(k, passage_langs, where=filter or None)
         return [(_stored(hit), hit.score) for hit in self.documents.search(question, search)]
 
-    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """The same without blocking the event loop."""
-        return [document for document, _ in await self.asimilarity_search_with_score(query, k, **kwargs)]
-
-    async def asimilarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: models.Filter | dict[str, Any] | None = None,
-        *,
-        passage_langs: Sequence[str] | None = None,
-        question_lang: str | None = None,
-        **kwargs: Any,
-    ) -> list[tuple[Document, float]]:
-        """The same without blocking the event loop."""
-        question, search = Question("0", query, question_lang), Search(k, passage_langs, where=filter or None)
-        return [(_stored(hit), hit.score) for hit in await self.documents.asearch(question, search)]
-
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Document]:
@@ -246,4 +227,4 @@ def _document(hit: Hit) -> Document:
 
 
 def _stored(hit: Hit) -> Document:
-    return Document(page_content=hit.text, metadata=known_metadata_of(hit), id=hit.id)
+    return Document(page_content=hit.text, metadata=metadata_of(hit, known=True), id=hit.id)

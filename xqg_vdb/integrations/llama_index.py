@@ -11,20 +11,27 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, MissingExtra
-from xqg_vdb.integrations import metadata_of, question_vector
+from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, with_ids
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store.filters import between, equal, payload_path
 from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit
+from xqg_vdb.types import Hit, Question, Search
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
     from llama_index.core.bridge.pydantic import PrivateAttr
     from llama_index.core.callbacks.base import CallbackManager
     from llama_index.core.retrievers import BaseRetriever
-    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
     from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
-    from llama_index.core.vector_stores.types import ExactMatchFilter
+    from llama_index.core.vector_stores.types import (
+        BasePydanticVectorStore,
+        ExactMatchFilter,
+        VectorStoreQuery,
+        VectorStoreQueryMode,
+        VectorStoreQueryResult,
+    )
+    from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 except ImportError as error:
     raise MissingExtra(f"{error}: pip install 'xqg-vdb[llama-index]'") from error
 
@@ -123,6 +130,111 @@ class XqgRetriever(BaseRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return list(map(_node, await self._async.search(query_bundle.query_str, **self._wanted)))
+
+
+class XqgVectorStore(BasePydanticVectorStore):
+    """A collection that LlamaIndex writes into and asks, its indexes and its ingestion pipelines alike.
+
+    collection: `Collection(name, open_store(…), encoder=…)`; the first nodes make it when it is not there. It encodes
+    nodes and questions itself: the embedding of a node is not looked at, and an index may be given `MockEmbedding(1)`.
+    """
+
+    stores_text: bool = True
+    is_embedding_query: bool = False
+    _documents: Documents = PrivateAttr()
+
+    def __init__(self, collection: Collection) -> None:
+        super().__init__(stores_text=True)
+        self._documents = Documents(collection)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name by which LlamaIndex reports it."""
+        return "XqgVectorStore"
+
+    @property
+    def client(self) -> Collection:
+        """The collection."""
+        return self._documents.collection
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Add nodes, or replace those of their ids; returns the ids."""
+        self._documents.add(
+            passage_of(node.node_id, node.get_content(MetadataMode.NONE), node_to_metadata_dict(node, remove_text=True))
+            for node in nodes
+        )
+        return [node.node_id for node in nodes]
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """The same on a worker thread."""
+        return await asyncio.to_thread(self.add, nodes)
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Delete the nodes of a document."""
+        self._documents.delete_matching(models.Filter(must=[equal(payload_path("ref_doc_id"), ref_doc_id)]))
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """The same on a worker thread."""
+        await asyncio.to_thread(self.delete, ref_doc_id)
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Delete nodes by their ids, by filters, or those of the ids that the filters let through."""
+        if (where := _where(node_ids, None, filters)) is not None:
+            self._documents.delete_matching(where)
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Nodes by ids and filters, up to 10,000."""
+        hits = self._documents.matching(_where(node_ids, None, filters), most=10_000)
+        return [_stored(hit) for hit in hits]
+
+    def clear(self) -> None:
+        """Delete all nodes."""
+        self._documents.delete(self._documents.ids())
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """The best nodes for a question in any language, or for a vector where there is no text."""
+        search = _asked(query)
+        if query.query_str is None and query.query_embedding is not None:
+            return _result(self._documents.nearest(query.query_embedding, search))
+        return _result(self._documents.search(Question("0", query.query_str or ""), search))
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """The same on a worker thread."""
+        return await asyncio.to_thread(self.query, query)
+
+
+def _asked(query: VectorStoreQuery) -> Search:
+    if query.mode != VectorStoreQueryMode.DEFAULT:
+        raise DataError(
+            f"A collection is asked in the mode 'default', not {query.mode.value!r}; hybrid=True of a"
+            " Retriever searches the words, too."
+        )
+    return Search(query.similarity_top_k, where=_where(query.node_ids, query.doc_ids, query.filters))
+
+
+def _where(
+    node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
+) -> models.Filter | None:
+    must: list[Any] = [with_ids(node_ids)] if node_ids else []  # an index gives an empty list for all
+    must += [] if not doc_ids else [equal(payload_path("ref_doc_id"), list(doc_ids))]
+    must += [] if filters is None or not filters.filters else [qdrant_filter(filters)]
+    return models.Filter(must=must) if must else None
+
+
+def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
+    return VectorStoreQueryResult(
+        nodes=[_stored(hit) for hit in hits],
+        similarities=[hit.score for hit in hits],
+        ids=[hit.id for hit in hits],
+    )
+
+
+def _stored(hit: Hit) -> BaseNode:
+    """The node as it was written; passages that came otherwise are nodes, too."""
+    written = metadata_dict_to_node(dict(hit.meta), hit.text) if "_node_content" in hit.meta else None
+    return written or TextNode(id_=hit.id, text=hit.text, metadata=metadata_of(hit, known=True))
 
 
 def language_filter(passage_langs: Sequence[str]) -> MetadataFilters:
