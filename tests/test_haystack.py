@@ -1,10 +1,7 @@
-"""The Haystack components, alone, in pipelines, and written to YAML and back.
-
-Haystack's own suites (`haystack.testing`) are for document stores, of which there is none here; what its core demands
-of components is checked by putting ours into its pipelines.
-"""
+"""The Haystack components, alone, in pipelines, and written to YAML and back; its own suite for the document store."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +13,10 @@ pytest.importorskip("haystack")
 from cli_cases import write_inputs
 from haystack import Document, Pipeline
 from haystack.components.retrievers import InMemoryEmbeddingRetriever
+from haystack.components.writers import DocumentWriter
 from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack.document_stores.types import DuplicatePolicy
+from haystack.testing.document_store import DocumentStoreBaseTests
 from haystack.utils import Secret
 from integration_cases import questions
 from rankings import assert_best
@@ -25,7 +25,13 @@ from tiny_model import write_tiny_encoder
 from xqg_vdb import Collection, Encoder, Retriever, load
 from xqg_vdb.errors import DataError, LockedError, MismatchError, ModelError
 from xqg_vdb.index.load import LoadOptions
-from xqg_vdb.integrations.haystack import XqgDocumentEmbedder, XqgRetriever, XqgTextEmbedder, language_filter
+from xqg_vdb.integrations.haystack import (
+    XqgDocumentEmbedder,
+    XqgDocumentStore,
+    XqgRetriever,
+    XqgTextEmbedder,
+    language_filter,
+)
 from xqg_vdb.store.embedded.store import EmbeddedStore
 
 TRUSTED = ["xqg_vdb.integrations.haystack"]
@@ -229,3 +235,44 @@ def test_wrong_arguments_are_named(arguments):
         retriever.run(query=" ")
     retriever.close()
     assert language_filter(["deu"]) == {"field": "meta.lang", "operator": "in", "value": ["de"]}
+
+
+class TestDocumentStore(DocumentStoreBaseTests):
+    """Haystack's own suite; a collection keeps no embeddings, and says what language it found."""
+
+    @pytest.fixture
+    def document_store(self, tmp_path, arguments):
+        made = XqgDocumentStore(encoder=arguments["encoder"], path=str(tmp_path / "documents"))
+        yield made
+        made.close()
+
+    @staticmethod
+    def assert_documents_are_equal(received, expected):
+        def plain(documents):
+            without = [replace(one, embedding=None, meta={**one.meta, "lang": ""}) for one in documents]
+            return sorted(without, key=lambda one: one.id)
+
+        assert plain(received) == plain(expected)
+
+    def test_write_documents(self, document_store):
+        """By default a document with a known id is replaced."""
+        assert document_store.write_documents([Document(id="a", content="w1")]) == 1
+        assert document_store.write_documents([Document(id="a", content="w2")]) == 1
+        assert [one.content for one in document_store.filter_documents()] == ["w2"]
+
+
+async def test_a_pipeline_writes_what_another_finds(tmp_path, arguments):
+    store = XqgDocumentStore("notes", encoder=arguments["encoder"], path=str(tmp_path / "documents"))
+    indexing, asking = Pipeline(), Pipeline()
+    indexing.add_component("writer", DocumentWriter(store, policy=DuplicatePolicy.OVERWRITE))
+    asking.add_component("retriever", XqgRetriever(store, top_k=2, question_lang="sw"))
+    documents = [Document(id=f"d{i}", content=text, meta={"n": i}) for i, text in enumerate(questions(9))]
+    assert indexing.run({"writer": {"documents": documents}}) == {"writer": {"documents_written": 9}}
+    found = asking.run({"retriever": {"query": documents[4].content}})["retriever"]["documents"]
+    assert len(found) == 2 and found[0].id == "d4" and found[0].meta["n"] == 4
+    assert await asking.run_async({"retriever": {"query": documents[4].content}}) == {"retriever": {"documents": found}}
+    again = Pipeline.loads(asking.dumps(), allowed_modules=TRUSTED)
+    assert again.to_dict() == asking.to_dict()
+    store.delete_documents(["d4", "nothing"])
+    assert store.count_documents() == 8 and not store.filter_documents({"field": "id", "operator": "==", "value": "d4"})
+    store.close()

@@ -115,6 +115,10 @@ class Documents:
         """Up to so many passages that a filter lets through, or that there are, in an order of no meaning."""
         return self.nearest([1.0] * self.collection.encoder.facts.dim, Search(most, where=where, exact=True))
 
+    def count(self) -> int:
+        """How many passages there are."""
+        return 0 if self.asked() is None else self.collection.count()
+
     def ids(self) -> list[str]:
         """The id of every passage."""
         return [] if self.asked() is None else [point.id for point in self.collection.scroll()]

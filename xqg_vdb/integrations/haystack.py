@@ -12,18 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar
 
+from qdrant_client import models
+
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.integrations import metadata_of, question_vector, search_options
+from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, search_options, with_ids
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store import open_store
+from xqg_vdb.store.filters import equal
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.types import Hit, Passage
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
+    from haystack.document_stores.errors import DuplicateDocumentError
+    from haystack.document_stores.types import DuplicatePolicy
     from haystack.utils import Secret
+    from haystack.utils.filters import COMPARISON_OPERATORS
     from haystack_integrations.document_stores.qdrant.filters import convert_filters_to_qdrant
 except ImportError as error:
     raise MissingExtra(f"{error}: pip install 'xqg-vdb[haystack]'") from error
@@ -77,9 +83,18 @@ class _Placed(_OpenedOnce[T]):
     api_key: Secret = field(default=Secret.from_env_var("XQG_VDB_API_KEY", strict=False))
     question_lang: str | None = None
     calibration: float | None = None
+    _held: Collection | None = field(default=None, init=False)
 
-    def _opened(self, name: str) -> Collection:
-        return Collection(name, open_store(self.path, url=self.url, api_key=self.api_key.resolve_value()))
+    def close(self) -> None:
+        """Release the collection; the next use opens it again."""
+        if self._held is not None:
+            self._held.close()
+        self._held = self._found = None
+
+    def _opened(self, name: str, encoder: Encoder | None = None) -> Collection:
+        store = open_store(self.path, url=self.url, api_key=self.api_key.resolve_value())
+        self._held = Collection(name, store, encoder=encoder)
+        return self._held
 
 
 @component
@@ -109,8 +124,10 @@ class XqgTextEmbedder(_Placed[QuestionEncoder]):
         encoder = Encoder(self.encoder)
         if self.collection is None:
             return QuestionEncoder(encoder, calibration=self.calibration)
-        with self._opened(self.collection) as collection:
-            return QuestionEncoder(encoder, collection=collection, calibration=self.calibration)
+        try:
+            return QuestionEncoder(encoder, collection=self._opened(self.collection), calibration=self.calibration)
+        finally:
+            self.close()
 
 
 @component
@@ -143,15 +160,16 @@ class XqgDocumentEmbedder(_OpenedOnce[Encoder]):
 class XqgRetriever(_Placed[AsyncRetriever]):
     """Finds passages for questions in any language: encoding, calibration and search in one component.
 
-    collection: as `xqg-vdb load` named it, in the folder `path` or on the server at `url` (see `open_store`).
-    encoder: the model folder or name that made it. top_k: documents to return. passage_langs: only passages in these.
-    question_lang: of all questions; detected for each when not given. calibration: λ, 0 to switch it off. filters: only
-    passages whose fields say so, in Haystack's words, of `meta.source` and the like.
+    collection: as `xqg-vdb load` named it, in the folder `path` or on the server at `url` (see `open_store`), or an
+    `XqgDocumentStore`, with its encoder: one process opens a folder once. encoder: the model folder or name that made
+    it. top_k: documents to return. passage_langs: only passages in these. question_lang: of all questions; detected for
+    each when not given. calibration: λ, 0 to switch it off. filters: only passages whose fields say so, in Haystack's
+    words, of `meta.source` and the like.
 
     A document's id is the passage's, its meta are the passage's with `lang` and `title`.
     """
 
-    collection: str
+    collection: str | XqgDocumentStore
     encoder: str = field(default=STARTER, kw_only=True)
     top_k: int = field(default=10, kw_only=True)
     passage_langs: list[str] | None = field(default=None, kw_only=True)
@@ -160,12 +178,6 @@ class XqgRetriever(_Placed[AsyncRetriever]):
     def __post_init__(self) -> None:
         self.passage_langs = passage_languages(self.passage_langs)
         _OpenedOnce.__post_init__(self)
-
-    def close(self) -> None:
-        """Release the collection; the next `run` opens it again."""
-        if self._found is not None:
-            self._found.retriever.collection.close()
-            self._found = None
 
     @component.output_types(documents=list[Document])
     def run(
@@ -198,12 +210,56 @@ class XqgRetriever(_Placed[AsyncRetriever]):
         return self.top_k, self.passage_langs, self.question_lang, _where(self.filters)
 
     def _open(self) -> AsyncRetriever:
+        if isinstance(self.collection, XqgDocumentStore):
+            collection = self.collection._ready().collection
+            return AsyncRetriever(Retriever(collection.encoder, collection, calibration=self.calibration))
         collection = self._opened(self.collection)
         try:
             return AsyncRetriever(Retriever(Encoder(self.encoder), collection, calibration=self.calibration))
         except BaseException:
-            collection.close()
+            self.close()
             raise
+
+
+@dataclass(eq=False)
+class XqgDocumentStore(_Placed[Documents]):
+    """A collection that Haystack writes into, by `DocumentWriter` or by itself; `XqgRetriever` asks it.
+
+    collection: its name, in the folder `path` or on the server at `url`; the first documents make it. It encodes them
+    itself, by the model folder or name `encoder`: an `embedding` is neither looked at nor given back. `title` and
+    `lang` of a document's meta are the passage's own; a language that is not given is detected.
+    """
+
+    collection: str = "haystack"
+    encoder: str = field(default=STARTER, kw_only=True)
+
+    def count_documents(self) -> int:
+        """How many there are."""
+        return self._ready().count()
+
+    def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
+        """The documents that the filters let through, up to 10,000."""
+        hits = self._ready().matching(_where(filters), most=10_000)
+        return [replace(_document(hit), meta=metadata_of(hit, known=True), score=None) for hit in hits]
+
+    def write_documents(self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE) -> int:
+        """Write documents; those that are there already are overwritten unless `policy` says otherwise."""
+        if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
+            raise ValueError(f"write_documents takes a list of Documents, found {documents!r:.80}.")
+        if policy in (DuplicatePolicy.FAIL, DuplicatePolicy.SKIP):
+            there = {hit.id for hit in self._ready().get([document.id for document in documents])}
+            if there and policy == DuplicatePolicy.FAIL:
+                raise DuplicateDocumentError(f"There are documents already with the ids {', '.join(sorted(there))}.")
+            documents = [document for document in documents if document.id not in there]
+        self._ready().add(passage_of(document.id, document.content or "", document.meta) for document in documents)
+        return len(documents)
+
+    def delete_documents(self, document_ids: list[str]) -> None:
+        """Delete documents; those that are not there are no error."""
+        self._ready().delete(document_ids)
+
+    def _open(self) -> Documents:
+        return Documents(self._opened(self.collection, Encoder(self.encoder)))
 
 
 def language_filter(passage_langs: Sequence[str]) -> dict[str, Any]:
@@ -214,8 +270,25 @@ def language_filter(passage_langs: Sequence[str]) -> dict[str, Any]:
     return {"field": LANG_KEY, "operator": "in", "value": passage_languages(passage_langs) or []}
 
 
-def _where(filters: dict[str, Any] | None) -> Any:
-    return convert_filters_to_qdrant(filters) if filters else None
+def _where(filters: dict[str, Any] | None) -> models.Filter | None:
+    """Haystack's filters as Qdrant's; its own converter knows no None, and NOT as "none of these"."""
+    if not filters:
+        return None
+    operator, parts = filters.get("operator"), filters.get("conditions")
+    if operator in ("AND", "OR", "NOT") and parts:
+        inside: list[Any] = [_where(part) for part in parts]
+        return (
+            models.Filter(must_not=[models.Filter(must=inside)])
+            if operator == "NOT"
+            else models.Filter(must=inside if operator == "AND" else None, should=inside if operator == "OR" else None)
+        )
+    if operator in COMPARISON_OPERATORS and "field" in filters and filters.get("value", "") is None:
+        missing = equal(filters["field"], None)
+        return models.Filter(
+            must=[missing] if operator == "==" else None if operator == "!=" else [with_ids([])],
+            must_not=[missing] if operator == "!=" else None,
+        )
+    return convert_filters_to_qdrant(filters)
 
 
 def _text(document: Document) -> str:

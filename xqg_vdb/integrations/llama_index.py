@@ -147,11 +147,6 @@ class XqgVectorStore(BasePydanticVectorStore):
         super().__init__(stores_text=True)
         self._documents = Documents(collection)
 
-    @classmethod
-    def class_name(cls) -> str:
-        """The name by which LlamaIndex reports it."""
-        return "XqgVectorStore"
-
     @property
     def client(self) -> Collection:
         """The collection."""
