@@ -11,6 +11,7 @@ from cli_cases import run_cli, run_here, write_inputs
 from fake_qdrant import FakeQdrant
 from tiny_model import write_tiny_encoder
 
+from xqg_vdb import Collection
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 
@@ -160,3 +161,19 @@ retry.Server.__init__.__kwdefaults__["clock"] = itertools.count(0.0).__next__
         assert done.returncode == 5
         assert f"127.0.0.1:{port} is away or overloaded (ReadTimeout" in done.stderr
         assert len(seen) >= 2
+
+
+def test_list_names_every_collection_with_its_version_and_recipe(desk):
+    told = r"wiki  v0002  30  alpha 0\.5, shrunk, queries in \S+(, \S+)*  20\S+\n"
+    assert re.fullmatch(told, said(desk, "list"))
+    (record,) = json.loads(said(desk, "list", "--json"))
+    assert (record["collection"], record["version"], record["passages"]) == ("wiki", "v0002", 30)
+    (wiki,) = Collection.all(path=desk / "store")
+    assert (wiki.name, wiki.version, wiki.card.count) == ("wiki", "v0002", 30)
+    wiki.close()
+    shutil.copytree(desk / "store" / "wiki", desk / "store" / "broken")
+    for card in (desk / "store" / "broken").rglob("card.json"):
+        card.write_text("{")
+    broken, good = said(desk, "list").splitlines()
+    assert broken.startswith("broken  ") and "v0002  30  alpha" in good
+    assert said(desk, "list", "--path", "nothing") == ""

@@ -52,17 +52,17 @@ def _version(state: VersionState) -> str:
 @place_options
 @json_option
 def list_collections(place: Place) -> None:
-    """List the collections of a store: version, passages, recipe, and when each was loaded."""
+    """List the collections of a store: version, number of passages, recipe, and when each was loaded."""
     with closing(place.open()) as store:
         records = [{"collection": name, **_facts(store, name)} for name in store.names()]
     show(
         records,
-        (printable("  ".join(str(value) for value in record.values() if value)) for record in records),
+        (printable("  ".join(str(value) for value in record.values() if value != "")) for record in records),
         nothing="No collections yet; make one with `xqg-vdb load` (see its --help).",
     )
 
 
-def _facts(store: VectorStore, name: str) -> dict[str, str]:
+def _facts(store: VectorStore, name: str) -> dict[str, object]:
     try:
         card = store.card(name)
     except XqgError as error:  # one that is damaged, or is not ours, hides no other
@@ -70,7 +70,7 @@ def _facts(store: VectorStore, name: str) -> dict[str, str]:
     recipe = f"alpha {card.recipe.alpha:g}, {card.recipe.pool}, queries in {', '.join(card.query_langs)}"
     return {
         "version": card.version,
-        "passages": f"{card.count:,} passages",
+        "passages": card.count,
         "recipe": recipe if card.query_langs else "plain passages",
         "created": card.created,
     }

@@ -83,13 +83,12 @@ class Documents:
     def add(self, passages: Iterable[Passage]) -> None:
         """Add passages, or replace those of their ids; of several with one id, the last. Raises like `load`."""
         last = list({passage.id: passage for passage in passages}.values())
+        into = self.collection
         with self._mutex:
-            if not last:
-                return
-            if self._find() is not None:
-                self.collection.add(last)
-            else:
-                load(last, self.collection.name, encoder=self.collection.encoder, store=self.collection.store)
+            if last and self._find() is not None:
+                into.add(last)
+            elif last:
+                load(last, into.name, encoder=into.encoder, store=into.store)
 
     def delete(self, ids: Iterable[str]) -> None:
         """Delete passages; those that are not there are no error."""
@@ -103,13 +102,10 @@ class Documents:
             found |= {hit.id: hit for hit in self.matching(models.Filter(must=[with_ids(part)]))}
         return [found[docid] for docid in ids if docid in found]
 
-    def delete_matching(self, where: models.Filter) -> int:
-        """Delete what a filter lets through; how many there were."""
-        deleted = 0
+    def delete_matching(self, where: models.Filter) -> None:
+        """Delete what a filter lets through."""
         while gone := [hit.id for hit in self.matching(where)]:
             self.delete(gone)
-            deleted += len(gone)
-        return deleted
 
     def matching(self, where: Any, *, most: int = _AT_ONCE) -> list[Hit]:
         """Up to so many passages that a filter lets through, or that there are, in an order of no meaning."""

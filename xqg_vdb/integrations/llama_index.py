@@ -181,8 +181,7 @@ class XqgVectorStore(BasePydanticVectorStore):
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Nodes by ids and filters, up to 10,000."""
-        hits = self._documents.matching(_where(node_ids, None, filters), most=10_000)
-        return [_stored(hit) for hit in hits]
+        return list(map(_stored, self._documents.matching(_where(node_ids, None, filters), most=10_000)))
 
     def clear(self) -> None:
         """Delete all nodes."""
@@ -190,23 +189,19 @@ class XqgVectorStore(BasePydanticVectorStore):
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """The best nodes for a question in any language, or for a vector where there is no text."""
-        search = _asked(query)
+        if query.mode != VectorStoreQueryMode.DEFAULT:
+            raise DataError(f"A collection is asked in the mode 'default', not {query.mode.value!r}.")
+        search = Search(query.similarity_top_k, where=_where(query.node_ids, query.doc_ids, query.filters))
         if query.query_str is None and query.query_embedding is not None:
-            return _result(self._documents.nearest(query.query_embedding, search))
-        return _result(self._documents.search(Question("0", query.query_str or ""), search))
+            hits = self._documents.nearest(query.query_embedding, search)
+        else:
+            hits = self._documents.search(Question("0", query.query_str or ""), search)
+        nodes, scores = list(map(_stored, hits)), [hit.score for hit in hits]
+        return VectorStoreQueryResult(nodes=nodes, similarities=scores, ids=[hit.id for hit in hits])
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """The same on a worker thread."""
         return await asyncio.to_thread(self.query, query)
-
-
-def _asked(query: VectorStoreQuery) -> Search:
-    if query.mode != VectorStoreQueryMode.DEFAULT:
-        raise DataError(
-            f"A collection is asked in the mode 'default', not {query.mode.value!r}; hybrid=True of a"
-            " Retriever searches the words, too."
-        )
-    return Search(query.similarity_top_k, where=_where(query.node_ids, query.doc_ids, query.filters))
 
 
 def _where(
@@ -216,14 +211,6 @@ def _where(
     must += [] if not doc_ids else [equal(payload_path("ref_doc_id"), list(doc_ids))]
     must += [] if filters is None or not filters.filters else [qdrant_filter(filters)]
     return models.Filter(must=must) if must else None
-
-
-def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
-    return VectorStoreQueryResult(
-        nodes=[_stored(hit) for hit in hits],
-        similarities=[hit.score for hit in hits],
-        ids=[hit.id for hit in hits],
-    )
 
 
 def _stored(hit: Hit) -> BaseNode:
