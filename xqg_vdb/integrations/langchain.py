@@ -1,5 +1,8 @@
 """LangChain: `XqgEmbeddings` for its vector stores, `XqgRetriever` for its chains (extra `langchain`)."""
 
+# The base classes take any keyword; ours take the known ones, so that a misspelt one is an error.
+# mypy: disable-error-code="override"
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -149,7 +152,6 @@ class XqgVectorStore(VectorStore):
         path: str | None = None,
         url: str | None = None,
         api_key: str | None = None,
-        **kwargs: Any,
     ) -> XqgVectorStore:
         """A collection in the folder `path` or on the server at `url` with these texts; embedding: `XqgEmbeddings`."""
         if not isinstance(embedding, XqgEmbeddings):
@@ -165,9 +167,12 @@ class XqgVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
-        **kwargs: Any,
+        batch_size: int | None = None,
     ) -> list[str]:
-        """Add texts, or replace those of their ids; returns the ids, new ones where none was given."""
+        """Add texts, or replace those of their ids; returns the ids, new ones where none was given.
+
+        batch_size: what the indexing API says; not looked at.
+        """
         texts = list(texts)
         given = list(ids) if ids is not None else [None] * len(texts)
         made = [docid or str(uuid4()) for docid in given]
@@ -175,7 +180,7 @@ class XqgVectorStore(VectorStore):
         self.documents.add(passage_of(docid, text, metadata) for docid, text, metadata in each)
         return made
 
-    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
+    def delete(self, ids: list[str] | None = None) -> bool:
         """Delete documents; without ids, all."""
         self.documents.delete(self.documents.ids() if ids is None else ids)
         return True
@@ -184,9 +189,20 @@ class XqgVectorStore(VectorStore):
         """Those of the documents that are there."""
         return [_stored(hit) for hit in self.documents.get(ids)]
 
-    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+    def similarity_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: models.Filter | dict[str, Any] | None = None,
+        *,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+    ) -> list[Document]:
         """The k best documents for a question in any language."""
-        return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
+        scored = self.similarity_search_with_score(
+            query, k, filter, passage_langs=passage_langs, question_lang=question_lang
+        )
+        return [document for document, _ in scored]
 
     def similarity_search_with_score(
         self,
@@ -196,14 +212,13 @@ class XqgVectorStore(VectorStore):
         *,
         passage_langs: Sequence[str] | None = None,
         question_lang: str | None = None,
-        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """The k best documents with their scores; more is better."""
         question, search = Question("0", query, question_lang), Search(k, passage_langs, where=filter or None)
         return [(_stored(hit), hit.score) for hit in self.documents.search(question, search)]
 
     def similarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None, **kwargs: Any
+        self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None
     ) -> list[Document]:
         """The k best documents for one vector, such as one of `embeddings.embed_query`."""
         return [_stored(hit) for hit in self.documents.nearest(embedding, Search(k, where=filter or None))]

@@ -1,5 +1,8 @@
 """LlamaIndex: `XqgEmbedding` for its vector stores, `XqgRetriever` for its query engines (extra `llama-index`)."""
 
+# The base classes take any keyword; ours take the known ones, so that a misspelt one is an error.
+# mypy: disable-error-code="override"
+
 from __future__ import annotations
 
 import asyncio
@@ -152,7 +155,7 @@ class XqgVectorStore(BasePydanticVectorStore):
         """The collection."""
         return self._documents.collection
 
-    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+    def add(self, nodes: Sequence[BaseNode]) -> list[str]:
         """Add nodes, or replace those of their ids; returns the ids."""
         self._documents.add(
             passage_of(node.node_id, node.get_content(MetadataMode.NONE), node_to_metadata_dict(node, remove_text=True))
@@ -160,21 +163,19 @@ class XqgVectorStore(BasePydanticVectorStore):
         )
         return [node.node_id for node in nodes]
 
-    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+    async def async_add(self, nodes: Sequence[BaseNode]) -> list[str]:
         """The same on a worker thread."""
         return await asyncio.to_thread(self.add, nodes)
 
-    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+    def delete(self, ref_doc_id: str) -> None:
         """Delete the nodes of a document."""
         self._documents.delete_matching(models.Filter(must=[equal(payload_path("ref_doc_id"), ref_doc_id)]))
 
-    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+    async def adelete(self, ref_doc_id: str) -> None:
         """The same on a worker thread."""
         await asyncio.to_thread(self.delete, ref_doc_id)
 
-    def delete_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
-    ) -> None:
+    def delete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> None:
         """Delete nodes by their ids, by filters, or those of the ids that the filters let through."""
         if (where := _where(node_ids, None, filters)) is not None:
             self._documents.delete_matching(where)
@@ -187,7 +188,7 @@ class XqgVectorStore(BasePydanticVectorStore):
         """Delete all nodes."""
         self._documents.delete(self._documents.ids())
 
-    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+    def query(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         """The best nodes for a question in any language, or for a vector where there is no text."""
         if query.mode != VectorStoreQueryMode.DEFAULT:
             raise DataError(f"A collection is asked in the mode 'default', not {query.mode.value!r}.")
@@ -199,7 +200,7 @@ class XqgVectorStore(BasePydanticVectorStore):
         nodes, scores = list(map(_stored, hits)), [hit.score for hit in hits]
         return VectorStoreQueryResult(nodes=nodes, similarities=scores, ids=[hit.id for hit in hits])
 
-    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+    async def aquery(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         """The same on a worker thread."""
         return await asyncio.to_thread(self.query, query)
 
