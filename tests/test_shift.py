@@ -123,6 +123,25 @@ def test_shift_closes_a_gap_that_is_an_offset(data):
     assert report.systems["shift"]["passage means"] == "offsets:tatoeba-all"
 
 
+def test_own_offsets_keep_what_all_languages_share(data):
+    """For parallel passages they are SHIFT's vectors of these passages; English stays where it is."""
+    made, task = encoder(), load_task(POOL, data)
+    run(suite(System("own", calibration=0.0, passage_calibration=1.0, passage_means="own offsets")), data, made=made)
+    rows = {lang: [p for p in task.passages if p.lang == lang] for lang in LANGS}
+    means = {
+        lang: np.mean([made.encode_passages([p.title_and_text])[0] for p in several], axis=0)
+        for lang, several in rows.items()
+    }
+    everywhere = np.mean(list(means.values()), axis=0)
+    prior = {lang: (12 * mean + 5 * everywhere) / 17 for lang, mean in means.items()}
+    asked, ours = task.queries[0], dict(found(data, "own")[task.queries[0].id])
+    question = made.encode_queries([asked.text], calibrate=False)[0]
+    for passage in task.passages:
+        moved = made.encode_passages([passage.title_and_text])[0] - prior[passage.lang] + prior["en"]
+        if passage.id in ours:
+            assert ours[passage.id] == pytest.approx(float(question @ moved / np.linalg.norm(moved)), abs=2e-3)
+
+
 def test_languages_without_pairs_are_not_moved():
     table = offsets({"de": (np.eye(3, dtype=np.float32), np.zeros((3, 3), np.float32))}, dim=3)
     np.testing.assert_allclose(table.means["de"], [1 / 3] * 3, atol=1e-6)

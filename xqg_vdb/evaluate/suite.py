@@ -38,8 +38,8 @@ class System:
         passage_means takes from elsewhere.
     languages: the question's language is `given` by the benchmark, `detected`, or `unknown` (one mean for all).
     passage_calibration: λ of the passages' side, for corpora of several languages. passage_means: what is subtracted
-        there: `own`, their language's mean passage vector; `offsets:DATASET`, SHIFT's vectors from parallel sentences;
-        or a file of published ones (`systems.read_vectors`).
+        there: `own`, their language's mean passage vector; `own offsets`, that less English's; `offsets:DATASET`,
+        SHIFT's vectors from parallel sentences; or a file of published ones (`systems.read_vectors`).
     lir: principal directions of its language that are taken out of every vector. csls: weight of a passage's nearness
         to the bank's questions of the asked language. See `systems`.
     hybrid: search the words as well and fuse the rankings.

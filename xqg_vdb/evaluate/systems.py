@@ -132,6 +132,9 @@ def place(
         langs = tuple(sorted(system.recipe.query_langs or queries.langs))
     passage_langs = [passage.lang for passage in material.passages]
     centred = [(material.passage_vectors, passage_langs)] if system.passage_calibration else []
+    own = passage_means(centred)
+    if system.passage_means == "own offsets":
+        own = _less_pivot(own)
     card = Card(
         encoder=facts,
         distance="cosine" if facts.normalize else "dot",
@@ -141,7 +144,7 @@ def place(
         query_langs=langs,
         query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in langs if lang in table.means})),
         passage_calibration=system.passage_calibration,
-        passage_means=pack_means(moved_by or passage_means(centred)),
+        passage_means=pack_means(moved_by or own),
     )
     window = rows_of(system, material, queries if langs else None, means=unpack_means(card.query_means, dim=facts.dim))
     fused = vectors_of(window, langs=passage_langs, card=card)[TEXT_DENSE]
@@ -152,8 +155,8 @@ def place(
     if len(said.starts) < len(questions):
         questions = mean_rows(questions, said.starts, normalize=facts.normalize)
     if system.lir:
-        own = np.array(passage_langs)
-        rows = {lang: material.passage_vectors[own == lang] for lang in sorted(set(passage_langs))}
+        lang_of = np.array(passage_langs)
+        rows = {lang: material.passage_vectors[lang_of == lang] for lang in sorted(set(passage_langs))}
         fused = without_directions(fused, passage_langs, rows, rank=system.lir, normalize=facts.normalize)
         asked_in = question_languages(system, material)
         questions = without_directions(questions, asked_in, bank, rank=system.lir, normalize=facts.normalize)
@@ -262,6 +265,12 @@ def offsets(pairs: Mapping[str, tuple[Vectors, Vectors]], *, dim: int) -> Langua
     zero = np.zeros(dim, np.float32)
     counts = {lang: len(rows) for lang, (rows, _) in pairs.items()}
     return LanguageMeans({UNKNOWN_LANGUAGE: zero, "en": zero, **means}, counts, "parallel sentences")
+
+
+def _less_pivot(table: LanguageMeans) -> LanguageMeans:
+    """What a pool's own passages say of SHIFT's vectors: means less that of English, or of the first language."""
+    pivot = table.means.get("en", table.means[min(table.counts)])
+    return LanguageMeans({lang: mean - pivot for lang, mean in table.means.items()}, table.counts, table.source)
 
 
 def read_vectors(path: Path, *, dim: int) -> LanguageMeans:

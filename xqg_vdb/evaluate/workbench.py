@@ -127,7 +127,7 @@ class Workbench:
     ) -> LanguageMeans | None:
         """The language means that a system takes from elsewhere: a file, parallel sentences, a dataset's questions."""
         encoder = self.encoder(model)
-        if source in ("refined", "bank", "generated", "own"):
+        if source in ("refined", "bank", "generated", "own", "own offsets"):
             return None
         if source.endswith((".npz", ".json")):
             return read_vectors(Path(source), dim=encoder.facts.dim)
