@@ -28,10 +28,10 @@ from xqg_vdb.evaluate.matrix import Setting, id_order, judge, sweep
 from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
 from xqg_vdb.evaluate.significance import compare_groups
 from xqg_vdb.evaluate.systems import Material, prepare
-from xqg_vdb.fusion import Sums
+from xqg_vdb.fusion import Sums, fuse
 from xqg_vdb.index.encode import QueryVectors, encode_query_files
 from xqg_vdb.models.folder import encoder_folder
-from xqg_vdb.types import Recipe
+from xqg_vdb.types import Recipe, Vectors
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 TESTED = 0.3
@@ -96,11 +96,17 @@ def measured(material: Material, asked: Sequence[int], lang: str, sums: Sums, en
     """Values of the asked questions of one language at every α."""
     ids = [material.task.queries[i].id for i in asked]
     passage_ids = [passage.id for passage in material.passages]
+    judged = judge(material.task.qrels, query_ids=ids, passage_ids=passage_ids)
+    table, questions = encoder.language_means, material.question_vectors[list(asked)]
+
+    def fused(alpha: float) -> Vectors:
+        recipe = Recipe(alpha=alpha)
+        return fuse(material.passage_vectors, sums, recipe=recipe, means=table.means, normalize=True)
+
+    settings = [Setting(alpha, encoder.calibration) for alpha in ALPHAS]
     swept = {
         metric: sweep(
-            [Setting(alpha, encoder.calibration) for alpha in ALPHAS], material.question_vectors[list(asked)],
-            material.passage_vectors, sums, recipe=Recipe(), table=encoder.language_means, langs=[lang] * len(asked),
-            normalize=True, judged=judge(material.task.qrels, query_ids=ids, passage_ids=passage_ids), metric=metric,
+            settings, questions, fused, table=table, langs=[lang] * len(asked), judged=judged, metric=metric,
             tie_order=id_order(passage_ids),
         )
         for metric in METRICS

@@ -61,12 +61,18 @@ def slow(data, recipe, setting, *, normalize, ties):
     return per_query(run, qrels, metrics=METRICS)
 
 
+def fused_by(passages, sums, recipe, table, normalize):
+    return lambda alpha: fuse(
+        passages, sums, recipe=replace(recipe, alpha=alpha), means=table.means, normalize=normalize
+    )
+
+
 def compare(data, recipe, grid, *, normalize, ties=False):
     questions, passages, sums, table, langs, query_ids, passage_ids, qrels = data
     judged = judge(qrels, query_ids=query_ids, passage_ids=passage_ids)
     found = {
         metric: sweep(
-            grid, questions, passages, sums, recipe=recipe, table=table, langs=langs, normalize=normalize,
+            grid, questions, fused_by(passages, sums, recipe, table, normalize), table=table, langs=langs,
             judged=judged, metric=metric, tie_order=id_order(passage_ids),
         )
         for metric in METRICS
@@ -132,7 +138,7 @@ def test_alpha_means_nothing_without_queries():
     questions, passages, _, table, langs, query_ids, ids, qrels = some_data(6, whole=False)
     judged = judge(qrels, query_ids=query_ids, passage_ids=ids)
     first, second = sweep(
-        [Setting(0.0, 0.5), Setting(0.9, 0.5)], questions, passages, {}, recipe=Recipe(), table=table, langs=langs,
-        normalize=True, judged=judged, metric=METRICS[2],
+        [Setting(0.0, 0.5), Setting(0.9, 0.5)], questions, fused_by(passages, {}, Recipe(), table, True), table=table,
+        langs=langs, judged=judged, metric=METRICS[2],
     )  # fmt: skip
     assert (first == second).all()

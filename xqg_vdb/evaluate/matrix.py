@@ -8,7 +8,7 @@ Memory stays bounded: scores exist for one block of queries at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.evaluate.metrics import Kind, Metric, Qrels
-from xqg_vdb.fusion import Sums, fuse
-from xqg_vdb.types import Recipe, Vectors
+from xqg_vdb.types import Vectors
 
 Rows = NDArray[np.int64]
 """Passage row numbers, best first, one line per query; -1 where a query has fewer results."""
@@ -218,32 +217,28 @@ class Setting(NamedTuple):
 def sweep(
     settings: Sequence[Setting],
     questions: Vectors,
-    passages: Vectors,
-    sums: Sums,
+    fused: Callable[[float], Vectors],
     *,
-    recipe: Recipe,
     table: LanguageMeans,
     langs: Sequence[str | None],
-    normalize: bool,
     judged: Judgements,
     metric: Metric,
     tie_order: NDArray[np.int64] | None = None,
 ) -> Values:
-    """The metric (settings, q) float64 of questions (q, dim) in `langs` over passages (n, dim) with their query sums.
+    """The metric (settings, q) float64 of questions (q, dim) in `langs`; fused: the passages' rows (n, dim) at an α.
 
-    recipe: its own α does not matter. table: the means of questions' languages, and of each query language that a
-    centred or shrunk recipe subtracts. judged, tie_order: from `matrix.judge` and `id_order`, for these questions and
-    passages. Raises what `fusion.fuse` raises.
+    table: the means of the questions' languages. judged, tie_order: from `judge` and `id_order`, for these questions
+    and passages.
     """
     known = sorted({lang or "" for lang in langs})
-    means = np.stack([_mean_of(table, lang, dim=passages.shape[1]) for lang in known])
+    means = np.stack([_mean_of(table, lang, dim=questions.shape[1]) for lang in known])
     mean_of = np.array([known.index(lang or "") for lang in langs], dtype=np.int64)
     values = np.empty((len(settings), len(questions)), dtype=np.float64)
     for alpha in dict.fromkeys(setting.alpha for setting in settings):
-        fused = fuse(passages, sums, recipe=replace(recipe, alpha=alpha), means=table.means, normalize=normalize)
-        shared = means @ fused.T
+        passages = fused(alpha)
+        shared = means @ passages.T
         for block in row_blocks(len(questions), len(passages)):
-            part, scores = _judgements_of(judged, block), questions[block] @ fused.T
+            part, scores = _judgements_of(judged, block), questions[block] @ passages.T
             for row, setting in enumerate(settings):
                 if setting.alpha == alpha:
                     moved = scores - np.float32(setting.strength) * shared[mean_of[block]]

@@ -26,6 +26,7 @@ from xqg_vdb.calibration import (
     TextEncoder,
     calibrate_passages,
     main_languages,
+    pack_means,
     passage_means,
     resolve_languages,
 )
@@ -34,17 +35,18 @@ from xqg_vdb.evaluate.matrix import Setting, Values, id_order, judge, sweep
 from xqg_vdb.evaluate.metrics import FEW, Metric, Qrels, asked_passage, counted, parse_metrics, read_qrels
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
 from xqg_vdb.fusion import Sums
-from xqg_vdb.index.build import Build
+from xqg_vdb.index.build import Build, Window
 from xqg_vdb.index.encode import Row, encode_cached, encode_query_files
 from xqg_vdb.index.load import as_file, as_files
-from xqg_vdb.index.write import measure_passages
+from xqg_vdb.index.write import measure_passages, vectors_of
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
+from xqg_vdb.store.layout import TEXT_DENSE
 from xqg_vdb.texts.corpus import read_corpus, read_questions
 from xqg_vdb.texts.records import open_lines
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Recipe, Vectors
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, Distance, Recipe, Vectors
 
 SAMPLE = 2000
 """Passages to tune on: enough for intervals of a percent, few enough to encode in minutes."""
@@ -278,9 +280,18 @@ class _Half:
         """Values (settings, q) with the first n queries; the recipe's own α does not matter."""
         sums = self.sums if n is None else self._data.sums(n)
         folded = sums if recipe.query_langs is None else {lang: sums[lang] for lang in recipe.query_langs}
+        table, facts, ids = self._data.means(folded), self._data.encoder.facts, self._data.ids
+        means = pack_means(LanguageMeans({lang: table.means[lang] for lang in folded if lang in table.means}))
+        distance: Distance = "cosine" if facts.normalize else "dot"
+        card = Card(facts, distance, recipe, query_langs=tuple(sorted(folded)), query_means=means)
+        window = Window(ids, np.zeros(len(ids), np.uint64), self._data.passages, folded)
+
+        def fused(alpha: float) -> Vectors:
+            at = replace(card, recipe=replace(recipe, alpha=alpha))
+            return vectors_of(window, langs=[""] * len(ids), card=at)[TEXT_DENSE]
+
         return sweep(
-            settings, self._vectors, self._data.passages, folded, recipe=recipe, table=self._data.means(folded),
-            langs=self.langs, normalize=self._data.encoder.facts.normalize, judged=self._judged, metric=self._metric,
+            settings, self._vectors, fused, table=table, langs=self.langs, judged=self._judged, metric=self._metric,
             tie_order=self._order,
         )  # fmt: skip
 
