@@ -14,7 +14,8 @@ import orjson
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import load_task
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
-from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics, per_query
+from xqg_vdb.evaluate.matrix import per_query
+from xqg_vdb.evaluate.metrics import group_means, mean, parse_metrics
 from xqg_vdb.index.load import load
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.search.retriever import Collection

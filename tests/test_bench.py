@@ -14,7 +14,8 @@ from xqg_vdb import Recipe, Retriever, load
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.cells import run_cell
 from xqg_vdb.evaluate.datasets import load_task
-from xqg_vdb.evaluate.metrics import macro_mean, parse_metrics, per_query, read_run
+from xqg_vdb.evaluate.matrix import per_query
+from xqg_vdb.evaluate.metrics import macro_mean, parse_metrics, read_run
 from xqg_vdb.evaluate.records import Report
 from xqg_vdb.evaluate.suite import Comparison, Suite, SweepPlan, System, preset, read_suite
 from xqg_vdb.evaluate.systems import place, prepare, rows_of

@@ -10,8 +10,8 @@ import pytest
 
 from xqg_vdb.evaluate.cells import judge_run, needed_depth
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.evaluate.matrix import as_run, id_order, search_rows
-from xqg_vdb.evaluate.metrics import parse_metrics, per_query
+from xqg_vdb.evaluate.matrix import as_run, id_order, per_query, search_rows
+from xqg_vdb.evaluate.metrics import parse_metrics
 from xqg_vdb.evaluate.mixed import (
     has_same_and_cross,
     measure_mixed,

@@ -11,7 +11,8 @@ from bench_cases import run, sentence
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import load_task
-from xqg_vdb.evaluate.metrics import macro_mean, parse_metrics, per_query, read_run
+from xqg_vdb.evaluate.matrix import per_query
+from xqg_vdb.evaluate.metrics import macro_mean, parse_metrics, read_run
 from xqg_vdb.evaluate.suite import Choice, Comparison, Suite, System, read_suite
 from xqg_vdb.evaluate.systems import offsets, read_vectors, with_hub_columns, without_directions
 from xqg_vdb.testing import HashEncoder

@@ -1,4 +1,4 @@
-"""A sweep against the slow way: fuse, calibrate, rank everything, measure with ir-measures; ties included."""
+"""A sweep against the slow way: fuse, calibrate, rank everything, measure the run; ties included."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from xqg_vdb.calibration import LanguageMeans, calibrate
 from xqg_vdb.evaluate import matrix
-from xqg_vdb.evaluate.matrix import Setting, id_order, judge, sweep
-from xqg_vdb.evaluate.metrics import parse_metrics, per_query
+from xqg_vdb.evaluate.matrix import Setting, id_order, judge, per_query, sweep
+from xqg_vdb.evaluate.metrics import parse_metrics
 from xqg_vdb.fusion import fuse
 from xqg_vdb.types import Recipe
 

@@ -1,7 +1,7 @@
 """Exact search and ranking metrics as matrix arithmetic: the fast path beside `metrics.py`, for vectors held in memory.
 
 In: query and passage rows, or a matrix of scores. Out: the best passage rows per query under the one tie rule (score
-descending, then id ascending) and per-query values that equal those of `metrics.per_query`; tests compare the two.
+descending, then id ascending) and per-query values, which tests compare with those of ir-measures (trec_eval's).
 Memory stays bounded: scores exist for one block of queries at a time.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans
-from xqg_vdb.evaluate.metrics import Kind, Metric, Qrels
+from xqg_vdb.evaluate.metrics import Kind, Metric, Qrels, Run, ranked
 from xqg_vdb.types import Vectors
 
 Rows = NDArray[np.int64]
@@ -133,8 +133,25 @@ def gains(rows: Rows, judged: Judgements) -> NDArray[np.int64]:
     return np.where(known, judged.grades[place], 0)
 
 
+def per_query(run: Run, qrels: Qrels, *, metrics: Sequence[Metric]) -> dict[Metric, dict[str, float]]:
+    """Measure a run: metric -> question id -> value in 0..1, for every question of `qrels`.
+
+    A question without a ranking scores 0; questions that only `run` knows are ignored. trec_eval itself merges scores
+    closer than about 1e-9 and orders ties by descending id. Raises DataError for NaN scores or repeated ids.
+    """
+    depth = max((metric.k for metric in metrics), default=0)
+    found = [[docid for docid, _ in ranked(run.get(qid, ()))][:depth] for qid in qrels]
+    row_of = {docid: row for row, docid in enumerate(dict.fromkeys(docid for ids in found for docid in ids))}
+    rows = np.full((len(found), depth), -1, dtype=np.int64)
+    for line, ids in zip(rows, found, strict=True):
+        line[: len(ids)] = [row_of[docid] for docid in ids]
+    judged = judge(qrels, query_ids=list(qrels), passage_ids=list(row_of))
+    measured = {metric: per_row(rows, judged, metric=metric).tolist() for metric in metrics}
+    return {metric: dict(zip(qrels, values, strict=True)) for metric, values in measured.items()}
+
+
 def per_row(rows: Rows, judged: Judgements, *, metric: Metric) -> Values:
-    """Compute `metric` for every query, (q,) float64, equal to `metrics.per_query` on the same ranking."""
+    """Compute `metric` for every query, (q,) float64."""
     grade = np.maximum(gains(rows, judged)[:, : metric.k], 0)
     return _FORMULAS[metric.kind](grade, judged, metric.k)
 
@@ -191,7 +208,7 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Values:
 def as_run(
     rows: Rows, scores: NDArray[np.floating], *, query_ids: Sequence[str], passage_ids: Sequence[str]
 ) -> dict[str, list[tuple[str, float]]]:
-    """Turn the ranking into a run for `metrics.per_query`, TREC files and answer recall."""
+    """Turn the ranking into a run for `per_query`, TREC files and answer recall."""
     return {
         qid: [(passage_ids[row], float(score)) for row, score in zip(line, line_scores, strict=True) if row >= 0]
         for qid, line, line_scores in zip(query_ids, rows.tolist(), scores.tolist(), strict=True)

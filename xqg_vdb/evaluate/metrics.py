@@ -1,6 +1,6 @@
-"""Ranking metrics per question: what one run scores against one set of judgements.
+"""Ranking metrics by name, their means, and the one tie rule; TREC files.
 
-`matrix.py` computes the same numbers from vectors, `answers.py` and `bitext.py` what cannot be read off a ranking.
+`matrix.py` computes ranking metrics, `answers.py`, `bitext.py` and `mixed.py` what cannot be read off a ranking alone.
 One tie rule everywhere: higher score first, equal scores by ascending id, as strings (`ranked`). A question without a
 ranking scores 0 and stays in the mean.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from xqg_vdb.errors import DataError, MissingExtra
+from xqg_vdb.errors import DataError
 from xqg_vdb.files import write_atomic
 from xqg_vdb.texts.records import open_lines
 
@@ -26,9 +26,6 @@ Qrels = Mapping[str, Mapping[str, int]]
 """Question id -> passage id -> grade; a grade of 1 or more is relevant."""
 
 Kind = Literal["R", "Success", "MRR", "nDCG", "MAP", "mAP"]
-
-_IR_MEASURES: dict[Kind, str] = {"R": "R", "Success": "Success", "MRR": "RR", "nDCG": "nDCG", "MAP": "AP"}
-"""Our names -> the names of ir-measures; `mAP` is not among them and is computed here."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,23 +83,6 @@ def ranked(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     return pairs
 
 
-def per_query(run: Run, qrels: Qrels, *, metrics: Sequence[Metric]) -> dict[Metric, dict[str, float]]:
-    """Measure a run: metric -> question id -> value in 0..1, for every question of `qrels`.
-
-    A question without a ranking scores 0; questions that only `run` knows are ignored. Computed by ir-measures
-    (pytrec_eval) on rank-derived, strictly falling scores: pytrec_eval itself merges scores closer than about 1e-9 and
-    orders ties by descending id.
-    Raises MissingExtra without the extra `bench`, DataError for NaN scores or repeated ids.
-    """
-    rankings = {qid: [docid for docid, _ in ranked(run[qid])] for qid in qrels if qid in run}
-    measured = tuple(metric for metric in metrics if metric.kind in _IR_MEASURES)
-    values = _through_ir_measures(rankings, qrels, measured)
-    for metric in metrics:
-        if metric.kind == "mAP":
-            values[metric] = {qid: _lareqa_ap(rankings.get(qid, []), qrels[qid], k=metric.k) for qid in qrels}
-    return {metric: values[metric] for metric in metrics}
-
-
 def mean(values: Mapping[str, float]) -> float:
     """Average over questions; NaN when there are none."""
     return math.fsum(values.values()) / len(values) if values else math.nan
@@ -155,35 +135,6 @@ def headline(values: Mapping[str, float], *, groups: Mapping[str, str], average:
 def asked_passage(grades: Mapping[str, int]) -> str | None:
     """Name the passage that a question asks for: the first relevant one, None without."""
     return min((docid for docid, grade in grades.items() if grade > 0), default=None)
-
-
-def _through_ir_measures(
-    rankings: Mapping[str, Sequence[str]], qrels: Qrels, metrics: Sequence[Metric]
-) -> dict[Metric, dict[str, float]]:
-    values = {metric: dict.fromkeys(qrels, 0.0) for metric in metrics}
-    if not metrics or not rankings:
-        return values
-    try:
-        import ir_measures
-    except ImportError as error:
-        raise MissingExtra('ranking metrics need ir-measures; run: pip install "xqg-vdb[bench]"') from error
-    measures = {ir_measures.parse_measure(f"{_IR_MEASURES[m.kind]}@{m.k}"): m for m in metrics}
-    # pytrec_eval keeps scores as 32-bit floats: whole numbers below 2**24 stay apart
-    strict = {qid: {d: float(len(ids) - i) for i, d in enumerate(ids)} for qid, ids in rankings.items()}
-    judged = {qid: {docid: int(grade) for docid, grade in grades.items()} for qid, grades in qrels.items()}
-    for result in ir_measures.iter_calc(list(measures), judged, strict):
-        values[measures[result.measure]][result.query_id] = float(result.value)
-    return values
-
-
-def _lareqa_ap(ranking: Sequence[str], grades: Mapping[str, int], *, k: int) -> float:
-    relevant = {docid for docid, grade in grades.items() if grade >= 1}
-    hits, total = 0, 0.0
-    for rank, docid in enumerate(ranking[:k], start=1):
-        if docid in relevant:
-            hits += 1
-            total += hits / rank
-    return total / min(len(relevant), k) if relevant else 0.0
 
 
 # TREC run and qrels files and tab-separated topics: what other evaluation tools exchange.

@@ -141,7 +141,7 @@ class Report(Stored):
 
 # What a number depends on besides the data: versions, commit, machine, threads.
 
-_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "qdrant-edge-py", "qdrant-client", "ir-measures", "scipy", "nltk")
+_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "qdrant-edge-py", "qdrant-client", "scipy", "nltk")
 
 
 def environment(*, threads: int) -> dict[str, Any]:
