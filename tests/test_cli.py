@@ -668,8 +668,8 @@ def test_demo_end_to_end_with_a_stand_in(call, cwd):
     code, out, err = call("demo", "--path", "other place")
     assert code == 0 and out.startswith("\nRecall@1 of 600 held-out questions over 60 passages\n")
     following = [line.strip() for line in err.splitlines() if line.startswith("  xqg-vdb ")]
-    assert len(following) == 3
-    for line in following:
+    assert len(following) == 4 and following[2].startswith("xqg-vdb serve --path 'other place'  # a page")
+    for line in following[:2] + following[3:]:
         assert call(*shlex.split(line)[1:])[0] == 0, line
 
 

@@ -101,4 +101,5 @@ def _demo_lines(record: dict[str, Any], example: list[tuple[Question, dict[str, 
     say("\nNext:")
     for arguments in (["search", "demo", "Mto Nile una urefu gani?", "-k", "3"], ["info", "demo"]):
         say("  " + shlex.join(["xqg-vdb", *arguments, "--path", str(path)]))
+    say(f"  xqg-vdb serve --path {shlex.quote(str(path))}  # a page to try both on; extra serve")
     say("  xqg-vdb load --help")

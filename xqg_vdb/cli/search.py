@@ -1,9 +1,10 @@
-"""`xqg-vdb search` and `xqg-vdb info`."""
+"""`xqg-vdb search`, `info` and `serve`."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from xqg_vdb.cli.options import (
     show,
     takes,
 )
-from xqg_vdb.errors import LockedError, printable
+from xqg_vdb.errors import DataError, LockedError, printable
 from xqg_vdb.progress import bars
 from xqg_vdb.types import Search
 
@@ -209,3 +210,45 @@ def _state_rows(state: CollectionState) -> dict[str, str]:
     if state.disk_bytes is not None:
         rows["disk"] = f"{state.disk_bytes / _MIB:,.1f} MiB"
     return rows
+
+
+_KEY = "XQG_VDB_SERVE_KEY"
+
+
+@command(example="xqg-vdb serve --path xqg-data")
+@click.option("--host", default="127.0.0.1", show_default=True, help=f"Address; any other needs a key in {_KEY}.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: one that is free.")
+@model_options
+@place_options
+def serve(host: str, port: int, model: Model, place: Place) -> None:
+    """Serve a page to try the collections, and a JSON API, read-only: plain and calibrated hits side by side.
+
+    The API is described at /openapi.json. With a key, requests say `Authorization: Bearer KEY`.
+    """
+    import socket
+    import threading
+
+    from xqg_vdb.integrations.serve import LOOPBACK, Service, make_app
+
+    key = os.environ.get(_KEY, "")
+    if host not in LOOPBACK and not key:
+        raise click.UsageError(f"--host {host} lets others in: set a key in {_KEY} first")
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(place.open()))
+        service = Service(store, lambda collection: stack.enter_context(model.open_for(collection)))
+        app = make_app(service, key=key, hosts=LOOPBACK if host in LOOPBACK else ())
+        import uvicorn
+
+        try:
+            listening = stack.enter_context(socket.create_server((host, port)))
+        except OSError as error:
+            said = f"{host} port {port} cannot be served from ({error.strerror}): give another --port."
+            raise DataError(said) from None
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+        thread = threading.Thread(target=server.run, args=([listening],))  # signals are heard here
+        thread.start()
+        say(f"http://{host}:{listening.getsockname()[1]}/ answers; Ctrl-C ends it.")
+        with suppress(KeyboardInterrupt):
+            thread.join()
+        server.should_exit = True
+        thread.join()
