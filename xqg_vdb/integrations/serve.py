@@ -18,9 +18,9 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb import __version__
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, LockedError, MissingExtra, ServerError, XqgError
+from xqg_vdb.generate.output import versions
 from xqg_vdb.search.retriever import Collection, Retriever
 from xqg_vdb.types import Question, Search, VectorStore
 
@@ -56,7 +56,7 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """Whether the store answers."""
-        return {"status": "ok", "collections": len(self._store.names()), "version": __version__}
+        return {"status": "ok", "collections": len(self._store.names())}
 
     def collections(self) -> list[dict[str, Any]]:
         """What there is to ask."""
@@ -133,7 +133,7 @@ def openapi() -> dict[str, Any]:
     paths["/search"]["get"]["parameters"] = parameters
     return {
         "openapi": "3.1.0",
-        "info": {"title": "xqg-vdb", "version": __version__},
+        "info": {"title": "xqg-vdb", "version": versions(("xqg-vdb",))["xqg-vdb"]},
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"key": []}],
         "paths": paths,
