@@ -102,20 +102,16 @@ def _explained(error: BaseException) -> int:
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
-    said = _in_words(error) if isinstance(error, OSError) else error
-    if not isinstance(said, XqgError):
+    if isinstance(error, OSError):  # outside the places that know what they were doing
+        try:
+            with disk_errors(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file"):
+                raise error
+        except XqgError as said:
+            error = said
+    if not isinstance(error, XqgError):
         raise error
-    complain(f"Error: {said}")
-    return said.exit_code
-
-
-def _in_words(error: OSError) -> XqgError:
-    """What a file system refused outside the places that know what they were doing."""
-    try:
-        with disk_errors(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file"):
-            raise error
-    except XqgError as said:
-        return said
+    complain(f"Error: {error}")
+    return error.exit_code
 
 
 @contextmanager

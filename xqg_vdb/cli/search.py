@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -106,26 +106,15 @@ def search(
 def _report_methods(expander: Expander | None, reranker: Reranker | None) -> dict[str, float]:
     """Say on stderr what the methods did; returns mean seconds a question, for JSON."""
     seconds: dict[str, float] = {}
-
-    def mean(counts: Mapping[str, float]) -> float:
-        return round(counts["seconds"] / max(counts["questions"], 1), 4)
-
-    if expander is not None:
-        counts = expander.counters()
-        seconds["expand"] = mean(counts)
-        say(
-            f"Expanded {counts['questions']:.0f} questions, {seconds['expand']:.2f} s each "
-            f"({counts['fallbacks']:.0f} searched as they are)."
-        )
-        if expander.writer.failure:
-            say(expander.writer.failure)
-    if reranker is not None:
-        counts = reranker.counters()
-        seconds["rerank"] = mean(counts)
-        say(
-            f"Ranked {counts['passages']:.0f} passages again, {seconds['rerank']:.2f} s a question "
-            f"({counts['passages_cut']:.0f} passages cut)."
-        )
+    expanded = "Expanded {questions:.0f} questions, {each:.2f} s each ({fallbacks:.0f} searched as they are)."
+    ranked = "Ranked {passages:.0f} passages again, {each:.2f} s a question ({passages_cut:.0f} passages cut)."
+    for name, method, told in (("expand", expander, expanded), ("rerank", reranker, ranked)):
+        if method is not None:
+            counts = method.counters()
+            seconds[name] = round(counts["seconds"] / max(counts["questions"], 1), 4)
+            say(told.format_map({**counts, "each": seconds[name]}))
+    if expander is not None and expander.writer.failure:
+        say(expander.writer.failure)
     return seconds
 
 
