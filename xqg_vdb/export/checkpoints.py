@@ -68,17 +68,21 @@ class Checkpoint:
         return {"from": kind, "source": name, "revision": self.revision, "architecture": architecture}
 
 
-def fetch_checkpoint(name: str, *, into: Path, filled: bool = False) -> Checkpoint:
+def fetch_checkpoint(name: str, *, into: Path, filled: bool = False, accept_license: bool = False) -> Checkpoint:
     """A clean copy (weights linked, not copied) of checkpoint `name` in the empty folder `into`.
 
-    filled: the starter encoder comes with its int8 graph, and needs no torch. Raises ModelError when it is
-    not to be found, has pickled weights only, or is no transformers checkpoint.
+    filled: the starter encoder comes with its int8 graph, and needs no torch. accept_license: of the starter
+    generator's terms. Raises ModelError when it is not to be found, or is no transformers checkpoint.
     """
+    source, starter = name, into.with_name(f"{into.name}-starter")
     if name == STARTER_ENCODER:
-        from xqg_vdb.export import starter_encoder as starter
+        from xqg_vdb.export import starter_encoder
 
-        build = starter.build_filled_starter if filled else starter.build_encoder_checkpoint
-        origin, revision = build(into.with_name(f"{into.name}-starter")), f"{starter.PACKAGE}=={starter.VERSION}"
+        build = starter_encoder.build_filled_starter if filled else starter_encoder.build_encoder_checkpoint
+        origin, revision = build(starter), f"{starter_encoder.PACKAGE}=={starter_encoder.VERSION}"
+    elif name == STARTER_GENERATOR:
+        origin = build_generator_checkpoint(starter, accept_license=accept_license)
+        source, revision = SOURCE, f"{PACKAGE}=={VERSION}"
     elif Path(name).is_dir():
         origin, revision = Path(name), "local"
     elif is_hub_id(name):
@@ -87,7 +91,7 @@ def fetch_checkpoint(name: str, *, into: Path, filled: bool = False) -> Checkpoi
         raise ModelError(
             f"There is no checkpoint {name!r}: give a local folder, a hub id (owner/model) or {STARTER_ENCODER!r}."
         )
-    return _clean_copy(origin, into=into, source=name, revision=revision)
+    return _clean_copy(origin, into=into, source=source, revision=revision)
 
 
 @dataclass(frozen=True)
@@ -260,9 +264,8 @@ def _download(name: str) -> tuple[Path, str]:
         graph = next((file for file in _HUB_ONNX if file in names), None)
         wanted = [*_SAFE_FILES, *([graph, f"{graph}_data"] if graph else [])]
         ignored = ["*.safetensors"] if graph else []
-        return Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted, ignore_patterns=ignored)), str(
-            info.sha
-        )
+        folder = snapshot_download(name, revision=info.sha, allow_patterns=wanted, ignore_patterns=ignored)
+        return Path(folder), str(info.sha)
     except RepositoryNotFoundError:
         raise ModelError(
             f"The model hub has no model {name!r}: check the spelling; if it is private or gated, `hf auth login`."
@@ -474,14 +477,9 @@ class Base:
 
     def fetch(self, folder: Path) -> Checkpoint:
         """A clean copy in `folder`, whatever an earlier try left there. Raises ModelError like `fetch_checkpoint`."""
-        starter = folder.with_name(f"{folder.name}-starter")
-        for left in (folder, starter):
+        for left in (folder, folder.with_name(f"{folder.name}-starter")):
             shutil.rmtree(left, ignore_errors=True)
-        if self.name != STARTER_GENERATOR:
-            return fetch_checkpoint(self.name, into=folder)
-        build_generator_checkpoint(starter, accept_license=self.accept_license)
-        clean = fetch_checkpoint(str(starter), into=folder)
-        return Checkpoint(clean.path, SOURCE, f"{PACKAGE}=={VERSION}", clean.config)
+        return fetch_checkpoint(self.name, into=folder, accept_license=self.accept_license)
 
     def licence(self, checkpoint: Checkpoint) -> str:
         """The licence that the base's own model card names; what is trained from it inherits it."""

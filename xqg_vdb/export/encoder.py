@@ -62,7 +62,7 @@ from xqg_vdb.models.folder import (
     open_model_folder,
     write_manifest,
 )
-from xqg_vdb.models.remote import CANARY, CANARY_TEXTS, Embed, Remote, ask_endpoint
+from xqg_vdb.models.remote import CANARY, CANARY_TEXTS, Remote, ask_endpoint
 from xqg_vdb.progress import bars
 from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
 from xqg_vdb.texts.languages import question_bank
@@ -176,7 +176,11 @@ def export_encoder(
 
 
 def _calibrate(
-    folder: Path, manifest: dict[str, Any], *, say: Callable[[str], None], embed: Embed | None = None
+    folder: Path,
+    manifest: dict[str, Any],
+    *,
+    say: Callable[[str], None],
+    embed: Callable[[list[str]], Any] | None = None,
 ) -> None:
     """Measure and write the language means and the gain of calibration, and with it the manifest again."""
     say("measuring language means and the gain of calibration")
@@ -191,7 +195,7 @@ REMOTE_LENGTH = 8192
 
 
 def export_remote(
-    server: str | Embed,
+    server: str | Callable[[list[str]], Any],
     model: str,
     out: Path,
     *,
@@ -364,7 +368,7 @@ def export_on_first_use(checkpoint: str, out: Path, precision: Precision, say: C
 
 
 def export(
-    checkpoint: str | Embed,
+    checkpoint: str | Callable[[list[str]], Any],
     out: str | Path | None = None,
     *,
     precision: Precision = "int8",

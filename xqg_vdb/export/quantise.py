@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -192,16 +192,12 @@ def measure_ranges(
     inputs = {node.name for node in session.get_inputs()}
     low, high = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0.0)  # zero stays exact, so it is in every range
     for ids in samples:
-        for name, values in zip(wanted, session.run(wanted, _feed(ids, inputs)), strict=True):
+        zeros = np.zeros_like(ids)
+        known = dict(zip(INPUTS, (ids, zeros + 1, zeros, np.arange(ids.shape[1])[None, :]), strict=True))
+        feeds = {name: values for name, values in known.items() if name in inputs}
+        for name, values in zip(wanted, session.run(wanted, feeds), strict=True):
             low[name], high[name] = min(low[name], float(values.min())), max(high[name], float(values.max()))
     return {name: (low[name], high[name]) for name in wanted if high[name] > low[name]}
-
-
-def _feed(ids: NDArray[np.int64], inputs: set[str]) -> Mapping[str, Any]:
-    zeros = np.zeros_like(ids)
-    known = {"input_ids": ids, "attention_mask": zeros + 1, "token_type_ids": zeros}
-    known["position_ids"] = np.arange(ids.shape[1], dtype=np.int64)[None, :]
-    return {name: values for name, values in known.items() if name in inputs}
 
 
 def _affine(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

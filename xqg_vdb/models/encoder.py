@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.models.engine import CPU, Engine, Feeds, cpu_has_vnni, open_encoder_graph, open_tokenizer
+from xqg_vdb.models.engine import CPU, Engine, cpu_has_vnni, open_encoder_graph, open_tokenizer
 from xqg_vdb.models.folder import (
     DENSE,
     GRAPH,
@@ -96,11 +96,7 @@ class Encoder:
             self._rows = open_remote(self.folder, embed=embed)
         else:
             spec = replace(self.spec, max_length=self.max_length)
-            names, run = open_encoder_graph(
-                self.folder.path / GRAPH, engine=engine, threads=self.threads, provider=provider,
-                saturates=self.folder.needs_vnni and not cpu_has_vnni(),
-            )  # fmt: skip
-            self._rows = _Graph(self.folder.path, spec, names, run, self.threads, batch_tokens)
+            self._rows = _Graph(self.folder, spec, engine, self.threads, provider, batch_tokens)
 
     @property
     def facts(self) -> EncoderFacts:
@@ -186,11 +182,14 @@ class _Graph:
     """Texts to rows by the folder's graph, pooled and projected; a batch a thread, several batches side by side."""
 
     def __init__(
-        self, folder: Path, spec: EncoderSpec, names: frozenset[str], run: Callable[[Feeds], Vectors], threads: int,
-        batch_tokens: int,
-    ) -> None:  # fmt: skip
+        self, model: ModelFolder, spec: EncoderSpec, engine: Engine, threads: int, provider: str, batch_tokens: int
+    ) -> None:
+        folder = model.path
         self._threads, self._spec, self._batch_tokens = threads, spec, batch_tokens
-        self._inputs, self._hidden = names, run
+        saturates = model.needs_vnni and not cpu_has_vnni()
+        self._inputs, self._hidden = open_encoder_graph(
+            folder / GRAPH, engine=engine, threads=threads, provider=provider, saturates=saturates
+        )
         self._tokenizer = open_tokenizer(folder / TOKENIZER)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=spec.max_length)

@@ -23,8 +23,6 @@ CPU = "CPUExecutionProvider"
 Engine = Literal["onnxruntime", "openvino", "openvino-bf16"]
 """What runs an encoder's graph. `openvino` computes in float32, `openvino-bf16` products in bfloat16."""
 
-Feeds = Mapping[str, NDArray[np.int64]]
-
 
 def runtime() -> Any:
     """The module onnxruntime. Since 1.32 it keeps a device id and events and looks up a host, unless told not to."""
@@ -54,7 +52,7 @@ def open_session(path: Path, *, threads: int, provider: str = CPU, saturates: bo
 
 def open_encoder_graph(
     path: Path, *, engine: Engine, threads: int, provider: str, saturates: bool
-) -> tuple[frozenset[str], Callable[[Feeds], Vectors]]:
+) -> tuple[frozenset[str], Callable[[Mapping[str, Any]], Vectors]]:
     """An encoder's graph: the names of its inputs, and a function to the tokens' vectors, for many threads at once.
 
     What the function returns is overwritten when its thread calls it again. Raises MissingExtra, ModelError.
@@ -66,7 +64,7 @@ def open_encoder_graph(
         return frozenset(node.name for node in session.get_inputs()), lambda feeds: session.run([output], feeds)[0]
     model, process, mine = _compile(path, engine, threads), os.getpid(), threading.local()
 
-    def run(feeds: Feeds) -> Vectors:
+    def run(feeds: Mapping[str, Any]) -> Vectors:
         if os.getpid() != process:
             raise ModelError("OpenVINO's threads stay behind at a fork: open the Encoder in the new process.")
         if not hasattr(mine, "request"):
@@ -87,9 +85,8 @@ def _compile(path: Path, engine: Engine, threads: int) -> Any:
     try:
         return core.compile_model(str(path), "CPU", hints)
     except Exception as error:  # RuntimeError, and what its parser raises
-        raise ModelError(
-            f"OpenVINO cannot load {path}: it runs exports of --precision fp32 ({str(error).strip()[-200:]})."
-        ) from error
+        reason = " ".join(str(error).split())[-160:]
+        raise ModelError(f"OpenVINO cannot load {path}: it runs exports of --precision fp32 (…{reason}).") from error
 
 
 @cache

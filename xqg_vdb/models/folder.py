@@ -203,12 +203,10 @@ def locate_model(model: str | Path) -> Path:
 
 def encoder_folder(model: str | Path, *, say: Callable[[str], None] | None = None) -> Path:
     """The folder of an encoder: like `locate_model`, but `starter` and hub ids are exported when first asked for."""
-    try:
+    name = str(model)
+    if (Path(model) / MANIFEST).is_file() or not _has_a_name(name):
         return locate_model(model)
-    except ModelError:
-        if not _has_a_name(str(model)):
-            raise
-        return _cached_or_made(str(model), "int8", say)
+    return _exported(name) or _made(name, "int8", say)
 
 
 def folder_of(made_by: EncoderFacts, *, collection: str, say: Callable[[str], None] | None = None) -> Path:
@@ -222,19 +220,19 @@ def folder_of(made_by: EncoderFacts, *, collection: str, say: Callable[[str], No
             f"Collection {collection!r} was made by an encoder from {made_by.source!r} (fingerprint"
             f" {made_by.fingerprint}), which cannot be found by that name: give its model folder (encoder, --encoder)."
         )
-    return _cached_or_made(name, made_by.precision, say)
+    folder = cached_model(name, precision=made_by.precision)
+    return folder if (folder / MANIFEST).is_file() else _made(name, made_by.precision, say)
 
 
 def _has_a_name(model: str) -> bool:
     return model == STARTER or (is_hub_id(model) and not Path(model).exists())
 
 
-def _cached_or_made(name: str, precision: str, say: Callable[[str], None] | None) -> Path:
+def _made(name: str, precision: str, say: Callable[[str], None] | None) -> Path:
     folder = cached_model(name, precision=precision)
-    if not (folder / MANIFEST).is_file():
-        # by name: a model knows nothing of how it is made; exporting stands above
-        exporter = import_module("xqg_vdb.export.encoder").export_on_first_use
-        exporter(STARTER_ENCODER if name == STARTER else name, folder, precision, say)
+    # by name: a model knows nothing of how it is made; exporting stands above
+    exporter = import_module("xqg_vdb.export.encoder").export_on_first_use
+    exporter(STARTER_ENCODER if name == STARTER else name, folder, precision, say)
     return folder
 
 

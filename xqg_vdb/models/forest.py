@@ -216,22 +216,16 @@ def join(forests: Sequence[Forest]) -> Forest:
 # Given texts behind one context: every text's log-probability, while the context is read once for all of them.
 
 CHUNK_LOGITS = 2**25  # targets × vocabulary inside the graph: 128 MiB of float32
+_Branch = tuple[Sequence[int], Sequence[int]]
 CHUNK_TOKENS = 512  # tokens of the branches side by side; attention is computed between all of them, mostly in vain
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """`tokens` to read, the last of them predicting `targets` one by one: len(targets) <= len(tokens)."""
-
-    tokens: Sequence[int]
-    targets: Sequence[int]
-
-
 def mean_log_probabilities(
-    forest: Forest, shared: Sequence[int], branches: Sequence[Branch], *, vocabulary: int
+    forest: Forest, shared: Sequence[int], branches: Sequence[_Branch], *, vocabulary: int
 ) -> NDArray[np.float64]:
     """Per branch (n,) the mean log-probability of its targets after the tree, `shared` and its own tokens before them.
 
+    branches: (tokens to read, targets); the last of the tokens predict the targets one by one.
     forest: one tree, all of whose slots count, at positions 0, 1, …; `shared` may be appended to it.
     """
     if not branches:
@@ -251,27 +245,28 @@ def common_length(texts: Sequence[Sequence[int]]) -> int:
     return next(same, min(len(first), len(last)))
 
 
-def _chunks(branches: Sequence[Branch], *, most_targets: int) -> Iterator[list[Branch]]:
+def _chunks(branches: Sequence[_Branch], *, most_targets: int) -> Iterator[list[_Branch]]:
     """Consecutive branches within both bounds; a larger one is a chunk of its own."""
-    chunk: list[Branch] = []
+    chunk: list[_Branch] = []
     targets = tokens = 0
     for branch in branches:
-        targets, tokens = targets + len(branch.targets), tokens + len(branch.tokens)
+        read, wanted = map(len, branch)
+        targets, tokens = targets + wanted, tokens + read
         if chunk and (targets > most_targets or tokens > CHUNK_TOKENS):
             yield chunk
-            chunk, targets, tokens = [], len(branch.targets), len(branch.tokens)
+            chunk, targets, tokens = [], wanted, read
         chunk.append(branch)
     yield chunk
 
 
-def _pass(forest: Forest, shared: Sequence[int], chunk: Sequence[Branch]) -> NDArray[np.float64]:
-    lengths, counts = np.array([(len(branch.tokens), len(branch.targets)) for branch in chunk]).T
+def _pass(forest: Forest, shared: Sequence[int], chunk: Sequence[_Branch]) -> NDArray[np.float64]:
+    lengths, counts = np.array([(len(tokens), len(targets)) for tokens, targets in chunk]).T
     old, start = forest.slots, forest.slots + len(shared)
-    tokens = np.array([*shared, *(token for branch in chunk for token in branch.tokens)], np.int64)
+    tokens = np.array([*shared, *(token for read, _ in chunk for token in read)], np.int64)
     positions = np.concatenate([np.arange(old, start), *(np.arange(start, start + length) for length in lengths)])
     ends = len(shared) + np.cumsum(lengths)
     take = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
-    targets = np.array([token for branch in chunk for token in branch.targets], np.int64)
+    targets = np.array([token for _, wanted in chunk for token in wanted], np.int64)
     mask = branching_mask(old, len(shared), lengths.tolist())
     found = forest.log_probabilities(tokens[None], positions[None], mask[None], take, targets)
     starts = np.cumsum(counts) - counts

@@ -212,14 +212,13 @@ _TOO_LONG = re.compile(r"token|context|length|too (long|large)|maximum", re.IGNO
 _SHORT = 200  # characters; what is refused at this length is refused for another reason
 _TEXTS, _CHARACTERS = 64, 100_000  # of a request; a server that takes less says so, and gets halves
 
-Embed = Callable[[list[str]], Any]
-"""Texts to one row of numbers for each, in their order."""
-
 
 class Remote:
     """Texts to rows by a callable that is asked for a bounded number of texts at a time."""
 
-    def __init__(self, embed: Embed, *, name: str, concurrency: int = 1, close: Callable[[], object] = int) -> None:
+    def __init__(
+        self, embed: Callable[[list[str]], Any], *, name: str, concurrency: int = 1, close: Callable[[], object] = int
+    ) -> None:
         self._embed, self._name, self._close = embed, name, close
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="xqg-embed")
 
@@ -308,7 +307,7 @@ def ask_endpoint(url: str, model: str, *, concurrency: int = 8) -> Remote:
     return Remote(_Endpoint(server), name=f"{model} at {server.host}", concurrency=concurrency, close=server.close)
 
 
-def open_remote(folder: ModelFolder, *, embed: Embed | None) -> Remote:
+def open_remote(folder: ModelFolder, *, embed: Callable[[list[str]], Any] | None) -> Remote:
     """The rows of a folder that `export` wrote of a server or of a callable, if the model is still the one it was.
 
     Raises MismatchError when it is another, ModelError without the callable, ServerError.

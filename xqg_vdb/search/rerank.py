@@ -23,7 +23,7 @@ from xqg_vdb.generate.local import Seq2SeqGenerator
 from xqg_vdb.generate.prompts import CHARACTERS_PER_TOKEN
 from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.folder import generator_folder, open_model_folder
-from xqg_vdb.models.forest import Branch, Forest, common_length, mean_log_probabilities
+from xqg_vdb.models.forest import Forest, common_length, mean_log_probabilities
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.types import Hit, Question
 
@@ -71,7 +71,7 @@ class Scorer:
 
     def _continued(
         self, model: CausalModel, passage: str, questions: Sequence[str]
-    ) -> tuple[Forest, Sequence[int], list[Branch]]:
+    ) -> tuple[Forest, Sequence[int], list[tuple[list[int], list[int]]]]:
         """Decoder-only: what all prompts of a passage begin with is read once, and each question continues it."""
         # a base model is led on by "Question:"; a chat model answers, and its answer is the question
         before, between = self.chat or ("", "\nQuestion: ")
@@ -89,14 +89,12 @@ class Scorer:
             targets.append(target)
         # a prompt's last token predicts the question's first, so it belongs to the branch
         same = min(common_length(prompts), min(map(len, prompts)) - 1)
-        branches = [
-            Branch([*prompt[same:], *target[:-1]], target) for prompt, target in zip(prompts, targets, strict=True)
-        ]
+        branches = [([*prompt[same:], *target[:-1]], target) for prompt, target in zip(prompts, targets, strict=True)]
         return model.forest(1), prompts[0][:same], branches
 
     def _decoded(
         self, model: Seq2SeqGenerator, passage: str, questions: Sequence[str]
-    ) -> tuple[Forest, Sequence[int], list[Branch]]:
+    ) -> tuple[Forest, Sequence[int], list[tuple[list[int], list[int]]]]:
         """Encoder-decoder: the prompt goes into the encoder, `Question: …` and the end token are scored."""
         end = model.eos[0]
         prompt, cut = fitted_ids(model.tokenizer, passage, INSTRUCTION, room=MAX_PROMPT_TOKENS - 1)
@@ -105,7 +103,7 @@ class Scorer:
         for question in questions:
             ids = model.tokenizer.encode(f"Question: {question}", add_special_tokens=False).ids
             target = [*ids[: MAX_QUESTION_TOKENS - 1], end]
-            branches.append(Branch([model.start, *target[:-1]], target))
+            branches.append(([model.start, *target[:-1]], target))
         return model.read([[*prompt, end]]), (), branches
 
 
