@@ -23,7 +23,7 @@ from xqg_vdb.errors import MismatchError, MissingExtra
 from xqg_vdb.evaluate.metrics import Average, counted
 from xqg_vdb.evaluate.records import Difference, Ends
 
-Numbers = NDArray[np.float64]
+_Numbers = NDArray[np.float64]
 
 EXACT_UP_TO = 14
 """So many clusters that differ have at most 16,384 sign patterns, which are all tried."""
@@ -46,24 +46,24 @@ class _Places:
         others, self.cluster = np.unique(owners, return_inverse=True)
         self.groups, self.clusters = len(known), len(others)
 
-    def totals(self, values: Numbers) -> Numbers:
+    def totals(self, values: _Numbers) -> _Numbers:
         """Sums of values by cluster and group, (clusters, groups)."""
         flat = self.cluster * self.groups + self.group
         sums = np.bincount(flat, weights=values, minlength=self.clusters * self.groups)
         return sums.astype(np.float64).reshape(self.clusters, self.groups)
 
-    def group_means(self, values: Numbers) -> Numbers:
+    def group_means(self, values: _Numbers) -> _Numbers:
         """The mean of each group, (groups,)."""
         return np.array([_mean(values[self.group == group]) for group in range(self.groups)], dtype=np.float64)
 
-    def shares(self, values: Numbers) -> Numbers:
+    def shares(self, values: _Numbers) -> _Numbers:
         """What each cluster contributes to the mean of group means, (clusters,): their sum is that mean."""
         sizes = np.bincount(self.group, minlength=self.groups)
         weights = values / (sizes[self.group] * max(self.groups, 1))
         return np.bincount(self.cluster, weights=weights, minlength=self.clusters).astype(np.float64)
 
 
-def sign_flip_p(shares: Numbers, *, resamples: int, seed: int) -> float:
+def sign_flip_p(shares: _Numbers, *, resamples: int, seed: int) -> float:
     """Two-sided p of the sum of shares (clusters,) when each could as well have the other sign.
 
     Exact over all sign patterns of up to `EXACT_UP_TO` shares that are not 0, else (1 + as extreme) / (1 + resamples).
@@ -85,7 +85,7 @@ def sign_flip_p(shares: Numbers, *, resamples: int, seed: int) -> float:
     return (1 + extreme) / (1 + resamples)
 
 
-def _bootstrap(values: Numbers, places: _Places, *, resamples: int, seed: int) -> Ends:
+def _bootstrap(values: _Numbers, places: _Places, *, resamples: int, seed: int) -> Ends:
     """Percentile interval at 95 % of the mean of group means, clusters drawn with replacement; None without two.
 
     A cluster is drawn in the place of one that touches the same groups, so that every group keeps its questions; those
@@ -120,7 +120,7 @@ def _strata(touches: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
     return [*several, alone] if len(alone) else several
 
 
-def _resampled_totals(rows: Numbers, *, resamples: int, rng: np.random.Generator) -> Numbers:
+def _resampled_totals(rows: _Numbers, *, resamples: int, rng: np.random.Generator) -> _Numbers:
     """Sums of `resamples` samples of as many rows (n, m) with replacement, (resamples, m).
 
     A metric has few distinct values (R@k two, MRR@10 eleven), and how often each is drawn is multinomial: drawing these
@@ -258,7 +258,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _paired_t(change: Numbers) -> float:
+def _paired_t(change: _Numbers) -> float:
     if len(change) < 2:
         return 1.0
     if np.ptp(change) <= SAME:  # no spread: scipy would divide by zero
@@ -266,7 +266,7 @@ def _paired_t(change: Numbers) -> float:
     return float(scipy_stats().ttest_1samp(change, 0.0).pvalue)  # what ttest_rel does with the two columns
 
 
-def _d_z(change: Numbers) -> float | None:
+def _d_z(change: _Numbers) -> float | None:
     if len(change) < 2:
         return None
     if np.ptp(change) <= SAME:
@@ -293,7 +293,7 @@ def _refuse_other_questions(baseline: Mapping[str, float], system: Mapping[str, 
         )
 
 
-def _mean(values: Numbers) -> float:
+def _mean(values: _Numbers) -> float:
     return math.fsum(values) / len(values) if len(values) else math.nan
 
 

@@ -42,11 +42,11 @@ XTREME_R = XTREME | {"az": "aze", "lt": "lit", "pl": "pol", "ro": "ron", "uk": "
 """XTREME-R's 41 languages."""
 
 
-Direction = Literal["xx-en", "en-xx"]
+_Direction = Literal["xx-en", "en-xx"]
 
 
 def read_tatoeba(
-    data_dir: Path, *, direction: Direction = "xx-en", langs: Sequence[str] | None = tuple(XTREME)
+    data_dir: Path, *, direction: _Direction = "xx-en", langs: Sequence[str] | None = tuple(XTREME)
 ) -> RetrievalTask:
     """Read aligned sentences from `tatoeba/`: 31,692 pairs in XTREME's 36 languages, 36,692 in XTREME-R's 41.
 
@@ -67,7 +67,7 @@ def read_tatoeba(
     return _translations(f"tatoeba-{len(langs)}-{direction}", pairs, direction, ("Accuracy",))
 
 
-def read_ntrex(data_dir: Path, *, direction: Direction = "xx-en", langs: Sequence[str] | None = None) -> RetrievalTask:
+def read_ntrex(data_dir: Path, *, direction: _Direction = "xx-en", langs: Sequence[str] | None = None) -> RetrievalTask:
     """Read NTREX-128 from a checkout `ntrex/`, or its files there; English varieties only where `langs` names them.
 
     langs: by the files' codes (`hau`, `zho-CN`), all that are there by default. Translations share a topic.
@@ -93,7 +93,7 @@ def _aligned(foreign_file: Path, english_file: Path) -> tuple[list[str], list[st
 
 
 def _translations(
-    name: str, pairs: Mapping[str, tuple[list[str], list[str]]], direction: Direction, metrics: tuple[str, ...]
+    name: str, pairs: Mapping[str, tuple[list[str], list[str]]], direction: _Direction, metrics: tuple[str, ...]
 ) -> RetrievalTask:
     """The task of lines that translate each other, foreign and English by language."""
     passages: list[Passage] = []
