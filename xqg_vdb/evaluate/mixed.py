@@ -8,7 +8,8 @@ LPR@k, Lang-nDCG@k    language preference rate and nDCG with gains by language (
 RankDistance@k        places between the first and the last of the relevant passages, copies of each other (Yang et al.
                       2025, arXiv 2509.06195); lower is better; what is not among the first k stands at k + 1
 PEER@k                probability of equal expected rank: p of the Kruskal-Wallis test of the relevant passages' ranks
-                      by language (Yang et al., SIGIR 2024); 1 where they have one language
+                      by language (Yang et al., SIGIR 2024); 1 where they have one language. With one relevant passage a
+                      language it is a constant of their number, so it needs several
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def read_lareqa(
         passages=passages,
         queries=tuple(queries),
         qrels={query.id: dict.fromkeys(relevant[query.id.rsplit("_", 1)[0]], 1) for query in queries},
-        metrics=("mAP@20", "mAP", "R@10", "own@20", "LPR@20", "Lang-nDCG@20", "RankDistance@100", "PEER@100"),
+        metrics=("mAP@20", "mAP", "R@10", "own@20", "LPR@20", "Lang-nDCG@20", "RankDistance@100"),
         average="queries",
         notes={"questions skipped: answer in no sentence": skipped},
         topics={query.id: topics[query.id.rsplit("_", 1)[0]] for query in queries},
