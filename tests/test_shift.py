@@ -278,6 +278,30 @@ def test_settings_are_chosen_on_half_and_reported_on_the_other(data):
         run(suite(base, choices=(replace(choice, metric="MRR@5"),)), data, made=made)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"passage_means": "offsets:tatoba"}, "there is no dataset 'tatoba'"),
+        ({"passage_means": "tatoeba-all"}, "passage_means is one of own, own offsets, offsets:DATASET"),
+        ({"passage_means": "absent.npz"}, "absent.npz"),
+        ({"means": "own"}, "there is no dataset 'own'"),
+    ],
+)
+def test_sources_that_are_none_are_told_before_encoding(data, change, says):
+    made = encoder()
+    with pytest.raises(DataError) as error:
+        run(suite(replace(System("s", passage_calibration=1.0), **change)), data, made=made)
+    assert says in str(error.value) and made.texts_seen == 0
+
+
+def test_sentences_without_the_languages_of_the_pool_are_told(data):
+    source = "offsets:tatoeba-all"
+    for path in (data / "tatoeba").iterdir():
+        path.rename(path.with_name(path.name.replace("deu", "fra").replace("swh", "fin")))
+    with pytest.raises(DataError, match="tatoeba-all has no sentences with English translations in languages of"):
+        run(suite(System("s", passage_calibration=1.0, passage_means=source)), data, made=encoder())
+
+
 def _held_out(data):
     import csv
 

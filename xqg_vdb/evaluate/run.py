@@ -113,6 +113,7 @@ def _limit(questions: int) -> str:
 def _check(bench: Workbench) -> None:
     for system in bench.suite.systems:
         bench.method_facts(system)  # a missing generator is told before hours of encoding
+        bench.check_means(system)
     for dataset in bench.suite.datasets:
         check_metrics(bench.metrics(dataset), bench.task(dataset))
         for choice in bench.suite.choices:

@@ -122,6 +122,18 @@ class Workbench:
         make = partial(encode_query_files, [file], ids, encoder=encoder, folder=self.vectors, progress=self.progress)
         return self._once(make, "queries", system.encoder, dataset, str(file))
 
+    def check_means(self, system: System) -> None:
+        """DataError for what is no source of language means, before anything is encoded."""
+        usual = ("refined", "bank", "generated"), ("own", "own offsets")
+        for source, known in zip((system.means, system.passage_means), usual, strict=True):
+            if source.endswith((".npz", ".json")):
+                sha256_of(Path(source))
+            elif source.startswith("offsets:") or (source not in known and known is usual[0]):
+                self._whole_task(source.removeprefix("offsets:"))
+            elif source not in known:
+                words = f"{', '.join(known)}, offsets:DATASET, or a file .npz or .json"
+                raise DataError(f"system {system.name!r}: passage_means is one of {words}, not {source!r}.")
+
     def _means(
         self, model: str, source: str, dataset: str, kind: Literal["queries", "passages"]
     ) -> LanguageMeans | None:
@@ -149,10 +161,14 @@ class Workbench:
         wanted = {query.lang for query in here.queries} | {passage.lang for passage in here.passages}
         sides: dict[str, tuple[list[str], list[str]]] = {}
         for query in task.queries:
-            if query.lang in wanted and query.lang is not None:
+            if query.lang in wanted and query.lang not in (None, "en"):
                 ours, pivot = sides.setdefault(query.lang, ([], []))
                 ours.append(query.text)
                 pivot.append(text[min(task.qrels[query.id])])
+        if not sides:
+            raise DataError(
+                f"offsets:{parallel} has no sentences, with English translations, in languages of {dataset}."
+            )
         encode = partial(encode_cached, encoder=encoder, kind=kind, folder=self.vectors, progress=self.progress)
         pairs = {lang: (encode(ours), encode(pivot)) for lang, (ours, pivot) in sides.items()}
         return offsets(pairs, dim=encoder.facts.dim)
