@@ -166,9 +166,7 @@ class Workbench:
                 ours.append(query.text)
                 pivot.append(text[min(task.qrels[query.id])])
         if not sides:
-            raise DataError(
-                f"offsets:{parallel} has no sentences, with English translations, in languages of {dataset}."
-            )
+            raise DataError(f"offsets:{parallel} has no sentences with English translations in languages of {dataset}.")
         encode = partial(encode_cached, encoder=encoder, kind=kind, folder=self.vectors, progress=self.progress)
         pairs = {lang: (encode(ours), encode(pivot)) for lang, (ours, pivot) in sides.items()}
         return offsets(pairs, dim=encoder.facts.dim)
