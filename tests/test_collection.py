@@ -29,7 +29,6 @@ from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import Digest, check_name, digest, point_id
 from xqg_vdb.store.server.store import ServerStore
-from xqg_vdb.store.server.writer import ServerWriter
 from xqg_vdb.types import Passage, PointBatch, Search
 
 SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
@@ -435,7 +434,7 @@ def filled(store, name):
 
         def write_and_read(rows):
             writer.upsert(a_batch(rows, vectors(len(rows))))
-            if isinstance(writer, ServerWriter):
+            if isinstance(store, ServerStore):
                 return [
                     record.payload for record in store._client.scroll(writer._version, limit=100, with_payload=True)[0]
                 ]

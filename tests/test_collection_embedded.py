@@ -471,7 +471,7 @@ def test_the_index_builder_says_how_its_child_ended(tmp_path):
 
 
 def test_the_index_builder_does_not_outlive_its_parent(tmp_path):
-    command = [sys.executable, index_build._CHILD, tmp_path, "1"]
+    command = [sys.executable, "-c", index_build._CHILD, tmp_path, "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "the loading process has ended" in done.stderr

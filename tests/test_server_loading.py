@@ -113,7 +113,7 @@ def test_an_index_that_does_not_move_is_waited_for_within_bounds(fake, status, s
     with connect(fake) as store:
         load(store, "wiki", passages(5), vectors(5), card=a_card())
         store._server.deadline = 40.0
-        store._server._sleep = lambda pause: clock.__setitem__(0, clock[0] + pause)
+        store._server.sleep = lambda pause: clock.__setitem__(0, clock[0] + pause)
         fake.building = [(status, 1)] * 5000
         server_index.build_index(store._names, "wiki__v0001", clock=lambda: clock[0])
     assert seconds <= clock[0] <= seconds + 2
@@ -204,7 +204,7 @@ def test_a_second_loader_of_another_build_is_refused_while_the_first_lives(fake,
             first.commit(at + 5)
 
         work(0)
-        two._server._sleep = work
+        two._server.sleep = work
         with pytest.raises(LockedError, match=r"is being loaded by process \d+ on .*other options; wait until"):
             two.writer("wiki", card=a_card(alpha=0.9))
         with two.writer("wiki", card=a_card()) as same:  # the same build: it helps
@@ -212,7 +212,7 @@ def test_a_second_loader_of_another_build_is_refused_while_the_first_lives(fake,
         at = first.committed
         first.publish(replace(finished(a_card(), passages(at)), count=at))
         assert two.names() == ["wiki"]
-        two._server._sleep = lambda seconds: None
+        two._server.sleep = lambda seconds: None
         load(two, "wiki", passages(3), vectors(3), card=a_card(alpha=0.9))
         assert two.card("wiki").version == "v0002"
 
@@ -428,8 +428,8 @@ def test_a_whole_load_over_grpc():
     rows, matrix = passages(25), vectors(25)
     with ServerStore.connect("http://127.0.0.1:1", grpc_port=port, timeout=60, options=options, deadline=60) as store:
         load(store, "wiki", rows, matrix, card=a_card(), batch=10)
-        card = store._names.card("wiki__v0001")
-        cursor = store._names.cursor("wiki__v0001")
+        card = server_lease.card_in(store._names.metadata("wiki__v0001"))
+        cursor = server_lease.cursor_in(store._names.metadata("wiki__v0001"))
     server.stop(None)
     assert (card.count, card.digest, card.storage) == (25, finished(a_card(), rows).digest, options.layout())
     assert cursor == 25

@@ -15,9 +15,10 @@ from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, 
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
 from xqg_vdb.store.layout import CollectionOptions, Moved, point_id
+from xqg_vdb.store.server import checked_address, port_number
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server import writer as server_writer
-from xqg_vdb.store.server.client import Pending, Server, checked_address, port_number
+from xqg_vdb.store.server.client import Pending, Server
 from xqg_vdb.store.server.names import LEAVING_KEY, LOADER_KEY
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Search
@@ -170,7 +171,7 @@ def test_what_was_published_during_a_wait_is_not_deleted(fake, store, clock):
                 if not behind(fake):
                     first.publish(finished(a_card(), passages(20)))
 
-            other._server._sleep = publish
+            other._server.sleep = publish
             with pytest.raises(LockedError, match="was loaded a moment ago from another corpus"):
                 other.writer("wiki", card=a_card(alpha=0.9))
     assert behind(fake) == {"wiki": "wiki__v0001"}

@@ -460,7 +460,7 @@ def work(path, what, corpus):
 POINTS = [
     "os.rename */wiki/v0001/card.json 1", "os.rename */wiki/v0001/card.json 2", "os.rename */wiki/v0001/card.json 3",
     "call EdgeShard.update 1", "call EdgeShard.update 2", "call EdgeShard.flush 1", "call EdgeShard.flush 2",
-    "call EmbeddedUpdate.find 3",
+    "call _EmbeddedUpdate.find 3",
 ]  # fmt: skip
 
 

@@ -193,7 +193,7 @@ def _planned(
 ) -> _Plan:
     """The plan. What is unknown, unfit, or could not be published later is refused here, before hours of encoding."""
     from xqg_vdb.store.layout import check_name
-    from xqg_vdb.store.server.foreign import chosen_vector, distance_of, previous_target, recognised
+    from xqg_vdb.store.server.foreign import chosen_vector, previous_target, recognised
 
     card = source.card
     if card is not None and card.query_langs:
@@ -202,7 +202,7 @@ def _planned(
             " queries (with --build nothing is encoded twice)."
         )
     vectors = source.dense_vectors()
-    vector = chosen_vector(vectors, wishes.vector, name=source.name)
+    vector, distance = chosen_vector(vectors, wishes.vector, name=source.name)
     name = check_name(wishes.to or f"{source.name}-xqg")
     source.names.refuse_plain(name)
     previous_target(source, name)
@@ -210,11 +210,11 @@ def _planned(
     if not sample:
         raise DataError(f"Collection {source.name!r} holds no points.")
     layout = recognised([point.payload for point in sample], text_key=wishes.text_key, id_key=wishes.id_key)
-    inputs = _hash(source.server.where, source.physical, vector, layout.id_key, facts.fingerprint,
+    inputs = _hash(source.names.server.where, source.physical, vector, layout.id_key, facts.fingerprint,
                    *[sha256_of(file) for file in queries])  # fmt: skip
     folder = cache_folder() / "augment" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', source.physical)}-{inputs}"
     run = _hash(inputs, recipe.to_json())
-    return _Plan(source, name, vector, layout, distance_of(vectors[vector]), folder, run, sample)
+    return _Plan(source, name, vector, layout, distance, folder, run, sample)
 
 
 def _hash(*parts: object) -> str:

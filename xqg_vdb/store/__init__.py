@@ -38,7 +38,7 @@ def open_store(
     if path is None and url is None:
         url, path = os.environ.get("XQG_VDB_URL") or None, os.environ.get("XQG_VDB_PATH") or DEFAULT_PATH
     if url is not None:
-        from xqg_vdb.store.server.client import port_number
+        from xqg_vdb.store.server import port_number
         from xqg_vdb.store.server.store import ServerStore
 
         key, port = api_key or os.environ.get("XQG_VDB_API_KEY") or None, os.environ.get("XQG_VDB_GRPC_PORT")

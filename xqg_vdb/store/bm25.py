@@ -1,7 +1,7 @@
 """BM25 on the sparse side: texts into token weights, by the embedded engine's own model, for either store.
 
-In: texts and a collection's settings. Out: sparse vectors. A document's weight of a token is BM25's part for the term's
-frequency; the engine multiplies by the inverse document frequency of its own points when it searches (`idf` modifier).
+A document's weight of a token is BM25's part for the term's frequency; the engine multiplies by the inverse document
+frequency of its own points when it searches (`idf` modifier).
 
 A server can make such vectors itself (`models.Document(model="qdrant/bm25")`) from 1.15 on, where inference is switched
 on. Local ones are the same numbers on both stores, need nothing of a server, and cost 0.5 ms a passage.
@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import qdrant_edge as edge
@@ -48,11 +49,6 @@ class WordWriter:
         return sparse_vector(weights.indices, weights.values)
 
 
-def _composed(text: str) -> str:
-    """NFC: a letter with its accent after it would be another token than the same letter in one."""
-    return unicodedata.normalize("NFC", text)
-
-
 def split_words(text: str) -> str:
     """The words of a text with a blank between them: lower case, digits of any script as 0 to 9, spellings made one.
 
@@ -61,11 +57,7 @@ def split_words(text: str) -> str:
     CJKBigramFilter): a question then finds them whatever language a dictionary would take its few signs for.
     """
     plain = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text).lower().translate(_LETTERS))
-    return _RUN.sub(lambda run: f" {_pairs(run[0])} ", plain)
-
-
-def _pairs(run: str) -> str:
-    return run if len(run) < 3 else " ".join(run[i : i + 2] for i in range(len(run) - 1))
+    return _RUN.sub(lambda run: f" {' '.join(run[0][i : i + 2] for i in range(max(len(run[0]) - 1, 1)))} ", plain)
 
 
 class _Letters(dict[int, str | None]):
@@ -98,14 +90,11 @@ _RUN = re.compile(
 
 WORDS: Literal[2] = 2
 """How a new collection finds words. 1: the engine's own dictionaries, which drop every number."""
-_PREPARED = {1: _composed, WORDS: split_words}
+_PREPARED: dict[int, Callable[[str], str]] = {1: partial(unicodedata.normalize, "NFC"), WORDS: split_words}
 
 
 def settings_of(sample: Sequence[Passage], hybrid: Hybrid) -> Bm25Settings:
-    """The settings for a corpus that begins with `sample`.
-
-    Raises DataError when a language is asked for that has neither stemmer nor stop words.
-    """
+    """The settings for a corpus that begins with `sample`."""
     if hybrid.lang is not None:
         check_language(hybrid.lang)
     lang = hybrid.lang or _language_of([passage.lang for passage in sample])

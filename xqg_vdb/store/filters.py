@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 from pydantic import ValidationError
@@ -88,15 +88,14 @@ def between(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
     numeric = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds.values())
     try:
         range_type = models.Range if numeric else models.DatetimeRange
-        return _field(path, range=range_type(**{name: _moment(bound) for name, bound in bounds.items()}))
+        plain: dict[str, Any] = {
+            name: bound.isoformat() if type(bound) is date else bound for name, bound in bounds.items()
+        }
+        return _field(path, range=range_type(**plain))
     except ValidationError as error:
         raise DataError(
             f"{path} is compared with numbers or with dates such as 2026-01-31, not {dict(bounds)!r:.80}."
         ) from error
-
-
-def _moment(bound: Any) -> Any:
-    return bound if isinstance(bound, datetime) or not isinstance(bound, date) else bound.isoformat()
 
 
 def _field(path: str, *, match: Any = None, range: Any = None) -> models.FieldCondition:

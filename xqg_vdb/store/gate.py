@@ -1,13 +1,14 @@
 """The gate before every write: a batch passes whole, or nothing of it is written.
 
-In: a PointBatch and the card of the collection. Out: point ids and payloads, ready to send. The engines take NaN, Inf,
-zero vectors and bottomless JSON without a word and then lose or poison points, so all of that stops here.
+The engines take NaN, Inf, zero vectors and bottomless JSON without a word and then lose or poison points, so all of
+that stops here.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +37,6 @@ class Rows:
     sizes: list[int]
 
 
-Sizes = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-
 class _Reason(Exception):
     """Why one passage cannot be stored; becomes a DataError that names the passage."""
 
@@ -58,7 +56,7 @@ def checked(batch: PointBatch, *, card: Card) -> Rows:
     more_bytes = _check_sparse(batch, card)
     payloads, sizes = [], []
     digests = batch.rows or [""] * len(passages)
-    for passage, langs, row, more in zip(passages, batch.query_langs, digests, more_bytes.tolist(), strict=True):
+    for passage, langs, row, more in zip(passages, batch.query_langs, digests, more_bytes, strict=True):
         try:
             payload = _payload(passage, langs, row)
             size = _size(payload) + vector_bytes + more
@@ -66,7 +64,9 @@ def checked(batch: PointBatch, *, card: Card) -> Rows:
             raise DataError(f"Passage {passage.id!r} cannot be stored: {reason}.") from None
         payloads.append(payload)
         sizes.append(size)
-    _check_unique([passage.id for passage in passages])
+    docid, times = next(iter(Counter(passage.id for passage in passages).most_common(1)), ("", 0))
+    if times > 1:
+        raise DataError(f"Passage {docid!r} cannot be stored: its id comes twice in one batch.")
     return Rows([point_id(passage.id) for passage in passages], payloads, sizes)
 
 
@@ -80,29 +80,28 @@ def _check_vectors(batch: PointBatch, card: Card) -> int:
         if not isinstance(matrix, np.ndarray) or matrix.dtype != np.float32 or matrix.shape != shape:
             found = f"{matrix.dtype} {matrix.shape}" if isinstance(matrix, np.ndarray) else type(matrix).__name__
             raise MismatchError(f"The vectors {name!r} must be float32 {shape}, found {found}.")
-        bad = _unusable_rows(matrix)
+        with np.errstate(over="ignore", invalid="ignore"):  # one pass finds NaN, infinities, zeros and overflow
+            squares = np.einsum("ij,ij->i", matrix, matrix)
+        bad = np.flatnonzero(~((squares > 0) & (squares < np.inf)))
         if bad.size:
             docid, reason = batch.passages[bad[0]].id, _what_is_wrong(matrix[bad[0]])
             raise DataError(f"Passage {docid!r} cannot be stored: its vector {name!r} {reason}.")
     return 4 * card.encoder.dim * len(batch.vectors)
 
 
-def _check_sparse(batch: PointBatch, card: Card) -> Sizes:
-    """Bytes of each point's sparse vector, after all of them were looked at.
-
-    The embedded engine panics, and loses the shard, when indices and values differ in number.
-    """
+def _check_sparse(batch: PointBatch, card: Card) -> list[int]:
+    """Bytes of each point's sparse vector; the embedded engine panics when indices and values differ in number."""
     if (batch.sparse is None) != (card.bm25 is None) or len(batch.sparse or batch.passages) != len(batch.passages):
         raise MismatchError("A batch has one sparse vector a passage when the collection has them, and else none.")
-    total = np.zeros(len(batch.passages), dtype=np.int64)
-    for i, one in enumerate(batch.sparse or ()):
-        if not _is_sparse(one):
+    if batch.sparse is None:
+        return [0] * len(batch.passages)
+    for passage, weights in zip(batch.passages, batch.sparse, strict=True):
+        if not _is_sparse(weights):
             raise DataError(
-                f"Passage {batch.passages[i].id!r} cannot be stored: its sparse vector must have strictly rising uint32"
-                " indices and as many finite float32 values."
+                f"Passage {passage.id!r} cannot be stored: its sparse vector must have strictly rising uint32 indices"
+                " and as many finite float32 values."
             )
-        total[i] = one.indices.nbytes + one.values.nbytes
-    return total
+    return [weights.indices.nbytes + weights.values.nbytes for weights in batch.sparse]
 
 
 def _is_sparse(one: SparseVector) -> bool:
@@ -110,13 +109,6 @@ def _is_sparse(one: SparseVector) -> bool:
     if indices.dtype != np.uint32 or values.dtype != np.float32 or indices.ndim != 1 or indices.shape != values.shape:
         return False
     return bool((indices[1:] > indices[:-1]).all() and np.isfinite(values).all())
-
-
-def _unusable_rows(matrix: Vectors) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
-    """Rows whose squared length is not a number in (0, inf): one pass finds NaN, infinities, zeros and overflow."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.einsum("ij,ij->i", matrix, matrix)
-    return np.flatnonzero(~((squares > 0) & (squares < np.inf)))
 
 
 def _what_is_wrong(row: Vectors) -> str:
@@ -128,10 +120,7 @@ def _what_is_wrong(row: Vectors) -> str:
 def _payload(passage: Passage, query_langs: Sequence[str], row: str) -> dict[str, Any]:
     _check_fields(passage, query_langs)
     payload = payload_of(passage, query_langs, row=row)
-    if passage.meta:
-        meta = payload["meta"]
-        for key, value in passage.meta.items():
-            meta[key] = _user_field(key, value)
+    payload["meta"] |= {key: _user_field(key, value) for key, value in passage.meta.items()}
     return payload
 
 
@@ -179,14 +168,10 @@ def _json_value(value: Any, *, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise _Reason(f"nested more than {MAX_DEPTH} levels deep")
     if kind is dict:
-        return {_json_key(key): _json_value(one, depth=depth + 1) for key, one in value.items()}
-    return [_json_value(one, depth=depth + 1) for one in value]
-
-
-def _json_key(key: object) -> str:
-    if type(key) is not str:
-        raise _Reason(f"the key {key!r} is not a string")
-    return key
+        if odd := [key for key in value if type(key) is not str]:
+            raise _Reason(f"the key {odd[0]!r} is not a string")
+        return {key: _json_value(inner, depth=depth + 1) for key, inner in value.items()}
+    return [_json_value(inner, depth=depth + 1) for inner in value]
 
 
 def _size(payload: dict[str, Any]) -> int:
@@ -198,13 +183,3 @@ def _size(payload: dict[str, Any]) -> int:
     if size > MAX_POINT_BYTES:
         raise _Reason(f"it takes {size:,} bytes, more than {MAX_POINT_BYTES:,}; split the passage")
     return size
-
-
-def _check_unique(ids: list[str]) -> None:
-    if len(set(ids)) == len(ids):
-        return
-    seen: set[str] = set()
-    for docid in ids:
-        if docid in seen:
-            raise DataError(f"Passage {docid!r} cannot be stored: its id comes twice in one batch.")
-        seen.add(docid)

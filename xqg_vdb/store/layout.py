@@ -1,7 +1,6 @@
 """How a passage lies in a Qdrant collection: names, point ids, payloads, digests and the order of hits.
 
-In: passages and payloads. Out: the same facts in the other form. This file refuses to know where collections live; the
-layout is the one that the stock LangChain, LlamaIndex and Haystack integrations read.
+The layout is the one that the stock LangChain, LlamaIndex and Haystack integrations read.
 """
 
 from __future__ import annotations
@@ -157,29 +156,21 @@ class Digest:
 def digest(passages: Iterable[tuple[str, str]]) -> str:
     """The digest of (id, text) pairs in any order."""
     total = Digest()
-    for docid, text in passages:
-        total.add(docid, text)
+    for passage in passages:
+        total.add(*passage)
     return total.hexdigest()
+
+
+_BUILD = (
+    "distance", "recipe", "query_means", "passage_calibration", "passage_means", "vectors", "bm25", "rows_digest",
+    "storage",
+)  # fmt: skip
 
 
 def same_build(one: Card, other: Card) -> bool:
     """Whether points written under the two cards may lie in one collection, so that a stopped load can be continued."""
-    return _resume_key(one) == _resume_key(other)
-
-
-def _resume_key(card: Card) -> tuple[object, ...]:
-    return (
-        card.encoder.fingerprint,
-        card.distance,
-        card.recipe,
-        dict(card.query_means),
-        card.passage_calibration,
-        dict(card.passage_means),
-        card.vectors,
-        card.bm25,
-        card.rows_digest,
-        dict(card.storage),
-    )
+    same_encoder = one.encoder.fingerprint == other.encoder.fingerprint
+    return same_encoder and all(getattr(one, name) == getattr(other, name) for name in _BUILD)
 
 
 def check_search(questions: QuestionRows, search: Search) -> QuestionRows:
@@ -276,13 +267,8 @@ Quantization = Literal["scalar", "binary", "product", "turbo"]
 
 OVERSAMPLING = 3.0
 """Candidates that a search of quantised vectors compares again with the full ones, in multiples of k."""
-MOST_CONNECTIONS = 64
 
-_SERVER_ONLY = {
-    "shards": "--shards",
-    "replication_factor": "--replication-factor",
-    "write_consistency": "--write-consistency",
-}
+_SERVER_ONLY = ("shards", "replication_factor", "write_consistency")
 _FILLING = frozenset({"keep", "bulk", "parallel"})
 """Options that change how a version is filled, not what it is."""
 
@@ -310,14 +296,12 @@ class CollectionOptions:
     bulk: bool = option(True, "Index after the last point (server).")
 
     def __post_init__(self) -> None:
-        for name in ("shards", "replication_factor", "write_consistency", "hnsw_m", "keep", "parallel"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        if self.hnsw_ef_construct is not None and self.hnsw_ef_construct < 4:
-            raise ValueError(f"hnsw_ef_construct must be 4 or more, got {self.hnsw_ef_construct}")
-        if self.parallel > MOST_CONNECTIONS:
-            raise ValueError(f"parallel must be {MOST_CONNECTIONS} or less, got {self.parallel}")
+        for entry in fields(self):
+            value, least, most = getattr(self, entry.name), entry.metadata["least"], entry.metadata["most"]
+            if value is not None and least is not None and value < least:
+                raise ValueError(f"{entry.name} must be {least} or more, got {value}")
+            if most is not None and value > most:
+                raise ValueError(f"{entry.name} must be {most} or less, got {value}")
         if self.quantization is not None and self.quantization not in get_args(Quantization):
             raise ValueError(f"quantization must be one of {get_args(Quantization)}, got {self.quantization!r}")
 
@@ -333,7 +317,7 @@ class CollectionOptions:
 
     def refuse_server_only(self) -> None:
         """Raise DataError naming an option that the embedded engine does not have."""
-        given = [flag for name, flag in _SERVER_ONLY.items() if getattr(self, name) is not None]
+        given = ["--" + name.replace("_", "-") for name in _SERVER_ONLY if getattr(self, name) is not None]
         if given:
             raise DataError(
                 f"{', '.join(given)}: an embedded collection is one shard in one folder; leave it out, or load into a"

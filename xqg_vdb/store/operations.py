@@ -6,11 +6,13 @@ Both stores have an `admin` that does these things; here is what they have in co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import CorruptError, DataError, MismatchError
+from xqg_vdb.store.layout import CollectionOptions, same_build
 from xqg_vdb.types import Card, VectorStore
 
 
@@ -56,20 +58,28 @@ class Snapshot:
 
 
 class Admin(Protocol):
-    """The operators' side of a store. DataError for unknown names, LockedError for what is in use."""
+    """The operators' side of a store.
+
+    All raise DataError for unknown names, and ServerError or DiskError; what changes something, LockedError while a
+    load is at work. Whatever they do, a kill at any moment leaves a collection that can be searched.
+    """
 
     def versions(self, name: str) -> list[VersionState]:
         """All versions of a collection, oldest first."""
         ...
 
     def rollback(self, name: str, *, version: str | None = None) -> str:
-        """Publish a finished version again, the one before the published by default; returns its name."""
+        """Publish a finished version again, the one before the published by default; returns its name.
+
+        Raises CorruptError when points are missing.
+        """
         ...
 
     def gc(self, name: str, *, keep: int, unfinished: bool = False) -> list[str]:
         """Delete finished versions except the published and the latest `keep` - 1 others; returns their names.
 
         unfinished: delete what stopped loads left as well; they could otherwise be continued.
+        Raises DataError when finished versions are there and none is published.
         """
         ...
 
@@ -78,11 +88,14 @@ class Admin(Protocol):
         ...
 
     def create_snapshot(self, name: str) -> Snapshot:
-        """A copy of the published version as one file, kept by the store."""
+        """A copy of the published version as one file, kept by the store.
+
+        Raises MismatchError where a server's node holds only some of the shards: the file would be a part.
+        """
         ...
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        """The snapshots of the published version that the store keeps, oldest first."""
+        """The snapshots that the store keeps of the collection, oldest first."""
         ...
 
     def download_snapshot(self, name: str, snapshot: str, to: Path) -> None:
@@ -90,24 +103,39 @@ class Admin(Protocol):
         ...
 
     def restore_snapshot(self, name: str, file: Path) -> str:
-        """Make a snapshot file the published version of `name`; returns the version's name."""
+        """Make a snapshot file the published version of `name`; the one before stays for a rollback. Returns its name.
+
+        Raises DataError for a snapshot of something else, CorruptError for a damaged one; then nothing has changed.
+        """
         ...
 
 
 class Store(VectorStore, Protocol):
-    """A store with its operators' side."""
+    """A store with its operators' side, and what both stores do alike. options: of the collections that it makes."""
+
+    options: CollectionOptions
 
     @property
     def admin(self) -> Admin:
         """Versions, states and snapshots."""
         ...
 
+    @property
+    def storage(self) -> Mapping[str, Any]:
+        """What the cards of its new collections say of their options."""
+        return self.options.layout()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
 
 def rollback_target(name: str, states: Sequence[VersionState], wanted: str | None) -> str:
     """Which finished version to publish again, by default the newest below the published one.
 
     The published one may be asked for: a rollback that was killed at its end can be run again.
-    Raises DataError that says which there are.
     """
     published = next((state.name for state in states if state.published), None)
     others = [state.name for state in states if state.finished and not state.published]
@@ -136,11 +164,41 @@ def check_published(name: str, states: Sequence[VersionState]) -> None:
         raise unpublished(name, finished)
 
 
+def absent(name: str, *, at: str, begun: bool, finished: Sequence[str]) -> DataError | None:
+    """The error for a collection that has versions, of which none is published; None when it has none."""
+    if finished:
+        return unpublished(name, finished)
+    if not begun:
+        return None
+    return DataError(f"Collection {name!r} {at} is not finished: run the load again, it continues where it stopped.")
+
+
 def unpublished(name: str, finished: Sequence[str]) -> DataError:
     """The error for a collection whose pointer, or alias, is lost."""
     return DataError(
         f"Collection {name!r} has the finished versions {', '.join(finished)}, and none is published: publish one with"
         f" `xqg-vdb rollback {name} --to {finished[-1]}`."
+    )
+
+
+def no_snapshot(name: str, snapshot: str) -> DataError:
+    """The error for an unknown snapshot."""
+    return DataError(f"Collection {name!r} has no snapshot {snapshot!r}; see `xqg-vdb snapshot list {name}`.")
+
+
+def to_publish(card: Card, loaded: Card, *, version: str) -> Card:
+    """The final card of a version that was filled under `loaded`. Raises MismatchError for one of another build."""
+    card = replace(card, storage=loaded.storage)
+    if not same_build(card, loaded):
+        raise MismatchError("The card to publish describes another build than the one that was loaded.")
+    return replace(card, version=version, created=card.created or datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def wrong_count(where: str, found: int, card: Card) -> CorruptError:
+    """The error for a version that was filled with other points than its card says."""
+    return CorruptError(
+        f"{where} holds {found:,} points, {card.count:,} were expected: the input changed since a stopped load, or has"
+        " an id twice. Run the same command again: it starts over."
     )
 
 

@@ -1,18 +1,19 @@
 """Everything that this package says to the embedded engine, and the one place where its errors become ours.
 
-In: shard folders, cards, rows, vectors. Out: shards and (score, payload) pairs. Every engine error is a bare
-`Exception` whose text alone tells, so the texts are matched here and nowhere else.
+Every engine error is a bare `Exception` whose text alone tells, so the texts are matched here and nowhere else.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,39 +22,43 @@ import qdrant_edge as edge
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError
 from xqg_vdb.files import MIB, disk_errors, require_space
+from xqg_vdb.progress import windows
 from xqg_vdb.store.gate import Rows
 from xqg_vdb.store.layout import LANG_KEY, OVERSAMPLING, TEXT_SPARSE, CollectionOptions, Found, Quantization, point_id
-from xqg_vdb.types import Card, PointBatch, QuestionRows, Search, SparseVector, Vectors
+from xqg_vdb.types import Card, PointBatch, QuestionRows, Search, SparseVector
 
 Shard = edge.EdgeShard
-Operation = edge.UpdateOperation
-QuantizationConfig = (
-    edge.ScalarQuantizationConfig
-    | edge.ProductQuantizationConfig
-    | edge.BinaryQuantizationConfig
-    | edge.TurboQuantQuantizationConfig
-)
-
 _DISTANCES = {"cosine": edge.Distance.Cosine, "dot": edge.Distance.Dot}
 _TO_OPEN = 64 * MIB  # a log of 32 MiB is allocated even to read; without room for it the engine dies of SIGBUS
 _QUERY_BATCH = 64
 _SCROLL_PAGE = 512
 _MOST_LANGUAGES = 10_000
 _M, _EF_CONSTRUCT, _FULL_SCAN_KB = 16, 100, 10_000  # the engine's own defaults
-_QUANTIZATIONS: dict[Quantization, Callable[[], QuantizationConfig]] = {
-    "scalar": lambda: edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=0.99, memory=edge.Memory.Pinned),
-    "product": lambda: edge.ProductQuantizationConfig(edge.CompressionRatio.X16, memory=edge.Memory.Pinned),
-    "binary": lambda: edge.BinaryQuantizationConfig(memory=edge.Memory.Pinned),
-    "turbo": lambda: edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits4, memory=edge.Memory.Pinned),
+_QUANTIZATIONS: dict[Quantization | None, Any] = {
+    None: None,
+    "scalar": edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=0.99, memory=edge.Memory.Pinned),
+    "product": edge.ProductQuantizationConfig(edge.CompressionRatio.X16, memory=edge.Memory.Pinned),
+    "binary": edge.BinaryQuantizationConfig(memory=edge.Memory.Pinned),
+    "turbo": edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits4, memory=edge.Memory.Pinned),
 }
 
 
 def create(path: Path, card: Card, options: CollectionOptions) -> Shard:
     """A new shard in an empty folder, its language index made before the first point. WAL on: it is the lock, too."""
-    weighed = edge.Modifier.Idf if card.bm25 is not None else None
+    graph = None
+    if options.hnsw_m or options.hnsw_ef_construct:
+        graph = edge.HnswIndexConfig(options.hnsw_m or _M, options.hnsw_ef_construct or _EF_CONSTRUCT, _FULL_SCAN_KB)
+    vectors = edge.EdgeVectorParams(
+        size=card.encoder.dim,
+        distance=_DISTANCES[card.distance],
+        hnsw_config=graph,
+        quantization_config=_QUANTIZATIONS[options.quantization],
+        memory=_memory(options.on_disk_vectors),
+    )
+    sparse = edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if card.bm25 is not None else None)
     config = edge.EdgeConfig(
-        vectors={name: _vector_params(card, options) for name in card.vectors},
-        sparse_vectors={TEXT_SPARSE: edge.EdgeSparseVectorParams(modifier=weighed)},
+        vectors=dict.fromkeys(card.vectors, vectors),
+        sparse_vectors={TEXT_SPARSE: sparse},
         payload_memory=_memory(options.on_disk_payload),
         wal_enabled=True,
     )
@@ -94,9 +99,11 @@ def upsert_operation(rows: Rows, batch: PointBatch) -> edge.UpdateOperation:
     A vector goes in as a memoryview of its row: the engine reads its items one by one, and those of a memoryview are
     plain floats, twice as fast as `tolist` and thrice as fast as an array's boxed scalars (17, 37 and 47 µs at 384).
     """
-    columns: dict[str, list[Any]] = {name: _rows(matrix) for name, matrix in batch.vectors.items()}
+    columns: dict[str, list[Any]] = {
+        name: [memoryview(row) for row in np.ascontiguousarray(matrix)] for name, matrix in batch.vectors.items()
+    }
     if batch.sparse is not None:
-        columns[TEXT_SPARSE] = [_sparse(own) for own in batch.sparse]
+        columns[TEXT_SPARSE] = [_asked(weights) for weights in batch.sparse]
     points = [
         edge.Point(docid, cast(Any, dict(zip(columns, row, strict=True))), payload)
         for docid, payload, row in zip(rows.ids, rows.payloads, zip(*columns.values(), strict=True), strict=True)
@@ -126,13 +133,7 @@ def languages(shard: Shard) -> dict[str, int]:
     return dict(sorted((str(hit.value), hit.count) for hit in hits))
 
 
-def query(
-    shard: Shard,
-    questions: QuestionRows,
-    *,
-    limit: int,
-    search: Search,
-) -> list[list[Found]]:
+def query(shard: Shard, questions: QuestionRows, *, limit: int, search: Search) -> list[list[Found]]:
     """Per question the `limit` nearest, best first; equal scores in no order."""
     compared_again = edge.QuantizationSearchParams(ignore=search.exact, rescore=True, oversampling=OVERSAMPLING)
     params = edge.SearchParams(hnsw_ef=search.ef, exact=search.exact, quantization=compared_again)
@@ -142,21 +143,14 @@ def query(
 
         asked = _filter(as_filter(search.where))
         wanted = asked if wanted is None else edge.Filter(must=[wanted, asked])
-    requests = [
-        edge.QueryRequest(
-            limit=limit,
-            query=edge.Query.Nearest(_asked(row), using=search.using),
-            params=params,
-            filter=wanted,
-            with_payload=True,
-        )
-        for row in questions
-    ]
+    ask = partial(edge.QueryRequest, limit=limit, params=params, filter=wanted, with_payload=True)
+    requests = [ask(query=edge.Query.Nearest(_asked(row), using=search.using)) for row in questions]
     if len(requests) == 1:
-        return [_found(shard.query(requests[0]))]
-    starts = range(0, len(requests), _QUERY_BATCH)
-    batches = (shard.query_batch(edge.QueryBatchRequest(requests[at : at + _QUERY_BATCH])) for at in starts)
-    return [_found(points) for batch in batches for points in batch]
+        answers = [shard.query(requests[0])]
+    else:
+        batches = windows(requests, _QUERY_BATCH)
+        answers = [points for batch in batches for points in shard.query_batch(edge.QueryBatchRequest(batch))]
+    return [[(point.score, point.payload or {}) for point in points] for points in answers]
 
 
 def scroll(shard: Shard, *, with_vectors: bool) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -171,40 +165,14 @@ def scroll(shard: Shard, *, with_vectors: bool) -> Iterator[tuple[Mapping[str, A
             return
 
 
-def _vector_params(card: Card, options: CollectionOptions) -> edge.EdgeVectorParams:
-    return edge.EdgeVectorParams(
-        size=card.encoder.dim,
-        distance=_DISTANCES[card.distance],
-        hnsw_config=_graph(options),
-        quantization_config=None if options.quantization is None else _QUANTIZATIONS[options.quantization](),
-        memory=_memory(options.on_disk_vectors),
-    )
-
-
-def _asked(one: Any) -> Any:
-    return _sparse(one) if isinstance(one, SparseVector) else memoryview(one)
-
-
-def _rows(matrix: Vectors) -> list[memoryview]:
-    return [memoryview(row) for row in np.ascontiguousarray(matrix)]
-
-
-def _sparse(one: SparseVector) -> edge.SparseVector:
-    return edge.SparseVector(one.indices.tolist(), one.values.tolist())
-
-
-def _graph(options: CollectionOptions) -> edge.HnswIndexConfig | None:
-    if options.hnsw_m is None and options.hnsw_ef_construct is None:
-        return None
-    return edge.HnswIndexConfig(options.hnsw_m or _M, options.hnsw_ef_construct or _EF_CONSTRUCT, _FULL_SCAN_KB)
+def _asked(vector: Any) -> Any:
+    if isinstance(vector, SparseVector):
+        return edge.SparseVector(vector.indices.tolist(), vector.values.tolist())
+    return memoryview(vector)
 
 
 def _memory(on_disk: bool | None) -> edge.Memory | None:
     return None if on_disk is None else edge.Memory.Cold if on_disk else edge.Memory.Cached
-
-
-def _found(points: Sequence[edge.ScoredPoint]) -> list[Found]:
-    return [(point.score, point.payload or {}) for point in points]
 
 
 def _language_filter(langs: Sequence[str] | None) -> edge.Filter | None:
@@ -217,33 +185,32 @@ def _filter(wanted: Any) -> edge.Filter:
     """Qdrant's `models.Filter`, whose classes the engine has under the same names."""
     parts = {name: _conditions(getattr(wanted, name)) for name in ("must", "should", "must_not")}
     least = wanted.min_should
-    return edge.Filter(
-        **parts, min_should=least and edge.MinShould(_conditions(least.conditions) or [], least.min_count)
-    )
+    more = least and edge.MinShould(_conditions(least.conditions) or [], least.min_count)
+    return edge.Filter(**parts, min_should=more)
 
 
 def _conditions(wanted: Any) -> list[Any] | None:
     if wanted is None:
         return None
-    return [_condition(one) for one in (wanted if isinstance(wanted, list) else [wanted])]
+    return list(map(_condition, wanted if isinstance(wanted, list) else [wanted]))
 
 
-def _condition(one: Any) -> Any:
-    kind = type(one).__name__
+def _condition(wanted: Any) -> Any:
+    kind = type(wanted).__name__
     if kind == "Filter":
-        return _filter(one)
+        return _filter(wanted)
     if kind == "NestedCondition":
-        return edge.NestedCondition(one.nested.key, _filter(one.nested.filter))
+        return edge.NestedCondition(wanted.nested.key, _filter(wanted.nested.filter))
     if kind == "HasIdCondition":
-        return edge.HasIdCondition(set(one.has_id))
+        return edge.HasIdCondition(set(wanted.has_id))
     if kind in ("IsEmptyCondition", "IsNullCondition"):
-        return getattr(edge, kind)(next(iter(one.model_dump().values()))["key"])
-    if kind != "FieldCondition" or one.geo_bounding_box or one.geo_radius or one.geo_polygon:
-        raise DataError(f"An embedded collection cannot filter by {kind}({one!r:.80}); use a Qdrant server (--url).")
-    count = one.values_count and edge.ValuesCount(**one.values_count.model_dump())
+        return getattr(edge, kind)(next(iter(wanted.model_dump().values()))["key"])
+    if kind != "FieldCondition" or wanted.geo_bounding_box or wanted.geo_radius or wanted.geo_polygon:
+        raise DataError(f"An embedded collection cannot filter by {kind}({wanted!r:.80}); use a Qdrant server (--url).")
+    count = wanted.values_count and edge.ValuesCount(**wanted.values_count.model_dump())
     return edge.FieldCondition(
-        one.key, match=one.match and _same(one.match), range=one.range and _range(one.range), values_count=count,
-        is_empty=one.is_empty, is_null=one.is_null,
+        wanted.key, match=wanted.match and _same(wanted.match), range=wanted.range and _range(wanted.range),
+        values_count=count, is_empty=wanted.is_empty, is_null=wanted.is_null,
     )  # fmt: skip
 
 
@@ -282,25 +249,26 @@ def errors(path: Path) -> Iterator[None]:
         raise _damaged(str(error).partition("\n")[0], path) from error
 
 
+_COMPLAINTS: tuple[tuple[str, type[XqgError], str], ...] = (
+    ("WouldBlock", LockedError,
+     "{path} is open in another process or handle; close that one, or use a Qdrant server (--url)."),
+    ("No space left", DiskError, "The disk of {path} is full; free some space and run the same command again."),
+    ("ermission denied|Read-only file system", DiskError,
+     "{path} may not be written, and the embedded engine writes even to read; change its permissions."),
+    ("Vector dimension error|Not existing vector name", MismatchError,
+     "The vectors do not fit the collection in {path}: {text}."),
+    ("Validation failed|is incompatible with existing segments", MismatchError,
+     "{path} was made with other settings: {text}."),
+    ("os error 12|memory allocation", XqgError,
+     "There is not enough memory for {path} ({text}); close other programs, then try again."),
+    ("os error 24", XqgError, "Too many files are open for {path}; raise the limit (ulimit -n), then try again."),
+)  # fmt: skip
+
+
 def _translated(text: str, path: Path) -> XqgError:
-    if "WouldBlock" in text:
-        return LockedError(
-            f"{path} is open in another process or handle; close that one, or use a Qdrant server (--url)."
-        )
-    if "No space left" in text:
-        return DiskError(f"The disk of {path} is full; free some space and run the same command again.")
-    if "ermission denied" in text or "Read-only file system" in text:
-        return DiskError(
-            f"{path} may not be written, and the embedded engine writes even to read; change its permissions."
-        )
-    if "Vector dimension error" in text or "Not existing vector name" in text:
-        return MismatchError(f"The vectors do not fit the collection in {path}: {text}.")
-    if "Validation failed" in text or "is incompatible with existing segments" in text:
-        return MismatchError(f"{path} was made with other settings: {text}.")
-    if "os error 12" in text or "memory allocation" in text:
-        return XqgError(f"There is not enough memory for {path} ({text}); close other programs, then try again.")
-    if "os error 24" in text:
-        return XqgError(f"Too many files are open for {path}; raise the limit (ulimit -n), then try again.")
+    for words, kind, message in _COMPLAINTS:
+        if re.search(words, text):
+            return kind(message.format(path=path, text=text))
     return _damaged(text, path)
 
 
@@ -314,17 +282,24 @@ def _damaged(text: str, path: Path) -> CorruptError:
 
 # Build the index of a closed shard in a process of its own.
 
-_CHILD = Path(__file__).with_name("optimize.py")
+_CHILD = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":  # end with the parent; a Python thread could not: `optimize` holds the GIL
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[2]):  # it ended before we asked
+    sys.exit("the loading process has ended")
+import qdrant_edge
+opened = qdrant_edge.EdgeShard.load(sys.argv[1])
+opened.optimize()
+opened.close()
+"""
 
 
 def build_index(shard: Path) -> None:
-    """Merge and index the segments of a closed shard; a stopped build loses nothing and can be repeated.
-
-    Raises DiskError, LockedError, CorruptError or XqgError, saying how the child ended.
-    """
+    """Merge and index the segments of a closed shard; a stopped build loses nothing and can be repeated."""
     paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(  # noqa: S603 - our own file
-        [sys.executable, "-P", str(_CHILD), str(shard), str(os.getpid())],
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-P", "-c", _CHILD, str(shard), str(os.getpid())],
         env={**os.environ, "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

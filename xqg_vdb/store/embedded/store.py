@@ -1,7 +1,6 @@
 """The store in a folder: Qdrant's own engine in this process (qdrant-edge), no server.
 
-In: a folder. Out: a VectorStore. Any number of threads share one store; a collection can be open in one process at a
-time, because the engine locks it. Loading is in `embedded_writer`; this file refuses to know how points get in.
+Any number of threads share one store; a collection can be open in one process at a time: the engine locks it.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
 from xqg_vdb.files import FileLock, bytes_on_disk, disk_errors, empty_bin, remove_folder, require_space
 from xqg_vdb.store import layout
 from xqg_vdb.store.embedded import engine
-from xqg_vdb.store.embedded.operations import EmbeddedAdmin
-from xqg_vdb.store.embedded.versions import Folder, Stamp, Version, stamp_of, version_states
+from xqg_vdb.store.embedded.operations import embedded_admin
+from xqg_vdb.store.embedded.versions import Folder, Version, stamp_of, version_states
 from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
 from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.store.operations import unpublished
+from xqg_vdb.store.operations import Admin, Store, absent
 from xqg_vdb.types import Card, CollectionWriter, Hit, PointBatch, QuestionRows, Search, StoredPoint
 
 _log = logging.getLogger(__name__)
@@ -35,12 +34,12 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Reader:
+class _Reader:
     """The open shard of a published version, and how many calls are using it right now."""
 
     version: Version
     pointer: str
-    stamp: Stamp
+    stamp: tuple[int, int]
     card: Card
     shard: engine.Shard
     lock: FileLock | None
@@ -57,12 +56,9 @@ class Reader:
             self.copy.cleanup()
 
 
-def open_reader(folder: Folder) -> Reader | None:
-    """Lock, load and check the published version; tries again when it is replaced meanwhile. None: nothing is.
-
-    Raises LockedError when another process has it open, CorruptError, DiskError.
-    """
-    busy = f"Collection {folder.path.name!r} in {folder.path.parent} is in use by"
+def open_reader(folder: Folder) -> _Reader | None:
+    """Lock, load and check the published version; tries again when it is replaced meanwhile. None: nothing is."""
+    busy = f"Collection {folder.name!r} in {folder.path.parent} is in use by"
     with disk_errors(folder.path):
         while True:
             stamp, version = folder.stamp(), folder.current()
@@ -81,13 +77,13 @@ def open_reader(folder: Folder) -> Reader | None:
                 raise LockedError(f"{error}; close that one, or use a Qdrant server (--url) for several.") from None
     try:
         card = version.card()
-        return Reader(version, str(folder.pointer), stamp, card, engine.load_checked(version.shard, card), lock)
+        return _Reader(version, str(folder.pointer), stamp, card, engine.load_checked(version.shard, card), lock)
     except BaseException:
         lock.release()
         raise
 
 
-def _read_only(folder: Folder, version: Version, stamp: Stamp) -> Reader:
+def _read_only(folder: Folder, version: Version, stamp: tuple[int, int]) -> _Reader:
     """A reader of a copy: the engine writes even to read, and nobody can write where the version lies."""
     card, copy = version.card(), tempfile.TemporaryDirectory(prefix="xqg-vdb-")
     try:
@@ -97,44 +93,39 @@ def _read_only(folder: Folder, version: Version, stamp: Stamp) -> Reader:
             shutil.copytree(version.shard, place / "shard")
         _log.warning("%s may not be written: a copy in %s is searched.", version.path, place)
         shard = engine.load_checked(place / "shard", card)
-        return Reader(version, str(folder.pointer), stamp, card, shard, None, copy)
+        return _Reader(version, str(folder.pointer), stamp, card, shard, None, copy)
     except BaseException:
         copy.cleanup()
         raise
 
 
-class EmbeddedUpdate:
+class _EmbeddedUpdate:
     """The open shard of a published version while its points are changed; see `types.CollectionUpdate`."""
 
-    def __init__(self, reader: Reader, *, free_space_floor: int) -> None:
+    def __init__(self, reader: _Reader, *, free_space_floor: int) -> None:
         self._reader = reader
         self._floor = free_space_floor
         self._unsaved = False
 
     @property
     def card(self) -> Card:
-        """Its card as `record` left it."""
         return self._reader.card
 
     def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
-        """Those of the passages that are there, without their vectors."""
         with engine.errors(self._reader.version.shard):
             found = [layout.stored_point(payload, {}) for payload in engine.payloads(self._reader.shard, ids)]
         return {point.id: point for point in found}
 
     def upsert(self, batch: PointBatch) -> None:
-        """Check, then write."""
         rows = checked(batch, card=self.card)
         with disk_errors(self._reader.version.path):
             require_space(self._reader.version.path, needed=max(self._floor, 2 * sum(rows.sizes)))
         self._apply(engine.upsert_operation(rows, batch))
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove these passages."""
         self._apply(engine.delete_operation(ids))
 
     def record(self, card: Card) -> None:
-        """Flush, then replace the card."""
         if self._unsaved:
             with engine.errors(self._reader.version.shard):
                 self._reader.shard.flush()
@@ -143,13 +134,13 @@ class EmbeddedUpdate:
             self._reader.version.write_card(card)
         self._reader.card = card
 
-    def _apply(self, operation: engine.Operation) -> None:
+    def _apply(self, operation: Any) -> None:
         self._unsaved = True
         with engine.errors(self._reader.version.shard):
             self._reader.shard.update(operation)
 
 
-class EmbeddedStore:
+class EmbeddedStore(Store):
     """Collections in a folder; see `types.VectorStore`. Opens one when it is first read, and again after a load.
 
     options: of the collections that it makes.
@@ -164,9 +155,9 @@ class EmbeddedStore:
         free_space_floor: int = FREE_SPACE_FLOOR,
     ) -> None:
         self.path = Path(path)
-        self._options = options or CollectionOptions()
+        self.options = options or CollectionOptions()
         self._floor = free_space_floor
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, _Reader] = {}
         self._mutex = threading.Lock()
         self._updating = threading.Lock()
         self._pid = os.getpid()
@@ -174,21 +165,10 @@ class EmbeddedStore:
     def __repr__(self) -> str:
         return f"EmbeddedStore({str(self.path)!r})"
 
-    def __enter__(self) -> EmbeddedStore:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     @property
-    def admin(self) -> EmbeddedAdmin:
+    def admin(self) -> Admin:
         """Versions, states and snapshots."""
-        return EmbeddedAdmin(self)
-
-    @property
-    def storage(self) -> Mapping[str, Any]:
-        """What the cards of its new collections say of their options."""
-        return self._options.layout()
+        return embedded_admin(self)
 
     def names(self) -> list[str]:
         """The published collections, sorted."""
@@ -197,7 +177,7 @@ class EmbeddedStore:
                 folders = [Folder(path) for path in self.path.iterdir() if not path.name.startswith(".")]
             except FileNotFoundError:
                 return []
-            return sorted(folder.path.name for folder in folders if folder.stamp() is not None)
+            return sorted(folder.name for folder in folders if folder.stamp() is not None)
 
     def version(self, name: str) -> str:
         """Which version searches see now: they may lag behind the pointer while its publisher still holds it."""
@@ -219,22 +199,21 @@ class EmbeddedStore:
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
         """A new version, or the unfinished one of an equal card. Raises LockedError when another loader is at work."""
         self.check_process()
-        return open_writer(self.folder(name), card=card, options=self._options, free_space_floor=self._floor)
+        return open_writer(self.folder(name), card=card, options=self.options, free_space_floor=self._floor)
 
     @contextmanager
-    def update(self, name: str) -> Iterator[EmbeddedUpdate]:
+    def update(self, name: str) -> Iterator[_EmbeddedUpdate]:
         """The published version, to be changed in place; threads take turns. Raises LockedError while one is loaded."""
         folder = self.folder(name)
-        busy = f"Collection {name!r} in {self.path} is being loaded or changed by"
-        with self._updating, self.reading(name) as reader:
-            with disk_errors(folder.path):
-                lock = FileLock.take(folder.load_lock, busy=busy)
-            with lock:
-                if reader.lock is None:
-                    raise DiskError(f"{folder.path} may not be written, so that nothing can be added or deleted.")
-                if folder.current() != reader.version:
-                    raise LockedError(f"{busy} a load that is just ending; make the same call again.")
-                yield EmbeddedUpdate(reader, free_space_floor=self._floor)
+        busy = "is being loaded or changed by"
+        with self._updating, self.reading(name) as reader, folder.loading(busy=busy):
+            if reader.lock is None:
+                raise DiskError(f"{folder.path} may not be written, so that nothing can be added or deleted.")
+            if folder.current() != reader.version:
+                raise LockedError(
+                    f"Collection {name!r} in {self.path} {busy} a load that is just ending; make the same call again."
+                )
+            yield _EmbeddedUpdate(reader, free_space_floor=self._floor)
 
     def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id; graph search keeps 100 candidates unless `ef` says otherwise."""
@@ -266,16 +245,13 @@ class EmbeddedStore:
         if not folder.path.is_dir():
             raise self.missing(folder)
         self.let_go(name)
-        busy = f"Collection {name!r} in {self.path} cannot be deleted: it is in use by"
-        with disk_errors(folder.path):
-            locks = [FileLock.take(folder.load_lock, busy=busy)]
-            try:
-                locks += [FileLock.take(version.lock, busy=busy) for version in folder.versions()]
-                remove_folder(folder.path)
-                empty_bin(self.path)
-            finally:
-                for lock in locks:
-                    lock.release()
+        busy = "cannot be deleted: it is in use by"
+        with disk_errors(folder.path), ExitStack() as locks:
+            locks.enter_context(folder.loading(busy=busy))
+            for version in folder.versions():
+                locks.enter_context(FileLock.take(version.lock, busy=f"Collection {name!r} in {self.path} {busy}"))
+            remove_folder(folder.path)
+            empty_bin(self.path)
 
     def close(self) -> None:
         """Release handles and locks; calls that are running finish first. The store may be used again."""
@@ -288,14 +264,10 @@ class EmbeddedStore:
 
     def missing(self, folder: Folder) -> DataError:
         """The error for a collection that is not published: unfinished, or unknown."""
-        if finished := [state.name for state in version_states(folder) if state.finished]:
-            return unpublished(folder.path.name, finished)
-        if folder.versions():
-            return DataError(
-                f"Collection {folder.path.name!r} in {self.path} is not finished: run the load again, it continues"
-                " where it stopped."
-            )
-        return layout.missing_collection(folder.path.name, self.names(), where=str(self.path))
+        states = version_states(folder)
+        finished = [state.name for state in states if state.finished]
+        unfinished = absent(folder.name, at=f"in {self.path}", begun=bool(states), finished=finished)
+        return unfinished or layout.missing_collection(folder.name, self.names(), where=str(self.path))
 
     def check_process(self) -> None:
         """Raise LockedError in a forked child."""
@@ -307,7 +279,7 @@ class EmbeddedStore:
             )
 
     @contextmanager
-    def reading(self, name: str) -> Iterator[Reader]:
+    def reading(self, name: str) -> Iterator[_Reader]:
         """The reader of the published version; it stays open until the block ends, whatever is published meanwhile."""
         self.check_process()
         base, wanted = layout.split_version(name)
@@ -323,7 +295,7 @@ class EmbeddedStore:
                 reader.users -= 1
                 self._close_unused(reader)
 
-    def _fresh(self, name: str) -> Reader:
+    def _fresh(self, name: str) -> _Reader:
         reader = self._readers.get(name)
         if reader is not None and reader.stamp == (stamp := stamp_of(reader.pointer)):
             return reader
@@ -356,6 +328,6 @@ class EmbeddedStore:
                 self._close_unused(reader)
 
     @staticmethod
-    def _close_unused(reader: Reader) -> None:
+    def _close_unused(reader: _Reader) -> None:
         if reader.retired and reader.users == 0:
             reader.close()

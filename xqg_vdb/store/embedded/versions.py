@@ -8,7 +8,7 @@
     <store>/<name>/v0001/LOCK         held by the one process that reads this version
 
 Versions that the pointer keeps are finished ones that can be rolled back to. Of all others, one above the published
-version is unfinished, one below it is finished with. This file refuses to know the engine.
+version is unfinished, one below it is finished with.
 """
 
 from __future__ import annotations
@@ -19,54 +19,41 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xqg_vdb.errors import CorruptError, LockedError
-from xqg_vdb.files import FileLock, empty_bin, remove_folder, write_json
+from xqg_vdb.files import FileLock, disk_errors, empty_bin, remove_folder, write_json
 from xqg_vdb.store.operations import VersionState
 from xqg_vdb.types import Card
 
 _VERSION = re.compile(r"v(\d{4,})")
-
 _SUM = "sha256"
 
-Stamp = tuple[int, int]
-"""Modification time and inode of a pointer file."""
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Version:
-    """One version folder."""
+    """One version folder. shard: the engine's folder. lock: of its reader."""
 
     path: Path
+    name: str = field(init=False)
+    shard: Path = field(init=False)
+    lock: Path = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """Such as v0001."""
-        return self.path.name
+    def __post_init__(self) -> None:
+        self.name, self.shard, self.lock = self.path.name, self.path / "shard", self.path / "LOCK"
 
     @property
     def number(self) -> int:
-        """Such as 1."""
-        return int(self.path.name[1:])
-
-    @property
-    def shard(self) -> Path:
-        """The engine's folder."""
-        return self.path / "shard"
-
-    @property
-    def lock(self) -> Path:
-        """The lock of its reader."""
-        return self.path / "LOCK"
+        """4 of v0004."""
+        return int(self.name[1:])
 
     def card(self) -> Card:
         """Its card. Raises CorruptError when it is missing or not one."""
         path = self.path / "card.json"
         try:
-            record = _read(path)
+            record = json.loads(path.read_bytes())
             card, noted = Card.from_json(record), record.get(_SUM, "")
         except (FileNotFoundError, ValueError, RecursionError) as error:
             raise CorruptError(f"{path} is not a card ({error!r:.200}); load the collection again.") from error
@@ -85,7 +72,7 @@ class Version:
         if not path.exists():
             return 0, 0
         try:
-            record = _read(path)
+            record = json.loads(path.read_bytes())
             return int(record["rows"]), int(record["points"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptError(f"{path} is damaged ({error!r}).") from error
@@ -95,23 +82,23 @@ class Version:
         write_json(self.path / "cursor.json", {"rows": rows, "points": points})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Folder:
-    """The folder of one collection; need not exist."""
+    """The folder of one collection; need not exist. pointer: the file that names the published version."""
 
     path: Path
+    name: str = field(init=False)
+    pointer: Path = field(init=False)
 
-    @property
-    def pointer(self) -> Path:
-        """The file that names the published version."""
-        return self.path / "CURRENT"
+    def __post_init__(self) -> None:
+        self.name, self.pointer = self.path.name, self.path / "CURRENT"
 
-    @property
-    def load_lock(self) -> Path:
-        """The lock of the loader."""
-        return self.path / "load.lock"
+    def loading(self, *, busy: str = "is being loaded by") -> FileLock:
+        """The one loader's lock, taken. Raises LockedError that names who has it, DiskError."""
+        with disk_errors(self.path):
+            return FileLock.take(self.path / "load.lock", busy=f"Collection {self.name!r} in {self.path.parent} {busy}")
 
-    def stamp(self) -> Stamp | None:
+    def stamp(self) -> tuple[int, int] | None:
         """Changes whenever another version is published; None when none is."""
         return stamp_of(str(self.pointer))
 
@@ -125,7 +112,7 @@ class Folder:
 
     def _pointed(self) -> tuple[Version | None, list[Version]]:
         try:
-            record = _read(self.pointer)
+            record = json.loads(self.pointer.read_bytes())
             names = [record["version"], *record.get("kept", [])]
         except FileNotFoundError:
             return None, []
@@ -144,51 +131,48 @@ class Folder:
             return sorted(found, key=lambda version: version.number)
         return []
 
-    def version(self, number: int) -> Version:
-        """The version with this number; need not exist."""
-        return Version(self.path / f"v{number:04d}")
+    def next_version(self) -> Version:
+        """The one after all that there are."""
+        versions = self.versions()
+        return Version(self.path / f"v{versions[-1].number + 1 if versions else 1:04d}")
 
     def point_to(self, version: Version, *, keep: int) -> None:
         """Make `version` the published one, in one step; of those before it, the latest `keep` - 1 are kept."""
-        current, kept = self.current(), self.kept()
-        before = [one for one in [current, *kept] if one is not None and one.name != version.name]
-        write_json(self.pointer, {"version": version.name, "kept": [one.name for one in before[: keep - 1]]})
+        before = [old.name for old in [self.current(), *self.kept()] if old is not None and old != version]
+        write_json(self.pointer, {"version": version.name, "kept": before[: keep - 1]})
 
-    def remove(self, version: Version) -> None:
-        """Delete a version; first out of sight, then file by file, so that a crash leaves no half version."""
-        remove_folder(version.path)
+    def remove_unread(self, version: Version) -> bool:
+        """Delete a version unless somebody reads it: False then, and its reader deletes it when it moves on."""
+        with suppress(LockedError, FileNotFoundError), FileLock.take(version.lock, busy=""):
+            remove_folder(version.path)
+            return True
+        return False
 
     def sweep(self) -> None:
         """Delete what a crash left in the bin, and versions below the published one that nobody keeps or reads."""
         empty_bin(self.path)
-        current, kept = self.current(), {version.name for version in self.kept()}
+        current, kept = self.current(), self.kept()
         for version in self.versions():
-            if current is None or version.number >= current.number or version.name in kept:
-                continue
-            with suppress(LockedError, FileNotFoundError):
-                lock = FileLock.take(version.lock, busy="")
-                self.remove(version)
-                lock.release()
+            if current is not None and version.number < current.number and version not in kept:
+                self.remove_unread(version)
 
 
 def version_states(folder: Folder) -> list[VersionState]:
     """All versions, oldest first."""
-    current, kept = folder.current(), folder.kept()
-    return [_state(version, current=current, kept=kept) for version in folder.versions()]
+    current, kept, states = folder.current(), folder.kept(), []
+    for version in folder.versions():
+        try:
+            card = version.card()
+        except CorruptError:
+            card = None
+        lost = current is None and card is not None and bool(card.created)  # finished, and the pointer is gone
+        finished = version == current or version in kept or lost
+        states.append(VersionState(version.name, published=version == current, finished=finished, card=card))
+    return states
 
 
-def _state(version: Version, *, current: Version | None, kept: list[Version]) -> VersionState:
-    try:
-        card = version.card()
-    except CorruptError:
-        card = None
-    lost = current is None and card is not None and bool(card.created)  # finished, and the pointer is gone
-    finished = version == current or version in kept or lost
-    return VersionState(version.name, published=version == current, finished=finished, card=card)
-
-
-def stamp_of(pointer: str) -> Stamp | None:
-    """The stamp of a pointer file; costs one stat, so that every search can afford it."""
+def stamp_of(pointer: str) -> tuple[int, int] | None:
+    """Modification time and inode of a pointer file; costs one stat, so that every search can afford it."""
     try:
         found = os.stat(pointer)
     except (FileNotFoundError, NotADirectoryError):
@@ -200,7 +184,3 @@ def _sum_of(record: Mapping[str, Any]) -> str:
     """The checksum of a card as it is written: over everything but the checksum."""
     rest = {key: value for key, value in record.items() if key != _SUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_bytes())

@@ -1,7 +1,6 @@
 """Fill a version of an embedded collection and publish it; stopped at any point, the next run continues.
 
-In: a collection folder, a card, batches. Out: a published version. What is durable is what `commit` named: the engine's
-flush comes first, then the cursor. This file refuses to know where batches come from.
+What is durable is what `commit` named: the engine's flush comes first, then the cursor.
 """
 
 from __future__ import annotations
@@ -10,15 +9,24 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 
-from xqg_vdb.errors import CorruptError, MismatchError, XqgError
-from xqg_vdb.files import MIB, FileLock, bytes_on_disk, disk_errors, empty_bin, make_folder, require_space
+from xqg_vdb.errors import CorruptError, XqgError
+from xqg_vdb.files import (
+    MIB,
+    FileLock,
+    bytes_on_disk,
+    disk_errors,
+    empty_bin,
+    make_folder,
+    remove_folder,
+    require_space,
+)
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.versions import Folder, Version
 from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import CollectionOptions, same_build
-from xqg_vdb.types import Card, PointBatch
+from xqg_vdb.store.operations import to_publish, wrong_count
+from xqg_vdb.types import Card, CollectionWriter, PointBatch
 
 FREE_SPACE_FLOOR = 256 * MIB
 _MARGIN = 100 * MIB
@@ -26,8 +34,12 @@ _MARGIN = 100 * MIB
 _log = logging.getLogger(__name__)
 
 
-class EmbeddedWriter:
-    """A version that is being filled; see `types.CollectionWriter`. Made by `open_writer`; for one thread."""
+class _EmbeddedWriter:
+    """A version that is being filled, by one thread.
+
+    `publish` wants the last rows committed: a build that is stopped before anything was, starts over. It deletes older
+    versions than those to keep, unless somebody reads one: its reader deletes it when it moves on.
+    """
 
     def __init__(
         self,
@@ -51,7 +63,7 @@ class EmbeddedWriter:
         self._pending = 0  # bytes since the last commit
         self._broken = False
 
-    def __enter__(self) -> EmbeddedWriter:
+    def __enter__(self) -> _EmbeddedWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -59,14 +71,9 @@ class EmbeddedWriter:
 
     @property
     def committed(self) -> int:
-        """Rows that survive a power cut: what the last `commit` named, 0 for a new version."""
         return self._committed
 
     def upsert(self, batch: PointBatch) -> None:
-        """Check, then write. Raises DataError or MismatchError and has written nothing; DiskError; CorruptError.
-
-        After an error of the engine itself the shard's state is unknown, and the writer refuses to go on.
-        """
         shard = self._ready()
         rows = checked(batch, card=self._card)
         if not rows.ids:
@@ -77,13 +84,12 @@ class EmbeddedWriter:
         try:
             with engine.errors(self._version.shard):
                 shard.update(operation)
-        except Exception:
+        except Exception:  # the state of the shard is unknown now
             self._broken = True
             raise
         self._pending += sum(rows.sizes)
 
     def commit(self, rows: int) -> None:
-        """Make everything durable, then record that the first `rows` rows of the input are in. Raises DiskError."""
         shard = self._ready()
         self._require_space(0)
         with engine.errors(self._version.shard):
@@ -94,17 +100,8 @@ class EmbeddedWriter:
         self._committed, self._pending = rows, 0
 
     def publish(self, card: Card, *, indexed: Callable[[int], None] | None = None) -> None:
-        """Check the count, build the index, write `card` and make this version the published one; closes the writer.
-
-        Commit the last rows first: a build that is stopped before anything was committed starts over. Older versions
-        than those to keep are deleted, unless somebody reads one: then its reader deletes it when it moves on.
-        indexed: not called, because the engine builds the index without a word.
-        Raises CorruptError when the points are not as many as the card says; the next run then starts over.
-        """
         shard = self._ready()
-        card = replace(card, storage=self._card.storage)
-        if not same_build(card, self._card):
-            raise MismatchError("The card to publish describes another build than the one that was loaded.")
+        card = to_publish(card, self._card, version=self._version.name)
         try:
             with engine.errors(self._version.shard):
                 shard.flush()
@@ -116,7 +113,6 @@ class EmbeddedWriter:
             self.close()
 
     def close(self) -> None:
-        """Release the shard and the lock; what was committed stays for the next run."""
         try:
             self._close_shard()
         finally:
@@ -147,18 +143,14 @@ class EmbeddedWriter:
         if found == card.count:
             return
         (self._version.path / "card.json").unlink(missing_ok=True)  # without it, nobody continues this version
-        raise CorruptError(
-            f"{self._version.shard} holds {found:,} points, {card.count:,} were expected: the input changed since a"
-            " stopped load, or has an id twice. Run the same command again: it starts over."
-        )
+        raise wrong_count(str(self._version.shard), found, card)
 
     def _finish(self, card: Card) -> None:
         version = self._version
         self._close_shard()  # the index is built in another process
         require_space(version.path, needed=max(self._floor, bytes_on_disk(version.shard) + _MARGIN))
         engine.build_index(version.shard)
-        created = card.created or datetime.now(UTC).isoformat(timespec="seconds")
-        version.write_card(replace(card, version=version.name, created=created))
+        version.write_card(card)
         shard = engine.load(version.shard)
         with engine.errors(version.shard):
             found = engine.count(shard)
@@ -168,7 +160,7 @@ class EmbeddedWriter:
         self._folder.sweep()
 
 
-def open_writer(folder: Folder, *, card: Card, options: CollectionOptions, free_space_floor: int) -> EmbeddedWriter:
+def open_writer(folder: Folder, *, card: Card, options: CollectionOptions, free_space_floor: int) -> CollectionWriter:
     """Continue the newest unfinished version if its card is of the same build, else begin a new one.
 
     Raises DataError for options that only a server has, LockedError naming the process that loads already, DiskError,
@@ -179,13 +171,12 @@ def open_writer(folder: Folder, *, card: Card, options: CollectionOptions, free_
     card = replace(card, storage=options.layout())
     with disk_errors(folder.path):
         make_folder(folder.path)
-        name = f"Collection {folder.path.name!r} in {folder.path.parent}"
-        lock = FileLock.take(folder.load_lock, busy=f"{name} is being loaded by")
+        lock = folder.loading()
         try:
             require_space(folder.path, needed=max(free_space_floor, _MARGIN))
             empty_bin(folder.path)
             version, shard = _resumed(folder, card) or _begun(folder, card, options)
-            return EmbeddedWriter(
+            return _EmbeddedWriter(
                 folder, version, card=card, shard=shard, lock=lock, keep=options.keep, free_space_floor=free_space_floor
             )
         except BaseException:
@@ -195,15 +186,15 @@ def open_writer(folder: Folder, *, card: Card, options: CollectionOptions, free_
 
 def _resumed(folder: Folder, card: Card) -> tuple[Version, engine.Shard] | None:
     """The newest unfinished version, open, if it can be continued; all other unfinished ones are removed."""
-    current, finished = folder.current(), {version.name for version in folder.kept()}
+    current, finished, kept = folder.current(), folder.kept(), None
     above = [version for version in folder.versions() if current is None or version.number > current.number]
-    unfinished = [version for version in above if version.name not in finished]
-    kept = None
-    for version in reversed(unfinished):
+    for version in reversed(above):
+        if version in finished:
+            continue
         if kept is None and (shard := _continued(version, card)) is not None:
             kept = version, shard
         else:
-            folder.remove(version)
+            remove_folder(version.path)
     return kept
 
 
@@ -228,8 +219,7 @@ def _continued(version: Version, card: Card) -> engine.Shard | None:
 
 
 def _begun(folder: Folder, card: Card, options: CollectionOptions) -> tuple[Version, engine.Shard]:
-    versions = folder.versions()
-    version = folder.version(versions[-1].number + 1 if versions else 1)
+    version = folder.next_version()
     make_folder(version.path)
     version.shard.mkdir()
     version.write_card(replace(card, version=version.name, count=0, digest="", created=""))

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import orjson
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.store.layout import missing_collection
-from xqg_vdb.store.server.client import Exists, NotDone, NotFound, Server, TooLarge
-from xqg_vdb.store.server.names import AUGMENT_KEY, CARD_KEY, CURSOR_KEY, Names
-from xqg_vdb.store.server.requests import Limits, exact_count, pages
+from xqg_vdb.store.server.client import NotFound, TooLarge
+from xqg_vdb.store.server.names import AUGMENT_KEY, CARD_KEY, CURSOR_KEY, Names, card_in, completed
 from xqg_vdb.store.server.writer import build_index
 from xqg_vdb.types import Card, Distance
 
 PAGE = 256
 
-PointId = int | str
 _DISTANCES: Mapping[models.Distance, Distance] = {models.Distance.COSINE: "cosine", models.Distance.DOT: "dot"}
 _PRECISE = (None, models.Datatype.FLOAT32, models.Datatype.FLOAT16)
 
@@ -30,59 +27,41 @@ _PRECISE = (None, models.Datatype.FLOAT32, models.Datatype.FLOAT16)
 class ForeignPoint:
     """One point: dense vectors are lists of floats, sparse ones and multivectors are as the client gives them."""
 
-    id: PointId
+    id: int | str
     payload: dict[str, Any]
     vectors: dict[str, Any]
 
 
 class ForeignCollection:
-    """A collection of any layout. `physical`: the collection itself, where `name` is an alias.
+    """A collection of any layout, which must exist. `physical`: the collection itself, where `name` is an alias."""
 
-    Raises DataError when there is none of that name.
-    """
-
-    def __init__(self, names: Names, name: str, *, is_local: bool) -> None:
-        self.names, self.name, self.is_local = names, name, is_local
+    def __init__(self, names: Names, name: str) -> None:
+        self.names, self.name = names, name
         self.physical = names.target(name) or name
-        self.metadata  # noqa: B018 - a wrong name is found out here
+        self.info()  # a wrong name is found out here
 
     def at(self, physical: str) -> ForeignCollection:
         """Another collection of the same server."""
-        return ForeignCollection(self.names, physical, is_local=self.is_local)
-
-    @property
-    def client(self) -> QdrantClient:
-        """Of the server."""
-        return self.names.client
-
-    @property
-    def server(self) -> Server:
-        """Of the collection."""
-        return self.names.server
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The collection's own records, ours among them."""
-        return self.info().config.metadata or {}
+        return ForeignCollection(self.names, physical)
 
     @property
     def record(self) -> dict[str, Any]:
         """What `augment` noted about a copy that it made of another collection; empty for all others."""
-        found = self.metadata.get(AUGMENT_KEY)
+        found = (self.info().config.metadata or {}).get(AUGMENT_KEY)
         return dict(found) if isinstance(found, dict) and found.get("source") != self.physical else {}
 
     @property
     def card(self) -> Card | None:
         """Its card, when it has one."""
-        return self.names.card(self.physical)
+        return card_in(self.info().config.metadata or {})
 
     def info(self) -> models.CollectionInfo:
         """What the server says about it. Raises DataError when it is gone."""
         try:
-            return self.server.call(lambda: self.client.get_collection(self.physical))
+            return self.names.look(lambda: self.names.client.get_collection(self.physical))
         except NotFound as error:
-            existing = sorted(one.name for one in self.server.call(self.client.get_collections).collections)
-            raise missing_collection(self.name, existing, where=self.server.where) from error
+            existing = sorted(self.names.collections())
+            raise missing_collection(self.name, existing, where=self.names.server.where) from error
 
     def dense_vectors(self) -> dict[str, models.VectorParams]:
         """Its dense vectors by name, "" for the unnamed one; multivectors are left out."""
@@ -92,21 +71,17 @@ class ForeignCollection:
 
     def count(self) -> int:
         """Exact number of points."""
-        return exact_count(self.client, self.server.call, self.physical, limits=Limits())
+        return self.names.count(self.physical)
 
-    def pages(self, *, vectors: Sequence[str] | None, after: PointId | None = None) -> Iterator[list[ForeignPoint]]:
+    def pages(self, *, vectors: Sequence[str] | None, after: int | str | None = None) -> Iterator[list[ForeignPoint]]:
         """All points from the one with the id `after` on; of their vectors those named, all with None."""
         wanted: bool | list[str] = True if vectors is None or "" in vectors else list(vectors)
-        found = pages(
-            self.client, self.server.call, self.physical, limits=Limits(), page=PAGE, after=after,
-            vectors=wanted or False,
-        )  # fmt: skip
-        for page in found:
+        for page in self.names.pages(self.physical, page=PAGE, after=after, vectors=wanted or False):
             yield [_point(record) for record in page]
 
 
-def chosen_vector(vectors: Mapping[str, models.VectorParams], wanted: str | None, *, name: str) -> str:
-    """The vector that is searched: `wanted`, the only one, or `text-dense`.
+def chosen_vector(vectors: Mapping[str, models.VectorParams], wanted: str | None, *, name: str) -> tuple[str, Distance]:
+    """The vector that is searched: `wanted`, the only one, or `text-dense`; and how it is compared.
 
     Raises DataError when that cannot be said, MismatchError for distances and number formats that fusion cannot keep.
     """
@@ -128,22 +103,13 @@ def chosen_vector(vectors: Mapping[str, models.VectorParams], wanted: str | None
             f"Vector {wanted!r} of {name!r} is stored as {params.datatype.value if params.datatype else '?'}, which"
             " cannot hold fused vectors: load the texts into a new collection with `xqg-vdb load`."
         )
-    return wanted
-
-
-def distance_of(params: models.VectorParams) -> Distance:
-    """In our words; for vectors that `chosen_vector` let pass."""
-    return _DISTANCES[params.distance]
+    return wanted, _DISTANCES[params.distance]
 
 
 def _point(record: models.Record) -> ForeignPoint:
     vector: Any = record.vector
     vectors = vector if isinstance(vector, dict) else {} if vector is None else {"": vector}
-    return ForeignPoint(_plain_id(record.id), record.payload or {}, vectors)
-
-
-def _plain_id(found: Any) -> PointId:
-    return found if isinstance(found, int) else str(found)
+    return ForeignPoint(record.id if isinstance(record.id, int) else str(record.id), record.payload or {}, vectors)
 
 
 # A copy of somebody's collection under construction: same layout, same payloads, published by an alias when complete.
@@ -153,17 +119,22 @@ class ForeignCopy:
     """An unpublished copy. `after`: the id up to which it is filled; None for a new one."""
 
     def __init__(self, source: ForeignCollection, physical: str) -> None:
-        self._names, self.physical, self._is_local = source.names, physical, source.is_local
-        self.after: PointId | None = (self._names.metadata(physical).get(CURSOR_KEY) or {}).get("after")
+        self._names, self.physical = source.names, physical
+        self.after: int | str | None = (self._names.metadata(physical).get(CURSOR_KEY) or {}).get("after")
 
     def upsert(self, points: Sequence[ForeignPoint]) -> None:
         """Write whole points; writing them again is harmless."""
         if not points:
             return
-        client = self._names.client
-        structs = [models.PointStruct(id=one.id, payload=one.payload, vector=_struct(one.vectors)) for one in points]
+        structs = [
+            models.PointStruct(
+                id=point.id, payload=point.payload,
+                vector=point.vectors[""] if set(point.vectors) == {""} else point.vectors,
+            )
+            for point in points
+        ]  # fmt: skip
         try:
-            self._names.server.call(lambda: _completed(client.upsert(self.physical, structs, wait=True)))
+            self._names.server.call(lambda: completed(self._names.client.upsert(self.physical, structs, wait=True)))
         except TooLarge:
             if len(points) == 1:
                 raise
@@ -171,33 +142,27 @@ class ForeignCopy:
             self.upsert(points[:middle])
             self.upsert(points[middle:])
 
-    def commit(self, after: PointId) -> None:
+    def commit(self, after: int | str) -> None:
         """Note that all points up to this one are in."""
         self._names.write_metadata(self.physical, {CURSOR_KEY: {"after": after}})
 
     def publish(self, name: str, *, card: Card, record: Mapping[str, Any], indexed: Callable[[int], None]) -> None:
-        """Check the count, wait for the index, write card and record, and point the alias `name` here, in this order.
-
-        Raises CorruptError when points are missing: the source changed meanwhile.
-        """
-        found = exact_count(self._names.client, self._names.look, self.physical, limits=Limits())
+        """Check the count, wait for the index, write card and record, then point the alias `name` here."""
+        found = self._names.count(self.physical)
         if found != card.count:
             self._names.remove(self.physical)
             raise CorruptError(
                 f"The source has {card.count:,} points now, its copy {found:,}: it was changed meanwhile. Run the same"
                 " command again while nobody writes."
             )
-        if not self._is_local:
+        if not self._names.is_local:
             build_index(self._names, self.physical, indexed=indexed)
         self._names.write_metadata(self.physical, {CARD_KEY: card.to_json(), AUGMENT_KEY: dict(record)})
         self._names.publish(name, self.physical)
 
 
 def open_copy(source: ForeignCollection, name: str, *, record: Mapping[str, Any]) -> ForeignCopy:
-    """Go on with the unfinished copy that has an equal `run` in its record, else begin one; others of ours go away.
-
-    Raises MismatchError when `name` is a collection itself, is loaded by somebody, or when shards have keys.
-    """
+    """Go on with the unfinished copy that has an equal `run` in its record, else begin one; others of ours go away."""
     names = source.names
     names.refuse_plain(name)
     taken = names.numbered(name)
@@ -215,7 +180,7 @@ def open_copy(source: ForeignCollection, name: str, *, record: Mapping[str, Any]
 
 def _create_like(source: ForeignCollection, physical: str, metadata: Mapping[str, Any]) -> None:
     """An empty collection with the source's vectors, graph, quantisation, shards and payload indexes."""
-    info, client = source.info(), source.client
+    info, client = source.info(), source.names.client
     params = info.config.params
     if params.sharding_method == models.ShardingMethod.CUSTOM:
         raise MismatchError(
@@ -223,41 +188,36 @@ def _create_like(source: ForeignCollection, physical: str, metadata: Mapping[str
             " its texts into a new collection with `xqg-vdb load`."
         )
     graph = info.config.hnsw_config.model_dump(include=set(models.HnswConfigDiff.model_fields), exclude_none=True)
-    with suppress(Exists):  # an answer was lost
-        source.names.create(
-            physical,
-            lambda: client.create_collection(
-                physical,
-                vectors_config=params.vectors,
-                sparse_vectors_config=params.sparse_vectors,
-                shard_number=params.shard_number,
-                replication_factor=params.replication_factor,
-                write_consistency_factor=params.write_consistency_factor,
-                on_disk_payload=params.on_disk_payload,
-                hnsw_config=models.HnswConfigDiff(**graph),
-                quantization_config=info.config.quantization_config,
-                metadata=dict(metadata),
-            ),
-        )
-    if source.is_local:  # it has no indexes, and says so each time
+    create = partial(
+        client.create_collection,
+        physical,
+        vectors_config=params.vectors,
+        sparse_vectors_config=params.sparse_vectors,
+        shard_number=params.shard_number,
+        replication_factor=params.replication_factor,
+        write_consistency_factor=params.write_consistency_factor,
+        on_disk_payload=params.on_disk_payload,
+        hnsw_config=models.HnswConfigDiff(**graph),
+        quantization_config=info.config.quantization_config,
+        metadata=dict(metadata),
+    )
+    source.names.create(physical, create)
+    if source.names.is_local:  # it has no indexes, and says so each time
         return
     for key, index in (info.payload_schema or {}).items():
         schema = index.params or index.data_type
-        source.server.call(partial(client.create_payload_index, physical, key, field_schema=schema, wait=True))
+        source.names.server.call(partial(client.create_payload_index, physical, key, field_schema=schema, wait=True))
 
 
 def previous_target(source: ForeignCollection, name: str) -> tuple[str | None, str | None]:
-    """Where the alias `name` pointed before any copy of `source`, and the copy that it points to now.
-
-    Raises MismatchError when it points to something else.
-    """
+    """Where the alias `name` pointed before any copy of `source`, and the copy that it points to now."""
     target = source.names.target(name)
     if target in (None, source.physical):
         return target, None
     found = source.at(str(target)).record
     if found.get("source") != source.physical:
         raise MismatchError(
-            f"{name!r} on {source.server.where} points to {target!r}, which is no copy of {source.name!r}: choose"
+            f"{name!r} on {source.names.server.where} points to {target!r}, which is no copy of {source.name!r}: choose"
             " another name (--to)."
         )
     return found["previous"], target
@@ -284,22 +244,10 @@ def remove_unfinished(source: ForeignCollection, name: str) -> list[str]:
     return removed
 
 
-def _struct(vectors: Mapping[str, Any]) -> Any:
-    """As the client takes them: the unnamed vector alone is a bare list."""
-    return vectors[""] if set(vectors) == {""} else dict(vectors)
-
-
-def _completed(result: models.UpdateResult) -> None:
-    """Raise NotDone, so that the call is repeated, unless the server has carried it out."""
-    if result.status != models.UpdateStatus.COMPLETED:
-        raise NotDone(f"points were answered with {result.status.value}")
-
-
 # Where other programs keep a passage's text and id in a point's payload, and what exactly they encoded.
 
-LayoutName = Literal["langchain", "llama-index", "haystack", "text", "given"]
 _NODE = "_node_content"
-_MARKS: tuple[tuple[LayoutName, frozenset[str], str], ...] = (
+_MARKS: tuple[tuple[str, frozenset[str], str], ...] = (
     ("llama-index", frozenset({_NODE}), "text"),
     ("langchain", frozenset({"page_content"}), "page_content"),
     ("haystack", frozenset({"content", "meta"}), "content"),
@@ -315,7 +263,7 @@ class PayloadLayout:
     text_key, id_key: may lead inwards, such as `metadata.doc_id`; id_key None takes the point's id.
     """
 
-    name: LayoutName
+    name: str
     text_key: str
     id_key: str | None = None
 
@@ -327,19 +275,16 @@ class PayloadLayout:
         return str(found) if isinstance(found, str | int) else None
 
     def wordings(self, payload: Mapping[str, Any]) -> tuple[str, ...]:
-        """What may have been encoded for this point, the likeliest first; empty when it has no text.
-
-        LlamaIndex puts the metadata before the text; we put the title.
-        """
+        """What may have been encoded, the likeliest first: LlamaIndex puts metadata before the text, we the title."""
         text = _at(payload, self.text_key)
         node = _node(payload) if self.name == "llama-index" else {}
         text = node.get("text") or text
         if not isinstance(text, str) or not text.strip():
             return ()
         if self.name == "llama-index":
-            return _unique(_with_metadata(node, text), text)
+            return tuple(dict.fromkeys((_with_metadata(node, text), text)))
         title = _at(payload, "meta.title") if self.name == "haystack" else None
-        return _unique(f"{title} {text}", text) if isinstance(title, str) and title else (text,)
+        return (f"{title} {text}", text) if isinstance(title, str) and title else (text,)
 
 
 def recognised(
@@ -349,7 +294,7 @@ def recognised(
     if text_key is not None:
         if not any(isinstance(_at(payload, text_key), str) for payload in payloads):
             raise DataError(f"No payload has a text at {text_key!r}; {_keys(payloads)}.")
-        name: LayoutName = next((one for one, _, usual in _MARKS if usual == text_key and one != "text"), "given")
+        name: str = next((one for one, _, usual in _MARKS if usual == text_key and one != "text"), "given")
         return PayloadLayout(name, text_key, id_key or _own_id(name, payloads))
     for name, marks, usual in _MARKS:
         if 2 * sum(marks <= payload.keys() for payload in payloads) > len(payloads):
@@ -360,7 +305,7 @@ def recognised(
     )
 
 
-def _own_id(name: LayoutName, payloads: Sequence[Mapping[str, Any]]) -> str | None:
+def _own_id(name: str, payloads: Sequence[Mapping[str, Any]]) -> str | None:
     """Haystack and we keep the document's own id, from which the point's is made."""
     return "id" if name == "haystack" and all("id" in payload for payload in payloads) else None
 
@@ -398,10 +343,6 @@ def _with_metadata(node: Mapping[str, Any], text: str) -> str:
     head = str(node.get("metadata_separator", "\n")).join(lines).strip()
     whole = str(node.get("text_template", "{metadata_str}\n\n{content}"))
     return whole.replace("{metadata_str}", head).replace("{content}", text).strip() if head else text
-
-
-def _unique(*wordings: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(wordings))
 
 
 def _keys(payloads: Sequence[Mapping[str, Any]]) -> str:

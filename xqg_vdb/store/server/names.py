@@ -1,4 +1,4 @@
-"""The names of collections on a server: an alias per collection, a numbered version behind it, records in its metadata.
+"""The collections on a server: an alias for each, numbered versions behind it, records in their metadata, their points.
 
 Nothing is deleted that has none of our records, or that an alias points to.
 """
@@ -11,16 +11,18 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
+from qdrant_client.local.qdrant_local import QdrantLocal
 
-from xqg_vdb.errors import DataError, LockedError, MismatchError, XqgError
+from xqg_vdb.errors import LockedError, MismatchError, XqgError
 from xqg_vdb.store.layout import Moved, missing_collection, split_version
-from xqg_vdb.store.operations import unpublished
-from xqg_vdb.store.server.client import NoAccess, NotFound, Server
+from xqg_vdb.store.operations import absent
+from xqg_vdb.store.server.client import Exists, Limited, NoAccess, NotDone, NotFound, Server
 from xqg_vdb.types import Card
 
 CARD_KEY = "xqg_card"
@@ -34,6 +36,7 @@ LEAVING_KEY = "xqg_leaving"
 """Of a version that is being deleted. Who deletes writes it, then looks at the aliases; who publishes moves the alias,
 then looks for it: whichever comes second sees the other and gives way, without a lock."""
 _OURS = frozenset({CARD_KEY, CURSOR_KEY, LOADER_KEY, BULK_KEY, AUGMENT_KEY})
+_PAGE = 512
 
 T = TypeVar("T")
 
@@ -41,15 +44,11 @@ _log = logging.getLogger(__name__)
 
 
 class Names:
-    """Which versions a server has of a name, and which one its alias points to.
-
-    waited_for: somebody waits for it, so that it is given up as soon as reading is.
-    """
+    """What a server has under a name. waited_for: somebody waits, so that it is given up as soon as reading is."""
 
     def __init__(self, client: QdrantClient, server: Server, *, waited_for: bool = False) -> None:
-        self.client = client
-        self.server = server
-        self._waited_for = waited_for
+        self.client, self.server, self._waited_for = client, server, waited_for
+        self.is_local = isinstance(client._client, QdrantLocal)
 
     def look(self, request: Callable[[], T]) -> T:
         """What the request returns."""
@@ -59,17 +58,17 @@ class Names:
     def _deadline(self) -> float | None:
         return self.server.read_deadline if self._waited_for else None
 
+    def collections(self) -> list[str]:
+        """Every collection, whoever made it."""
+        return [collection.name for collection in self.look(self.client.get_collections).collections]
+
     def aliases(self) -> dict[str, str]:
         """Every alias with the collection behind it."""
-        found = self.look(self.client.get_aliases).aliases
-        return {alias.alias_name: alias.collection_name for alias in found}
+        return {alias.alias_name: alias.collection_name for alias in self.look(self.client.get_aliases).aliases}
 
     def published(self) -> list[str]:
-        """Aliases that point to a version of their own name, sorted; a wrong address is found out in seconds."""
-        found = self.server.read(self.client.get_aliases).aliases
-        return sorted(
-            alias.alias_name for alias in found if version_number(alias.alias_name, alias.collection_name) is not None
-        )
+        """Aliases that point to a version of their own name, sorted."""
+        return sorted(name for name, version in self.aliases().items() if version_number(name, version) is not None)
 
     def target(self, name: str) -> str | None:
         """The collection behind the alias `name`, None when there is no such alias."""
@@ -77,35 +76,25 @@ class Names:
 
     def numbered(self, name: str) -> list[str]:
         """Collections that are named like versions of `name`, oldest first, whoever made them."""
-        found = self.look(self.client.get_collections).collections
-        numbers = [(version_number(name, collection.name), collection.name) for collection in found]
+        numbers = [(version_number(name, full), full) for full in self.collections()]
         return [full for number, full in sorted((n, full) for n, full in numbers if n is not None)]
 
     def new_version(self, name: str, *, past: Sequence[str] = ()) -> str:
         """The name of the next version: past all that are named like one, and past those that just went."""
-        taken = [*past, *self.numbered(name)]
-        highest = max((version_number(name, version) or 0 for version in taken), default=0)
-        return f"{name}__v{highest + 1:04d}"
+        numbers = [version_number(name, version) or 0 for version in [*past, *self.numbered(name)]]
+        return f"{name}__v{max(numbers, default=0) + 1:04d}"
 
     def records(self, name: str) -> dict[str, Mapping[str, Any]]:
         """The metadata of its versions, oldest first: of collections that have a record of ours."""
         found: dict[str, Mapping[str, Any]] = {}
         for version in self.numbered(name):
             with suppress(NotFound):  # deleted meanwhile
-                record = self.metadata(version)
-                if is_ours(record):
+                if is_ours(record := self.metadata(version)):
                     found[version] = record
         return found
 
-    def versions(self, name: str) -> list[str]:
-        """Its versions that have a record of ours, oldest first."""
-        return list(self.records(name))
-
     def refuse_foreign(self, name: str) -> str | None:
-        """The published version of `name`, if any.
-
-        Raises MismatchError when `name` is somebody's collection, or an alias of one.
-        """
+        """The published version of `name`. Raises MismatchError for somebody's collection, or an alias of one."""
         self.refuse_plain(name)
         target = self.target(name)
         if target is None:
@@ -123,8 +112,7 @@ class Names:
 
     def refuse_plain(self, name: str) -> None:
         """Raise MismatchError when `name` is a collection itself: an alias of that name cannot be made beside it."""
-        found = self.look(self.client.get_collections).collections
-        if any(collection.name == name for collection in found):
+        if name in self.collections():
             raise MismatchError(
                 f"{self.server.where} has a collection {name!r} that xqg-vdb did not make (its own are aliases); choose"
                 " another name, or delete that collection first."
@@ -145,25 +133,12 @@ class Names:
                     f"The API key may search {base!r} on {self.server.where}, but cannot see its versions; set"
                     " XQG_VDB_API_KEY to one that may read all collections."
                 )
-        records = self.records(base)
         if version:
             return Moved(f"Collection {base!r} on {self.server.where} has no version {version}.")
-        if finished := [short(one) for one, record in records.items() if is_finished(record)]:
-            return unpublished(base, finished)
-        if records:
-            return DataError(
-                f"Collection {base!r} on {self.server.where} is not finished: run the load again, it continues where"
-                " it stopped."
-            )
-        return missing_collection(base, self.published(), where=self.server.where)
-
-    def card(self, version: str) -> Card | None:
-        """The card of a version, None when it has none."""
-        return card_in(self.metadata(version))
-
-    def cursor(self, version: str) -> int:
-        """Rows that are durable in a version."""
-        return cursor_in(self.metadata(version))
+        records = self.records(base)
+        finished = [short(version) for version, record in records.items() if is_finished(record)]
+        unfinished = absent(base, at=f"on {self.server.where}", begun=bool(records), finished=finished)
+        return unfinished or missing_collection(base, self.published(), where=self.server.where)
 
     def metadata(self, version: str) -> Mapping[str, Any]:
         """All entries of a version's metadata."""
@@ -174,12 +149,14 @@ class Names:
         deadline = self._deadline if deadline is None else deadline
         self.server.call(lambda: self.client.update_collection(version, metadata=dict(record)), deadline=deadline)
 
-    def _propose(self, request: Callable[[], object], *, done: Callable[[], bool]) -> None:
+    def propose(self, request: Callable[[], object], *, done: Callable[[], bool]) -> None:
+        """A change that a cluster agrees on, sent once; see `Server.propose`."""
         self.server.propose(request, done=done, deadline=self._deadline)
 
     def create(self, version: str, request: Callable[[], object]) -> None:
-        """Make a collection. Raises Exists when there is one of that name."""
-        self._propose(request, done=lambda: self.client.collection_exists(version))
+        """Make a collection; of two that make it at once, the second finds the first one's."""
+        with suppress(Exists):
+            self.propose(request, done=lambda: self.client.collection_exists(version))
 
     def publish(self, name: str, version: str) -> None:
         """Point the alias at a version, in the one step that the server saves whole.
@@ -194,18 +171,21 @@ class Names:
             leaving = True
         if leaving:
             if before not in (None, version):
-                self._point(name, str(before))
+                self._point(name, before)
             raise LockedError(f"{version} on {self.server.where} is being deleted; look at `xqg-vdb versions {name}`.")
 
-    def _point(self, name: str, version: str) -> None:
-        here = models.CreateAliasOperation(
-            create_alias=models.CreateAlias(collection_name=version, alias_name=name)
-        )  # replaces an alias of that name
-        self._propose(lambda: self.client.update_collection_aliases([here]), done=lambda: self._behind(name) == version)
+    def unpublish(self, name: str) -> None:
+        """Delete the alias `name`, if there is one."""
+        if self.target(name) is not None:
+            self._point(name, None)
 
-    def _behind(self, name: str) -> str | None:
-        found = self.client.get_aliases().aliases
-        return next((alias.collection_name for alias in found if alias.alias_name == name), None)
+    def _point(self, name: str, version: str | None) -> None:
+        change = (
+            models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
+            if version is None  # else it replaces an alias of that name
+            else models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=version, alias_name=name))
+        )
+        self.propose(lambda: self.client.update_collection_aliases([change]), done=lambda: self.target(name) == version)
 
     def remove(self, version: str) -> bool:
         """Delete a version unless an alias points to it: False then. One that is gone already is fine."""
@@ -217,14 +197,14 @@ class Names:
             self.write_metadata(version, {LEAVING_KEY: {}})
             return False
         self._warn_of_snapshots(version)
-        self._propose(
+        self.propose(
             lambda: self.client.delete_collection(version), done=lambda: not self.client.collection_exists(version)
         )
         return True
 
     def _warn_of_snapshots(self, version: str) -> None:
         """Snapshots stay on the server's disk when their version goes, where only its operator reaches them."""
-        if self.server.where == ":memory:":
+        if self.is_local:
             return
         with suppress(XqgError):
             if left := [shot.name for shot in self.server.read(lambda: self.client.list_snapshots(version))]:
@@ -235,9 +215,8 @@ class Names:
 
     def drop(self, name: str) -> None:
         """Delete the alias and all versions. Raises MismatchError when another alias points to one of them."""
-        versions = self.versions(name)
-        others = [alias for alias, target in self.aliases().items() if alias != name and target in versions]
-        if others:
+        versions = list(self.records(name))
+        if others := [alias for alias, target in self.aliases().items() if alias != name and target in versions]:
             raise MismatchError(
                 f"{name!r} on {self.server.where} is searched as {', '.join(sorted(others))} too: delete that alias"
                 " first."
@@ -246,13 +225,37 @@ class Names:
         for version in versions:
             self.remove(version)
 
-    def unpublish(self, name: str) -> None:
-        """Delete the alias `name`, if there is one."""
-        if self.target(name) is not None:
-            gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
-            self._propose(
-                lambda: self.client.update_collection_aliases([gone]), done=lambda: self._behind(name) is None
-            )
+    def pages(
+        self,
+        version: str,
+        *,
+        page: int = _PAGE,
+        after: Any = None,
+        vectors: bool | list[str] = False,
+        payload: bool | list[str] = True,
+        wanted: models.Filter | None = None,
+    ) -> Iterator[list[models.Record]]:
+        """All points from the one with the id `after` on, a page at a time."""
+
+        def scroll(offset: Any) -> tuple[list[models.Record], Any]:
+            return self.client.scroll(
+                version, scroll_filter=wanted, limit=self.server.most("limit", page), offset=offset,
+                with_payload=payload, with_vectors=vectors,
+            )  # fmt: skip
+
+        offset = after
+        while True:
+            records, offset = self.look(partial(scroll, offset=offset))
+            yield records
+            if offset is None:
+                return
+
+    def count(self, version: str, *, wanted: models.Filter | None = None) -> int:
+        """How many points there are; where a server's strict mode forbids an exact count, they are paged through."""
+        try:
+            return self.look(lambda: self.client.count(version, count_filter=wanted, exact=True)).count
+        except Limited:
+            return sum(map(len, self.pages(version, page=10_000, payload=False, wanted=wanted)))
 
 
 def version_number(name: str, version: str) -> int | None:
@@ -264,6 +267,12 @@ def version_number(name: str, version: str) -> int | None:
 def short(version: str) -> str:
     """v0004 for name__v0004."""
     return version.rpartition("__")[2]
+
+
+def completed(result: models.UpdateResult) -> None:
+    """Raise NotDone, so that the call is repeated, unless the server has carried it out."""
+    if result.status != models.UpdateStatus.COMPLETED:
+        raise NotDone(f"points were answered with {result.status.value}")
 
 
 def is_ours(record: Mapping[str, Any]) -> bool:
@@ -302,12 +311,11 @@ _LOOK_EVERY = 1.0
 
 
 class Lease:
-    """Our record: made with the version, renewed while it works, taken out when it stops."""
+    """Our record of a version: made with it, renewed while we work, taken out when we stop."""
 
-    def __init__(self, names: Names, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._names = names
-        self._clock = clock
-        self._renewed = clock()
+    def __init__(self, names: Names, version: str) -> None:
+        self._names, self._version = names, version
+        self._renewed = time.monotonic()
         self._beats = 0
         self.id = uuid.uuid4().hex
 
@@ -315,21 +323,21 @@ class Lease:
         """What stands in the metadata."""
         return {"id": self.id, "host": socket.gethostname(), "pid": os.getpid(), "beat": self._beats}
 
-    def write(self, version: str) -> None:
+    def write(self) -> None:
         """Sign the version."""
         self._beats += 1
-        self._renewed = self._clock()
-        self._names.write_metadata(version, {LOADER_KEY: self.record()})
+        self._renewed = time.monotonic()
+        self._names.write_metadata(self._version, {LOADER_KEY: self.record()})
 
-    def renew(self, version: str) -> None:
+    def renew(self) -> None:
         """Sign again when it is time."""
-        if self._clock() - self._renewed >= RENEWED_EVERY:
-            self.write(version)
+        if time.monotonic() - self._renewed >= RENEWED_EVERY:
+            self.write()
 
-    def release(self, version: str) -> None:
+    def release(self) -> None:
         """Take the record out; a server that is away just now keeps it, and others find out that it is stale."""
         with suppress(XqgError):
-            self._names.write_metadata(version, {LOADER_KEY: {}}, deadline=0.0)
+            self._names.write_metadata(self._version, {LOADER_KEY: {}}, deadline=0.0)
 
 
 class Watch:
@@ -350,12 +358,12 @@ class Watch:
             return None
         self.waited = True
         for _ in range(round(PATIENCE / _LOOK_EVERY)):
-            self._names.server.pause(_LOOK_EVERY)
+            self._names.server.sleep(_LOOK_EVERY)
             record = self._record(version)
             if not record:
                 return None
             if record != first:
-                return f"process {record.get('pid')} on {record.get('host')}"
+                return process_of(record)
         self._silent.append(first)
         return None
 
@@ -367,6 +375,11 @@ class Watch:
         return record if isinstance(record, dict) else {}
 
 
+def process_of(record: Mapping[str, Any]) -> str:
+    """Whose record it is, for messages."""
+    return f"process {record.get('pid')} on {record.get('host')}"
+
+
 def _is_dead(record: Mapping[str, Any]) -> bool:
     """Whether the record is of a process on this machine that has ended."""
     pid = record.get("pid")
@@ -374,8 +387,6 @@ def _is_dead(record: Mapping[str, Any]) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -21,14 +19,16 @@ from qdrant_client import models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
-from xqg_vdb.files import disk_errors
-from xqg_vdb.store.layout import LANG_KEY, STRANGERS, Digest, check_name, written_by
+from xqg_vdb.files import atomic_file, disk_errors
+from xqg_vdb.store.layout import LANG_KEY, STRANGERS, check_name, digest, written_by
 from xqg_vdb.store.operations import (
+    Admin,
     CollectionState,
     Snapshot,
     VersionState,
     check_published,
     latest,
+    no_snapshot,
     rollback_target,
 )
 from xqg_vdb.store.server.client import Limited, NoAccess, NotFound, Refused
@@ -44,112 +44,31 @@ from xqg_vdb.store.server.names import (
     is_ours,
     short,
 )
-from xqg_vdb.store.server.requests import Limits, exact_count, pages
 from xqg_vdb.types import Card
-
-# Snapshot files from and to a server, over its REST interface: the client library can neither fetch nor send them.
-
-_LONGEST_RESTORE = 6 * 3600.0
-"""Seconds that a server may take to unpack what it was sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestAddress:
-    """Where a server's REST interface is, and the key to it. timeout: seconds for one step of a transfer."""
-
-    base: str
-    key: str | None = field(repr=False)
-    timeout: float
-
-
-def download(address: RestAddress, collection: str, snapshot: str, *, to: Path, checksum: str | None) -> None:
-    """Copy a snapshot into the file `to`, which appears when it is whole, and its SHA-256 beside it.
-
-    Raises CorruptError, DiskError.
-    """
-    temporary, total = to.with_name(f".{to.name}.tmp"), hashlib.sha256()
-    with disk_errors(to), _client(address) as client, _errors():
-        try:
-            path = f"/collections/{quote(collection, safe='')}/snapshots/{quote(snapshot, safe='')}"
-            with client.stream("GET", path) as answer, open(temporary, "wb") as file:
-                _refuse_failure(answer)
-                for block in answer.iter_bytes(1 << 20):
-                    total.update(block)
-                    file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-            if checksum and total.hexdigest() != checksum:
-                raise CorruptError(f"{snapshot} did not arrive as the server has it; download it again.")
-            os.replace(temporary, to)
-            _sum_file(to).write_text(f"{total.hexdigest()}  {to.name}\n", "utf-8")  # as `sha256sum -c` reads it
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def upload(address: RestAddress, collection: str, file: Path) -> None:
-    """Make a collection of a snapshot file, whose SHA-256 the server checks where `download` left it beside the file.
-
-    No collection of that name must exist.
-    """
-    with disk_errors(file), open(file, "rb") as snapshot, _client(address) as client, _errors():
-        path = f"/collections/{quote(collection, safe='')}/snapshots/upload"
-        params = {"wait": "true", "priority": "snapshot"}
-        if _sum_file(file).exists():
-            params["checksum"] = _sum_file(file).read_text("utf-8").partition(" ")[0].strip()
-        timeout = httpx.Timeout(address.timeout, read=_LONGEST_RESTORE)
-        sent = {"snapshot": (_upload_name(collection), snapshot)}
-        _refuse_failure(client.post(path, params=params, files=sent, timeout=timeout))
-
-
-def _upload_name(collection: str) -> str:
-    return f"{collection}-restored.snapshot"
-
-
-def _sum_file(file: Path) -> Path:
-    return file.with_name(f"{file.name}.sha256")
-
-
-def _client(address: RestAddress) -> httpx.Client:
-    headers = {"api-key": address.key} if address.key else {}
-    return httpx.Client(base_url=address.base, headers=headers, timeout=address.timeout)
-
-
-def _refuse_failure(answer: httpx.Response) -> None:
-    if answer.status_code != httpx.codes.OK:
-        answer.read()
-        raise UnexpectedResponse(answer.status_code, answer.reason_phrase, answer.content, answer.headers)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Broken conversations in the client library's words, which `retry` understands."""
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise ResponseHandlingException(error) from error
-
 
 _log = logging.getLogger(__name__)
 
 _MOST_LANGUAGES = 10_000
 _REPLICA_PATIENCE, _REPLICA_LOOK = 600.0, 1.0
+_LONGEST_RESTORE = 6 * 3600.0
+"""Seconds that a server may take to unpack what it was sent."""
 
 
-class ServerAdmin:
-    """See `admin.Admin`. Snapshots are the server's own: of one node, where a cluster has several."""
+def server_admin(names: Names, *, rest: Callable[[], httpx.Client] | None) -> Admin:
+    """The operators' side of a server. rest: opens a client of its REST interface, for snapshot files."""
+    return _ServerAdmin(names, rest)
 
-    def __init__(self, names: Names, *, rest: RestAddress | None, limits: Limits) -> None:
+
+class _ServerAdmin:
+    """Snapshots are the server's own: of one node, where a cluster has several."""
+
+    def __init__(self, names: Names, rest: Callable[[], httpx.Client] | None) -> None:
         self._names = names
         self._client = names.client
         self._server = names.server
         self._rest = rest
-        self._limits = limits
 
     def versions(self, name: str) -> list[VersionState]:
-        """All versions of a collection, oldest first; those on nodes that are away are marked.
-
-        Raises DataError when there are none.
-        """
         published = self._names.target(check_name(name))
         states = []
         for version in self._names.numbered(name):
@@ -170,15 +89,9 @@ class ServerAdmin:
         return states
 
     def rollback(self, name: str, *, version: str | None = None) -> str:
-        """Publish a finished version again, after its points were counted; returns its name.
-
-        Raises DataError when there is none, CorruptError when points are missing, LockedError when it is being deleted.
-        """
-        left = self._names.refuse_foreign(check_name(name))
-        states = self.versions(name)
+        left, states = self._names.refuse_foreign(check_name(name)), self.versions(name)
         wanted = rollback_target(name, states, version)
-        target = f"{name}__{wanted}"
-        card = next(state.card for state in states if state.name == wanted)
+        target, card = f"{name}__{wanted}", next(state.card for state in states if state.name == wanted)
         if card is None:
             raise CorruptError(f"{target} on {self._server.where} has no card; load the collection again.")
         self._check_count(target, card.count)
@@ -190,11 +103,6 @@ class ServerAdmin:
         return wanted
 
     def gc(self, name: str, *, keep: int, unfinished: bool = False) -> list[str]:
-        """Delete finished versions except the published and the newest `keep` - 1 others; returns their names.
-
-        unfinished: delete what stopped loads left as well. Raises LockedError when a load is still at work there,
-        DataError when finished versions are there and none is published.
-        """
         states = [state for state in self.versions(name) if state.reachable]
         check_published(name, states)
         others = [state.name for state in states if state.finished and not state.published]
@@ -212,25 +120,22 @@ class ServerAdmin:
         return sorted(gone)
 
     def state(self, name: str) -> CollectionState:
-        """What the server says about the published version; it does not say what that takes on disk."""
         version = self._published(name)
         info = self._names.look(lambda: self._client.get_collection(version))
         card = card_in(info.config.metadata or {})
         if card is None:
             raise DataError(f"Collection {name!r} on {self._server.where} has no card: xqg-vdb did not make it.")
         params = info.config.params
-        details: dict[str, Any] = {
+        is_grey, points = info.status == models.CollectionStatus.GREY, self._names.count(version)
+        sleeping = "the index is not being built since the server restarted; `xqg-vdb load` once more wakes it"
+        details: dict[str, object] = {
             "segments": info.segments_count,
             "shards": params.shard_number,
             "replicas": params.replication_factor,
             "write consistency": params.write_consistency_factor,
+            "grey": sleeping if is_grey else None,
+            **(self._strangers(version) if points != card.count else {}),
         }
-        if info.status == models.CollectionStatus.GREY:
-            details["grey"] = (
-                "the index is not being built since the server restarted; `xqg-vdb load` once more wakes it"
-            )
-        points = self._count(version)
-        details |= self._strangers(version) if points != card.count else {}
         return CollectionState(
             card=card,
             points=points,
@@ -249,28 +154,19 @@ class ServerAdmin:
             empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
             wanted = models.Filter(must=[ours], must_not=[empty])
             with suppress(Limited, Refused):
-                found[f"written by {library}"] = exact_count(
-                    self._client, self._names.look, version, limits=self._limits, wanted=wanted
-                )
+                found[f"written by {library}"] = self._names.count(version, wanted=wanted)
         return {by: count for by, count in found.items() if count}
 
     def _languages(self, version: str) -> dict[str, int]:
         """Points by language; of a collection without an index of languages none."""
-        while True:
-            most = self._limits.most("limit", _MOST_LANGUAGES)
-            ask = partial(self._client.facet, version, key=LANG_KEY, limit=most, exact=True)
-            try:
-                return dict(sorted((str(hit.value), hit.count) for hit in self._names.look(ask).hits))
-            except Limited as error:
-                self._limits.learn(error)
-            except Refused:
-                return {}
+        facet = partial(self._client.facet, version, key=LANG_KEY, exact=True)
+        try:
+            hits = self._names.look(lambda: facet(limit=self._server.most("limit", _MOST_LANGUAGES))).hits
+        except Refused:
+            return {}
+        return dict(sorted((str(hit.value), hit.count) for hit in hits))
 
     def create_snapshot(self, name: str) -> Snapshot:
-        """A snapshot of the published version, made and kept by the server.
-
-        Raises MismatchError where its node holds only some of the shards: the file would be a part.
-        """
         version = self._published(name)
         self._check_shards(name, version)
         before = {shot.name for shot in self._snapshots(version)}
@@ -280,17 +176,15 @@ class ServerAdmin:
             made = self._appeared(version, before)
             if made is None:
                 raise
-        if made is not None:
-            return _described(made)
-        return next(_described(shot) for shot in self._snapshots(version) if shot.name not in before)
+        return _described(made or next(shot for shot in self._snapshots(version) if shot.name not in before))
 
     def _appeared(self, version: str, before: set[str]) -> models.SnapshotDescription | None:
         """A snapshot that is made although its request failed; it is waited for as long as a read."""
-        end = self._server.now() + self._server.read_deadline
-        while self._server.now() < end:
+        end = self._server.clock() + self._server.read_deadline
+        while self._server.clock() < end:
             if new := [shot for shot in self._snapshots(version) if shot.name not in before]:
                 return new[0]
-            self._server.pause(_REPLICA_LOOK)
+            self._server.sleep(_REPLICA_LOOK)
         return None
 
     def _check_shards(self, name: str, version: str) -> None:
@@ -313,32 +207,26 @@ class ServerAdmin:
             return None
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        """The snapshots of all its versions that the server keeps, oldest first."""
         self._published(name)
         return sorted((_described(shot) for _, shot in self._all_snapshots(name)), key=lambda shot: shot.created)
 
     def download_snapshot(self, name: str, snapshot: str, to: Path) -> None:
-        """Copy a snapshot into the file `to`, its SHA-256 compared where the server gives one."""
         self._published(name)
         found = {shot.name: (version, shot) for version, shot in self._all_snapshots(name)}
         if snapshot not in found:
-            raise DataError(f"Collection {name!r} has no snapshot {snapshot!r}; see `xqg-vdb snapshot list {name}`.")
+            raise no_snapshot(name, snapshot)
         version, shot = found[snapshot]
-        self._server.call(lambda: download(self._address(), version, snapshot, to=to, checksum=shot.checksum))
+        rest = self._opener()
+        self._server.call(lambda: _download(rest, version, snapshot, to=to, checksum=shot.checksum))
 
     def restore_snapshot(self, name: str, file: Path) -> str:
-        """Upload a snapshot as a new version, check it, publish it; the version before stays for a rollback.
-
-        Raises DataError for a snapshot of something else, CorruptError when points or texts are not what its card says;
-        it is removed then.
-        """
         self._names.refuse_foreign(check_name(name))
         version = self._names.new_version(name)
-        address = self._address()
+        rest = self._opener()
         try:
-            self._server.call(lambda: upload(address, version, file), deadline=0.0)  # a second try would be hours
+            self._server.call(lambda: _upload(rest, version, file), deadline=0.0)  # a second try would be hours
             self._await_copies(version)
-            card = self._names.card(version)
+            card = card_in(self._names.metadata(version))
             if card is None or not card.created:
                 raise DataError(f"{file} is no snapshot of a collection that `xqg-vdb load` finished.")
             self._check_count(version, card.count)
@@ -359,33 +247,27 @@ class ServerAdmin:
 
     def _await_copies(self, version: str) -> None:
         """Wait until every copy of every shard is active: until then a count is of some of them."""
-        end = self._server.now() + _REPLICA_PATIENCE
+        end = self._server.clock() + _REPLICA_PATIENCE
         while (cluster := self._cluster(version)) is not None:
             states = [shard.state for shard in cluster.local_shards] + [shard.state for shard in cluster.remote_shards]
             waiting = [state for state in states if state != models.ReplicaState.ACTIVE]
             if not waiting:
                 return
-            if self._server.now() > end:
+            if self._server.clock() > end:
                 raise ServerError(
                     f"{len(waiting)} of {len(states)} copies of the shards of {version} on {self._server.where} are"
                     " still not active; look at its log, then restore the snapshot again."
                 )
-            self._server.pause(_REPLICA_LOOK)
+            self._server.sleep(_REPLICA_LOOK)
 
     def _check_texts(self, version: str, card: Card, file: Path) -> None:
         """Raise CorruptError when the texts are not those that the card's digest is of."""
         if not card.digest:
             return
-        digest = Digest()
-        for page in pages(
-            self._client, self._server.read, version, limits=self._limits, payload=["id", "content", "meta"]
-        ):
-            for point in page:
-                payload = point.payload or {}
-                if written_by(payload) is not None:
-                    continue
-                digest.add(str(payload.get("id", "")), str(payload.get("content", "")))
-        if digest.hexdigest() != card.digest:
+        pages = self._names.pages(version, payload=["id", "content", "meta"])
+        payloads = (point.payload or {} for page in pages for point in page)
+        ours = (payload for payload in payloads if written_by(payload) is None)
+        if digest((str(payload.get("id", "")), str(payload.get("content", ""))) for payload in ours) != card.digest:
             raise CorruptError(f"{file} holds other texts than its card promises; take another copy of it.")
 
     def _forget_uploads(self, version: str) -> bool:
@@ -402,7 +284,7 @@ class ServerAdmin:
 
     def _all_snapshots(self, name: str) -> list[tuple[str, models.SnapshotDescription]]:
         """(version, snapshot) of all its versions."""
-        return [(version, shot) for version in self._names.versions(name) for shot in self._snapshots(version)]
+        return [(version, shot) for version in self._names.records(name) for shot in self._snapshots(version)]
 
     def _published(self, name: str) -> str:
         version = self._names.refuse_foreign(check_name(name))
@@ -410,18 +292,15 @@ class ServerAdmin:
             raise self._names.missing(name)
         return version
 
-    def _count(self, version: str) -> int:
-        return exact_count(self._client, self._names.look, version, limits=self._limits)
-
     def _check_count(self, version: str, expected: int) -> None:
-        found = self._count(version)
+        found = self._names.count(version)
         if found < expected:  # what others wrote beside ours is no damage
             raise CorruptError(
                 f"{version} on {self._server.where} holds {found:,} points where its card promises {expected:,};"
                 " load the collection again."
             )
 
-    def _address(self) -> RestAddress:
+    def _opener(self) -> Callable[[], httpx.Client]:
         if self._rest is None:
             raise DataError(f"{self._server.where} makes no snapshots: only a server does, or an embedded store.")
         return self._rest
@@ -429,3 +308,55 @@ class ServerAdmin:
 
 def _described(found: models.SnapshotDescription) -> Snapshot:
     return Snapshot(found.name, found.size, found.creation_time or "")
+
+
+# Snapshot files from and to a server, over its REST interface: the client library can neither fetch nor send them.
+
+
+def _download(rest: Callable[[], httpx.Client], version: str, snapshot: str, *, to: Path, checksum: str | None) -> None:
+    """Copy a snapshot into the file `to`, which appears when it is whole, and its SHA-256 beside it."""
+    total, path = hashlib.sha256(), f"/collections/{quote(version, safe='')}/snapshots/{quote(snapshot, safe='')}"
+    with _conversation(rest) as client, atomic_file(to) as file, client.stream("GET", path) as answer:
+        _refuse_failure(answer)
+        for block in answer.iter_bytes(1 << 20):
+            total.update(block)
+            file.write(block)
+        if checksum and total.hexdigest() != checksum:
+            raise CorruptError(f"{snapshot} did not arrive as the server has it; download it again.")
+    with disk_errors(to):
+        _sum_file(to).write_text(f"{total.hexdigest()}  {to.name}\n", "utf-8")  # as `sha256sum -c` reads it
+
+
+def _upload(rest: Callable[[], httpx.Client], version: str, file: Path) -> None:
+    """Make a collection, which must not exist, of a snapshot; the server checks the SHA-256 that is beside the file."""
+    with disk_errors(file), open(file, "rb") as snapshot, _conversation(rest) as client:
+        params = {"wait": "true", "priority": "snapshot"}
+        if _sum_file(file).exists():
+            params["checksum"] = _sum_file(file).read_text("utf-8").partition(" ")[0].strip()
+        path, sent = f"/collections/{quote(version, safe='')}/snapshots/upload", (_upload_name(version), snapshot)
+        timeout = httpx.Timeout(client.timeout.connect, read=_LONGEST_RESTORE)
+        _refuse_failure(client.post(path, params=params, files={"snapshot": sent}, timeout=timeout))
+
+
+def _upload_name(version: str) -> str:
+    return f"{version}-restored.snapshot"
+
+
+def _sum_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _refuse_failure(answer: httpx.Response) -> None:
+    if answer.status_code != httpx.codes.OK:
+        answer.read()
+        raise UnexpectedResponse(answer.status_code, answer.reason_phrase, answer.content, answer.headers)
+
+
+@contextmanager
+def _conversation(rest: Callable[[], httpx.Client]) -> Iterator[httpx.Client]:
+    """A client whose broken conversations are in the client library's words, which `client.answer_of` understands."""
+    try:
+        with rest() as client:
+            yield client
+    except httpx.TransportError as error:
+        raise ResponseHandlingException(error) from error

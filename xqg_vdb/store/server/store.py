@@ -17,36 +17,28 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
-from qdrant_client.local.qdrant_local import QdrantLocal
 from qdrant_client.qdrant_remote import QdrantRemote
 
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.store import layout
+from xqg_vdb.store.filters import as_filter
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.store.server.client import (
-    OLDEST_SERVER,
-    Address,
-    Limited,
-    NoAccess,
-    NotFound,
-    Server,
-    checked_address,
-    checked_key,
-)
+from xqg_vdb.store.operations import Admin, Store
+from xqg_vdb.store.server import Address, checked_address, checked_key
+from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server
 from xqg_vdb.store.server.names import Names, card_in, short
-from xqg_vdb.store.server.operations import RestAddress, ServerAdmin
-from xqg_vdb.store.server.requests import (
-    Limits,
-    batched_requests,
-    exact_count,
-    found_in,
-    language_filter,
-    pages,
-    search_params,
-    search_requests,
+from xqg_vdb.store.server.operations import server_admin
+from xqg_vdb.store.server.writer import open_update, open_writer
+from xqg_vdb.types import (
+    Card,
+    CollectionUpdate,
+    CollectionWriter,
+    Hit,
+    QuestionRows,
+    Search,
+    SparseVector,
+    StoredPoint,
 )
-from xqg_vdb.store.server.writer import ServerUpdate, open_update, open_writer
-from xqg_vdb.types import Card, CollectionWriter, Hit, QuestionRows, Search, StoredPoint
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.foreign import ForeignCollection
@@ -55,78 +47,10 @@ T = TypeVar("T")
 
 _MOST_MOVES = 5
 """Times that a search begins anew because its version was replaced and deleted meanwhile."""
+_QUERY_BATCH = 64
 
 
-class AsyncServerSearch:
-    """`ServerStore.search` for coroutines, with its hits, order, errors and patience; made by `async_search`.
-
-    A client's connections belong to the event loop that opened them, so there is one client for each loop.
-    options: with what the store's own client was made.
-    """
-
-    def __init__(self, store: ServerStore, server: Server, *, options: Mapping[str, Any]) -> None:
-        self._store = store
-        self._server = server
-        self._options = dict(options)
-        self._clients: dict[asyncio.AbstractEventLoop, AsyncQdrantClient] = {}
-        self._mutex = threading.Lock()
-
-    async def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
-        """The k best per question, by score, then id."""
-        rows, first = layout.check_search(questions, search), search.offset + search.k + 1
-        for last in range(_MOST_MOVES):
-            physical = await asyncio.to_thread(self._store.physical, name)
-            requests = await asyncio.to_thread(self._store.requests_for, physical, search)
-            try:
-                found = await self._ask(physical, requests(rows, first))
-            except NotFound as error:
-                if last == _MOST_MOVES - 1 or not await asyncio.to_thread(self._store.moved, name, physical):
-                    raise await asyncio.to_thread(self._store.looks.missing, name) from error
-                continue
-            break
-
-        def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
-            if limit == first:
-                return found
-            return self._store.ask(physical, requests(questions, limit))  # rare: equal scores at the kth place
-
-        return await asyncio.to_thread(layout.best, rows, ask, search=search)
-
-    async def aclose(self) -> None:
-        """Close the connections of the running event loop; the next search opens new ones."""
-        with self._mutex:
-            client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
-
-    async def _ask(self, physical: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
-        client, deadline = self._client(), self._server.read_deadline
-        while True:
-            found: list[list[layout.Found]] = []
-            try:
-                for batch in batched_requests(requests, self._store.limits):
-                    answers = await self._server.call_async(
-                        partial(client.query_batch_points, physical, batch), deadline=deadline
-                    )
-                    found += map(found_in, answers)
-            except Limited as error:
-                self._store.limits.learn(error)
-                continue
-            return found
-
-    def _client(self) -> AsyncQdrantClient:
-        loop = asyncio.get_running_loop()
-        with self._mutex:
-            for closed in [one for one in self._clients if one.is_closed()]:
-                del self._clients[closed]
-            if loop not in self._clients:
-                with warnings.catch_warnings():  # of a key over plain http: the store has refused it, or was asked to
-                    warnings.simplefilter("ignore", UserWarning)
-                    self._clients[loop] = AsyncQdrantClient(**self._options)
-            return self._clients[loop]
-
-
-class ServerStore:
+class ServerStore(Store):
     """Collections on a server; see `types.VectorStore`. Threads may share one store as they may share the client.
 
     client: a ready client, which stays the caller's to close.
@@ -144,16 +68,14 @@ class ServerStore:
         options: CollectionOptions | None = None,
     ) -> None:
         self._client = client
-        self._options = options or CollectionOptions()
-        self._rest: RestAddress | None = None
+        self.options = options or CollectionOptions()
+        self._rest: Callable[[], httpx.Client] | None = None
         self._server = Server(where, deadline=deadline, secret=secret)
         self._owned = False
         self._updating = threading.Lock()
-        self._is_local = isinstance(client._client, QdrantLocal)
         self._names = Names(client, self._server)
         self.looks = Names(client, self._server, waited_for=True)
         self._quantized: dict[str, bool] = {}
-        self.limits = Limits()
 
     @classmethod
     def connect(
@@ -170,12 +92,8 @@ class ServerStore:
     ) -> ServerStore:
         """A store on the server at `url` (`:memory:` for one inside this process); sends nothing yet.
 
-        timeout: seconds for one request. insecure: allow the key to travel unencrypted to another machine.
-        grpc: speak gRPC instead of REST, on the port after that of `url`, or on `grpc_port`.
-        url: may also be grpc://host:port (or grpcs), whose REST port is the one before.
-        options: of the collections that it makes.
-        Raises DataError for a URL without host or with a password in it, ServerError for a key that would be readable
-        on the way.
+        The arguments are those of `store.open_store`; see `checked_address` for what raises. insecure: allow the key
+        to travel unencrypted to another machine. grpc_port: of gRPC, by default the one after that of `url`.
         """
         if url == ":memory:":
             store = cls(QdrantClient(":memory:"), where=url, deadline=deadline, options=options)
@@ -196,34 +114,24 @@ class ServerStore:
             )
         store = cls(client, where=address.where, deadline=deadline, secret=api_key, options=options)
         store._owned = True
-        store._rest = RestAddress(cast(QdrantRemote, client._client).rest_uri, api_key, timeout)
+        headers, base = {"api-key": api_key} if api_key else {}, cast(QdrantRemote, client._client).rest_uri
+        store._rest = lambda: httpx.Client(base_url=base, headers=headers, timeout=timeout)
         store._server.before_first = partial(store._check_server, store._rest, address)
         return store
 
     def __repr__(self) -> str:
         return f"ServerStore({self._server.where!r})"
 
-    def __enter__(self) -> ServerStore:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     @property
-    def admin(self) -> ServerAdmin:
+    def admin(self) -> Admin:
         """Versions, states and snapshots."""
-        return ServerAdmin(self.looks, rest=self._rest, limits=self.limits)
+        return server_admin(self.looks, rest=self._rest)
 
     def foreign(self, name: str) -> ForeignCollection:
         """Any collection of the server, whoever made it. Raises DataError when there is none of that name."""
         from xqg_vdb.store.server.foreign import ForeignCollection
 
-        return ForeignCollection(self._names, name, is_local=self._is_local)
-
-    @property
-    def storage(self) -> Mapping[str, Any]:
-        """What the cards of its new collections say of their options."""
-        return self._options.layout()
+        return ForeignCollection(self._names, name)
 
     def names(self) -> list[str]:
         """The published collections, sorted; those that others made are not among them."""
@@ -251,16 +159,12 @@ class ServerStore:
         return card
 
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
-        """A new version, or the unfinished one of an equal card.
-
-        Two loaders of equal builds help each other; of different ones the later is refused while the earlier lives.
-        Raises LockedError then, MismatchError when somebody else's collection, or an alias of one, has that name.
-        """
+        """A new version, or the unfinished one of an equal card; see `writer.open_writer`."""
         layout.check_name(name)
-        return open_writer(self._names, name, card=card, options=self._options, is_local=self._is_local)
+        return open_writer(self._names, name, card=card, options=self.options)
 
     @contextmanager
-    def update(self, name: str) -> Iterator[ServerUpdate]:
+    def update(self, name: str) -> Iterator[CollectionUpdate]:
         """The published version, to be changed in place; threads take turns, other processes wait or are refused.
 
         Raises LockedError, MismatchError for a collection that is not ours, `Moved` when a load replaced the version.
@@ -269,7 +173,7 @@ class ServerStore:
         if version is None:
             raise self.looks.missing(name)
         try:
-            with self._updating, open_update(self._names, name, version, options=self._options) as update:
+            with self._updating, open_update(self._names, name, version, options=self.options) as update:
                 yield update
             if self.moved(name, version):
                 raise NotFound(version)
@@ -284,41 +188,73 @@ class ServerStore:
         rows = layout.check_search(questions, search)
 
         def run(physical: str) -> list[list[Hit]]:
-            requests = self.requests_for(physical, search)
-
-            def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
-                return self.ask(physical, requests(questions, limit))
-
-            return layout.best(rows, ask, search=search)
+            return layout.best(rows, self.asking(physical, search), search=search)
 
         return self._bound(name, run)
 
+    def asking(self, physical: str, search: Search) -> Callable[[QuestionRows, int], list[list[layout.Found]]]:
+        """Asks that version for so many passages of each question."""
+        requests = self.requests_for(physical, search)
+
+        def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
+            asked, found = requests(questions, limit), list[list[layout.Found]]()
+            while len(found) < len(asked):
+                send = partial(self.send_next, self._client, physical, asked, len(found))
+                found += map(_found, self._server.read(send))
+            return found
+
+        return ask
+
     def requests_for(self, physical: str, search: Search) -> Callable[[QuestionRows, int], list[models.QueryRequest]]:
         """Makes the requests of questions and a limit; for both clients."""
-        # the local mode is always exact and warns when it is asked to be
-        params = None if self._is_local else search_params(search, quantized=self._is_quantized(physical))
-        return lambda questions, limit: search_requests(questions, limit=limit, search=search, params=params)
+        wanted = _language_filter(search.passage_langs)
+        if search.where is not None:
+            asked = as_filter(search.where)
+            wanted = asked if wanted is None else models.Filter(must=[wanted, asked])
+        params = None
+        if not self._names.is_local:  # that one is always exact, and warns when it is asked to be
+            again = models.QuantizationSearchParams(
+                ignore=search.exact, rescore=True, oversampling=layout.OVERSAMPLING
+            )  # candidates among quantised vectors are compared again with the full ones
+            quantized = again if self._is_quantized(physical) else None
+            params = models.SearchParams(hnsw_ef=search.ef, exact=search.exact, quantization=quantized)
+        request = partial(models.QueryRequest, using=search.using, filter=wanted, params=params, with_payload=True)
+        return lambda questions, limit: [request(query=_asked(row), limit=limit) for row in questions]
+
+    def send_next(self, client: Any, physical: str, requests: Sequence[models.QueryRequest], start: int) -> Any:
+        """Send those from `start` on, as many as one call carries, and as broad as the server is known to allow."""
+        most, params = self._server.most, requests[0].params
+        if params is not None:
+            ef, again = params.hnsw_ef, params.quantization
+            if again is not None:
+                again = again.model_copy(
+                    update={"oversampling": float(most("oversampling", round(layout.OVERSAMPLING)))}
+                )
+            less = {"hnsw_ef": None if ef is None else most("hnsw_ef", ef), "quantization": again}
+            params = params.model_copy(update=less)
+        batch = requests[start : start + most("search batch size", _QUERY_BATCH)]
+        return client.query_batch_points(physical, [one.model_copy(update={"params": params}) for one in batch])
 
     def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
         layout.check_langs(passage_langs)
-        wanted = language_filter(passage_langs)
-        count = partial(exact_count, self._client, self._server.read, limits=self.limits, wanted=wanted)
-        return self._bound(name, count)
+        return self._bound(name, partial(self.looks.count, wanted=_language_filter(passage_langs)))
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
         """Every point of the version that is published when the first one is asked for."""
         physical = self.physical(name)
         try:
-            for page in pages(self._client, self._server.read, physical, limits=self.limits, vectors=with_vectors):
-                yield from map(_stored, page)
+            for page in self.looks.pages(physical, vectors=with_vectors):
+                for record in page:
+                    vectors: Any = record.vector if isinstance(record.vector, dict) else {}
+                    yield layout.stored_point(record.payload or {}, vectors)
         except NotFound as error:
             raise self.looks.missing(name) from error
 
     def delete(self, name: str) -> None:
         """Remove the collection with all its versions. Raises DataError when unknown, MismatchError when not ours."""
         target = self._names.refuse_foreign(layout.check_name(name))
-        if target is None and not self._names.versions(name):
+        if target is None and not self._names.records(name):
             raise self.looks.missing(name)
         self._names.drop(name)
 
@@ -327,24 +263,11 @@ class ServerStore:
         if self._owned:
             self._client.close()
 
-    def ask(self, physical: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
-        """The server's own answers to the requests, in their order."""
-        while True:
-            try:
-                answers = [
-                    self._server.read(partial(self._client.query_batch_points, physical, batch))
-                    for batch in batched_requests(requests, self.limits)
-                ]
-            except Limited as error:
-                self.limits.learn(error)
-                continue
-            return [found_in(answer) for batch in answers for answer in batch]
-
-    def async_search(self) -> AsyncServerSearch | None:
+    def async_search(self) -> _AsyncSearch | None:
         """Its search for coroutines, with the same address, key and patience; None for the in-memory stand-in."""
-        if self._is_local:
+        if self._names.is_local:
             return None
-        return AsyncServerSearch(self, self._server, options=self._client.init_options)
+        return _AsyncSearch(self, self._server, options=self._client.init_options)
 
     def physical(self, name: str) -> str:
         """The collection that `name` is just now; `name` itself where a key may not see what is behind it."""
@@ -376,7 +299,7 @@ class ServerStore:
             self._quantized[physical] = own or config.quantization_config is not None
         return self._quantized[physical]
 
-    def _check_server(self, rest: RestAddress, address: Address, deadline: float | None) -> None:
+    def _check_server(self, rest: Callable[[], httpx.Client], address: Address, deadline: float | None) -> None:
         """Raise MismatchError for a server that is too old, and for REST and gRPC ends of two different servers.
 
         The ends are known by the names of their collections; a server whose REST port is closed to us is believed.
@@ -391,19 +314,87 @@ class ServerStore:
             return
         for _ in range(3):  # another client may make a collection between the two looks
             try:
-                key = {"api-key": rest.key} if rest.key else {}
-                answer = httpx.get(f"{rest.base}/collections", headers=key, timeout=5.0)
-                seen = {one["name"] for one in answer.json()["result"]["collections"]}
+                with rest() as client:
+                    result = client.get("/collections", timeout=5.0).json()["result"]
+                seen = {collection["name"] for collection in result["collections"]}
             except (httpx.HTTPError, ValueError, KeyError, TypeError):
                 return
-            if seen == {one.name for one in self._server.read(self._client.get_collections).collections}:
+            if seen == set(self.looks.collections()):
                 return
         raise MismatchError(
-            f"{rest.base} and gRPC port {address.grpc_port} are two different servers: they have other collections."
+            f"{address.url} and gRPC port {address.grpc_port} are two different servers: they have other collections."
             " Name the right port in XQG_VDB_GRPC_PORT, or write --url grpc://host:port."
         )
 
 
-def _stored(record: models.Record) -> StoredPoint:
-    vectors: Any = record.vector
-    return layout.stored_point(record.payload or {}, vectors if isinstance(vectors, dict) else {})
+class _AsyncSearch:
+    """`ServerStore.search` for coroutines, with its hits, order, errors and patience.
+
+    A client's connections belong to the event loop that opened them, so there is one client for each loop.
+    options: with what the store's own client was made.
+    """
+
+    def __init__(self, store: ServerStore, server: Server, *, options: Mapping[str, Any]) -> None:
+        self._store = store
+        self._server = server
+        self._options = dict(options)
+        self._clients: dict[asyncio.AbstractEventLoop, AsyncQdrantClient] = {}
+        self._mutex = threading.Lock()
+
+    async def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
+        """The k best per question, by score, then id; `name` is bound to a version, such as wiki@v0003."""
+        rows, first = layout.check_search(questions, search), search.offset + search.k + 1
+        physical = await asyncio.to_thread(self._store.physical, name)
+        requests = await asyncio.to_thread(self._store.requests_for, physical, search)
+        try:
+            found = await self._ask(physical, requests(rows, first))
+        except NotFound as error:
+            raise await asyncio.to_thread(self._store.looks.missing, name) from error
+
+        def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
+            if limit == first:
+                return found
+            return self._store.asking(physical, search)(questions, limit)  # rare: equal scores at the kth place
+
+        return await asyncio.to_thread(layout.best, rows, ask, search=search)
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; the next search opens new ones."""
+        with self._mutex:
+            client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+    async def _ask(self, physical: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
+        client, deadline, found = self._client(), self._server.read_deadline, list[list[layout.Found]]()
+        while len(found) < len(requests):
+            send = partial(self._store.send_next, client, physical, requests, len(found))
+            found += map(_found, await self._server.call_async(send, deadline=deadline))
+        return found
+
+    def _client(self) -> AsyncQdrantClient:
+        loop = asyncio.get_running_loop()
+        with self._mutex:
+            for closed in [known for known in self._clients if known.is_closed()]:
+                del self._clients[closed]
+            if loop not in self._clients:
+                with warnings.catch_warnings():  # of a key over plain http: the store has refused it, or was asked to
+                    warnings.simplefilter("ignore", UserWarning)
+                    self._clients[loop] = AsyncQdrantClient(**self._options)
+            return self._clients[loop]
+
+
+def _language_filter(langs: Sequence[str] | None) -> models.Filter | None:
+    if langs is None:
+        return None
+    return models.Filter(must=[models.FieldCondition(key=layout.LANG_KEY, match=models.MatchAny(any=list(langs)))])
+
+
+def _asked(question: Any) -> Any:
+    if isinstance(question, SparseVector):
+        return models.SparseVector(indices=question.indices.tolist(), values=question.values.tolist())
+    return question.tolist()
+
+
+def _found(answer: models.QueryResponse) -> list[layout.Found]:
+    return [(point.score, {"id": str(point.id), **(point.payload or {})}) for point in answer.points]

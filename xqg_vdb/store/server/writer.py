@@ -9,20 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
 
 from qdrant_client import models
 
-from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
+from xqg_vdb.errors import DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.store.gate import Rows, checked
-from xqg_vdb.store.layout import TEXT_SPARSE, CollectionOptions, point_id, same_build, stored_point
-from xqg_vdb.store.operations import latest
-from xqg_vdb.store.server.client import NotDone, Refused, TooLarge
+from xqg_vdb.store.layout import LANG_KEY, TEXT_SPARSE, CollectionOptions, point_id, same_build, stored_point
+from xqg_vdb.store.operations import latest, to_publish, wrong_count
+from xqg_vdb.store.server.client import Refused, TooLarge
 from xqg_vdb.store.server.names import (
     AUGMENT_KEY,
     BULK_KEY,
@@ -34,22 +33,81 @@ from xqg_vdb.store.server.names import (
     Names,
     Watch,
     card_in,
+    completed,
     cursor_in,
     is_finished,
+    process_of,
     short,
     version_number,
 )
-from xqg_vdb.store.server.requests import Limits, create, exact_count, prepare
-from xqg_vdb.types import Card, PointBatch, StoredPoint
+from xqg_vdb.types import Card, CollectionWriter, PointBatch, StoredPoint
 
-# Build the index of a filled version on a server, and wait until it is done.
+_log = logging.getLogger(__name__)
+
+# What a new collection on a server is made of, and its index, which is built after the last point.
 
 POLL = 0.5
 GREY_PATIENCE = 30.0
 """Seconds that a server may take to start what it says is to be done."""
 _WOKEN_EVERY = 10.0
+_USUAL_THRESHOLD = 10_000  # kB, in case that a server names none
+_DISTANCES = {"cosine": models.Distance.COSINE, "dot": models.Distance.DOT}
+_QUANTIZATIONS: dict[str | None, Any] = {
+    None: None,
+    "scalar": models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+    ),
+    "product": models.ProductQuantization(
+        product=models.ProductQuantizationConfig(compression=models.CompressionRatio.X16, always_ram=True)
+    ),
+    "binary": models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)),
+    "turbo": models.TurboQuantization(
+        turbo=models.TurboQuantQuantizationConfig(bits=models.TurboQuantBitSize.BITS4, always_ram=True)
+    ),
+}
 
-_log = logging.getLogger(__name__)
+
+def _create(names: Names, version: str, *, card: Card, options: CollectionOptions, metadata: Mapping[str, Any]) -> None:
+    """The empty collection."""
+    vectors = models.VectorParams(
+        size=card.encoder.dim, distance=_DISTANCES[card.distance], on_disk=options.on_disk_vectors
+    )
+    sparse = models.SparseVectorParams(modifier=models.Modifier.IDF if card.bm25 is not None else None)
+    graph = models.HnswConfigDiff(m=options.hnsw_m, ef_construct=options.hnsw_ef_construct)
+    create = partial(
+        names.client.create_collection,
+        version,
+        vectors_config=dict.fromkeys(card.vectors, vectors),
+        sparse_vectors_config={TEXT_SPARSE: sparse},
+        shard_number=options.shards,
+        replication_factor=options.replication_factor,
+        write_consistency_factor=options.write_consistency,
+        on_disk_payload=options.on_disk_payload,
+        hnsw_config=graph if graph.model_dump(exclude_none=True) else None,
+        quantization_config=_QUANTIZATIONS[options.quantization],
+        metadata=dict(metadata),
+    )
+    names.create(version, create)
+
+
+def _prepare(names: Names, version: str, *, bulk: bool) -> None:
+    """The language index, and no vector index yet in bulk mode; repeating it is harmless."""
+    client, call = names.client, names.server.call
+    keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
+    call(lambda: client.create_payload_index(version, LANG_KEY, field_schema=keyword, wait=True))
+    if not bulk:
+        return
+    config = call(lambda: client.get_collection(version)).config
+    if not (config.metadata or {}).get(BULK_KEY):  # the threshold that the server would use is noted first
+        threshold = config.optimizer_config.indexing_threshold or _USUAL_THRESHOLD
+        names.write_metadata(version, {BULK_KEY: {"indexing_threshold": threshold}})
+    _set_threshold(names, version, 0)
+
+
+def _set_threshold(names: Names, version: str, threshold: int | None) -> None:
+    """From how many kB on a server indexes; setting what is set wakes one that was restarted (grey)."""
+    threshold_only = models.OptimizersConfigDiff(indexing_threshold=threshold)
+    names.server.call(lambda: names.client.update_collection(version, optimizers_config=threshold_only))
 
 
 def build_index(
@@ -67,7 +125,10 @@ def build_index(
     before that is right, but slow. Raises ServerError when the server says that it cannot.
     """
     server, client = names.server, names.client
-    threshold = _end_bulk(names, version)
+    noted = names.metadata(version).get(BULK_KEY)
+    threshold = int(noted["indexing_threshold"]) if isinstance(noted, dict) and noted else None
+    if threshold is not None:  # what it was before; the server then starts to index
+        _set_threshold(names, version, threshold)
     changed, seen, woken, greens = clock(), (-1, -1), clock(), 0
     while True:
         info = server.call(lambda: client.get_collection(version))
@@ -84,31 +145,12 @@ def build_index(
             changed, seen = clock(), (count, info.segments_count)
         is_grey = info.status == models.CollectionStatus.GREY
         if is_grey and clock() - woken >= _WOKEN_EVERY:
-            wake(names, version, threshold=threshold)
+            _set_threshold(names, version, threshold or info.config.optimizer_config.indexing_threshold)
             woken = clock()
         if clock() - changed > min(GREY_PATIENCE if is_grey else server.deadline, server.deadline):
             _log.warning("%s: the index of %s is still %s; going on", server.where, version, info.status.value)
             return
-        server.pause(POLL)
-
-
-def _end_bulk(names: Names, version: str) -> int | None:
-    """Give the collection the threshold back that it had before; the server then starts to index."""
-    noted = names.metadata(version).get(BULK_KEY)
-    if not isinstance(noted, dict) or not noted:
-        return None
-    wake(names, version, threshold=int(noted["indexing_threshold"]))
-    return int(noted["indexing_threshold"])
-
-
-def wake(names: Names, version: str, *, threshold: int | None = None) -> None:
-    """Set the threshold that is set already: after a restart, a server starts no optimizer before a change (grey)."""
-    client = names.client
-    if threshold is None:
-        info = names.look(lambda: client.get_collection(version))
-        threshold = info.config.optimizer_config.indexing_threshold
-    usual = models.OptimizersConfigDiff(indexing_threshold=threshold)
-    names.look(lambda: client.update_collection(version, optimizers_config=usual))
+        server.sleep(POLL)
 
 
 MAX_REQUEST_BYTES = 8 << 20
@@ -116,8 +158,8 @@ MAX_REQUEST_BYTES = 8 << 20
 _JSON_BYTES_PER_FLOAT32 = 5  # a float32 takes about 20 characters as JSON, four of which the row's size counts
 
 
-class ServerWriter:
-    """A version that is being filled; see `types.CollectionWriter`. For one thread; made by `server_opening`."""
+class _ServerWriter:
+    """A version that is being filled; see `types.CollectionWriter`. For one thread; made by `open_writer`."""
 
     def __init__(
         self,
@@ -128,20 +170,13 @@ class ServerWriter:
         card: Card,
         options: CollectionOptions,
         lease: Lease,
-        is_local: bool,
     ) -> None:
-        self._names = names
-        self._client = names.client
-        self._server = names.server
-        self._name = name
-        self._version = version
-        self._card = card
-        self._committed = names.cursor(version)
-        self._closed = False
-        self._lease = lease
+        self._names, self._client, self._server = names, names.client, names.server
+        self._name, self._version, self._card, self._lease = name, version, card, lease
         self._keep = options.keep
-        self._is_local = is_local
-        self._connections = 1 if is_local else options.parallel
+        self._committed = cursor_in(names.metadata(version))
+        self._closed = False
+        self._connections = 1 if names.is_local else options.parallel
         self._pool = ThreadPoolExecutor(self._connections) if self._connections > 1 else None
         self._sending: deque[Future[None]] = deque()
         self._most_bytes = MAX_REQUEST_BYTES
@@ -154,7 +189,6 @@ class ServerWriter:
 
     @property
     def committed(self) -> int:
-        """Rows that survive a power cut: what the last `commit` named, 0 for a new version."""
         return self._committed
 
     def upsert(self, batch: PointBatch) -> None:
@@ -165,39 +199,29 @@ class ServerWriter:
         """
         self._check_open()
         rows = checked(batch, card=self._card)
-        self._lease.renew(self._version)
+        self._lease.renew()
         for start, stop in _requests(rows.sizes, most=self._most_bytes):
             self._begin(partial(self._send, rows, batch, start, stop))
 
     def commit(self, rows: int) -> None:
-        """Record that the first `rows` rows of the input are in, once all requests of them were answered."""
         self._check_open()
         self._await()
         self._names.write_metadata(self._version, {CURSOR_KEY: {"rows": rows}})
         self._committed = rows
 
     def publish(self, card: Card, *, indexed: Callable[[int], None] | None = None) -> None:
-        """Check the count, write `card`, build the index, move the alias, delete older versions; closes the writer.
-
-        indexed: told how many vectors are indexed so far.
-        Raises CorruptError when the points are not as many as the card says; the next run then starts over.
-        """
         self._check_open()
         self._await()
-        card = replace(card, storage=self._card.storage)
-        if not same_build(card, self._card):
-            raise MismatchError("The card to publish describes another build than the one that was loaded.")
-        self._check_count(card)
-        created = card.created or datetime.now(UTC).isoformat(timespec="seconds")
-        final = replace(card, version=short(self._version), created=created)
-        if not self._is_local:
-            renew = partial(self._lease.renew, self._version)
-            build_index(self._names, self._version, indexed=indexed, meanwhile=renew)
-        self._names.write_metadata(self._version, {CARD_KEY: final.to_json(), LOADER_KEY: {}})
+        card = to_publish(card, self._card, version=short(self._version))
+        if (found := self._names.count(self._version)) != card.count:
+            self._names.write_metadata(self._version, {CURSOR_KEY: {"rows": 0}})  # nobody continues a version at row 0
+            raise wrong_count(f"{self._version} on {self._server.where}", found, card)
+        if not self._names.is_local:
+            build_index(self._names, self._version, indexed=indexed, meanwhile=self._lease.renew)
+        self._names.write_metadata(self._version, {CARD_KEY: card.to_json(), LOADER_KEY: {}})
         before = self._names.target(self._name)
         self._names.publish(self._name, self._version)
         self._clean_up(before)
-        self._closed = True
         self._stop_sending()
 
     def _clean_up(self, before: str | None) -> None:
@@ -212,14 +236,12 @@ class ServerWriter:
                 self._names.remove(version)
 
     def close(self) -> None:
-        """What was committed stays for the next run."""
-        if self._closed:
-            return
-        self._closed = True
-        self._stop_sending()
-        self._lease.release(self._version)
+        if not self._closed:
+            self._stop_sending()
+            self._lease.release()
 
     def _stop_sending(self) -> None:
+        self._closed = True
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -245,17 +267,20 @@ class ServerWriter:
             raise
 
     def _send(self, rows: Rows, points: PointBatch, start: int, stop: int) -> None:
-        """Write the rows from `start` to `stop`.
-
-        Halves them when the server finds them too large, and when it refuses them, until the bad point is found.
-        """
+        """Write these rows; by halves when the server finds them too large, or refuses a point that is to be found."""
+        vectors: dict[str, list[Any]] = {name: matrix[start:stop].tolist() for name, matrix in points.vectors.items()}
+        if points.sparse is not None:
+            vectors[TEXT_SPARSE] = [
+                models.SparseVector(indices=weights.indices.tolist(), values=weights.values.tolist())
+                for weights in points.sparse[start:stop]
+            ]
         batch = models.Batch.model_construct(  # the gate has validated; doing it again would cost as much as the rest
-            ids=[str(one) for one in rows.ids[start:stop]],
-            vectors=_columns(points, slice(start, stop)),
+            ids=list(map(str, rows.ids[start:stop])),
+            vectors=vectors,
             payloads=rows.payloads[start:stop],
         )
         try:
-            self._server.call(lambda: self._upsert(batch))
+            self._server.call(lambda: completed(self._client.upsert(self._version, batch, wait=True)))
         except (TooLarge, Refused) as error:
             if isinstance(error, TooLarge):  # later requests are made as small
                 self._most_bytes = min(self._most_bytes, _JSON_BYTES_PER_FLOAT32 * sum(rows.sizes[start:stop]) // 2)
@@ -268,39 +293,21 @@ class ServerWriter:
             self._send(rows, points, start, middle)
             self._send(rows, points, middle, stop)
 
-    def _upsert(self, batch: models.Batch) -> None:
-        result = self._client.upsert(self._version, batch, wait=True)
-        if result.status != models.UpdateStatus.COMPLETED:
-            raise NotDone(f"an upsert was answered with {result.status.value}")
 
-    def _check_count(self, card: Card) -> None:
-        found = exact_count(self._client, self._names.look, self._version, limits=Limits())
-        if found == card.count:
-            return
-        self._names.write_metadata(self._version, {CURSOR_KEY: {"rows": 0}})  # nobody continues a version at row 0
-        raise CorruptError(
-            f"{self._version} on {self._server.where} holds {found:,} points, {card.count:,} were expected: the input"
-            " changed since a stopped load, or has an id twice. Run the same command again: it starts over."
-        )
-
-
-class ServerUpdate(ServerWriter):
+class _ServerUpdate(_ServerWriter):
     """The published version of a collection while its points are changed; see `types.CollectionUpdate`."""
 
     @property
     def card(self) -> Card:
-        """Its card as `record` left it."""
         return self._card
 
     def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
-        """Those of the passages that are there, without their vectors."""
         points = [str(point_id(docid)) for docid in ids]
         records = self._server.call(lambda: self._client.retrieve(self._version, points, with_payload=True))
         found = [stored_point(record.payload or {}, {}) for record in records]
         return {point.id: point for point in found}
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove these passages."""
         points = models.PointIdsList(points=[str(point_id(docid)) for docid in ids])
         self._server.call(lambda: self._client.delete(self._version, points, wait=True))
 
@@ -310,15 +317,15 @@ class ServerUpdate(ServerWriter):
         by = self._names.metadata(self._version).get(LOADER_KEY) or {}
         if by.get("id") != self._lease.id:
             raise LockedError(
-                f"Collection {self._name!r} on {self._server.where} is being changed by process {by.get('pid')} on"
-                f" {by.get('host')}; make the same call again."
+                f"Collection {self._name!r} on {self._server.where} is being changed by {process_of(by)}; make the same"
+                " call again."
             )
-        self._lease.write(self._version)
+        self._lease.write()
         self._names.write_metadata(self._version, {CARD_KEY: card.to_json()})
         self._card = card
 
 
-def open_update(names: Names, name: str, version: str, *, options: CollectionOptions) -> ServerUpdate:
+def open_update(names: Names, name: str, version: str, *, options: CollectionOptions) -> _ServerUpdate:
     """Sign the published version. Raises LockedError while somebody else changes it, MismatchError for copies."""
     record = names.metadata(version)
     card = card_in(record)
@@ -330,19 +337,9 @@ def open_update(names: Names, name: str, version: str, *, options: CollectionOpt
     by = Watch(names).holder(version)
     if by is not None:
         raise LockedError(f"Collection {name!r} on {names.server.where} is being changed by {by}; wait until it ends.")
-    lease = Lease(names)
-    lease.write(version)
-    return ServerUpdate(names, name, version, card=card, options=options, lease=lease, is_local=True)
-
-
-def _columns(batch: PointBatch, rows: slice) -> dict[str, list[Any]]:
-    """The vectors of some rows by name, as the client sends them."""
-    columns: dict[str, list[Any]] = {name: matrix[rows].tolist() for name, matrix in batch.vectors.items()}
-    if batch.sparse is not None:
-        columns[TEXT_SPARSE] = [
-            models.SparseVector(indices=own.indices.tolist(), values=own.values.tolist()) for own in batch.sparse[rows]
-        ]
-    return columns
+    lease = Lease(names, version)
+    lease.write()
+    return _ServerUpdate(names, name, version, card=card, options=replace(options, parallel=1), lease=lease)
 
 
 def _requests(sizes: list[int], *, most: int) -> Iterator[tuple[int, int]]:
@@ -361,12 +358,11 @@ def _requests(sizes: list[int], *, most: int) -> Iterator[tuple[int, int]]:
 # Which version of a collection on a server a load fills: the unfinished one of an equal card, or a new one.
 
 
-def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptions, is_local: bool) -> ServerWriter:
+def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptions) -> CollectionWriter:
     """Continue the newest unfinished version if it has a commit of the same build, else begin a new one.
 
-    Finished versions stay as they are. Raises LockedError when somebody loads another build into the collection, also
-    one that ended while this was found out; who loads an equal one is joined. MismatchError when a collection, or an
-    alias, of somebody else has that name.
+    Two loaders of equal builds help each other; of different ones the later is refused (LockedError), also when the
+    earlier ended while this was found out. MismatchError when somebody else's collection, or alias, has that name.
     """
     card = replace(card, storage=options.layout())
     watch, kept = Watch(names), None
@@ -378,24 +374,24 @@ def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptio
         if not watch.waited:
             break
     version = kept or names.new_version(name, past=taken)
-    lease = Lease(names)
+    lease = Lease(names, version)
     if kept is None:
         _begin_version(names, name, version, card=card, options=options, lease=lease)
     else:
-        lease.write(version)
-    if not is_local:  # that one has no indexes, and says so each time
-        prepare(names, version, bulk=options.bulk)
-    return ServerWriter(names, name, version, card=card, options=options, lease=lease, is_local=is_local)
+        lease.write()
+    if not names.is_local:  # that one has no indexes, and says so each time
+        _prepare(names, version, bulk=options.bulk)
+    return _ServerWriter(names, name, version, card=card, options=options, lease=lease)
 
 
 def _continued(names: Names, name: str, current: int, *, card: Card, watch: Watch) -> str | None:
     """The version to go on with; other unfinished ones above the published one are removed. Stops after a wait."""
     kept = None
     for version, record in reversed(names.records(name).items()):
-        stored = card_in(record)
-        if (version_number(name, version) or 0) <= current or (is_finished(record) and not _same(stored, card)):
+        same = _same(record, card)
+        if (version_number(name, version) or 0) <= current or (is_finished(record) and not same):
             continue
-        equal = kept is None and _same(stored, card) and not record.get(LEAVING_KEY)
+        equal = kept is None and same and not record.get(LEAVING_KEY)
         if equal and (cursor_in(record) > 0 or watch.joined == version):
             kept = version
             continue
@@ -405,25 +401,21 @@ def _continued(names: Names, name: str, current: int, *, card: Card, watch: Watc
         elif by is not None:
             raise _busy(names, name, by)
         elif watch.waited:
-            _refuse_overtaken(names, name, version, card=card)
+            record = names.records(name).get(version, {})
+            if is_finished(record) and not _same(record, card):
+                raise LockedError(
+                    f"Collection {name!r} on {names.server.where} was loaded a moment ago from another corpus or with"
+                    " other options; if yours is to replace it, run the same command again."
+                )
             return None
         elif not is_finished(record):
             names.remove(version)
     return kept
 
 
-def _same(stored: Card | None, card: Card) -> bool:
+def _same(record: Mapping[str, Any], card: Card) -> bool:
+    stored = card_in(record)
     return stored is not None and same_build(stored, card)
-
-
-def _refuse_overtaken(names: Names, name: str, version: str, *, card: Card) -> None:
-    """Raise LockedError when somebody has published a version of another build while we waited."""
-    record = names.records(name).get(version, {})
-    if is_finished(record) and not _same(card_in(record), card):
-        raise LockedError(
-            f"Collection {name!r} on {names.server.where} was loaded a moment ago from another corpus or with other"
-            " options; if yours is to replace it, run the same command again."
-        )
 
 
 def _begin_version(
@@ -431,14 +423,12 @@ def _begin_version(
 ) -> None:
     """Create the version; of two loaders that do so at once, the server lets one, and the other finds its record."""
     wanted = replace(card, version=short(version), count=0, digest="", created="")
-    create(
-        names, version, card=card, options=options,
-        metadata={CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()},
-    )  # fmt: skip
+    signed = {CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()}
+    _create(names, version, card=card, options=options, metadata=signed)
     record = names.metadata(version)
     found = record.get(LOADER_KEY) or {}
-    if found.get("id") != lease.id and not _same(card_in(record), card):
-        raise _busy(names, name, f"process {found.get('pid')} on {found.get('host')}")
+    if found.get("id") != lease.id and not _same(record, card):
+        raise _busy(names, name, process_of(found))
 
 
 def _busy(names: Names, name: str, by: str) -> LockedError:
