@@ -486,3 +486,11 @@ def test_points_of_stock_stores_are_named_and_found_and_no_damage(fake, store):
     assert store.admin.rollback("wiki") == "v0001"  # whose points are more than its card promises
     fake.client.delete("wiki__v0001", [str(point_id("p00003"))])
     assert "19 points where the card promises 20" in verify(store, "wiki").problems[0]
+
+
+def test_the_state_says_which_port_speaks_grpc():
+    with ServerStore.connect(":memory:") as store:
+        load(store, "wiki", passages(3), vectors(3), card=a_card())
+        assert "as gRPC port" not in store.admin.state("wiki").details
+        store._grpc_port = 7334  # as `connect` leaves it after a checked address
+        assert store.admin.state("wiki").details["as gRPC port"] == 7334

@@ -54,19 +54,19 @@ _LONGEST_RESTORE = 6 * 3600.0
 """Seconds that a server may take to unpack what it was sent."""
 
 
-def server_admin(names: Names, *, rest: Callable[[], httpx.Client] | None) -> Admin:
+def server_admin(names: Names, *, rest: Callable[[], httpx.Client] | None, grpc_port: int | None) -> Admin:
     """The operators' side of a server. rest: opens a client of its REST interface, for snapshot files."""
-    return _ServerAdmin(names, rest)
+    return _ServerAdmin(names, rest, grpc_port)
 
 
 class _ServerAdmin:
     """Snapshots are the server's own: of one node, where a cluster has several."""
 
-    def __init__(self, names: Names, rest: Callable[[], httpx.Client] | None) -> None:
+    def __init__(self, names: Names, rest: Callable[[], httpx.Client] | None, grpc_port: int | None) -> None:
         self._names = names
         self._client = names.client
         self._server = names.server
-        self._rest = rest
+        self._rest, self._grpc_port = rest, grpc_port
 
     def versions(self, name: str) -> list[VersionState]:
         published = self._names.target(check_name(name))
@@ -134,6 +134,7 @@ class _ServerAdmin:
             "replicas": params.replication_factor,
             "write consistency": params.write_consistency_factor,
             "grey": sleeping if is_grey else None,
+            "as gRPC port": self._grpc_port,
             **(self._strangers(version) if points != card.count else {}),
         }
         return CollectionState(

@@ -70,6 +70,7 @@ class ServerStore(Store):
         self._client = client
         self.options = options or CollectionOptions()
         self._rest: Callable[[], httpx.Client] | None = None
+        self._grpc_port: int | None = None
         self._server = Server(where, deadline=deadline, secret=secret)
         self._owned = False
         self._updating = threading.Lock()
@@ -113,7 +114,7 @@ class ServerStore(Store):
                 grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
             )
         store = cls(client, where=address.where, deadline=deadline, secret=api_key, options=options)
-        store._owned = True
+        store._owned, store._grpc_port = True, address.grpc_port
         headers, base = {"api-key": api_key} if api_key else {}, cast(QdrantRemote, client._client).rest_uri
         store._rest = lambda: httpx.Client(base_url=base, headers=headers, timeout=timeout)
         store._server.before_first = partial(store._check_server, store._rest, address)
@@ -125,7 +126,7 @@ class ServerStore(Store):
     @property
     def admin(self) -> Admin:
         """Versions, states and snapshots."""
-        return server_admin(self.looks, rest=self._rest)
+        return server_admin(self.looks, rest=self._rest, grpc_port=self._grpc_port)
 
     def foreign(self, name: str) -> ForeignCollection:
         """Any collection of the server, whoever made it. Raises DataError when there is none of that name."""
