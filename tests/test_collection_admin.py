@@ -149,12 +149,13 @@ def test_gc_deletes_what_is_not_to_be_kept(store, name):
         store.admin.rollback(name)
 
 
-def test_one_version_is_kept_unless_asked_for_more(kind, tmp_path):
-    with opened(kind, tmp_path) as store:
+@pytest.mark.parametrize(("options", "kept"), [({}, ["v0002", "v0003"]), ({"keep": 1}, ["v0003"])])
+def test_the_version_before_is_kept_unless_told_otherwise(kind, tmp_path, options, kept):
+    with opened(kind, tmp_path, options=CollectionOptions(**options)) as store:
         chosen = f"test-{uuid.uuid4().hex[:12]}"
-        load_edition(store, chosen, 1)
-        load_edition(store, chosen, 2)
-        assert listed(store, chosen) == [("v0002", True, True)]
+        for edition in (1, 2, 3):
+            load_edition(store, chosen, edition)
+        assert listed(store, chosen) == [(version, version == "v0003", True) for version in kept]
         store.delete(chosen)
 
 
@@ -501,5 +502,5 @@ def test_options_travel_through_the_card():
     options = CollectionOptions(quantization="turbo", shards=3, on_disk_payload=False, keep=4, parallel=8, bulk=False)
     card = replace(a_card(), storage=options.layout())
     back = CollectionOptions.from_layout(Card.from_json(json.loads(json.dumps(card.to_json()))).storage)
-    assert back == replace(options, keep=1, parallel=1, bulk=True)
+    assert back == replace(options, keep=2, parallel=1, bulk=True)
     assert finished(card, passages(3)).storage == options.layout()

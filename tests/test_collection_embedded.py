@@ -71,7 +71,7 @@ def run(script, *arguments):
 
 @pytest.fixture
 def store(tmp_path):
-    with EmbeddedStore(tmp_path / "store") as opened:
+    with EmbeddedStore(tmp_path / "store", options=CollectionOptions(keep=1)) as opened:
         yield opened
 
 
@@ -191,7 +191,7 @@ def test_a_reader_notices_a_new_version_and_removes_the_old(store):
     load(store, "wiki", passages(30), vectors(30), card=a_card())
     old = store.path / "wiki" / "v0001"
     assert nearest(store, vectors(30), 3) == "p00003"
-    loader = EmbeddedStore(store.path)
+    loader = EmbeddedStore(store.path, options=CollectionOptions(keep=1))
     load(loader, "wiki", passages(40, tag="new "), vectors(40, seed=1), card=a_card(alpha=0.5))
     assert old.is_dir()  # it is being read
     assert store.count("wiki") == 40

@@ -42,7 +42,9 @@ def waits(monkeypatch):
 
 @pytest.fixture
 def store(fake, waits):
-    with ServerStore.connect(fake.url, api_key=KEY, timeout=60, options=CollectionOptions(bulk=False)) as opened:
+    with ServerStore.connect(
+        fake.url, api_key=KEY, timeout=60, options=CollectionOptions(keep=1, bulk=False)
+    ) as opened:
         yield opened
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def versions(collection: str, place: Place) -> None:
     """List the versions of COLLECTION; * marks the one that searches see.
 
-    A load makes a new version and publishes it in one step; `load --keep 2` keeps the one before for `rollback`.
+    A load makes a new version and publishes it in one step; the one before is kept for `rollback` (`load --keep`).
     """
     with closing(place.open()) as store:
         states = store.admin.versions(collection)

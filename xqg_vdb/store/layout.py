@@ -281,7 +281,7 @@ class CollectionOptions:
     memory. bulk: nobody searches a version before it is complete. Raises ValueError for what cannot be.
     """
 
-    keep: int = option(1, "Finished versions to keep, for `rollback`.", least=1, metavar="N")
+    keep: int = option(2, "Finished versions to keep, the new one too, for `rollback`.", least=1, metavar="N")
     quantization: Quantization | None = option(
         None, "Search small copies of the vectors, and compare the best candidates again with the full ones."
     )
