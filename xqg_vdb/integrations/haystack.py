@@ -1,4 +1,4 @@
-"""Haystack: text and document embedders for its stores, and a retriever component (extra `haystack`).
+"""Haystack: embedders for its stores, a retriever, and a store that it writes into (extra `haystack`).
 
 Components are made before they are used, so the model and the store are opened by `warm_up`, or by the first `run`.
 """

@@ -1,4 +1,4 @@
-"""LangChain: `XqgEmbeddings` for its vector stores, `XqgRetriever` for its chains (extra `langchain`)."""
+"""LangChain: embeddings for its stores, a retriever for its chains, a store that it writes into (extra `langchain`)."""
 
 # The base classes take any keyword; ours take the known ones, so that a misspelt one is an error.
 # mypy: disable-error-code="override"
@@ -14,13 +14,7 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, MissingExtra
-from xqg_vdb.integrations import (
-    Documents,
-    metadata_of,
-    passage_of,
-    question_vector,
-    search_options,
-)
+from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, search_options
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import LANG_KEY
@@ -138,7 +132,8 @@ class XqgVectorStore(VectorStore):
     @property
     def embeddings(self) -> XqgEmbeddings:
         """The collection's encoder, calibrated as in itself."""
-        return XqgEmbeddings(self.documents.collection.encoder)
+        made = self.documents.collection if self.documents.asked() is not None else None
+        return XqgEmbeddings(self.documents.collection.encoder, collection=made)
 
     @classmethod
     def from_texts(

@@ -1,4 +1,4 @@
-"""LlamaIndex: `XqgEmbedding` for its vector stores, `XqgRetriever` for its query engines (extra `llama-index`)."""
+"""LlamaIndex: an embedding for its stores, a retriever, a store that it writes into (extra `llama-index`)."""
 
 # The base classes take any keyword; ours take the known ones, so that a misspelt one is an error.
 # mypy: disable-error-code="override"
