@@ -1,9 +1,12 @@
 """What frameworks write into collections: their own suites, and that what they wrote is an ordinary collection."""
 
 import asyncio
+import contextlib
+import uuid
 
 import pytest
 from fake_qdrant import FakeQdrant
+from integration_cases import KEY, SERVER
 
 from xqg_vdb import Collection, Retriever
 from xqg_vdb.errors import DataError
@@ -21,19 +24,26 @@ from langchain_tests.integration_tests import VectorStoreIntegrationTests
 from xqg_vdb.integrations.langchain import XqgEmbeddings, XqgVectorStore
 
 
-@pytest.fixture(params=["embedded", "http"])
+@pytest.fixture(params=["embedded", "http", "server"])
 def store(request, tmp_path):
-    if request.param == "embedded":
-        with EmbeddedStore(tmp_path / "store", free_space_floor=0) as opened:
-            yield opened
-        return
-    with FakeQdrant() as fake, ServerStore.connect(fake.url) as opened:
-        yield opened
+    if request.param == "server" and not SERVER:
+        pytest.skip("XQG_TEST_QDRANT_URL is not set")
+    with contextlib.ExitStack() as stack:
+        if request.param == "embedded":
+            opened = EmbeddedStore(tmp_path / "store", free_space_floor=0)
+        elif request.param == "http":
+            opened = ServerStore.connect(stack.enter_context(FakeQdrant()).url)
+        else:
+            opened = ServerStore.connect(SERVER, api_key=KEY)
+        yield stack.enter_context(opened)
 
 
 @pytest.fixture
 def empty(store):
-    return Collection("notes", store, encoder=HashEncoder())
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield Collection(name, store, encoder=HashEncoder())
+    if name in store.names():
+        store.delete(name)
 
 
 class TestLangChain(VectorStoreIntegrationTests):
