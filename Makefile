@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(LOCKED),-c requirements-dev.txt)
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help check demo test faults lint types bench docs clean
+.PHONY: help check demo test scale faults lint types bench docs clean
 
 help: ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,6 +34,10 @@ demo: .venv/.starter ## load the sample corpus with a real multilingual encoder 
 # A worker takes half of the other's tests when it has none left, so that long tests at the end do not wait for each other.
 test: .venv/.all ## all tests, in WORKERS processes; those that need a Qdrant server run when XQG_TEST_QDRANT_URL is set
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+scale: .venv/.all ## the tests of loads as jobs of Ray Data, on a local cluster of two cores (extra ray, 280 MB)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'ray[data]>=2.50'
+	$(BIN)/python -m pytest tests/test_ray.py
 
 faults: .venv/.all ## the fault rig, 100 rounds of each attack (an hour; some need root or strace); writes docs/reliability.md
 	$(BIN)/python tests/faults/rig.py --rounds 100 --write

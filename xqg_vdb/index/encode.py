@@ -82,7 +82,7 @@ def encode_corpus(
     facts, known, reused = encoder.facts, EarlierBuild(reuse, encoder=encoder.facts), 0
 
     def digests(rows: Sequence[Row]) -> NDArray[np.uint64]:
-        payloads.update(b"".join(_payload(passage) for passage, _ in rows))
+        payloads.update(b"".join(payload_bytes(passage) for passage, _ in rows))
         return digests_of(rows)
 
     def encode(rows: Sequence[Row], digests: NDArray[np.uint64]) -> Window:
@@ -131,7 +131,7 @@ def rows_digest(rows: Iterable[Row]) -> str:
     payloads, digests = hashlib.blake2b(digest_size=16), array("Q")
     for passage, queries in rows:
         digests.append(row_digest(passage, queries))
-        payloads.update(_payload(passage))
+        payloads.update(payload_bytes(passage))
     return combined_digest(np.array(digests, np.uint64), payloads.hexdigest())
 
 
@@ -140,7 +140,8 @@ def combined_digest(digests: NDArray[np.uint64], payloads: str) -> str:
     return hashlib.blake2b(digests.tobytes() + payloads.encode(), digest_size=16).hexdigest()
 
 
-def _payload(passage: Passage) -> bytes:
+def payload_bytes(passage: Passage) -> bytes:
+    """What is stored of a passage and not encoded."""
     return orjson.dumps([passage.lang, passage.meta], option=orjson.OPT_SORT_KEYS)
 
 

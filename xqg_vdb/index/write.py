@@ -7,7 +7,7 @@ rows, query sums, a recipe and language means become vectors: loads, `verify`, `
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -84,12 +84,21 @@ def check_counts(build: Build, card: Card) -> None:
 
 def generated_means(windows: Iterable[Window]) -> LanguageMeans:
     """The mean generated-query vector of each language over a whole build, with how many queries there are."""
+    return means_of(map(query_totals, windows))
+
+
+def query_totals(window: Window) -> dict[str, tuple[NDArray[np.float64], int]]:
+    """Per language the sum (dim,) of all its query vectors, and their number."""
+    return {lang: (rows.sum(axis=0, dtype=np.float64), int(n.sum())) for lang, (rows, n) in window.sums.items()}
+
+
+def means_of(parts: Iterable[Mapping[str, tuple[NDArray[np.float64], int]]]) -> LanguageMeans:
+    """The means of what `query_totals` says of each window."""
     totals: dict[str, NDArray[np.float64]] = {}
     counts: Counter[str] = Counter()
-    for window in windows:
-        for lang, (rows, n) in window.sums.items():
-            totals[lang] = totals.get(lang, 0.0) + rows.sum(axis=0, dtype=np.float64)
-            counts[lang] += int(n.sum())
+    for lang, (total, n) in ((lang, both) for part in parts for lang, both in part.items()):
+        totals[lang] = totals.get(lang, 0.0) + total
+        counts[lang] += n
     means = {lang: (total / counts[lang]).astype(np.float32) for lang, total in sorted(totals.items())}
     return LanguageMeans(means, {lang: counts[lang] for lang in means}, "generated queries")
 

@@ -79,7 +79,7 @@ def read_corpus(
     some = _not_none(
         passages, rejects, f"{path} holds no passage that can be used", 'lines such as {"id": "1", "text": "…"}'
     )
-    return _with_languages(some, fallback, detect)
+    return with_languages(some, fallback, detect)
 
 
 def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[Question]:
@@ -287,7 +287,7 @@ def _check_size(passage: Passage) -> None:
         raise BadRecord(f"it takes {size:,} bytes, more than {_MAX_PASSAGE_BYTES:,} can be stored; split the passage")
 
 
-def _with_languages(passages: Iterator[Passage], fallback: str | None, detect: bool) -> Iterator[Passage]:
+def with_languages(passages: Iterable[Passage], fallback: str | None, detect: bool) -> Iterator[Passage]:
     """Fill in the language of the passages that have none; window by window, in order."""
     for window in windows(passages, _WINDOW):
         unknown = [i for i, passage in enumerate(window) if passage.lang == UNKNOWN_LANGUAGE]

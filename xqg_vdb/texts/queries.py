@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import orjson
@@ -159,8 +159,19 @@ def _must_copy(path: Path) -> bool:
         return file.read(2) == GZIP_MAGIC
 
 
+def as_queries(record: Mapping[str, Any]) -> GeneratedQueries:
+    """What a line of a query file says as a dict, without blank queries. Raises DataError for one that says none."""
+    try:
+        return _without_blank(_queries(record))
+    except BadRecord as error:
+        raise DataError(f"The queries of {record.get('id')!r:.60} cannot be used: {error}.") from error
+
+
 def _parsed(raw: bytes) -> GeneratedQueries:
-    record = parse_object(raw)
+    return _queries(parse_object(raw))
+
+
+def _queries(record: Mapping[str, Any]) -> GeneratedQueries:
     queries = record.get("generated_queries")
     if not isinstance(queries, dict):
         raise BadRecord('no generated_queries (expected {"id": …, "generated_queries": {"sw": ["…"]}})')

@@ -28,7 +28,7 @@ from xqg_vdb.store.server import Address, checked_address, checked_key
 from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server
 from xqg_vdb.store.server.names import Names, card_in, short
 from xqg_vdb.store.server.operations import server_admin
-from xqg_vdb.store.server.writer import open_update, open_writer
+from xqg_vdb.store.server.writer import open_helper, open_update, open_writer
 from xqg_vdb.types import (
     Card,
     CollectionUpdate,
@@ -163,6 +163,10 @@ class ServerStore(Store):
         """A new version, or the unfinished one of an equal card; see `writer.open_writer`."""
         layout.check_name(name)
         return open_writer(self._names, name, card=card, options=self.options)
+
+    def helper(self, version: str, *, card: Card) -> CollectionWriter:
+        """Writes into the version that somebody else's `writer` fills; see `writer.open_helper`."""
+        return open_helper(self._names, version, card=card, options=self.options)
 
     @contextmanager
     def update(self, name: str) -> Iterator[CollectionUpdate]:

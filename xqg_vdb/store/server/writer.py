@@ -191,6 +191,15 @@ class _ServerWriter:
     def committed(self) -> int:
         return self._committed
 
+    @property
+    def version(self) -> str:
+        """The collection that is filled, as the server knows it."""
+        return self._version
+
+    def renew(self) -> None:
+        """Say that this load is alive, when it is time."""
+        self._lease.renew()
+
     def upsert(self, batch: PointBatch) -> None:
         """Check, then write in requests of at most 8 MiB. Raises DataError or MismatchError and has written nothing.
 
@@ -382,6 +391,18 @@ def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptio
     if not names.is_local:  # that one has no indexes, and says so each time
         _prepare(names, version, bulk=options.bulk)
     return _ServerWriter(names, name, version, card=card, options=options, lease=lease)
+
+
+class _NoLease(Lease):
+    def write(self) -> None:
+        """Nothing: the one that is helped has signed."""
+
+    renew = release = write
+
+
+def open_helper(names: Names, version: str, *, card: Card, options: CollectionOptions) -> CollectionWriter:
+    """Writes points into the version that somebody else's writer fills and will publish; it holds no lease."""
+    return _ServerWriter(names, "", version, card=card, options=options, lease=_NoLease(names, version))
 
 
 def _continued(names: Names, name: str, current: int, *, card: Card, watch: Watch) -> str | None:

@@ -1,0 +1,138 @@
+"""The steps of a load over Arrow tables: what they make on a server is what `load` makes there, bit for bit."""
+
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fake_qdrant import FakeQdrant, Fault
+from tiny_model import WORDS, write_tiny_encoder
+
+from xqg_vdb import Encoder, Recipe
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.index import batches
+from xqg_vdb.index import build as building
+from xqg_vdb.index.load import load
+from xqg_vdb.index.write import card_of, finished
+from xqg_vdb.store import open_store
+from xqg_vdb.testing import HashEncoder
+
+WINDOW = 16
+
+
+def passages(n=40):
+    texts = [f"{WORDS[5 + i % 7]} {WORDS[9 + i % 11]} {i}" for i in range(n)]
+    return [
+        {"id": f"p{i}", "title": "a title" * (i % 3 == 0), "text": text, "lang": "en", "page": i}
+        for i, text in enumerate(texts)
+    ]
+
+
+def queries(n=40):
+    asked = {f"p{i}": {"sw": [f"mto namba {i}", "maji"]} for i in range(0, n, 2)}
+    for i in range(0, n, 3):
+        asked.setdefault(f"p{i}", {})["ha"] = [f"kogi lamba {i}"]
+    return asked
+
+
+def tables(n=40):
+    """The corpus in tables of a window each, queries as JSON."""
+    asked = queries(n)
+    rows = [{**row, "generated_queries": json.dumps(asked.get(row["id"]) or None)} for row in passages(n)]
+    return [pa.Table.from_pylist(rows[start : start + WINDOW]) for start in range(0, n, WINDOW)]
+
+
+def run(url, name, encoder, steps, *, parts=None, recipe=None):
+    """What an engine's driver does, in one process, every step pickled as an engine would."""
+    encode = pickle.loads(pickle.dumps(batches.Encode(steps, encoder.facts.fingerprint)))
+    encoded = [encode(table) for table in parts or tables()]
+    count, digest, generated = batches.combined([batches.totals(table).to_pylist()[0] for table in encoded])
+    card = card_of(encoder, rows_digest=digest, recipe=recipe or Recipe(), distance="cosine", generated=generated)
+    store = open_store(url=url)
+    with store.writer(name, card=card) as writer:
+        fuse, upsert = pickle.loads(pickle.dumps((batches.Fuse(card), batches.Upsert(url, writer.version, card))))
+        said = [upsert(fuse(table)).to_pylist()[0] for table in reversed(encoded)]
+        assert sum(part["points"] for part in said) == count
+        whole = batches.digest_of_parts(part["digest"] for part in said)
+        writer.publish(finished(card, count=count, digest=whole))
+    return store
+
+
+def points_of(store, name):
+    return {
+        point.id: (dict(point.payload), {key: rows.tobytes() for key, rows in point.vectors.items()})
+        for point in store.scroll(name, with_vectors=True)
+    }
+
+
+def test_the_steps_make_what_a_load_makes(tmp_path, monkeypatch):
+    """With an int8 model, whose activations are scaled by batch: equal windows, equal bits."""
+    monkeypatch.setattr(building, "WINDOW", WINDOW)
+    write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
+    encoder = Encoder(tmp_path / "tiny")
+    records = [{"id": docid, "generated_queries": asked} for docid, asked in queries().items()]
+    with FakeQdrant() as fake:
+        store = run(fake.url, "steps", encoder, str(tmp_path / "tiny"))
+        load(passages(), "whole", encoder=encoder, queries=records, store=store)
+        steps, whole = store.card("steps"), store.card("whole")
+        assert (steps.digest, steps.count, steps.query_means) == (whole.digest, 40, whole.query_means)
+        assert points_of(store, "steps") == points_of(store, "whole")
+        store.close()
+
+
+def test_what_an_encoded_table_holds_comes_back():
+    encoder = HashEncoder(dim=8)
+    encode = batches.Encode(encoder, encoder.facts.fingerprint)
+    table = encode(tables()[0])
+    window, found = batches._decoded(table.slice(3, 5))
+    whole, everything = batches._decoded(table)
+    assert found == everything[3:8] and found[0].meta == {"page": 3}
+    np.testing.assert_array_equal(window.passages, encoder.encode_passages([row.title_and_text for row in found]))
+    for lang, (sums, counts) in window.sums.items():
+        np.testing.assert_array_equal(sums, whole.sums[lang][0][3:8])
+        np.testing.assert_array_equal(counts, whole.sums[lang][1][3:8])
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "expected"),
+    [
+        ({"swa": ["maji", " "]}, None, {"sw": ("maji",)}),
+        ([("swa", ["maji", " "])], pa.map_(pa.string(), pa.list_(pa.string())), {"sw": ("maji",)}),
+        ('{"swa": ["maji", " "]}', pa.string(), {"sw": ("maji",)}),
+        (None, pa.null(), None),
+    ],
+)
+def test_queries_come_in_every_form_of_a_column(given, kind, expected):
+    column = pa.array([given], kind)
+    ((passage, found),) = batches.rows_of(
+        pa.table(
+            {"id": ["1"], "text": ["The river runs through the town and into the sea."], "generated_queries": column}
+        )
+    )
+    assert (passage.id, passage.lang) == ("1", "en")
+    assert (found and found.queries) == expected
+
+
+def test_another_encoder_and_bad_rows_are_refused(tmp_path):
+    with pytest.raises(MismatchError, match=r"This worker's encoder hash has the fingerprint .* the driver's other"):
+        batches.Encode(HashEncoder(), "other")(tables()[0])
+    encode = batches.Encode(HashEncoder(), HashEncoder().facts.fingerprint)
+    with pytest.raises(DataError, match="is no passage"):
+        encode(pa.table({"id": ["1"], "text": [" "]}))
+    with pytest.raises(DataError, match=r"queries of '1' cannot be used: generated_queries\['sw'\] must be a list"):
+        encode(pa.table({"id": ["1"], "text": ["a"], "generated_queries": ['{"sw": 3}']}))
+
+
+def test_a_server_that_is_busy_is_asked_again_and_a_bad_point_is_named():
+    encoder = HashEncoder()
+    with FakeQdrant() as fake:
+        writes = "PUT /collections/busy__v0001/points"
+        fake.faults += [Fault(503, only=writes), Fault(429, headers={"Retry-After": "0"}, only=writes)]
+        store = run(fake.url, "busy", encoder, encoder)
+        assert store.count("busy") == 40 and not fake.faults
+        fake.refused = {"p7"}
+        with pytest.raises(DataError, match="Passage 'p7' cannot be stored"):
+            run(fake.url, "bad", encoder, encoder)
+        assert "bad" not in store.names()
+        store.close()
