@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -53,19 +53,18 @@ def load_dataset(
     with closing(cast(ServerStore, open_store(url=url, options=options))) as store, _in_order(dataset):
         store.names()  # a server that is away says so before hours of encoding
         tables = dataset.repartition(target_num_rows_per_block=WINDOW, strict=True)
-        encoded = _mapped(
-            tables, Encode, workers, encoder=os.path.abspath(encoder), fingerprint=facts.fingerprint,
-            default_lang=default_lang,
-        ).materialize()  # fmt: skip
+        here = {"encoder": os.path.abspath(encoder), "fingerprint": facts.fingerprint, "default_lang": default_lang}
+        encoded = _mapped(tables, Encode, workers, here).materialize()
         parts = list(encoded.map_batches(totals, batch_size=None, batch_format="pyarrow").iter_rows())
         count, digest, generated = combined(parts)
         progress("encoding", count, count)
         distance: Distance = "cosine" if facts.normalize else "dot"
         card = card_of(opened, rows_digest=digest, recipe=recipe, distance=distance, generated=generated)
         with cast(Any, store.writer(name, card=card)) as writer:
-            fused = _mapped(encoded, Fuse, workers, card=card)
+            fused = _mapped(encoded, Fuse, workers, {"card": card})
             written, digests = 0, []
-            for part in _mapped(fused, Upsert, workers, url=url, version=writer.version, card=card).iter_rows():
+            into = {"url": url, "version": writer.version, "card": card}
+            for part in _mapped(fused, Upsert, workers, into).iter_rows():
                 written += part["points"]
                 digests.append(part["digest"])
                 progress("writing", written, count)
@@ -75,12 +74,17 @@ def load_dataset(
         return store.card(name)
 
 
-def _mapped(dataset: Any, step: type, workers: int, **arguments: Any) -> Any:
+def _mapped(dataset: Any, step: type, workers: int, arguments: Mapping[str, Any]) -> Any:
     import ray
 
     pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_IN_FLIGHT)
     return dataset.map_batches(
-        step, fn_constructor_kwargs=arguments, compute=pool, batch_size=None, batch_format="pyarrow", num_cpus=0.25
+        step,
+        fn_constructor_kwargs=dict(arguments),
+        compute=pool,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.25,
     )
 
 
