@@ -18,6 +18,7 @@ from xqg_vdb.generate.prompts import query_of
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.models import remote
 from xqg_vdb.search.expand import Expander, clean
+from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Passage, Question
 
 Q = "Mto Nile una urefu gani?"
@@ -75,6 +76,54 @@ def test_an_answer_without_a_query_gives_none(answer):
 )  # fmt: skip
 def test_a_good_query_stays_as_it_is(query):
     assert query_of(query) == query
+
+
+TOOL = f'{{"name": "ask", "arguments": {{"question": "{Q}"}}}}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [f"<details><summary>Reasoning</summary>How long is it?</details>\n{Q}",
+     f'<details type="reasoning" done="true">\n<summary>Thought for 5 s</summary>\n> x?\n</details>\n\n{Q}',
+     f"{{'question': '{Q}'}}", f"['{Q}', 'Nile ni nini?']", f'{{question: "{Q}"}}', f'{{"Swahili": "{Q}",}}',
+     f'{{"question": "{Q}"', f'{{"question": "{Q}", "answer": "6,650', f'{{"question": "{Q}"}}\n\nThis asks how long.',
+     f'Here is the JSON:\n```json\n{{"question": "{Q}"}}\n```\nIt asks for the length.', f'<json>{{"q": "{Q}"}}</json>',
+     f"<tool_call>\n{TOOL}\n</tool_call>", f"[TOOL_CALLS][{TOOL}]", f"<|python_tag|>{TOOL}",
+     f'{{"name": "ask", "arguments": "{{\\"question\\": \\"{Q}\\"}}"}}',
+      f'<function=ask>{{"question": "{Q}"}}</function>',
+     f'{{"type": "function", "function": {TOOL}}}', f"<｜tool▁calls▁begin｜>function<｜tool▁sep｜>ask\n```json\n{TOOL}\n```",
+     f"Samahani, swali ni:\n{Q}", f"[{Q}]", f"question = '{Q}'", f"- question: {Q}"],
+)  # fmt: skip
+def test_records_and_tool_calls_are_read(answer):
+    assert query_of(answer) == Q
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["<details><summary>Reasoning</summary>It is", '{"name": "ask", "arguments": {}}', "{}", "[]", '{"error": ',
+     '<tool_call>{"name": "search", "arguments": {"id": 3}}</tool_call>', "Samahani, siwezi kujibu swali hili.",
+     "Samahani, unaweza kutoa maelezo zaidi?", "Lo siento, no puedo ayudar con eso.", "对不起，我无法回答。",
+     "Es tut mir leid, aber ich kann keine Frage stellen.", "申し訳ありませんが、お答えできません。", "Ngiyaxolisa, angikwazi.",
+     "Извините, я не могу помочь.\nТекст слишком короткий.", "عذراً، لا أستطيع المساعدة.", "Yi haƙuri, ba zan iya ba.",
+     "मुझे खेद है, मैं मदद नहीं कर सकता।", "I'm sorry, could you provide the passage?", "죄송합니다, 도와드릴 수 없습니다."],
+)  # fmt: skip
+def test_refusals_of_many_languages_and_empty_calls_are_no_queries(answer):
+    assert query_of(answer) == ""
+
+
+def test_no_question_of_the_bank_is_taken_for_a_refusal_or_changed():
+    known = [" ".join(text.split()) for texts in question_bank().values() for text in texts]
+    assert [text for text in known if query_of(text) != text] == []
+    for text in ("Sorry seems to be the hardest word: who sang it?", "Als KI-Forscher arbeitete wer an ELIZA?",
+                 "{x | x > 0} is called what?", "[citation needed] means what?", "Zal de Rijn ooit droogvallen?"):  # fmt: skip
+        assert query_of(text) == text
+
+
+@pytest.mark.parametrize(
+    "part", ["{", "[", '{"a":', "{'a': ", '{"text": "\\', "<details>", "Samahani, ", '"', "\n{", "{q: "]
+)
+def test_answers_made_to_be_slow_are_read_at_once(part):
+    assert query_of(part * (400_000 // len(part))) == ""
 
 
 def test_expansion_is_cleaned_alike():

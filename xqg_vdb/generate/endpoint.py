@@ -115,7 +115,8 @@ class EndpointGenerator(BatchGenerator):
             content = "".join(text for part in parts if isinstance(text := part.get("text"), str))
         if not isinstance(content, str) or not content.strip():
             thought = any(choice["message"].get(key) for key in ("reasoning_content", "reasoning", "thinking"))
-            why = "it only reasoned" if thought else "the answer is empty"
+            called = choice["message"].get("tool_calls") or choice["message"].get("function_call")
+            why = "it only reasoned" if thought else "it called a tool" if called else "the answer is empty"
             raise _NoAnswerError(why + self._cut_short(finish))
         if broken(content):
             raise _NoAnswerError("an answer that is too long or no valid text")

@@ -5,12 +5,17 @@ Out of an answer come a query or an expansion, without reasoning, markup and tal
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import orjson
 
@@ -182,7 +187,7 @@ def seq2seq_tokens(
 LONGEST_ANSWER = 1_000_000  # characters with the reasoning
 LONGEST_QUERY = 2_000
 
-_THOUGHT = r"think|thinking|reason|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think"
+_THOUGHT = r"details|think|thinking|reason|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think"
 _REASONING = re.compile(  # DeepSeek and Qwen, Magistral, Kimi, Cohere, OpenThinker, Gemma, Granite
     rf"(?P<close></(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<\|end_of_thought\|>|<channel\|>"
     r"|Here is my response:)"
@@ -199,7 +204,7 @@ _LEADING = re.compile(
 )
 _END = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|\[/?INST\]|\[EOS\]")
 _ANSWER_TAG = re.compile(
-    r"</?(?:answer|final|final_answer|question|query|output|response|result|q)(?:\s[^<>]*)?>", re.IGNORECASE
+    r"</?(?:answer|final|final_answer|question|query|output|response|result|q|json|text)(?:\s[^<>]*)?>", re.IGNORECASE
 )
 _MARKUP = re.compile(r"</?(?:b|i|em|strong|p|br|code|u)\s*/?>|\\(?:boxed|text|textbf)\{([^{}]*)\}", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[\w+-]*[ \t]*$", re.MULTILINE)
@@ -217,7 +222,7 @@ _ANSWER_NOUNS = "passage|translation|answer|response|output|result|final answer|
 _LABEL = re.compile(  # at the start of a line or a sentence; elsewhere the word belongs to the text
     r"(?:^|(?<=[.!?:]\s)|(?<=\n))[ \t]*(?:(?:the|your|generated|short)\s+)?(?:[A-Z]\w+\s+)?"
     rf"(?:{_QUESTION_NOUNS}|{_ANSWER_NOUNS})(?:\s*\d{{1,2}})?"
-    r"(?:\s*\([^()\n]{1,40}\)|\s+(?:in|auf|en|em|på|kwa)\s+\w+)?\s*[:：]\s*",
+    r"(?:\s*\([^()\n]{1,40}\)|\s+(?:in|auf|en|em|på|kwa)\s+\w+)?\s*[:：=]\s*",
     re.IGNORECASE,
 )
 _PREAMBLE = re.compile(
@@ -245,6 +250,16 @@ _INTERJECTION = re.compile(
     r"|(?:(?:sure|okay|ok)[,!.]?\s*)?here(?: is|[’']s| are)\b[^:?\n]{0,60}:\s*(?=\S)",
     re.IGNORECASE,
 )
+_QUESTION_KEYS = _QUESTION_NOUNS + "|text|questions|queries|arguments|parameters|function|tool_calls"
+_RECORD = re.compile(r"""^[ \t]*(?:\{(?=\s*(?:["']|\w+\s*:))|\[(?=\s*["'{])|"(?=[^"\n]*"\s*\Z))""", re.MULTILINE)
+_FIELD = re.compile(
+    rf"""(?:^|[\s{{,"'])(?:{_QUESTION_NOUNS}|text)["']?\s*:\s*(["'])(.+?)(?:(?<!\\)\1\s*[,}}\]]|(?<!\\)\1?\s*\Z)""",
+    re.IGNORECASE | re.DOTALL,
+)
+_TOOL = re.compile(
+    r"<[|｜]tool[^|｜<>]{0,40}[|｜]>|\[TOOL_CALLS\]|</?(?:tool_calls?|function_calls?|function)\b[^<>]*>"
+)
+LONGEST_RECORD = 20_000  # characters
 _NOTHING = frozenset({"n/a", "none", "null", "no answer", "no question", "nil", "unknown"})
 _MARKS = "?？؟\u037e;՞፧⁇"
 QUOTES = "\"“”„«»‹›「」『』‘’'"
@@ -262,7 +277,7 @@ def said(answer: str) -> str:
     """What an answer says, in lines: no reasoning (unclosed: nothing is said), tokens, fences, emphasis and numbers."""
     if broken(answer):
         return ""
-    text = _without_tokens(_after_channels(_without_reasoning(answer)))
+    text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(answer))))
     text = _MARKUP.sub(lambda found: found[1] or "", _ANSWER_TAG.sub("\n", text))
     text = _FENCE.sub("", text).strip().strip("`")
     text = _HEADING.sub("", _EMPHASIS.sub(lambda found: found[2] or found[4], _of_json(text)))
@@ -272,11 +287,13 @@ def said(answer: str) -> str:
 def query_of(answer: str) -> str:
     """The query in an answer, on one line: the first line that asks, else the first that is no talk; else empty."""
     lines = [line for raw in said(answer).splitlines() if (line := _unlabelled(raw)) and not _is_preamble(line)]
-    text = next((line for line in lines if any(mark in line for mark in _MARKS)), lines[0] if lines else "")
+    useful = [line for line in lines if not _refuses(line)]
+    plain = useful[0] if useful == lines and lines else ""  # beside a refusal, only what asks is a query
+    text = next((line for line in useful if any(mark in line for mark in _MARKS)), plain)
     text = re.sub(rf"(?<=[{_MARKS}])[\s\"”»]*\((?:[^()]*)\)\s*$", "", text)  # a translation behind the question
     text = _unquoted(" ".join(text.split()))
-    useful = any(map(str.isalnum, text)) and len(text) <= LONGEST_QUERY and text.casefold().strip(".") not in _NOTHING
-    return text if useful else ""
+    short = any(map(str.isalnum, text)) and len(text) <= LONGEST_QUERY
+    return text if short and text.casefold().strip(".") not in _NOTHING else ""
 
 
 def unlabelled(text: str, *, by: str) -> str:
@@ -310,6 +327,8 @@ def _unquoted(text: str) -> str:
     text = text.strip(_BLANK)
     while len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES and not set(text[1:-1]) & {text[0], text[-1]}:
         text = text[1:-1].strip(_BLANK)
+    if (text[:1], text[-1:]) in (("(", ")"), ("[", "]")) and not set(text[1:-1]) & set("()[]"):
+        return _unquoted(text[1:-1].rstrip(", "))
     if sum(map(text.count, QUOTES)) == 1:
         text = text.strip(QUOTES)
     return text.strip(_BLANK)
@@ -328,6 +347,20 @@ def _names_a_language(label: str) -> bool:
 def _is_preamble(line: str) -> bool:
     asks = any(mark in line for mark in _MARKS)
     return line.endswith((":", "：")) or (not asks and bool(_TALK.match(line)))
+
+
+def _refuses(line: str) -> bool:
+    """Whether a line says that the model cannot or will not, in any language; questions may begin alike, but for a comma."""
+    start = _refusals().match(line.strip(QUOTES).casefold())
+    return bool(start) and (start["comma"] is not None or not any(mark in line for mark in _MARKS))
+
+
+@cache
+def _refusals() -> re.Pattern[str]:
+    known = orjson.loads(files("xqg_vdb").joinpath("data", "refusals.json").read_bytes())
+    bound = {lang: "" if lang in ("ja", "ko", "my", "th", "zh") else r"(?!\w)" for lang in known}
+    starts = {re.escape(start) + bound[lang] for lang, starts in known.items() for start in starts}
+    return re.compile(rf"(?:{'|'.join(sorted(starts, key=len, reverse=True))})(?P<comma>\s*[,.!;:،、。，])?")
 
 
 def _without_reasoning(text: str) -> str:
@@ -361,22 +394,36 @@ def _without_tokens(text: str) -> str:
 
 
 def _of_json(text: str) -> str:
-    """The text in an answer that is JSON: a string, the first of a list, the value under a key such as `question`."""
-    if text[:1] not in tuple('{["'):
+    """The text in an answer that is or holds JSON or a Python literal, be it a tool's arguments; empty without one."""
+    start = _RECORD.search(text)
+    if not start:
         return text
-    try:
-        value = orjson.loads(text)
-    except ValueError:
-        return text
-    for _ in range(3):
+    value: object = text[start.end() - 1 :].strip()
+    for _ in range(6):  # a tool call may hold its arguments as JSON in a string
+        if isinstance(value, str):
+            value = _literal(value)
+        if isinstance(value, str):
+            break
         value = next(iter(_values(value)), "")
-    return value if isinstance(value, str) else ""
+    if isinstance(value, str) and not _RECORD.match(value):
+        return value
+    field = _FIELD.search(
+        text, 0, start.start() + LONGEST_RECORD // 4
+    )  # cut short, with keys that have no quotes, or with talk behind it
+    return field[2].replace('\\"', '"') if field else ""
+
+
+def _literal(text: str) -> object:
+    for read in (orjson.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError), catch_warnings():
+            simplefilter("ignore")  # of what it thinks of a stranger's escapes
+            return read(text[:LONGEST_RECORD])
+    return text
 
 
 def _values(value: object) -> Iterable[object]:
     if isinstance(value, dict):
-        asked = [
-            value[key] for key in value if re.fullmatch(_QUESTION_NOUNS + "|text|questions|queries", str(key), re.I)
-        ]
-        return asked or value.values()
-    return value if isinstance(value, list) else [value]
+        asked = [value[key] for key in value if re.fullmatch(_QUESTION_KEYS, str(key), re.IGNORECASE)]
+        plain = [item for key, item in value.items() if isinstance(item, str) and key not in ("name", "type", "id")]
+        return asked or plain
+    return value if isinstance(value, list | tuple) else ()
