@@ -271,7 +271,7 @@ def test_a_changed_input_or_a_damaged_collection_is_loaded_again(files, tmp_path
         elif change == "queries":
             write(files[1], QUERIES[:-1])
         elif change == "layout":
-            store._options = CollectionOptions(hnsw_m=8)
+            store.options = CollectionOptions(hnsw_m=8)
         elif change == "lost point":
             store._client.delete("wiki__v0001", [str(point_id("salt"))])
         report = load(files[0], "wiki", encoder=encoder, queries=files[1], store=store).report
