@@ -183,10 +183,18 @@ def test_search_works_after_all_that(loads):
     assert_best([hit.id for hit in hits], scores, k=5)
 
 
-@pytest.mark.parametrize("point", [f"{ENCODED} 2", f"{COMMITTED} 1", BUILDING])
-def test_ctrl_c_says_one_sentence_and_the_next_run_goes_on(loads, unbroken, point):
-    name = f"interrupted-{point.split('/')[-1]}"
+@pytest.mark.parametrize(
+    ("point", "kept"),
+    [
+        (f"{ENCODED} 2", "nothing was finished yet, so nothing is kept"),
+        (f"{ENCODED} 3", "the first 512 are encoded and kept"),
+        (f"{COMMITTED} 1", "what was committed is kept"),
+        (BUILDING, "what was committed is kept"),
+    ],
+)
+def test_ctrl_c_says_one_sentence_and_the_next_run_goes_on(loads, unbroken, point, kept):
+    name = f"interrupted-{point.split('/')[-1]}-{kept[:5]}"
     assert loads.run(name, env=killing.at(point, signal.SIGINT)) == 130, loads.said(name)
     said = loads.said(name)
-    assert said.strip() == "Interrupted; what was committed is kept: run the same command again to go on."
+    assert said.strip() == f"Interrupted; {kept}: run the same command again to go on."
     assert loads.end(name) == unbroken[0]

@@ -91,7 +91,8 @@ TOOL = f'{{"name": "ask", "arguments": {{"question": "{Q}"}}}}'
      f"<tool_call>\n{TOOL}\n</tool_call>", f"[TOOL_CALLS][{TOOL}]", f"<|python_tag|>{TOOL}",
      f'{{"name": "ask", "arguments": "{{\\"question\\": \\"{Q}\\"}}"}}',
       f'<function=ask>{{"question": "{Q}"}}</function>',
-     f'{{"type": "function", "function": {TOOL}}}', f"<｜tool▁calls▁begin｜>function<｜tool▁sep｜>ask\n```json\n{TOOL}\n```",
+     f'{{"type": "function", "function": {TOOL}}}',
+     f"<｜tool▁calls▁begin｜>function<｜tool▁sep｜>ask\n```json\n{TOOL}\n```",
      f"Samahani, swali ni:\n{Q}", f"[{Q}]", f"question = '{Q}'", f"- question: {Q}"],
 )  # fmt: skip
 def test_records_and_tool_calls_are_read(answer):
@@ -103,7 +104,8 @@ def test_records_and_tool_calls_are_read(answer):
     ["<details><summary>Reasoning</summary>It is", '{"name": "ask", "arguments": {}}', "{}", "[]", '{"error": ',
      '<tool_call>{"name": "search", "arguments": {"id": 3}}</tool_call>', "Samahani, siwezi kujibu swali hili.",
      "Samahani, unaweza kutoa maelezo zaidi?", "Lo siento, no puedo ayudar con eso.", "对不起，我无法回答。",
-     "Es tut mir leid, aber ich kann keine Frage stellen.", "申し訳ありませんが、お答えできません。", "Ngiyaxolisa, angikwazi.",
+     "Es tut mir leid, aber ich kann keine Frage stellen.", "申し訳ありませんが、お答えできません。",
+     "Ngiyaxolisa, angikwazi.",
      "Извините, я не могу помочь.\nТекст слишком короткий.", "عذراً، لا أستطيع المساعدة.", "Yi haƙuri, ba zan iya ba.",
      "मुझे खेद है, मैं मदद नहीं कर सकता।", "I'm sorry, could you provide the passage?", "죄송합니다, 도와드릴 수 없습니다."],
 )  # fmt: skip
@@ -114,8 +116,13 @@ def test_refusals_of_many_languages_and_empty_calls_are_no_queries(answer):
 def test_no_question_of_the_bank_is_taken_for_a_refusal_or_changed():
     known = [" ".join(text.split()) for texts in question_bank().values() for text in texts]
     assert [text for text in known if query_of(text) != text] == []
-    for text in ("Sorry seems to be the hardest word: who sang it?", "Als KI-Forscher arbeitete wer an ELIZA?",
-                 "{x | x > 0} is called what?", "[citation needed] means what?", "Zal de Rijn ooit droogvallen?"):  # fmt: skip
+    for text in (
+        "Sorry seems to be the hardest word: who sang it?",
+        "Als KI-Forscher arbeitete wer an ELIZA?",
+        "{x | x > 0} is called what?",
+        "[citation needed] means what?",
+        "Zal de Rijn ooit droogvallen?",
+    ):
         assert query_of(text) == text
 
 
