@@ -10,7 +10,7 @@ from benchmark_data import FOLDER, needs
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import download as module
-from xqg_vdb.evaluate.datasets.download import BenchmarkFile, benchmark_files, download
+from xqg_vdb.evaluate.datasets.download import _BenchmarkFile, benchmark_files, download
 
 CONTENT = b"one line\n" * 50
 
@@ -47,7 +47,7 @@ def server(monkeypatch):
 
     def serve(*paths, sha256=right):
         address = f"http://127.0.0.1:{http.server_port}"
-        listed = [BenchmarkFile("tiny", f"tiny/{i}", sha256, len(CONTENT), address + p) for i, p in enumerate(paths)]
+        listed = [_BenchmarkFile("tiny", f"tiny/{i}", sha256, len(CONTENT), address + p) for i, p in enumerate(paths)]
         monkeypatch.setattr(module, "benchmark_files", lambda: tuple(listed))
 
     yield serve

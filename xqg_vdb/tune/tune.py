@@ -1,6 +1,6 @@
 """Choosing α, λ, pooling, shrinkage and languages on half of the questions, and reporting on the other half.
 
-In: passages with the sums of their queries, and questions whose passages are known (`TuneData`). Out: `Tuned`.
+In: passages with the sums of their queries, and questions whose passages are known (`_TuneData`). Out: `Tuned`.
 Questions are split by the passage that they ask for, so that translations of one question never lie on both sides. One
 coordinate at a time: for each pooling α, λ and α again; then languages that hurt are left out; then, told but not used,
 how many queries a language are needed. What does not gain more than one standard error (over passages) is a tie, and
@@ -70,7 +70,7 @@ def hash_order(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class TuneData:
+class _TuneData:
     """Everything that tuning needs: passages (p, dim) and questions (q, dim) float32, not calibrated, with their names.
 
     sums: the query sums of the passages with the first n queries of each passage and language, or with all (None).
@@ -113,7 +113,7 @@ def labelled(
     folder: Path,
     sample: int = SAMPLE,
     progress: Progress = silent,
-) -> TuneData:
+) -> _TuneData:
     """Read questions with their qrels, and all judged passages and others, `sample` at least.
 
     build: takes passages and sums from there. passage_calibration: passages are those that such a load would write.
@@ -154,8 +154,8 @@ def labelled(
 
 
 def _with_calibrated_passages(
-    data: TuneData, corpus: Path, *, strength: float, build: Path | None, progress: Progress
-) -> TuneData:
+    data: _TuneData, corpus: Path, *, strength: float, build: Path | None, progress: Progress
+) -> _TuneData:
     """`data` with the passages that `load --passage-calibration` would write; as it was for a corpus in one language.
 
     The means are those of the whole build where there is one, else those of the passages that are tuned on.
@@ -182,7 +182,7 @@ def _with_calibrated_passages(
     return replace(data, passages=passages)
 
 
-def _of_build(folder: Path, wanted: set[str], *, encoder: TextEncoder, sample: int) -> TuneData:
+def _of_build(folder: Path, wanted: set[str], *, encoder: TextEncoder, sample: int) -> _TuneData:
     """Rows of a build: what is wanted and others, those with queries first, `sample` at least if there are as many."""
     build = Build.open(folder)
     if build.fingerprint != encoder.facts.fingerprint:
@@ -204,7 +204,7 @@ def _of_build(folder: Path, wanted: set[str], *, encoder: TextEncoder, sample: i
     window = build.take(np.sort(np.array([row for *_, row in chosen], dtype=np.int64)))
     if not window.sums:
         raise DataError(f"{folder} holds no generated queries: {_LOAD} --build {folder}` first.")
-    return TuneData(encoder, window.ids, window.passages, lambda _: window.sums, None)
+    return _TuneData(encoder, window.ids, window.passages, lambda _: window.sums, None)
 
 
 def _of_files(
@@ -216,7 +216,7 @@ def _of_files(
     folder: Path,
     sample: int,
     progress: Progress,
-) -> TuneData:
+) -> _TuneData:
     """Encode a sample of the corpus: what is wanted and others."""
     chosen = heapq.nsmallest(
         max(sample, len(wanted)),
@@ -230,10 +230,10 @@ def _of_files(
         folder=folder, progress=progress, stage="passages",
     )  # fmt: skip
     flat = encode_query_files(queries, ids, encoder=encoder, folder=folder, progress=progress)
-    return TuneData(encoder, ids, rows, lambda n: flat.sums(passages=len(ids), n=n), int(flat.index.max()) + 1)
+    return _TuneData(encoder, ids, rows, lambda n: flat.sums(passages=len(ids), n=n), int(flat.index.max()) + 1)
 
 
-def _bare_passages(data: TuneData, asked: set[str]) -> list[str]:
+def _bare_passages(data: _TuneData, asked: set[str]) -> list[str]:
     """Warn when the passages that are asked for have queries more often than the others."""
     has = np.add.reduce([counts for _, counts in data.sums(None).values()]) > 0
     judged = np.array([docid in asked for docid in data.ids])
@@ -257,7 +257,7 @@ class Choice:
 class _Half:
     """One side of the questions, measured by one metric: values of recipes, macro means, and what is surely better."""
 
-    def __init__(self, data: TuneData, rows: NDArray[np.int64], metric: Metric) -> None:
+    def __init__(self, data: _TuneData, rows: NDArray[np.int64], metric: Metric) -> None:
         self.ids = [data.question_ids[row] for row in rows.tolist()]
         self.langs = [data.langs[row] for row in rows.tolist()]
         self.sums = data.sums(None)
@@ -404,7 +404,7 @@ def tune(
         return choose(data, metric=measured, progress=progress)
 
 
-def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tuned:
+def choose(data: _TuneData, *, metric: Metric, progress: Progress = silent) -> Tuned:
     """Tune on the dev half of the questions and measure the result on the other half.
 
     Raises DataError when one half would be empty, MissingExtra without the extra `bench`.
@@ -471,7 +471,7 @@ def _languages_that_help(dev: _Half, best: Choice) -> tuple[Choice, dict[str, fl
     return best, first
 
 
-def _split(data: TuneData, metric: Metric) -> tuple[_Half, _Half]:
+def _split(data: _TuneData, metric: Metric) -> tuple[_Half, _Half]:
     side = np.array([hash_order(f"half {asked_passage(data.qrels[qid])}") % 2 for qid in data.question_ids])
     dev, held = np.flatnonzero(side == 0), np.flatnonzero(side == 1)
     if not len(dev) or not len(held):

@@ -23,7 +23,7 @@ _NEEDS = {"xquad": ("xquad-r",), "xquad+afriqa": ("xquad-r", "afriqa")}
 """Datasets that are made from other datasets' files."""
 
 
-class BenchmarkFile(NamedTuple):
+class _BenchmarkFile(NamedTuple):
     """One file of a benchmark: its place below the data folder, what it must be, and where it comes from."""
 
     dataset: str
@@ -34,11 +34,11 @@ class BenchmarkFile(NamedTuple):
 
 
 @cache
-def benchmark_files() -> tuple[BenchmarkFile, ...]:
+def benchmark_files() -> tuple[_BenchmarkFile, ...]:
     """Every file that can be downloaded."""
     text = (files("xqg_vdb") / "data" / "benchmarks.tsv").read_text("utf-8")
     rows = (line.split("\t") for line in text.splitlines())
-    return tuple(BenchmarkFile(dataset, path, sha256, int(size), url) for dataset, path, sha256, size, url in rows)
+    return tuple(_BenchmarkFile(dataset, path, sha256, int(size), url) for dataset, path, sha256, size, url in rows)
 
 
 def download(dataset: str, data_dir: Path, *, progress: Progress = silent) -> list[Path]:
@@ -61,7 +61,7 @@ def download(dataset: str, data_dir: Path, *, progress: Progress = silent) -> li
     return fetched
 
 
-def _files_of(dataset: str) -> list[BenchmarkFile]:
+def _files_of(dataset: str) -> list[_BenchmarkFile]:
     listed = sorted({file.dataset for file in benchmark_files()}, key=len, reverse=True)
     # afriqa-train, tatoeba-en-xx … are other readings of the same files
     base = next((name for name in listed if dataset == name or dataset.startswith(f"{name}-")), "")
@@ -75,7 +75,7 @@ def _files_of(dataset: str) -> list[BenchmarkFile]:
     return wanted
 
 
-def _fetch(client: httpx.Client, file: BenchmarkFile) -> bytes:
+def _fetch(client: httpx.Client, file: _BenchmarkFile) -> bytes:
     """The file's bytes; never more than it should have are read."""
     by_hand = f"download it by hand into the data folder as {file.path}, or try again."
     data = bytearray()

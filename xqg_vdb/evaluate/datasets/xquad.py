@@ -30,7 +30,7 @@ _XQUAD_FILES = ("xquad-r/{lang}.json", "xquad/xquad.{lang}.json")
 
 
 @dataclass(frozen=True, slots=True)
-class SquadParagraph:
+class _SquadParagraph:
     """One paragraph, numbered from 1 within its file as LAReQA does.
 
     sentences: cut from the context by its breaks, as LAReQA does; the file's own differ in one Turkish case.
@@ -45,7 +45,7 @@ class SquadParagraph:
     questions: tuple[tuple[str, str, tuple[str, ...], str | None], ...]
 
 
-def read_squad(path: Path) -> Iterator[SquadParagraph]:
+def read_squad(path: Path) -> Iterator[_SquadParagraph]:
     """Read the paragraphs of one file. Raises DataError when it is missing or not SQuAD JSON."""
     with disk_errors(path):
         raw = path.read_bytes()
@@ -57,14 +57,14 @@ def read_squad(path: Path) -> Iterator[SquadParagraph]:
         raise DataError(f"{path} is not SQuAD v1.1 JSON ({type(error).__name__}: {error}); fetch it again.") from error
 
 
-def _paragraph(number: int, title: str, record: dict[str, Any]) -> SquadParagraph:
+def _paragraph(number: int, title: str, record: dict[str, Any]) -> _SquadParagraph:
     context, breaks = record["context"], [(int(start), int(end)) for start, end in record.get("sentence_breaks", ())]
     questions = []
     for qa in record["qas"]:
         answers, begin = tuple(answer["text"] for answer in qa["answers"]), int(qa["answers"][0]["answer_start"])
         sentence = next((context[start:end] for start, end in breaks if start <= begin < end), None)
         questions.append((str(qa["id"]), qa["question"], answers, sentence))
-    return SquadParagraph(number, title, context, tuple(context[start:end] for start, end in breaks), tuple(questions))
+    return _SquadParagraph(number, title, context, tuple(context[start:end] for start, end in breaks), tuple(questions))
 
 
 def read_lareqa(
