@@ -352,7 +352,7 @@ def _is_preamble(line: str) -> bool:
 def _refuses(line: str) -> bool:
     """Whether a line says that the model cannot or will not; a question may begin alike, but without the comma."""
     start = _refusals().match(line.strip(QUOTES).casefold())
-    return bool(start) and (start["comma"] is not None or not any(mark in line for mark in _MARKS))
+    return start is not None and (start["comma"] is not None or not any(mark in line for mark in _MARKS))
 
 
 @cache
