@@ -71,6 +71,16 @@ def test_squad_and_xor_tydis_gold_paragraphs(tmp_path):
             read(str(path))
 
 
+def test_squad_without_languages_takes_the_one_that_is_given(tmp_path):
+    questions = [{"id": "1", "question": "12?"}, {"id": "2", "question": "34?", "lang": "de"}]
+    document = {"data": [{"title": "Nile", "paragraphs": [{"context": "It is long.", "qas": questions}]}]}
+    path = tmp_path / "squad.json"
+    path.write_bytes(orjson.dumps(document))
+    with pytest.raises(DataError, match=r"cannot be told; give lang, or --pairs-lang for all"):
+        read(str(path))
+    assert [pair.lang for pair in read(str(path), lang="swa")] == ["sw", "de"]
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [

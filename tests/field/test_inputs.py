@@ -268,8 +268,9 @@ def test_languages_of_wikipedia_and_of_nobody():
     assert {normalize(code) for code in ("unknown", "UNK", "n/a", "none")} == {"und"}
 
 
-def test_blanks_in_front_decide_nothing(tmp_path):
-    rows = [{"id": str(i), "text": "\n" * 9000 + text} for i, text in enumerate((NILE, BEES))]
+@pytest.mark.parametrize("blank", ["\n", " ", "\t\u00ad", "\u200b", "\u3000", "\u2800", "\u3164", "\u115f", "\ufeff"])
+def test_blanks_in_front_decide_nothing(tmp_path, blank):
+    rows = [{"id": str(i), "text": blank * 9000 + text} for i, text in enumerate((NILE, BEES))]
     path = write(tmp_path / "c.jsonl", *rows)
     assert [p.lang for p in read_corpus(path)] == ["en", "en"]
 

@@ -42,7 +42,10 @@ _WIKIPEDIA = {
     "zh-classical": "lzh",
 }
 """Names of its editions that are no codes; als is what it is for all others, Albanian (write gsw for Alemannic)."""
-_BLANKS = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\x00-\x1f\x7f-\x9f]{64,}")
+_BLANKS = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0]{64,}"
+)
 _COMMON_WITHOUT_TWO_LETTERS = ("bem", "ceb", "ckb", "gsw", "haw", "hmn", "nso", "pcm", "tl", "yue")
 
 

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,7 +38,7 @@ _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _BLANK_RUN = re.compile(rb"(?:[ \t\r]*+\n){1024,}+")
 _HEAD_BYTES = 1024
 _BLOCK = 1 << 16
-_RATIO_FREE_BYTES = 64 << 20  # small files may shrink as much as they like
+_RATIO_FREE_BYTES = 16 << 20  # small files may shrink as much as they like
 _HEAD_CHARACTERS = 200
 _SHOWN = 5
 _JSON_GAP = re.compile(r"[\s,\[\]]*")
@@ -119,22 +118,25 @@ def _unpacked(path: Path, file: io.BufferedReader, max_ratio: int) -> io.Buffere
     if path.suffix != ".gz" and file.peek(2)[:2] != GZIP_MAGIC:
         return file
     unpacker = _Unpacker(fileobj=file, mode="rb")
-    unpacker.limit = max(_RATIO_FREE_BYTES, max_ratio * os.fstat(file.fileno()).st_size)
-    unpacker.refusal = (
-        f"{path} unpacks to over {max_ratio} times its size, unlike text; unpack it yourself if you trust it."
-    )
+    unpacker.packed, unpacker.max_ratio = file, max_ratio
     return io.BufferedReader(cast(io.RawIOBase, unpacker), _BLOCK)  # its own buffer is small and slow
 
 
 class _Unpacker(gzip.GzipFile):
-    limit: int
-    refusal: str
+    packed: io.BufferedReader
+    max_ratio: int
+    unpacked = 0
 
     def read(self, size: int | None = -1) -> bytes:
         data = super().read(size)
-        self.limit -= len(data)
-        if self.limit < 0:
-            raise DataError(self.refusal)
+        self.unpacked += len(data)
+        if self.unpacked > _RATIO_FREE_BYTES:  # a bomb shows here already, long before its end
+            done = self.packed.tell() if self.packed.seekable() else 0
+            if self.unpacked > self.max_ratio * done:
+                raise DataError(
+                    f"{self.packed.name} unpacks to over {self.max_ratio} times its size, unlike text; unpack it"
+                    " yourself if you trust it."
+                )
         return data
 
 

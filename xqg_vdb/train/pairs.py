@@ -105,12 +105,14 @@ _PARENT = "_parentSection"
 
 
 def read_pairs(
-    source: str, *, split: Literal["train", "dev"], data_dir: Path | None = None, rejects: Rejects | None = None
-) -> list[TrainingPair]:
+    source: str, *, split: Literal["train", "dev"], data_dir: Path | None = None, rejects: Rejects | None = None,
+    lang: str | None = None,
+) -> list[TrainingPair]:  # fmt: skip
     """Read `afriqa` (of `data_dir`, this split), a `.jsonl` file (also `.gz`) or a SQuAD `.json` file.
 
-    Repeated question-passage pairs are counted and left out. Raises DataError for what is missing or unknown, for more
-    bad records than `rejects` bears, and when nothing is left.
+    lang: of questions that name none, as SQuAD's do; None: detected. Repeated question-passage pairs are counted and
+    left out. Raises DataError for what is missing or unknown, for more bad records than `rejects` bears, and when
+    nothing is left.
     """
     rejects = Rejects() if rejects is None else rejects
     if source == "afriqa":
@@ -124,7 +126,7 @@ def read_pairs(
         raise DataError(
             f"There are no pairs {source!r}: give afriqa, or a file that ends in .jsonl, .jsonl.gz or .json."
         )
-    pairs = _whole(found, rejects)
+    pairs = _whole(found, rejects, lang and normalize(lang))
     if not pairs:
         raise DataError(
             f'{path} holds no pair that can be used; expected lines such as {{"query", "lang", "positive"}}.'
@@ -229,19 +231,20 @@ def _squad_pair(parts: tuple[Any, Any, Any]) -> TrainingPair:
     return TrainingPair(record_id(question), text_of(question, "question"), lang, passage)
 
 
-def _whole(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects) -> list[TrainingPair]:
+def _whole(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects, known: str | None) -> list[TrainingPair]:
     """Each pair once, its language detected where it is missing; where it cannot be told, the pair is refused."""
     kept: dict[tuple[str, str], tuple[Source, TrainingPair]] = {}
     for source, pair in found:
         if kept.setdefault((pair.query, content_key(pair.positive)), (source, pair))[1] is not pair:
             rejects.duplicates += 1
     unknown = [key for key, (_, pair) in kept.items() if pair.lang == UNKNOWN_LANGUAGE]
-    detected = dict(zip(unknown, languages.detect([query for query, _ in unknown]), strict=True)) if unknown else {}
+    found_langs = [known] * len(unknown) if known else languages.detect([query for query, _ in unknown])
+    detected = dict(zip(unknown, found_langs, strict=True))
     pairs = []
     for key, (source, pair) in kept.items():
         lang = detected.get(key, pair.lang)
         if lang == UNKNOWN_LANGUAGE:
-            rejects.reject(source, "the question's language cannot be told; give it as lang")
+            rejects.reject(source, "the question's language cannot be told; give lang, or --pairs-lang for all")
         else:
             rejects.accepted += 1
             pairs.append(replace(pair, lang=lang))
@@ -255,6 +258,7 @@ class Sources:
     pairs: tuple[str, ...] = option((), "afriqa, or a .jsonl or SQuAD .json file; repeat it.", metavar="SOURCE")
     dev: tuple[str, ...] = option((), "Pairs to evaluate on.", metavar="SOURCE")
     data_dir: Path | None = option(None, "For afriqa  [default: XQG_DATA_DIR]")
+    pairs_lang: str | None = option(None, "Language of questions that name none  [default: detected]")
     question_langs: tuple[str, ...] = option((), "Question language; repeat it  [default: all]")
     english: Literal["no", "also", "only"] = option("no", "The questions' human English translations.")
     drop_leaks: bool = option(False, "Leave out pairs whose passage or question is in --dev.")
@@ -273,7 +277,9 @@ class Sources:
 
         def chosen(sources: tuple[str, ...], split: Literal["train", "dev"]) -> list[TrainingPair]:
             read = (
-                read_pairs(source, split=split, data_dir=self.data_dir, rejects=Rejects(self.max_errors))
+                read_pairs(
+                    source, split=split, data_dir=self.data_dir, rejects=Rejects(self.max_errors), lang=self.pairs_lang
+                )
                 for source in sources
             )
             return [pair for pair in chain.from_iterable(read) if not langs or pair.lang in langs]
