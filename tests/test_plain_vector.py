@@ -69,7 +69,7 @@ def test_questions_are_searched_by_the_general_vector(loaded):
     retriever = Retriever(made, collection)
     asked = [Question(str(i), passages[3]["text"][:12], lang) for i, lang in enumerate(["ha", "und", "de", "ha"])]
     answers = retriever.run(asked, Search(40, exact=True))
-    own = collection.nearest(retriever.encode(asked).vectors, Search(40, using=GENERAL, exact=True))
+    own = collection.nearest(retriever.encode(asked)[0], Search(40, using=GENERAL, exact=True))
     assert [list(answer.hits) for answer in answers] == own
     assert [h.score for h in own[0]] != [h.score for h in own[1]]
 
