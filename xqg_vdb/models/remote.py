@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import email.utils
+import ipaddress
 import logging
 import os
 import random
@@ -66,14 +67,14 @@ class Server:
         self._key = next((key for name in keys if (key := os.environ.get(name, "").strip())), "")
         if not (self._key.isascii() and self._key.isprintable()):
             raise DataError(f"The key in {' or '.join(keys)} has a character that no key has: set it again.")
-        if self._key and urlsplit(url).scheme == "http" and not _is_loopback(url):
+        if self._key and urlsplit(url).scheme == "http" and not is_loopback(urlsplit(url).hostname):
             raise DataError(f"A key would go unencrypted to {urlsplit(url).hostname}: use https.")
         try:
             self._client = httpx.Client(
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
                 timeout=timeout,
                 follow_redirects=False,  # a redirect would carry the key to another host
-                trust_env=not _is_loopback(url),  # no proxy in the way of this machine
+                trust_env=not is_loopback(urlsplit(url).hostname),  # no proxy in the way of this machine
             )
         except (ImportError, ValueError) as error:
             raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
@@ -182,8 +183,13 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())[:300]
 
 
-def _is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+def is_loopback(host: str | None) -> bool:
+    """Whether a host, by name or address, is this machine."""
+    try:
+        address = ipaddress.ip_address(host or "")
+    except ValueError:
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from xqg_vdb.errors import DataError, ServerError
+from xqg_vdb.models.remote import is_loopback
 
 _SCHEMES = {
     "http": ("http", False), "https": ("https", False), "grpc": ("http", True), "grpcs": ("https", True),
@@ -63,7 +63,7 @@ def checked_address(
     if not 0 < rest < 65536 or not 0 < (grpc_port or 1) < 65536:  # of the pair, one lies beyond the end
         raise DataError(f"The address of {parts.hostname} leaves no port for the other of REST and gRPC, beside it.")
     where = f"{parts.hostname}:{grpc_port if is_grpc else rest}"
-    if api_key and scheme == "http" and not insecure and not _is_loopback(parts.hostname):
+    if api_key and scheme == "http" and not insecure and not is_loopback(parts.hostname):
         raise ServerError(
             f"The API key would travel unencrypted to {where}; use https, or XQG_VDB_INSECURE=1 (insecure=True) if you"
             " must."
@@ -89,10 +89,3 @@ def port_number(text: str, *, of: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise DataError(f"{of} must be a port from 1 to 65535, usually 6334; found {text!r}.")
     return int(text)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
