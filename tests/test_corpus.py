@@ -11,6 +11,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutants import mutant
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.texts import corpus, queries
@@ -405,36 +406,13 @@ def test_random_bytes_are_counted(tmp_path_factory, name, data):
     assert all(p.id and p.text.strip() and orjson.dumps([p.id, p.text, p.title, p.meta]) for p in found)
 
 
-PIECES = [
-    *[bytes([character]) for character in b'"\\{}[]:,\r\t-\x00\xff'],
-    *[b'"id":', b'"text":', b'"meta":', b'"lang":', b"NaN", b"1e999", b"null", b"true", b"9" * 50],
-    *[b"\xed\xa0\x80", b"\\ud800", b"\xe2\x80\xa8"],
-]
-
-
-def _mutants(seeds, count, seed):
-    rng = random.Random(seed)
-    for number in range(count):
-        line = bytearray(rng.choice(seeds).replace(b'"a"', b'"%d"' % number, 1))
-        for _ in range(rng.randint(1, 4)):
-            at, kind = rng.randrange(len(line) + 1), rng.randrange(4)
-            if kind == 0:
-                line[at:at] = rng.choice(PIECES)
-            elif kind == 1:
-                del line[at : at + rng.randint(1, 6)]
-            elif kind == 2 and at < len(line):
-                line[at] ^= 1 << rng.randrange(8)
-            else:
-                line[at:at] = line[: rng.randint(0, 40)]
-        yield bytes(line)
-
-
 def test_twenty_thousand_mutants(tmp_path):
     good = {"id": "a", "text": "The Nile is long.", "title": "Nile", "lang": "en", "meta": {"a": [1, {"b": None}]}}
     queries = {"docid": "a", "text": "Mto Nile", "generated_queries": {"sw": ["Nini?"], "yo": ["Kí?"]}}
     seeds = [line[:300] for line, _ in NASTY] + [orjson.dumps(good), orjson.dumps(queries)] * 20
     path = tmp_path / "c.jsonl"
-    path.write_bytes(b"\n".join(_mutants(seeds, 20_000, 1)))
+    rng = random.Random(1)
+    path.write_bytes(b"\n".join(mutant(rng, rng.choice(seeds), number) for number in range(20_000)))
     rejects, query_rejects = Rejects(MANY), Rejects(MANY)
     passages = _read(path, rejects)
     with QueryFile([path], rejects=query_rejects) as found:

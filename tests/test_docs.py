@@ -21,6 +21,7 @@ from xqg_vdb.texts.corpus import sample_corpus
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLICK = tuple(map(int, version("click").split(".")[:2]))
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
@@ -109,12 +110,21 @@ def test_links_lead_somewhere(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_the_walks_of_the_architecture_name_files_that_are_there():
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", text_of(ROOT / "docs" / "architecture.md")))
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists() and not (ROOT / "xqg_vdb" / name).exists()] == []
+
+
 def test_every_command_is_in_the_reference():
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == sorted(cli.commands)
 
 
-@pytest.mark.skipif(version("click") < "8.5", reason="earlier versions of click word defaults otherwise")
+@pytest.mark.skipif(
+    tuple(map(int, version("click").split(".")[:2])) < (8, 5),
+    reason="earlier versions of click word defaults otherwise",
+)
 def test_the_reference_is_what_the_commands_say(tmp_path):
     argv = [sys.executable, str(ROOT / "docs" / "make_cli_reference.py"), "--check"]
     for columns in ("40", "200"):

@@ -4,6 +4,7 @@ import json
 import random
 import time
 
+from mutants import mutant
 from tally import Tally
 
 from xqg_vdb.errors import XqgError
@@ -12,11 +13,6 @@ from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
 
 LINES, MANY = 2_000, 1 << 40
-PIECES = [
-    *[bytes([character]) for character in b'"\\{}[]:,\r\n\t-\x00\xff\x1b'],
-    *[b'"id":', b'"text":', b'"meta":', b'"lang":', b"NaN", b"1e999", b"null", b"true", b"9" * 50, b"[" * 40],
-    *[b"\xed\xa0\x80", b"\\ud800", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\x1f\x8b", b"PAR1", b"    ", b'""'],
-]
 PASSAGE = {"id": "a", "text": "The Nile is long.", "title": "Nile", "lang": "en", "meta": {"a": [1, {"b": None}]}}
 QUERIES = {"docid": "a", "text": "Mto Nile", "generated_queries": {"sw": ["Nini?"], "yo": ["Kí?"]}}
 QUESTION = {"id": "q1", "question": "Mto Nile una urefu gani?", "lang": "sw"}
@@ -49,22 +45,6 @@ def seeds(name, record):
         plain = {key: value for key, value in record.items() if isinstance(value, str)}
         return mark.join(plain).encode(), mark.join(plain.values()).encode()
     return b"", json.dumps(record).encode()
-
-
-def mutant(rng, line, number):
-    """The line with an id of its own and one to four changes, now and then none."""
-    line = bytearray(line.replace(b'"a"', b'"%d"' % number, 1))
-    for _ in range(rng.randint(0, 4)):
-        at, kind = rng.randrange(len(line) + 1), rng.randrange(4)
-        if kind == 0:
-            line[at:at] = rng.choice(PIECES)
-        elif kind == 1:
-            del line[at : at + rng.randint(1, 6)]
-        elif kind == 2 and at < len(line):
-            line[at] ^= 1 << rng.randrange(8)
-        else:
-            line[at:at] = line[: rng.randint(0, 40)]
-    return bytes(line)
 
 
 def fuzzed(name):
