@@ -179,8 +179,8 @@ def resolve_languages(texts: Sequence[str], langs: Sequence[str | None]) -> list
     if len(langs) != len(texts):
         raise ValueError(f"{len(texts)} texts but {len(langs)} languages")
     unknown = [i for i, lang in enumerate(langs) if lang is None]
-    found = dict(zip(unknown, detect([texts[i] for i in unknown]) if unknown else [], strict=True))
-    return [found[i] if lang is None else lang for i, lang in enumerate(langs)]
+    detected = dict(zip(unknown, detect([texts[i] for i in unknown]) if unknown else [], strict=True))
+    return [detected[i] if lang is None else lang for i, lang in enumerate(langs)]
 
 
 # Passage-side calibration, for corpora of several languages: E(p) - λ·μ_lang(p), given length 1 again.
@@ -199,9 +199,9 @@ def passage_means(batches: Iterable[tuple[Vectors, Sequence[str]]]) -> LanguageM
     for rows, langs in batches:
         names = np.array(langs, dtype=np.str_)
         for lang in sorted(set(langs)):
-            own = rows[names == lang]
-            totals[lang] = totals.get(lang, np.zeros(rows.shape[1])) + own.sum(axis=0, dtype=np.float64)
-            counts[lang] += len(own)
+            of_lang = rows[names == lang]
+            totals[lang] = totals.get(lang, np.zeros(rows.shape[1])) + of_lang.sum(axis=0, dtype=np.float64)
+            counts[lang] += len(of_lang)
     if not totals:
         return LanguageMeans(source="passages")
     everywhere = np.add.reduce(list(totals.values())) / counts.total()

@@ -55,7 +55,7 @@ class _Group(click.Group):
         """The commands in the order in which one needs them."""
         for title, commands in _SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(str(one.name), one.get_short_help_str(200)) for one in commands])
+                formatter.write_dl([(str(command.name), command.get_short_help_str(200)) for command in commands])
 
 
 _SECTIONS: dict[str, tuple[click.Command, ...]] = {

@@ -252,12 +252,13 @@ def audit(collection: str, query_files: tuple[Path, ...], k: int, sample: int, m
     for file in query_files:
         open_lines(file)
     with ExitStack() as stack:
-        found = stack.enter_context(place.collection(collection))
-        encoder = stack.enter_context(model.open_for(found))
+        opened = stack.enter_context(place.collection(collection))
+        encoder = stack.enter_context(model.open_for(opened))
         progress = stack.enter_context(bars(unit=""))
         result = run_audit(
-            found, query_files, encoder=encoder, folder=cache_folder() / "tuning", k=k, sample=sample, progress=progress
-        )
+            opened, query_files, encoder=encoder, folder=cache_folder() / "tuning", k=k, sample=sample,
+            progress=progress,
+        )  # fmt: skip
     show(result, _audit_lines(result))
 
 
@@ -325,38 +326,38 @@ def tune(corpus: Path, files: tuple[Path, ...], model: Model, asked: _Tune) -> N
     for file in (*files, asked.questions, asked.qrels):
         open_lines(file)  # what is missing is said before a model is exported
     with model.open() as encoder, bars(unit="") as progress:
-        found = run(
+        tuned = run(
             corpus, queries=files, questions=asked.questions, qrels=asked.qrels, encoder=encoder, metric=asked.metric,
             build=asked.build, passage_calibration=asked.passage_calibration, sample=asked.sample, progress=progress,
         )  # fmt: skip
     words = ["xqg-vdb", "load", str(corpus), "NAME"]
     words += [part for file in files for part in ("--queries", str(file))] + model.typed()
     words += [] if asked.build is None else ["--build", str(asked.build)]
-    words += [*_recipe_options(found.chosen.recipe), "--calibration", f"{found.chosen.strength:g}"]
+    words += [*_recipe_options(tuned.chosen.recipe), "--calibration", f"{tuned.chosen.strength:g}"]
     if asked.passage_calibration:
         words += ["--passage-calibration", f"{asked.passage_calibration:g}"]
     command = shlex.join(words)
-    record = {**asdict(found), "command": command, "counts": {str(n): v for n, v in found.counts.items()}}
-    show(record, [*_tune_lines(found), f"\n{command}"])
+    record = {**asdict(tuned), "command": command, "counts": {str(n): v for n, v in tuned.counts.items()}}
+    show(record, [*_tune_lines(tuned), f"\n{command}"])
 
 
-def _tune_lines(found: Tuned) -> Iterator[str]:
-    n, held = sum(found.questions.values()), sum(found.held_out_questions.values())
-    languages = f"{len(found.questions)} languages"
-    yield f"{found.metric}, macro over {languages}; {found.passages} passages, {n + held} questions"
+def _tune_lines(tuned: Tuned) -> Iterator[str]:
+    n, held = sum(tuned.questions.values()), sum(tuned.held_out_questions.values())
+    languages = f"{len(tuned.questions)} languages"
+    yield f"{tuned.metric}, macro over {languages}; {tuned.passages} passages, {n + held} questions"
     yield f"\nbest α and λ of each pooling, on {n} dev questions"
-    for trial in found.trials:
+    for trial in tuned.trials:
         yield f"  {_tune_words(trial):48s} {trial.value:.3f}"
-    yield "α of the chosen      " + "  ".join(f"{alpha:g}: {value:.3f}" for alpha, value in found.alphas[::2])
-    yield "λ of the chosen      " + "  ".join(f"{strength:g}: {value:.3f}" for strength, value in found.strengths)
-    if found.counts:
-        yield "queries a language   " + "  ".join(f"{n}: {value:.3f}" for n, value in found.counts.items())
-    if found.without:
-        yield "without              " + "  ".join(f"{lang}: {value:.3f}" for lang, value in found.without.items())
-    yield f"\nchosen: {_tune_words(found.chosen)}; on {held} held-out questions"
-    for name, compared in found.held_out.items():
+    yield "α of the chosen      " + "  ".join(f"{alpha:g}: {value:.3f}" for alpha, value in tuned.alphas[::2])
+    yield "λ of the chosen      " + "  ".join(f"{strength:g}: {value:.3f}" for strength, value in tuned.strengths)
+    if tuned.counts:
+        yield "queries a language   " + "  ".join(f"{n}: {value:.3f}" for n, value in tuned.counts.items())
+    if tuned.without:
+        yield "without              " + "  ".join(f"{lang}: {value:.3f}" for lang, value in tuned.without.items())
+    yield f"\nchosen: {_tune_words(tuned.chosen)}; on {held} held-out questions"
+    for name, compared in tuned.held_out.items():
         yield _compared(compared.macro, f"  against {name:11s}")
-    for note in found.notes:
+    for note in tuned.notes:
         yield f"note: {note}"
 
 

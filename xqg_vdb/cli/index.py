@@ -321,13 +321,13 @@ def verify(collection: str, build: Path | None, sample: int, place: Place) -> No
     from xqg_vdb.index.verify import verify as check
 
     with closing(place.open()) as store, bars(unit=" points") as progress:
-        found = check(store, collection, build=build, sample=sample, progress=progress)
+        verification = check(store, collection, build=build, sample=sample, progress=progress)
         with suppress(XqgError):  # of a collection that others made, nothing is said
             if grey := store.admin.state(collection.partition("@")[0]).details.get("grey"):
                 say(f"The index of {collection} is grey: {grey}.")
-    show(found, _verify_lines(collection, found))
-    if found.problems:
-        raise CorruptError(f"{collection} is damaged: {'; '.join(found.problems)}. Load it again.")
+    show(verification, _verify_lines(collection, verification))
+    if verification.problems:
+        raise CorruptError(f"{collection} is damaged: {'; '.join(verification.problems)}. Load it again.")
 
 
 def _verify_lines(collection: str, found: Verification) -> Iterator[str]:

@@ -48,9 +48,9 @@ class _Fields(click.Option):
             record = getattr(import_module(module), name)
             hints = get_type_hints(record)
             self.made = [
-                _FieldOption(self, record, one, hints[one.name])
-                for one in fields(record)
-                if "help" in one.metadata and (not self.only or one.name in self.only)
+                _FieldOption(self, record, entry, hints[entry.name])
+                for entry in fields(record)
+                if "help" in entry.metadata and (not self.only or entry.name in self.only)
             ]
         return self.made
 
@@ -80,7 +80,7 @@ class _FieldOption(click.Option):
 def _kind(hint: Any, said: Any) -> tuple[Any, bool]:
     """The type for click of an annotation, and whether the option may be repeated."""
     if get_origin(hint) in (Union, UnionType):
-        (hint,) = [one for one in get_args(hint) if one is not NoneType]
+        (hint,) = [kind for kind in get_args(hint) if kind is not NoneType]
     several = get_origin(hint) not in (None, Literal)
     kind = get_args(hint)[0] if several else hint
     least, most = said.get("least"), said.get("most")
@@ -125,7 +125,7 @@ class _RecordCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its options, those of the records in the place of their stand-ins."""
         params = [*super().get_params(ctx), *loudness(hidden=True)]
-        return [one for param in params for one in (param.options() if isinstance(param, _Fields) else [param])]
+        return [option for param in params for option in (param.options() if isinstance(param, _Fields) else [param])]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options in sections, in the order in which the commands name them."""
@@ -151,13 +151,13 @@ class _RecordCommand(click.Command):
 
     @staticmethod
     def _given(ctx: click.Context, group: _Fields) -> Iterator[tuple[str, Any]]:
-        for one in group.options():
-            value = ctx.params.pop(str(one.name))
-            if one.multiple and not value:
-                value = one.empty
-            source = ctx.get_parameter_source(str(one.name))
+        for field_option in group.options():
+            value = ctx.params.pop(str(field_option.name))
+            if field_option.multiple and not value:
+                value = field_option.empty
+            source = ctx.get_parameter_source(str(field_option.name))
             if not group.changes or source not in (None, click.core.ParameterSource.DEFAULT):
-                yield one.field, value
+                yield field_option.field, value
 
 
 def command(

@@ -147,8 +147,8 @@ def _rank_in_memory(
     placed: Placed, ids: Sequence[str], *, passage_ids: Sequence[str], k: int
 ) -> dict[str, list[tuple[str, float]]]:
     """What an exact search of the real collection finds, by matrix product; ids: of the questions."""
-    found = search_rows(placed.questions, placed.passages, k=k, tie_order=id_order(passage_ids))
-    return as_run(*found, query_ids=ids, passage_ids=passage_ids)
+    ranked = search_rows(placed.questions, placed.passages, k=k, tie_order=id_order(passage_ids))
+    return as_run(*ranked, query_ids=ids, passage_ids=passage_ids)
 
 
 def _write(store: VectorStore, passages: Sequence[Passage], placed: Placed) -> None:
@@ -214,7 +214,7 @@ def _cost(placed: Placed, milliseconds: Sequence[float]) -> dict[str, float]:
     if not milliseconds:
         return {}
     sparse = placed.words[0] if placed.words is not None else ()
-    written = 4 * placed.passages.size + sum(one.indices.nbytes + one.values.nbytes for one in sparse)
+    written = 4 * placed.passages.size + sum(weights.indices.nbytes + weights.values.nbytes for weights in sparse)
     p50, p95 = np.percentile(milliseconds, [50, 95]).tolist()
     return {"bytes a passage": round(written / len(placed.passages)), "p50 ms": round(p50, 3), "p95 ms": round(p95, 3)}
 

@@ -140,10 +140,10 @@ def per_query(run: Run, qrels: Qrels, *, metrics: Sequence[Metric]) -> dict[Metr
     closer than about 1e-9 and orders ties by descending id. Raises DataError for NaN scores or repeated ids.
     """
     depth = max((metric.k for metric in metrics), default=0)
-    found = [[docid for docid, _ in ranked(run.get(qid, ()))][:depth] for qid in qrels]
-    row_of = {docid: row for row, docid in enumerate(dict.fromkeys(docid for ids in found for docid in ids))}
-    rows = np.full((len(found), depth), -1, dtype=np.int64)
-    for line, ids in zip(rows, found, strict=True):
+    tops = [[docid for docid, _ in ranked(run.get(qid, ()))][:depth] for qid in qrels]
+    row_of = {docid: row for row, docid in enumerate(dict.fromkeys(docid for ids in tops for docid in ids))}
+    rows = np.full((len(tops), depth), -1, dtype=np.int64)
+    for line, ids in zip(rows, tops, strict=True):
         line[: len(ids)] = [row_of[docid] for docid in ids]
     judged = judge(qrels, query_ids=list(qrels), passage_ids=list(row_of))
     measured = {metric: per_row(rows, judged, metric=metric).tolist() for metric in metrics}
@@ -282,9 +282,9 @@ def _judged_rows(scores: Vectors, judged: Judgements, *, k: int, tie_order: NDAr
     for number in range(int(turn.max(initial=-1)) + 1):  # the first judged passage of each question, then the second …
         q, p = query[turn == number], passage[turn == number]
         lines = scores if len(q) == len(scores) else scores[q]
-        own = lines[np.arange(len(q)), p][:, None]
-        place = np.count_nonzero(lines > own, axis=1)
-        equal = lines == own
+        judged_scores = lines[np.arange(len(q)), p][:, None]
+        place = np.count_nonzero(lines > judged_scores, axis=1)
+        equal = lines == judged_scores
         for i in np.flatnonzero(np.count_nonzero(equal, axis=1) > 1):
             rivals = np.flatnonzero(equal[i])
             order = rivals if tie_order is None else tie_order[rivals]

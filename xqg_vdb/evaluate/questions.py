@@ -95,19 +95,19 @@ def diff_runs(before: str, after: str, *, metric: str | None = None) -> list[Dif
     Without a system it is the last that both have; without a metric the first that both have. Raises DataError when
     a folder has no questions.csv, or the two have nothing in common.
     """
-    (one, first), (other, second) = _read(before), _read(after)
-    systems = [name for name in _systems(one) if name in _systems(other)]
+    (earlier, first), (later, second) = _read(before), _read(after)
+    systems = [name for name in _systems(earlier) if name in _systems(later)]
     name_before, name_after = first or (systems[-1:] or [""])[0], second or first or (systems[-1:] or [""])[0]
-    for name, rows, place in ((name_before, one, before), (name_after, other, after)):
+    for name, rows, place in ((name_before, earlier, before), (name_after, later, after)):
         if name not in _systems(rows):
             raise DataError(f"{place} has no system {name!r}; it has {', '.join(_systems(rows))}: write FOLDER:SYSTEM.")
-    shared = [name for name in _metrics(one, name_before) if name in _metrics(other, name_after)]
+    shared = [name for name in _metrics(earlier, name_before) if name in _metrics(later, name_after)]
     wanted = metric or (shared[:1] or [""])[0]
     if wanted not in shared:
         raise DataError(f"the two have no metric {wanted!r} in common; they share {', '.join(shared) or 'none'}.")
     columns = f"{name_before} | {wanted}", f"{name_after} | {wanted}"
-    datasets = [d for d in dict.fromkeys(row["dataset"] for row in one) if any(row["dataset"] == d for row in other)]
-    parts = [_diff([[r for r in rows if r["dataset"] == d] for rows in (one, other)], columns) for d in datasets]
+    datasets = [d for d in dict.fromkeys(r["dataset"] for r in earlier) if any(r["dataset"] == d for r in later)]
+    parts = [_diff([[r for r in rows if r["dataset"] == d] for rows in (earlier, later)], columns) for d in datasets]
     if not parts:
         raise DataError(f"{before} and {after} have no dataset in common.")
     return parts
@@ -139,12 +139,12 @@ def _metrics(rows: Sequence[Mapping[str, str]], system: str) -> list[str]:
 
 
 def _diff(runs: Sequence[Sequence[dict[str, str]]], columns: tuple[str, str]) -> Diff:
-    one, other = runs
-    rows = {row["question"]: row for row in one if row[columns[0]]}
-    others = {row["question"]: row for row in other if row[columns[1]]}
+    earlier, later = runs
+    rows = {row["question"]: row for row in earlier if row[columns[0]]}
+    others = {row["question"]: row for row in later if row[columns[1]]}
     both = [qid for qid in rows if qid in others]
     if not both:
-        raise DataError(f"no question of {one[0]['dataset']} is in both; were they asked of the same data?")
+        raise DataError(f"no question of {earlier[0]['dataset']} is in both; were they asked of the same data?")
     before, after = {q: float(rows[q][columns[0]]) for q in both}, {q: float(others[q][columns[1]]) for q in both}
     compared = compare_groups(
         before, after, groups={q: rows[q]["group"] for q in both}, clusters={q: rows[q]["cluster"] for q in both},
@@ -159,7 +159,7 @@ def _diff(runs: Sequence[Sequence[dict[str, str]]], columns: tuple[str, str]) ->
         for q in sorted(both, key=lambda q: -abs(after[q] - before[q]))
     }  # fmt: skip
     return Diff(
-        one[0]["dataset"], columns[0].rpartition(" | ")[2], systems[0], systems[1], compared.macro,
+        earlier[0]["dataset"], columns[0].rpartition(" | ")[2], systems[0], systems[1], compared.macro,
         won=[change for q, change in changes.items() if after[q] > before[q]],
         lost=[change for q, change in changes.items() if after[q] < before[q]],
         only_one=len(rows.keys() ^ others.keys()),

@@ -151,7 +151,7 @@ def _run_cells(bench: Workbench, store: VectorStore | None) -> dict[tuple[str, s
 
 def _chosen(bench: Workbench, choice: Choice, dataset: str, store: VectorStore | None) -> tuple[Cell, Path]:
     """The cell of the best candidate on the first half of the questions, and its run; of equals the first."""
-    base, task = next(one for one in bench.suite.systems if one.name == choice.system), bench.task(dataset)
+    base, task = next(system for system in bench.suite.systems if system.name == choice.system), bench.task(dataset)
     tried: list[tuple[float, str, tuple[Cell, Path]]] = []
     for candidate in choice.candidates(base):
         bench.progress(f"{dataset}: choosing {choice.name}", len(tried), None)
@@ -159,7 +159,7 @@ def _chosen(bench: Workbench, choice: Choice, dataset: str, store: VectorStore |
         values = _half(bench, dataset, cell.values, held_out=False)[choice.metric]
         setting = ", ".join(f"{name} {getattr(candidate, name):g}" for name in choice.grid)
         tried.append((headline(values, groups=task.groups, average=task.average), setting, (cell, run)))
-    value, setting, (cell, run) = max(tried, key=lambda one: one[0])
+    value, setting, (cell, run) = max(tried, key=lambda trial: trial[0])
     note = f"chosen of {len(tried)} settings: {setting} ({choice.metric} {value:.3f} on the half that chooses)"
     return replace(cell, notes=(*cell.notes, note)), run
 
@@ -224,9 +224,9 @@ def _results(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Result]
             }
             means = {}
             for name, part in parts.items():
-                own = {qid: values[qid] for qid in part}
-                interval = mean_interval(own, groups=part, clusters=clusters, resamples=resamples)
-                means[name] = Value(len(own), macro_mean(own, groups=part), interval)
+                chosen = {qid: values[qid] for qid in part}
+                interval = mean_interval(chosen, groups=part, clusters=clusters, resamples=resamples)
+                means[name] = Value(len(chosen), macro_mean(chosen, groups=part), interval)
             yield Result(dataset, system, metric, means.pop(""), means, cell.seconds, cell.cost)
 
 
@@ -259,7 +259,7 @@ def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Com
 
 def _sweep(bench: Workbench, plan: SweepPlan, dataset: str) -> Sweep:
     """The plan's system with each value in its place, ranked in memory. DataError for what cannot be swept there."""
-    system = next(one for one in bench.suite.systems if one.name == plan.system)
+    system = next(entry for entry in bench.suite.systems if entry.name == plan.system)
     if system.queries is None and plan.parameter != "lambda":
         raise DataError(f"system {system.name!r} folds in no queries: there is nothing to sweep {plan.parameter} over.")
     if system.methods != Methods() or system.hybrid:
@@ -310,9 +310,9 @@ def _heat_maps(cells: Cells) -> Iterator[HeatMap]:
 def _own_language(cells: Cells) -> Iterator[str]:
     """How many of the first passages are in the question's own language, the mean over languages."""
     for (dataset, system), cell in cells.items():
-        own = [found[lang] for lang, found in cell.shares.items() if lang in found]
-        if own:
-            share = sum(own) / len(own)
+        shares = [of_lang[lang] for lang, of_lang in cell.shares.items() if lang in of_lang]
+        if shares:
+            share = sum(shares) / len(shares)
             yield f"{dataset}: {system}: {share:.1%} of the first {SHARE_DEPTH} are in the question's own language"
 
 

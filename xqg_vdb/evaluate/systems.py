@@ -132,9 +132,9 @@ def place(
         langs = tuple(sorted(system.recipe.query_langs or queries.langs))
     passage_langs = [passage.lang for passage in material.passages]
     centred = [(material.passage_vectors, passage_langs)] if system.passage_calibration else []
-    own = passage_means(centred)
+    centres = passage_means(centred)
     if system.passage_means == "own offsets":
-        own = _less_pivot(own)
+        centres = _less_pivot(centres)
     card = Card(
         encoder=facts,
         distance="cosine" if facts.normalize else "dot",
@@ -144,7 +144,7 @@ def place(
         query_langs=langs,
         query_means=pack_means(LanguageMeans({lang: table.means[lang] for lang in langs if lang in table.means})),
         passage_calibration=system.passage_calibration,
-        passage_means=pack_means(moved_by or own),
+        passage_means=pack_means(moved_by or centres),
     )
     window = rows_of(system, material, queries if langs else None, means=unpack_means(card.query_means, dim=facts.dim))
     fused = vectors_of(window, langs=passage_langs, card=card)[TEXT_DENSE]
@@ -282,14 +282,14 @@ def read_vectors(path: Path, *, dim: int) -> LanguageMeans:
         raw = path.read_bytes()
     try:
         if path.suffix == ".json":
-            found = {str(name): np.asarray(row, np.float32) for name, row in orjson.loads(raw).items()}
+            vectors = {str(name): np.asarray(row, np.float32) for name, row in orjson.loads(raw).items()}
         else:
             with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-                found = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
+                vectors = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
     except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} holds no vectors ({error}); give an .npz or a .json with one a language.") from error
     means = {UNKNOWN_LANGUAGE: np.zeros(dim, np.float32)}
-    for name, row in found.items():
+    for name, row in vectors.items():
         lang = language_code(name)
         if lang is None or row.shape != (dim,) or not np.isfinite(row).all():
             raise DataError(
@@ -307,10 +307,10 @@ def without_directions(
 
     examples: rows of each language, from which these come; rows of other languages stay as they are.
     """
-    moved, own = np.array(rows), np.array(langs)
+    moved, names = np.array(rows), np.array(langs)
     for lang in sorted(set(langs) & set(examples)):
         axes = np.linalg.svd(examples[lang], full_matrices=False)[2][: int(rank)]
-        moved[own == lang] -= (moved[own == lang] @ axes.T) @ axes
+        moved[names == lang] -= (moved[names == lang] @ axes.T) @ axes
     return unit_rows(moved) if normalize else moved
 
 

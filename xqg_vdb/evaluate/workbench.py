@@ -198,10 +198,10 @@ class Workbench:
         path, run = folder / f"{name}.json.gz", folder / f"{name}.trec.gz"
         cell = load_cell(path)
         if cell is None:
-            cell, found = self._computed(system, dataset, store)
+            cell, ranking = self._computed(system, dataset, store)
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_run(run, found, tag="xqg-vdb")
+            write_run(run, ranking, tag="xqg-vdb")
             cell.save(path)  # last, so that where the cell is, its run is too
         return cell, run
 
@@ -226,12 +226,12 @@ class Workbench:
             wordings = self._encoded(expanded, system, dataset)
         if methods.rerank:
             again = partial(self._generators.rank_again, methods, questions=asked, passages=material.passages)
-        cell, found = run_cell(
+        cell, ranking = run_cell(
             material.task, material.passages, self.placed(system, dataset, wordings), metrics=self.metrics(dataset),
             depth=max(self.suite.depth, methods.rerank_depth if methods.rerank else 0), search=self.suite.search,
             store=store, again=again,
         )  # fmt: skip
-        return cell if spent is None else cell.and_spent(spent), found
+        return cell if spent is None else cell.and_spent(spent), ranking
 
     def _encoded(self, expanded: Sequence[Sequence[Question]], system: System, dataset: str) -> Wordings:
         flat = list(chain.from_iterable(expanded))

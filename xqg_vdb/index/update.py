@@ -210,8 +210,8 @@ def _with_means(card: Card, window: Window, langs: Sequence[str]) -> Card:
         f"queries {lang}": (came.means[lang], came.counts[lang]) for lang in card.query_langs if lang in came.means
     }
     if card.passage_calibration:
-        own = passage_means([(window.passages, langs)])
-        fresh |= {f"passages {lang}": (own.means[lang], own.counts[lang]) for lang in own.counts}
+        means = passage_means([(window.passages, langs)])
+        fresh |= {f"passages {lang}": (means.means[lang], means.counts[lang]) for lang in means.counts}
     since = card.since_load
     known = LanguageMeans(unpack_means(since.get("means", {}), dim=card.encoder.dim).means, since.get("counts", {}))
     both = known.refined(

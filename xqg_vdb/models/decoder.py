@@ -230,20 +230,20 @@ class CausalModel:
 
 def describe_folder(folder: ModelFolder) -> dict[str, Any]:
     """Which model lies in a folder; of a checkpoint that was a folder of this machine, only the folder's own name."""
-    found = {key: folder.manifest.get(key) for key in ("kind", "source", "revision", "precision")}
-    if found["source"] and found["revision"] == "local":
-        found["source"] = Path(str(found["source"])).name.removeprefix("folder:")
-    return {"fingerprint": folder.fingerprint, **found}
+    facts = {key: folder.manifest.get(key) for key in ("kind", "source", "revision", "precision")}
+    if facts["source"] and facts["revision"] == "local":
+        facts["source"] = Path(str(facts["source"])).name.removeprefix("folder:")
+    return {"fingerprint": folder.fingerprint, **facts}
 
 
 def stop_tokens(tokenizer: Tokenizer, eos: Iterable[int], stops: Sequence[str]) -> frozenset[int]:
     """End-of-text ids, and every token whose text holds one of `stops` (a newline also in the middle of a token)."""
-    found = set(map(int, eos))
+    stopping = set(map(int, eos))
     for token, i in tokenizer.get_vocab(with_added_tokens=True).items():
         plain = token.replace("<0x0A>", "\n").replace("Ċ", "\n")
         if any(stop in plain for stop in stops):
-            found.add(i)
-    return frozenset(found)
+            stopping.add(i)
+    return frozenset(stopping)
 
 
 def join_stems(parts: Sequence[Stems], slots: int) -> Stems:

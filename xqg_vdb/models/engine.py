@@ -149,8 +149,8 @@ def _growth(step: Any) -> float:
     if not isinstance(step, dict):
         return 1.0
     inner = [part for value in step.values() if isinstance(value, list) for part in value]
-    own = len(str(step.get("content", step.get("prepend", ""))))
-    return math.prod(map(_growth, inner), start=float(max(1, own)))
+    added = len(str(step.get("content", step.get("prepend", ""))))
+    return math.prod(map(_growth, inner), start=float(max(1, added)))
 
 
 def ort_value(array: NDArray[np.generic]) -> Any:

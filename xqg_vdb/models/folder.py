@@ -134,10 +134,10 @@ def open_model_folder(path: Path) -> ModelFolder:
         file = path / name
         if not file.is_file():  # a link is as good: hub caches, DVC and Kubernetes lay folders out of them
             raise CorruptError(f"{path} lacks {name}, which its {MANIFEST} lists; export the model again.")
-        found = sha256_of(file)
-        if found != expected:
+        actual = sha256_of(file)
+        if actual != expected:
             raise CorruptError(
-                f"{file} is not the file that was exported (SHA-256 {found[:12]}…, expected {expected[:12]}…); "
+                f"{file} is not the file that was exported (SHA-256 {actual[:12]}…, expected {expected[:12]}…); "
                 "export the model again."
             )
     return ModelFolder(path, manifest)
@@ -153,9 +153,9 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> ModelFolder:
 
 def cache_folder() -> Path:
     """Where exported models lie by name: `$XQG_VDB_CACHE`, else `$XDG_CACHE_HOME/xqg-vdb`, else `~/.cache/xqg-vdb`."""
-    own = os.environ.get("XQG_VDB_CACHE")
-    if own:
-        return Path(own)
+    given = os.environ.get("XQG_VDB_CACHE")
+    if given:
+        return Path(given)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xqg-vdb"
     except RuntimeError:

@@ -268,6 +268,6 @@ def _pass(forest: Forest, shared: Sequence[int], chunk: Sequence[_Branch]) -> ND
     take = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
     targets = np.array([token for _, wanted in chunk for token in wanted], np.int64)
     mask = branching_mask(old, len(shared), lengths.tolist())
-    found = forest.log_probabilities(tokens[None], positions[None], mask[None], take, targets)
+    scores = forest.log_probabilities(tokens[None], positions[None], mask[None], take, targets)
     starts = np.cumsum(counts) - counts
-    return np.asarray(np.add.reduceat(found.astype(np.float64), starts) / counts)
+    return np.asarray(np.add.reduceat(scores.astype(np.float64), starts) / counts)

@@ -109,10 +109,10 @@ def parse_where(typed: Iterable[str]) -> dict[str, Any] | None:
     """
     where: dict[str, Any] = {}
     for text in typed:
-        found = _TYPED.fullmatch(text)
-        if found is None:
+        match = _TYPED.fullmatch(text)
+        if match is None:
             raise DataError(f"{text!r} is no condition: write source=wiki, year>=2020, tenant!=acme or note=.")
-        field, sign, value = found.groups()
+        field, sign, value = match.groups()
         if sign in _COMPARED:
             _as_dict(where, field)[_COMPARED[sign]] = _number(value)
         elif sign == "!=":

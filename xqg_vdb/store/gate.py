@@ -104,8 +104,8 @@ def _check_sparse(batch: PointBatch, card: Card) -> list[int]:
     return [weights.indices.nbytes + weights.values.nbytes for weights in batch.sparse]
 
 
-def _is_sparse(one: SparseVector) -> bool:
-    indices, values = one.indices, one.values
+def _is_sparse(sparse: SparseVector) -> bool:
+    indices, values = sparse.indices, sparse.values
     if indices.dtype != np.uint32 or values.dtype != np.float32 or indices.ndim != 1 or indices.shape != values.shape:
         return False
     return bool((indices[1:] > indices[:-1]).all() and np.isfinite(values).all())

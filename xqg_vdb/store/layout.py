@@ -91,8 +91,8 @@ def payload_of(passage: Passage, query_langs: Sequence[str], *, row: str | None 
 
 def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
     """The hit that a payload stands for; lenient, because others may have written points beside ours."""
-    found = payload.get("meta") or payload.get("metadata")
-    meta = dict(found) if isinstance(found, Mapping) else {}
+    meta_record = payload.get("meta") or payload.get("metadata")
+    meta = dict(meta_record) if isinstance(meta_record, Mapping) else {}
     meta.pop("query_langs", None)
     text = next((payload[key] for key in ("content", "page_content", "text") if payload.get(key)), "")
     with suppress(ValueError, TypeError, AttributeError, RecursionError):  # LlamaIndex keeps a node as JSON
@@ -167,10 +167,10 @@ _BUILD = (
 )  # fmt: skip
 
 
-def same_build(one: Card, other: Card) -> bool:
+def same_build(card: Card, other: Card) -> bool:
     """Whether points written under the two cards may lie in one collection, so that a stopped load can be continued."""
-    same_encoder = one.encoder.fingerprint == other.encoder.fingerprint
-    return same_encoder and all(getattr(one, name) == getattr(other, name) for name in _BUILD)
+    same_encoder = card.encoder.fingerprint == other.encoder.fingerprint
+    return same_encoder and all(getattr(card, name) == getattr(other, name) for name in _BUILD)
 
 
 def check_search(questions: QuestionRows, search: Search) -> QuestionRows:
@@ -179,7 +179,7 @@ def check_search(questions: QuestionRows, search: Search) -> QuestionRows:
     Raises DataError for another shape, NaN, infinity, k below 1 and for languages that filter everything away.
     """
     check_wanted(search)
-    if isinstance(questions, Sequence) and questions and all(isinstance(one, SparseVector) for one in questions):
+    if isinstance(questions, Sequence) and questions and all(isinstance(row, SparseVector) for row in questions):
         return questions
     rows = np.ascontiguousarray(questions, dtype=np.float32)
     if rows.ndim != 2:
@@ -312,7 +312,7 @@ class CollectionOptions:
     @classmethod
     def from_layout(cls, record: Mapping[str, Any]) -> CollectionOptions:
         """The options whose `layout` is `record`; unknown keys are ignored."""
-        known = {one.name for one in fields(cls)} - _FILLING
+        known = {entry.name for entry in fields(cls)} - _FILLING
         return cls(**{name: value for name, value in record.items() if name in known})
 
     def refuse_server_only(self) -> None:

@@ -61,12 +61,12 @@ def normalize(code: str | None) -> str:
         return UNKNOWN_LANGUAGE
     if not isinstance(code, str):
         raise DataError(f"A language code such as en or sw must be text, not {code!r:.40}.")
-    found = _primary(code.strip())
-    if found is None:
+    primary = _primary(code.strip())
+    if primary is None:
         near = near_matches(code)
         hint = f"; perhaps {' or '.join(f'{c} ({english_name(c)})' for c in near)}" if near else ""
         raise DataError(f"{code[:40]!r} is not a language code such as en or sw{hint}.")
-    return found
+    return primary
 
 
 def english_name(code: str) -> str:
@@ -146,8 +146,8 @@ def _primary(code: str) -> str | None:
     try:
         if not langcodes.tag_is_valid(code):
             return None
-        own = _OWN.get(langcodes.standardize_tag(code).split("-", 1)[0])
-        language = own or langcodes.standardize_tag(code, macro=True).split("-", 1)[0]
+        kept = _OWN.get(langcodes.standardize_tag(code).split("-", 1)[0])
+        language = kept or langcodes.standardize_tag(code, macro=True).split("-", 1)[0]
     except (langcodes.LanguageTagError, ValueError):
         return None
     if language in _NOT_ONE_LANGUAGE:

@@ -57,12 +57,12 @@ class QueryFile:
     def get(self, id: str) -> GeneratedQueries | None:
         """Find the queries of one passage; None when no file has any. Raises DataError when a file has changed."""
         merged: dict[str, tuple[str, ...]] = {}
-        found = False
+        any_record = False
         for record in self.records(id):
-            found = True
+            any_record = True
             for lang, questions in _without_blank(record).queries.items():
                 merged[lang] = merged.get(lang, ()) + questions
-        return GeneratedQueries(id, merged) if found else None
+        return GeneratedQueries(id, merged) if any_record else None
 
     def records(self, id: str) -> Iterator[GeneratedQueries]:
         """Yield the records of one passage as they were written, blank questions and empty languages too.
@@ -114,9 +114,9 @@ class QueryFile:
                 offsets.append(offset)
         if not hashes:
             raise DataError(f"{', '.join(map(str, self.paths)) or 'No file'} holds no generated queries.")
-        found = np.frombuffer(hashes, np.uint64)
-        order = np.argsort(found, kind="stable")  # stable: records of one id stay in the files' order
-        self._hashes = found[order]
+        hash_array = np.frombuffer(hashes, np.uint64)
+        order = np.argsort(hash_array, kind="stable")  # stable: records of one id stay in the files' order
+        self._hashes = hash_array[order]
         self._numbers = np.frombuffer(numbers, np.uint16)[order]
         self._offsets = np.frombuffer(offsets, np.uint64)[order]
         self._used = np.zeros(len(order), bool)

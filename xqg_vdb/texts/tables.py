@@ -81,8 +81,8 @@ def _header(source: Source, mark: str, ids: set[str], texts: set[str]) -> list[s
     if len(names) == 2 and any(map(str.isdigit, names[0])) and not (ids | texts) & set(names):
         return []
     example = mark.join(("id", "text", "title")).replace("\t", "<TAB>")
-    found = [name[:40] for name in names[:5]]
-    raise DataError(f"{source.file} line {source.line}: expected a header such as {example}, found {found}.")
+    columns = [name[:40] for name in names[:5]]
+    raise DataError(f"{source.file} line {source.line}: expected a header such as {example}, found {columns}.")
 
 
 def _table_row(names: list[str], mark: str, raw: bytes) -> dict[str, Any]:

@@ -93,16 +93,16 @@ def audit(
             f"No query of {', '.join(map(str, queries))} belongs to a passage of collection {collection.name!r} "
             f"(the file has ids such as {', '.join(map(repr, first[:3]))}): give the file that was made for it."
         )
-    own, langs, texts = zip(*asked, strict=True)
+    asked_ids, langs, texts = zip(*asked, strict=True)
     vectors = encode_cached(texts, encoder=encoder, kind="queries", folder=folder, progress=progress, stage="queries")
     moved = calibrate(
         vectors, langs=langs, table=collection_means(encoder, card), strength=card.calibration,
         normalize=encoder.facts.normalize,
     )  # fmt: skip
-    plain = _finds(collection, np.asarray(vectors), own, k=k, progress=progress, stage="plain")
+    plain = _finds(collection, np.asarray(vectors), asked_ids, k=k, progress=progress, stage="plain")
     calibrated = plain
     if card.calibration:
-        calibrated = _finds(collection, moved, own, k=k, progress=progress, stage="calibrated")
+        calibrated = _finds(collection, moved, asked_ids, k=k, progress=progress, stage="calibrated")
     of = np.array(langs)
     languages = [
         LanguageAudit(
@@ -111,16 +111,16 @@ def audit(
         )
         for lang in sorted(set(langs))
     ]  # fmt: skip
-    found = {docid for docid, hit in zip(own, calibrated.tolist(), strict=True) if hit}
+    reached = {docid for docid, hit in zip(asked_ids, calibrated.tolist(), strict=True) if hit}
     return Audited(
         collection=collection.name,
         k=k,
-        passages=len(set(own)),
+        passages=len(set(asked_ids)),
         in_collection=total,
         strangers=strangers,
         first_strangers=first,
         languages=tuple(sorted(languages, key=lambda language: language.calibrated.value)),
-        lost=tuple(sorted(set(own) - found)),
+        lost=tuple(sorted(set(asked_ids) - reached)),
     )
 
 

@@ -43,8 +43,8 @@ def read_own(corpus: Path, questions: Path, qrels: Path | None = None) -> Retrie
     relevant = {docid for query in kept for docid, grade in judged[query.id].items() if grade > 0}
     if not relevant & {passage.id for passage in passages}:
         raise DataError(_strangers("passage", corpus, [p.id for p in passages], qrels or questions, sorted(relevant)))
-    found = languages.detect([query.text for query in kept])
-    queries = tuple(query if query.lang else replace(query, lang=lang) for query, lang in zip(kept, found, strict=True))
+    langs = languages.detect([query.text for query in kept])
+    queries = tuple(query if query.lang else replace(query, lang=lang) for query, lang in zip(kept, langs, strict=True))
     task = RetrievalTask(
         name=corpus.name.partition(".")[0] or corpus.name,
         passages=passages,

@@ -145,10 +145,10 @@ def find_file(data_dir: Path, *names: str, source: str) -> Path:
 
     Raises DataError that says what is missing, where it was looked for and that `source` has it.
     """
-    found = look_for(data_dir, *names)
-    if found is None:
+    path = look_for(data_dir, *names)
+    if path is None:
         raise DataError(missing(data_dir, *names, source=source))
-    return found
+    return path
 
 
 def look_for(data_dir: Path, *names: str) -> Path | None:
@@ -276,10 +276,10 @@ def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = 
         return task
     asked = {query.id for query in task.queries}
     lacking = {docid for of in task.qrels.values() for docid, grade in of.items() if grade > 0}
-    own = 0
+    of_itself = 0
     for passage in task.passages:
         lacking.discard(passage.id)
-        own += passage.id in asked
+        of_itself += passage.id in asked
     skipped = [*skipped, *(task.passages.skipped if isinstance(task.passages, CorpusFiles) else ())]
     for docid, fault in skipped:
         if lacking and (docid in lacking or not docid):
@@ -290,6 +290,6 @@ def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = 
     notes = {
         f"records of the corpus skipped (first: {skipped[0][1]})" if skipped else "": len(skipped),
         "relevant passages that are not in the corpus": len(lacking),
-        "questions with the id of a passage, which they do not find (BEIR's rule)": own if task.not_itself else 0,
+        "questions with the id of a passage, which they do not find (BEIR's rule)": of_itself if task.not_itself else 0,
     }
     return replace(task, notes={**task.notes, **{what: n for what, n in notes.items() if n}})

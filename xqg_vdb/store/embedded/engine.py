@@ -83,12 +83,12 @@ def load_checked(path: Path, card: Card) -> Shard:
     """`load`, after its points were counted: the engine loads a damaged shard with fewer and says nothing."""
     shard = load(path)
     with errors(path):
-        found = count(shard)
+        points = count(shard)
     gone = sum(map(bool, card.pending.values()))  # an update that was stopped has removed, and added, so many at most
-    if not card.count - gone <= found <= card.count + len(card.pending) - gone:
+    if not card.count - gone <= points <= card.count + len(card.pending) - gone:
         shard.close()
         raise CorruptError(
-            f"{path} holds {found:,} points where its card promises {card.count:,}: it is damaged; load it again."
+            f"{path} holds {points:,} points where its card promises {card.count:,}: it is damaged; load it again."
         )
     return shard
 
@@ -118,8 +118,8 @@ def delete_operation(docids: Sequence[str]) -> edge.UpdateOperation:
 
 def payloads(shard: Shard, docids: Sequence[str]) -> list[Mapping[str, Any]]:
     """The payloads of those passages that are there."""
-    found = shard.retrieve([point_id(docid) for docid in docids], with_payload=True, with_vector=False)
-    return [record.payload or {} for record in found]
+    records = shard.retrieve([point_id(docid) for docid in docids], with_payload=True, with_vector=False)
+    return [record.payload or {} for record in records]
 
 
 def count(shard: Shard, langs: Sequence[str] | None = None) -> int:

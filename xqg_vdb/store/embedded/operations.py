@@ -260,10 +260,10 @@ class _EmbeddedAdmin:
     def snapshots(self, name: str) -> list[Snapshot]:
         folder = self._folder(name)
         with disk_errors(folder.path):
-            return sorted(map(_described, _shelf(folder).glob("*.tar.gz")), key=lambda one: one.created)
+            return sorted(map(_described, _shelf(folder).glob("*.tar.gz")), key=lambda snapshot: snapshot.created)
 
     def download_snapshot(self, name: str, snapshot: str, to: Path) -> None:
-        if snapshot not in [one.name for one in self.snapshots(name)]:
+        if snapshot not in [kept.name for kept in self.snapshots(name)]:
             raise no_snapshot(name, snapshot)
         file = _shelf(self._store.folder(name)) / snapshot
         _checked(file, into=None)
@@ -308,5 +308,5 @@ def _shelf(folder: Folder) -> Path:
 
 
 def _described(file: Path) -> Snapshot:
-    found = file.stat()
-    return Snapshot(file.name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC).isoformat(timespec="seconds"))
+    facts = file.stat()
+    return Snapshot(file.name, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC).isoformat(timespec="seconds"))

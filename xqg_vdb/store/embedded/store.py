@@ -113,8 +113,8 @@ class _EmbeddedUpdate:
 
     def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
         with engine.errors(self._reader.version.shard):
-            found = [layout.stored_point(payload, {}) for payload in engine.payloads(self._reader.shard, ids)]
-        return {point.id: point for point in found}
+            points = [layout.stored_point(payload, {}) for payload in engine.payloads(self._reader.shard, ids)]
+        return {point.id: point for point in points}
 
     def upsert(self, batch: PointBatch) -> None:
         rows = checked(batch, card=self.card)

@@ -127,8 +127,8 @@ class Folder:
     def versions(self) -> list[Version]:
         """All version folders, oldest first."""
         with suppress(FileNotFoundError):
-            found = [Version(path) for path in self.path.iterdir() if _VERSION.fullmatch(path.name)]
-            return sorted(found, key=lambda version: version.number)
+            versions = [Version(path) for path in self.path.iterdir() if _VERSION.fullmatch(path.name)]
+            return sorted(versions, key=lambda version: version.number)
         return []
 
     def next_version(self) -> Version:
@@ -174,10 +174,10 @@ def version_states(folder: Folder) -> list[VersionState]:
 def stamp_of(pointer: str) -> tuple[int, int] | None:
     """Modification time and inode of a pointer file; costs one stat, so that every search can afford it."""
     try:
-        found = os.stat(pointer)
+        stat = os.stat(pointer)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found.st_mtime_ns, found.st_ino
+    return stat.st_mtime_ns, stat.st_ino
 
 
 def _sum_of(record: Mapping[str, Any]) -> str:
