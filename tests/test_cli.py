@@ -241,7 +241,7 @@ def test_a_collection_made_by_another_encoder(call, loaded, tmp_path):
     assert (code, out) == (4, "")
     prints = re.fullmatch(
         r"Error: Collection 'wiki' was made by tiny \(fp32, fingerprint (\w{16})\), not by tiny \(fp32, fingerprint"
-        r" (\w{16})\): search with that encoder, or load again.\n", err,
+        r" (\w{16})\): use that encoder, or load again.\n", err,
     )  # fmt: skip
     assert prints and prints[1] != prints[2]
 
@@ -509,7 +509,8 @@ def test_load_search_info_as_json(call, cwd, model):
     assert (code, err) == (0, "")
     assert (answer["id"], answer["text"], answer["lang"], len(answer["hits"])) == ("0", "w1 w2", "sw", 3)
     assert all(
-        set(hit) == {"id", "score", "text", "title", "lang", "meta"} and hit["lang"] == "de" for hit in answer["hits"]
+        set(hit) == {"id", "score", "text", "title", "lang", "meta", "span"} and hit["lang"] == "de"
+        for hit in answer["hits"]
     )
     code, out, err = call("info", "wiki", "--json")
     card = json.loads(out)

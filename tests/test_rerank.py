@@ -304,7 +304,7 @@ def test_wrong_uses_are_refused(tmp_path):
             reranker_spec(spec)
     from tiny_model import write_tiny_encoder
 
-    with pytest.raises(ModelError, match="holds an encoder; UPR needs a generator"):
+    with pytest.raises(ModelError, match="kind encoder: upr:MODEL wants a generator"):
         Reranker(write_tiny_encoder(tmp_path / "e"))
 
 
@@ -331,3 +331,76 @@ def test_search_ranks_again_and_says_what_it_took(folders, tmp_path):
     assert "Ranked 6 passages again" in done.stderr and "(0 passages cut)" in done.stderr
     wrong = run_cli(tmp_path, *ask, "--rerank", "bm25")
     assert wrong.returncode == 3 and "given as upr:MODEL" in wrong.stderr and not wrong.stdout
+
+
+@pytest.mark.parametrize(("family", "activation"), [("bert", None), ("xlm-roberta", "Identity"), ("modernbert", None)])
+def test_a_cross_encoder_scores_as_sentence_transformers_does(tmp_path, family, activation):
+    torch, library = pytest.importorskip("torch"), pytest.importorskip("sentence_transformers")
+    from xqg_vdb import export
+    from xqg_vdb.models.folder import open_model_folder
+
+    checkpoint = cross_checkpoint(tmp_path / "checkpoint", family, activation=activation)
+    folder = export(f"cross:{checkpoint}", tmp_path / "out", say=lambda line: None)
+    assert folder.kind == "cross-encoder" and folder.manifest["parity"]["difference_max"] <= 1e-4
+    assert open_model_folder(tmp_path / "out").fingerprint == folder.fingerprint
+    reranker, hits = Reranker(f"cross:{tmp_path / 'out'}", depth=20), [*HITS, LONG]
+    assert reranker.weight == 1.0
+    ranked = reranker.rerank(QUESTION, hits)
+    original = library.CrossEncoder(str(checkpoint), device="cpu", local_files_only=True)
+    question = " ".join(QUESTION.text.split())
+    with torch.inference_mode():
+        wanted = original.predict([(question, " ".join(f"{hit.title} {hit.text}".split())) for hit in hits])
+    theirs = dict(zip([hit.id for hit in hits], wanted.tolist(), strict=True))
+    assert theirs and max(abs(hit.score - theirs[hit.id]) for hit in ranked) < 1e-4
+    assert [hit.id for hit in ranked] == sorted(theirs, key=lambda docid: (-theirs[docid], docid))
+    assert reranker.counters()["passages_cut"] == 1
+    together = reranker.rerank_all([QUESTION, Question("r", "rivers", "en")], [hits, hits])
+    assert max(abs(one.score - other.score) for one, other in zip(together[0], ranked, strict=True)) < 1e-5
+
+
+def cross_checkpoint(folder, family, *, activation=None, labels=1):
+    """A minute random classifier of pairs, whose tokens are characters."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    letters = [chr(c) for c in range(33, 127)]
+    marks = ["<pad>", "<s>", "</s>", "<unk>"] if family == "xlm-roberta" else ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    pad, start, end, unknown = marks
+    core = Tokenizer(models.WordLevel({mark: i for i, mark in enumerate([*marks, *letters])}, unk_token=unknown))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Split("", "isolated")])
+    segment = "" if family == "xlm-roberta" else ":1"
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", pair=f"{start} $A {end} $B{segment} {end}{segment}",
+        special_tokens=[(start, 1), (end, 2)],
+    )  # fmt: skip
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=pad, unk_token=unknown, cls_token=start, sep_token=end, model_max_length=120,
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 98, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": 130, "num_labels": labels, "pad_token_id": 0}
+    if family != "modernbert":
+        sizes["type_vocab_size"] = 1 if family == "xlm-roberta" else 2
+    config = transformers.AutoConfig.for_model(family, initializer_range=0.4, **sizes)
+    if activation is not None:
+        config.sentence_transformers = {"activation_fn": f"torch.nn.modules.linear.{activation}"}
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def test_what_is_no_cross_encoder_is_refused_by_name(tmp_path, folders):
+    from xqg_vdb.export.generator import export_cross
+
+    several = cross_checkpoint(tmp_path / "several", "bert", labels=3)
+    with pytest.raises(ModelError, match="with 3 labels; a cross-encoder is"):
+        export_cross(str(several), tmp_path / "out", say=lambda line: None)
+    with pytest.raises(ModelError, match="cross:MODEL a cross-encoder"):
+        Scorer(f"cross:{folders['llama'][1]}")
+    with pytest.raises(ModelError, match="There is no model"):
+        Scorer(f"cross:{tmp_path / 'nothing'}")
+    with pytest.raises(DataError, match="upr:MODEL or cross:MODEL"):
+        reranker_spec("colbert:x")
+    assert (reranker_spec("cross:m"), reranker_spec("upr:m")) == ("cross:m", "m")

@@ -227,7 +227,7 @@ def test_another_encoder_is_refused_with_both_fingerprints(collection):
         Retriever(mine, collection)
     assert str(caught.value) == (
         f"Collection 'wiki' was made by hash (fp32, fingerprint {theirs.facts.fingerprint}), not by other (fp32,"
-        f" fingerprint {mine.facts.fingerprint}): search with that encoder, or load again."
+        f" fingerprint {mine.facts.fingerprint}): use that encoder, or load again."
     )
 
 

@@ -259,7 +259,7 @@ def test_audit_refuses_another_encoder_and_other_queries(tmp_path):
     made = encoder()
     write_world(tmp_path)
     with loaded(tmp_path, made) as collection:
-        with pytest.raises(MismatchError, match="search with that encoder"):
+        with pytest.raises(MismatchError, match="use that encoder"):
             audit(collection, [tmp_path / "queries.jsonl"], encoder=encoder(name="other"), folder=tmp_path / "kept")
         write_lines(tmp_path / "others.jsonl", [{"id": "z", "generated_queries": {"sw": ["w"]}}])
         with pytest.raises(DataError, match=r"No query of .*others.jsonl belongs to a passage of collection 'w'"):

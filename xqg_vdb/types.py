@@ -49,7 +49,7 @@ def checked(kind: Any, value: Any, name: str) -> Any:
     """A JSON value as the type that a field has: a record, a tuple, one of several words, a plain value."""
     origin, inside = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
-        return value if type(value) in inside else checked(inside[0], value, name)
+        return checked(type(value) if type(value) in inside else inside[0], value, name)
     if origin is Mapping and isinstance(value, dict):
         return {key: checked(inside[1], item, name) for key, item in value.items()}
     if origin in (tuple, Sequence) and isinstance(value, list):
@@ -176,6 +176,7 @@ class Card(Stored):
     pending: of an `add` or `delete` that is at work, or was stopped: the ids that it touches, each with the hash of the
         content that it had, "" for a new one. The next call settles count and digest by them.
     storage: how the collection is laid out, where that was asked for (`CollectionOptions.layout`).
+    chunk: TOKENS:OVERLAP of the chunks that documents are cut into, `add`ed ones too; "" where they are not.
     """
 
     encoder: EncoderFacts
@@ -195,6 +196,7 @@ class Card(Stored):
     since_load: Mapping[str, Any] = field(default_factory=dict)
     pending: Mapping[str, str] = field(default_factory=dict)
     storage: Mapping[str, Any] = field(default_factory=dict)
+    chunk: str = ""
     version: str = ""
     created: str = ""
     schema: int = 1
@@ -217,13 +219,17 @@ UNKNOWN_LANGUAGE = "und"
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One retrievable text. `lang` is a BCP 47 code, `und` when unknown; `meta` holds the user's other fields."""
+    """One retrievable text. `lang` is a BCP 47 code, `und` when unknown; `meta` holds the user's other fields.
+
+    span: of a chunk, which characters of its document's text it is; its id ends with `#` and its number there.
+    """
 
     id: str
     text: str
     title: str = ""
     lang: str = UNKNOWN_LANGUAGE
     meta: Mapping[str, Any] = field(default_factory=dict)
+    span: tuple[int, int] | None = None
 
     @property
     def title_and_text(self) -> str:
@@ -251,7 +257,10 @@ class GeneratedQueries:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found passage; higher scores are better; ties are ordered by id."""
+    """One found passage; higher scores are better; ties are ordered by id.
+
+    span: where documents are cut into chunks, which characters of the document `id` are the `text`, its best chunk.
+    """
 
     id: str
     score: float
@@ -259,6 +268,7 @@ class Hit:
     title: str = ""
     lang: str = UNKNOWN_LANGUAGE
     meta: Mapping[str, Any] = field(default_factory=dict)
+    span: tuple[int, int] | None = None
 
 
 # Vectors, and the points of a collection that hold them.
@@ -296,6 +306,7 @@ class Search:
     )
     where: Any = None
     offset: int = option(0, "Leave out this many of the best, for the next page.", least=0, most=10_000)
+    per_document: int = 1  # points that are asked for, of each document that is wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +341,7 @@ class UpdateReport:
 
     unchanged: passages that were there already, as they are. missing: ids to delete that were not there. not_folded:
     languages of queries that the collection's recipe leaves out. counts: lines of the corpus (`Rejects.counts`).
+    cut: of what was written, as a load's report has it. Of documents in chunks, all of these numbers count chunks.
     """
 
     collection: str
@@ -342,6 +354,7 @@ class UpdateReport:
     not_folded: tuple[str, ...] = ()
     unused_queries: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+    cut: Mapping[str, Any] = field(default_factory=dict)
 
 
 # What the parts ask of a store and its writer.
@@ -378,8 +391,8 @@ class CollectionUpdate(Protocol):
     def card(self) -> Card:
         """Its card as `record` left it."""
 
-    def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
-        """Those of the passages that are there, without their vectors."""
+    def find(self, ids: Sequence[str], *, chunks: bool = False) -> dict[str, StoredPoint]:
+        """Those of the passages that are there, without their vectors; `chunks`: all of those of these documents."""
 
     def upsert(self, batch: PointBatch) -> None:
         """Validate, then write; of every point a search sees the old one or the new one. Raises like a writer's."""

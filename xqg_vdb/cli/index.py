@@ -129,7 +129,8 @@ def _load_lines(report: LoadReport, typed: list[str]) -> Iterator[str]:
         yield f"{report.collection}: {report.passages} passages; nothing changed, nothing written (or --force)"
     else:
         folded = _counts(report.queries, "none")
-        yield f"{report.collection}: {report.passages} passages; queries folded in: {folded}"
+        of = f", chunks of {report.documents} documents" if report.documents else ""
+        yield f"{report.collection}: {report.passages} passages{of}; queries folded in: {folded}"
     if report.reused:
         yield f"not encoded again: {report.reused} passages"
     if skipped := _counts({name: report.counts[name] for name in ("duplicates", "blank", "rejected")}):
@@ -202,6 +203,10 @@ def _update_lines(report: UpdateReport) -> Iterator[str]:
         say(f"note: queries in {', '.join(report.not_folded)} are left out, as this collection's recipe has none")
     if report.unused_queries:
         say(f"{report.unused_queries} query records belong to no passage of this corpus")
+    if report.cut:
+        from xqg_vdb.index.encode import cut_in_words
+
+        say(f"note: {' '.join(cut_in_words(report.cut))}")
 
 
 @command(

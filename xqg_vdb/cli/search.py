@@ -125,7 +125,8 @@ def _answer_lines(answer: Answer, *, named: bool) -> Iterator[str]:
         say("Nothing found: no passage of the collection has these languages and fields.")
     for rank, hit in enumerate(answer.hits, 1):
         text = " ".join(printable(hit.text).split())
-        yield f"{rank:2d}  {hit.score:.3f}  {printable(hit.id)}  [{hit.lang}]  {printable(hit.title)}"
+        span = f"  characters {hit.span[0]}-{hit.span[1]}" if hit.span else ""
+        yield f"{rank:2d}  {hit.score:.3f}  {printable(hit.id)}  [{hit.lang}]  {printable(hit.title)}{span}"
         yield "    " + (text if len(text) <= _SNIPPET else text[: _SNIPPET - 1] + "…")
 
 
@@ -179,6 +180,8 @@ def _card_rows(card: Card) -> dict[str, str]:
         "recipe": f"alpha {recipe.alpha}, pool {recipe.pool}" if card.query_langs else "plain passages",
         "calibration": f"λ = {card.calibration}{passages}",
     }
+    if card.chunk:
+        rows["chunks"] = f"the passages are chunks of documents, {card.chunk} (tokens:overlap)"
     if len(card.vectors) > 1:
         rows["vectors"] = ", ".join(card.vectors)
     if (words := card.bm25) is not None:

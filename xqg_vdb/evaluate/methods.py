@@ -33,7 +33,7 @@ from xqg_vdb.search.expand import (
     open_writer,
     target_language,
 )
-from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scorer, reranker_spec
+from xqg_vdb.search.rerank import INSTRUCTION, Reranker, Scorer, reranker_spec, weight_for
 from xqg_vdb.types import Hit, Passage, Question
 
 TIMED = 20
@@ -143,7 +143,7 @@ class Generators:
             }  # fmt: skip
         if methods.rerank is not None:
             facts["rerank"] = {
-                "depth": methods.rerank_depth, "weight": methods.rerank_weight,
+                "depth": methods.rerank_depth, "weight": weight_for(methods.rerank, methods.rerank_weight),
                 "model": self._model_folder(reranker_spec(methods.rerank)).fingerprint, "instruction": INSTRUCTION,
             }  # fmt: skip
         return facts
@@ -194,7 +194,8 @@ class Generators:
         What stands behind the first keeps its order and gets scores below theirs, one less a place.
         """
         scorer = self._scorer(reranker_spec(str(methods.rerank)))
-        reranker = Reranker(scorer, depth=methods.rerank_depth, weight=methods.rerank_weight)
+        weight = weight_for(methods.rerank, methods.rerank_weight)
+        reranker = Reranker(scorer, depth=methods.rerank_depth, weight=weight)
         started, scorer.memo.fresh = time.perf_counter(), 0
         text = {passage.id: passage for passage in passages}
         best = [ranked(run[question.id]) for question in questions]

@@ -161,7 +161,7 @@ def check_methods(methods: Methods) -> None:
             raise DataError(f"{changed[0]} says nothing without {method}; add {method} = {example!r}")
     if methods.rerank_depth < 1:
         raise DataError(f"rerank_depth must be at least 1, got {methods.rerank_depth}")
-    if not 0.0 <= methods.rerank_weight <= 1.0:
+    if methods.rerank_weight is not None and not 0.0 <= methods.rerank_weight <= 1.0:
         raise DataError(f"rerank_weight must lie between 0 and 1, got {methods.rerank_weight}")
     if methods.expand is not None:
         target_language(expansion_spec(methods.expand)[0], methods.expand_lang)
@@ -281,12 +281,13 @@ def with_methods(suite: Suite, methods: Methods) -> Suite:
     check_methods(methods)
     base = next((system for system in suite.systems if system.name == "calibrated + xQG"), suite.systems[1])
     added = []
+    second = "UPR" if (methods.rerank or "").startswith("upr:") else "cross-encoder"
     if methods.rerank:
-        added.append(replace(base, name=f"{base.name} + UPR", methods=replace(methods, expand=None)))
+        added.append(replace(base, name=f"{base.name} + {second}", methods=replace(methods, expand=None)))
     if methods.expand:
         added.append(replace(base, name=f"{base.name} + expansion", methods=replace(methods, rerank=None)))
     if methods.rerank and methods.expand:
-        added.append(replace(base, name=f"{base.name} + expansion + UPR", methods=methods))
+        added.append(replace(base, name=f"{base.name} + expansion + {second}", methods=methods))
     if not added:
         return suite
     compared = Comparison(base.name, tuple(system.name for system in added))

@@ -131,7 +131,7 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> t
     record = read_json(checkpoint.path / "config_sentence_transformers.json", default={})
     values.update(_prompts(record, spec) | {key: given[key] for key in given if key.endswith("_prefix")})
     values["pool_prompt"] = pooling.get("include_prompt") is not False
-    values["max_length"] = overrides.max_length or _max_length(checkpoint, default=values["max_length"])
+    values["max_length"] = overrides.max_length or longest_text(checkpoint, default=values["max_length"])
     told = "sentence-transformers files" if pooling else "family" if family else "default"
     return shortened(EncoderSpec(**values), values["dim"], overrides.dim or record.get("truncate_dim")), told
 
@@ -242,7 +242,8 @@ def _st_pooling(record: Mapping[str, Any]) -> Pooling:
     )
 
 
-def _max_length(checkpoint: Checkpoint, *, default: int) -> int:
+def longest_text(checkpoint: Checkpoint, *, default: int) -> int:
+    """Tokens that it reads of a text."""
     own = read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("max_seq_length")
     if own is None:
         own = read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")

@@ -39,7 +39,7 @@ from xqg_vdb.export.checkpoints import (
     write_composing,
 )
 from xqg_vdb.export.gate import measure_parity, parity_texts, torch_vectors
-from xqg_vdb.export.generator import export_generator
+from xqg_vdb.export.generator import export_cross, export_generator
 from xqg_vdb.export.quantise import quantize_int8, tokens_first
 from xqg_vdb.export.starter_encoder import stored_rows
 from xqg_vdb.files import new_folder
@@ -48,6 +48,7 @@ from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.engine import cpu_has_vnni, engines
 from xqg_vdb.models.folder import (
     CALIBRATION,
+    CROSS,
     DENSE,
     GRAPH,
     STARTER,
@@ -391,6 +392,9 @@ def export(
         if out is None or not model:
             raise DataError("An encoder that runs elsewhere needs the folder OUT and --model NAME.")
         return export_remote(checkpoint, model, Path(out), overrides=overrides, say=tell)
+    if (name := checkpoint.removeprefix(CROSS)) != checkpoint:
+        target = Path(out) if out is not None else cached_model(checkpoint, precision="fp32")
+        return export_cross(name, target, say=tell)
     if generator or checkpoint == STARTER_GENERATOR:
         target = Path(out) if out is not None else cached_model(checkpoint, precision=precision)
         return export_generator(checkpoint, target, precision=precision, accept_license=accept_license, say=tell)

@@ -28,10 +28,11 @@ from xqg_vdb.export.checkpoints import (
 )
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.generate.local import ENCODER_GRAPH
-from xqg_vdb.models.encoder import POOL, Encoder
+from xqg_vdb.models.encoder import ACTIVATIONS, POOL, Encoder
 from xqg_vdb.models.engine import open_session, ort_value
 from xqg_vdb.models.folder import GRAPH, TOKENIZER, EncoderSpec, ModelFolder
 from xqg_vdb.models.forest import Bools, Forest, Stepper
+from xqg_vdb.search.rerank import open_pairs
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Vectors
@@ -134,6 +135,26 @@ def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[
         "texts": len(ours), "cosine_min": float(cosines[worst]), "cosine_mean": float(cosines.mean()),
         "same_hits": float(same.mean()), "worst_text": [*questions, *passages][worst][:80],
     }  # fmt: skip
+
+
+def measure_pairs(checkpoint: Checkpoint, made: ModelFolder) -> float:
+    """How far a cross-encoder's scores are from those of its torch model, at most, over pairs of `parity_texts`."""
+    import torch
+    from transformers import AutoTokenizer
+
+    questions, passages = parity_texts()
+    pairs = [(question, passages[i * 7 % len(passages)]) for i, question in enumerate(questions)] + [
+        (questions[0], passage) for passage in passages
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    model = load_weights("AutoModelForSequenceClassification", checkpoint).eval()
+    cut: dict[str, Any] = {"truncation": True, "max_length": made.manifest["cross"]["max_length"]}
+    with torch.inference_mode():
+        logits = [float(model(**tokenizer(*pair, return_tensors="pt", **cut)).logits[0, 0]) for pair in pairs]
+    wanted = ACTIVATIONS[made.manifest["cross"]["activation"]](np.array(logits))
+    score = open_pairs(made, threads=0)
+    ours = np.concatenate([score(pairs[start : start + 8])[0] for start in range(0, len(pairs), 8)])
+    return float(np.abs(ours - wanted).max())
 
 
 def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> tuple[Vectors, Vectors]:

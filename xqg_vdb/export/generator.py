@@ -1,7 +1,7 @@
-"""Checkpoint to generator folder: traced graphs, 8-bit weights if asked, and a gate before anything is accepted.
+"""Checkpoints to folders of generators and cross-encoders: traced graphs, and a gate before anything is accepted.
 
-In: a hub id, a local checkpoint folder or `starter:generator`. Out: a model folder of kind `causal-generator` or
-`seq2seq-generator`. torch, transformers and onnx are needed here only (extra `export`).
+In: a hub id, a local checkpoint folder or `starter:generator`. Out: a model folder of kind `causal-generator`,
+`seq2seq-generator` or `cross-encoder`. torch, transformers and onnx are needed here only (extra `export`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MismatchError, ModelError
-from xqg_vdb.export.checkpoints import Base, Checkpoint, finished, load_weights, need_torch, read_json, save_tokenizer
-from xqg_vdb.export.gate import measure_agreement
+from xqg_vdb.export.checkpoints import (
+    Base,
+    Checkpoint,
+    fetch_checkpoint,
+    finished,
+    load_weights,
+    longest_text,
+    need_torch,
+    read_json,
+    save_tokenizer,
+)
+from xqg_vdb.export.gate import measure_agreement, measure_pairs
 from xqg_vdb.export.quantise import quantise_graph
 from xqg_vdb.files import new_folder
 from xqg_vdb.generate.local import ENCODER_GRAPH
 from xqg_vdb.generate.output import versions
-from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, Precision, write_manifest
+from xqg_vdb.models.encoder import ACTIVATIONS
+from xqg_vdb.models.folder import CROSS, GRAPH, TOKENIZER, ModelFolder, Precision, open_model_folder, write_manifest
 
 SEQ2SEQ = ("t5", "mt5", "umt5")
 FINETUNED_KEY = "xqg_vdb_finetuned"
@@ -53,6 +64,62 @@ def export_generator(
         manifest = write_manifest(folder.path, {**folder.manifest, "asked": asked}).manifest
         folder.path.rename(scratch / "model")
     return ModelFolder(out, manifest)
+
+
+CROSS_PARITY = 1e-4
+"""Most that a score of a cross-encoder's export may be off the original's."""
+
+
+def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = print) -> ModelFolder:
+    """Export a cross-encoder (a classifier of text pairs with one logit) into the new folder `out`, in fp32.
+
+    Raises ModelError for what is none, MismatchError when the graph does not score as the original, MissingExtra.
+    """
+    asked = {"checkpoint": CROSS + checkpoint}
+    if done := finished(out, asked, say=say):
+        return done
+    with new_folder(out, result="model") as scratch:
+        say(f"reading {checkpoint}")
+        source, folder = fetch_checkpoint(checkpoint, into=scratch / "checkpoint"), scratch / "model"
+        folder.mkdir()
+        kind, labels = source.origin["architecture"], len(source.config.get("id2label") or "01")
+        if not kind.endswith("ForSequenceClassification") or labels != 1:
+            raise ModelError(
+                f"{checkpoint} is {kind} with {labels} labels; a cross-encoder is a model ForSequenceClassification"
+                " with one."
+            )
+        record = {"activation": _activation(source), "max_length": longest_text(source, default=512)}
+        if source.onnx is not None:
+            say(f"using the ONNX graph that {source.source} ships")
+            for file in source.path.glob(source.onnx.name + "*"):
+                shutil.copyfile(file, folder / (GRAPH if file.name == source.onnx.name else file.name))
+        else:
+            need_torch()
+            from xqg_vdb.export.graphs import write_encoder
+
+            say("exporting to ONNX (about a minute)")
+            write_encoder(source, folder / GRAPH, kind="AutoModelForSequenceClassification", output="logits")
+        save_tokenizer(source.path, folder)
+        manifest = {"kind": "cross-encoder", **source.origin, "cross": record, "precision": "fp32", "asked": asked}
+        made = write_manifest(folder, {**manifest, "made_with": versions(("xqg-vdb", "torch", "transformers"))})
+        if source.onnx is None:
+            off = measure_pairs(source, made)
+            say(f"scores of pairs compared with the original: {off:.1e} apart at most")
+            if not off <= CROSS_PARITY:
+                raise MismatchError(f"The graph's scores are {off:.1e} off those of {checkpoint}; nothing was written.")
+            write_manifest(folder, {**made.manifest, "parity": {"difference_max": off}})
+    return open_model_folder(out)
+
+
+def _activation(source: Checkpoint) -> str:
+    """What is done to a logit, by the files of sentence-transformers. Raises ModelError for what is not known."""
+    own = read_json(source.path / "config_sentence_transformers.json", default={}).get("activation_fn")
+    theirs = (source.config.get("sentence_transformers") or {}).get("activation_fn")
+    told = own or theirs or source.config.get("sbert_ce_default_activation_function") or "Sigmoid"
+    name = str(told).rpartition(".")[2]
+    if name not in ACTIVATIONS:
+        raise ModelError(f"{source.source} puts {told} on its logits; supported: {', '.join(ACTIVATIONS)}.")
+    return name
 
 
 def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:

@@ -42,23 +42,24 @@ OPSET = 18
 # An encoder: token ids and mask in, a vector for every token out.
 
 
-class _Tokens(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
-    """The vectors of all tokens, and nothing else."""
+class _Output(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+    """One output of a model, and nothing else."""
 
-    def __init__(self, model: Any, names: list[str]) -> None:
+    def __init__(self, model: Any, names: list[str], output: str) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.names, self.output = model, names, output
 
     def forward(self, *values: Any) -> Any:
-        """(batch, length, dim)."""
-        return self.model(**dict(zip(self.names, values, strict=True))).last_hidden_state
+        """(batch, length, dim) of an encoder, (batch, 1) of a cross-encoder."""
+        return getattr(self.model(**dict(zip(self.names, values, strict=True))), self.output)
 
 
-def write_encoder(checkpoint: Checkpoint, target: Path) -> None:
+def write_encoder(checkpoint: Checkpoint, target: Path, *, kind: str = "AutoModel", output: str = OUTPUT) -> None:
     """Write the fp32 graph of a checkpoint with free batch and length. Raises ModelError."""
-    traced = checkpoint.config["model_type"] in TRACED
-    model = load_weights("AutoModel", checkpoint, attention="eager" if traced else None).eval()
-    segments = traced and int(checkpoint.config.get("type_vocab_size", 0)) > 1
+    traced, cross = checkpoint.config["model_type"] in TRACED, output != OUTPUT
+    model = load_weights(kind, checkpoint, attention="eager" if traced else None).eval()
+    takes_segments = "token_type_ids" in inspect.signature(model.forward).parameters
+    segments = (traced or (cross and takes_segments)) and int(checkpoint.config.get("type_vocab_size", 0)) > 1
     names = [*INPUTS[:2], *(INPUTS[2:3] if segments else ())]
     missing = set(names) - set(inspect.signature(model.forward).parameters)
     if missing:
@@ -68,17 +69,17 @@ def write_encoder(checkpoint: Checkpoint, target: Path) -> None:
     mask[1, 10:] = 0
     example = (tokens, mask, torch.zeros_like(tokens))[: len(names)]
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    axes = {name: {0: "batch", 1: "length"} for name in (*names, OUTPUT)}
+    axes = {name: {0: "batch", 1: "length"} for name in (*names, *([] if cross else [OUTPUT]))}
     how: dict[str, Any] = {"dynamo": False, "dynamic_axes": axes}
     if not traced:
         shapes = {"values": tuple(free for _ in names)}
         how = {"dynamo": True, "dynamic_shapes": shapes, "external_data": False, "verbose": False}
-    module = _Tokens(model, names).eval()
+    module = _Output(model, names, output).eval()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
-                module, example, str(target), input_names=names, output_names=[OUTPUT], opset_version=OPSET, **how
+                module, example, str(target), input_names=names, output_names=[output], opset_version=OPSET, **how
             )
         except Exception as error:  # torch's exporter raises classes of its own and of what it calls
             raise ModelError(f"torch cannot export {checkpoint.source}: {str(error)[:300]}") from error

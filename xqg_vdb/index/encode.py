@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -20,6 +20,7 @@ from xqg_vdb.fusion import Counts
 from xqg_vdb.index.build import Build, Window, fill_build
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.texts.languages import without_long_blanks
 from xqg_vdb.texts.queries import QueryFile, row_digest
 from xqg_vdb.texts.records import Rejects, open_lines
 from xqg_vdb.types import EncoderFacts, GeneratedQueries, Passage, Vectors
@@ -68,21 +69,26 @@ def encode_corpus(
     reuse: Sequence[str | Path] = (),
     rejects: Rejects | None = None,
     default_lang: str | None = None,
+    split: Callable[[Passage], Sequence[Passage]] | None = None,
+    cut: dict[str, Any] | None = None,
     progress: Progress = silent,
 ) -> tuple[Build, str, int]:
     """Encode every passage and its queries into the build folder `path`, going on where an earlier run stopped.
 
-    Returns the build, `rows_digest` of the corpus, and how many passage vectors came from the builds `reuse` of this
-    encoder. The corpus is read even when everything is encoded: to see that it is the same, and for the counts of
-    `rejects`.
+    cut: gets what `count_cut` counts. Returns the build, `rows_digest` of the corpus, and how many passage
+    vectors came from the builds `reuse` of this encoder. The corpus is read even when everything is encoded: to see
+    that it is the same, and for the counts of `rejects`.
     Raises DataError for a bad corpus, MismatchError when `path` was made from another corpus, other queries or another
     encoder, LockedError, DiskError, CorruptError.
     """
-    total, payloads = count_lines(corpus), hashlib.blake2b(digest_size=16)
+    total = count_lines(corpus) if split is None else None
+    payloads = hashlib.blake2b(digest_size=16)
     facts, known, reused = encoder.facts, EarlierBuild(reuse, encoder=encoder.facts), 0
 
     def digests(rows: Sequence[Row]) -> NDArray[np.uint64]:
         payloads.update(b"".join(payload_bytes(passage) for passage, _ in rows))
+        if cut is not None:
+            count_cut(rows, encoder, cut)
         return digests_of(rows)
 
     def encode(rows: Sequence[Row], digests: NDArray[np.uint64]) -> Window:
@@ -92,7 +98,7 @@ def encode_corpus(
         return window
 
     # languages are not encoded: detecting them can wait
-    rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, detect=False)
+    rows = read_rows(corpus, queries=queries, rejects=rejects, default_lang=default_lang, split=split, detect=False)
     build = fill_build(
         path, rows, dim=facts.dim, fingerprint=facts.fingerprint, digests=digests, encode=encode,
         say=lambda done: progress("encoding", done, total),
@@ -107,11 +113,44 @@ def read_rows(
     queries: QueryFile | None,
     rejects: Rejects | None = None,
     default_lang: str | None = None,
+    split: Callable[[Passage], Sequence[Passage]] | None = None,
     detect: bool = True,
 ) -> Iterator[Row]:
-    """Each passage of the corpus with its generated queries, in corpus order; `detect`: find out missing languages."""
-    for passage in read_corpus(corpus, rejects=rejects, default_lang=default_lang, detect=detect):
-        yield passage, queries.get(passage.id) if queries is not None else None
+    """Each passage of the corpus with its generated queries, in corpus order; `detect`: find out missing languages.
+
+    split: makes chunks of a document; each has all of the document's queries, so that its vector depends on no other.
+    """
+    whole = split is None
+    for passage in read_corpus(corpus, rejects=rejects, default_lang=default_lang, detect=detect, whole=whole):
+        given = queries.get(passage.id) if queries is not None else None
+        for part in [passage] if split is None else split(passage):
+            yield part, given
+
+
+def count_cut(rows: Sequence[Row], encoder: TextEncoder, cut: dict[str, Any]) -> None:
+    """Add what the encoder leaves unread: how many `passages`, their `tokens`, how many are `lost`, the `first` ids.
+
+    Nothing is counted where the tokenizer is elsewhere.
+    """
+    most: int = getattr(encoder, "most_tokens", None) or 0
+    # a token has a byte at least; half as many are told for what a normaliser may add
+    long = [passage for passage, _ in rows if most and 2 * len(passage.title_and_text.encode(errors="replace")) > most]
+    texts = [encoder.facts.passage_prefix + without_long_blanks(passage.title_and_text) for passage in long]
+    for passage, spans in zip(long, getattr(encoder, "token_spans", list)(texts) if texts else (), strict=True):
+        if len(spans) > most:
+            for what, more in {"passages": 1, "tokens": len(spans), "lost": len(spans) - most}.items():
+                cut[what] = cut.get(what, 0) + more
+            cut["first"] = [*cut.get("first", ()), passage.id][:5]
+
+
+def cut_in_words(cut: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for a report, where anything was cut."""
+    if cut:
+        ids = ", ".join(cut["first"]) + (", …" if cut["passages"] > len(cut["first"]) else "")
+        yield (
+            f"{cut['passages']:,} passages are longer than what the encoder reads: {cut['lost'] / cut['tokens']:.0%} of"
+            f" their tokens are in no vector ({ids}); load with --chunk 200:40 to search all of them"
+        )
 
 
 def count_lines(corpus: Path) -> int | None:
@@ -142,7 +181,8 @@ def combined_digest(digests: NDArray[np.uint64], payloads: str) -> str:
 
 def payload_bytes(passage: Passage) -> bytes:
     """What is stored of a passage and not encoded."""
-    return orjson.dumps([passage.lang, passage.meta], option=orjson.OPT_SORT_KEYS)
+    span = [] if passage.span is None else [passage.span]
+    return orjson.dumps([passage.lang, passage.meta, *span], option=orjson.OPT_SORT_KEYS)
 
 
 def encode_rows(
@@ -169,12 +209,18 @@ def encode_rows(
 
 def query_sums(rows: Sequence[GeneratedQueries | None], encoder: TextEncoder) -> dict[str, tuple[Vectors, Counts]]:
     """Per language the sum of each row's query vectors and their number; all languages are encoded in one stream."""
-    flat = _flat(rows)
+    each = {id(queries): queries for queries in rows}  # chunks have their document's together: encoded once
+    flat = _flat(each.values())
     if not flat:
         return {}
     texts, owner, index, lang = zip(*flat, strict=True)
     vectors = encoder.encode_queries(texts, calibrate=False)
-    return QueryVectors(vectors, np.array(owner), np.array(index), np.array(lang)).sums(passages=len(rows))
+    sums = QueryVectors(vectors, np.array(owner), np.array(index), np.array(lang)).sums(passages=len(each))
+    if len(each) == len(rows):
+        return sums
+    places = {key: place for place, key in enumerate(each)}
+    place = np.array([places[id(queries)] for queries in rows])
+    return {lang: (total[place], counts[place]) for lang, (total, counts) in sums.items()}
 
 
 def _flat(

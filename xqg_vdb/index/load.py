@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +17,7 @@ from functools import partial
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import orjson
 
@@ -26,7 +25,8 @@ from xqg_vdb.calibration import ENOUGH_PASSAGES, TextEncoder, main_languages, pa
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder, sha256_of
 from xqg_vdb.index.build import Build
-from xqg_vdb.index.encode import Row, encode_corpus, read_rows, rows_digest
+from xqg_vdb.index.chunks import chunk_setting, splitter
+from xqg_vdb.index.encode import Row, cut_in_words, encode_corpus, read_rows, rows_digest
 from xqg_vdb.index.write import (
     card_of,
     check_counts,
@@ -43,10 +43,10 @@ from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
-from xqg_vdb.texts.corpus import files_of, read_corpus
+from xqg_vdb.texts.corpus import as_file, as_files, files_of, read_corpus
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, open_lines
-from xqg_vdb.texts.tables import Records, write_records
+from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
 
 # What a load is asked for, checked before a model is opened.
@@ -73,11 +73,18 @@ class LoadOptions:
     hybrid: Hybrid | None = None
     distance: Distance | None = option(None, "Default: what suits the encoder.")
     default_lang: str | None = option(None, "Language of passages that name none  [default: detected]")
+    chunk: str | None = option(
+        None,
+        "Cut documents into chunks of so many tokens, each a point; a search finds documents by their best.",
+        metavar="TOKENS[:OVERLAP]",
+    )
     force: bool = option(False, "Write a new version even where nothing changed.")
 
     def __post_init__(self) -> None:
         if not (isfinite(self.passage_calibration) and self.passage_calibration >= 0.0):
             raise DataError(f"passage_calibration must be a number from 0 up, got {self.passage_calibration}.")
+        if self.chunk:
+            chunk_setting(self.chunk)
         if self.hybrid is not None and self.hybrid.lang is not None:
             from xqg_vdb.store.bm25 import check_language  # brings the embedded engine
 
@@ -124,7 +131,8 @@ class LoadReport:
     build: the folder that keeps the vectors; None when they were not to be kept. reused: passage vectors that came from
     earlier builds. languages: passages by their language. notes: what the user should know, a sentence each.
     unchanged: nothing was written, because the published version is of the same load. replaced: what was published
-    before, in words.
+    before, in words. cut: of passages that are longer than what the encoder reads: how many `passages`, their `tokens`,
+    how many of these are `lost`, and the `first` ids. documents: whose chunks the passages are, 0 where they are whole.
     """
 
     collection: str
@@ -140,6 +148,8 @@ class LoadReport:
     notes: tuple[str, ...] = ()
     unchanged: bool = False
     replaced: str = ""
+    cut: Mapping[str, Any] = field(default_factory=dict)
+    documents: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,26 +204,6 @@ def load(
     return Loaded(Collection(name, chosen, encoder=encoder), report)
 
 
-def as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack) -> Path:
-    """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
-    if isinstance(records, str | PathLike):
-        return Path(records)
-    path = Path(stack.enter_context(tempfile.TemporaryDirectory()), name)
-    write_records(path, records)
-    return path
-
-
-def as_files(
-    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
-) -> list[Path]:
-    """Query files as a list of them; what is in memory is written to one."""
-    if queries is None or isinstance(queries, str | PathLike):
-        return [] if queries is None else [Path(queries)]
-    if isinstance(queries, Sequence) and all(isinstance(file, str | PathLike) for file in queries):
-        return [Path(cast(str, file)) for file in queries]
-    return [as_file(cast(Records, queries), "queries.jsonl", stack)]
-
-
 def _load(
     corpus: Path,
     name: str,
@@ -234,7 +224,8 @@ def _load(
         output.refuse_inputs([*files_of(corpus), *query_files, *([] if questions is None else [Path(questions)])])
     with ExitStack() as stack:
         table = stack.enter_context(QueryFile(query_files, rejects=others["queries"])) if query_files else None
-        read = partial(read_rows, corpus, default_lang=options.default_lang)
+        split, cut = splitter(encoder, options.chunk) if options.chunk else None, dict[str, Any]()
+        read = partial(read_rows, corpus, default_lang=options.default_lang, split=split)
 
         def again(queries: QueryFile | None = None) -> Iterator[Row]:
             """The corpus once more: its bad lines are borne again, and not counted again."""
@@ -243,7 +234,8 @@ def _load(
         def report(passages: int) -> LoadReport:
             unused = table.unused_count if table is not None else 0
             bad = sum(other.rejected for other in others.values())
-            return LoadReport(name, passages, rejects.counts(), {}, unused, rejected_lines=bad)
+            documents = 0 if split is None else rejects.accepted
+            return LoadReport(name, passages, rejects.counts(), {}, unused, rejected_lines=bad, documents=documents)
 
         folder = stack.enter_context(_build_folder(options.build, name, fingerprint=encoder.facts.fingerprint))
         inputs = partial(_inputs, encoder, recipe=recipe, distance=distance, questions=questions, options=options)
@@ -257,7 +249,8 @@ def _load(
         started = time.perf_counter()
         encode = partial(
             encode_corpus, corpus, encoder=encoder, queries=table, path=folder, reuse=options.reuse,
-            rejects=rejects, default_lang=options.default_lang, progress=progress,
+            rejects=rejects, default_lang=options.default_lang, split=split, cut=cut,
+            progress=progress,
         )  # fmt: skip
         try:
             build, digest, reused = encode()
@@ -266,12 +259,13 @@ def _load(
                 raise  # the user's own folder, or the disk of the corpus
             _discard(folder)  # of another input, or damaged
             _count_anew(rejects)
+            cut.clear()
             build, digest, reused = encode()
         encoded = time.perf_counter()
         generated = generated_means(build.windows())
         card = card_of(
             encoder, rows_digest=digest, recipe=recipe, distance=distance, generated=generated, asked=asked,
-            keep_plain=options.keep_plain,
+            keep_plain=options.keep_plain, chunk=options.chunk or "",
         )  # fmt: skip
         check_counts(build, card)
         if options.passage_calibration:
@@ -297,8 +291,10 @@ def _load(
             notes=(
                 *(f"left out of column {column}: {what}" for column, what in rejects.left_out.items()),
                 *_notes(languages, asked_for=options.passage_calibration, card=card),
+                *cut_in_words(cut),
             ),
             replaced=replaced,
+            cut=cut,
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from xqg_vdb.errors import CorruptError, MismatchError
 from xqg_vdb.index.build import WINDOW
 from xqg_vdb.progress import Progress, silent, windows
-from xqg_vdb.store.layout import Digest, payload_of, sparse_vector
+from xqg_vdb.store.layout import Digest, is_chunk, payload_of, sparse_vector
 from xqg_vdb.types import Card, Passage, PointBatch, StoredPoint, VectorStore
 
 COMMIT_EVERY = 8192
@@ -69,7 +69,8 @@ def _passage(point: StoredPoint, name: str) -> Passage:
         meta = dict(point.payload["meta"])
         query_langs = meta.pop("query_langs")
         lang, title = meta.pop("lang"), meta.pop("title")
-        passage = Passage(point.payload["id"], point.payload["content"], title=title, lang=lang, meta=meta)
+        span = tuple(point.payload["span"]) if is_chunk(point.payload) else None
+        passage = Passage(point.id, point.payload["content"], title=title, lang=lang, meta=meta, span=span)
         if payload_of(passage, query_langs, row=point.payload.get("row")) == point.payload:
             return passage
     except (KeyError, TypeError, ValueError):

@@ -7,10 +7,11 @@ what is really there, so that the same call again ends as one that was never sto
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,15 +19,18 @@ import orjson
 from xqg_vdb.calibration import ENOUGH_PASSAGES, LanguageMeans, TextEncoder, pack_means, passage_means, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index.build import WINDOW, Window
-from xqg_vdb.index.encode import EarlierBuild, Row, digests_of, encode_rows, read_rows
-from xqg_vdb.index.load import as_file, as_files, check_inputs, rejects_of
+from xqg_vdb.index.chunks import splitter
+from xqg_vdb.index.encode import EarlierBuild, Row, count_cut, digests_of, encode_rows, read_rows
+from xqg_vdb.index.load import check_inputs, rejects_of
 from xqg_vdb.index.write import generated_means, points
 from xqg_vdb.progress import Progress, silent, windows
+from xqg_vdb.search.retriever import check_same_encoder
 from xqg_vdb.store.layout import TEXT_DENSE, content_hash, payload_of
+from xqg_vdb.texts.corpus import as_file, as_files
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, CollectionUpdate, StoredPoint, UpdateReport, VectorStore
+from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore
 
 MANY, FAR = 1 / 3, 0.1
 """The share of passages that came since the load, and the drift of a mean, from which on `since_load` advises a new
@@ -61,35 +65,41 @@ def add(
         settle(update)
         done = unchanged = 0
         before, strange = dict(update.card.since_load), set[str]()
-        rows = read_rows(corpus, queries=table, rejects=rejects, default_lang=default_lang)
-        for part in windows(rows, WINDOW):
-            changed = _changed(part, update, with_queries=table is not None)
+        split = splitter(encoder, update.card.chunk) if update.card.chunk else None
+        rows = read_rows(corpus, queries=table, rejects=rejects, default_lang=default_lang, split=split)
+        cut: dict[str, Any] = {}
+        for part in _parts(rows):
+            changed, gone = _changed(part, update, with_queries=table is not None)
             strange |= {lang for _, given in part if given for lang in given.queries} - set(update.card.query_langs)
             done, unchanged = done + len(part), unchanged + len(part) - len(changed)
-            if changed:
-                _write(changed, update, encoder)
+            count_cut(changed, encoder, cut)
+            if changed or gone:
+                _write(changed, gone, update, encoder)
             progress("adding", done, None)
         return UpdateReport(
             name,
             update.card.count,
             added=_since(update.card, before, "added"),
             replaced=_since(update.card, before, "replaced"),
+            deleted=_since(update.card, before, "deleted"),
             unchanged=unchanged,
             not_folded=tuple(sorted(strange)),
             unused_queries=table.unused_count if table is not None else 0,
             counts=rejects.counts(),
+            cut=cut,
         )
 
 
 def delete(ids: Iterable[str], name: str, *, store: VectorStore) -> UpdateReport:
-    """Delete passages of the collection `name`; ids that it does not have are reported, and no error."""
+    """Delete passages, or documents with all their chunks; ids that `name` does not have are reported, and no error."""
     missing: list[str] = []
     with store.update(name) as update:
         settle(update)
         before = dict(update.card.since_load)
         for part in windows(dict.fromkeys(ids), WINDOW):
-            stored = update.find(part)
-            missing += [docid for docid in part if docid not in stored]
+            stored = update.find(part, chunks=bool(update.card.chunk))
+            there = {point.payload.get("id") for point in stored.values()}
+            missing += [docid for docid in part if docid not in there]
             if stored:
                 update.record(_intent(update.card, list(stored), stored))
                 update.delete(list(stored))
@@ -149,12 +159,7 @@ def _drifts(card: Card, share: float) -> dict[str, float]:
 
 
 def _check_card(card: Card, encoder: TextEncoder, *, name: str) -> None:
-    mine, theirs = encoder.facts, card.encoder
-    if mine.fingerprint != theirs.fingerprint:
-        raise MismatchError(
-            f"Collection {name!r} was made by {theirs.source} ({theirs.precision}, fingerprint {theirs.fingerprint}),"
-            f" not by {mine.source} ({mine.precision}, fingerprint {mine.fingerprint}): add with that encoder."
-        )
+    check_same_encoder(encoder, card, name=name)
     if TEXT_DENSE not in card.vectors:
         raise MismatchError(f"The vectors of {name!r} have other names than those of `xqg-vdb load`: load it again.")
     if card.query_langs and card.recipe.pool == "sum":
@@ -164,9 +169,26 @@ def _check_card(card: Card, encoder: TextEncoder, *, name: str) -> None:
         )
 
 
-def _changed(rows: Sequence[Row], update: CollectionUpdate, *, with_queries: bool) -> list[Row]:
-    """The rows that are not there as they are."""
-    stored, card = update.find([passage.id for passage, _ in rows]), update.card
+def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Windows that hold all chunks of a document."""
+    part: list[Row] = []
+    for row in rows:
+        if len(part) >= WINDOW and (row[0].span is None or _document(row) != _document(part[-1])):
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
+
+
+def _document(row: Row) -> str:
+    return row[0].id if row[0].span is None else row[0].id.rpartition("#")[0]
+
+
+def _changed(rows: Sequence[Row], update: CollectionUpdate, *, with_queries: bool) -> tuple[list[Row], list[str]]:
+    """The rows that are not there as they are, and the chunks that their documents do not have any more."""
+    card = update.card
+    stored = update.find(list(dict.fromkeys(map(_document, rows))), chunks=bool(card.chunk))
     changed = []
     for row, digest in zip(rows, digests_of(rows).tolist(), strict=True):
         passage, queries = row
@@ -180,18 +202,22 @@ def _changed(rows: Sequence[Row], update: CollectionUpdate, *, with_queries: boo
             if payload == dict(point.payload):
                 continue
         changed.append(row)
-    return changed
+    return changed, sorted(stored.keys() - {passage.id for passage, _ in rows})
 
 
-def _write(rows: Sequence[Row], update: CollectionUpdate, encoder: TextEncoder) -> None:
-    passages = [passage for passage, _ in rows]
-    window, _ = encode_rows(rows, digests_of(rows), encoder, EarlierBuild((), encoder=encoder.facts))
-    ids = [passage.id for passage in passages]
-    card = _with_means(update.card, window, [passage.lang for passage in passages])
-    (batch,) = points([(window, passages)], card)
+def _write(rows: Sequence[Row], gone: Sequence[str], update: CollectionUpdate, encoder: TextEncoder) -> None:
+    passages, card, batches = [passage for passage, _ in rows], update.card, list[PointBatch]()
+    if rows:
+        window, _ = encode_rows(rows, digests_of(rows), encoder, EarlierBuild((), encoder=encoder.facts))
+        card = _with_means(card, window, [passage.lang for passage in passages])
+        batches = list(points([(window, passages)], card))
+    ids = [*(passage.id for passage in passages), *gone]
     update.record(_intent(card, ids, update.find(ids)))
     try:
-        update.upsert(batch)
+        for batch in batches:
+            update.upsert(batch)
+        if gone:
+            update.delete(gone)
     except (DataError, MismatchError):
         settle(update)  # a batch that is refused changed nothing
         raise

@@ -53,6 +53,7 @@ def card_of(
     generated: LanguageMeans,
     asked: LanguageMeans | None = None,
     keep_plain: bool = False,
+    chunk: str = "",
 ) -> Card:
     """The card of the collection to be.
 
@@ -73,6 +74,7 @@ def card_of(
         query_means=pack_means(LanguageMeans(means)),
         rows_digest=rows_digest,
         vectors=(TEXT_DENSE, TEXT_DENSE_PLAIN) if keep_plain else (TEXT_DENSE,),
+        chunk=chunk,
     )
 
 

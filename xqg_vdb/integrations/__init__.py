@@ -46,7 +46,8 @@ def metadata_of(hit: Hit, *, known: bool = False) -> dict[str, Any]:
     """
     told = {"lang": hit.lang, "title": hit.title}
     unsaid = {name for name, text in told.items() if known and text in ("", UNKNOWN_LANGUAGE)}
-    return {**hit.meta, **{name: text for name, text in told.items() if name not in unsaid}}
+    span = {} if hit.span is None else {"span": list(hit.span)}
+    return {**hit.meta, **span, **{name: text for name, text in told.items() if name not in unsaid}}
 
 
 def passage_of(docid: str, text: str, metadata: Mapping[str, Any]) -> Passage:

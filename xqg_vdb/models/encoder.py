@@ -131,6 +131,17 @@ class Encoder:
         table, normalize = self.language_means, self.spec.normalize
         return calibrated(vectors, texts, question_langs, table=table, strength=self.calibration, normalize=normalize)
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of a text, prefix included, that are encoded; None where the tokenizer is elsewhere."""
+        return self.max_length - self._rows.special_tokens if isinstance(self._rows, _Graph) else None
+
+    def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where each token of each text begins and ends, however many. Raises ModelError without a tokenizer."""
+        if not isinstance(self._rows, _Graph):
+            raise ModelError(f"{self.facts.source} has its tokenizer elsewhere.")
+        return self._rows.token_spans(texts)
+
     def __reduce__(self) -> tuple[Callable[[], Encoder], tuple[()]]:
         """Another process opens the folder again, with the same settings."""
         return self._again, ()
@@ -193,7 +204,8 @@ class _Graph:
         self._tokenizer = open_tokenizer(folder / TOKENIZER)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=spec.max_length)
-        self._pad_id = _pad_id(self._tokenizer)
+        self._pad_id = pad_id(self._tokenizer)
+        self.special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         self._dense = _open_dense(folder / DENSE) if (folder / DENSE).is_file() else []
         self._process = os.getpid()
         self._workers: tuple[int, ThreadPoolExecutor] | None = None
@@ -224,15 +236,27 @@ class _Graph:
             self._workers = os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="xqg-encode")
         return self._workers[1]
 
+    def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """The first character of each token and the one after its last. Raises UnicodeError."""
+        found = []
+        for whole in self._encodings(texts, self._tokenizer.encode_batch):
+            parts = [whole, *whole.overflowing]
+            special = [mark for part in parts for mark in part.special_tokens_mask]
+            spans = [span for part in parts for span in part.offsets]
+            found.append([span for span, mark in zip(spans, special, strict=True) if not mark])
+        return found
+
     def _tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        encodings = self._encodings(texts, self._tokenizer.encode_batch_fast)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _encodings(self, texts: Sequence[str], together: Callable[[Sequence[str]], list[Any]]) -> list[Any]:
         try:
             if os.getpid() == self._process:
-                encodings = self._tokenizer.encode_batch_fast(texts)
-            else:  # the tokenizer's own threads stayed behind at the fork
-                encodings = [self._tokenizer.encode(text) for text in texts]
+                return together(texts)
+            return [self._tokenizer.encode(text) for text in texts]  # its own threads stayed behind at the fork
         except TypeError as error:  # what tokenizers raises for a lone surrogate in a batch
             raise UnicodeError(str(error)) from error
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def _prompt_tokens(self, prefix: str) -> int:
         """Tokens of a prefix by itself, without the special one at its end: sentence-transformers counts so."""
@@ -319,7 +343,8 @@ def _checked_threads(threads: int | None) -> int:
     return threads or available
 
 
-def _pad_id(tokenizer: Tokenizer) -> int:
+def pad_id(tokenizer: Tokenizer) -> int:
+    """The id that fills short rows."""
     # masked anyway, but models of the RoBERTa family count positions by it
     return next((i for token in ("<pad>", "[PAD]") if (i := tokenizer.token_to_id(token)) is not None), 0)
 

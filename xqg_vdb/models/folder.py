@@ -34,7 +34,9 @@ STARTER_GENERATOR = "starter:generator"
 
 Precision = Literal["fp32", "int8"]
 _PRECISIONS = ("int8", "fp32")
-_KINDS = ("encoder", "seq2seq-generator", "causal-generator")
+_KINDS = ("encoder", "seq2seq-generator", "causal-generator", "cross-encoder")
+CROSS = "cross:"
+"""Leads the name of a cross-encoder, as a checkpoint and as a model."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _IN_FINGERPRINT = ("pooling", "normalize", "query_prefix", "passage_prefix", "max_length")
 _LARGEST_MANIFEST = 4 << 20
@@ -66,7 +68,7 @@ class ModelFolder:
 
     @property
     def kind(self) -> str:
-        """What the model does: `encoder`, `seq2seq-generator` or `causal-generator`."""
+        """What the model does: `encoder`, `seq2seq-generator`, `causal-generator` or `cross-encoder`."""
         return str(self.manifest["kind"])
 
     @property
@@ -256,7 +258,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def generator_folder(model: str | Path) -> Path:
-    """Where a generator lies: a folder, the name of one exported before, or `starter:generator`. Raises ModelError."""
+    """Where a generator lies: a folder, the name of one exported before, or `starter:generator`; or a cross-encoder.
+
+    Raises ModelError.
+    """
+    name = str(model).removeprefix(CROSS)
+    if name != str(model):
+        return _exported(str(model)) or locate_model(name)
     if str(model) not in (STARTER, STARTER_GENERATOR):
         return locate_model(model)
     if folder := _exported(STARTER_GENERATOR):

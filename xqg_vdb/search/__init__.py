@@ -26,9 +26,15 @@ class Methods:
     )
     expand_lang: str | None = option(None, "Language of the expansion  [default: the question's]", metavar="CODE")
     expand_model: str = option("default", "Model name at an endpoint.", metavar="NAME")
-    rerank: str | None = option(None, "Rank again by how likely a generator finds the question.", metavar="upr:MODEL")
+    rerank: str | None = option(
+        None,
+        "Rank again, by how likely a generator finds the question (upr:MODEL) or by a cross-encoder (cross:MODEL).",
+        metavar="METHOD:MODEL",
+    )
     rerank_depth: int = option(100, "Passages that are ranked again.", least=1, most=10_000)
-    rerank_weight: float = option(0.25, "Weight of UPR against the first score; 1 is UPR alone.", least=0, most=1)
+    rerank_weight: float | None = option(
+        None, "Weight of that against the first score  [default: 0.25 of UPR, 1 of a cross-encoder]", least=0, most=1
+    )
 
     @contextmanager
     def open(self, *, threads: int | None = None) -> Iterator[tuple[Expander | None, Reranker | None]]:

@@ -1,15 +1,16 @@
-"""UPR: order what was found by how likely the question is, given each passage (Sachan et al., EMNLP 2022).
+"""Order what was found anew: by UPR, how likely the question is given each passage (Sachan et al., EMNLP 2022).
 
 In: questions and their hits. Out: the same hits, best first, with new scores. A generator reads
 `Passage: {title} {text}. Please write a question based on this passage.` and is asked how likely the question is; no
 training, any generator folder. The price is a pass of that model over every passage, once for all questions that are
-asked together, and over every question behind each of its hits.
+asked together, and over every question behind each of its hits. Or by a cross-encoder, which was trained to score
+question and passage together.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,9 @@ from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.generate.local import Seq2SeqGenerator
 from xqg_vdb.generate.prompts import CHARACTERS_PER_TOKEN
 from xqg_vdb.models.decoder import CausalModel, Decoding
-from xqg_vdb.models.folder import generator_folder, open_model_folder
+from xqg_vdb.models.encoder import ACTIVATIONS, pad_id
+from xqg_vdb.models.engine import open_session, open_tokenizer
+from xqg_vdb.models.folder import CROSS, GRAPH, TOKENIZER, ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import Forest, common_length, mean_log_probabilities
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.types import Hit, Question
@@ -30,20 +33,28 @@ from xqg_vdb.types import Hit, Question
 INSTRUCTION = ". Please write a question based on this passage."  # between a passage and a question; the paper's
 MAX_PROMPT_TOKENS = 512  # passage and instruction; the paper's
 MAX_QUESTION_TOKENS = 128  # the paper's; what is longer is cut there
+_LABEL = "Passage: "
 WEIGHT = 0.25  # by the starter generator: R@1 +2.4 points on XQuAD, where UPR alone loses 13 (docs/reranking.md)
 
 
 class Scorer:
     """A generator that says how likely questions are, by teacher forcing on its graph; nothing is generated.
 
-    model: its folder or name. threads: 0 takes all cores. truncated: how often, so far, a passage was cut for a
-    question. Raises ModelError for what is no generator or was exported before generators could score.
+    Or a cross-encoder. model: its folder or name, of the latter after `cross:`. threads: 0 takes all cores. truncated:
+    how often, so far, a passage was cut for a question. Raises ModelError for what is none, or was exported before
+    generators could score.
     """
 
     def __init__(self, model: str | Path, *, threads: int = 0) -> None:
-        folder = open_model_folder(generator_folder(model))
-        if folder.kind == "encoder":
-            raise ModelError(f"{folder.path} holds an encoder; UPR needs a generator, such as starter:generator.")
+        folder, cross = open_model_folder(generator_folder(model)), str(model).startswith(CROSS)
+        if folder.kind == "encoder" or cross != (folder.kind == "cross-encoder"):
+            raise ModelError(
+                f"{folder.path} holds a model of kind {folder.kind}: upr:MODEL wants a generator, such as"
+                " starter:generator, and cross:MODEL a cross-encoder."
+            )
+        self.truncated, self._pairs = 0, open_pairs(folder, threads=threads) if cross else None
+        if cross:
+            return
         self.model: CausalModel | Seq2SeqGenerator
         if folder.kind == "seq2seq-generator":
             self.model = Seq2SeqGenerator(folder, decoding=Decoding(mode="greedy"), threads=threads)
@@ -52,15 +63,19 @@ class Scorer:
         if not self.model.stepper.can_score:
             raise ModelError(f"{folder.path} was exported before generators could score a question: export it again.")
         self.chat: Sequence[str] = (folder.manifest.get("generator") or {}).get("chat") or ()
-        self.truncated = 0
 
     def score(self, passage: str, questions: Sequence[str]) -> NDArray[np.float64]:
         """Mean log-probability (n,) of the tokens of each of `questions` (n,), after passage and instruction.
 
-        The passage is read once for all of them. Raises ModelError when the instruction leaves no room for a passage.
+        The passage, a `passage_text`, is read once for all of them. Of a cross-encoder: its scores. Raises ModelError
+        when the instruction leaves no room for a passage.
         """
         if not questions:
             return np.empty(0, np.float64)
+        if self._pairs is not None:
+            scores, cut = self._pairs([(question, passage.removeprefix(_LABEL)) for question in questions])
+            self.truncated += cut
+            return scores
         model = self.model
         if isinstance(model, CausalModel):
             forest, prefix, branches = self._continued(model, passage, questions)
@@ -125,18 +140,49 @@ def fitted_ids(tokenizer: Tokenizer, body: str, after: str, *, room: int) -> tup
     return ids, len(body) < whole
 
 
-class Reranker:
-    """UPR with one generator; `Retriever(..., reranker=Reranker("starter:generator"))` uses it.
+def open_pairs(
+    folder: ModelFolder, *, threads: int
+) -> Callable[[Sequence[tuple[str, str]]], tuple[NDArray[np.float64], int]]:
+    """A cross-encoder: from pairs of question and passage to their scores (n,), and how many passages were cut."""
+    try:
+        record = folder.manifest["cross"]
+        activation, longest = ACTIVATIONS[record["activation"]], int(record["max_length"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder.path} does not say how its pairs are scored; export it again.") from error
+    session = open_session(folder.path / GRAPH, threads=threads)
+    inputs = [node.name for node in session.get_inputs()]
+    tokenizer = open_tokenizer(folder.path / TOKENIZER)
+    tokenizer.enable_truncation(longest)
+    tokenizer.enable_padding(pad_id=pad_id(tokenizer))
 
-    model: a generator's folder or name, or a ready `Scorer`. depth: hits that `Retriever` asks the first stage for.
+    def score(pairs: Sequence[tuple[str, str]]) -> tuple[NDArray[np.float64], int]:
+        encodings = tokenizer.encode_batch(list(pairs))
+        rows = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        }
+        (logits, *_) = session.run(None, {name: np.array(rows[name], np.int64) for name in inputs})
+        return activation(logits[:, 0].astype(np.float64)), sum(bool(encoding.overflowing) for encoding in encodings)
+
+    return score
+
+
+class Reranker:
+    """UPR with one generator; `Retriever(..., reranker=Reranker("starter:generator"))` uses it. Or a cross-encoder.
+
+    model: a generator's folder or name, `cross:` and a cross-encoder's, or a ready `Scorer`. depth: hits that
+        `Retriever` asks the first stage for.
     weight: hits are ranked by weight·z(log-likelihood) + (1 - weight)·z(first score), z to mean 0 and deviation 1 over
-        the hits of a question; 1 ranks by the generator alone, as UPR does, which a small generator makes worse.
+        the hits of a question; 1 ranks by the model alone, as UPR does, which a small generator makes worse. By
+        default `weight_for` the model.
     threads: CPU threads, 0 for all cores.
     """
 
     def __init__(
-        self, model: str | Path | Scorer, *, depth: int = 100, weight: float = WEIGHT, threads: int = 0
+        self, model: str | Path | Scorer, *, depth: int = 100, weight: float | None = None, threads: int = 0
     ) -> None:
+        weight = weight_for(model, weight)
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         if not 0.0 <= weight <= 1.0:
@@ -205,17 +251,27 @@ class Reranker:
         return {**counts, "seconds": round(self.seconds, 3)}
 
 
+def weight_for(model: object, weight: float | None) -> float:
+    """The weight that was given, or else what suits the model: a cross-encoder ranks alone."""
+    if weight is not None:
+        return weight
+    return 1.0 if str(model).startswith(CROSS) else WEIGHT
+
+
 def reranker_spec(spec: str) -> str:
-    """The model of `METHOD:MODEL`. Raises DataError for another method."""
+    """The model of `METHOD:MODEL`, as `Reranker` takes it. Raises DataError for another method."""
     method, _, model = spec.partition(":")
-    if method != "upr" or not model:
-        raise DataError(f"A reranker is given as upr:MODEL, such as upr:starter:generator, not {spec[:80]!r}.")
-    return model
+    if method not in ("upr", "cross") or not model:
+        raise DataError(
+            "A reranker is given as upr:MODEL or cross:MODEL, such as upr:starter:generator or cross:models/minilm,"
+            f" not {spec[:80]!r}."
+        )
+    return spec if method == "cross" else model
 
 
 def passage_text(title: str, text: str) -> str:
     """The start of the prompt, which may be cut at its end."""
-    return " ".join(f"Passage: {title} {text}".split())
+    return " ".join(f"{_LABEL}{title} {text}".split())
 
 
 def standardised(scores: NDArray[np.float64]) -> NDArray[np.float64]:

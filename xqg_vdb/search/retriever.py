@@ -103,8 +103,8 @@ def check_same_encoder(encoder: TextEncoder, card: Card, *, name: str) -> None:
     if mine.fingerprint != theirs.fingerprint:
         raise MismatchError(
             f"Collection {name!r} was made by {theirs.source} ({theirs.precision}, fingerprint {theirs.fingerprint}),"
-            f" not by {mine.source} ({mine.precision}, fingerprint {mine.fingerprint}): search with that encoder, or"
-            " load again."
+            f" not by {mine.source} ({mine.precision}, fingerprint {mine.fingerprint}): use that encoder, or load"
+            " again."
         )
 
 
@@ -371,6 +371,7 @@ class Retriever(_Asked):
         bound = self.collection.at(version)
         if version != self._version:
             self.question_encoder = QuestionEncoder(self.encoder, collection=bound, calibration=self._calibration)
+            self._per_document = 4 if bound.card.chunk else 1
             if self._hybrid:
                 from xqg_vdb.store.bm25 import WordWriter  # brings the embedded engine
 
@@ -423,7 +424,8 @@ class Retriever(_Asked):
         search = replace(search, passage_langs=passage_languages(search.passage_langs))
         bound, k = self._bind(), self._wanted(search)
         rows, langs, texts = self.encode(questions)
-        dense = replace(search, k=k if self._words is None else max(k, DEPTH), offset=0)
+        wanted = k if self._words is None else max(k, DEPTH)
+        dense = replace(search, k=wanted, offset=0, per_document=self._per_document)
         calls: list[tuple[Sequence[int], QuestionRows, Search]] = [(range(len(questions)), rows, dense)]
         if self._words is not None:
             words = {row: self._words.question(text) for row, text in enumerate(texts)}

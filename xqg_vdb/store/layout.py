@@ -49,6 +49,7 @@ _NAMESPACE = uuid.UUID("6f0f1b1e-4c1d-5b7a-9d53-0d6b6f0a7c11")  # never change: 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _VERSION_SUFFIX = re.compile(r".*__v\d+")
 _MOST_TIES = 1024
+_MOST_CHUNKS = 1 << 16
 
 
 def check_name(name: str) -> str:
@@ -85,8 +86,21 @@ def point_id(docid: str) -> uuid.UUID:
 def payload_of(passage: Passage, query_langs: Sequence[str], *, row: str | None = None) -> dict[str, Any]:
     """What is stored beside the vectors of one passage. row: its digest, kept where queries are folded in."""
     meta = {"lang": passage.lang, "title": passage.title, "query_langs": list(query_langs)}
-    payload = {"id": passage.id, "content": passage.text, "meta": {**meta, **passage.meta}}
+    payload: dict[str, Any] = {"id": passage.id, "content": passage.text, "meta": {**meta, **passage.meta}}
+    if passage.span is not None:
+        document, _, number = passage.id.rpartition("#")
+        payload |= {"id": document, "chunk": int(number), "span": list(passage.span)}
     return {**payload, "row": row} if row and query_langs else payload
+
+
+def id_of(payload: Mapping[str, Any]) -> str:
+    """The id of the passage that a payload is of."""
+    return f"{payload['id']}#{payload['chunk']}" if is_chunk(payload) else str(payload.get("id", ""))
+
+
+def is_chunk(payload: Mapping[str, Any]) -> bool:
+    """Whether it is of a part of a document."""
+    return "span" in payload and "chunk" in payload and "id" in payload
 
 
 def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
@@ -98,7 +112,9 @@ def hit_of(score: float, payload: Mapping[str, Any]) -> Hit:
     with suppress(ValueError, TypeError, AttributeError, RecursionError):  # LlamaIndex keeps a node as JSON
         text = text or json.loads(payload.get("_node_content") or "{}").get("text", "")
     title, lang = meta.pop("title", None), meta.pop("lang", None)
-    return Hit(str(payload.get("id", "")), score, str(text), str(title or ""), str(lang or UNKNOWN_LANGUAGE), meta)
+    span = tuple(payload["span"]) if is_chunk(payload) else None
+    lang = str(lang or UNKNOWN_LANGUAGE)
+    return Hit(str(payload.get("id", "")), score, str(text), str(title or ""), lang, meta, span)
 
 
 STRANGERS = {"LangChain": "page_content", "LlamaIndex": "_node_content", "Haystack": "content"}
@@ -120,7 +136,7 @@ def stored_point(payload: Mapping[str, Any], vectors: Mapping[str, Any]) -> Stor
     arrays = {
         name: np.asarray(value, dtype=np.float32) for name, value in vectors.items() if not hasattr(value, "indices")
     }
-    return StoredPoint(id=str(payload.get("id", "")), payload=payload, vectors=arrays, sparse=sparse)
+    return StoredPoint(id=id_of(payload), payload=payload, vectors=arrays, sparse=sparse)
 
 
 def sparse_vector(indices: Sequence[int], values: Sequence[float]) -> SparseVector:
@@ -235,20 +251,44 @@ def best(
 
     Engines order equal scores by chance, so one more than k is asked for. When it ties with the kth, which of them
     belong in is settled by asking again with a growing limit until the tie ends (at most 1,024 beyond k; then the
-    choice stays the engine's).
+    choice stays the engine's). Of a document in chunks the best one stands for it, and the limit grows until there are
+    k documents.
     """
-    k = search.offset + search.k
-    first = enumerate(ask(rows, k + 1))
-    return [_settled(found, k=k, more=partial(ask, rows[at : at + 1]))[search.offset :] for at, found in first]
+    k, limit = search.offset + search.k, first_limit(search)
+    first = enumerate(ask(rows, limit))
+    return [_settled(found, limit, k=k, more=partial(ask, rows[at : at + 1]))[search.offset :] for at, found in first]
 
 
-def _settled(found: Sequence[Found], *, k: int, more: Callable[[int], Sequence[Sequence[Found]]]) -> list[Hit]:
-    limit = k + 1
-    while len(found) == limit and found[-1][0] == found[k - 1][0] and limit < k + _MOST_TIES:
-        limit = min(4 * limit, k + _MOST_TIES)
+def first_limit(search: Search) -> int:
+    """Points that are asked for at first."""
+    return (search.offset + search.k) * search.per_document + 1
+
+
+def _settled(
+    found: Sequence[Found], limit: int, *, k: int, more: Callable[[int], Sequence[Sequence[Found]]]
+) -> list[Hit]:
+    ranked = _one_a_document(found)
+    while len(found) == limit:
+        tied = len(ranked) >= k and found[-1][0] == ranked[k - 1][0]
+        most = k + _MOST_TIES if tied else _MOST_CHUNKS
+        if (len(ranked) >= k and not tied) or limit >= most:
+            break
+        limit = min(4 * limit, most)
         found = more(limit)[0]
-    ranked = sorted(found, key=lambda one: (-one[0], str(one[1].get("id", ""))))
+        ranked = _one_a_document(found)
     return [hit_of(score, payload) for score, payload in ranked[:k]]
+
+
+def _one_a_document(found: Sequence[Found]) -> list[Found]:
+    """Ordered by score, then id, without the chunks whose documents stand higher."""
+    ranked = sorted(found, key=lambda one: (-one[0], str(one[1].get("id", "")), id_of(one[1])))
+    seen: set[str] = set()
+    kept = []
+    for score, payload in ranked:
+        if not (is_chunk(payload) and payload["id"] in seen):
+            kept.append((score, payload))
+            seen.add(str(payload.get("id")))
+    return kept
 
 
 def missing_collection(name: str, existing: Sequence[str], *, where: str) -> DataError:

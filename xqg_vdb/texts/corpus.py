@@ -6,14 +6,16 @@ Memory grows by some 50 bytes a record (to know duplicates), never by texts. Wha
 from __future__ import annotations
 
 import re
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.resources import files
 from itertools import chain
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import orjson
 
@@ -39,7 +41,7 @@ from xqg_vdb.texts.records import (
     record_id,
     text_of,
 )
-from xqg_vdb.texts.tables import read_parquet, read_table
+from xqg_vdb.texts.tables import Records, read_parquet, read_table, write_records
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Question
 
 _WINDOW = 256  # passages whose languages are detected together
@@ -61,12 +63,14 @@ def read_corpus(
     default_lang: str | None = None,
     detect: bool = True,
     title_only: bool = False,
+    whole: bool = True,
 ) -> Iterator[Passage]:
     """Read passages from a `.jsonl`, `.json`, `.tsv`, `.csv` (also `.gz`) or `.parquet` file, or a folder of such.
 
     rejects: counts, and how many bad records to bear; None stops at the first.
     default_lang: language of records that name none; None asks detection, or gives `und` where `detect` is off.
     title_only: the title of a record without text is its text, as BEIR encodes it; else there is nothing to use.
+    whole: refuse what is too large for one point.
 
     An id seen before with equal content is skipped and counted; with other content it is rejected. Raises DataError at
     once when the path is missing or of an unknown kind, and at the end when there was no passage at all.
@@ -75,7 +79,8 @@ def read_corpus(
     fallback = None if default_lang is None else languages.normalize(default_lang)
     rejects = Rejects() if rejects is None else rejects
     rows = chain.from_iterable(_reader(file)(file, rejects) for file in inputs)
-    passages = _distinct(rows, _titled_passage if title_only else _passage, rejects)
+    make = _titled_passage if title_only else _passage if whole else _document
+    passages = _distinct(rows, make, rejects)
     some = _not_none(
         passages, rejects, f"{path} holds no passage that can be used", 'lines such as {"id": "1", "text": "…"}'
     )
@@ -220,6 +225,12 @@ def _question(record: Mapping[str, Any]) -> Question:
 
 
 def _passage(record: Mapping[str, Any]) -> Passage:
+    passage = _document(record)
+    _check_size(passage)
+    return passage
+
+
+def _document(record: Mapping[str, Any]) -> Passage:
     text_key = next((key for key in TEXT_KEYS if key in record), "text")
     meta_key = "metadata" if text_key == "page_content" and "meta" not in record else "meta"
     given = record.get(meta_key)
@@ -234,9 +245,7 @@ def _passage(record: Mapping[str, Any]) -> Passage:
         lang = _named_language(record.get("language", nested.get("language")))
     used = {text_key, meta_key, *[key for key in ID_KEYS if key in record][:1], *_NOT_META}
     beside = {key: value for key, value in record.items() if key not in used}
-    passage = Passage(record_id(record), text_of(record, text_key), title or "", lang, _meta_of(nested, beside))
-    _check_size(passage)
-    return passage
+    return Passage(record_id(record), text_of(record, text_key), title or "", lang, _meta_of(nested, beside))
 
 
 def _titled_passage(record: Mapping[str, Any]) -> Passage:
@@ -284,7 +293,27 @@ def _check_size(passage: Passage) -> None:
         return
     size = len(orjson.dumps([passage.id, passage.title, passage.text, passage.lang, passage.meta]))
     if size > _MAX_PASSAGE_BYTES:
-        raise BadRecord(f"it takes {size:,} bytes, more than {_MAX_PASSAGE_BYTES:,} can be stored; split the passage")
+        raise BadRecord(f"it takes {size:,} bytes, more than {_MAX_PASSAGE_BYTES:,} can be stored; load with --chunk")
+
+
+def as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack) -> Path:
+    """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
+    if isinstance(records, str | PathLike):
+        return Path(records)
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory()), name)
+    write_records(path, records)
+    return path
+
+
+def as_files(
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
+) -> list[Path]:
+    """Query files as a list of them; what is in memory is written to one."""
+    if queries is None or isinstance(queries, str | PathLike):
+        return [] if queries is None else [Path(queries)]
+    if isinstance(queries, Sequence) and all(isinstance(file, str | PathLike) for file in queries):
+        return [Path(cast(str, file)) for file in queries]
+    return [as_file(cast(Records, queries), "queries.jsonl", stack)]
 
 
 def with_languages(passages: Iterable[Passage], fallback: str | None, detect: bool) -> Iterator[Passage]:

@@ -37,13 +37,12 @@ from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
 from xqg_vdb.fusion import Sums
 from xqg_vdb.index.build import Build, Window
 from xqg_vdb.index.encode import Row, encode_cached, encode_query_files
-from xqg_vdb.index.load import as_file, as_files
 from xqg_vdb.index.write import measure_passages, vectors_of
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store.layout import TEXT_DENSE
-from xqg_vdb.texts.corpus import read_corpus, read_questions
+from xqg_vdb.texts.corpus import as_file, as_files, read_corpus, read_questions
 from xqg_vdb.texts.records import open_lines
 from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, Distance, Recipe, Vectors

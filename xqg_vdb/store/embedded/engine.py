@@ -64,7 +64,8 @@ def create(path: Path, card: Card, options: CollectionOptions) -> Shard:
     )
     with errors(path):
         shard = Shard.create(str(path), config)
-        shard.update(edge.UpdateOperation.create_field_index(LANG_KEY, edge.KeywordIndexParams()))
+        for key in [LANG_KEY, "id"] if card.chunk else [LANG_KEY]:
+            shard.update(edge.UpdateOperation.create_field_index(key, edge.KeywordIndexParams()))
         shard.flush()
     return shard
 
@@ -116,15 +117,17 @@ def delete_operation(docids: Sequence[str]) -> edge.UpdateOperation:
     return edge.UpdateOperation.delete_points([point_id(docid) for docid in docids])
 
 
-def payloads(shard: Shard, docids: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The payloads of those passages that are there."""
+def payloads(shard: Shard, docids: Sequence[str], *, chunks: bool = False) -> list[Mapping[str, Any]]:
+    """The payloads of those passages that are there; `chunks`: of all chunks of these documents."""
+    if chunks:
+        return [payload for payload, _ in scroll(shard, with_vectors=False, wanted=_any("id", docids))]
     records = shard.retrieve([point_id(docid) for docid in docids], with_payload=True, with_vector=False)
     return [record.payload or {} for record in records]
 
 
 def count(shard: Shard, langs: Sequence[str] | None = None) -> int:
     """Exact number of points, of those languages when given."""
-    return shard.count(edge.CountRequest(exact=True, filter=_language_filter(langs)))
+    return shard.count(edge.CountRequest(exact=True, filter=_any(LANG_KEY, langs)))
 
 
 def languages(shard: Shard) -> dict[str, int]:
@@ -137,7 +140,7 @@ def query(shard: Shard, questions: QuestionRows, *, limit: int, search: Search) 
     """Per question the `limit` nearest, best first; equal scores in no order."""
     compared_again = edge.QuantizationSearchParams(ignore=search.exact, rescore=True, oversampling=OVERSAMPLING)
     params = edge.SearchParams(hnsw_ef=search.ef, exact=search.exact, quantization=compared_again)
-    wanted = _language_filter(search.passage_langs)
+    wanted = _any(LANG_KEY, search.passage_langs)
     if search.where is not None:
         from xqg_vdb.store.filters import as_filter  # brings the server's client
 
@@ -153,12 +156,14 @@ def query(shard: Shard, questions: QuestionRows, *, limit: int, search: Search) 
     return [[(point.score, point.payload or {}) for point in points] for points in answers]
 
 
-def scroll(shard: Shard, *, with_vectors: bool) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """(payload, vectors by name) of every point."""
+def scroll(
+    shard: Shard, *, with_vectors: bool, wanted: edge.Filter | None = None
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """(payload, vectors by name) of every point that is wanted."""
     offset: Any = None
+    ask = partial(edge.ScrollRequest, limit=_SCROLL_PAGE, filter=wanted, with_payload=True, with_vector=with_vectors)
     while True:
-        request = edge.ScrollRequest(offset=offset, limit=_SCROLL_PAGE, with_payload=True, with_vector=with_vectors)
-        records, offset = shard.scroll(request)
+        records, offset = shard.scroll(ask(offset=offset))
         for record in records:
             yield record.payload or {}, cast(Mapping[str, Any], record.vector or {})
         if offset is None:
@@ -175,10 +180,10 @@ def _memory(on_disk: bool | None) -> edge.Memory | None:
     return None if on_disk is None else edge.Memory.Cold if on_disk else edge.Memory.Cached
 
 
-def _language_filter(langs: Sequence[str] | None) -> edge.Filter | None:
-    if langs is None:
+def _any(key: str, values: Sequence[str] | None) -> edge.Filter | None:
+    if values is None:
         return None
-    return edge.Filter(must=[edge.FieldCondition(LANG_KEY, match=edge.MatchAny(any=list(langs)))])
+    return edge.Filter(must=[edge.FieldCondition(key, match=edge.MatchAny(any=list(values)))])
 
 
 def _filter(wanted: Any) -> edge.Filter:

@@ -111,9 +111,10 @@ class _EmbeddedUpdate:
     def card(self) -> Card:
         return self._reader.card
 
-    def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
+    def find(self, ids: Sequence[str], *, chunks: bool = False) -> dict[str, StoredPoint]:
         with engine.errors(self._reader.version.shard):
-            points = [layout.stored_point(payload, {}) for payload in engine.payloads(self._reader.shard, ids)]
+            payloads = engine.payloads(self._reader.shard, ids, chunks=chunks)
+            points = [layout.stored_point(payload, {}) for payload in payloads]
         return {point.id: point for point in points}
 
     def upsert(self, batch: PointBatch) -> None:

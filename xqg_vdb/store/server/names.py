@@ -40,6 +40,14 @@ _PAGE = 512
 
 T = TypeVar("T")
 
+
+def any_of(key: str, values: Sequence[str] | None) -> models.Filter | None:
+    """Only points whose field has one of these values; None for no filter."""
+    if values is None:
+        return None
+    return models.Filter(must=[models.FieldCondition(key=key, match=models.MatchAny(any=list(values)))])
+
+
 _log = logging.getLogger(__name__)
 
 

@@ -20,7 +20,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.files import atomic_file, disk_errors
-from xqg_vdb.store.layout import LANG_KEY, STRANGERS, check_name, digest, written_by
+from xqg_vdb.store.layout import LANG_KEY, STRANGERS, check_name, digest, id_of, written_by
 from xqg_vdb.store.operations import (
     Admin,
     CollectionState,
@@ -265,10 +265,10 @@ class _ServerAdmin:
         """Raise CorruptError when the texts are not those that the card's digest is of."""
         if not card.digest:
             return
-        pages = self._names.pages(version, payload=["id", "content", "meta"])
+        pages = self._names.pages(version, payload=["id", "chunk", "span", "content", "meta"])
         payloads = (point.payload or {} for page in pages for point in page)
         ours = (payload for payload in payloads if written_by(payload) is None)
-        if digest((str(payload.get("id", "")), str(payload.get("content", ""))) for payload in ours) != card.digest:
+        if digest((id_of(payload), str(payload.get("content", ""))) for payload in ours) != card.digest:
             raise CorruptError(f"{file} holds other texts than its card promises; take another copy of it.")
 
     def _forget_uploads(self, version: str) -> bool:

@@ -26,7 +26,7 @@ from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Admin, Store
 from xqg_vdb.store.server import Address, checked_address, checked_key
 from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server
-from xqg_vdb.store.server.names import Names, card_in, short
+from xqg_vdb.store.server.names import Names, any_of, card_in, short
 from xqg_vdb.store.server.operations import server_admin
 from xqg_vdb.store.server.writer import open_helper, open_update, open_writer
 from xqg_vdb.types import (
@@ -212,7 +212,7 @@ class ServerStore(Store):
 
     def requests_for(self, physical: str, search: Search) -> Callable[[QuestionRows, int], list[models.QueryRequest]]:
         """Makes the requests of questions and a limit; for both clients."""
-        wanted = _language_filter(search.passage_langs)
+        wanted = any_of(layout.LANG_KEY, search.passage_langs)
         if search.where is not None:
             asked = as_filter(search.where)
             wanted = asked if wanted is None else models.Filter(must=[wanted, asked])
@@ -243,7 +243,7 @@ class ServerStore(Store):
     def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
         layout.check_langs(passage_langs)
-        return self._bound(name, partial(self.looks.count, wanted=_language_filter(passage_langs)))
+        return self._bound(name, partial(self.looks.count, wanted=any_of(layout.LANG_KEY, passage_langs)))
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
         """Every point of the version that is published when the first one is asked for."""
@@ -348,7 +348,7 @@ class _AsyncSearch:
 
     async def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id; `name` is bound to a version, such as wiki@v0003."""
-        rows, first = layout.check_search(questions, search), search.offset + search.k + 1
+        rows, first = layout.check_search(questions, search), layout.first_limit(search)
         physical = await asyncio.to_thread(self._store.physical, name)
         requests = await asyncio.to_thread(self._store.requests_for, physical, search)
         try:
@@ -387,12 +387,6 @@ class _AsyncSearch:
                     warnings.simplefilter("ignore", UserWarning)
                     self._clients[loop] = AsyncQdrantClient(**self._options)
             return self._clients[loop]
-
-
-def _language_filter(langs: Sequence[str] | None) -> models.Filter | None:
-    if langs is None:
-        return None
-    return models.Filter(must=[models.FieldCondition(key=layout.LANG_KEY, match=models.MatchAny(any=list(langs)))])
 
 
 def _asked(question: Any) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 from qdrant_client import models
@@ -32,6 +33,7 @@ from xqg_vdb.store.server.names import (
     Lease,
     Names,
     Watch,
+    any_of,
     card_in,
     completed,
     cursor_in,
@@ -90,11 +92,12 @@ def _create(names: Names, version: str, *, card: Card, options: CollectionOption
     names.create(version, create)
 
 
-def _prepare(names: Names, version: str, *, bulk: bool) -> None:
-    """The language index, and no vector index yet in bulk mode; repeating it is harmless."""
+def _prepare(names: Names, version: str, *, chunks: bool, bulk: bool) -> None:
+    """The indexes of fields, and no vector index yet in bulk mode; repeating it is harmless."""
     client, call = names.client, names.server.call
     keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-    call(lambda: client.create_payload_index(version, LANG_KEY, field_schema=keyword, wait=True))
+    for key in [LANG_KEY, "id"] if chunks else [LANG_KEY]:
+        call(partial(client.create_payload_index, version, key, field_schema=keyword, wait=True))
     if not bulk:
         return
     config = call(lambda: client.get_collection(version)).config
@@ -310,9 +313,12 @@ class _ServerUpdate(_ServerWriter):
     def card(self) -> Card:
         return self._card
 
-    def find(self, ids: Sequence[str]) -> dict[str, StoredPoint]:
-        points = [str(point_id(docid)) for docid in ids]
-        records = self._server.call(lambda: self._client.retrieve(self._version, points, with_payload=True))
+    def find(self, ids: Sequence[str], *, chunks: bool = False) -> dict[str, StoredPoint]:
+        if chunks:
+            records = list(chain.from_iterable(self._names.pages(self._version, wanted=any_of("id", ids))))
+        else:
+            points = [str(point_id(docid)) for docid in ids]
+            records = self._server.call(lambda: self._client.retrieve(self._version, points, with_payload=True))
         found = [stored_point(record.payload or {}, {}) for record in records]
         return {point.id: point for point in found}
 
@@ -389,7 +395,7 @@ def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptio
     else:
         lease.write()
     if not names.is_local:  # that one has no indexes, and says so each time
-        _prepare(names, version, bulk=options.bulk)
+        _prepare(names, version, chunks=bool(card.chunk), bulk=options.bulk)
     return _ServerWriter(names, name, version, card=card, options=options, lease=lease)
 
 
