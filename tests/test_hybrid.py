@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import unicodedata
+import uuid
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -16,6 +17,7 @@ from bench_cases import encoder, sentence
 from cli_cases import run_cli, write_inputs, write_starter
 from collection_cases import a_batch, a_card, passages, vectors
 from fake_qdrant import FakeQdrant
+from integration_cases import KEY, SERVER
 from rankings import assert_best
 
 from xqg_vdb import AsyncRetriever, Hit, Retriever, load
@@ -23,16 +25,16 @@ from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
-from xqg_vdb.search.retriever import fuse_ranks
 from xqg_vdb.store import open_store
 from xqg_vdb.store.bm25 import WordWriter, settings_of
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.gate import checked
-from xqg_vdb.store.layout import sparse_vector
+from xqg_vdb.store.layout import contenders, fuse_points, fuse_ranks, point_id, sparse_vector
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Bm25Settings, Card, Hybrid, Passage, Question, Search
 
 N = 60
+NAME = f"test-{uuid.uuid4().hex[:12]}"
 
 
 def corpus(folder, *, lang="en"):
@@ -47,22 +49,26 @@ def corpus(folder, *, lang="en"):
     return rows
 
 
-@pytest.fixture(scope="module", params=["embedded", "memory", "http"])
+@pytest.fixture(scope="module", params=["embedded", "memory", "http", "server"])
 def loaded(request, tmp_path_factory):
     """(encoder, collection, passages): hybrid, on each store."""
+    if request.param == "server" and not SERVER:
+        pytest.skip("XQG_TEST_QDRANT_URL is not set")
     folder, made = tmp_path_factory.mktemp("hybrid"), encoder()
     rows = corpus(folder)
     with FakeQdrant() as fake:
         if request.param == "embedded":
             store = EmbeddedStore(folder / "store", free_space_floor=0)
         else:
-            store = ServerStore.connect(":memory:" if request.param == "memory" else fake.url)
+            url = {"memory": ":memory:", "http": fake.url, "server": SERVER}[request.param]
+            store = ServerStore.connect(url, api_key=KEY if request.param == "server" else None)
         with store:
             collection = load(
-                folder / "corpus.jsonl", "c", encoder=made, store=store, queries=folder / "queries.jsonl",
+                folder / "corpus.jsonl", NAME, encoder=made, store=store, queries=folder / "queries.jsonl",
                 options=LoadOptions(hybrid=Hybrid()),
             ).collection  # fmt: skip
             yield made, collection, rows
+            store.delete(NAME)
 
 
 def bm25(rows, question, *, k=1.2, b=0.75, avg_len):
@@ -122,6 +128,53 @@ def test_ranks_are_fused_by_the_formula():
         assert [(hit.id, hit.score) for hit in fuse_ranks(hits, k=7)] == slow_rrf(orders, 7)
 
 
+def test_fused_by_points_as_if_every_passage_were_known():
+    """Rankings by point id, few different scores: the passages of the contenders alone give what all of them give."""
+    rng, fetched = random.Random(3), 0
+    for case in range(300):
+        points, depth, k = rng.sample(range(1000), 260), 100, rng.choice((1, 3, 10, 120))
+        ids = {f"point{point:03d}": f"p{i:03d}" for i, point in enumerate(points)}
+        rankings = []
+        for levels in rng.choices((5, 40, 100_000), k=rng.randint(1, 2)):
+            scored = {point: rng.randrange(levels) / levels for point in rng.sample(list(ids), rng.randint(0, 240))}
+            order = sorted(scored, key=lambda point: -scored[point])
+            cut = max(k, depth)
+            least = scored[order[cut - 1]] if len(order) > cut else -1.0
+            rankings.append([Hit(point, scored[point], "") for point in order if scored[point] >= least])
+        named = [sorted((Hit(ids[h.id], h.score, "") for h in r), key=lambda h: (-h.score, h.id)) for r in rankings]
+        wanted = contenders(rankings, {}, k=k)
+        known = {point: Hit(ids[point], 0.0, "") for point in wanted}
+        expected = fuse_ranks([r[: max(k, depth)] for r in named], k=k)
+        assert fuse_points(rankings, known, k=k) == expected, case
+        fetched += len(wanted) / max(1, len(expected))
+    assert fetched / 300 < 12, "far from all of them"
+
+
+def test_ids_first_then_the_passages_of_the_winners(tmp_path):
+    """One request with both rankings and no payload, one for what is shown; what is deleted between the two is gone."""
+    corpus(tmp_path)
+    made = encoder()
+    with FakeQdrant() as fake, ServerStore.connect(fake.url) as store:
+        options = LoadOptions(hybrid=Hybrid())
+        retriever = Retriever(made, load(tmp_path / "corpus.jsonl", "c", encoder=made, store=store, options=options)
+                              .collection, hybrid=True)  # fmt: skip
+        text = "w1 w2 w3"
+        first = retriever.search(text, k=4)
+        fake.requests.clear()
+        assert retriever.search(text, k=4) == first and first[0].text
+        sent = [path for method, path in fake.requests if "/points" in path]
+        assert sent == ["/collections/c__v0001/points/query/batch", "/collections/c__v0001/points"]
+
+        def gone(method, path):
+            if path.endswith("/points"):
+                fake.before = lambda method, path: None
+                fake.client.delete("c__v0001", [str(point_id(first[0].id))])
+
+        fake.before = gone
+        seen = retriever.search(text, k=4)
+        assert len(seen) == 4 and all(hit.text for hit in seen) and first[0].id not in [hit.id for hit in seen]
+
+
 def test_hybrid_search_is_the_fusion_of_both(loaded):
     made, collection, rows = loaded
     retriever, plain = Retriever(made, collection, hybrid=True), Retriever(made, collection)
@@ -154,11 +207,11 @@ def test_copied_verified_and_searched_again(loaded, tmp_path):
     """To the other engine and back: the token weights survive, and verify has nothing to say."""
     collection = loaded[1]
     with EmbeddedStore(tmp_path / "copy", free_space_floor=0) as copy, ServerStore.connect(":memory:") as there:
-        migrate(collection.store, "c", there)
-        migrate(there, "c", copy, to_name="d")
+        migrate(collection.store, NAME, there)
+        migrate(there, NAME, copy, to_name="d")
         assert copy.card("d").bm25 == collection.card.bm25
-        assert verify(copy, "d").problems == verify(collection.store, "c").problems == ()
-        own, other = ({p.id: p.sparse for p in s.scroll(n, with_vectors=True)} for s, n in ((copy, "d"), (there, "c")))
+        assert verify(copy, "d").problems == verify(collection.store, NAME).problems == ()
+        own, other = ({p.id: p.sparse for p in s.scroll(n, with_vectors=True)} for s, n in ((copy, "d"), (there, NAME)))
         assert own.keys() == other.keys() and len(own) == N
         for docid, one in own.items():
             np.testing.assert_array_equal(one.indices, other[docid].indices)

@@ -314,7 +314,7 @@ async def test_coroutines_ask_for_what_threads_ask_for(fake, clock, quantization
         search = Search(k=3, ef=64, passage_langs=["en"])
         store.search("wiki", vectors(2), search)
         asynchronous = store.async_search()
-        await asynchronous.search("wiki", vectors(2), search)
+        await asynchronous.searches("wiki", [(vectors(2), search)])
         await asynchronous.aclose()
     assert fake.searches[:2] == fake.searches[2:]
     sent = fake.searches[0]["params"]

@@ -65,8 +65,9 @@ def comparable(value, key=""):
     if isinstance(value, dict):
         return {name: comparable(inner, name) for name, inner in sorted(value.items()) if name not in VOLATILE}
     if isinstance(value, list):
-        if all(isinstance(inner, dict) and "name" in inner for inner in value):
-            value = [one for one in value if one["name"].startswith("cf-")]
+        for named in ("name", "alias_name"):  # of collections, and of aliases: what others have there is not compared
+            if all(isinstance(inner, dict) and named in inner for inner in value):
+                value = [one for one in value if one[named].startswith("cf-")]
         return [comparable(inner) for inner in value]
     if key in ROUGH:
         return type(value).__name__

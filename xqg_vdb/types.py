@@ -295,6 +295,7 @@ class Search:
 
     ef: measured at 256, where questions off the passages' cone, as calibrated ones are, lose hardly a neighbour.
     where: conditions on the passages' fields (`store.filters`), or a `qdrant_client.models.Filter`.
+    texts: False for hits with a score and the point's id alone, at least k, and all that score as the kth does.
     """
 
     k: int = option(10, "How many passages.", least=1, most=10_000, flags=("-k",))
@@ -307,6 +308,7 @@ class Search:
     where: Any = None
     offset: int = option(0, "Leave out this many of the best, for the next page.", least=0, most=10_000)
     per_document: int = 1  # points that are asked for, of each document that is wanted
+    texts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

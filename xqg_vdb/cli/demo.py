@@ -12,8 +12,9 @@ import click
 import orjson
 
 from xqg_vdb.cli.options import Model, command, json_option, say, show
+from xqg_vdb.store.operations import Store
 from xqg_vdb.texts.corpus import read_questions, sample_corpus
-from xqg_vdb.types import Hit, Question, Recipe, Search, VectorStore
+from xqg_vdb.types import Hit, Question, Recipe, Search
 
 if TYPE_CHECKING:
     from xqg_vdb.models.encoder import Encoder
@@ -56,7 +57,7 @@ def demo(path: Path) -> None:
     show(result, _demo_lines(result, example, path))
 
 
-def _asked(encoder: Encoder, store: VectorStore, build: Path) -> tuple[list[Question], dict[str, dict[str, Hit]], int]:
+def _asked(encoder: Encoder, store: Store, build: Path) -> tuple[list[Question], dict[str, dict[str, Hit]], int]:
     """Load the sample twice (with one build: encoded once), and ask every system every question."""
     from xqg_vdb.index.load import LoadOptions, load
     from xqg_vdb.search.retriever import Retriever

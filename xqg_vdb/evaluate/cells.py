@@ -29,8 +29,7 @@ from xqg_vdb.evaluate.mixed import WHOLE, measure_mixed, mixed_depth, whole_aver
 from xqg_vdb.evaluate.systems import Placed
 from xqg_vdb.files import write_atomic
 from xqg_vdb.progress import windows
-from xqg_vdb.search.retriever import DEPTH, fuse_ranks
-from xqg_vdb.store.layout import TEXT_DENSE, TEXT_SPARSE, Digest
+from xqg_vdb.store.layout import DEPTH, TEXT_DENSE, TEXT_SPARSE, Digest, fuse_ranks
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, PointBatch, Search, Vectors, VectorStore
 
 BITEXT, NEAREST = "F1", "F1@1"

@@ -43,6 +43,7 @@ from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
+from xqg_vdb.store.operations import Store
 from xqg_vdb.texts.corpus import as_file, as_files, files_of, read_corpus
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, open_lines
@@ -168,7 +169,7 @@ def load(
     queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None = None,
     recipe: Recipe | None = None,
     questions: str | PathLike[str] | None = None,
-    store: VectorStore | None = None,
+    store: Store | None = None,
     options: LoadOptions | None = None,
     rejects: Rejects | None = None,
     progress: Progress = silent,

@@ -16,7 +16,6 @@ from qdrant_client import models
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.index.load import load
-from xqg_vdb.progress import windows
 from xqg_vdb.search.retriever import Collection, QuestionEncoder, Retriever
 from xqg_vdb.store.layout import point_id
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search
@@ -98,10 +97,9 @@ class Documents:
 
     def get(self, ids: Sequence[str]) -> list[Hit]:
         """Those of the passages that are there, in the order of their ids."""
-        found: dict[str, Hit] = {}
-        for part in windows(dict.fromkeys(ids), _AT_ONCE):
-            found |= {hit.id: hit for hit in self.matching(models.Filter(must=[with_ids(part)]))}
-        return [found[docid] for docid in ids if docid in found]
+        points = [str(point_id(docid)) for docid in ids]
+        found = {} if self.asked() is None else self.collection.store.fetch(self.collection.name, points)
+        return [found[point] for point in points if point in found]
 
     def delete_matching(self, where: models.Filter) -> None:
         """Delete what a filter lets through."""

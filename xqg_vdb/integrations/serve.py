@@ -22,7 +22,8 @@ from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, LockedError, MissingExtra, ServerError, XqgError
 from xqg_vdb.generate.output import versions
 from xqg_vdb.search.retriever import Collection, Retriever
-from xqg_vdb.types import Question, Search, VectorStore
+from xqg_vdb.store.operations import Store
+from xqg_vdb.types import Question, Search
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -49,7 +50,7 @@ class Service:
     open_encoder: the encoder for a collection; one is kept for each fingerprint.
     """
 
-    def __init__(self, store: VectorStore, open_encoder: Callable[[Collection], TextEncoder]) -> None:
+    def __init__(self, store: Store, open_encoder: Callable[[Collection], TextEncoder]) -> None:
         self._store, self._open_encoder = store, open_encoder
         self._encoders: dict[str, TextEncoder] = {}
         self._lock = threading.Lock()

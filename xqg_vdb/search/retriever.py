@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,11 +24,21 @@ from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.models.folder import folder_of
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store import open_store
-from xqg_vdb.store.layout import TEXT_SPARSE, Moved, check_hybrid, check_langs, check_wanted
+from xqg_vdb.store.layout import (
+    DEPTH,
+    TEXT_SPARSE,
+    Moved,
+    check_hybrid,
+    check_langs,
+    check_wanted,
+    contenders,
+    fuse_points,
+)
+from xqg_vdb.store.operations import Store
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors, VectorStore
+from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors
 
 if TYPE_CHECKING:
     from xqg_vdb.search.expand import Expander
@@ -39,10 +49,6 @@ T = TypeVar("T")
 
 MOST_MOVES = 5
 """Times that a run begins anew because its version was replaced and deleted meanwhile."""
-
-CONSTANT = 60  # of reciprocal rank fusion
-DEPTH = 100
-"""Hits of each ranking that take part in a fusion, or k where that is more."""
 
 
 class QuestionEncoder:
@@ -148,18 +154,6 @@ def passage_languages(langs: Sequence[str] | None) -> list[str] | None:
     return None if langs is None else [normalize(code) for code in langs]
 
 
-def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, k: int) -> list[Hit]:
-    """The k best of rankings that are ordered by score, then id, by reciprocal rank fusion, with the fused scores."""
-    scores: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
-    for ranking in rankings:
-        for rank, hit in enumerate(ranking, 1):
-            scores[hit.id] = scores.get(hit.id, 0.0) + 1.0 / (CONSTANT + rank)
-            hits.setdefault(hit.id, hit)
-    best = sorted(scores, key=lambda docid: (-scores[docid], docid))[:k]
-    return [replace(hits[docid], score=scores[docid]) for docid in best]
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One question with what was found for it; `lang` is the language that its calibration was for."""
@@ -203,7 +197,7 @@ class Collection(_Asked):
     encoder: ready, or its folder or name; without one, `search` opens the encoder that the card names.
     """
 
-    def __init__(self, name: str, store: VectorStore, *, encoder: TextEncoder | str | Path | None = None) -> None:
+    def __init__(self, name: str, store: Store, *, encoder: TextEncoder | str | Path | None = None) -> None:
         if not hasattr(store, "search"):
             raise DataError(
                 f"Collection(name, store) needs an open store, found {store!r:.80}: write Collection.open({name!r:.80},"
@@ -322,11 +316,20 @@ class Collection(_Asked):
 
 @dataclass(frozen=True, slots=True)
 class _LookUps:
-    """What a version is to be asked: calls of its `nearest`, each with the questions that its rows are for."""
+    """What a version is to be asked: look-ups, and for each of them the questions that its rows are for."""
 
     bound: Collection
     langs: Sequence[str]
-    calls: Sequence[tuple[Sequence[int], QuestionRows, Search]]
+    rows: Sequence[Sequence[int]]
+    calls: Sequence[tuple[QuestionRows, Search]]
+
+    def rankings(self, hits: Sequence[Sequence[Sequence[Hit]]]) -> list[list[Sequence[Hit]]]:
+        """What was found, by question: a ranking from each look-up that asked for it."""
+        rankings: list[list[Sequence[Hit]]] = [[] for _ in self.langs]
+        for rows, by_row in zip(self.rows, hits, strict=True):
+            for row, ranking in zip(rows, by_row, strict=True):
+                rankings[row].append(ranking)
+        return rankings
 
 
 class Retriever(_Asked):
@@ -398,13 +401,16 @@ class Retriever(_Asked):
             return []
         for left in reversed(range(MOST_MOVES)):
             asked = self.prepare(questions, search)
+            store, name, known = asked.bound.store, asked.bound.name, dict[str, Hit | None]()
             try:
-                hits = [asked.bound.nearest(rows, wanted) for _, rows, wanted in asked.calls]
+                rankings = asked.rankings(store.searches(name, asked.calls))
+                while wanted := self.unknown(rankings, known, search):
+                    known |= wanted | store.fetch(name, wanted)
                 break
             except Moved:  # its version was replaced and deleted: all of it again, of the next one
                 if not left:
                     raise
-        return self.answers(questions, asked, hits, search=search, progress=progress)
+        return self.answers(questions, asked.langs, rankings, known, search=search, progress=progress)
 
     def encode(self, questions: Sequence[Question]) -> tuple[Vectors, list[str], list[str]]:
         """Per question its row, the mean over its wordings when there is an expander; its language; its words."""
@@ -425,36 +431,48 @@ class Retriever(_Asked):
         bound, k = self._bind(), self._wanted(search)
         rows, langs, texts = self.encode(questions)
         wanted = k if self._words is None else max(k, DEPTH)
-        dense = replace(search, k=wanted, offset=0, per_document=self._per_document)
-        calls: list[tuple[Sequence[int], QuestionRows, Search]] = [(range(len(questions)), rows, dense)]
+        texts_at_once = not self._ids_first()
+        dense = replace(search, k=wanted, offset=0, per_document=self._per_document, texts=texts_at_once)
+        asked: list[Sequence[int]] = [range(len(questions))]
+        calls: list[tuple[QuestionRows, Search]] = [(rows, dense)]
         if self._words is not None:
             words = {row: self._words.question(text) for row, text in enumerate(texts)}
-            spoken = [row for row, tokens in words.items() if len(tokens.indices)]
-            if spoken:
-                calls.append((spoken, [words[row] for row in spoken], replace(dense, using=TEXT_SPARSE)))
-        return _LookUps(bound, langs, calls)
+            if spoken := [row for row, tokens in words.items() if len(tokens.indices)]:
+                asked.append(spoken)
+                calls.append(([words[row] for row in spoken], replace(dense, using=TEXT_SPARSE)))
+        return _LookUps(bound, langs, asked, calls)
+
+    def unknown(
+        self, rankings: Sequence[Sequence[Sequence[Hit]]], known: Mapping[str, Hit | None], search: Search
+    ) -> dict[str, Hit | None]:
+        """Between the look-ups, when it is hybrid: the points whose passages are still to be fetched, each as gone."""
+        if not self._ids_first():
+            return {}
+        k = self._wanted(search)
+        return {point: None for several in rankings for point in contenders(several, known, k=k)}
 
     def answers(
         self,
         questions: Sequence[Question],
-        asked: _LookUps,
-        hits: Sequence[Sequence[Sequence[Hit]]],
+        langs: Sequence[str],
+        rankings: Sequence[Sequence[Sequence[Hit]]],
+        known: Mapping[str, Hit | None],
         *,
         search: Search,
         progress: Progress = silent,
     ) -> list[Answer]:
         """After the look-ups: each question's hits, fused when it is hybrid, reranked when asked for, cut to a page."""
-        rankings: list[list[Sequence[Hit]]] = [[] for _ in questions]
-        for (rows, _, _), by_row in zip(asked.calls, hits, strict=True):
-            for row, ranking in zip(rows, by_row, strict=True):
-                rankings[row].append(ranking)
         hybrid, k = self._words is not None, self._wanted(search)
-        merged = [fuse_ranks(several, k=k) if hybrid else several[0] for several in rankings]
+        merged = [fuse_points(several, known, k=k) if hybrid else list(several[0]) for several in rankings]
         if self.reranker is not None:
             merged = list(self.reranker.rerank_all(questions, merged, progress=progress))
         page = slice(search.offset, search.offset + search.k)
-        each = zip(questions, asked.langs, merged, strict=True)
+        each = zip(questions, langs, merged, strict=True)
         return [Answer(question, lang, tuple(best[page])) for question, lang, best in each]
+
+    def _ids_first(self) -> bool:
+        """Rankings of a hundred for ten hits; of documents in chunks, the texts say what is of one document."""
+        return self._words is not None and self._per_document == 1
 
     def _wanted(self, search: Search) -> int:
         """How many hits are needed for the page that is wanted in the end."""
@@ -513,15 +531,16 @@ class AsyncRetriever:
         if self._server is None or not questions:
             return await self._in_thread(partial(retriever.run, questions, search))
         for left in reversed(range(MOST_MOVES)):
-            asked = await self._in_thread(partial(retriever.prepare, questions, search))
-            calls = (self._server.search(asked.bound.name, rows, wanted) for _, rows, wanted in asked.calls)
+            asked, known = await self._in_thread(partial(retriever.prepare, questions, search)), dict[str, Hit | None]()
             try:
-                hits = await asyncio.gather(*calls)
+                rankings = asked.rankings(await self._server.searches(asked.bound.name, asked.calls))
+                while wanted := retriever.unknown(rankings, known, search):
+                    known |= wanted | await self._server.fetch(asked.bound.name, wanted)
                 break
             except Moved:
                 if not left:
                     raise
-        finish = partial(retriever.answers, questions, asked, hits, search=search)
+        finish = partial(retriever.answers, questions, asked.langs, rankings, known, search=search)
         return finish() if retriever.reranker is None else await self._in_thread(finish)
 
     async def add(

@@ -9,11 +9,14 @@ import difflib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -44,6 +47,10 @@ RESERVED_META = frozenset({"lang", "title", "query_langs"})
 
 Found = tuple[float, Mapping[str, Any]]
 """A score and the payload that has it."""
+
+CONSTANT = 60  # of reciprocal rank fusion
+DEPTH = 100
+"""Hits of each ranking that take part in a fusion, or k where that is more."""
 
 _NAMESPACE = uuid.UUID("6f0f1b1e-4c1d-5b7a-9d53-0d6b6f0a7c11")  # never change: it is part of every stored point's id
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -245,18 +252,20 @@ def check_hybrid(card: Card, *, name: str) -> Bm25Settings:
 
 
 def best(
-    rows: QuestionRows, ask: Callable[[Any, int], Sequence[Sequence[Found]]], *, search: Search
+    rows: QuestionRows,
+    first: Iterable[Sequence[Found]],
+    ask: Callable[[Any, int], Sequence[Sequence[Found]]],
+    *,
+    search: Search,
 ) -> list[list[Hit]]:
-    """The best per row of `rows`, by score, then id; `ask(rows, limit)` finds that many per row, falling by score.
+    """The best per row of `rows`, by score, then id, from the `first_limit` that were found; without texts, all equals.
 
     Engines order equal scores by chance, so one more than k is asked for. When it ties with the kth, which of them
-    belong in is settled by asking again with a growing limit until the tie ends (at most 1,024 beyond k; then the
+    belong in is settled by `ask(rows, limit)` with a growing limit until the tie ends (at most 1,024 beyond k; then the
     choice stays the engine's). Of a document in chunks the best one stands for it, and the limit grows until there are
     k documents.
     """
-    k, limit = search.offset + search.k, first_limit(search)
-    first = enumerate(ask(rows, limit))
-    return [_settled(found, limit, k=k, more=partial(ask, rows[at : at + 1]))[search.offset :] for at, found in first]
+    return [_settled(found, search=search, more=partial(ask, rows[at : at + 1])) for at, found in enumerate(first)]
 
 
 def first_limit(search: Search) -> int:
@@ -264,9 +273,8 @@ def first_limit(search: Search) -> int:
     return (search.offset + search.k) * search.per_document + 1
 
 
-def _settled(
-    found: Sequence[Found], limit: int, *, k: int, more: Callable[[int], Sequence[Sequence[Found]]]
-) -> list[Hit]:
+def _settled(found: Sequence[Found], *, search: Search, more: Callable[[int], Sequence[Sequence[Found]]]) -> list[Hit]:
+    k, limit = search.offset + search.k, first_limit(search)
     ranked = _one_a_document(found)
     while len(found) == limit:
         tied = len(ranked) >= k and found[-1][0] == ranked[k - 1][0]
@@ -276,7 +284,55 @@ def _settled(
         limit = min(4 * limit, most)
         found = more(limit)[0]
         ranked = _one_a_document(found)
-    return [hit_of(score, payload) for score, payload in ranked[:k]]
+    if not search.texts:
+        return [Hit(payload["id"], score, "") for score, payload in ranked]
+    return [hit_of(score, payload) for score, payload in ranked[search.offset : k]]
+
+
+def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, k: int) -> list[Hit]:
+    """The k best of rankings that are ordered by score, then id, by reciprocal rank fusion, with the fused scores."""
+    scores: dict[str, float] = {}
+    hits: dict[str, Hit] = {}
+    for ranking in rankings:
+        for rank, hit in enumerate(ranking, 1):
+            scores[hit.id] = scores.get(hit.id, 0.0) + 1.0 / (CONSTANT + rank)
+            hits.setdefault(hit.id, hit)
+    best = sorted(scores, key=lambda docid: (-scores[docid], docid))[:k]
+    return [replace(hits[docid], score=scores[docid]) for docid in best]
+
+
+def contenders(rankings: Sequence[Sequence[Hit]], known: Mapping[str, Hit | None], *, k: int) -> set[str]:
+    """Of rankings by point id: the points whose passages must still be known to say which k `fuse_points` finds.
+
+    Among equal scores a point may stand anywhere, so that it can become as good as if it were the first of its equals,
+    or as bad as the last; and where one of them stands depends on all of them.
+    """
+    best, worst, equals = defaultdict[str, float](float), defaultdict[str, float](float), list[list[str]]()
+    for ranking in rankings:
+        last = 0
+        for _, group in groupby(_left(ranking, known), key=attrgetter("score")):
+            equals.append([hit.id for hit in group])
+            first, last = last + 1, last + len(equals[-1])
+            for point in equals[-1]:
+                best[point] += 1.0 / (CONSTANT + first)
+                worst[point] += 1.0 / (CONSTANT + last) if last <= max(k, DEPTH) else 0.0
+    least = sorted(worst.values(), reverse=True)[:k][-1:]
+    found = {point for point, score in best.items() if [score] >= least}
+    return found.union(*(group for group in equals if not found.isdisjoint(group))) - known.keys()
+
+
+def fuse_points(rankings: Sequence[Sequence[Hit]], known: Mapping[str, Hit | None], *, k: int) -> list[Hit]:
+    """`fuse_ranks` of rankings by point id. known: the passages of their `contenders`, None for what is gone."""
+    named = (
+        [replace(known[hit.id] or hit, score=hit.score) if hit.id in known else hit for hit in _left(ranking, known)]
+        for ranking in rankings
+    )
+    ranked = (sorted(hits, key=lambda hit: (-hit.score, hit.id)) for hits in named)
+    return fuse_ranks([hits[: max(k, DEPTH)] for hits in ranked], k=k)
+
+
+def _left(ranking: Sequence[Hit], known: Mapping[str, Hit | None]) -> Iterator[Hit]:
+    return (hit for hit in ranking if known.get(hit.id, hit) is not None)
 
 
 def _one_a_document(found: Sequence[Found]) -> list[Found]:

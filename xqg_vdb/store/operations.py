@@ -5,7 +5,7 @@ Both stores have an `admin` that does these things; here is what they have in co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.store.layout import CollectionOptions, same_build
-from xqg_vdb.types import Card, VectorStore
+from xqg_vdb.types import Card, Hit, QuestionRows, Search, VectorStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,14 @@ class Store(VectorStore, Protocol):
     def storage(self) -> Mapping[str, Any]:
         """What the cards of its new collections say of their options."""
         return self.options.layout()
+
+    def searches(self, name: str, look_ups: Sequence[tuple[QuestionRows, Search]]) -> list[list[list[Hit]]]:
+        """What `search` finds for each of several, in as few requests as carry them."""
+        return [self.search(name, questions, search) for questions, search in look_ups]
+
+    def fetch(self, name: str, points: Iterable[str]) -> dict[str, Hit]:
+        """The passages of those of the points that are there, by the points' ids."""
+        ...
 
     def __enter__(self) -> Self:
         return self

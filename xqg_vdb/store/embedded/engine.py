@@ -11,11 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 import numpy as np
 import qdrant_edge as edge
@@ -125,6 +126,12 @@ def payloads(shard: Shard, docids: Sequence[str], *, chunks: bool = False) -> li
     return [record.payload or {} for record in records]
 
 
+def passages(shard: Shard, points: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The payloads of those points that are there, by the points' ids."""
+    records = shard.retrieve([UUID(point) for point in points], with_payload=True, with_vector=False)
+    return {str(record.id): record.payload or {} for record in records}
+
+
 def count(shard: Shard, langs: Sequence[str] | None = None) -> int:
     """Exact number of points, of those languages when given."""
     return shard.count(edge.CountRequest(exact=True, filter=_any(LANG_KEY, langs)))
@@ -146,14 +153,14 @@ def query(shard: Shard, questions: QuestionRows, *, limit: int, search: Search) 
 
         asked = _filter(as_filter(search.where))
         wanted = asked if wanted is None else edge.Filter(must=[wanted, asked])
-    ask = partial(edge.QueryRequest, limit=limit, params=params, filter=wanted, with_payload=True)
+    ask = partial(edge.QueryRequest, limit=limit, params=params, filter=wanted, with_payload=search.texts)
     requests = [ask(query=edge.Query.Nearest(_asked(row), using=search.using)) for row in questions]
     if len(requests) == 1:
         answers = [shard.query(requests[0])]
     else:
         batches = windows(requests, _QUERY_BATCH)
         answers = [points for batch in batches for points in shard.query_batch(edge.QueryBatchRequest(batch))]
-    return [[(point.score, point.payload or {}) for point in points] for points in answers]
+    return [[(point.score, point.payload or {"id": str(point.id)}) for point in points] for points in answers]
 
 
 def scroll(

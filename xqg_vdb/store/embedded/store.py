@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +225,13 @@ class EmbeddedStore(Store):
             def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
                 return engine.query(reader.shard, questions, limit=limit, search=search)
 
-            return layout.best(rows, ask, search=search)
+            return layout.best(rows, ask(rows, layout.first_limit(search)), ask, search=search)
+
+    def fetch(self, name: str, points: Iterable[str]) -> dict[str, Hit]:
+        """The passages of those of the points that are there, by the points' ids."""
+        with self.reading(name) as reader, engine.errors(reader.version.shard):
+            payloads = engine.passages(reader.shard, points)
+            return {point: layout.hit_of(0.0, payload) for point, payload in payloads.items()}
 
     def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""

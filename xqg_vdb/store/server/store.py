@@ -10,9 +10,10 @@ import asyncio
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
@@ -20,6 +21,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.qdrant_remote import QdrantRemote
 
 from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.progress import windows
 from xqg_vdb.store import layout
 from xqg_vdb.store.filters import as_filter
 from xqg_vdb.store.layout import CollectionOptions
@@ -44,10 +46,13 @@ if TYPE_CHECKING:
     from xqg_vdb.store.server.foreign import ForeignCollection
 
 T = TypeVar("T")
+_LookUps = Sequence[tuple[QuestionRows, Search]]
+_Row = tuple[Any, Search, int]
 
 _MOST_MOVES = 5
 """Times that a search begins anew because its version was replaced and deleted meanwhile."""
 _QUERY_BATCH = 64
+_POINTS_AT_ONCE = 1000
 
 
 class ServerStore(Store):
@@ -190,55 +195,61 @@ class ServerStore(Store):
 
     def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id; without an `ef`, the server's own."""
-        rows = layout.check_search(questions, search)
+        return self.searches(name, [(questions, search)])[0]
 
-        def run(physical: str) -> list[list[Hit]]:
-            return layout.best(rows, self.asking(physical, search), search=search)
+    def searches(self, name: str, look_ups: _LookUps) -> list[list[list[Hit]]]:
+        """What `search` finds for each of several, in as few requests as carry them."""
+        checked = [(layout.check_search(questions, search), search) for questions, search in look_ups]
+
+        def run(physical: str) -> list[list[list[Hit]]]:
+            return self.settled(physical, checked, self._ask(physical, first_rows(checked)))
 
         return self._bound(name, run)
 
-    def asking(self, physical: str, search: Search) -> Callable[[QuestionRows, int], list[list[layout.Found]]]:
-        """Asks that version for so many passages of each question."""
-        requests = self.requests_for(physical, search)
+    def fetch(self, name: str, points: Iterable[str]) -> dict[str, Hit]:
+        """The passages of those of the points that are there, by the points' ids."""
 
-        def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
-            asked, found = requests(questions, limit), list[list[layout.Found]]()
-            while len(found) < len(asked):
-                send = partial(self.send_next, self._client, physical, asked, len(found))
-                found += map(_found, self._server.read(send))
-            return found
+        def run(physical: str) -> dict[str, Hit]:
+            parts = asked_points(points)
+            return fetched(self._server.read(partial(self._client.retrieve, physical, part)) for part in parts)
 
-        return ask
+        return self._bound(name, run)
 
-    def requests_for(self, physical: str, search: Search) -> Callable[[QuestionRows, int], list[models.QueryRequest]]:
-        """Makes the requests of questions and a limit; for both clients."""
-        wanted = any_of(layout.LANG_KEY, search.passage_langs)
+    def settled(self, physical: str, look_ups: _LookUps, found: Sequence[list[layout.Found]]) -> list[list[list[Hit]]]:
+        """The hits of each look-up from what was found for its `first_rows`; for equal scores, more is asked for."""
+
+        def more(search: Search) -> Callable[[QuestionRows, int], list[list[layout.Found]]]:
+            return lambda rows, limit: self._ask(physical, [(row, search, limit) for row in rows])
+
+        answers = iter(found)
+        return [layout.best(rows, islice(answers, len(rows)), more(search), search=search) for rows, search in look_ups]
+
+    def _ask(self, physical: str, rows: Sequence[_Row]) -> list[list[layout.Found]]:
+        found = list[list[layout.Found]]()
+        while len(found) < len(rows):
+            found += map(_found, self._server.read(partial(self.send, self._client, physical, rows[len(found) :])))
+        return found
+
+    def send(self, client: Any, physical: str, rows: Sequence[_Row]) -> Any:
+        """Send the first of them, as many as one call carries, and as broad as the server is known to allow."""
+        batch = rows[: self._server.most("search batch size", _QUERY_BATCH)]
+        return client.query_batch_points(physical, [self._request(physical, *row) for row in batch])
+
+    def _request(self, physical: str, row: Any, search: Search, limit: int) -> models.QueryRequest:
+        wanted, most = any_of(layout.LANG_KEY, search.passage_langs), self._server.most
         if search.where is not None:
             asked = as_filter(search.where)
             wanted = asked if wanted is None else models.Filter(must=[wanted, asked])
         params = None
         if not self._names.is_local:  # that one is always exact, and warns when it is asked to be
             again = models.QuantizationSearchParams(
-                ignore=search.exact, rescore=True, oversampling=layout.OVERSAMPLING
+                ignore=search.exact, rescore=True, oversampling=float(most("oversampling", round(layout.OVERSAMPLING)))
             )  # candidates among quantised vectors are compared again with the full ones
-            quantized = again if self._is_quantized(physical) else None
-            params = models.SearchParams(hnsw_ef=search.ef, exact=search.exact, quantization=quantized)
-        request = partial(models.QueryRequest, using=search.using, filter=wanted, params=params, with_payload=True)
-        return lambda questions, limit: [request(query=_asked(row), limit=limit) for row in questions]
-
-    def send_next(self, client: Any, physical: str, requests: Sequence[models.QueryRequest], start: int) -> Any:
-        """Send those from `start` on, as many as one call carries, and as broad as the server is known to allow."""
-        most, params = self._server.most, requests[0].params
-        if params is not None:
-            ef, again = params.hnsw_ef, params.quantization
-            if again is not None:
-                again = again.model_copy(
-                    update={"oversampling": float(most("oversampling", round(layout.OVERSAMPLING)))}
-                )
-            less = {"hnsw_ef": None if ef is None else most("hnsw_ef", ef), "quantization": again}
-            params = params.model_copy(update=less)
-        batch = requests[start : start + most("search batch size", _QUERY_BATCH)]
-        return client.query_batch_points(physical, [one.model_copy(update={"params": params}) for one in batch])
+            quantized = again if self.is_quantized(physical) else None
+            params = models.SearchParams(hnsw_ef=most("hnsw_ef", search.ef), exact=search.exact, quantization=quantized)
+        return models.QueryRequest(
+            query=_asked(row), using=search.using, filter=wanted, params=params, limit=limit, with_payload=search.texts
+        )
 
     def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
@@ -294,7 +305,7 @@ class ServerStore(Store):
                     raise self.looks.missing(name) from error
         raise self.looks.missing(name)
 
-    def _is_quantized(self, physical: str) -> bool:
+    def is_quantized(self, physical: str) -> bool:
         """Whether the collection keeps small copies of its vectors; asked once, a version never changes that."""
         if physical not in self._quantized:
             config = self._server.read(lambda: self._client.get_collection(physical)).config
@@ -346,22 +357,22 @@ class _AsyncSearch:
         self._clients: dict[asyncio.AbstractEventLoop, AsyncQdrantClient] = {}
         self._mutex = threading.Lock()
 
-    async def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
-        """The k best per question, by score, then id; `name` is bound to a version, such as wiki@v0003."""
-        rows, first = layout.check_search(questions, search), layout.first_limit(search)
+    async def searches(self, name: str, look_ups: _LookUps) -> list[list[list[Hit]]]:
+        """What each of several look-ups finds; `name` is bound to a version, such as wiki@v0003."""
+        checked = [(layout.check_search(questions, search), search) for questions, search in look_ups]
         physical = await asyncio.to_thread(self._store.physical, name)
-        requests = await asyncio.to_thread(self._store.requests_for, physical, search)
-        try:
-            found = await self._ask(physical, requests(rows, first))
-        except NotFound as error:
-            raise await asyncio.to_thread(self._store.looks.missing, name) from error
+        await self._call(name, partial(asyncio.to_thread, self._store.is_quantized, physical))  # known from here on
+        rows, found = first_rows(checked), list[list[layout.Found]]()
+        while len(found) < len(rows):
+            send = partial(self._store.send, self._client(), physical, rows[len(found) :])
+            found += map(_found, await self._call(name, send))
+        return await asyncio.to_thread(self._store.settled, physical, checked, found)
 
-        def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
-            if limit == first:
-                return found
-            return self._store.asking(physical, search)(questions, limit)  # rare: equal scores at the kth place
-
-        return await asyncio.to_thread(layout.best, rows, ask, search=search)
+    async def fetch(self, name: str, points: Iterable[str]) -> dict[str, Hit]:
+        """The passages of those of the points that are there, by the points' ids."""
+        physical, client = await asyncio.to_thread(self._store.physical, name), self._client()
+        parts = [partial(client.retrieve, physical, part) for part in asked_points(points)]
+        return fetched([await self._call(name, part) for part in parts])
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; the next search opens new ones."""
@@ -370,12 +381,11 @@ class _AsyncSearch:
         if client is not None:
             await client.close()
 
-    async def _ask(self, physical: str, requests: Sequence[models.QueryRequest]) -> list[list[layout.Found]]:
-        client, deadline, found = self._client(), self._server.read_deadline, list[list[layout.Found]]()
-        while len(found) < len(requests):
-            send = partial(self._store.send_next, client, physical, requests, len(found))
-            found += map(_found, await self._server.call_async(send, deadline=deadline))
-        return found
+    async def _call(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await self._server.call_async(request, deadline=self._server.read_deadline)
+        except NotFound as error:
+            raise await asyncio.to_thread(self._store.looks.missing, name) from error
 
     def _client(self) -> AsyncQdrantClient:
         loop = asyncio.get_running_loop()
@@ -393,6 +403,22 @@ def _asked(question: Any) -> Any:
     if isinstance(question, SparseVector):
         return models.SparseVector(indices=question.indices.tolist(), values=question.values.tolist())
     return question.tolist()
+
+
+def first_rows(look_ups: _LookUps) -> list[_Row]:
+    """Every row of the look-ups with its search, and how many to ask for at first."""
+    return [(row, search, layout.first_limit(search)) for rows, search in look_ups for row in rows]
+
+
+def asked_points(points: Iterable[str]) -> Iterator[list[Any]]:
+    """Ids of points as the server has them, so many as one request asks for."""
+    return windows([int(point) if point.isdecimal() else point for point in points], _POINTS_AT_ONCE)
+
+
+def fetched(pages: Iterable[Sequence[models.Record]]) -> dict[str, Hit]:
+    """The passages of points, by the points' ids."""
+    points = (point for page in pages for point in page)
+    return {str(point.id): layout.hit_of(0.0, {"id": str(point.id), **(point.payload or {})}) for point in points}
 
 
 def _found(answer: models.QueryResponse) -> list[layout.Found]:
