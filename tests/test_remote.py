@@ -58,6 +58,8 @@ class Embeddings:
         threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
 
     def answer(self, body):
+        if "inputs" in body:
+            return self.embed(body)
         texts = body["input"]
         if "busy" in self.quirks and len(self.asked) % 3 == 1:
             return 503, {"error": {"message": "loading"}}
@@ -78,6 +80,30 @@ class Embeddings:
             coded = base64.b64encode(row.tobytes()).decode() if wanted == "base64" else row.tolist()
             entries.append({"index": i, "embedding": coded})
         return 200, {"data": entries[::-1]}  # in any order
+
+    def embed(self, body):
+        """TEI's own protocol: prompts by name, lengths and cuts as asked for, its statuses."""
+        if set(body) - {"inputs", "prompt_name", "normalize", "truncate", "truncation_direction", "dimensions"}:
+            return 422, {"error": f"unknown field in {list(body)}", "error_type": "validation"}
+        texts = body["inputs"]
+        if "busy" in self.quirks and len(self.asked) % 3 == 1:
+            return 429, {"error": "Model is overloaded", "error_type": "overloaded"}
+        if "backend" in self.quirks:
+            return 424, {"error": "Inference failed", "error_type": "backend"}
+        if len(texts) > 32:
+            return 413, {
+                "error": f"batch size {len(texts)} > maximum allowed batch size 32",
+                "error_type": "Validation",
+            }
+        if any("untokenizable" in text for text in texts):
+            return 422, {"error": "Tokenization error", "error_type": "tokenizer"}
+        if not body.get("truncate") and any(len(text.split()) > 62 for text in texts):
+            return 413, {"error": "`inputs` must have less than 64 tokens", "error_type": "Validation"}
+        prompt = {"query": "query: ", "passage": "passage: ", None: ""}[body.get("prompt_name")]
+        rows = self.tiny._rows.rows([prompt + text for text in texts], prefix="")
+        if body.get("normalize", True):
+            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return 200, rows.tolist()
 
 
 @pytest.fixture
@@ -107,6 +133,30 @@ def test_a_served_encoder_gives_the_rows_of_the_local_one(server, tiny, tmp_path
             rows = encoder.encode_queries(TEXTS[:3], calibrate=False)
             np.testing.assert_allclose(rows, tiny.encode_queries(TEXTS[:3], calibrate=False), atol=1e-5)
     assert max(len(body["input"]) for body in server.asked) <= 64
+
+
+def test_teis_own_protocol_with_prompts_by_name(server, tiny, tmp_path):
+    url = server.url.replace("/v1", "/embed")
+    named = Overrides(query_prefix="prompt_name:query", passage_prefix="prompt_name:passage")
+    folder = export(url, tmp_path / "out", model="tiny", overrides=named, say=silent)
+    long = ["w1 w2 " * 300, "w3"]
+    for quirks in (set(), {"busy"}):
+        server.quirks, server.asked = quirks, []
+        with Encoder(folder.path) as encoder:
+            np.testing.assert_allclose(encoder.encode_passages(TEXTS), tiny.encode_passages(TEXTS), atol=1e-5)
+            rows = encoder.encode_queries(TEXTS[:3], calibrate=False)
+            np.testing.assert_allclose(rows, tiny.encode_queries(TEXTS[:3], calibrate=False), atol=1e-5)
+            np.testing.assert_allclose(encoder.encode_passages(long), tiny.encode_passages(long), atol=1e-5)
+    assert {body.get("prompt_name") for body in server.asked} == {None, "query", "passage"}  # none for the canaries
+    assert all(body["normalize"] is False and body["truncate"] is True for body in server.asked)
+    with Encoder(folder.path) as encoder:
+        with pytest.raises(ServerError, match=r"refused a text \('untokenizable.*Tokenization error"):
+            encoder.encode_passages([*TEXTS[:5], "untokenizable " * 100])
+        server.quirks = {"backend"}
+        with pytest.raises(ServerError, match="status 424: Inference failed"):
+            encoder.encode_passages(TEXTS[:1])
+    with pytest.raises(DataError, match="is for a server's own /embed"):
+        export(server.url, tmp_path / "other", model="tiny", overrides=named, say=silent)
 
 
 def test_rows_may_be_cut_and_long_texts_are(server, tmp_path):

@@ -24,6 +24,7 @@ from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.index.update import add, delete, since_load
 from xqg_vdb.index.verify import verify
 from xqg_vdb.search.retriever import Collection
+from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import digest
 from xqg_vdb.store.server.store import ServerStore
@@ -335,8 +336,14 @@ def test_stopped_anywhere_documents_in_chunks_end_whole(store, name, number, mon
         store.delete(f"{name}-twin")
 
 
+def build_index_here(path):
+    shard = engine.load(path)
+    shard.optimize()
+    shard.close()
+
+
 class Living(RuleBasedStateMachine):
-    """Loads, adds, deletes and stops, against a dict of texts whose vectors numpy makes."""
+    """Loads, adds, deletes, stops, rollbacks, indexing, searches, against dicts of texts whose vectors numpy makes."""
 
     kind = "embedded"
     some = st.lists(st.integers(0, 11), max_size=8, unique=True)
@@ -356,6 +363,9 @@ class Living(RuleBasedStateMachine):
         )
         self.folder.enter_context(self.store)
         self.encoder, self.model, self.unsure = an_encoder(), {}, set()
+        self.before = {}  # the models of other versions
+        patch = self.folder.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(engine, "build_index", build_index_here)  # a process of its own costs a second
 
     def teardown(self):
         self.folder.close()
@@ -370,8 +380,36 @@ class Living(RuleBasedStateMachine):
     @rule(numbers=some.filter(bool), edition=editions)
     def again(self, numbers, edition):
         rows = self.texts(numbers, edition)
+        if self.model:
+            self.before[self.store.version("wiki")] = self.model
         load(rows, "wiki", encoder=self.encoder, store=self.store)
         self.model, self.unsure = {row["id"]: row for row in rows}, set()
+
+    @precondition(lambda self: not self.unsure and len(self.store.admin.versions("wiki")) > 1)
+    @rule()
+    def rollback(self):
+        self.before[self.store.version("wiki")] = self.model
+        versions = {state.name: state for state in self.store.admin.versions("wiki") if state.finished}
+        published = next(name for name, state in versions.items() if state.published)
+        other = max(name for name in versions if name != published)
+        assert self.store.admin.rollback("wiki", version=other) == other
+        self.model = self.before[other]
+
+    @precondition(lambda self: self.kind == "embedded")
+    @rule()
+    def optimise(self):
+        with self.store.reading("wiki") as reader:
+            reader.shard.optimize()
+
+    @precondition(lambda self: self.model and not self.unsure)
+    @rule(number=st.integers(0, 11), k=st.integers(1, 12))
+    def search(self, number, k):
+        row = self.encoder.encode_queries([f"word{number} maji"], calibrate=False)
+        hits = self.store.search("wiki", row, Search(k, exact=True))[0]
+        rows = self.encoder.encode_passages([f"{row['title']} {row['text']}" for row in self.model.values()])
+        scores = dict(zip(self.model, (rows @ row[0]).tolist(), strict=True))
+        assert [scores[hit.id] for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True)[:k], abs=1e-5)
+        assert len({hit.id for hit in hits}) == len(hits)
 
     @rule(numbers=some.filter(bool), edition=editions)
     def add(self, numbers, edition):
@@ -447,9 +485,9 @@ class LivingOnAServer(Living):
 
 
 TestLiving = Living.TestCase
-TestLiving.settings = settings(max_examples=3, stateful_step_count=15, deadline=None)
+TestLiving.settings = settings(max_examples=4, stateful_step_count=25, deadline=None)
 TestLivingOnAServer = LivingOnAServer.TestCase
-TestLivingOnAServer.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestLivingOnAServer.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
 
 
 def test_a_collection_that_is_loaded_or_replaced_meanwhile_is_refused(store, name):

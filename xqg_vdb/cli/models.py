@@ -59,8 +59,9 @@ def export(
     cross: and a checkpoint is a cross-encoder, for `search --rerank cross:MODEL`; it is exported in fp32.
 
     CHECKPOINT may also be the URL, up to /v1, of an OpenAI-compatible server (OpenAI, TEI, vLLM, Ollama, llama.cpp;
-    its key in XQG_VDB_ENCODER_KEY or OPENAI_API_KEY). OUT then holds its conventions and its calibration, and is an
-    encoder like any other.
+    its key in XQG_VDB_ENCODER_KEY or OPENAI_API_KEY), or of TEI's own /embed, where --query-prefix prompt_name:query
+    lets the server put its prompt of that name before questions. OUT then holds its conventions and its calibration,
+    and is an encoder like any other.
     """
     from xqg_vdb.export.encoder import export as run
     from xqg_vdb.export.gate import explain as describe

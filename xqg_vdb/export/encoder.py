@@ -63,7 +63,7 @@ from xqg_vdb.models.folder import (
     open_model_folder,
     write_manifest,
 )
-from xqg_vdb.models.remote import CANARY, CANARY_TEXTS, Remote, ask_endpoint
+from xqg_vdb.models.remote import CANARY, CANARY_TEXTS, PROMPT, Remote, ask_endpoint, takes_prompts
 from xqg_vdb.progress import bars
 from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
 from xqg_vdb.texts.languages import question_bank
@@ -203,7 +203,7 @@ def export_remote(
     overrides: Overrides | None = None,
     say: Callable[[str], None] = print,
 ) -> ModelFolder:
-    """The folder of an encoder that runs elsewhere: a server's URL up to `/v1`, or a callable (texts to rows).
+    """The folder of an encoder that runs elsewhere: a server's URL up to `/v1` or `/embed`, or a callable.
 
     It holds the conventions, the language means and the rows of a few texts, by which every opening checks the model.
     Rows are given length 1 unless `normalize` says otherwise. Raises ServerError, ModelError, DataError.
@@ -221,6 +221,8 @@ def export_remote(
         family = family_conventions(model, {"hidden_size": width})
         start = family or EncoderSpec(width, "mean", normalize=True, max_length=REMOTE_LENGTH)
         spec = shortened(replace(start, **changed), width, changed.get("dim"))
+        if PROMPT in spec.query_prefix + spec.passage_prefix and not takes_prompts(str(url)):
+            raise DataError(f"{PROMPT}NAME is for a server's own /embed; give {model} the prompt itself as a prefix.")
         folder = scratch / "model"
         folder.mkdir()
         np.savez(folder / CANARY, rows=rows)

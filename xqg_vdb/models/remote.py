@@ -1,4 +1,4 @@
-"""Encoders that run elsewhere: behind an OpenAI-compatible `/v1/embeddings`, or in a Python callable of the user's.
+"""Encoders that run elsewhere: behind an OpenAI-compatible `/v1/embeddings`, TEI's own `/embed`, or a user's callable.
 
 Also the HTTP client that they share with generation: bounded patience, retries, and errors in our words. A key comes
 from the environment, goes into one header, and never into a message, a log or a file.
@@ -19,6 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -214,7 +215,9 @@ CANARY_TEXTS = (
     "The Nile is a major north-flowing river in northeastern Africa. It flows into the Mediterranean Sea.",
 )  # fmt: skip
 SAME_MODEL = 0.999  # cosine; servers with other hardware or batches differ in the fourth decimal
-_TOO_LONG = re.compile(r"token|context|length|too (long|large)|maximum", re.IGNORECASE)
+PROMPT = "prompt_name:"
+"""In place of a prefix: the name of a prompt that the server puts before a text (TEI's `/embed`)."""
+_TOO_LONG = re.compile(r"token(?!iz)|context|length|too (long|large)|maximum", re.IGNORECASE)
 _SHORT = 200  # characters; what is refused at this length is refused for another reason
 _TEXTS, _CHARACTERS = 64, 100_000  # of a request; a server that takes less says so, and gets halves
 
@@ -223,7 +226,7 @@ class Remote:
     """Texts to rows by a callable that is asked for a bounded number of texts at a time."""
 
     def __init__(
-        self, embed: Callable[[list[str]], Any], *, name: str, concurrency: int = 1, close: Callable[[], object] = int
+        self, embed: Callable[..., Any], *, name: str, concurrency: int = 1, close: Callable[[], object] = int
     ) -> None:
         self._embed, self._name, self._close = embed, name, close
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="xqg-embed")
@@ -237,9 +240,12 @@ class Remote:
         """Rows (n, dim) float32. Raises ModelError for what is none, ServerError, UnicodeError."""
         for text in texts:
             text.encode()
+        embed, prompt = self._embed, prefix.removeprefix(PROMPT)
+        if prompt != prefix:
+            texts, embed = [text[len(prefix) :] for text in texts], partial(embed, prompt=prompt)
         step = max(1, min(_TEXTS, _CHARACTERS // max(map(len, texts))))
         batches = [list(texts[start : start + step]) for start in range(0, len(texts), step)]
-        made = self._pool.map(self._embed, batches)
+        made = self._pool.map(embed, batches)
         parts = []
         for rows, batch in zip(made, batches, strict=True):
             parts.append(self._checked(rows, batch))
@@ -259,37 +265,43 @@ class Remote:
 
 
 class _Endpoint:
-    """`/embeddings` of a server. A setting that it refuses by name is left out from then on."""
+    """`/embeddings` of a server, or its `/embed`. A setting that it refuses by name is left out from then on."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self._settings = server, {"encoding_format": "base64"}
+        self.server, self._embed = server, takes_prompts(server.url)
+        # lengths are this side's business, and a text too long is cut there
+        self._settings = {"normalize": False, "truncate": True} if self._embed else {"encoding_format": "base64"}
 
-    def __call__(self, texts: list[str]) -> list[Any]:
+    def __call__(self, texts: list[str], prompt: str = "") -> list[Any]:
         self.server.given_up = ""
+        path = "" if self._embed else "/embeddings"
         try:
-            response = self.server.post("/embeddings", lambda: self._body(texts), adapted=self._adapted)
+            response = self.server.post(path, lambda: self._body(texts, prompt), adapted=self._adapted)
         except _TooLargeError as error:
             if len(texts) > 1:  # smaller requests pass, or one text alone is refused, by its reason
                 middle = len(texts) // 2
-                return self(texts[:middle]) + self(texts[middle:])
+                return self(texts[:middle], prompt) + self(texts[middle:], prompt)
             if not (_TOO_LONG.search(str(error)) and len(texts[0]) > _SHORT):
                 self.server.give_up(f"{self.server.host} refused a text ({texts[0][:60]!r}): {error}.")
-            return self([texts[0][: len(texts[0]) * 3 // 4]])  # cut, as an encoder of ours cuts
+            return self([texts[0][: len(texts[0]) * 3 // 4]], prompt)  # cut, as an encoder of ours cuts
         return self._read(response, len(texts))
 
     def _adapted(self, sent: Mapping[str, Any], response: httpx.Response) -> bool:
         reason = self.server.without_key(reason_of(response))
-        if "encoding_format" in sent and "encoding_format" in reason:
-            self._settings.pop("encoding_format", None)
+        for setting in [name for name in self._settings if name in sent and name in reason]:
+            self._settings.pop(setting)
             return True
         raise _TooLargeError(reason)
 
-    def _body(self, texts: list[str]) -> dict[str, Any]:
+    def _body(self, texts: list[str], prompt: str) -> dict[str, Any]:
+        if self._embed:
+            return {"inputs": texts, **self._settings, **({"prompt_name": prompt} if prompt else {})}
         return {"model": self.server.model, "input": texts, **self._settings}
 
     def _read(self, response: httpx.Response, count: int) -> list[Any]:
         try:
-            data = response.json()["data"]
+            data = response.json()
+            data = [{"embedding": row} for row in data] if self._embed else data["data"]
             order = [int(entry.get("index", i)) for i, entry in enumerate(data)]
             if sorted(order) != list(range(count)):
                 raise ValueError(f"{len(data)} vectors for {count} texts")
@@ -307,8 +319,13 @@ class _TooLargeError(Exception):
     """Why a request was refused that may pass with fewer or shorter texts."""
 
 
+def takes_prompts(url: str) -> bool:
+    """Whether an address is of TEI's own protocol, whose prompts have names."""
+    return url.rstrip("/").endswith("/embed")
+
+
 def ask_endpoint(url: str, model: str, *, concurrency: int = 8) -> Remote:
-    """Rows from an OpenAI-compatible server. url: up to and with `/v1`. Raises DataError for what is no URL."""
+    """Rows from a server. url: up to and with an OpenAI-compatible `/v1`, or `/embed`. Raises DataError for no URL."""
     server = Server(url, model=model, keys=KEY_VARIABLES, timeout=120.0, patience=600.0)
     return Remote(_Endpoint(server), name=f"{model} at {server.host}", concurrency=concurrency, close=server.close)
 
