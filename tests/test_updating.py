@@ -380,7 +380,7 @@ class Living(RuleBasedStateMachine):
     @rule(numbers=some.filter(bool), edition=editions)
     def again(self, numbers, edition):
         rows = self.texts(numbers, edition)
-        if self.model:
+        if "wiki" in self.store.names():
             self.before[self.store.version("wiki")] = self.model
         load(rows, "wiki", encoder=self.encoder, store=self.store)
         self.model, self.unsure = {row["id"]: row for row in rows}, set()
@@ -485,9 +485,9 @@ class LivingOnAServer(Living):
 
 
 TestLiving = Living.TestCase
-TestLiving.settings = settings(max_examples=4, stateful_step_count=25, deadline=None)
+TestLiving.settings = settings(max_examples=7, stateful_step_count=50, deadline=None)
 TestLivingOnAServer = LivingOnAServer.TestCase
-TestLivingOnAServer.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
+TestLivingOnAServer.settings = settings(max_examples=33, stateful_step_count=50, deadline=None)
 
 
 def test_a_collection_that_is_loaded_or_replaced_meanwhile_is_refused(store, name):

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -45,6 +46,9 @@ def _key(entry: Field[Any]) -> str:
     return str(entry.metadata.get("json", entry.name))
 
 
+_type_hints = cache(get_type_hints)
+
+
 def checked(kind: Any, value: Any, name: str) -> Any:
     """A JSON value as the type that a field has: a record, a tuple, one of several words, a plain value."""
     origin, inside = get_origin(kind), get_args(kind)
@@ -56,7 +60,7 @@ def checked(kind: Any, value: Any, name: str) -> Any:
         items = [checked(inside[0], item, name) for item in value]
         return tuple(items) if origin is tuple else items
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
-        hints = get_type_hints(kind)
+        hints = _type_hints(kind)
         there = [f for f in fields(kind) if _key(f) in value]
         known = {f.name: checked(hints[f.name], value[_key(f)], _key(f)) for f in there}
         try:
