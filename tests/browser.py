@@ -47,21 +47,22 @@ class Page:
         line, self.rest = self.rest.split(b"\0", 1)
         return json.loads(line)
 
-    def open(self, path: Path, *, width: int, dark: bool = False) -> None:
-        """Show a file in a window of `width` CSS pixels and wait until it is loaded."""
+    def open(self, what: Path | str, *, width: int, dark: bool = False) -> None:
+        """Show a file or an address in a window of `width` CSS pixels and wait until it is loaded."""
         self.events.clear()
         screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=what if isinstance(what, str) else what.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self.receive())
         self.run("1")  # what is on its way has come
 
     def run(self, script: str):
-        """The value of a script in the page."""
-        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+        """The value of a script in the page, or of what its promise brings."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        return answer["result"].get("value")
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the console, the content policy's included."""

@@ -69,14 +69,15 @@ def test_a_question_plain_and_calibrated_side_by_side(client):
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({}, "q must be a question"),
-        ({"q": "  "}, "q must be a question"),
+        ({}, "A question of 1 to 2,000 characters is needed"),
+        ({"q": "  "}, "A question of 1"),
         ({"q": "x" * 2001}, "1 to 2,000 characters"),
         ({"q": "x", "k": "0"}, "k must be a number from 1 to 100"),
         ({"q": "x", "k": "101"}, "k must be a number"),
         ({"q": "x", "k": "٣"}, "k must be a number"),
         ({"q": "x", "collection": "wikki"}, "There is no collection 'wikki': there are wiki."),
         ({"q": "x", "lang": "klingonese"}, "language"),
+        ({"q": "x", "compare": "1"}, "compare must be true or false."),
         ({"q": "x", "top": "3"}, "There is no parameter 'top': give q, collection"),
     ],
 )

@@ -6,22 +6,24 @@ for nothing from elsewhere; its script and style are the only ones that its cont
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import threading
 import time
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from xqg_vdb.calibration import TextEncoder
-from xqg_vdb.errors import DataError, LockedError, MissingExtra, ServerError, XqgError
+from xqg_vdb.errors import DataError, LockedError, MismatchError, MissingExtra, ServerError, XqgError, printable
 from xqg_vdb.generate.output import versions
-from xqg_vdb.search.retriever import Collection, Retriever
+from xqg_vdb.index.update import since_load
+from xqg_vdb.search.retriever import Collection, Retriever, collection_means
 from xqg_vdb.store.operations import Store
 from xqg_vdb.types import Question, Search
 
@@ -34,20 +36,35 @@ MOST_HITS = 100
 MOST_CHARACTERS = 2000
 LOOPBACK = ("127.0.0.1", "localhost")
 OPEN = ("/", "/health")  # what needs no key: neither shows anything of a collection
-_PARAMETERS = {
-    "q": ("string", f"The question, in any language; {MOST_CHARACTERS:,} characters at most."),
-    "collection": ("string", "Its name; may be left out where there is one."),
-    "k": ("integer", f"How many passages, {MOST_HITS} at most; 10 if left out."),
-    "lang": ("string", "Language code of the question; detected if left out."),
-    "passage_lang": ("string", "Only passages in this language; may be given several times."),
-    "compare": ("boolean", "true: also the hits without calibration, and each hit's rank among them."),
+_PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
+    "q": (
+        {"type": "string", "minLength": 1, "maxLength": MOST_CHARACTERS},
+        f"The question, in any language; {MOST_CHARACTERS:,} characters at most.",
+    ),
+    "collection": ({"type": "string"}, "Its name; may be left out where there is one."),
+    "k": ({"type": "integer", "minimum": 1, "maximum": MOST_HITS, "default": 10}, "How many passages."),
+    "lang": ({"type": "string"}, "Language code of the question; detected if left out."),
+    "passage_lang": (
+        {"type": "array", "items": {"type": "string"}},
+        "Only passages in this language; may be given several times.",
+    ),
+    "compare": (
+        {"type": "boolean", "default": False},
+        "true: also the hits without calibration, and each hit's rank among them.",
+    ),
 }
+_AWAY = {
+    ServerError: "The store does not answer: try again later.",
+    LockedError: "Another process uses the store: try again later.",
+}
+_FOLDER = re.compile(r"(?<![\w/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
+_log = logging.getLogger("xqg_vdb.serve")
 
 
 class Service:
-    """Answers of the API, as JSON values. Collections are opened when they are first asked; threads may share it.
+    """Answers for those who ask from outside, as JSON values. Threads may share it.
 
-    open_encoder: the encoder for a collection; one is kept for each fingerprint.
+    Collections are opened when they are first asked. open_encoder: the encoder for one; kept for each fingerprint.
     """
 
     def __init__(self, store: Store, open_encoder: Callable[[Collection], TextEncoder]) -> None:
@@ -67,34 +84,63 @@ class Service:
             for name, card in cards
         ]
 
-    def search(self, parameters: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """The passages for a question. Raises DataError for parameters that it does not know or cannot use."""
-        given = dict(parameters)
-        if unknown := sorted(given.keys() - _PARAMETERS.keys()):
-            raise DataError(f"There is no parameter {unknown[0]!r}: give {', '.join(_PARAMETERS)}.")
-        text, k = given.get("q", "").strip(), given.get("k", "10")
+    def audit(self, name: str = "") -> dict[str, Any]:
+        """What a collection knows of languages: its passages', its queries', and those with a mean to calibrate by."""
+        collection = self.collection(name)
+        card = collection.card
+        return {
+            "collection": collection.name,
+            "passages": dict(self._store.admin.state(collection.name).languages),
+            "queries_folded_in": list(card.query_langs),
+            "calibration": card.calibration,
+            "calibrated_questions": sorted(collection_means(collection.encoder, card).means),
+            "since_load": since_load(card),
+        }
+
+    def search(
+        self,
+        question: str,
+        *,
+        collection: str = "",
+        k: int = 10,
+        lang: str | None = None,
+        passage_langs: Sequence[str] | None = None,
+        compare: bool = False,
+    ) -> dict[str, Any]:
+        """The passages for a question. Raises DataError for what it cannot use."""
+        text = question.strip()
         if not text or len(text) > MOST_CHARACTERS:
-            raise DataError(f"q must be a question of 1 to {MOST_CHARACTERS:,} characters.")
-        if not re.fullmatch("[0-9]{1,3}", k) or not 1 <= int(k) <= MOST_HITS:
-            raise DataError(f"k must be a number from 1 to {MOST_HITS}.")
-        name = self._named(given.get("collection", ""))
-        langs = [value for key, value in parameters if key == "passage_lang"]
-        question, wanted = Question("0", text, given.get("lang") or None), Search(int(k), langs or None)
+            raise DataError(f"A question of 1 to {MOST_CHARACTERS:,} characters is needed.")
+        asked, wanted = Question("0", text, lang), Search(k, passage_langs)
         began = time.perf_counter()
-        collection = Collection(name, self._store)
-        encoder = self._encoder(collection)
-        calibrated = Retriever(encoder, collection)
-        (answer,) = calibrated.run([question], wanted)
+        chosen = self.collection(collection)
+        calibrated = Retriever(chosen.encoder, chosen)
+        (answer,) = calibrated.run([asked], wanted)
+        means = calibrated.question_encoder.language_means.means
         found: dict[str, Any] = {
-            "collection": name, "question": text, "lang": answer.lang, "detected": question.lang is None,
-            "calibration": calibrated.question_encoder.strength, "hits": list(map(asdict, answer.hits)),
+            "collection": chosen.name, "question": text, "lang": answer.lang, "detected": lang is None,
+            "calibration": calibrated.question_encoder.strength, "mean": answer.lang if answer.lang in means else None,
+            "hits": list(map(asdict, answer.hits)),
         }  # fmt: skip
-        if given.get("compare") == "true":
-            (before,) = Retriever(encoder, collection, calibration=0.0).run([question], wanted)
+        if compare:
+            (before,) = Retriever(chosen.encoder, chosen, calibration=0.0).run([asked], wanted)
             rank = {hit.id: number for number, hit in enumerate(before.hits, 1)}
             found["hits"] = [{**hit, "plain_rank": rank.get(hit["id"])} for hit in found["hits"]]
             found["plain"] = list(map(asdict, before.hits))
         return {**found, "seconds": round(time.perf_counter() - began, 4)}
+
+    def collection(self, name: str) -> Collection:
+        """One of them with its encoder: the published version's, which another load may have changed.
+
+        name: "" where there is one only.
+        """
+        name = self._named(name)
+        collection = Collection(name, self._store)
+        fingerprint = collection.card.encoder.fingerprint
+        with self._lock:
+            if fingerprint not in self._encoders:
+                self._encoders[fingerprint] = self._open_encoder(collection)
+        return Collection(name, self._store, encoder=self._encoders[fingerprint])
 
     def _named(self, name: str) -> str:
         names = self._store.names()
@@ -105,31 +151,66 @@ class Service:
             raise DataError(f"{what}: there are {', '.join(names) or 'none yet'}.")
         return names[0]
 
-    def _encoder(self, collection: Collection) -> TextEncoder:
-        """The encoder of the published version, which another load may have changed."""
-        fingerprint = collection.card.encoder.fingerprint
-        with self._lock:
-            if fingerprint not in self._encoders:
-                self._encoders[fingerprint] = self._open_encoder(collection)
-            return self._encoders[fingerprint]
+
+def explained(error: Exception) -> tuple[int, str]:
+    """An HTTP status and one sentence for those who ask. Names of this machine stay here, in the log."""
+    if isinstance(error, DataError | MismatchError):
+        return 400 if isinstance(error, DataError) else 500, printable(_FOLDER.sub("", str(error)))
+    _log.error("%s", error, exc_info=not isinstance(error, XqgError))
+    away = next((told for kind, told in _AWAY.items() if isinstance(error, kind)), "")
+    return 503 if away else 500, away or "This service cannot answer that; its log says why."
+
+
+def guarded(app: Any, *, key: str = "", hosts: Sequence[str] = LOOPBACK, free: Iterable[str] = ()) -> Any:
+    """The ASGI application behind the key, which is asked for as `Authorization: Bearer KEY`; "" for none.
+
+    hosts: names under which it may be asked, so that no page of another site reads it by a name of its own (DNS
+    rebinding); () for any. free: paths that need no key.
+    """
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+
+    def refusal(request: Request) -> Response | None:
+        if hosts and request.url.hostname not in hosts:
+            return JSONResponse({"error": f"This service is not asked as {request.url.hostname!r}."}, 421)
+        said = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if key and request.url.path not in free and not secrets.compare_digest(said, key.encode()):
+            return JSONResponse({"error": "Give the key of this service."}, 401, {"WWW-Authenticate": "Bearer"})
+        return None
+
+    async def guard(scope: Any, receive: Any, send: Any) -> None:
+        refused = refusal(Request(scope)) if scope["type"] == "http" else None
+        await (refused or app)(scope, receive, send)
+
+    return guard
 
 
 def openapi() -> dict[str, Any]:
     """The description of the API, OpenAPI 3.1."""
     parameters = [
-        {"name": name, "in": "query", "required": name == "q", "description": told, "schema": {"type": kind}}
-        for name, (kind, told) in _PARAMETERS.items()
+        {"name": name, "in": "query", "required": name == "q", "description": told, "schema": schema}
+        for name, (schema, told) in _PARAMETERS.items()
     ]
     summaries = {
-        "/search": "The passages for a question, calibrated for its language",
-        "/collections": "The collections that can be asked",
-        "/health": "Whether the store answers",
-        "/metrics": "Counters in Prometheus' text format",
+        "/search": ("The passages for a question, calibrated for its language", "application/json", "object"),
+        "/collections": ("The collections that can be asked", "application/json", "array"),
+        "/health": ("Whether the store answers", "application/json", "object"),
+        "/metrics": ("Counters in Prometheus' text format", "text/plain", "string"),
     }
-    answers = {"200": "done", "400": "a parameter that cannot be used", "401": "no key", "503": "the store is away"}
-    responses = {code: {"description": told} for code, told in answers.items()}
+    error = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    answers = {"400": "a parameter that cannot be used", "401": "no key", "500": "a fault", "503": "the store is away"}
+    wrong = {
+        code: {"description": told, "content": {"application/json": {"schema": error}}}
+        for code, told in answers.items()
+    }
     paths: dict[str, dict[str, dict[str, Any]]] = {
-        path: {"get": {"summary": told, "responses": responses}} for path, told in summaries.items()
+        path: {
+            "get": {
+                "summary": told,
+                "responses": {"200": {"description": "done", "content": {kind: {"schema": {"type": shape}}}}, **wrong},
+            }
+        }
+        for path, (told, kind, shape) in summaries.items()
     }
     paths["/search"]["get"]["parameters"] = parameters
     return {
@@ -142,13 +223,10 @@ def openapi() -> dict[str, Any]:
 
 
 def make_app(service: Service, *, key: str = "", hosts: Sequence[str] = LOOPBACK) -> Starlette:
-    """The ASGI application. key: asked for as `Authorization: Bearer KEY`, "" for none.
-
-    hosts: names under which it may be asked, so that no page of another site reads it by a name of its own (DNS
-    rebinding); () for any. Raises MissingExtra.
-    """
+    """The ASGI application; key and hosts: see `guarded`. Raises MissingExtra."""
     try:
         from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
         from starlette.middleware import Middleware
         from starlette.middleware.base import BaseHTTPMiddleware
         from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
@@ -167,37 +245,52 @@ def make_app(service: Service, *, key: str = "", hosts: Sequence[str] = LOOPBACK
         "/": lambda request: HTMLResponse(page),
         "/health": lambda request: JSONResponse(service.health()),
         "/collections": lambda request: JSONResponse(service.collections()),
-        "/search": lambda request: JSONResponse(service.search(request.query_params.multi_items())),
+        "/search": lambda request: JSONResponse(_search(service, request.query_params.multi_items())),
         "/metrics": lambda request: PlainTextResponse(_metrics(requests, seconds)),
         "/openapi.json": lambda request: JSONResponse(openapi()),
     }
 
-    def refused(request: Request) -> Response | None:
-        if hosts and request.url.hostname not in hosts:
-            return JSONResponse({"error": f"This service is not asked as {request.url.hostname!r}."}, 421)
-        said = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if key and request.url.path not in OPEN and not secrets.compare_digest(said, key.encode()):
-            return JSONResponse({"error": "Give the key of this service."}, 401, {"WWW-Authenticate": "Bearer"})
-        return None
-
-    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def counted(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         began, path = time.perf_counter(), request.url.path if request.url.path in endpoints else "other"
-        response = refused(request) or await answer(request)
+        response = await answer(request)
         requests[path, response.status_code] += 1
         seconds[path] += time.perf_counter() - began
         response.headers.update(headers)
         return response
 
-    def explained(request: Request, error: Exception) -> Response:
-        kinds = {DataError: 400, ServerError: 503, LockedError: 503}
-        return JSONResponse(
-            {"error": str(error)}, next((n for kind, n in kinds.items() if isinstance(error, kind)), 500)
-        )
+    def failed(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            told = f"{error.detail}: GET {', '.join(endpoints)} are answered."
+            return JSONResponse({"error": told}, error.status_code, error.headers)
+        code, told = explained(error)
+        return JSONResponse({"error": told}, code)
 
     return Starlette(
         routes=[Route(path, endpoint) for path, endpoint in endpoints.items()],
-        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
-        exception_handlers={XqgError: explained},
+        middleware=[
+            Middleware(BaseHTTPMiddleware, dispatch=counted), Middleware(guarded, key=key, hosts=hosts, free=OPEN),
+        ],
+        exception_handlers={XqgError: failed, HTTPException: failed},
+    )  # fmt: skip
+
+
+def _search(service: Service, parameters: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The answer to the words of an address. Raises DataError for those that it does not know or cannot use."""
+    given = dict(parameters)
+    if unknown := sorted(given.keys() - _PARAMETERS.keys()):
+        raise DataError(f"There is no parameter {unknown[0]!r}: give {', '.join(_PARAMETERS)}.")
+    k, compare = given.get("k", "10"), given.get("compare", "false")
+    if not re.fullmatch("[0-9]{1,3}", k) or not 1 <= int(k) <= MOST_HITS:
+        raise DataError(f"k must be a number from 1 to {MOST_HITS}.")
+    if compare not in ("true", "false"):
+        raise DataError("compare must be true or false.")
+    return service.search(
+        given.get("q", ""),
+        collection=given.get("collection", ""),
+        k=int(k),
+        lang=given.get("lang") or None,
+        passage_langs=[value for key, value in parameters if key == "passage_lang"] or None,
+        compare=compare == "true",
     )
 
 
@@ -217,4 +310,5 @@ def _policy(page: str) -> str:
         for tag in ("script", "style")
     }
     own = "; ".join(f"{tag}-src 'sha256-{digest}'" for tag, digest in hashes.items())
-    return f"default-src 'none'; {own}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    rest = "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return f"default-src 'none'; {own}; {rest}"
