@@ -26,7 +26,7 @@ from xqg_vdb.cli.index import add, augment, delete, load, migrate, verify
 from xqg_vdb.cli.models import export, train
 from xqg_vdb.cli.operations import gc, list_collections, rollback, snapshot, versions
 from xqg_vdb.cli.options import complain, loudness
-from xqg_vdb.cli.search import info, search, serve
+from xqg_vdb.cli.search import info, mcp, search, serve
 from xqg_vdb.errors import XqgError
 from xqg_vdb.files import disk_errors
 from xqg_vdb.progress import STOPS, may_break
@@ -59,7 +59,7 @@ class _Group(click.Group):
 
 
 _SECTIONS: dict[str, tuple[click.Command, ...]] = {
-    "Collections": (demo, load, add, delete, search, serve, info, augment),
+    "Collections": (demo, load, add, delete, search, serve, mcp, info, augment),
     "Queries": (generate, filter_queries, merge),
     "Models": (export, train),
     "Measuring": (tune, audit, bench, bench_diff),

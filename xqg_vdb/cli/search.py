@@ -1,13 +1,13 @@
-"""`xqg-vdb search`, `info` and `serve`."""
+"""`xqg-vdb search`, `info`, `serve` and `mcp`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, replace
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,9 +27,10 @@ from xqg_vdb.cli.options import (
 )
 from xqg_vdb.errors import DataError, LockedError, printable
 from xqg_vdb.progress import bars
-from xqg_vdb.types import Search
+from xqg_vdb.types import Search, option
 
 if TYPE_CHECKING:
+    from xqg_vdb.integrations.serve import Service
     from xqg_vdb.search import Methods
     from xqg_vdb.search.expand import Expander
     from xqg_vdb.search.rerank import Reranker
@@ -207,40 +208,91 @@ def _state_rows(state: CollectionState) -> dict[str, str]:
 _KEY = "XQG_VDB_SERVE_KEY"
 
 
+@dataclass(frozen=True)
+class _Door:
+    """Where a service listens."""
+
+    host: str = option("127.0.0.1", f"Address; any other needs a key in {_KEY}.")
+    port: int = option(8765, "0: one that is free.", least=0, most=65535)
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The key and the names under which the service is asked. Raises UsageError where others would need no key."""
+        from xqg_vdb.integrations.serve import LOOPBACK
+
+        key = os.environ.get(_KEY, "")
+        if self.host not in LOOPBACK and not key:
+            raise click.UsageError(f"--host {self.host} lets others in: set a key in {_KEY} first")
+        return {"key": key, "hosts": LOOPBACK if self.host in LOOPBACK else ()}
+
+    def listen(self, app: Any, *, path: str = "/") -> None:
+        """Serve an ASGI application until Ctrl-C. Raises DataError for a port that cannot be had."""
+        import socket
+        import threading
+
+        import uvicorn
+
+        try:
+            listening = socket.create_server((self.host, self.port))
+        except OSError as error:
+            said = f"{self.host} port {self.port} cannot be served from ({error.strerror}): give another --port."
+            raise DataError(said) from None
+        with listening:
+            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+            thread = threading.Thread(target=server.run, args=([listening],))  # signals are heard here
+            thread.start()
+            say(f"http://{self.host}:{listening.getsockname()[1]}{path} answers; Ctrl-C ends it.")
+            with suppress(KeyboardInterrupt):
+                thread.join()
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def _service(model: Model, place: Place) -> Iterator[Service]:
+    from xqg_vdb.integrations.serve import Service
+
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(place.open()))
+        yield Service(store, lambda collection: stack.enter_context(model.open_for(collection)))
+
+
 @command(example="xqg-vdb serve --path xqg-data")
-@click.option("--host", default="127.0.0.1", show_default=True, help=f"Address; any other needs a key in {_KEY}.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: one that is free.")
+@takes("door", "xqg_vdb.cli.search._Door")
 @model_options
 @place_options
-def serve(host: str, port: int, model: Model, place: Place) -> None:
+def serve(door: _Door, model: Model, place: Place) -> None:
     """Serve a page to try the collections, and a JSON API, read-only: plain and calibrated hits side by side.
 
     The API is described at /openapi.json. With a key, requests say `Authorization: Bearer KEY`.
     """
-    import socket
-    import threading
+    from xqg_vdb.integrations.serve import make_app
 
-    from xqg_vdb.integrations.serve import LOOPBACK, Service, make_app
+    rules = door.rules
+    with _service(model, place) as service:
+        door.listen(make_app(service, **rules))
 
-    key = os.environ.get(_KEY, "")
-    if host not in LOOPBACK and not key:
-        raise click.UsageError(f"--host {host} lets others in: set a key in {_KEY} first")
-    with ExitStack() as stack:
-        store = stack.enter_context(closing(place.open()))
-        service = Service(store, lambda collection: stack.enter_context(model.open_for(collection)))
-        app = make_app(service, key=key, hosts=LOOPBACK if host in LOOPBACK else ())
-        import uvicorn
 
-        try:
-            listening = stack.enter_context(socket.create_server((host, port)))
-        except OSError as error:
-            said = f"{host} port {port} cannot be served from ({error.strerror}): give another --port."
-            raise DataError(said) from None
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
-        thread = threading.Thread(target=server.run, args=([listening],))  # signals are heard here
-        thread.start()
-        say(f"http://{host}:{listening.getsockname()[1]}/ answers; Ctrl-C ends it.")
-        with suppress(KeyboardInterrupt):
-            thread.join()
-        server.should_exit = True
-        thread.join()
+@command(example="xqg-vdb mcp --path xqg-data\nxqg-vdb mcp --http --port 8766 --url http://localhost:6333")
+@click.option("--http", is_flag=True, help="Answer over streamable HTTP at /mcp, not on standard input and output.")
+@click.option("--write", is_flag=True, help="Also offer tools that add and delete passages.")
+@takes("door", "xqg_vdb.cli.search._Door", title="Where --http listens")
+@model_options
+@place_options
+def mcp(http: bool, write: bool, door: _Door, model: Model, place: Place) -> None:
+    """Give assistants the collections as tools (Model Context Protocol): search, collections, audit.
+
+    An assistant starts it by itself and speaks to it on standard input. With a key, HTTP requests say
+    `Authorization: Bearer KEY`.
+    """
+    from xqg_vdb.integrations.mcp import make_mcp_app, make_server, serve_stdio
+
+    rules = door.rules
+    with _service(model, place) as service:
+        server = make_server(service, write=write)
+        if http:
+            door.listen(make_mcp_app(server, **rules), path="/mcp")
+        else:
+            import anyio
+
+            anyio.run(serve_stdio, server)

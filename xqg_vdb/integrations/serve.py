@@ -103,7 +103,7 @@ class Service:
         *,
         collection: str = "",
         k: int = 10,
-        lang: str | None = None,
+        question_lang: str | None = None,
         passage_langs: Sequence[str] | None = None,
         compare: bool = False,
     ) -> dict[str, Any]:
@@ -111,14 +111,14 @@ class Service:
         text = question.strip()
         if not text or len(text) > MOST_CHARACTERS:
             raise DataError(f"A question of 1 to {MOST_CHARACTERS:,} characters is needed.")
-        asked, wanted = Question("0", text, lang), Search(k, passage_langs)
+        asked, wanted = Question("0", text, question_lang), Search(k, passage_langs)
         began = time.perf_counter()
         chosen = self.collection(collection)
         calibrated = Retriever(chosen.encoder, chosen)
         (answer,) = calibrated.run([asked], wanted)
         means = calibrated.question_encoder.language_means.means
         found: dict[str, Any] = {
-            "collection": chosen.name, "question": text, "lang": answer.lang, "detected": lang is None,
+            "collection": chosen.name, "question": text, "lang": answer.lang, "detected": question_lang is None,
             "calibration": calibrated.question_encoder.strength, "mean": answer.lang if answer.lang in means else None,
             "hits": list(map(asdict, answer.hits)),
         }  # fmt: skip
@@ -288,7 +288,7 @@ def _search(service: Service, parameters: Sequence[tuple[str, str]]) -> dict[str
         given.get("q", ""),
         collection=given.get("collection", ""),
         k=int(k),
-        lang=given.get("lang") or None,
+        question_lang=given.get("lang") or None,
         passage_langs=[value for key, value in parameters if key == "passage_lang"] or None,
         compare=compare == "true",
     )
