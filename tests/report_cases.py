@@ -2,7 +2,7 @@
 
 import random
 
-from xqg_vdb.evaluate.records import Compared, Difference, HeatMap, Point, Report, Result, Sweep, Value
+from xqg_vdb.evaluate.records import Change, Compared, Difference, HeatMap, Point, Report, Result, Sweep, Value
 
 SYSTEMS = {
     "plain": {"recipe": {"alpha": 0.0}, "lambda": 0.0, "search": "exact"},
@@ -129,12 +129,16 @@ def named(name: str) -> Report:
     value = Value(3, 0.5, (0.25, 0.75))
     change = Difference(3, 0.25, 0.5, 0.25, (0.0, 0.5), None, 0.04, 0.03, 0.2, 0.009)
     other = name + "2"
+    changed = Change(name, name, name, name, 0.0, 1.0, name, other)
     entry = {name: {name: name}}
     return Report(
         suite=name, description=name, command=name, created=name, environment=entry, datasets=entry, encoders=entry,
         query_files=entry, systems=entry,
         results=[Result(name, system, name, value, {name: value}, {name: 1.0}) for system in (name, other)],
-        comparisons=[Compared(name, name, name, other, change, {name: change})],
+        comparisons=[
+            Compared(name, name, name, other, change, {name: change}, (changed,), (changed,), (2, 1)),
+            Compared(name, name, other, name, change, {name: change}, (changed,), (), (1, 0)),
+        ],
         sweeps=[
             Sweep(name, name, name, name, [Point(0.5, 0.25, {name: 0.25}), Point(1, 0.5, {name: 0.5})]),
             Sweep(name, name, name, "without", [Point(name, 0.25, {name: 0.25})]),

@@ -261,7 +261,7 @@ def test_a_row_shows_one_mean_and_small_groups_are_marked(tmp_path, monkeypatch,
     sizes = {"ha": 40, "ig": 31} | ({"zu": 2} if average == "queries" else {})
     weights = {lang: n / 73 if average == "queries" else 1 / 2 for lang, n in sizes.items()}
     assert before.value == pytest.approx(sum(weight * groups[lang].value for lang, weight in weights.items()))
-    assert ["zu", "2†"] in [row[:2] for row in group_table(report, "afriqa", "MRR@10").rows]
+    assert ["Zulu (zu)", "2†"] in [row[:2] for row in group_table(report, "afriqa", "MRR@10").rows]
     assert average.replace("queries", "questions") in headline_table(report, "afriqa", "MRR@10").note.split("†")[0]
     assert "2†" in render_markdown(report)
 

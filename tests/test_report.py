@@ -1,5 +1,8 @@
 """Reports say what the records say, in every form, whatever the names are."""
 
+import base64
+import hashlib
+import html as html_lib
 import math
 import re
 import sys
@@ -17,10 +20,11 @@ from hypothesis import strategies as st
 from report_cases import AFRIQA, XQUAD, empty, named, realistic
 
 from xqg_vdb.errors import DataError, MissingExtra
-from xqg_vdb.evaluate.records import Compared, Difference, HeatMap, Point, Report, Result, Sweep, Value
-from xqg_vdb.evaluate.report import page
-from xqg_vdb.evaluate.report.figures import bar_panels, curve_figure, heat_figure, round_ticks, scale, spread
-from xqg_vdb.evaluate.report.page import read_report, render_page, write_report
+from xqg_vdb.evaluate.records import Change, Compared, Difference, HeatMap, Point, Report, Result, Sweep, Value
+from xqg_vdb.evaluate.report import render
+from xqg_vdb.evaluate.report.figures import curve_figure, difference_panels, round_ticks, scale, spread
+from xqg_vdb.evaluate.report.outline import sentence
+from xqg_vdb.evaluate.report.render import read_report, render_markdown, render_page, render_terminal, write_report
 from xqg_vdb.evaluate.report.tables import (
     clean,
     cut,
@@ -33,7 +37,7 @@ from xqg_vdb.evaluate.report.tables import (
     stars,
     width,
 )
-from xqg_vdb.evaluate.report.text import render_markdown, render_terminal
+from xqg_vdb.texts.languages import english_name
 
 HOSTILE = [
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "'/><svg onload=alert(1)>", "{{ 7 * 7 }}{% raw %}",
@@ -202,7 +206,7 @@ def test_a_missing_report_is_named(tmp_path):
 
 def test_without_jinja2_the_numbers_are_kept_and_the_extra_is_named(tmp_path, report, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    page._template.cache_clear()
+    render._template.cache_clear()
     with pytest.raises(MissingExtra) as caught:
         write_report(report, tmp_path)
     assert str(caught.value) == 'report.html needs jinja2; run: pip install "xqg-vdb[bench]"'
@@ -218,7 +222,7 @@ def test_no_name_changes_the_page(name):
     if name.strip():
         assert hostile.tags == harmless.tags
     assert {entry[:2] for entry in hostile.attributes} <= {entry[:2] for entry in harmless.attributes}
-    assert len(svgs(render_page(named(name)))) == 3
+    assert len(svgs(render_page(named(name)))) == 2
     if "\n" not in name:
         assert clean(name) in "".join(hostile.text)
 
@@ -289,11 +293,15 @@ def expected_headline(report, dataset, metric):
     return rows
 
 
+def language(code):
+    return f"{english_name(code)} ({code})"
+
+
 def expected_groups(report, dataset, metric):
     results = [one for one in report.results if (one.dataset, one.metric) == (dataset, metric)]
     rows = []
     for name in results[0].groups:
-        row = [name, str(results[0].groups[name].n)]
+        row = [language(name), str(results[0].groups[name].n)]
         for one in results:
             cell = f"{one.groups[name].value:.3f}"
             for c in report.comparisons:
@@ -307,6 +315,7 @@ def expected_groups(report, dataset, metric):
 
 
 def markdown_tables(text):
+    text = re.sub(r"\*\*(\d[\d.]*↓?)\*\*", r"\1", text)  # the best of a row
     plain = re.sub(r"\\([\\`*_\[\]|~$#])", r"\1", text).replace("&lt;", "<")
     blocks = re.findall(r"(?:^\|.*\n?)+", plain, re.MULTILINE)
     tables = [[line.strip("|").split("|") for line in block.splitlines()] for block in blocks]
@@ -336,11 +345,11 @@ def test_what_is_significantly_worse_is_marked(report):
     results = [Result("d", s, "m", Value(9, v), {"sw": Value(9, v)}) for s, v in (("a", 0.5), ("b", 0.25))]
     compared = Compared("d", "m", "a", "b", groups["sw"], groups)
     small = replace(empty(), results=results, comparisons=[compared])
-    assert group_table(small, "d", "m").rows == [["sw", "9", "0.500", "0.250↓**"]]
+    assert group_table(small, "d", "m").rows == [["Swahili (sw)", "9", "0.500", "0.250↓**"]]
     assert headline_table(small, "d", "m").rows[1] == ["b", "0.250", "–", "9", "-0.250**", "–", "0.002"]
 
 
-def test_the_baseline_is_that_of_most_comparisons(report):
+def test_the_baseline_is_the_first_that_is_compared_with(report):
     assert headline_table(report, "afriqa", "R@10").columns[4] == "− plain"
     fewer = replace(report, comparisons=[c for c in report.comparisons if c.baseline != "plain"])
     assert headline_table(fewer, "afriqa", "R@10").columns[4] == "− calibrated (question bank)"
@@ -357,7 +366,8 @@ def test_sweeps_heat_maps_and_provenance_are_in_all_tables(report, html):
         ]
         shares = rows_of(tables, ["query \\ passage", *XQUAD])
         assert shares == [
-            [name, *(f"{v:.3f}" for v in row)] for name, row in zip(XQUAD, report.heatmaps[0].values, strict=True)
+            [language(name), *(f"{v:.3f}" for v in row)]
+            for name, row in zip(XQUAD, report.heatmaps[0].values, strict=True)
         ]
         systems = rows_of(tables, ["system", "what", "value"])
         assert ["xQG", "recipe.alpha", "0.35"] in systems
@@ -372,13 +382,82 @@ def test_the_terminal_report_fits_and_says_the_same(report, columns):
     assert max(map(width, text.splitlines())) <= columns
     assert [line for line in text.splitlines() if line != line.rstrip()] == []
     for name in [*AFRIQA, *XQUAD]:
-        assert re.search(rf"^group .*\b{name}\b", text, re.MULTILINE)
+        assert re.search(rf"^{re.escape(language(name))} +\d", text, re.MULTILINE)
     if columns == 100:
         for row in expected_headline(report, "afriqa", "R@10"):
             assert re.search(r" +".join(map(re.escape, row)), text)
-        for system in report.systems:
-            values = [c[2 + list(report.systems).index(system)] for c in expected_groups(report, "afriqa", "R@10")]
-            assert re.search(rf"^{re.escape(system)} +{' +'.join(map(re.escape, values))} *$", text, re.MULTILINE)
+        for row in expected_groups(report, "afriqa", "R@10"):
+            assert re.search(rf"^{' +'.join(map(re.escape, row[:6]))} *$", text, re.MULTILINE)
+            assert re.search(rf"^{' +'.join(map(re.escape, [row[0], *row[6:]]))} *$", text, re.MULTILINE)
+
+
+# ---- the verdict
+
+
+def by_hand():
+    """Three languages: one surely better, one surely worse, one unsure; the mean is surely better."""
+
+    def change(baseline, system, p):
+        return Difference(100, baseline, system, system - baseline, (-0.1, 0.1), 0.2, p, p, p, p)
+
+    groups = {"ar": change(0.5, 0.75, 0.001), "sw": change(0.5, 0.25, 0.001), "zh": change(0.5, 0.55, 0.4)}
+    won = Change(
+        "q1",
+        "sw",
+        "Mto Nile una urefu gani?",
+        "The Nile is long.",
+        0.0,
+        1.0,
+        "The Rhine is short.",
+        "The Nile is long.",
+    )
+    compared = Compared("set", "R@1", "plain", "calibrated", change(0.5, 0.5166, 0.01), groups, (won,), (), (12, 0))
+    values = {name: Value(100, 0.5) for name in groups}
+    results = [
+        Result("set", name, "R@1", Value(300, value), values)
+        for name, value in (("plain", 0.5), ("calibrated", 0.5166))
+    ]
+    return replace(empty(), suite="set", created="today", results=results, comparisons=[compared])
+
+
+def forms(report):
+    """What the three forms say, without markup and line ends."""
+    page = html_lib.unescape(re.sub(r"<(style|svg).*?</\1>|<[^>]*>", "", render_page(report), flags=re.DOTALL))
+    return [
+        re.sub(r"\\(?=[*_])|\s+(?=\s)", "", text).replace("\n", " ")
+        for text in (page, render_markdown(report), render_terminal(report))
+    ]
+
+
+def test_the_verdict_and_the_title_are_the_same_in_every_form():
+    for text in forms(by_hand()):
+        assert "calibrated against plain on set, 3 languages" in text
+        assert "calibrated: R@1 0.500 → 0.517, sure; better in 1 of 3 languages, worse in 1." in text
+        assert "from each question's vector, the mean question of its language is taken away" in text
+        assert "R@1: the share of a question's right passages that are found in the first place." in text
+
+
+@pytest.mark.parametrize(("p", "system", "metric", "said"), [
+    (0.2, 0.6, "R@1", "not sure, it may be chance"), (0.01, 0.4, "R@1", "worse, sure"),
+    (0.01, 0.5, "R@1", "no difference"),
+    (0.01, 0.4, "RankDistance@10", "sure"), (0.2, 0.4, "R@1", "worse, not sure, it may be chance"),
+])  # fmt: skip
+def test_the_verdict_in_words(p, system, metric, said):
+    macro = Difference(9, 0.5, system, system - 0.5, None, None, p, p)
+    told = sentence(Compared("d", metric, "plain", "new", macro, {"short": macro, "long": macro}))
+    better, worse = ("2", "none") if said == "sure" else ("none", "2" if said == "worse, sure" else "none")
+    assert told == f"new: {metric} 0.500 → {system:.3f}, {said}; better in {better} of 2 groups, worse in {worse}."
+    assert sentence(Compared("d", metric, "plain", "new", macro, {})) == f"new: {metric} 0.500 → {system:.3f}, {said}."
+
+
+def test_questions_won_are_shown_with_their_texts():
+    page, markdown, _ = forms(by_hand())
+    for text in (page, markdown):
+        assert "set, calibrated against plain: 12 questions won, 1 of them" in text
+        assert "Mto Nile una urefu gani?" in text and "Swahili (sw)" in text
+        assert "The Rhine is short." in text and "the right one" in text
+    without = replace(by_hand(), comparisons=[replace(by_hand().comparisons[0], won=())])
+    assert "won and lost" not in render_page(without), "reports of before they were kept"
 
 
 # ---- words
@@ -427,8 +506,13 @@ def test_the_page_asks_for_nothing_and_runs_nothing(html):
     assert "default-src 'none'" in html
 
 
-def test_the_style_sheet_is_in_the_page_as_it_is(html):
-    assert files("xqg_vdb.evaluate.report").joinpath("templates/report.css").read_text("utf-8").strip() in html
+def test_the_policy_allows_the_style_sheet_and_no_other(html):
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert style.strip() == files("xqg_vdb.evaluate.report").joinpath("templates/report.css").read_text("utf-8").strip()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = next(value for tag, name, value in Seen(html).attributes if (tag, name) == ("meta", "content"))
+    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert " style=" not in html.replace(style, "")
 
 
 def test_ids_are_unique_and_links_arrive(html):
@@ -439,8 +523,8 @@ def test_ids_are_unique_and_links_arrive(html):
 
 def test_every_figure_is_wellformed_and_described(report, html):
     found = svgs(html)
-    panels = 2 * len(AFRIQA) + len(XQUAD) + 5
-    assert len(found) == panels + 3 + len(report.heatmaps)
+    panels = 4 * (len(report.systems) - 1)  # a panel a system and metric of a dataset
+    assert len(found) == panels + 3
     for one in found:
         title, description = one[0], one[1]
         assert (title.tag, description.tag) == (SVG + "title", SVG + "desc")
@@ -455,11 +539,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def figures(report):
-    results = [one for one in report.results if one.dataset == "afriqa" and one.metric == "R@10"]
-    yield from bar_panels(results, keys=KEYS)
+    yield from difference_panels([one for one in report.comparisons if one.dataset == "afriqa"])
     yield from [curve_figure([one], keys=KEYS) for one in report.sweeps[:2]]
     yield curve_figure([one for one in report.sweeps if one.parameter == "n"], keys=KEYS)
-    yield from map(heat_figure, report.heatmaps)
 
 
 def shapes(figure, tag, css=""):
@@ -504,16 +586,21 @@ def test_nothing_is_drawn_outside_its_figure(report):
                 assert -0.1 <= y <= height + 0.1, ElementTree.tostring(shape)
 
 
-def test_bars_and_whiskers_are_as_long_as_their_numbers(report):
-    results = [one for one in report.results if one.dataset == "afriqa" and one.metric == "R@10"]
-    for name, panel in zip(AFRIQA, bar_panels(results, keys=KEYS), strict=True):
-        lines = [one for one in shapes(panel, "line", "whisker") if one.get("y1") == one.get("y2")]
-        unit = at(shapes(panel, "rect")[0], "width")[0] / results[0].groups[name].value
-        for bar, line, one in zip(shapes(panel, "rect", "bar"), lines, results, strict=True):
-            value, (x, width) = one.groups[name], at(bar, "x", "width")
-            assert width == pytest.approx(unit * value.value, abs=0.2)
-            assert [(end - x) / unit for end in at(line, "x1", "x2")] == pytest.approx(list(value.interval), abs=2e-3)
-            assert f"s{KEYS[one.system] - 1}" in bar.get("class").split()
+def test_dots_and_whiskers_lie_at_their_numbers_from_the_zero_line(report):
+    compared = [one for one in report.comparisons if (one.dataset, one.metric) == ("afriqa", "R@10")]
+    for one, panel in zip(compared, difference_panels(compared), strict=True):
+        changes = [one.macro, *one.groups.values()]
+        (zero,) = {at(line, "x1")[0] for line in shapes(panel, "line", "zero")}
+        dots = shapes(panel, "circle")
+        unit = (at(dots[0], "cx")[0] - zero) / one.macro.difference
+        for change, dot, line in zip(changes, dots, shapes(panel, "line", "whisker"), strict=True):
+            assert (at(dot, "cx")[0] - zero) / unit == pytest.approx(change.difference, abs=1e-3)
+            assert [(x - zero) / unit for x in at(line, "x1", "x2")] == pytest.approx(list(change.interval), abs=1e-3)
+            p = change.p_permutation if change.holm_permutation is None else change.holm_permutation
+            assert dot.get("class") == ("unsure" if p >= 0.05 else "better" if change.difference > 0 else "worse")
+        assert {one.get("class") for one in dots} <= {"better", "worse", "unsure"}
+    panel = difference_panels([replace(compared[0], metric="RankDistance@10")])[0]
+    assert shapes(panel, "circle", "worse") and not shapes(panel, "circle", "better"), "there less is better"
 
 
 def test_curves_pass_through_their_points(report):
@@ -528,14 +615,11 @@ def test_curves_pass_through_their_points(report):
         assert y == pytest.approx(y0 + per_y * (point.value - sweep.points[0].value), abs=1)
 
 
-def test_a_cell_of_the_heat_map_is_as_strong_as_its_value(report):
-    heatmap = report.heatmaps[0]
-    boxes = shapes(heat_figure(heatmap), "rect")
-    values = [value for row in heatmap.values for value in row]
-    for box, value in zip(boxes, values, strict=True):
-        assert at(box, "fill-opacity") == pytest.approx([0.06 + 0.94 * value / max(values)], abs=1e-3)
-    assert at(boxes[1], "x") > at(boxes[0], "x"), "the second value is the second column"
-    assert at(boxes[len(XQUAD)], "y") > at(boxes[0], "y")
+def test_a_cell_of_the_heat_map_is_as_strong_as_its_value(report, html):
+    shown = re.findall(r'<td class="h(\d)">(0\.\d{3}|1\.000)</td>', html)
+    values = [value for heatmap in report.heatmaps for row in heatmap.values for value in row]
+    assert [value for _, value in shown] == [f"{value:.3f}" for value in values]
+    assert all(int(strength) == min(9, int(float(value) * 10)) for strength, value in shown)
 
 
 NUMBERS = st.floats(-1e6, 1e6)

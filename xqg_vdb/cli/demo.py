@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from xqg_vdb.cli.options import Model, command, json_option, say, show
+from xqg_vdb.cli.options import PATH, Model, command, json_option, say, show
 from xqg_vdb.store.operations import Store
 from xqg_vdb.texts.corpus import read_questions, sample_corpus
 from xqg_vdb.types import Hit, Question, Recipe, Search
@@ -24,14 +24,7 @@ SYSTEMS = ("plain", "calibrated", "calibrated + xQG")
 
 
 @command(example="xqg-vdb demo")
-@click.option(
-    "--path",
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="./xqg-data",
-    show_default=True,
-    help="Where the collections go.",
-)
+@click.option("--path", metavar="DIR", type=PATH, default="./xqg-data", show_default=True, help="For the collections.")
 @json_option
 def demo(path: Path) -> None:
     """Run the whole flow on the sample corpus with a real multilingual encoder, and show what it gains.

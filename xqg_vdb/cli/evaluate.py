@@ -32,8 +32,7 @@ from xqg_vdb.types import Recipe, option
 
 if TYPE_CHECKING:
     from xqg_vdb.evaluate.datasets import RetrievalTask
-    from xqg_vdb.evaluate.questions import Diff
-    from xqg_vdb.evaluate.records import Difference
+    from xqg_vdb.evaluate.records import Compared, Difference
     from xqg_vdb.evaluate.suite import Suite
     from xqg_vdb.models.encoder import Encoder
     from xqg_vdb.progress import Progress
@@ -194,25 +193,30 @@ def bench_diff(before: str, after: str, metric: str | None, shown: int, out: Pat
 
     diffs = diff_runs(before, after, metric=metric)
     if out is not None:
-        write_changes(out, diffs)
-    show([asdict(one) for one in diffs], (line for diff in diffs for line in _diff_lines(diff, shown)))
+        write_changes(out, (diff for diff, _ in diffs))
+    record = [
+        {"dataset": diff.dataset, "metric": diff.metric, "before": diff.baseline, "after": diff.system,
+         "compared": asdict(diff.macro), "won": list(map(asdict, diff.won)), "lost": list(map(asdict, diff.lost)),
+         "only_one": left_out}
+        for diff, left_out in diffs
+    ]  # fmt: skip
+    show(record, (line for diff, left_out in diffs for line in _diff_lines(diff, left_out, shown)))
     if out is not None:
         say(f"written: {out}")
 
 
-def _diff_lines(diff: Diff, shown: int) -> Iterator[str]:
-    before, after = f"{diff.dataset}, {diff.metric}: {diff.before}", diff.after
-    yield f"{_compared(diff.compared, before, after)}  n = {diff.compared.n}"
-    if diff.only_one:
-        yield f"note: {diff.only_one} questions are in one of the two only, and left out"
+def _diff_lines(diff: Compared, left_out: int, shown: int) -> Iterator[str]:
+    before, after = f"{diff.dataset}, {diff.metric}: {diff.baseline}", diff.system
+    yield f"{_compared(diff.macro, before, after)}  n = {diff.macro.n}"
+    if left_out:
+        yield f"note: {left_out} questions are in one of the two only, and left out"
     for what, changes in (("won", diff.won), ("lost", diff.lost)):
         yield f"\n{len(changes)} questions {what}"
         for change in changes[:shown]:
-            values = f"{change['before']:.3g} → {change['after']:.3g}"
-            yield f"  {change['question']} [{change['group']}] {values}  {change['text']}"
-            yield f"    answered by    {change['relevant'][:100]}"
-            yield f"    first, before  {change['found_before'][:100]}"
-            yield f"    first, after   {change['found_after'][:100]}"
+            yield f"  {change.question} [{change.group}] {change.before:.3g} → {change.after:.3g}  {change.text}"
+            yield f"    answered by    {change.relevant[:100]}"
+            yield f"    first, before  {change.found_before[:100]}"
+            yield f"    first, after   {change.found_after[:100]}"
         if len(changes) > shown:
             yield f"  … and {len(changes) - shown} more"
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from zlib import crc32
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
-from xqg_vdb.evaluate.records import Difference
+from xqg_vdb.evaluate.records import Change, Compared
 from xqg_vdb.evaluate.report.tables import clean
 from xqg_vdb.evaluate.significance import compare_groups
 from xqg_vdb.files import disk_errors, write_atomic
@@ -71,29 +72,12 @@ def _short(text: str) -> str:
     return clean(text)[:_SHOWN]
 
 
-_CHANGE = ("question", "group", "text", "relevant", "before", "after", "found_before", "found_after")
-"""Of a question whose value differs: what was asked, what answers it, and what either system found first."""
-
-
-@dataclass(frozen=True)
-class Diff:
-    """Two runs on the questions that both have: the paired comparison, all questions won and all lost (`_CHANGE`)."""
-
-    dataset: str
-    metric: str
-    before: str
-    after: str
-    compared: Difference
-    won: Sequence[Mapping[str, Any]]
-    lost: Sequence[Mapping[str, Any]]
-    only_one: int
-
-
-def diff_runs(before: str, after: str, *, metric: str | None = None) -> list[Diff]:
+def diff_runs(before: str, after: str, *, metric: str | None = None) -> list[tuple[Compared, int]]:
     """Compare two folders of `bench --out`, each `FOLDER` or `FOLDER:SYSTEM`, per dataset that both have.
 
-    Without a system it is the last that both have; without a metric the first that both have. Raises DataError when
-    a folder has no questions.csv, or the two have nothing in common.
+    With every comparison comes how many questions are in one of the two only, and were left out. Without a system it
+    is the last that both have; without a metric the first that both have. Raises DataError when a folder has no
+    questions.csv, or the two have nothing in common.
     """
     (earlier, first), (later, second) = _read(before), _read(after)
     systems = [name for name in _systems(earlier) if name in _systems(later)]
@@ -138,40 +122,58 @@ def _metrics(rows: Sequence[Mapping[str, str]], system: str) -> list[str]:
     return [name for name in names if name not in ("found", "found text")]
 
 
-def _diff(runs: Sequence[Sequence[dict[str, str]]], columns: tuple[str, str]) -> Diff:
-    earlier, later = runs
-    rows = {row["question"]: row for row in earlier if row[columns[0]]}
-    others = {row["question"]: row for row in later if row[columns[1]]}
+def _diff(runs: Sequence[Sequence[dict[str, str]]], columns: tuple[str, str]) -> tuple[Compared, int]:
+    rows, others = ({row["question"]: row for row in run if row[name]} for run, name in zip(runs, columns, strict=True))
     both = [qid for qid in rows if qid in others]
+    dataset, average = runs[0][0]["dataset"], runs[0][0]["average"]
     if not both:
-        raise DataError(f"no question of {earlier[0]['dataset']} is in both; were they asked of the same data?")
-    before, after = {q: float(rows[q][columns[0]]) for q in both}, {q: float(others[q][columns[1]]) for q in both}
-    compared = compare_groups(
+        raise DataError(f"no question of {dataset} is in both; were they asked of the same data?")
+    before, after = ({q: float(of[q][name]) for q in both} for of, name in zip((rows, others), columns, strict=True))
+    tested = compare_groups(
         before, after, groups={q: rows[q]["group"] for q in both}, clusters={q: rows[q]["cluster"] for q in both},
-        average="groups" if rows[both[0]]["average"] == "groups" else "queries",
+        average="groups" if average == "groups" else "queries",
     )  # fmt: skip
-    systems = [column.rpartition(" | ")[0] for column in columns]
-    changes = {
-        q: dict(zip(_CHANGE, (
-            q, rows[q]["group"], rows[q]["text"], rows[q]["relevant text"], before[q], after[q],
-            rows[q][f"{systems[0]} | found text"], others[q][f"{systems[1]} | found text"],
-        ), strict=True))
-        for q in sorted(both, key=lambda q: -abs(after[q] - before[q]))
-    }  # fmt: skip
-    return Diff(
-        earlier[0]["dataset"], columns[0].rpartition(" | ")[2], systems[0], systems[1], compared.macro,
-        won=[change for q, change in changes.items() if after[q] > before[q]],
-        lost=[change for q, change in changes.items() if after[q] < before[q]],
-        only_one=len(rows.keys() ^ others.keys()),
-    )  # fmt: skip
+    won, lost = changes(rows, others, columns)
+    (baseline, _, metric), (system, _, _) = (name.rpartition(" | ") for name in columns)
+    compared = Compared(
+        dataset, metric, baseline, system, tested.macro, tested.groups, won, lost, (len(won), len(lost))
+    )
+    return compared, len(rows.keys() ^ others.keys())
 
 
-def write_changes(path: Path, diffs: Sequence[Diff]) -> None:
+def changes(
+    rows: Mapping[str, Mapping[str, str]], others: Mapping[str, Mapping[str, str]], columns: tuple[str, str]
+) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+    """Return the questions won and lost from the first column to the second, the largest change first.
+
+    Of equal changes languages take turns, in an order that is the same every time.
+    rows, others: question -> its row of `questions.csv`.
+    """
+    before, after = (name.rpartition(" | ")[0] for name in columns)
+    found = []
+    for qid, row in rows.items():
+        other = others.get(qid, {})
+        if row.get(columns[0]) and other.get(columns[1]) and float(row[columns[0]]) != float(other[columns[1]]):
+            found.append(Change(
+                qid, row["group"], row["text"], row["relevant text"], float(row[columns[0]]), float(other[columns[1]]),
+                row[f"{before} | found text"], other[f"{after} | found text"],
+            ))  # fmt: skip
+    found.sort(key=lambda one: crc32(one.text.encode("utf-8", "replace")))  # not one passage's questions in a row
+    turns, order = Counter[tuple[float, str]](), {}
+    for one in found:
+        size = one.after - one.before
+        turns[size, one.group] += 1
+        order[one.question] = (-abs(size), turns[size, one.group])
+    found.sort(key=lambda one: order[one.question])
+    return tuple(one for one in found if one.after > one.before), tuple(one for one in found if one.after < one.before)
+
+
+def write_changes(path: Path, diffs: Iterable[Compared]) -> None:
     """Write the questions that were won and lost as CSV, with their texts."""
     rows = [
-        {"dataset": diff.dataset, "metric": diff.metric, "change": what, **change}
+        {"dataset": diff.dataset, "metric": diff.metric, "change": what, **asdict(change)}
         for diff in diffs
-        for what, changes in (("won", diff.won), ("lost", diff.lost))
-        for change in changes
+        for what, changed in (("won", diff.won), ("lost", diff.lost))
+        for change in changed
     ]
-    _write(path, ["dataset", "metric", "change", *_CHANGE], rows)
+    _write(path, ["dataset", "metric", "change", *Change.__dataclass_fields__], rows)

@@ -68,8 +68,25 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A question whose value differs: what was asked, what answers it, and what either system found first."""
+
+    question: str
+    group: str
+    text: str
+    relevant: str
+    before: float
+    after: float
+    found_before: str
+    found_after: str
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
-    """One system against one baseline on one dataset by one metric, over all groups (macro) and in each."""
+    """One system against one baseline on one dataset by one metric, over all groups (macro) and in each.
+
+    won, lost: questions that changed, or examples of them; counts: how many were won and lost in all.
+    """
 
     dataset: str
     metric: str
@@ -77,6 +94,9 @@ class Compared:
     system: str
     macro: Difference
     groups: Mapping[str, Difference]
+    won: tuple[Change, ...] = ()
+    lost: tuple[Change, ...] = ()
+    counts: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ Stop it at any time: the next run takes up vectors at their last commit and skip
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -21,17 +22,8 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.cells import BITEXT, SHARE_DEPTH, Cell, check_metrics, run_cell
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.metrics import counted, group_means, headline, macro_mean, ranked, read_run
-from xqg_vdb.evaluate.questions import question_rows, write_questions
-from xqg_vdb.evaluate.records import (
-    Compared,
-    HeatMap,
-    Point,
-    Report,
-    Result,
-    Sweep,
-    Value,
-    environment,
-)
+from xqg_vdb.evaluate.questions import changes, question_rows, write_questions
+from xqg_vdb.evaluate.records import Compared, HeatMap, Point, Report, Result, Sweep, Value, environment
 from xqg_vdb.evaluate.significance import RESAMPLES, compare_groups, mean_interval
 from xqg_vdb.evaluate.suite import Choice, Suite, SweepPlan, System
 from xqg_vdb.evaluate.workbench import Workbench
@@ -41,6 +33,8 @@ from xqg_vdb.search import Methods
 from xqg_vdb.store import open_store
 from xqg_vdb.types import VectorStore
 
+_EXAMPLES = 4
+"""Questions won, and lost, that a report shows of a comparison."""
 Cells = Mapping[tuple[str, str], Cell]
 
 
@@ -74,21 +68,24 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
     suite = bench.suite
     _check(bench)
     cells = _run_cells(bench, store)
-    _write_questions(bench, cells)
+    rows = _write_questions(bench, cells)
     tokenizer = next((cell.tokenizer for cell in cells.values() if cell.tokenizer), "")
     return Report(
         suite=suite.name,
-        description=_description(suite),
-        command=command,
+        description=_without_folders(_description(suite)),
+        command=_without_folders(command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment={**environment(threads=threads), "tokenizer": tokenizer},
         datasets={name: _dataset_facts(bench, name) for name in suite.datasets},
-        encoders={name: asdict(encoder.facts) for name, encoder in bench.encoders.items()},
+        encoders={
+            _without_folders(name): {key: _without_folders(v) for key, v in asdict(encoder.facts).items()}
+            for name, encoder in bench.encoders.items()
+        },
         query_files=_query_facts(bench),
         systems={system.name: _system_facts(bench, system) for system in suite.systems}
         | {choice.name: {"chosen": choice.system, "among": dict(choice.grid)} for choice in suite.choices},
         results=list(_results(bench, cells, resamples)),
-        comparisons=list(_comparisons(bench, cells, resamples)),
+        comparisons=list(_comparisons(bench, cells, rows, resamples)),
         sweeps=[_sweep(bench, plan, dataset) for plan in suite.sweeps for dataset in suite.datasets],
         heatmaps=list(_heat_maps(cells)),
         notes=[
@@ -104,6 +101,11 @@ def _description(suite: Suite) -> str:
     if suite.choices:
         limits.append("Half of the questions, by what they are about, chose settings; all figures are of the others.")
     return " ".join([suite.description.rstrip(), *limits]).lstrip()
+
+
+def _without_folders(value: Any) -> Any:
+    """A text without the folders of this machine, for a report travels: `--out x` of `--out /home/me/x`."""
+    return re.sub(r"(?<![\w.:/~])~?/(?:[^\s'\"/]+/)+(?=[^\s'\"/])", "", value) if isinstance(value, str) else value
 
 
 def _limit(questions: int) -> str:
@@ -179,8 +181,8 @@ def _run_file(bench: Workbench, dataset: str, system: str) -> Path:
     return bench.out / "runs" / f"{_file_name(dataset)}.{_file_name(system)}.trec.gz"
 
 
-def _write_questions(bench: Workbench, cells: Cells) -> None:
-    """What became of every question; bitext mining has none."""
+def _write_questions(bench: Workbench, cells: Cells) -> list[dict[str, str]]:
+    """What became of every question, which is returned, too; bitext mining has none."""
     names = list(dict.fromkeys(name for _, name in cells))
     rows = [
         row
@@ -195,6 +197,7 @@ def _write_questions(bench: Workbench, cells: Cells) -> None:
     ]  # fmt: skip
     if rows:
         write_questions(bench.out, rows)
+    return rows
 
 
 @contextmanager
@@ -235,8 +238,8 @@ def _groups_of(metric: str, values: Mapping[str, float], task: RetrievalTask) ->
     return {qid: qid if metric == BITEXT else task.groups[qid] for qid in values}
 
 
-def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Compared]:
-    """Every comparison of the suite by every metric, each once."""
+def _comparisons(bench: Workbench, cells: Cells, rows: Sequence[dict[str, str]], resamples: int) -> Iterator[Compared]:
+    """Every comparison of the suite by every metric, each once; by the first with questions won and lost."""
     suite = bench.suite
     wanted = {
         (dataset, metric, comparison.baseline, system): None
@@ -254,7 +257,13 @@ def _comparisons(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Com
             before, after, groups=_groups_of(metric, before, task), clusters=task.clusters(), average=task.average,
             resamples=resamples,
         )  # fmt: skip
-        yield Compared(dataset, metric, baseline, system, tested.macro, tested.groups)
+        first = metric == bench.metrics(dataset)[0]
+        of = {row["question"]: row for row in rows if first and row["dataset"] == dataset}
+        won, lost = changes(of, of, (f"{baseline} | {metric}", f"{system} | {metric}"))
+        counts = (len(won), len(lost))
+        yield Compared(
+            dataset, metric, baseline, system, tested.macro, tested.groups, won[:_EXAMPLES], lost[:_EXAMPLES], counts
+        )
 
 
 def _sweep(bench: Workbench, plan: SweepPlan, dataset: str) -> Sweep:
@@ -352,7 +361,12 @@ def _query_facts(bench: Workbench) -> dict[str, dict[str, Any]]:
 def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
     """As a report shows them."""
     strength = bench.encoder(system.encoder).calibration if system.calibration is None else system.calibration
-    facts = {"encoder": system.encoder, "λ": strength, "means": system.means, "languages": system.languages}
+    facts = {
+        "encoder": _without_folders(system.encoder),
+        "λ": strength,
+        "means": system.means,
+        "languages": system.languages,
+    }
     if system.queries:
         recipe = system.recipe.to_json()
         facts |= {"queries": system.queries, "content": system.content, "n": system.n, "recipe": recipe}

@@ -1,6 +1,5 @@
 """Reports of a benchmark: terminal text, JSON, Markdown and one self-contained HTML page, all from one `Report`."""
 
-from xqg_vdb.evaluate.report.page import read_report, render_page, write_report
-from xqg_vdb.evaluate.report.text import render_markdown, render_terminal
+from xqg_vdb.evaluate.report.render import read_report, render_markdown, render_page, render_terminal, write_report
 
 __all__ = ["read_report", "render_markdown", "render_page", "render_terminal", "write_report"]

@@ -6,14 +6,16 @@ cannot disagree. This file knows no markup, and no name in it is escaped or clea
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.metrics import FEW, LOWER_IS_BETTER
-from xqg_vdb.evaluate.records import Compared, Difference, Ends, HeatMap, Report, Result, Sweep
+from xqg_vdb.evaluate.records import Change, Compared, Difference, Ends, HeatMap, Report, Result, Sweep
+from xqg_vdb.texts.languages import english_name, normalize
 
 # Numbers and untrusted names as the text of a cell, the same in every kind of report.
 
@@ -59,19 +61,16 @@ def stars(p: float | None) -> str:
     return "" if p is None else "*" * sum(p < level for level in LEVELS)
 
 
-def number(value: float) -> str:
-    """Return a setting in as few digits as it needs, `0.35`."""
-    return f"{value:.4g}"
+def number(value: float | str) -> str:
+    """Return a setting in as few digits as it needs, `0.35`; a word as it is."""
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
-def effect(value: float | None) -> str:
-    """Return an effect size with two decimals, or a dash for None."""
-    return NOTHING if value is None else f"{value:.2f}"
-
-
-def seconds(value: float) -> str:
-    """Return seconds with one decimal, or as whole seconds from 100 on."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+def rounded(value: float | None) -> str:
+    """Return seconds, bytes, milliseconds or an effect size: two decimals below 100, or a dash for None."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
 def fact(value: Any) -> str:
@@ -158,13 +157,18 @@ def parameter_name(sweep: Sweep) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under column names; the first column names the rows. words: columns of words, not of numbers."""
+    """Rows of text under column names; the first column names the rows. words: columns of words, not of numbers.
+
+    best: (row, column) of the cells that no other of their row or column beats. heat: shares to be coloured.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     words: Sequence[int] = ()
+    best: Sequence[tuple[int, int]] = ()
+    heat: bool = False
 
     @property
     def starred(self) -> list[int]:
@@ -192,35 +196,62 @@ def groups_of(results: Iterable[Result]) -> list[str]:
     return list(dict.fromkeys(name for one in results for name in one.groups))
 
 
+def are_languages(names: Iterable[str]) -> bool:
+    """Tell whether all groups of a data set are languages, by their codes."""
+    try:
+        return all(re.fullmatch("[a-z]{2,3}", name) and normalize(name) == name for name in names)
+    except DataError:
+        return False
+
+
+def labels_of(names: Iterable[str]) -> dict[str, str]:
+    """Return what a reader calls each group: `Swahili (sw)` where all are languages, else the name itself."""
+    names = list(names)
+    return {name: f"{english_name(name)} ({name})" if are_languages(names) else name for name in names}
+
+
 def comparisons_of(report: Report, dataset: str, metric: str) -> list[Compared]:
     """Return the comparisons on one dataset by one metric."""
     return [one for one in report.comparisons if (one.dataset, one.metric) == (dataset, metric)]
 
 
 def baseline_of(report: Report, dataset: str, metric: str) -> str | None:
-    """Return the baseline of most comparisons, the first of equals; None without comparisons."""
-    counted = Counter(one.baseline for one in comparisons_of(report, dataset, metric))
-    return counted.most_common(1)[0][0] if counted else None
+    """Return the baseline that the report compares with first; None without comparisons."""
+    return next((one.baseline for one in comparisons_of(report, dataset, metric)), None)
+
+
+def against_baseline(report: Report, dataset: str, metric: str) -> list[Compared]:
+    """Return the comparisons with the first baseline, each system once."""
+    baseline = baseline_of(report, dataset, metric)
+    return [one for one in comparisons_of(report, dataset, metric) if one.baseline == baseline]
 
 
 def headline_table(report: Report, dataset: str, metric: str) -> Table:
-    """One row a system: its average with the interval, and its difference to the baseline of most comparisons."""
+    """One row a system: its average with the interval, and its difference to the baseline."""
     baseline = baseline_of(report, dataset, metric)
-    against = _against(report, dataset, metric, baseline)
+    against = {one.system: one for one in against_baseline(report, dataset, metric)}
     columns = ["system", metric, "95 % interval", "n"]
     note = _MEANS.get(report.datasets.get(dataset, {}).get("average", ""), "")
     if baseline is not None:
         columns += [f"− {baseline}", "its 95 % interval", "p"]
         note += f" Differences to {baseline}, {_TESTS}"
-    rows = []
-    for one in results_of(report, dataset, metric):
+    rows, results = [], results_of(report, dataset, metric)
+    for one in results:
         row = [one.system, share(one.headline.value), interval(one.headline.interval), str(one.headline.n)]
         if one.system in against:
             macro = against[one.system].macro
             row.append(signed(macro.difference) + stars(macro.p_permutation))
             row += [interval(macro.interval, sign=True), p_value(macro.p_permutation)]
         rows.append(row + [NOTHING] * (len(columns) - len(row)))
-    return Table(f"{dataset}: {metric}", columns, rows, note.strip())
+    best = [(row, 1) for row in _best([one.headline.value for one in results], metric)]
+    return Table(f"{dataset}: {metric}", columns, rows, note.strip(), best=best)
+
+
+def _best(values: Sequence[float], metric: str) -> list[int]:
+    """The places of the best of several values as they are printed; none where all are equal."""
+    told = [share(value) for value in values]
+    best = told[values.index((min if metric.startswith(LOWER_IS_BETTER) else max)(values))] if values else ""
+    return [place for place, value in enumerate(told) if value == best] if len(set(told)) > 1 else []
 
 
 _MEANS = {
@@ -242,17 +273,22 @@ def _count(n: int, others: Iterable[int]) -> str:
 def group_table(report: Report, dataset: str, metric: str) -> Table:
     """One row a group (language), one column a system; starred where it differs from the baseline after Holm."""
     results = results_of(report, dataset, metric)
-    baseline = baseline_of(report, dataset, metric)
-    against = _against(report, dataset, metric, baseline)
-    counts = {name: max(one.groups[name].n for one in results if name in one.groups) for name in groups_of(results)}
-    rows = [
-        [name, _count(n, counts.values()), *(_group_cell(one, name, against.get(one.system)) for one in results)]
-        for name, n in counts.items()
-    ]
+    against = {one.system: one for one in against_baseline(report, dataset, metric)}
+    labels = labels_of(groups_of(results))
+    counts = {name: max(one.groups[name].n for one in results if name in one.groups) for name in labels}
+    rows, best = [], []
+    for row, (name, label) in enumerate(labels.items()):
+        cells = [_group_cell(one, name, against.get(one.system)) for one in results]
+        rows.append([label, _count(counts[name], counts.values()), *cells])
+        there = [(place, one.groups[name].value) for place, one in enumerate(results, start=2) if name in one.groups]
+        best += [(row, there[place][0]) for place in _best([value for _, value in there], metric)]
     note = ""
-    if baseline is not None:
-        note = f"Stars: against {baseline}, p corrected by Holm for the number of groups; ↓ marks what is worse."
-    return Table(f"{dataset}: {metric} per group", ["group", "n", *(one.system for one in results)], rows, note)
+    if against:
+        note = f"Stars: against {baseline_of(report, dataset, metric)}, p corrected by Holm for the number of groups;"
+        note += " ↓ marks what is worse."
+    first = "language" if are_languages(labels) else "group"
+    columns = [first, "n", *(one.system for one in results)]
+    return Table(f"{dataset}: {metric} per {first}", columns, rows, note, best=best)
 
 
 def _group_cell(result: Result, name: str, compared: Compared | None) -> str:
@@ -260,11 +296,11 @@ def _group_cell(result: Result, name: str, compared: Compared | None) -> str:
         return NOTHING
     change = None if compared is None else compared.groups.get(name)
     starred = "" if change is None else stars(corrected(change))
-    worse = starred and change is not None and _gain(change, result.metric) < 0
+    worse = starred and change is not None and gain(change, result.metric) < 0
     return share(result.groups[name].value) + ("↓" if worse else "") + starred
 
 
-def _gain(change: Difference, metric: str) -> float:
+def gain(change: Difference, metric: str) -> float:
     """The difference, negative where the system is worse."""
     return -change.difference if metric.startswith(LOWER_IS_BETTER) else change.difference
 
@@ -274,8 +310,10 @@ def corrected(difference: Difference) -> float:
     return difference.p_permutation if difference.holm_permutation is None else difference.holm_permutation
 
 
-def _against(report: Report, dataset: str, metric: str, baseline: str | None) -> dict[str, Compared]:
-    return {one.system: one for one in comparisons_of(report, dataset, metric) if one.baseline == baseline}
+def better_and_worse(compared: Compared) -> tuple[list[str], list[str]]:
+    """Return the groups that are significantly better and worse, after Holm's correction."""
+    changed = {name: gain(d, compared.metric) for name, d in compared.groups.items() if stars(corrected(d))}
+    return [name for name, d in changed.items() if d > 0], [name for name, d in changed.items() if d < 0]
 
 
 def comparison_table(report: Report, dataset: str, metric: str) -> Table:
@@ -283,10 +321,9 @@ def comparison_table(report: Report, dataset: str, metric: str) -> Table:
     columns = ["comparison", "difference", "95 % interval", "d_z", "p", "p (t)", "n", "better in", "worse in"]
     rows = []
     for one in comparisons_of(report, dataset, metric):
-        changed = {name: _gain(d, metric) for name, d in one.groups.items() if stars(corrected(d))}
-        better = listed(name for name, gain in changed.items() if gain > 0)
-        worse = listed(name for name, gain in changed.items() if gain < 0)
-        cells = [signed(one.macro.difference), interval(one.macro.interval, sign=True), effect(one.macro.d_z)]
+        labels = labels_of(one.groups)
+        better, worse = (listed(labels[name] for name in names) for names in better_and_worse(one))
+        cells = [signed(one.macro.difference), interval(one.macro.interval, sign=True), rounded(one.macro.d_z)]
         cells += [p_value(one.macro.p_permutation), p_value(one.macro.p_t), str(one.macro.n)]
         rows.append([f"{one.system} − {one.baseline}", *cells, better, worse])
     note = (
@@ -300,94 +337,59 @@ def difference_table(compared: Compared) -> Table:
     """One row a group of one comparison, with every number of the record."""
     columns = ["group", "n", compared.baseline, compared.system, "difference", "95 % interval", "d_z"]
     columns += ["p", "p, Holm", "p (t)", "p (t), Holm"]
-    counts = [one.n for one in compared.groups.values()]
+    counts, labels = [one.n for one in compared.groups.values()], labels_of(compared.groups)
     rows = [_difference_row("mean", compared.macro, str(compared.macro.n))]
-    rows += [_difference_row(name, one, _count(one.n, counts)) for name, one in compared.groups.items()]
+    rows += [_difference_row(labels[name], one, _count(one.n, counts)) for name, one in compared.groups.items()]
     return Table(f"{compared.system} − {compared.baseline} on {compared.dataset}, {compared.metric}", columns, rows)
+
+
+_SHOWN = 200
+
+
+def changes_table(compared: Compared, what: str) -> Table:
+    """Questions `won` or `lost`: what was asked, what is right, and what either system found first."""
+    changes: Sequence[Change] = getattr(compared, what)
+    columns = ["question", "asked in", compared.metric, "right passage"]
+    columns += [f"{name} finds first" for name in (compared.baseline, compared.system)]
+    labels = labels_of(compared.groups)
+    rows = [
+        [
+            one.text, labels.get(one.group, one.group), f"{number(one.before)} → {number(one.after)}",
+            cut(one.relevant, _SHOWN),
+            *("the right one" if text == one.relevant else cut(text, _SHOWN)
+              for text in (one.found_before, one.found_after)),
+        ]
+        for one in changes
+    ]  # fmt: skip
+    total = compared.counts[what == "lost"]
+    told = f"{total} questions {what}" + (f", {len(rows)} of them" if len(rows) < total else "")
+    title = f"{compared.dataset}, {compared.system} against {compared.baseline}: {told}"
+    return Table(title, columns, rows, words=(1, 2, 3, 4, 5))
 
 
 def _difference_row(name: str, one: Difference, n: str) -> list[str]:
     values = [share(one.baseline), share(one.system), signed(one.difference) + stars(corrected(one))]
     tests = [p_value(p) for p in (one.p_permutation, one.holm_permutation, one.p_t, one.holm_t)]
-    return [name, n, *values, interval(one.interval, sign=True), effect(one.d_z), *tests]
+    return [name, n, *values, interval(one.interval, sign=True), rounded(one.d_z), *tests]
 
 
 def sweep_table(sweep: Sweep) -> Table:
     """One row a setting: the metric, then its groups."""
     names = list(dict.fromkeys(name for point in sweep.points for name in point.groups))
-    rows = [[setting(p.x), share(p.value), *_cells(p.groups, names, share)] for p in sweep.points]
+    rows = [[number(p.x), share(p.value), *cells(p.groups, names, share)] for p in sweep.points]
     title = f"{sweep.dataset}: {sweep.system}, {parameter_name(sweep)}"
     return Table(title, [sweep.parameter, sweep.metric, *names], rows)
 
 
-def _cells(values: Mapping[str, float], names: Sequence[str], told: Callable[[float], str]) -> list[str]:
+def cells(values: Mapping[str, float], names: Sequence[str], told: Callable[[float], str]) -> list[str]:
+    """Return the text of each named value, or a dash."""
     return [told(values[name]) if name in values else NOTHING for name in names]
 
 
-def setting(x: float | str) -> str:
-    """Return the x of a sweep's point as a label."""
-    return x if isinstance(x, str) else number(x)
-
-
 def heat_table(heatmap: HeatMap) -> Table:
-    """One row a query language, one column a passage language."""
-    rows = [[name, *map(share, values)] for name, values in zip(heatmap.rows, heatmap.values, strict=True)]
+    """One row a query language, one column a passage language; the page colours the cells."""
+    labels = labels_of(heatmap.rows)
+    rows = [[labels[name], *map(share, values)] for name, values in zip(heatmap.rows, heatmap.values, strict=True)]
+    note = "Rows: the question's language; columns: the passages'. The stronger the colour, the higher the value."
     title = f"{heatmap.dataset}: {heatmap.system}, {heatmap.what}"
-    return Table(title, ["query \\ passage", *heatmap.columns], rows)
-
-
-def transposed(table: Table) -> Table:
-    """Swap rows and columns."""
-    columns = [table.columns[0], *(row[0] for row in table.rows)]
-    rows = [[name, *(row[place] for row in table.rows)] for place, name in enumerate(table.columns[1:], start=1)]
-    return replace(table, columns=columns, rows=rows)
-
-
-# Where the numbers of a report come from, and what they cost: environment, inputs, storage, seconds.
-
-
-def provenance_tables(report: Report) -> list[Table]:
-    """What makes the numbers again (environment, datasets, encoders, query files, systems), and what they cost."""
-    tables = [Table("Environment", ["what", "value"], facts(report.environment), words=(1,))]
-    named: list[tuple[str, Mapping[str, Mapping[str, Any]]]] = [
-        ("Datasets", report.datasets), ("Encoders", report.encoders), ("Query files", report.query_files),
-        ("Systems", report.systems),
-    ]  # fmt: skip
-    for title, entries in named:
-        rows = [[name, *pair] for name, entry in entries.items() for pair in facts(entry) or [(NOTHING, NOTHING)]]
-        tables.append(Table(title, [title.lower().removesuffix("s"), "what", "value"], rows, words=(1, 2)))
-    return [table for table in [*tables, cost_table(report), seconds_table(report)] if table.rows]
-
-
-def cost_table(report: Report) -> Table:
-    """Bytes of vectors a passage and milliseconds a look-up, one row a dataset and system."""
-    note = (
-        "Bytes of vectors as they are written, without index and texts. Milliseconds: single look-ups of 10 passages,"
-        " without encoding the question. expand, rerank: one question alone, where it was timed."
-    )
-    return _measured_table("Storage and time of a look-up", [(r, r.cost) for r in report.results], _cost, note)
-
-
-def seconds_table(report: Report) -> Table:
-    """Seconds a phase took, one row a dataset and system (metrics of one run share them)."""
-    return _measured_table("Seconds per phase", [(r, r.seconds) for r in report.results], seconds)
-
-
-def _measured_table(
-    title: str,
-    measured: Sequence[tuple[Result, Mapping[str, float]]],
-    told: Callable[[float], str],
-    note: str = "",
-) -> Table:
-    """One row a dataset and system, one column a name of what was measured."""
-    found: dict[str, Mapping[str, float]] = {}
-    for result, values in measured:
-        if values:
-            found.setdefault(f"{result.dataset}: {result.system}", values)
-    columns = list(dict.fromkeys(name for values in found.values() for name in values))
-    rows = [[row, *_cells(values, columns, told)] for row, values in found.items()]
-    return Table(title, ["dataset: system", *columns], rows, note)
-
-
-def _cost(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    return Table(title, ["query \\ passage", *heatmap.columns], rows, note, heat=True)
