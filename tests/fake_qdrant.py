@@ -381,7 +381,7 @@ def _query(fake, record, name):
     name = _physical(fake, name)
     searches = record["searches"]
     limit(fake, "search batch size", len(searches))
-    for search in searches:
+    for search in [part for asked in searches for part in asked.get("prefetch") or [asked]]:
         fake.searches.append(search)
         params = search.get("params") or {}
         limit(fake, "limit", search.get("limit", 10))

@@ -1,7 +1,7 @@
 """A collection written by `xqg-vdb load` on a server, for the tests of what reads it.
 
 The server is `fake_qdrant`, real HTTP with the answers of qdrant-client's in-memory mode, and the real one at
-XQG_TEST_QDRANT_URL when that is set. NOT run against a real server where this was written: there was none.
+XQG_TEST_QDRANT_URL when that is set, over REST or gRPC.
 """
 
 import contextlib
@@ -45,15 +45,29 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def loaded_on(kind, folder, *, passages=90):
-    """`kind`: http or server. 90 passages in en and de, with queries in sw and ar, by a tiny calibrated encoder."""
+def loaded_on(kind, folder, *, passages=90, more=()):
+    """`kind`: http or server. 90 passages in en and de, with queries in sw and ar, by a tiny calibrated encoder.
+
+    more: options of the load.
+    """
     if kind == "server" and not SERVER:
         pytest.skip("XQG_TEST_QDRANT_URL is not set")
     with contextlib.ExitStack() as stack:
         url, key = (SERVER, KEY) if kind == "server" else (stack.enter_context(FakeQdrant()).url, None)
         model, name = write_tiny_encoder(folder / "tiny", calibration=0.5), f"test-{uuid.uuid4().hex[:12]}"
         write_inputs(folder, passages)
-        arguments = ["load", "corpus.jsonl", name, "--queries", "queries.jsonl", "--encoder", model, "--url", url]
+        arguments = [
+            "load",
+            "corpus.jsonl",
+            name,
+            "--queries",
+            "queries.jsonl",
+            "--encoder",
+            model,
+            "--url",
+            url,
+            *more,
+        ]
         done = run_cli(folder, *arguments, more={"XQG_VDB_API_KEY": key} if key else None)
         assert done.returncode == 0, done.stderr
         store = stack.enter_context(open_store(url=url, api_key=key))

@@ -77,10 +77,14 @@ def test_a_real_collection_ranks_as_the_matrix_does(data, search):
     )
     placed = place(System("s", queries="q"), material, encoder=made, queries=queries)
     options = {"metrics": ["R@1", "MRR@10", "R@2kt", "R@2kt strict"], "depth": 10}
-    memory, in_memory = run_cell(task, material.passages, placed, search="memory", store=None, **options)
+    memory, in_memory = run_cell(task, material.passages, placed, **options)
     with open_store(data / "store") as store:
+        asked, ask = [], store.search
+        store.search = lambda name, rows, wanted: asked.append(wanted) or ask(name, rows, wanted)
+        search = Search(exact=search == "exact", ef=70)
         cell, found = run_cell(task, material.passages, placed, search=search, store=store, **options)
         assert store.names() == []
+    assert {(wanted.exact, wanted.ef) for wanted in asked} == {(search.exact, 70)}
     same_runs(found, in_memory)
     for metric, values in memory.values.items():
         assert cell.values[metric] == pytest.approx(values)
@@ -98,8 +102,8 @@ def test_pooled_tasks_search_their_own_pool(tmp_path):
     placed = place(System("s", calibration=0.0), material, encoder=made, queries=None)
     options = {"metrics": ["Accuracy"], "depth": 10}
     with open_store(tmp_path / "store") as store:
-        cell, run_ = run_cell(task, material.passages, placed, search="exact", store=store, **options)
-    memory, _ = run_cell(task, material.passages, placed, search="memory", store=None, **options)
+        cell, run_ = run_cell(task, material.passages, placed, store=store, **options)
+    memory, _ = run_cell(task, material.passages, placed, **options)
     assert cell.values == memory.values
     assert set(cell.values["Accuracy"].values()) == {1.0}
     assert all(docid.split("-")[0] == qid.split("-")[0] for qid, found in run_.items() for docid, _ in found)

@@ -1,7 +1,8 @@
 """One collection, written by `xqg-vdb load`, read through its alias by the three frameworks' own Qdrant stores.
 
 Run over HTTP against `fake_qdrant` (answers of qdrant-client's in-memory mode) and, when XQG_TEST_QDRANT_URL is set,
-against a real server; NOT run against a real server where this was written.
+against a real server (1.19.0 where this was written), over gRPC where that is what it names: Haystack's store takes its
+port then, too.
 """
 
 import asyncio
@@ -10,7 +11,9 @@ import pytest
 from integration_cases import loaded_on, questions
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
+from xqg_vdb import Retriever
 from xqg_vdb.store.layout import point_id
+from xqg_vdb.store.server import checked_address
 
 pytest.importorskip("langchain_qdrant")
 pytest.importorskip("llama_index.vector_stores.qdrant")
@@ -27,9 +30,16 @@ def loaded(request, tmp_path_factory):
         yield found
 
 
+def where(loaded):
+    """How the frameworks' clients are told of the server."""
+    address = checked_address(loaded.url, api_key=loaded.key, insecure=True)
+    over = {"prefer_grpc": True, "grpc_port": address.grpc_port} if address.grpc_port else {}
+    return {"url": address.url, "api_key": loaded.key, **over}
+
+
 @pytest.fixture(scope="module")
 def client(loaded):
-    opened = QdrantClient(url=loaded.url, api_key=loaded.key, check_compatibility=False)
+    opened = QdrantClient(**where(loaded), check_compatibility=False)
     yield opened
     opened.close()
 
@@ -39,6 +49,11 @@ def ours(loaded, question, languages):
     hits = loaded.retriever.search(question, k=K, passage_langs=languages, exact=True)
     assert len(hits) == K
     return [str(point_id(hit.id)) for hit in hits]
+
+
+def asked(loaded):
+    """Five passages' own texts: what both rankings place first."""
+    return [point.payload["content"] for point, _ in zip(loaded.collection.scroll(), range(5), strict=False)]
 
 
 def langchain_store(loaded, client, embeddings):
@@ -61,6 +76,28 @@ def test_langchain_finds_what_we_find(loaded, client, languages):
         assert [document.metadata["_id"] for document in found] == ours(loaded, question, languages)
         assert {document.metadata["lang"] for document in found} <= {"en", "de"}
         assert all(document.page_content and document.metadata["title"] for document in found)
+
+
+@pytest.mark.parametrize("kind", ["http", "server"])
+def test_langchains_hybrid_mode_finds_our_best_with_our_words(kind, tmp_path):
+    """Its fusion is the server's, of the first K of each: the best is the same, the order after it may differ."""
+    from langchain_qdrant import QdrantVectorStore, RetrievalMode
+
+    from xqg_vdb.integrations.langchain import XqgEmbeddings, sparse_embeddings
+
+    with loaded_on(kind, tmp_path, more=["--hybrid"]) as loaded:
+        opened = QdrantClient(**where(loaded), check_compatibility=False)
+        store = QdrantVectorStore(
+            client=opened, collection_name=loaded.name, vector_name="text-dense", sparse_vector_name="text-sparse",
+            embedding=XqgEmbeddings(loaded.encoder, collection=loaded.collection),
+            sparse_embedding=sparse_embeddings(loaded.collection), retrieval_mode=RetrievalMode.HYBRID,
+            content_payload_key="content", metadata_payload_key="meta",
+        )  # fmt: skip
+        hybrid = Retriever(loaded.encoder, loaded.collection, hybrid=True)
+        ours = [[hit.id for hit in hybrid.search(text, k=K)] for text in asked(loaded)]
+        theirs = [store.similarity_search(text, k=K) for text in asked(loaded)]
+        opened.close()
+    assert [points[0].metadata["_id"] for points in theirs] == [str(point_id(hits[0])) for hits in ours]
 
 
 def test_the_calibration_is_what_makes_them_equal(loaded, client):
@@ -101,7 +138,7 @@ def test_llama_index_finds_what_we_find(loaded, client, languages):
 
 
 async def test_llama_index_finds_it_in_coroutines(loaded, client):
-    aclient = AsyncQdrantClient(url=loaded.url, api_key=loaded.key, check_compatibility=False)
+    aclient = AsyncQdrantClient(**where(loaded), check_compatibility=False)
     try:
         retriever = llama_index_retriever(llama_index_store(loaded, client, aclient), ["de"])
         found = await asyncio.gather(*map(retriever.aretrieve, questions(8)))
@@ -119,7 +156,7 @@ def haystack_parts(loaded):
     from xqg_vdb.integrations.haystack import XqgTextEmbedder
 
     store = QdrantDocumentStore(
-        url=loaded.url, api_key=loaded.key and Secret.from_token(loaded.key), index=loaded.name,
+        **{**where(loaded), "api_key": loaded.key and Secret.from_token(loaded.key)}, index=loaded.name,
         embedding_dim=loaded.encoder.facts.dim, similarity="cosine", use_sparse_embeddings=True,
     )  # fmt: skip
     key = {"api_key": Secret.from_token(loaded.key)} if loaded.key else {}

@@ -52,6 +52,9 @@ class _Bench:
     search: Literal["exact", "graph", "memory"] | None = option(
         None, "Exact or graph search of a real collection, or ranking in memory  [default: exact, or the suite's]"
     )
+    ef: int | None = option(
+        None, "Candidates that a graph search keeps, with --search graph  [default: 256]", least=1, metavar="N"
+    )
     questions: tuple[str, ...] = option(
         (),
         "Only a sample of so many of each language; or your own questions about CORPUS. May be given for both.",
@@ -106,7 +109,9 @@ def bench(what: str, out: Path, asked: _Bench, model: Model, methods: Methods, p
 
     own = _own(what, asked)
     suite = _toml(what, asked, methods) if what.endswith(".toml") else _preset(what, asked, own, model.name, methods)
-    suite = replace(suite, search=asked.search or suite.search, questions=asked.sample or suite.questions)
+    suite = replace(
+        suite, search=asked.search or suite.search, ef=asked.ef or suite.ef, questions=asked.sample or suite.questions
+    )
     with ExitStack() as stack:
         store = stack.enter_context(closing(place.open())) if place.path or place.url else None
 

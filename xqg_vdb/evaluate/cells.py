@@ -89,15 +89,16 @@ def run_cell(
     *,
     metrics: Sequence[str],
     depth: int,
-    search: Literal["exact", "graph", "memory"] = "memory",
+    search: Search | None = None,
     store: VectorStore | None = None,
     again: Callable[[Run], tuple[Run, Spent]] | None = None,
 ) -> tuple[Cell, Run]:
-    """Write, ask and judge. store: where the collections go, one a pool, each removed after use; None for `memory`.
+    """Write, ask and judge. store: where the collections go, one a pool, each removed after use; None ranks in memory.
 
-    again: ranks what was found again.
+    search: exact, or how broad. again: ranks what was found again.
     """
     depth = max(depth, needed_depth(metrics)) + task.not_itself
+    search = search or Search(exact=True)
     seconds, milliseconds = {"write": 0.0, "search": 0.0}, list[float]()
     run: dict[str, Sequence[tuple[str, float]]] = {}
     for rows, asked in _pools(task, passages):
@@ -110,10 +111,10 @@ def run_cell(
             _write(store, part, inside)
             seconds["write"] += (written := time.perf_counter()) - started
             started = written
-            run |= _ask(store, inside, ids, depth=depth, exact=search == "exact")
+            run |= _ask(store, inside, ids, search=replace(search, k=depth))
         seconds["search"] += time.perf_counter() - started
         if store is not None:
-            milliseconds += _lookups(store, inside, exact=search == "exact")
+            milliseconds += _lookups(store, inside, search=replace(search, k=_TIMED_K))
             store.delete(_NAME)
     if task.not_itself:
         run = {qid: [pair for pair in pairs if pair[0] != qid][: depth - 1] for qid, pairs in run.items()}
@@ -170,37 +171,38 @@ def _write(store: VectorStore, passages: Sequence[Passage], placed: Placed) -> N
 
 
 def _ask(
-    store: VectorStore, placed: Placed, ids: Sequence[str], *, depth: int, exact: bool
+    store: VectorStore, placed: Placed, ids: Sequence[str], *, search: Search
 ) -> dict[str, list[tuple[str, float]]]:
     run = {}
     for rows in windows(range(len(ids)), _QUESTIONS_AT_ONCE):
-        for row, hits in zip(rows, _found(store, placed, rows, k=depth, exact=exact), strict=True):
+        for row, hits in zip(rows, _found(store, placed, rows, search), strict=True):
             run[ids[row]] = [(hit.id, hit.score) for hit in hits]
     return run
 
 
-def _found(store: VectorStore, placed: Placed, rows: Sequence[int], *, k: int, exact: bool) -> list[list[Hit]]:
+def _found(store: VectorStore, placed: Placed, rows: Sequence[int], search: Search) -> list[list[Hit]]:
     """The k best per question as `Retriever` finds them; fused with those by the words for a hybrid system."""
-    depth = k if placed.words is None else max(k, DEPTH)
-    hits = store.search(_NAME, placed.questions[list(rows)], Search(depth, using=TEXT_DENSE, exact=exact))
+    k = search.k
+    search = replace(search, k=k if placed.words is None else max(k, DEPTH))
+    hits = store.search(_NAME, placed.questions[list(rows)], search)
     if placed.words is None:
         return hits
     words = [placed.words[1][row] for row in rows]
     spoken = [i for i, weights in enumerate(words) if len(weights.indices)]
     by_words: list[list[Hit]] = [[] for _ in rows]
     if spoken:
-        search = Search(depth, using=TEXT_SPARSE, exact=exact)
-        for i, more in zip(spoken, store.search(_NAME, [words[i] for i in spoken], search), strict=True):
+        by_words_alone = replace(search, using=TEXT_SPARSE)
+        for i, more in zip(spoken, store.search(_NAME, [words[i] for i in spoken], by_words_alone), strict=True):
             by_words[i] = more
     return [fuse_ranks(both, k=k) for both in zip(hits, by_words, strict=True)]
 
 
-def _lookups(store: VectorStore, placed: Placed, *, exact: bool) -> list[float]:
+def _lookups(store: VectorStore, placed: Placed, *, search: Search) -> list[float]:
     """Milliseconds of up to 200 questions that are asked one by one for 10 passages."""
     milliseconds, n = [], len(placed.questions)
     for row in range(n)[:: max(n // _TIMED, 1)][:_TIMED]:
         started = time.perf_counter()
-        _found(store, placed, [row], k=_TIMED_K, exact=exact)
+        _found(store, placed, [row], search)
         milliseconds.append(1000 * (time.perf_counter() - started))
     return milliseconds
 

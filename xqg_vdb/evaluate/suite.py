@@ -20,7 +20,7 @@ from xqg_vdb.files import disk_errors
 from xqg_vdb.search import Methods
 from xqg_vdb.search.expand import expansion_spec, target_language
 from xqg_vdb.search.rerank import reranker_spec
-from xqg_vdb.types import Recipe, checked
+from xqg_vdb.types import Recipe, Search, checked
 
 ANY_DATASET = "*"
 Parameter = Literal["alpha", "lambda", "n", "without"]
@@ -107,8 +107,8 @@ class Suite:
     """What to run. metrics: None for each dataset's own. depth: passages kept a question, at least what metrics need.
 
     queries: query set -> dataset (or `*`) -> file. search: `exact` and `graph` ask a real collection, `memory` ranks by
-    matrix product (the same ranking as exact, without a store). questions: a sample of so many of each group (usually
-    a language), see `datasets.task.sampled_questions`; None for all.
+    matrix product (the same ranking as exact, without a store). ef: candidates that `graph` keeps. questions: a sample
+    of so many of each group (usually a language), see `datasets.task.sampled_questions`; None for all.
     """
 
     name: str
@@ -120,6 +120,7 @@ class Suite:
     questions: int | None = None
     depth: int = 100
     search: Literal["exact", "graph", "memory"] = "exact"
+    ef: int | None = None
     comparisons: tuple[Comparison, ...] = ()
     sweeps: tuple[SweepPlan, ...] = ()
     choices: tuple[Choice, ...] = ()
@@ -135,9 +136,16 @@ class Suite:
         for comparison in self.comparisons:
             _refuse_unknown([comparison.baseline, *comparison.systems], names, "system")
         _refuse_unknown([sweep.system for sweep in self.sweeps], bases, "system")
+        if self.ef is not None and (self.search != "graph" or self.ef < 1):
+            raise DataError(f"ef must be 1 or more and goes with graph search (--search graph), not {self.search}.")
         if self.questions is not None and self.questions < 1:
             raise DataError(f"questions must be at least 1, got {self.questions}; leave it out to ask all.")
         _refuse_unknown([system.queries for system in self.systems if system.queries], list(self.queries), "query set")
+
+    @property
+    def asked(self) -> Search:
+        """How a collection is asked."""
+        return Search(exact=self.search != "graph", ef=self.ef or Search().ef)
 
     def query_file(self, system: System, dataset: str) -> Path | None:
         """The generated queries that `system` folds in on `dataset`. DataError when the suite names none for it."""

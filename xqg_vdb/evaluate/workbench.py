@@ -228,7 +228,7 @@ class Workbench:
             again = partial(self._generators.rank_again, methods, questions=asked, passages=material.passages)
         cell, ranking = run_cell(
             material.task, material.passages, self.placed(system, dataset, wordings), metrics=self.metrics(dataset),
-            depth=max(self.suite.depth, methods.rerank_depth if methods.rerank else 0), search=self.suite.search,
+            depth=max(self.suite.depth, methods.rerank_depth if methods.rerank else 0), search=self.suite.asked,
             store=store, again=again,
         )  # fmt: skip
         return cell if spent is None else cell.and_spent(spent), ranking
@@ -270,6 +270,7 @@ class Workbench:
             "metrics": self.metrics(dataset),
             "depth": self.suite.depth,
             "search": self.suite.search,
+            **({} if self.suite.ef is None else {"ef": self.suite.ef}),
         }
 
     def data_digest(self, dataset: str) -> str:

@@ -17,8 +17,8 @@ from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, search_options
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store import open_store
-from xqg_vdb.store.layout import LANG_KEY
-from xqg_vdb.types import Hit, Question, Search
+from xqg_vdb.store.layout import LANG_KEY, check_hybrid
+from xqg_vdb.types import Hit, Passage, Question, Search
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -220,6 +220,30 @@ class XqgVectorStore(VectorStore):
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda score: (1.0 + score) / 2.0  # a cosine
+
+
+def sparse_embeddings(collection: Collection) -> Any:
+    """The words of a hybrid collection, for `langchain_qdrant.QdrantVectorStore` (`sparse_embedding=`) in hybrid mode.
+
+    Its `sparse_vector_name` is "text-sparse". Raises MismatchError when the collection was not loaded with --hybrid.
+    """
+    from langchain_qdrant.sparse_embeddings import SparseEmbeddings, SparseVector
+
+    from xqg_vdb.store.bm25 import WordWriter  # brings the embedded engine
+
+    words = WordWriter(check_hybrid(collection.card, name=collection.name))
+
+    class Words(SparseEmbeddings):
+        def embed_documents(self, texts: list[str]) -> list[SparseVector]:
+            return [_sparse(words.document(Passage("", text))) for text in texts]
+
+        def embed_query(self, text: str) -> SparseVector:
+            return _sparse(words.question(text))
+
+    def _sparse(tokens: Any) -> SparseVector:
+        return SparseVector(indices=tokens.indices.tolist(), values=tokens.values.tolist())
+
+    return Words()
 
 
 def language_filter(passage_langs: Sequence[str]) -> models.Filter:

@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 # What a new collection on a server is made of, and its index, which is built after the last point.
 
 POLL = 0.5
+_LOOKS = 5
 GREY_PATIENCE = 30.0
 """Seconds that a server may take to start what it says is to be done."""
 _WOKEN_EVERY = 10.0
@@ -329,8 +330,12 @@ class _ServerUpdate(_ServerWriter):
     def record(self, card: Card) -> None:
         """Wait for all requests, then replace the card. Raises LockedError when somebody else has taken over."""
         self._await()
-        by = self._names.metadata(self._version).get(LOADER_KEY) or {}
-        if by.get("id") != self._lease.id:
+        for _ in range(_LOOKS):  # a node of a cluster may show what was written a tenth of a second later
+            by = self._names.metadata(self._version).get(LOADER_KEY) or {}
+            if by.get("id") == self._lease.id:
+                break
+            self._server.sleep(POLL)
+        else:
             raise LockedError(
                 f"Collection {self._name!r} on {self._server.where} is being changed by {process_of(by)}; make the same"
                 " call again."
