@@ -182,11 +182,11 @@ BAD_CORPORA = {
     "no ids": (
         ['{"text": "w1"}'],
         "{corpus} line 1: no id (expected one of the keys id, _id, docid); found 'text'; correct the data, or use"
-        " --max-rejects to go on without such records.",
+        " --max-rejects to continue without such records.",
     ),
     "duplicate": (
         ['{"id": "a", "text": "w1"}', '{"id": "b", "text": "w1"}', '{"id": "a", "text": "w2"}'],
-        "{corpus} line 3: id 'a' appeared before with other content; correct the data, or use --max-rejects to go on"
+        "{corpus} line 3: id 'a' appeared before with other content; correct the data, or use --max-rejects to continue"
         " without such records.",
     ),
     "empty": ([], '{corpus} holds no passage that can be used; expected lines such as {{"id": "1", "text": "…"}}.'),
@@ -197,11 +197,11 @@ BAD_CORPORA = {
     "bad line": (
         ['{"id": "a", "text": "w1"}', "", '{"id": "b", "text": '],
         "{corpus} line 3: not JSON: unexpected end of data: line 1 column 21 (char 20); correct the data, or use"
-        " --max-rejects to go on without such records.",
+        " --max-rejects to continue without such records.",
     ),
     "blank text": (
         ['{"id": "a", "text": "\\u200b "}'],
-        "{corpus} line 1: text is blank; correct the data, or use --max-rejects to go on without such records.",
+        "{corpus} line 1: text is blank; correct the data, or use --max-rejects to continue without such records.",
     ),
 }
 

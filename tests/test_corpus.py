@@ -294,7 +294,7 @@ def test_the_first_reject_stops_by_default(tmp_path):
     with pytest.raises(DataError) as caught:
         _read(path)
     assert str(caught.value) == (
-        f"{path} line 2: no text; correct the data, or use --max-rejects to go on without such records."
+        f"{path} line 2: no text; correct the data, or use --max-rejects to continue without such records."
     )
 
 
@@ -306,7 +306,7 @@ def test_over_the_limit_the_first_few_are_told(tmp_path):
         _read(path, Rejects(6, kept))
     assert str(caught.value) == (
         "; ".join(f"{path} line {n}: no text" for n in (1, 2, 3, 4, 5))
-        + f"; and 2 more (all in {kept}); correct the data, or use --max-rejects to go on without such records."
+        + f"; and 2 more (all in {kept}); correct the data, or use --max-rejects to continue without such records."
     )
     assert len(open_text(kept)) == 7
 

@@ -104,6 +104,33 @@ def test_console_lines_are_accepted_by_the_commands(page):
             pytest.fail(f"{page.name}:{line}: {error.format_message()}")
 
 
+def unclear_words():
+    """What CONTRIBUTING's table says not to write, and what instead."""
+    table = re.search(r"\| not \| say \|\n\|---\|---\|\n((?:\|.*\|\n)+)", text_of(ROOT / "CONTRIBUTING.md"))
+    for row in table[1].splitlines():
+        words, better = (cell.strip() for cell in row.strip("|").split("|"))
+        yield from ((word, better) for word in words.split(", "))
+
+
+def told():
+    """(where, text) of what people read: pages, and the helps of all commands."""
+    yield from ((page.name, _FENCE.sub("", text_of(page))) for page in PAGES)
+    for name, command in cli.commands.items():
+        yield name, command.get_help(click.Context(command, info_name=name))
+
+
+def test_pages_and_helps_have_none_of_the_unclear_words():
+    words = dict(unclear_words())
+    assert len(words) > 12 and "goes on" in words
+    found = re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE)
+    wrong = [
+        f"{where}: {m[0]!r}; say {words[m[0].lower()]}: {' '.join(text[max(0, m.start() - 40) : m.end()].split())}"
+        for where, text in told()
+        for m in found.finditer(text)
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text_of(page))

@@ -196,5 +196,5 @@ def test_ctrl_c_says_one_sentence_and_the_next_run_goes_on(loads, unbroken, poin
     name = f"interrupted-{point.split('/')[-1]}-{kept[:5]}"
     assert loads.run(name, env=killing.at(point, signal.SIGINT)) == 130, loads.said(name)
     said = loads.said(name)
-    assert said.strip() == f"Interrupted; {kept}: run the same command again to go on."
+    assert said.strip() == f"Interrupted; {kept}: run the same command again to continue."
     assert loads.end(name) == unbroken[0]

@@ -117,7 +117,7 @@ def test_an_index_that_does_not_move_is_waited_for_within_bounds(fake, status, s
         fake.building = [(status, 1)] * 5000
         server_index.build_index(store._names, "wiki__v0001", clock=lambda: clock[0])
     assert seconds <= clock[0] <= seconds + 2
-    assert f"the index of wiki__v0001 is still {status}; going on" in caplog.text
+    assert f"the index of wiki__v0001 is still {status}; continuing" in caplog.text
 
 
 def test_an_index_that_failed_is_not_published(fake, waits):

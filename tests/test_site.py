@@ -1,6 +1,7 @@
 """The documentation site builds without a warning: every link, every page of the menu, every documented Python name."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,3 +24,11 @@ def test_the_site_builds(tmp_path):
 def test_every_page_is_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text("utf-8")
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f": {page.name}\n" not in menu] == []
+
+
+def test_the_menu_has_four_kinds_of_pages_and_the_first_diagram_fits_a_phone():
+    menu = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
+    assert re.findall(r"^  - (.*):$", menu, re.MULTILINE) == ["Start", "Do", "Understand", "Look up"]
+    for page in ("README.md", "docs/index.md"):
+        diagram = (ROOT / page).read_text("utf-8").split("```")[1]
+        assert max(map(len, diagram.splitlines())) <= 40, page

@@ -51,7 +51,7 @@ def test_a_run_stops_after_its_batch_and_the_same_command_goes_on(tmp_path, numb
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in said
-    assert "Interrupted; 3 of 12 passages are kept: run the same command again to go on." in said
+    assert "Interrupted; 3 of 12 passages are kept: run the same command again to continue." in said
     done = run_cli(tmp_path, *WORDS, "--json", before=slow(0.0))
     assert done.returncode == 0 and json.loads(done.stdout)["resumed"] == 3, done.stderr
     generate_file(corpus, tmp_path / "whole.jsonl", generator=FakeGenerator(), job=Job(("de",), 2))

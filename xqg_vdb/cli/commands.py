@@ -92,7 +92,7 @@ def run() -> None:
             if STOPS or isinstance(error, click.Abort | KeyboardInterrupt):
                 said = str(error.__cause__ if isinstance(error, click.Abort) else error)
                 kept = said if "kept" in said else "what was committed is kept"
-                complain(f"Interrupted; {kept}: run the same command again to go on.")
+                complain(f"Interrupted; {kept}: run the same command again to continue.")
                 sys.exit(128 + next(iter(STOPS), signal.SIGINT))
             sys.exit(_explained(error))
 
@@ -159,7 +159,7 @@ def _watch(heard: int) -> None:
 
 def _stop_at_once(number: int) -> NoReturn:
     with suppress(OSError):
-        os.write(2, b"Stopped at once; what was committed is kept: run the same command again to go on.\n")
+        os.write(2, b"Stopped at once; what was committed is kept: run the same command again to continue.\n")
     os._exit(128 + number)
 
 

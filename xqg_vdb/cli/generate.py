@@ -73,7 +73,7 @@ def generate(
 ) -> None:
     """Write questions in other languages for every passage of CORPUS to OUT, a JSON-lines file.
 
-    A run that was stopped goes on where it was when the same command is run again. When the corpus has changed, --reuse
+    A run that was stopped continues when the same command is run again. When the corpus has changed, --reuse
     takes the queries of unchanged passages from the last OUT, of the same settings; more languages are written besides.
     """
     from xqg_vdb.generate.endpoint import EndpointGenerator

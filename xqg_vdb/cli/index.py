@@ -89,7 +89,7 @@ def load(
 ) -> None:
     """Load CORPUS into COLLECTION, its generated queries folded into the passages' vectors.
 
-    CORPUS is JSON, TSV, CSV, Parquet or a folder (docs/inputs.md). Stopped at any point, the same command goes on; run
+    CORPUS is JSON, TSV, CSV, Parquet or a folder (docs/inputs.md). If it is stopped, the same command continues; run
     again on the same corpus, it writes nothing. Searches see the old version until the new one is complete.
     """
     from xqg_vdb.index.load import check_inputs
@@ -155,10 +155,10 @@ def _load_lines(report: LoadReport, typed: list[str]) -> Iterator[str]:
 @place_options
 @json_option
 def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lang: str | None, place: Place) -> None:
-    """Add the passages of CORPUS to COLLECTION, or replace those of their ids; searches go on meanwhile.
+    """Add the passages of CORPUS to COLLECTION, or replace those of their ids; searches continue meanwhile.
 
     They get the collection's own recipe, language means and options. What is there already is neither encoded nor
-    written, and without --queries keeps those that it has. Stopped at any point, the same command goes on.
+    written, and without --queries keeps those that it has. Stopped at any point, the same command continues.
     """
     from xqg_vdb.index.update import add as run
 
@@ -181,7 +181,7 @@ def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lan
 @place_options
 @json_option
 def delete(collection: str, ids: tuple[str, ...], file: Path | None, place: Place) -> None:
-    """Delete passages of COLLECTION by their IDS; searches go on meanwhile. Those that are not there are no error."""
+    """Delete passages of COLLECTION by their IDS; searches continue. Those that are not there are no error."""
     from xqg_vdb.files import disk_errors
     from xqg_vdb.index.update import delete as run
 
@@ -228,7 +228,7 @@ def augment(
 
     Its passages are not encoded again, except a sample that shows whether the encoder is the one that made the
     vectors. A copy is made, and its name appears when it is complete. Stopped at any point, the same
-    command goes on.
+    command continues.
     """
     from xqg_vdb.index.augment import augment as run
     from xqg_vdb.index.augment import undo as take_back
@@ -289,7 +289,7 @@ def migrate(
     layout: CollectionOptions,
     place: Place,
 ) -> None:
-    """Copy COLLECTION into another store without encoding anything again; stopped, the same command goes on.
+    """Copy COLLECTION into another store without encoding anything again; stopped, the same command continues.
 
     Without --to-path and --to-url the copy is a new version in the same store: that is how a collection gets other
     options, such as --quantization.

@@ -173,7 +173,7 @@ def generator(
 ) -> None:
     """Fine-tune the query generator CHECKPOINT on pairs; OUT is then a checkpoint for `xqg-vdb export --generator`.
 
-    CHECKPOINT is a hub id, a folder or starter:generator. A run that was stopped goes on when the same command is run
+    CHECKPOINT is a hub id, a folder or starter:generator. A run that was stopped continues when the same command is run
     again.
     """
     from xqg_vdb.export.checkpoints import Base
@@ -205,7 +205,7 @@ def encoder(
     """Train the dense retriever CHECKPOINT on pairs; OUT is then a checkpoint for `xqg-vdb export`.
 
     CHECKPOINT is a hub id, a folder or starter:encoder. With --micro-batch, gradients are cached: a batch of any size
-    needs the memory of that many texts. A run that was stopped goes on when the same command is run again.
+    needs the memory of that many texts. A run that was stopped continues when the same command is run again.
     """
     from xqg_vdb.export.checkpoints import Base
     from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, train_encoder

@@ -118,7 +118,7 @@ def snapshot() -> None:
 @collection_argument
 @place_options
 def create(collection: str, place: Place) -> None:
-    """Make a snapshot of COLLECTION and print its name; searches go on meanwhile."""
+    """Make a snapshot of COLLECTION and print its name; searches continue meanwhile."""
     with closing(place.open()) as store:
         made = store.admin.create_snapshot(collection)
     click.echo(made.name)

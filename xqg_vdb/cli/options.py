@@ -261,7 +261,7 @@ class Inputs:
     """Generated queries, and what becomes of lines that cannot be used."""
 
     queries: tuple[Path, ...] = option((), "Generated queries; repeatable.")
-    max_rejects: int = option(0, "Bad lines to bear.", least=0)
+    max_rejects: int = option(0, "Bad lines to allow.", least=0)
     file: Path | None = option(None, "Write bad lines to this file.", flags=("--rejects",))
 
     def rejects(self) -> Rejects:

@@ -183,7 +183,7 @@ class Rejects:
             more = self.rejected - len(self.first)
             shown = "; ".join(self.first) + (f"; and {more} more" if more else "")
             kept = f" (all in {self.path})" if self.path is not None else ""
-            raise DataError(f"{shown}{kept}; correct the data, or use --max-rejects to go on without such records.")
+            raise DataError(f"{shown}{kept}; correct the data, or use --max-rejects to continue without such records.")
 
     def counts(self) -> dict[str, int]:
         """Return the five counts by name, for reports."""

@@ -152,7 +152,7 @@ def build_index(
             _set_threshold(names, version, threshold or info.config.optimizer_config.indexing_threshold)
             woken = clock()
         if clock() - changed > min(GREY_PATIENCE if is_grey else server.deadline, server.deadline):
-            _log.warning("%s: the index of %s is still %s; going on", server.where, version, info.status.value)
+            _log.warning("%s: the index of %s is still %s; continuing", server.where, version, info.status.value)
             return
         server.sleep(POLL)
 
