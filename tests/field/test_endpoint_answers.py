@@ -47,6 +47,24 @@ GOOD = [
     f"Claro, aquí tienes una pregunta: {Q}", f"好的，这是一个问题：{Q}",
     f"Вот вопрос: {Q}", f'<question lang="sw">{Q}</question>',
     f"{Q} (How long is the Nile?)", f"\ufeff{Q}", f"Sure! **1. Question:** {Q}",
+    *(f"<{tag}>Nini?</{tag}>\n{Q}" for tag in
+      ("thought_process", "inner_monologue", "plan", "cot", "chain_of_thought", "reasoning_content", "brainstorm")),
+    f"<|thinking|>Nini?<|/thinking|>{Q}", f"<|thought_start|>Nini?<|thought_end|>{Q}",
+    f"<|inner_prefix|>Nini?<|inner_suffix|>{Q}",
+    f"[thinking]Nini?[/thinking]{Q}", f"[BEGIN THOUGHT]Nini?[END THOUGHT]{Q}",
+    f"**Thinking:** What should I ask?\n\n**Answer:** {Q}", f"### Reasoning\nWhat?\n\n### Question\n{Q}",
+    f"Reasoning: What should I ask? Perhaps.\nQuestion: {Q}", f"```thinking\nWhat?\n```\n{Q}",
+    f"Thinking...\nWhat is asked?\n...done thinking.\n\n{Q}", f"analysis The user wants? assistantfinal{Q}",
+    f"<swali>{Q}</swali>", f"<|start_of_role|>assistant<|end_of_role|>{Q}<|end_of_text|>",
+    f"<|header_start|>assistant<|header_end|>\n\n{Q}<|eot|>", f"{Q}<pad><pad>", f"\u202b{Q}\u202c",
+    Q.replace("?", "&#63;"),
+    f"Question #1: {Q}", f"Q. {Q}", f"— {Q}", f"❓ {Q}", f"① {Q}", f"{Q} - How long is the Nile?",
+    f'<?xml version="1.0"?><question>{Q}</question>', f"| Question |\n|---|\n| {Q} |", f"*** {Q} ***", f"{Q}[1]",
+    f"<tool_call>ask<arg_key>question</arg_key><arg_value>{Q}</arg_value></tool_call>",
+    f'{{"result":{{"question":"{Q}"}}}}', f"{Q} I hope this helps!", f"Sure, here you go: {Q}",
+    f"As requested, a question in Swahili: {Q}", f"Swahili - {Q}", f"(Swahili) {Q}", f"[Swahili] {Q}", f"sw: {Q}",
+    f"One possible question is: {Q}", f"Based on the passage, a short question could be: {Q}",
+    f'The question is "{Q}"',
 ]  # fmt: skip
 
 
@@ -58,7 +76,8 @@ def test_the_query_is_found(answer):
 @pytest.mark.parametrize(
     "answer",
     ["", " \n", "<think>\nOkay, the user wants a question in Swahili about the", "<think></think>",
-     "[THINK]what is it?",
+     "[THINK]what is it?", "<plan>what is it?", "<|thought_start|>what is it?", "[thinking] what is it?",
+     "Reasoning: what is it?",
      "<|channel|>analysis<|message|>What do they want?", "analysisWhat do they want",
      "I'm sorry, but I cannot do that.",
      "Here is a question in Swahili:", "a?\0", "a?\ud83d", "a?\x1b[2J", "???", "```\n```", "N/A", "x" * 20_000_000,
@@ -215,6 +234,13 @@ def test_parts_and_answers_without_usage_are_good(serve):
         (ok("I'm sorry, I cannot."), "it wrote \"I'm sorry, I cannot.\""),
         (ok("a\0b?"), "no valid text"),
         (ok("x" * 20_000_000), "20,000,"),
+        (ok("Mto Nile una urefu", finish="length"), "'Mto Nile una urefu', and was cut at 64 tokens: raise --max"),
+        (ok(None, refusal="I cannot help"), "it says 'I cannot help'"),
+        (ok("", finish="content_filter"), "its filter kept the answer back"),
+        (ok("", thoughts="hm"), "it only reasoned"),
+        ((200, {"message": {"content": Q}}), "(no chat completion: check the URL)"),
+        ((202, {"status": "queued"}), "queued"),
+        ((200, b'data: {"choices": [{"delta": {}}]}'), "(no chat completion: check the URL)"),
     ],
 )  # fmt: skip
 def test_a_useless_answer_is_asked_for_again_and_counted_with_its_reason(serve, answer, reason):
@@ -222,6 +248,46 @@ def test_a_useless_answer_is_asked_for_again_and_counted_with_its_reason(serve, 
     queries, generator = ask(server)
     assert queries == () and len(server.bodies) == 2
     assert generator.counters()["useless_answers"] == 2 and reason in generator.failure
+
+
+@pytest.mark.parametrize("content", [[Q], [{"text": Q}], {"type": "text", "text": Q}, [{"text": {"value": Q}}]])
+def test_other_shapes_of_parts_are_good(serve, content):
+    assert ask(serve(lambda body: ok(content)))[0] == (Q,)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "temperature", "seed"])
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(400, "Unrecognized request argument supplied: {}"), (422, "property {} is unsupported"), (501, "no {} here")],
+)
+def test_a_setting_is_known_by_its_name_in_any_words(serve, name, status, told):
+    assert ask(serve(lambda body: refused(status, told.format(name)) if name in body else ok(Q)))[0] == (Q,)
+    detail = [{"type": "extra_forbidden", "loc": ["body", name], "msg": "Extra inputs are not permitted"}]
+    assert ask(serve(lambda body: (422, {"detail": detail}) if name in body else ok(Q)))[0] == (Q,)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [((400, [{"error": {"message": "key not valid"}}]), "status 400: key not valid"),
+     ((400, {"errors": [{"message": "bad thing"}]}), "bad thing"), ((400, {"Message": "bad thing"}), "bad thing"),
+     ((400, {"detail": [{"loc": ["body", "n"], "msg": "bad"}]}), "status 400: body.n: bad"),
+     (refused(400, "max_tokens is too large: at most 16"), "max_tokens is too large")],
+)  # fmt: skip
+def test_reasons_of_other_servers_are_told(serve, answer, reason):
+    with pytest.raises(ServerError, match=reason):
+        ask(serve(lambda body: answer))
+
+
+def test_a_proxy_before_another_host_is_named_without_its_password(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setattr(remote, "UNREACHED", 0.3)
+    with (
+        EndpointGenerator("http://192.0.2.1/v1", "m") as generator,
+        pytest.raises(
+            ServerError, match=r"192\.0\.2\.1 is not there \(ConnectError, through the proxy 127\.0\.0\.1:9 of"
+        ),
+    ):
+        generator.generate_batch([Passage("p", "The Nile.")], query_langs=["sw"], n=1)
 
 
 def test_a_limit_told_under_status_200_is_waited_for(serve):

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from xqg_vdb.generate.prompts import CausalPrompt, broken, chat, query_of, said
+from xqg_vdb.generate.prompts import CausalPrompt, asks, broken, chat, query_of, said
 from xqg_vdb.generate.run import BatchGenerator
 from xqg_vdb.models.remote import LONGEST_BODY, Server, one_line, reason_of
 from xqg_vdb.types import Passage
@@ -92,42 +92,36 @@ class EndpointGenerator(BatchGenerator):
         for _ in range(2):  # an answer without a query is asked for once more
             response = self._post(message, seed)
             try:
-                if text := read(self._content(response)):
+                content, cut = self._content(response)
+                text = read(content)
+                if text and not (cut and read is query_of and not asks(text)):
                     return text
-                reason = f"it wrote {one_line(self._content(response))!r}"
+                why = "it only reasoned" if cut and not said(content) else f"it wrote {one_line(content)!r}"
+                reason = why + cut
             except _NoAnswerError as error:
                 reason = str(error)
             self.failure = f"{self._server.host}: {self._server.without_key(reason)}"
             self._server.count({"useless_answers": 1})
         return ""
 
-    def _content(self, response: httpx.Response) -> str:
-        """The text of an answer. Raises _NoAnswerError, with what the server sent instead."""
+    def _content(self, response: httpx.Response) -> tuple[str, str]:
+        """The text of an answer, and what to do where it was cut. Raises _NoAnswerError, with what came instead."""
         if len(response.content) > LONGEST_BODY:
             raise _NoAnswerError(f"an answer of {len(response.content):,} bytes")
         try:
             choice = response.json()["choices"][0]
-            content, finish = choice["message"]["content"], choice.get("finish_reason")
+            message, finish = choice["message"], choice.get("finish_reason")
+            content = _joined(message["content"])
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise _NoAnswerError(reason_of(response) or "an empty body") from None
-        if isinstance(content, list):  # in parts
-            parts = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
-            content = "".join(text for part in parts if isinstance(text := part.get("text"), str))
-        if not isinstance(content, str) or not content.strip():
-            thought = any(choice["message"].get(key) for key in ("reasoning_content", "reasoning", "thinking"))
-            called = choice["message"].get("tool_calls") or choice["message"].get("function_call")
-            why = "it only reasoned" if thought else "it called a tool" if called else "the answer is empty"
-            raise _NoAnswerError(why + self._cut_short(finish))
+            hint = "" if b'"error"' in response.content else " (no chat completion: check the URL)"
+            raise _NoAnswerError((reason_of(response) or "an empty body") + hint) from None
+        cut = f", and was cut at {self._max_tokens} tokens: raise --max-tokens, or switch its reasoning off"
+        cut = cut if finish == "length" else ""
+        if not content.strip():
+            raise _NoAnswerError(_silence(choice, message) + cut)
         if broken(content):
             raise _NoAnswerError("an answer that is too long or no valid text")
-        if finish == "length" and not said(content):
-            raise _NoAnswerError("it only reasoned" + self._cut_short(finish))
-        return content
-
-    def _cut_short(self, finish: object) -> str:
-        if finish != "length":
-            return ""
-        return f", and was cut at {self._max_tokens} tokens: raise --max-tokens, or switch its reasoning off"
+        return content, cut
 
     def _post(self, message: str, seed: int) -> httpx.Response:
         def body() -> dict[str, Any]:
@@ -141,20 +135,19 @@ class EndpointGenerator(BatchGenerator):
 
     def _adapted(self, body: Mapping[str, Any], response: httpx.Response) -> bool:
         """Whether the server refused a setting that later requests do without; other threads may have seen to it."""
-        reason = reason_of(response).lower()
-        if "max_tokens" in body and re.search(
-            r"max_completion_tokens|(?:un|not )(?:supported|known).*max_tokens", reason
-        ):
+        told = response.text[:LONGEST_PASSAGE].lower()  # whole: some name the setting outside their sentence
+        for name in ("max_tokens", "max_completion_tokens", "temperature", "seed"):
+            if name not in body or not re.search(rf"\b{name}\b", told):
+                continue
+            if name[:3] == "max" and re.search(r"\b(?:context|exceeds?|too (?:large|small)|at (?:most|least))\b", told):
+                continue  # of its value the user decides
             with self._lock:
-                self._body.pop("max_tokens", None)
-                self._body["max_completion_tokens"] = self._max_tokens
-            return True
-        for name in ("temperature", "seed"):
-            if name in body and re.search(rf"\b{name}\b", reason):
-                with self._lock:
-                    if self._body.pop(name, None) is not None:
+                if self._body.pop(name, None) is not None:
+                    if name == "max_tokens":
+                        self._body["max_completion_tokens"] = self._max_tokens
+                    else:
                         _log.warning("%s takes no %s: asking without", self._server.host, name)
-                return True
+            return True
         return False
 
     def _count_tokens(self, response: httpx.Response) -> None:
@@ -164,6 +157,32 @@ class EndpointGenerator(BatchGenerator):
             self._server.count({name: int(count) for name, count in used.items()})
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             pass  # a server that does not count; the answer may be good
+
+
+def _joined(content: Any) -> str:
+    """The text of an answer, which some servers give in parts."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, dict) and part.get("type") in (None, "text", "output_text"):
+            part = part.get("text")
+            part = part.get("value") if isinstance(part, dict) else part
+        texts.append(part if isinstance(part, str) else "")
+    return "".join(texts)
+
+
+def _silence(choice: Mapping[str, Any], message: Mapping[str, Any]) -> str:
+    """Why an answer has no text."""
+    if told := choice.get("error") or message.get("refusal"):
+        return f"it says {one_line(str(told))!r}"
+    if any(message[key] for key in message if re.search("reason|think|thought", key)):
+        return "it only reasoned"
+    if message.get("tool_calls") or message.get("function_call"):
+        return "it called a tool"
+    return (
+        "its filter kept the answer back" if choice.get("finish_reason") == "content_filter" else "the answer is empty"
+    )
 
 
 class _NoAnswerError(Exception):

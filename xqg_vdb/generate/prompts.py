@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import html
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -187,30 +188,48 @@ def seq2seq_tokens(
 LONGEST_ANSWER = 1_000_000  # characters with the reasoning
 LONGEST_QUERY = 2_000
 
-_THOUGHT = r"details|think|thinking|reason|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think"
-_REASONING = re.compile(  # DeepSeek and Qwen, Magistral, Kimi, Cohere, OpenThinker, Gemma, Granite
-    rf"(?P<close></(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<\|end_of_thought\|>|<channel\|>"
+_THOUGHT = r"[\w▁:-]{0,30}(?:think|thought|reason|reflect|analy[sz]|scratch|monolog|brainstorm|deliberat)[\w▁:-]{0,30}"
+_NAMED = rf"{_THOUGHT}|details|plan(?:ning)?|cot|critique"
+_REASONING = re.compile(  # by tags, tokens and brackets that speak of it; Kimi, Gemma and Granite have their own
+    rf"(?P<close></(?:{_NAMED})\s*>|\[(?:/|END )(?:think|thought|reason)\w*\]|◁/think▷|<channel\|>"
+    rf"|<[|｜](?:/|end)(?:{_THOUGHT})[|｜]>|<[|｜](?:{_THOUGHT})(?:end|suffix)[|｜]>|<\|inner_suffix\|>"
     r"|Here is my response:)"
-    rf"|<(?:{_THOUGHT})(?:\s[^<>]*)?>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|begin_of_thought\|>|<\|channel>thought"
-    r"|Here is my thought process:",
+    rf"|<(?:{_NAMED})(?:\s[^<>]*)?>|\[(?:BEGIN |START )?(?:think|thought|reason)\w*\]|◁think▷|<\|channel>thought"
+    rf"|<[|｜](?:{_THOUGHT}|inner_prefix)[|｜]>|Here is my thought process:",
     re.IGNORECASE,
 )
 _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _BARE_FINAL = re.compile(r"assistant\s*final(?=\W|[A-Z]|[^\x00-\x7f])")  # channels whose tokens a server left out
-_BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z])")
-_ROLE = r"<\|(?:im_start|start_header_id|start|role_start)\|>|<start_of_turn>|<\|turn>"
+_BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=\s?[A-Z])")
+_ROLE = r"<\|(?:im_start|start_header_id|header_start|start_of_role|start|role_start)\|>|<start_of_turn>|<\|turn>"
 _LEADING = re.compile(
     rf"\s*(?:(?:{_ROLE})\s*(?:assistant|model)?|<[|｜][^|｜<>]{{1,40}}[|｜]>|<s>|<bos>|<\|begin_of_\w+\|>|\[/INST\])"
 )
-_END = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|\[/?INST\]|\[EOS\]")
-_ANSWER_TAG = re.compile(
-    r"</?(?:answer|final|final_answer|question|query|output|response|result|q|json|text)(?:\s[^<>]*)?>", re.IGNORECASE
+_END = re.compile(
+    r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>|<(?:eos|pad|unk|end_of_turn|start_of_turn|turn\|)>|\[/?INST\]|\[EOS\]"
 )
-_MARKUP = re.compile(r"</?(?:b|i|em|strong|p|br|code|u)\s*/?>|\\(?:boxed|text|textbf)\{([^{}]*)\}", re.IGNORECASE)
+_HEADED = re.compile(  # reasoning with a heading in place of tags, up to the question's own
+    r"\A\s*```(?:think|thought|reason)\w*\n.*?\n```"
+    r"|\A\W*(?:thinking|thoughts?(?: process)?|reasoning|analysis|rationale)\b(?=[*_]*\s*(?:[:：\n]|\.\.\.|…)).*?"
+    r"(?:\n\W*done thinking\b\W*"
+    r"|\n(?=\W*(?:(?:final|the|short|my) )*(?:question|query|answer|swali|frage|pregunta)\b\W{0,6}[:：\n]))",
+    re.IGNORECASE | re.DOTALL,
+)
+_ENTITY = re.compile(r"&(?:#\w{2,6}|[A-Za-z]{2,8});")
+_ANSWER_TAG = re.compile(
+    r"</?(?:answer|final|final_answer|question|query|output|response|result|q|json|text|arg_value|parameter\b[^<>]*)(?:\s[^<>]*)?>",
+    re.IGNORECASE,
+)
+_WRAPPED = re.compile(r"\A\s*<(\w+)>([^<>]*)</\1>\s*\Z")
+_MARKUP = re.compile(
+    r"<[?!][^<>]*>|<arg_key>[^<>]*</arg_key>|</?(?:b|i|em|strong|p|br|code|u)\s*/?>|\\(?:boxed|text|textbf)\{([^{}]*)\}",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[\w+-]*[ \t]*$", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*{2,3})(?=\S)([^*\n]+)(?<=\S)\1|(?<!\w)([*_]{1,3}|`{1,3})(?=\S)([^*_`\n]+)(?<=\S)\3(?!\w)")
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]|#{2,6}|>+)[ \t]*", re.MULTILINE)
-_NUMBER = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)：:、](?!\d)|[-*•–·]|Q\d{1,2}[.:)]|[a-z]\))[ \t]*(?=\S)", re.MULTILINE)
+_NUMBER = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)：:、](?!\d)|[-*•–—·◦▪●○►→❓①-⑳]|Q\d{0,2}[.:)]|[a-z]\))[ \t]*(?=\S)")
+_EDGES = re.compile(r"^[|\s]+|(?:[|\s]|\s[*_=#~-]{2,})+$")  # of a table's cell and of decoration
 
 _QUESTION_NOUNS = (
     "question|query|q|search query|frage|pregunta|pergunta|domanda|vraag|fråga|spørsmål|spørgsmål|kysymys|pytanie"
@@ -221,14 +240,19 @@ _QUESTION_NOUNS = (
 _ANSWER_NOUNS = "passage|translation|answer|response|output|result|final answer|final question|final output"
 _LABEL = re.compile(  # at the start of a line or a sentence; elsewhere the word belongs to the text
     r"(?:^|(?<=[.!?:]\s)|(?<=\n))[ \t]*(?:(?:the|your|generated|short)\s+)?(?:[A-Z]\w+\s+)?"
-    rf"(?:{_QUESTION_NOUNS}|{_ANSWER_NOUNS})(?:\s*\d{{1,2}})?"
+    rf"(?:{_QUESTION_NOUNS}|{_ANSWER_NOUNS})(?:\s*#?\s?\d{{1,2}})?"
     r"(?:\s*\([^()\n]{1,40}\)|\s+(?:in|auf|en|em|på|kwa)\s+\w+)?\s*[:：=]\s*",
     re.IGNORECASE,
 )
 _PREAMBLE = re.compile(
-    rf"^[^:：?？]{{0,60}}(?:\b(?:{_QUESTION_NOUNS})\b|问题|問題|質問|질문)[^:：?？\w]*[:：]\s*(?=\S)", re.I
+    rf"^[^:：?？]{{0,60}}(?:\b(?:{_QUESTION_NOUNS})\b|问题|問題|質問|질문)[^:：?？\w]*[:：]\s*(?=\S)"
+    r"|^(?:based on|as requested|one|an?|the|here|my|possible)\b[^:：?？]{0,80}\b(?:question|query)\b[^:：?？]{0,40}"
+    r"(?:[:：]\s*|\b(?:is|be)\s+(?=[\"“]))(?=\S)",
+    re.IGNORECASE,
 )
-_LANGUAGE_LABEL = re.compile(r"^(?:in\s+)?[A-Z][a-z]+(?:\s+\([^()\n]{1,40}\))?\s*[:：]\s*(?=\S)")
+_LANGUAGE_LABEL = re.compile(
+    r"^(?:(?:in\s+)?([A-Z][a-z]+|[a-z]{2,3})(?:\s+\([^()\n]{1,40}\))?(?:\s*[:：]|\s+[-–—](?=\s))|[(\[]([A-Z][a-z]+)[)\]])\s*(?=\S)"
+)
 
 # Talk about the task; the patterns are English, as models talk about a task in it.
 _TALK = re.compile(
@@ -245,9 +269,10 @@ _TALK = re.compile(
     r"|i(?:'m sorry| am sorry| hope| don't know| do not know| cannot| can't)\b",
     re.IGNORECASE,
 )
+_REASONED = re.compile(r"(?:thinking|thoughts?(?: process)?|reasoning|analysis|rationale)\s*[:：]", re.IGNORECASE)
 _INTERJECTION = re.compile(
     r"(?:sure|certainly|of course|absolutely|okay|ok|great|alright)(?: thing)?\s*[!.,:]\s*(?=\S)"
-    r"|(?:(?:sure|okay|ok)[,!.]?\s*)?here(?: is|[’']s| are)\b[^:?\n]{0,60}:\s*(?=\S)",
+    r"|(?:(?:sure|okay|ok)[,!.]?\s*)?here(?: is|[’']s| are| you go)\b[^:?\n]{0,60}:\s*(?=\S)",
     re.IGNORECASE,
 )
 _QUESTION_KEYS = _QUESTION_NOUNS + "|text|questions|queries|arguments|parameters|function|tool_calls"
@@ -262,8 +287,13 @@ _TOOL = re.compile(
 LONGEST_RECORD = 20_000  # characters
 _NOTHING = frozenset({"n/a", "none", "null", "no answer", "no question", "nil", "unknown"})
 _MARKS = "?？؟\u037e;՞፧⁇"
+_BEHIND = re.compile(  # the question: its translation, sources, good wishes
+    rf"(?<=[{_MARKS}])[\s\"”»*_]*(?:\([^()]*\)|\[[^\[\]]*\]|[-–—/|→]\s.*"
+    r"|(?:i hope|let me know|would you like)\b.*)\s*$",
+    re.IGNORECASE,
+)
 QUOTES = "\"“”„«»‹›「」『』‘’'"
-_BLANK = " \t\u200b\ufeff"
+_BLANK = " \t\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 
 
 def broken(text: str) -> bool:
@@ -277,11 +307,12 @@ def said(answer: str) -> str:
     """What an answer says, in lines: no reasoning (unclosed: nothing is said), tokens, fences, emphasis and numbers."""
     if broken(answer):
         return ""
-    text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(answer))))
-    text = _MARKUP.sub(lambda found: found[1] or "", _ANSWER_TAG.sub("\n", text))
+    text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(_HEADED.sub("", answer)))))
+    text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    text = _MARKUP.sub(lambda found: found[1] or "", _ANSWER_TAG.sub("\n", _WRAPPED.sub(r"\2", text)))
     text = _FENCE.sub("", text).strip().strip("`")
     text = _HEADING.sub("", _EMPHASIS.sub(lambda found: found[2] or found[4], _of_json(text)))
-    return "\n".join(_NUMBER.sub("", line).strip() for line in text.splitlines()).strip()
+    return "\n".join(_NUMBER.sub("", _EDGES.sub("", line)) for line in text.splitlines()).strip()
 
 
 def query_of(answer: str) -> str:
@@ -289,11 +320,16 @@ def query_of(answer: str) -> str:
     lines = [line for raw in said(answer).splitlines() if (line := _unlabelled(raw)) and not _is_preamble(line)]
     useful = [line for line in lines if not _refuses(line)]
     plain = useful[0] if useful == lines and lines else ""  # beside a refusal, only what asks is a query
-    text = next((line for line in useful if any(mark in line for mark in _MARKS)), plain)
-    text = re.sub(rf"(?<=[{_MARKS}])[\s\"”»]*\((?:[^()]*)\)\s*$", "", text)  # a translation behind the question
+    text = next(filter(asks, useful), plain)
+    text = _BEHIND.sub("", text)
     text = _unquoted(" ".join(text.split()))
     short = any(map(str.isalnum, text)) and len(text) <= LONGEST_QUERY
     return text if short and text.casefold().strip(".") not in _NOTHING else ""
+
+
+def asks(text: str) -> bool:
+    """Whether a text has a question mark of any writing."""
+    return any(mark in text for mark in _MARKS)
 
 
 def unlabelled(text: str, *, by: str) -> str:
@@ -315,7 +351,7 @@ def _unlabelled(line: str) -> str:
         for pattern in (_INTERJECTION, _LABEL, _PREAMBLE):
             if lead := pattern.match(line):
                 line = line[lead.end() :]
-        if (lead := _LANGUAGE_LABEL.match(line)) and _names_a_language(lead[0]):
+        if (lead := _LANGUAGE_LABEL.match(line)) and _names_a_language(lead[1] or lead[2]):
             line = line[lead.end() :]
         if line == before:
             break
@@ -334,25 +370,24 @@ def _unquoted(text: str) -> str:
     return text.strip(_BLANK)
 
 
-def _names_a_language(label: str) -> bool:
+def _names_a_language(name: str) -> bool:
     import langcodes
 
-    name = re.sub(r"\(.*|[:：]", "", label).removeprefix("in ").removeprefix("In ").strip()
     try:
-        return bool(langcodes.find(name))
+        return bool(langcodes.tag_is_valid(name) if name.islower() else langcodes.find(name))
     except LookupError:
         return False
 
 
 def _is_preamble(line: str) -> bool:
-    asks = any(mark in line for mark in _MARKS)
-    return line.endswith((":", "：")) or (not asks and bool(_TALK.match(line)))
+    talk = _REASONED.match(line) or (not asks(line) and _TALK.match(line))
+    return line.endswith((":", "：")) or bool(talk)
 
 
 def _refuses(line: str) -> bool:
     """Whether a line says that the model cannot or will not; a question may begin alike, but without the comma."""
     start = _refusals().match(line.strip(QUOTES).casefold())
-    return start is not None and (start["comma"] is not None or not any(mark in line for mark in _MARKS))
+    return start is not None and (start["comma"] is not None or not asks(line))
 
 
 @cache
@@ -425,5 +460,5 @@ def _values(value: object) -> Iterable[object]:
     if isinstance(value, dict):
         asked = [value[key] for key in value if re.fullmatch(_QUESTION_KEYS, str(key), re.IGNORECASE)]
         plain = [item for key, item in value.items() if isinstance(item, str) and key not in ("name", "type", "id")]
-        return asked or plain
+        return asked or plain or [item for item in value.values() if isinstance(item, dict | list)]
     return value if isinstance(value, list | tuple) else ()

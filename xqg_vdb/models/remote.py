@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import numpy as np
@@ -108,7 +109,7 @@ class Server:
                     return response
                 reason = self.without_key(f"status {status} {reason_of(response)}".strip())
                 wait = _retry_after(response)
-                if status in (400, 413, 422) and adapted(sent, response):
+                if status in (400, 413, 422, 501) and adapted(sent, response):
                     continue
                 if status not in RETRIED:
                     self.give_up(self._refusal(response))
@@ -135,7 +136,8 @@ class Server:
     def _wait_or_give_up(self, reason: str, wait: float, *, spent: float) -> None:
         patience = self.patience
         if not self._reached and spent + wait > min(UNREACHED, patience):
-            self.give_up(f"{self.host} is not there ({reason}): start it, or correct the URL.")
+            away = "is not there" if reason.startswith("Connect") else "gives no answer that can be read"
+            self.give_up(f"{self.host} {away} ({reason}{self._proxy()}): start it, or correct the URL.")
         if spent + wait > patience:
             kept = "what was made is kept: run the same command again when it is back."
             self.give_up(f"{self.host} did not answer for {patience:.0f} s ({reason}); {kept}")
@@ -145,12 +147,22 @@ class Server:
         self.count({"retries": 1})
         self._sleep(wait)
 
+    def _proxy(self) -> str:
+        """What the environment puts between, for a sentence; without its password."""
+        url = urlsplit(self.url)
+        if is_loopback(url.hostname) or proxy_bypass(url.netloc):
+            return ""
+        proxy = getproxies().get(url.scheme) or getproxies().get("all")
+        return f", through the proxy {proxy.split('@')[-1]} of {url.scheme.upper()}_PROXY or ALL_PROXY" if proxy else ""
+
     def _refusal(self, response: httpx.Response) -> str:
         hint = {
             401: f"set {self._keys[0]} to a valid key",
             403: f"set {self._keys[0]} to a key that may use this model",
             404: f"check the URL, which ends with /v1 as a rule, and the model name {self.model!r}",
         }.get(status := _status(response), "")
+        if response.has_redirect_location:
+            hint = f"it sends to {one_line(response.headers['Location'])}: give the URL of the API itself"
         reason = self.without_key(reason_of(response))
         told = "; ".join(filter(None, (reason.rstrip("."), hint))) or "see its log for the reason"
         return f"{self.host} refused the request with status {status}: {told}."
@@ -158,8 +170,8 @@ class Server:
 
 def _status(response: httpx.Response) -> int:
     """The status, also one that a gateway wrote into the `error` of a body under status 200."""
-    if response.status_code != 200 or len(response.content) > LONGEST_BODY:
-        return response.status_code
+    if not response.is_success or len(response.content) > LONGEST_BODY:
+        return 200 if response.is_success else response.status_code
     try:
         code = response.json()["error"]["code"]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
@@ -173,10 +185,18 @@ def reason_of(response: httpx.Response) -> str:
         record = response.json()
     except (ValueError, RecursionError):
         return one_line(response.content[:1000].decode(errors="replace"))
-    while isinstance(record, dict):
-        record = next((record[key] for key in ("error", "message", "detail", "msg") if record.get(key)), str(record))
-        record = record[0] if isinstance(record, list) and record else record
-    return one_line(str(record))
+    place = ""
+    while isinstance(record, dict | list) and record:
+        if isinstance(record, list):
+            record = record[0]
+            continue
+        if isinstance(record.get("loc"), list):  # FastAPI's: where in the body
+            place = ".".join(map(str, record["loc"])) + ": "
+        record = next((record[key] for key in _REASONS if record.get(key)), str(record))
+    return one_line(place + str(record))
+
+
+_REASONS = ("error", "errors", "message", "Message", "detail", "msg", "title")
 
 
 def one_line(text: str) -> str:
