@@ -25,6 +25,9 @@ from xqg_vdb.types import GeneratedQueries, Passage, Question
 MANY = 1 << 40
 
 
+NO_TEXT = "no text (expected one of the keys text, content, contents, page_content)"
+
+
 def _write(path, *lines):
     path.write_bytes(
         b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
@@ -113,7 +116,8 @@ def test_tsv_quotes_that_are_only_characters(tmp_path):
     assert reasons == [
         "a quoted column does not end on its line (write passages with line breaks as JSON lines)",
         "3 columns, the header has 2",
-        "not UTF-8: invalid start byte at byte 2 of the line",
+        "not UTF-8: invalid start byte at byte 2 of the line; convert the file from its encoding:"
+        " iconv -f ENCODING -t UTF-8 FILE > NEW",
     ]
 
 
@@ -157,7 +161,7 @@ def test_parquet(tmp_path):
     assert _read(path, rejects) == [one, Passage("4", "four", "", "und", {})]
     assert rejects.left_out == {"x": "nan"}
     assert [(r["line"], r["offset"], r["reason"]) for r in map(json.loads, open_text(tmp_path / "r.jsonl"))] == [
-        (2, None, "no text"),
+        (2, None, f"{NO_TEXT}; found 'docid', 'title'"),
         (3, None, "text is blank"),
     ]
     data = path.read_bytes()
@@ -186,7 +190,7 @@ def test_folders(tmp_path):
     assert [p.id for p in _read(tmp_path)] == ["9", "10"]
     _write(tmp_path / "queries.jsonl", {"_id": "q", "text": "no passage"})
     _write(tmp_path / "corpus.jsonl", {"_id": "d", "title": "", "text": "t", "metadata": {}})
-    assert _read(tmp_path) == [Passage("d", "t", "", "und", {"metadata": {}})]
+    assert _read(tmp_path) == [Passage("d", "t", "", "und", {})]
 
 
 def test_wrong_paths_are_told_at_once(tmp_path):
@@ -233,8 +237,8 @@ NASTY = [
     (b'{"id": "a", "text": "t", "x": 1e999}', "not JSON"),
     (b'{"id": "a", "text": "t", "x": -Infinity}', "not JSON"),
     (b'{"id": "a", "text": "\\ud800"}', "not JSON"),
-    (b'{"id": "a", "text": "\xff"}', "not JSON"),
-    (b'{"id": "a", "text": "\xed\xa0\x80"}', "not JSON"),
+    (b'{"id": "a", "text": "\xff"}', "not UTF-8"),
+    (b'{"id": "a", "text": "\xed\xa0\x80"}', "not UTF-8"),
     (b'{"id": "a", "text": "a\x00b"}', "not JSON"),
     (b'{"id": "a", "text": "a\\u0000b"}', "a NUL character"),
     (b'{"id": "a\\u0000", "text": "b"}', "a NUL character"),
@@ -247,10 +251,11 @@ NASTY = [
     (b'{"id": "a", "text": "t", "x": 18446744073709551615}', "an integer of more than 64 bits"),
     (b'{"id": 1e3, "text": "t"}', "id must be text or a whole number, not a fraction"),
     (b'{"id": true, "text": "t"}', "id must be text or a whole number, not true or false"),
-    (b'{"id": null, "_id": "x", "text": "t"}', "id must be text or a whole number, not null"),
+    (b'{"id": null, "text": "t"}', "no id (expected one of the keys id, _id, docid, id_); found 'id', 'text'"),
+    (b'{"id": "a", "text": "t", "x": 99999999999999999999}', "an integer of more than 64 bits"),
     (b'{"id": "", "text": "t"}', "id is blank"),
     (b'{"id": ["a"], "text": "t"}', "id must be text or a whole number, not a list"),
-    (b'{"text": "t"}', "no id (expected one of the keys id, _id, docid)"),
+    (b'{"text": "t"}', "no id (expected one of the keys id, _id, docid, id_)"),
     (b'{"id": "a"}', "no text"),
     (b'{"id": "a", "text": null}', "no text"),
     (b'{"id": "a", "text": 5}', "text must be text, not a number"),
@@ -294,7 +299,7 @@ def test_the_first_reject_stops_by_default(tmp_path):
     with pytest.raises(DataError) as caught:
         _read(path)
     assert str(caught.value) == (
-        f"{path} line 2: no text; correct the data, or use --max-rejects to continue without such records."
+        f"{path} line 2: {NO_TEXT}; found 'id'; correct the data, or use --max-rejects to continue without such records."
     )
 
 
@@ -305,7 +310,7 @@ def test_over_the_limit_the_first_few_are_told(tmp_path):
     with pytest.raises(DataError) as caught:
         _read(path, Rejects(6, kept))
     assert str(caught.value) == (
-        "; ".join(f"{path} line {n}: no text" for n in (1, 2, 3, 4, 5))
+        "; ".join(f"{path} line {n}: {NO_TEXT}; found 'id'" for n in (1, 2, 3, 4, 5))
         + f"; and 2 more (all in {kept}); correct the data, or use --max-rejects to continue without such records."
     )
     assert len(open_text(kept)) == 7

@@ -95,7 +95,7 @@ def test_squad_without_languages_takes_the_one_that_is_given(tmp_path):
         ({"query": "q", "lang": "sw", "positive_passages": []}, "positive_passages is empty"),
         ({"query": "12345", "positive": "x"}, "language cannot be told"),
         (b"{'query': 1}\n", "not JSON"),
-        (b'{"query": "\xff"}\n', "not JSON"),
+        (b'{"query": "\xff"}\n', "not UTF-8"),
         (b'{"query": "a", "query": "b", "positive": "x"}\n', "appears twice"),
     ],
 )

@@ -28,6 +28,14 @@ def test_searches_as_people_type_them_are_good(tmp_path):
     [("en", "In which year was the bridge over the river built and opened."), ("de", "wie lang ist der nil."),
      ("ja", "ナイル川はどこに流れていますか。"), ("zh", "尼罗河有多长。"), ("ko", "나일강의 길이는 얼마입니까."),
      ("sw", "Mto Nile una urefu gani."), ("hi", "नील नदी कितनी लंबी है।"), ("tr", "Nil nehri kaç kilometre."),
+     ("en", "find the population of the city of cairo in the year 2010"),
+     ("de", "nenne den längsten fluss in ganz afrika und in asien"),
+     ("fr", "explique comment les abeilles font le miel en été"),
+     ("ru", "объясни как пчёлы делают мёд летом и зимой в улье"),
+     ("tr", "arıların balı nasıl ve neden yaptığını bize kısaca açıkla"),
+     ("th", "บอกชื่อแม่น้ำที่ยาวที่สุดในทวีปแอฟริกาและเอเชีย"), ("zh", "请介绍一下尼罗河流域的国家以及它们的首都和人口。"),
+     ("ko", "꿀벌이 벌집에서 꿀을 만드는 방법을 여름과 겨울로 나누어 자세히 설명하세요"),
+     ("ja", "ミツバチが巣の中で蜜をどうやって作るのか詳しく説明してください。"), ("km", "ទន្លេនីល"),
      ("es", "síntomas de la gripe"), ("th", "แม่น้ำไนล์ยาวเท่าไร")],
 )  # fmt: skip
 def test_it_asks_or_searches(lang, text):

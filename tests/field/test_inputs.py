@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import shutil
 from pathlib import Path
 
@@ -237,6 +239,141 @@ def test_questions_without_a_suffix(tmp_path):
     path = tmp_path / "q.tsv"
     path.write_text("qid\tquery\n3\tWhere?\n")
     assert [(q.id, q.text) for q in read_questions(path)] == [("3", "Where?")]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ('{"id": "1", "text": "w"}'.encode("utf-32"), "is UTF-32, not UTF-8; convert it: iconv -f UTF-32"),
+        ('{"id": "1", "text": "w"}'.encode("utf-16-le"), "UTF-16 without a mark, .* iconv -f UTF-16LE"),
+        ('{"id": "1", "text": "w"}'.encode("utf-16-be"), "UTF-16 without a mark, .* iconv -f UTF-16BE"),
+        (
+            '{"id": "1", "text": "Größe"}'.encode("latin-1"),
+            "line 1: not UTF-8: .* at byte 23 of the line; convert",
+        ),
+        ('{"id": "1", "text": "日本"}'.encode("shift-jis"), "line 1: not UTF-8: .*iconv -f ENCODING"),
+        (bz2.compress(b"{}"), "is packed by bzip2; unpack it: bunzip2"),
+        (lzma.compress(b"{}"), "is packed by xz; unpack it: unxz"),
+        (b"\x28\xb5\x2f\xfd\x04", "is packed by zstd; unpack it: unzstd"),
+        (b"PK\x03\x04..", "is a ZIP archive"),
+        (b"PAR1..", r"is Parquet; name it \.parquet"),
+        (b"<!DOCTYPE html>", "is a web page; fetch the data itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS; .* git lfs pull"),
+        (b'{"id": "1", "text": "w"}\r{"id": "2", "text": "w"}\r', r"not JSON: .*; end lines by line feeds: tr"),
+        (b'{\n"id": "1",\n"text": "w"}', r"not JSON: .*; name a file whose objects are spread over lines \.json"),
+        (
+            b'{"docs": [{"id": "1", "text": "w"}]}',
+            r"found 'docs'; make lines of what it lists: jq -c '\.docs\[\]'",
+        ),
+        (b'{"id": "1", "text": "w", "k": 99999999999999999999}', "an integer of more than 64 bits"),
+        (b'{"id": 99999999999999999999, "text": "w"}', "an integer of more than 64 bits"),
+        (b'{"id": null, "text": "w"}', "no id .*; found 'id', 'text'"),
+    ],
+)
+def test_files_of_other_kinds_are_told_by_their_bytes(tmp_path, data, told):
+    (tmp_path / "c.jsonl").write_bytes(data)
+    with pytest.raises(DataError, match=rf"c\.jsonl.*{told}"):
+        read(tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize("text", ['[{"id": "1", "text": "w"},', '[{"id": "1", "text": "w", "tags": ["a"]}'])
+def test_an_array_that_was_cut_short_is_no_corpus(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(DataError, match=r"c\.json ends within its array, as a file does that was cut short"):
+        read(tmp_path / "c.json")
+
+
+def test_a_name_with_gz_does_not_make_gzip(tmp_path):
+    (tmp_path / "c.jsonl.gz").write_text('{"id": "1", "text": "w"}\n')
+    (tmp_path / "d.jsonl").write_bytes(gzip.compress(b'{"id": "1", "text": "w"}\n'))
+    assert read(tmp_path / "c.jsonl.gz") == read(tmp_path / "d.jsonl") == [Passage("1", "w")]
+
+
+@pytest.mark.parametrize(
+    ("record", "passage"),
+    [
+        ({"id": None, "_id": "1", "text": None, "content": "w"}, Passage("1", "w")),
+        (
+            {"id_": "1", "text": "w", "metadata": {"title": "T", "lang": "de", "n": 1}},
+            Passage("1", "w", "T", "de", {"n": 1}),
+        ),
+        ({"id": "1", "text": "w", "lang": "en", "meta": {"lang": "eng"}}, Passage("1", "w", "", "en")),
+        ({"id": "1", "text": "w", "lang": "unknown", "meta": {"lang": "de"}}, Passage("1", "w", "", "de")),
+        ({"id": "1", "text": "w", "title": "", "meta": {"title": "Bees"}}, Passage("1", "w", "Bees")),
+        ({"id": "1", "text": "w", "a.b": {"": [None]}}, Passage("1", "w", meta={"a.b": {"": [None]}})),
+        (
+            {"id": "1", "text": "w", "k": "12345678901234567890123"},
+            Passage("1", "w", meta={"k": "12345678901234567890123"}),
+        ),
+        ({"id": "1", "text": "w", "k": 0.12345678901234567890123}, Passage("1", "w", meta={"k": 0.12345678901234568})),
+    ],
+)
+def test_fields_as_exports_spell_them(tmp_path, record, passage):
+    assert read(write(tmp_path / "c.jsonl", record)) == [passage]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "asked"),
+    [
+        ("q.txt", "id\ttext\n7\tWhere?\n", [("7", "Where?")]),
+        ("q.txt", "qid\tquery\n7\tWhere?\n", [("7", "Where?")]),
+        ("q.txt", "\ufeffWhere?\r\n\r\nWho?\r\n", [("1", "Where?"), ("3", "Who?")]),
+        ("q.query", "PLAIN-1\tWhere?\n", [("PLAIN-1", "Where?")]),
+        ("q.csv", 'id,text\r\n7,"Where\r\nis it?"\r\n', [("7", "Where\nis it?")]),
+        ("q.tsv", "question_id\tquestion\tlang\n7\tWhere?\ten\n", [("7", "Where?")]),
+        ("q.txt", "Where?\tThere\n", "expected a header such as id<TAB>text"),
+        ("q.txt", "q-a\tWhere?\n", "expected a header such as id<TAB>text"),
+        ("q.jsonl", '{"question": "Where?"}\n', "no id .*qid.*; found 'question'"),
+        ("q.json", '{"questions": [{"id": 1}]}', r"no .*jq -c '\.questions\[\]'"),
+    ],
+)
+def test_questions_in_files_of_strangers(tmp_path, name, text, asked):
+    (tmp_path / name).write_bytes(text.encode())
+    if isinstance(asked, str):
+        with pytest.raises(DataError, match=asked):
+            read_questions(tmp_path / name)
+    else:
+        assert [(q.id, q.text) for q in read_questions(tmp_path / name)] == asked
+
+
+def test_parquet_of_values_that_wrap_or_repeat(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "long": pa.array([2**62], pa.duration("s")),
+        "late": pa.array([2**62], pa.timestamp("us")),
+        "twice": pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int64())),
+        "__index_level_0__": pa.array([0]),
+        "t32": pa.array([3661], pa.time32("s")),
+    }
+    pq.write_table(pa.table({"id": ["1"], "text": ["w"], **columns}), tmp_path / "c.parquet")
+    rejects = Rejects()
+    assert read(tmp_path / "c.parquet", rejects) == [Passage("1", "w", meta={"t32": "01:01:01"})]
+    assert rejects.left_out.keys() == {"long", "late", "twice"}
+    raw = pa.table({"id": pa.array([b"\xff"], pa.binary()), "text": ["w"]})
+    pq.write_table(raw, tmp_path / "c.parquet")
+    with pytest.raises(DataError, match=r"no id .*column id was left out: bytes that are no text"):
+        read(tmp_path / "c.parquet")
+    pq.write_table(pa.Table.from_arrays([pa.array(["1"])] * 3, names=["id", "text", "text"]), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="has two columns 'text'"):
+        read(tmp_path / "c.parquet")
+    (tmp_path / "c.parquet").write_bytes(b"version https://git-lfs")
+    with pytest.raises(DataError, match="is a pointer of Git LFS"):
+        read(tmp_path / "c.parquet")
+
+
+NO_INK = ["\u2800", "\u3164", "\u115f\u1160", "\uffa0", "\ufe0f", "\U000e0100", "\U000e0041", "\u034f", "\u17b4",
+          "\u180b", "\u2063", "\u202e", "\u00a0", "\u1680", "\u3000", "\U0001d159", "\U0001bca0", "\ufff9", "\x85"]  # fmt: skip
+
+
+@pytest.mark.parametrize("sign", NO_INK, ids=ascii)
+def test_what_has_no_ink_is_no_text_and_decides_nothing(tmp_path, sign):
+    path = write(tmp_path / "c.jsonl", {"id": "1", "text": sign * 5})
+    with pytest.raises(DataError, match="text is blank"):
+        read(path)
+    rows = [{"id": str(i), "text": sign * 9000 + text} for i, text in enumerate((NILE, BEES))]
+    assert [p.lang for p in read_corpus(write(path, *rows))] == ["en", "en"]
 
 
 def test_rejects_never_go_over_an_input(tmp_path):

@@ -61,10 +61,34 @@ def test_the_words_of_a_question_find_their_passage(tmp_path, file, question, fi
         ("L’eau", "l'eau"),
         ("ΟΔΟΣ", "οδος"),
         ("e\u0301t", "ét"),
+        ("6,650 km", "6650 km"),
+        ("6\u202f650", "6650"),
+        ("1'234'567", "1234567"),
+        ("ISPARTA DIYARBAKIR", "ısparta Diyarbakır"),
+        ("שָׁלוֹם", "שלום"),
+        ("Σίσυφος", "ΣΙΣΥΦΟΣ"),
+        ("ёлка", "елка"),
+        ("e\u034ft\ufe0f", "et"),
+        ("𝟚𝟘②", "202"),
+        ("ﷺ", "صلى الله عليه وسلم"),
     ],
 )
 def test_spellings_of_one_word_are_one_word(one, other):
     assert split_words(one).split() == split_words(other).split() != []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Python 3.11", "Python 3.12"),
+        ("2024-01-13", "2024-01-14"),
+        ("1.5", "15"),
+        ("F-16", "F-15"),
+        ("1999,200", "1999200"),
+    ],
+)
+def test_other_numbers_are_other_words(one, other):
+    assert split_words(one).split() != split_words(other).split()
 
 
 def test_marks_stay_in_the_words_that_they_are_part_of():
@@ -83,3 +107,5 @@ def test_a_collection_of_an_earlier_version_keeps_its_words():
     assert earlier.words == 1
     assert len(WordWriter(earlier).question("13").indices) == 0  # as its passages were written
     assert len(WordWriter(Bm25Settings(words=2)).question("13").indices) == 1
+    assert len(WordWriter(Bm25Settings(words=2)).question("6,650").indices) == 2
+    assert len(WordWriter(Bm25Settings(words=3)).question("6,650").indices) == 1

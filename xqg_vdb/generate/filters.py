@@ -114,7 +114,7 @@ def is_question(text: str, lang: str) -> bool:
         return True
     asking = _question_words().get(lang, "").split()
     if lang in _UNSPACED:
-        return any(word in text for word in asking) or (lang in ("zh", "ja", "ko") and _is_search(text, lang))
+        return any(word in text for word in asking) or _is_search(text, lang)
     if not asking and not _marks_questions(lang):
         return True
     words = re.findall(r"[^\s.,;:!।()\"]+", text.casefold())
@@ -122,7 +122,7 @@ def is_question(text: str, lang: str) -> bool:
 
 
 def _is_search(text: str, lang: str) -> bool:
-    words = len(text) / 3 if lang in ("zh", "ja") else len(text.split())
+    words = len(text) / 3 if lang in _UNSPACED - {"ko"} else len(text.split())
     return 1 < words <= _LONGEST_SEARCH and text.rstrip()[-1:] not in _STOP
 
 

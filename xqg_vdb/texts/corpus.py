@@ -5,7 +5,6 @@ Memory grows by some 50 bytes a record (to know duplicates), never by texts. Wha
 
 from __future__ import annotations
 
-import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from xqg_vdb.texts.records import (
     decoded,
     has_content,
     hash64,
+    key_of,
     language_of,
     parse_object,
     parsed,
@@ -41,7 +41,7 @@ from xqg_vdb.texts.records import (
     record_id,
     text_of,
 )
-from xqg_vdb.texts.tables import Records, read_parquet, read_table, write_records
+from xqg_vdb.texts.tables import Records, read_parquet, read_table, table_rows, write_records
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Question
 
 _WINDOW = 256  # passages whose languages are detected together
@@ -166,12 +166,12 @@ def _by_first_line(path: Path, rejects: Rejects) -> Rows:
     sources = read_sources(path, rejects)
     for first in sources:
         raw, lines = first.raw.lstrip(), chain([first], sources)
-        if raw.startswith((b"[", b"<", b"PAR1")):
+        if raw.startswith((b"[", b"<")):
             raise DataError(f"{path} holds no lines of text; name it by its kind: .json, .jsonl, .tsv, .csv, .parquet.")
         if raw.startswith(b"{"):
             yield from parsed(lines, parse_object, rejects)
-        elif re.match(rb"\S*\d\S*\t", raw):
-            yield from parsed(lines, _numbered, rejects)
+        elif b"\t" in raw:
+            yield from table_rows(lines, "\t", rejects, ids=_QUESTION_IDS, texts=_QUESTION_KEYS)
         else:
             for source, text in parsed(lines, _plain_text, rejects):
                 yield source, {"id": source.line, "text": text}
@@ -179,13 +179,6 @@ def _by_first_line(path: Path, rejects: Rejects) -> Rows:
 
 def _plain_text(raw: bytes) -> str:
     return decoded(raw).strip().replace("\0", "")
-
-
-def _numbered(raw: bytes) -> dict[str, Any]:
-    id, tab, text = _plain_text(raw).partition("\t")
-    if not tab:
-        raise BadRecord("no tab between id and question, as on the first line")
-    return {"id": id, "text": text}
 
 
 def _distinct(rows: Rows, make: Callable[[Mapping[str, Any]], _Text], rejects: Rejects) -> Iterator[_Text]:
@@ -217,11 +210,9 @@ def _not_none(texts: Iterable[_Text], rejects: Rejects, missing: str, expected: 
 
 
 def _question(record: Mapping[str, Any]) -> Question:
-    key = next((key for key in _QUESTION_KEYS if key in record), "text")
-    other = next((key for key in _QUESTION_IDS if key in record), "id")
     code = language_of(record.get("lang"))
-    id = record_id({"id": record[other]} if other in record else {})
-    return Question(id, text_of(record, key), None if code == UNKNOWN_LANGUAGE else code)
+    text = text_of(record, key_of(record, _QUESTION_KEYS))
+    return Question(record_id(record, _QUESTION_IDS), text, None if code == UNKNOWN_LANGUAGE else code)
 
 
 def _passage(record: Mapping[str, Any]) -> Passage:
@@ -231,8 +222,8 @@ def _passage(record: Mapping[str, Any]) -> Passage:
 
 
 def _document(record: Mapping[str, Any]) -> Passage:
-    text_key = next((key for key in TEXT_KEYS if key in record), "text")
-    meta_key = "metadata" if text_key == "page_content" and "meta" not in record else "meta"
+    id_key, text_key = key_of(record, ID_KEYS), key_of(record, TEXT_KEYS)
+    meta_key = "metadata" if "meta" not in record and isinstance(record.get("metadata"), dict) else "meta"
     given = record.get(meta_key)
     if not isinstance(given, dict | None):
         raise BadRecord("meta must be an object")
@@ -243,14 +234,15 @@ def _document(record: Mapping[str, Any]) -> Passage:
     lang = language_of(code)
     if code is None:
         lang = _named_language(record.get("language", nested.get("language")))
-    used = {text_key, meta_key, *[key for key in ID_KEYS if key in record][:1], *_NOT_META}
+    used = {text_key, meta_key, id_key, *_NOT_META}
+    used.update(key for key in (*TEXT_KEYS, *ID_KEYS) if record.get(key) is None)
     beside = {key: value for key, value in record.items() if key not in used}
     return Passage(record_id(record), text_of(record, text_key), title or "", lang, _meta_of(nested, beside))
 
 
 def _titled_passage(record: Mapping[str, Any]) -> Passage:
-    text, title = next((record[key] for key in TEXT_KEYS if key in record), None), record.get("title")
-    blank = text is None or (isinstance(text, str) and not has_content(text))
+    text, title = next((record[key] for key in TEXT_KEYS if record.get(key) is not None), ""), record.get("title")
+    blank = isinstance(text, str) and not has_content(text)
     return _passage({**record, "text": title, "title": ""} if blank and isinstance(title, str) else record)
 
 
@@ -265,7 +257,9 @@ def as_passage(record: Mapping[str, Any]) -> Passage:
 def _own_or_nested(record: Mapping[str, Any], nested: dict[str, Any], key: str) -> Any:
     """What the record says, else its meta, as exports of other stores do."""
     own, other = record.get(key), nested.pop(key, None)
-    if own and other is not None and other != own:
+    if key == "lang":  # other spellings of one code do not differ, and some say that it is not known
+        own, other = (None if language_of(code) == UNKNOWN_LANGUAGE else language_of(code) for code in (own, other))
+    if own and other and other != own:
         raise BadRecord(f"meta.{key} differs from {key}; rename that field")
     return own or other
 

@@ -42,10 +42,14 @@ _WIKIPEDIA = {
     "zh-classical": "lzh",
 }
 """Names of its editions that are no codes; als is what it is for all others, Albanian (write gsw for Alemannic)."""
-_BLANKS = re.compile(
-    r"[\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
-    r"\ufe00-\ufe0f\ufeff\uffa0]{64,}"
+# Unicode's blanks, controls and Default_Ignorable_Code_Point; signs of Braille and of music without ink
+_NO_INK = (
+    r"\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d159"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+SHOWN = re.compile(rf"[^{_NO_INK}]")
+_BLANKS = re.compile(rf"[{_NO_INK}]{{64,}}")
 _COMMON_WITHOUT_TWO_LETTERS = ("bem", "ceb", "ckb", "gsw", "haw", "hmn", "nso", "pcm", "tl", "yue")
 
 

@@ -27,14 +27,25 @@ MAX_JSON_BYTES = 256 << 20
 MAX_DEPTH = 32
 """Deepest nesting in a record: the embedded engine cannot reload a payload of about 124 levels after a crash."""
 
-ID_KEYS = ("id", "_id", "docid")
-"""Where an id may stand: ours, BEIR's, the paper's data set's; the first that is there counts."""
+ID_KEYS = ("id", "_id", "docid", "id_")
+"""Where an id may stand: ours, BEIR's, the paper's data set's, LlamaIndex's; the first that is there counts."""
 TEXT_KEYS = ("text", "content", "contents", "page_content")
 """Where a passage may stand: ours, Haystack's, Pyserini's, LangChain's; the first that is there counts."""
 
 GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
-_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_FOREIGN = {  # first bytes, and what to do
+    b"\xff\xfe\0\0": "is UTF-32, not UTF-8; convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW",
+    b"\xff\xfe": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+    b"\xfe\xff": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+    b"BZh": "is packed by bzip2; unpack it: bunzip2 FILE", b"\xfd7zXZ\0": "is packed by xz; unpack it: unxz FILE",
+    b"\x28\xb5\x2f\xfd": "is packed by zstd; unpack it: unzstd FILE",
+    b"PK\x03\x04": "is a ZIP archive, such as a spreadsheet; unpack it, or export it as CSV",
+    b"PAR1": "is Parquet; name it .parquet", b"%PDF": "is a PDF; give its text as JSON lines",
+    b"SQLite format 3": "is a database; export its rows as CSV or JSON lines",
+    b"version https://git-lfs": "is a pointer of Git LFS; fetch the file itself: git lfs pull",
+    b"<!DOCTYPE": "is a web page; fetch the data itself", b"<html": "is a web page; fetch the data itself",
+}  # fmt: skip
 _BLANK_RUN = re.compile(rb"(?:[ \t\r]*+\n){1024,}+")
 _HEAD_BYTES = 1024
 _BLOCK = 1 << 16
@@ -42,6 +53,7 @@ _RATIO_FREE_BYTES = 16 << 20  # small files may shrink as much as they like
 _HEAD_CHARACTERS = 200
 _SHOWN = 5
 _JSON_GAP = re.compile(r"[\s,\[\]]*")
+_LONG_INTEGER = re.compile(rb"\d{20}")
 _KEY = re.compile(rb'"[ \t\r\n]*:')
 _NAMES = {
     type(None): "null", bool: "true or false", int: "a number", float: "a fraction", str: "text", list: "a list",
@@ -96,8 +108,8 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
         try:
             while line := stream.readline(max_bytes + 2):
                 number += 1
-                if number == 1 and line.startswith(_WIDE_BOMS):
-                    raise DataError(f"{path} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW.")
+                if number == 1:
+                    refuse_foreign(path, line)
                 if not line.strip() and (run := _BLANK_RUN.match(stream.peek())):
                     offset, number = offset + len(line) + run.end() - 1, number + run[0].count(b"\n")
                     stream.read(run.end())
@@ -114,9 +126,19 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
             raise DataError(f"{path} is cut short or damaged after line {number} ({error}); fetch it again.") from error
 
 
+def refuse_foreign(path: Path, head: bytes) -> None:
+    """Raise DataError when a file begins as one of another kind does."""
+    told = next((told for start, told in _FOREIGN.items() if head.startswith(start)), "")
+    if not told and head[:64].count(b"\0") * 3 > len(head[:64]):
+        order = "BE" if head.startswith(b"\0") else "LE"
+        told = f"is UTF-16 without a mark, not UTF-8; convert it: iconv -f UTF-16{order} -t UTF-8 FILE > NEW"
+    if told:
+        raise DataError(f"{path} {told}.")
+
+
 def _unpacked(path: Path, file: io.BufferedReader, max_ratio: int) -> io.BufferedReader:
-    if path.suffix != ".gz" and file.peek(2)[:2] != GZIP_MAGIC:
-        return file
+    if file.peek(2)[:2] != GZIP_MAGIC:
+        return file  # whatever its name says
     unpacker = _Unpacker(fileobj=file, mode="rb")
     unpacker.packed, unpacker.max_ratio = file, max_ratio
     return io.BufferedReader(cast(io.RawIOBase, unpacker), _BLOCK)  # its own buffer is small and slow
@@ -183,6 +205,9 @@ class Rejects:
             more = self.rejected - len(self.first)
             shown = "; ".join(self.first) + (f"; and {more} more" if more else "")
             kept = f" (all in {self.path})" if self.path is not None else ""
+            kept += "".join(
+                f"; column {name} was left out: {why}" for name, why in list(self.left_out.items())[:_SHOWN]
+            )
             raise DataError(f"{shown}{kept}; correct the data, or use --max-rejects to continue without such records.")
 
     def counts(self) -> dict[str, int]:
@@ -245,22 +270,25 @@ def _spread_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
     try:
         text = b"\n".join(held).decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+        said = "convert it from its encoding: iconv -f ENCODING -t UTF-8 FILE > NEW"
+        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); {said}.") from None
     decoder = json.JSONDecoder()
-    at, line, before = _after_gap(text, 0), 1, 0
-    while at < len(text):
+    at, line, before, opened = 0, 1, 0, 0
+    while True:
+        gap = cast(re.Match[str], _JSON_GAP.match(text, at))
+        at, opened = gap.end(), opened + gap[0].count("[") - gap[0].count("]")
         line, before = line + text.count("\n", before, at), at
+        if at == len(text):
+            break
         try:
             _, end = decoder.raw_decode(text, at)
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{path} line {line}: not JSON ({str(error)[:100]}); correct the file.") from None
         rejects.read += 1
         yield Source(str(path), line, None, text[at:end].encode())
-        at = _after_gap(text, end)
-
-
-def _after_gap(text: str, at: int) -> int:
-    return cast(re.Match[str], _JSON_GAP.match(text, at)).end()
+        at = end
+    if opened:
+        raise DataError(f"{path} ends within its array, as a file does that was cut short: fetch it again.")
 
 
 # What may stand in a record.
@@ -271,7 +299,10 @@ def decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of the line") from None
+        raise BadRecord(
+            f"not UTF-8: {error.reason} at byte {error.start} of the line; convert the file from its encoding:"
+            " iconv -f ENCODING -t UTF-8 FILE > NEW"
+        ) from None
 
 
 def hash64(data: bytes) -> int:
@@ -288,15 +319,24 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     try:
         record = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
+        decoded(raw)
         hint = "; write null for NaN and Infinity" if b"NaN" in raw or b"Infinity" in raw else ""
+        hint = "; name a file whose objects are spread over lines .json" if raw.strip() in (b"{", b"[") else hint
+        hint = "; end lines by line feeds: tr '\\r' '\\n' < FILE > NEW" if b"\r" in raw else hint
         raise BadRecord(f"not JSON: {error}{hint}") from None
     if not isinstance(record, dict):
         hint = "; name a file that is an array .json" if isinstance(record, list) else ""
         raise BadRecord(f"a JSON object was expected, not {_name_of(record)}{hint}")
-    # orjson keeps the last of two equal keys; text may look like a key but can only add to this count
-    if len(_KEY.findall(raw)) > check_record(record):
-        json.loads(raw, object_pairs_hook=_refuse_repeated_keys)
+    # orjson keeps the last of two equal keys, and makes fractions of long integers; text may look like either
+    if len(_KEY.findall(raw)) > check_record(record) or _LONG_INTEGER.search(raw):
+        json.loads(raw, object_pairs_hook=_refuse_repeated_keys, parse_int=_refuse_long_integer)
     return record
+
+
+def _refuse_long_integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise BadRecord(f"an integer of more than 64 bits (write it as text): {digits[:30]}")
+    return check_value(int(digits))
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> None:
@@ -339,20 +379,29 @@ def check_value(value: Any, depth: int = 0) -> int:
     return 0
 
 
-def record_id(record: Mapping[str, Any]) -> str:
+def key_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """The first of `keys` that holds something. Raises BadRecord, with what is there instead."""
+    for key in keys:
+        if record.get(key) is not None:
+            return key
+    found = ", ".join(repr(key[:40]) for key in list(record)[:5]) or "nothing"
+    nested = next(
+        (key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)), ""
+    )
+    hint = f"; make lines of what it lists: jq -c '.{nested}[]' FILE > NEW.jsonl" if nested else ""
+    one_of = f" (expected one of the keys {', '.join(keys)})" if len(keys) > 1 else ""
+    raise BadRecord(f"no {keys[0]}{one_of}; found {found}{hint}")
+
+
+def record_id(record: Mapping[str, Any], keys: tuple[str, ...] = ID_KEYS) -> str:
     """Return the id as text; integers are spelled out. Raises BadRecord when it is missing, blank or no id."""
-    key = next((k for k in ID_KEYS if k in record), None)
-    if key is None:
-        found = ", ".join(map(repr, list(record)[:5]))
-        raise BadRecord(f"no id (expected one of the keys {', '.join(ID_KEYS)}); found {found or 'nothing'}")
+    key = key_of(record, keys)
     return str(record[key]) if type(record[key]) is int else text_of(record, key, kind="text or a whole number")
 
 
 def text_of(record: Mapping[str, Any], key: str, *, kind: str = "text") -> str:
     """Return the text under `key`. Raises BadRecord when it is missing, no text, or shows nothing."""
-    value = record.get(key)
-    if value is None and key not in ID_KEYS:
-        raise BadRecord(f"no {key}")
+    value = record[key_of(record, (key,))]
     if not isinstance(value, str):
         raise BadRecord(f"{key} must be {kind}, not {_name_of(value)}")
     if not has_content(value):
@@ -371,8 +420,8 @@ def language_of(value: Any) -> str:
 
 
 def has_content(text: str) -> bool:
-    """Tell whether anything would show: not only spaces, control and zero-width characters."""
-    return text[:1].isalnum() or any(character.isprintable() and not character.isspace() for character in text)
+    """Tell whether anything would show: not only spaces, control characters, and others without ink."""
+    return any(shown[0].isprintable() for shown in languages.SHOWN.finditer(text))
 
 
 def _name_of(value: Any) -> str:

@@ -30,6 +30,7 @@ from xqg_vdb.texts.records import (
     decoded,
     parsed,
     read_sources,
+    refuse_foreign,
 )
 from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage
 
@@ -48,10 +49,15 @@ def read_table(
     """
     mark = "," if ".csv" in [suffix.lower() for suffix in path.suffixes[-2:]] else "\t"
     sources = read_sources(path, rejects)
-    if mark == ",":
-        sources = _joined(sources, rejects)
+    return table_rows(_joined(sources, rejects) if mark == "," else sources, mark, rejects, ids=ids, texts=texts)
+
+
+def table_rows(
+    sources: Iterator[Source], mark: str, rejects: Rejects, *, ids: tuple[str, ...], texts: tuple[str, ...]
+) -> Rows:
+    """The rows in lines of cells, the first as in `read_table`."""
     for first in sources:
-        header = _header(first, mark, set(ids), set(texts))
+        header = _header(first, mark, ids, texts)
         if header:
             rejects.read -= 1  # not a record
         else:
@@ -69,18 +75,19 @@ def _joined(sources: Iterator[Source], rejects: Rejects) -> Iterator[Source]:
         yield source._replace(raw=raw)
 
 
-def _header(source: Source, mark: str, ids: set[str], texts: set[str]) -> list[str]:
+def _header(source: Source, mark: str, ids: tuple[str, ...], texts: tuple[str, ...]) -> list[str]:
     """The names of the columns; none where the first line is a row."""
     try:
         cells = _table_cells(decoded(source.raw), mark, most=1000)
     except BadRecord as error:
         raise DataError(f"{source.file} line {source.line}: {error}, where the columns should be named.") from None
     names = [name.strip().lower() for name in cells]
-    if ids & set(names) and texts & set(names) and len(set(names)) == len(names):
+    known = set(names)
+    if known.intersection(ids) and known.intersection(texts) and len(known) == len(names):
         return names
-    if len(names) == 2 and any(map(str.isdigit, names[0])) and not (ids | texts) & set(names):
+    if len(names) == 2 and any(map(str.isdigit, names[0])) and not known.intersection(ids + texts):
         return []
-    example = mark.join(("id", "text", "title")).replace("\t", "<TAB>")
+    example = mark.join(("id", texts[0], "title")).replace("\t", "<TAB>")
     columns = [name[:40] for name in names[:5]]
     raise DataError(f"{source.file} line {source.line}: expected a header such as {example}, found {columns}.")
 
@@ -124,7 +131,10 @@ def read_parquet(path: Path, rejects: Rejects) -> Rows:
     with disk_errors(path):
         try:
             with pq.ParquetFile(path) as table:
-                wanted = [name for name in table.schema_arrow.names if name != "generated_queries"]
+                names = table.schema_arrow.names
+                if twice := next((name for name in names if names.count(name) > 1), None):
+                    raise DataError(f"{path} has two columns {twice!r}: rename or leave out one of them.")
+                wanted = [name for name in names if name != "generated_queries"]
                 for batch in table.iter_batches(batch_size=_PARQUET_BATCH, columns=wanted):
                     for row in arrow_rows(batch, rejects.left_out):
                         number += 1
@@ -135,8 +145,12 @@ def read_parquet(path: Path, rejects: Rejects) -> Rows:
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk, not the data
+            with open(path, "rb") as file:
+                if (head := file.read(64))[:4] != b"PAR1":
+                    refuse_foreign(path, head)
             reason = str(error)[:200].rstrip(".")
-            raise DataError(f"{path} is not a readable Parquet file (after row {number}: {reason}).") from error
+            said = f"{path} is not a readable Parquet file (after row {number}: {reason}); fetch or write it again."
+            raise DataError(said) from error
 
 
 def arrow_rows(batch: Any, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -148,10 +162,13 @@ def arrow_rows(batch: Any, left_out: dict[str, str]) -> Iterator[dict[str, Any]]
     for at in range(len(batch)):
         row: dict[str, Any] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if name.startswith("__index_level_"):
+                continue  # pandas' own is no field
             try:
                 value = _json_of(column[at])
             except (BadRecord, ValueError, OverflowError) as error:
-                left_out.setdefault(name, str(error) if isinstance(error, BadRecord) else "out of range")
+                known = {UnicodeDecodeError: "text that is not UTF-8", OverflowError: "out of range"}
+                left_out.setdefault(name, known.get(type(error), str(error)[:80]))
             else:
                 if value is not None:
                     row[name] = value
@@ -165,17 +182,18 @@ def _json_of(cell: Any) -> Any:
     if not cell.is_valid:
         return None
     if isinstance(cell, pa.MapScalar):
-        return {str(entry["key"].as_py()): _json_of(entry["value"]) for entry in cell.values}
+        pairs = {str(entry["key"].as_py()): _json_of(entry["value"]) for entry in cell.values}
+        if len(pairs) < len(cell.values):
+            raise BadRecord("a map with a key twice")
+        return pairs
     if isinstance(cell, pa.ListScalar):
         return [_json_of(item) for item in cell.values]
     if isinstance(cell, pa.StructScalar):
         return {str(name): _json_of(item) for name, item in cell.items() if item.is_valid}
-    if isinstance(cell, pa.TimestampScalar):
-        cell = cell.cast(pa.timestamp("us", cell.type.tz), safe=False)  # Python has no nanoseconds
-    elif isinstance(cell, pa.DurationScalar):
-        cell = cell.cast(pa.duration("us"), safe=False)
-    elif isinstance(cell, pa.Time64Scalar):
-        cell = cell.cast(pa.time64("us"), safe=False)
+    if getattr(cell.type, "unit", "") == "ns":  # Python has no nanoseconds
+        kinds = {pa.TimestampScalar: pa.timestamp, pa.DurationScalar: pa.duration, pa.Time64Scalar: pa.time64}
+        zone = [cell.type.tz] if isinstance(cell, pa.TimestampScalar) else []
+        cell = cell.cast(kinds[type(cell)]("us", *zone), safe=False)
     return _plain_value(cell.as_py())
 
 
@@ -240,8 +258,7 @@ def plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
     import pyarrow as pa
 
     for batch in pa.RecordBatchReader.from_stream(records):
-        for row in arrow_rows(batch, {}):
-            yield {key: value for key, value in row.items() if key[:8] != "__index_"}  # pandas' own is no field
+        yield from arrow_rows(batch, {})
 
 
 def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
