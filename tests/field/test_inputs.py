@@ -363,8 +363,8 @@ def test_parquet_of_values_that_wrap_or_repeat(tmp_path):
         read(tmp_path / "c.parquet")
 
 
-NO_INK = ["\u2800", "\u3164", "\u115f\u1160", "\uffa0", "\ufe0f", "\U000e0100", "\u034f", "\u17b4",
-          "\u180b", "\u2063", "\u202e", "\u00a0", "\u1680", "\u3000", "\U0001d159", "\U0001bca0", "\ufff9", "\x85"]  # fmt: skip
+NO_INK = ["\u2800", "\u3164", "\u115f\u1160", "\uffa0", "\ufe0f", "\U000e0100", "\u034f", "\u17b4", "\u180b",
+          "\u2063", "\u202e", "\u00a0", "\u1680", "\u3000", "\U0001d159", "\U0001bca0", "\ufff9", "\x85"]  # fmt: skip
 
 
 @pytest.mark.parametrize("sign", NO_INK, ids=ascii)
