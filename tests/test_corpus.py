@@ -299,7 +299,8 @@ def test_the_first_reject_stops_by_default(tmp_path):
     with pytest.raises(DataError) as caught:
         _read(path)
     assert str(caught.value) == (
-        f"{path} line 2: {NO_TEXT}; found 'id'; correct the data, or use --max-rejects to continue without such records."
+        f"{path} line 2: {NO_TEXT}; found 'id'; correct the data,"
+        " or use --max-rejects to continue without such records."
     )
 
 
