@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,9 @@ from fake_qdrant import FakeQdrant, Fault
 from tiny_model import WORDS, write_tiny_encoder
 
 from xqg_vdb import Encoder, Recipe
+from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.generate.filters import QueryFilter
 from xqg_vdb.index import batches
 from xqg_vdb.index import build as building
 from xqg_vdb.index.load import load
@@ -47,14 +51,13 @@ def run(url, name, encoder, steps, *, parts=None, recipe=None):
     """What an engine's driver does, in one process, every step pickled as an engine would."""
     encode = pickle.loads(pickle.dumps(batches.Encode(steps, encoder.facts.fingerprint)))
     encoded = [encode(table) for table in parts or tables()]
-    count, digest, generated = batches.combined([batches.totals(table).to_pylist()[0] for table in encoded])
+    count, digest, whole, generated, _ = batches.combined([batches.totals(table).to_pylist()[0] for table in encoded])
     card = card_of(encoder, rows_digest=digest, recipe=recipe or Recipe(), distance="cosine", generated=generated)
     store = open_store(url=url)
     with store.writer(name, card=card) as writer:
         fuse, upsert = pickle.loads(pickle.dumps((batches.Fuse(card), batches.Upsert(url, writer.version, card))))
         said = [upsert(fuse(table)).to_pylist()[0] for table in reversed(encoded)]
         assert sum(part["points"] for part in said) == count
-        whole = batches.digest_of_parts(part["digest"] for part in said)
         writer.publish(finished(card, count=count, digest=whole))
     return store
 
@@ -114,8 +117,81 @@ def test_queries_come_in_every_form_of_a_column(given, kind, expected):
     assert (found and found.queries) == expected
 
 
+def query_files(folder, n=40):
+    """The queries in two files, one a language."""
+    for lang in ("sw", "ha"):
+        lines = [{"id": i, "generated_queries": {lang: q[lang]}} for i, q in queries(n).items() if lang in q]
+        (folder / f"{lang}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(folder / "sw.jsonl"), str(folder / "ha.jsonl")
+
+
+def test_queries_in_files_are_those_of_the_column(tmp_path):
+    encoder = HashEncoder(dim=8)
+    whole = batches.Encode(encoder, encoder.facts.fingerprint)(tables()[0])
+    apart = batches.Encode(encoder, encoder.facts.fingerprint, queries=query_files(tmp_path))
+    assert apart(tables()[0].drop_columns(["generated_queries"])).equals(whole)
+    with pytest.raises(DataError, match="has generated_queries, and files of queries are given"):
+        apart(tables()[0])
+
+
+def test_a_work_folder_keeps_what_was_encoded(tmp_path):
+    encoder, plain = HashEncoder(dim=8), HashEncoder(dim=8)
+    encode = batches.Encode(encoder, encoder.facts.fingerprint, work=str(tmp_path))
+    parts = [encode(table) for table in tables()]
+    assert encoder.texts_seen
+    encoder.texts_seen = 0
+    assert [encode(table).equals(part) for table, part in zip(tables(), parts, strict=True)] == [True] * 3
+    assert encoder.texts_seen == 0
+    (first,) = parts[0]["file"].to_pylist()
+    whole = batches.Encode(plain, plain.facts.fingerprint)(tables()[0])
+    assert batches._read(first).equals(whole)
+    good = Path(first).read_bytes()
+    for damaged in (good[:100], good[:400] + bytes([good[400] ^ 1]) + good[401:], b""):
+        Path(first).write_bytes(damaged)
+        assert encode(tables()[0]).equals(parts[0]) and Path(first).read_bytes() == good
+    card = card_of(encoder, rows_digest="", recipe=Recipe(), distance="cosine", generated=LanguageMeans())
+    assert batches.Fuse(card)(parts[0].select(["file"])).equals(batches.Fuse(card)(whole))
+
+
+def test_passages_of_one_id_are_named_by_their_rows():
+    encoder = HashEncoder(dim=8)
+    encode = batches.Encode(encoder, encoder.facts.fingerprint)
+    parts = [batches.totals(encode(table)).to_pylist()[0] for table in (tables()[0], tables()[0].slice(3, 2))]
+    with pytest.raises(DataError, match="Rows 4 and 17 of the dataset have the same id"):
+        batches.combined(parts)
+
+
+def test_generated_queries_are_those_of_a_run(tmp_path):
+    """In batches of the generator, so that they are equal byte for byte; a work folder has them the second time."""
+    pytest.importorskip("torch", reason="a generator is exported")
+    from generation_cases import tiny_checkpoint, write_corpus
+
+    from xqg_vdb.export.generator import export_generator
+    from xqg_vdb.generate.local import open_generator
+    from xqg_vdb.generate.run import Job, generate_file
+
+    checkpoint = tiny_checkpoint("mt5", tmp_path / "mt5")
+    model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", say=lambda _: None).path
+    corpus, job = write_corpus(tmp_path / "corpus.jsonl", 40), Job(("de", "sw"), 2, query_filter=QueryFilter())
+    generator = open_generator(model, query_langs=job.query_langs)
+    rules = replace(job, query_filter=QueryFilter(examples=generator.examples))
+    generate_file(corpus, tmp_path / "out.jsonl", generator=generator, job=rules)
+    size, rows = generator.batch_size(job.query_langs, 2) * 2, list(map(json.loads, corpus.read_text().splitlines()))
+    parts = [pa.Table.from_pylist(rows[start : start + size]) for start in range(0, 40, size)]
+    generate = batches.GenerateQueries(str(model), generator.fingerprint, job, work=str(tmp_path / "work"))
+    for again in range(2):
+        made = [row for part in parts for row in pickle.loads(pickle.dumps(generate))(part).to_pylist()]
+        found = [(row["id"], json.loads(row["generated_queries"]), row["passage_digest"]) for row in made]
+        lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+        assert found == [(line["id"], line["generated_queries"], line["passage_digest"]) for line in lines], again
+    files = list((tmp_path / "work").rglob("*.parquet"))
+    assert len(files) == len(parts)
+    with pytest.raises(MismatchError, match="This worker's generator has the fingerprint"):
+        replace(generate, fingerprint="other")(parts[0])
+
+
 def test_another_encoder_and_bad_rows_are_refused(tmp_path):
-    with pytest.raises(MismatchError, match=r"This worker's encoder hash has the fingerprint .* the driver's other"):
+    with pytest.raises(MismatchError, match=r"This worker's encoder has the fingerprint .* the driver's other"):
         batches.Encode(HashEncoder(), "other")(tables()[0])
     encode = batches.Encode(HashEncoder(), HashEncoder().facts.fingerprint)
     with pytest.raises(DataError, match="is no passage"):

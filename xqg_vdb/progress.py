@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -13,6 +15,7 @@ from time import monotonic
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 QUIET = Event()  # set by --quiet
 LINE_SECONDS = 30.0  # between lines of progress where standard error is no terminal
@@ -23,6 +26,26 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while window := list(islice(iterator, size)):
         yield window
+
+
+def in_order(call: Callable[[T], R], items: Iterable[T], *, at_once: int = 1) -> Iterator[tuple[T, R]]:
+    """Each item with what `call` returns for it; `at_once` of them at a time, on threads if that is more than one."""
+    if at_once == 1:
+        for item in items:
+            yield item, call(item)
+        return
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="xqg-ahead")
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(call, item)))
+            if len(waiting) == at_once:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        for first, result in waiting:
+            yield first, result.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Progress(Protocol):

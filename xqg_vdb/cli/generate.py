@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from xqg_vdb.cli.options import PATH, command, corpus_argument, json_option, say, show, takes
+from xqg_vdb.cli.options import PATH, command, corpus_argument, json_option, ray_option, say, show, takes
 from xqg_vdb.errors import printable
 from xqg_vdb.progress import bars
 from xqg_vdb.types import option
@@ -57,6 +58,7 @@ class _Wishes:
 @corpus_argument
 @click.argument("out", type=PATH)
 @takes("wishes", "xqg_vdb.cli.generate._Wishes")
+@ray_option
 @click.option("--price", nargs=2, type=click.FloatRange(min=0), metavar="READ WRITTEN", help="Per million tokens.")
 @takes("decoding", "xqg_vdb.models.decoder.Decoding")
 @click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
@@ -66,6 +68,7 @@ def generate(
     corpus: Path,
     out: Path,
     wishes: _Wishes,
+    ray: str | None,
     price: tuple[float, float] | None,
     decoding: Decoding,
     filtered: bool,
@@ -83,6 +86,8 @@ def generate(
     from xqg_vdb.texts.queries import read_queries
     from xqg_vdb.texts.records import Rejects
 
+    if wishes.endpoint and ray:
+        raise click.UsageError("--ray runs a --generator; an --endpoint is asked from here, with --concurrency")
     langs = wishes.query_langs
     Job(langs, wishes.n, wishes.shard)  # a wrong code is named before a model is loaded
     with ExitStack() as stack:
@@ -94,10 +99,14 @@ def generate(
             )  # fmt: skip
             generator = stack.enter_context(asked)
         else:
-            generator = open_generator(
-                str(wishes.generator), query_langs=langs, prompt=wishes.prompt, decoding=decoding,
-                threads=wishes.threads or 0,
-            )  # fmt: skip
+            make = partial(
+                open_generator, str(wishes.generator), query_langs=langs, prompt=wishes.prompt, decoding=decoding
+            )
+            generator = make(threads=wishes.threads or 0)
+            if ray is not None:
+                from xqg_vdb.integrations.ray import on_cluster
+
+                generator = stack.enter_context(on_cluster(ray, generator, make, workers=wishes.threads))
         good = replace(rules, examples=generator.examples) if filtered else None
         summary = generate_file(
             corpus, out, generator=generator, job=Job(langs, wishes.n, wishes.shard, good), reuse=wishes.reuse,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -27,6 +27,7 @@ from xqg_vdb.cli.options import (
     load_options,
     model_options,
     place_options,
+    ray_option,
     recipe_options,
     say,
     show,
@@ -72,6 +73,7 @@ class _Searches:
 @input_options
 @recipe_options
 @takes("searches", "xqg_vdb.cli.index._Searches")
+@ray_option
 @load_options
 @layout_options
 @place_options
@@ -83,6 +85,7 @@ def load(
     inputs: Inputs,
     recipe: Recipe,
     searches: _Searches,
+    ray: str | None,
     options: LoadOptions,
     layout: CollectionOptions,
     place: Place,
@@ -99,11 +102,14 @@ def load(
         options = replace(options, hybrid=Hybrid(searches.hybrid_lang))
     strength = 0.0 if searches.no_calibration else searches.calibration
     files = check_inputs(corpus, collection, queries=inputs.queries, questions=searches.questions)
-    with (
-        closing(place.open(options=layout)) as store,
-        model.open(calibration=strength) as encoder,
-        bars(unit=" passages") as progress,
-    ):
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(place.open(options=layout)))
+        encoder = stack.enter_context(model.open(calibration=strength))
+        if ray is not None:
+            from xqg_vdb.integrations.ray import on_cluster
+
+            encoder = stack.enter_context(on_cluster(ray, encoder, encoder.again, workers=model.threads))
+        progress = stack.enter_context(bars(unit=" passages"))
         report = run(
             corpus, collection, encoder=encoder, store=store, queries=files, recipe=_spelt(recipe),
             questions=searches.questions, options=options, rejects=inputs.rejects(), progress=progress,

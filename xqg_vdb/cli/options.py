@@ -282,6 +282,9 @@ json_option = click.option(
     "--json", is_flag=True, expose_value=False, help="Print JSON.",
     callback=lambda ctx, param, value: ctx.meta.update({_JSON: value}),
 )  # fmt: skip
+ray_option = click.option(
+    "--ray", metavar="ADDRESS", help="Run the model on this Ray cluster: auto, local, host:port (--threads: workers)."
+)
 corpus_argument = click.argument("corpus", type=PATH)
 collection_argument = click.argument("collection")
 

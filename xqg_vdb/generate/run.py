@@ -33,7 +33,7 @@ from xqg_vdb.generate.output import (
 )
 from xqg_vdb.journal import RecordLog, differences, rows
 from xqg_vdb.models.decoder import row_key
-from xqg_vdb.progress import Progress, silent, unbroken, windows
+from xqg_vdb.progress import Progress, in_order, silent, unbroken, windows
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.queries import QueryFile, read_queries, row_digest
@@ -51,6 +51,7 @@ class BatchGenerator:
     settings: all that the queries depend on, as a JSON-able dict: model fingerprint, prompt, decoding, seed.
     examples: questions in the prompt that must not come back. rows: texts that are written together.
     tries_again: what it wrote nothing about may succeed in a later run. failure: why it wrote nothing the last time.
+    at_once: batches that it can be asked for at a time.
     """
 
     settings: dict[str, Any]
@@ -60,6 +61,12 @@ class BatchGenerator:
     greedy: bool = False
     tries_again: bool = False
     failure: str = ""
+    at_once: int = 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its model; empty for one that is asked over a network."""
+        return str(self.settings.get("fingerprint", ""))
 
     def samples(self, n: int) -> int:
         """Queries of a passage and language, where n are wanted."""
@@ -225,14 +232,14 @@ def _fill(
     in_vain = 0
     progress("passages", summary.new_passages, total)
     with unbroken() as pause:
-        for batch in _in_batches(plans, lambda langs: generator.batch_size(langs, job.n)):
-            begun = time.monotonic()
-            lines, info = _written(generator, batch, job)
+        begun, batches = time.monotonic(), _in_batches(plans, lambda langs: generator.batch_size(langs, job.n))
+        written = in_order(lambda batch: _written(generator, batch, job), batches, at_once=generator.at_once)
+        for batch, (lines, info) in written:
             in_vain = 0 if info["new_queries"] or info["rejected"] else in_vain + info["new_passages"]
             if in_vain >= SILENT:
                 raise _nothing_written(log, summary, generator, in_vain)
             info["reused"] = {source: sum(bool(plan.known) for plan in batch)} if source else {}
-            info["seconds"] = round(time.monotonic() - begun, 3)
+            info["seconds"], begun = round(time.monotonic() - begun, 3), time.monotonic()
             summary.passages += len(batch)
             log.commit(lines, rows=summary.passages, info=info)
             summary.add(info)
@@ -265,7 +272,7 @@ def _written(
     new = 0
     for langs in dict.fromkeys(plan.missing for plan in batch if plan.missing):
         places = [i for i, plan in enumerate(batch) if plan.missing == langs]
-        records, rejected = _good_records(generator, [batch[i].passage for i in places], langs, job)
+        records, rejected = good_records(generator, [batch[i].passage for i in places], langs, job)
         reasons.update(rejected)
         for i, record in zip(places, records, strict=True):
             queries[i].update(record.queries)
@@ -283,7 +290,7 @@ def _written(
     }
 
 
-def _good_records(
+def good_records(
     generator: BatchGenerator, batch: Sequence[Passage], langs: tuple[str, ...], job: Job
 ) -> tuple[list[GeneratedQueries], dict[str, int]]:
     """A batch's records and counts by reason; what a filter rejects is drawn once more, then left out."""

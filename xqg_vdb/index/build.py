@@ -15,6 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.files import atomic_file, disk_errors, lock_folder, write_atomic
 from xqg_vdb.fusion import Counts, Sums
-from xqg_vdb.progress import ticks, windows
+from xqg_vdb.progress import in_order, ticks, windows
 from xqg_vdb.types import Stored, Vectors
 
 WINDOW = 512
@@ -191,11 +192,12 @@ def fill_build(
     encode: Callable[[Sequence[Item], NDArray[np.uint64]], Window],
     say: Callable[[int], None],
     texts: Callable[[Item], int] = lambda item: 1,
+    at_once: int = 1,
 ) -> Build:
     """Encode every window of `items` that is not there yet, and see that the others are of the same items.
 
     say: told how many items are in, and within a window, by the batches of the encoder, how many are as good as in.
-    texts: that an item has to encode at most.
+    texts: that an item has to encode at most. at_once: windows that are encoded at a time, on threads of their own.
     Raises LockedError when another process writes there, MismatchError for other items
     and when the build was made with another encoder or dimension, CorruptError when it is damaged, DataError when the
     folder holds something else, DiskError.
@@ -209,18 +211,20 @@ def fill_build(
             for leftover in path.glob(".*.tmp-*"):  # of a run that died
                 leftover.unlink()
         files, rows, done = _listed(path), manifest.rows, 0
+        missing = partial(_missing, manifest, path=path, known=dict(files), digests=digests)
+
+        def encoded(job: tuple[int, list[Item], NDArray[np.uint64] | None]) -> Window | None:
+            number, part, expected = job
+            if expected is None:
+                return None
+            with ticks(_within(number * manifest.window, len(part), sum(map(texts, part)), say)):
+                return encode(part, expected)
+
         say(done)
         try:
-            for number, part in enumerate(windows(items, manifest.window)):
-                expected = digests(part)
-                if number in files:
-                    _compare(files[number], expected, first=done)
-                elif rows is not None and done >= rows:
-                    raise changed_input(path, done)
-                else:
+            for (number, part, _), window in in_order(encoded, missing(items), at_once=at_once):
+                if window is not None:
                     files[number] = path / f"{number:06}.npz"
-                    with ticks(_within(done, len(part), sum(map(texts, part)), say)):
-                        window = encode(part, expected)
                     _write(files[number], window, dim=dim)
                 done += len(part)
                 say(done)
@@ -234,6 +238,20 @@ def fill_build(
         if rows is None:
             replace(manifest, rows=done).write(path)
     return Build.open(path)
+
+
+def _missing(
+    manifest: _Manifest, items: Iterable[Item], *, path: Path, known: Mapping[int, Path],
+    digests: Callable[[Sequence[Item]], NDArray[np.uint64]],
+) -> Iterator[tuple[int, list[Item], NDArray[np.uint64] | None]]:  # fmt: skip
+    """Every window's number and items, with their digests if it is to be encoded. Raises MismatchError."""
+    for number, part in enumerate(windows(items, manifest.window)):
+        expected, first = digests(part), number * manifest.window
+        if number in known:
+            _compare(known[number], expected, first=first)
+        elif manifest.rows is not None and first >= manifest.rows:
+            raise changed_input(path, first)
+        yield number, part, None if number in known else expected
 
 
 def _within(done: int, items: int, texts: int, say: Callable[[int], None]) -> Callable[[int], None]:

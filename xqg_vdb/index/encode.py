@@ -83,7 +83,7 @@ def encode_corpus(
     """
     total = count_lines(corpus) if split is None else None
     payloads = hashlib.blake2b(digest_size=16)
-    facts, known, reused = encoder.facts, EarlierBuild(reuse, encoder=encoder.facts), 0
+    facts, known, reused = encoder.facts, EarlierBuild(reuse, encoder=encoder.facts), list[int]()
 
     def digests(rows: Sequence[Row]) -> NDArray[np.uint64]:
         payloads.update(b"".join(payload_bytes(passage) for passage, _ in rows))
@@ -92,9 +92,8 @@ def encode_corpus(
         return digests_of(rows)
 
     def encode(rows: Sequence[Row], digests: NDArray[np.uint64]) -> Window:
-        nonlocal reused
         window, old = encode_rows(rows, digests, encoder, known)
-        reused += old
+        reused.append(old)
         return window
 
     # languages are not encoded: detecting them can wait
@@ -103,8 +102,9 @@ def encode_corpus(
         path, rows, dim=facts.dim, fingerprint=facts.fingerprint, digests=digests, encode=encode,
         say=lambda done: progress("encoding", done, total),
         texts=lambda row: 1 + sum(map(len, row[1].queries.values())) if row[1] else 1,
+        at_once=getattr(encoder, "at_once", 1),  # of an encoder on a cluster
     )  # fmt: skip
-    return build, combined_digest(build.digests(), payloads.hexdigest()), reused
+    return build, combined_digest(build.digests(), payloads.hexdigest()), sum(reused)
 
 
 def read_rows(

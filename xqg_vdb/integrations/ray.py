@@ -1,28 +1,45 @@
-"""A load as a job of Ray Data: workers encode, fuse and write; the driver makes the version and publishes it.
+"""Encoding, generating and loading on a cluster of Ray.
 
-Two passes, because a language's mean is that of all its queries. Needs the extra `ray`.
+`load_dataset` and `generate_dataset` are jobs of Ray Data: workers encode, fuse and write; the driver makes the version
+and publishes it. Two passes, because a language's mean is that of all its queries. `on_cluster` is what `load --ray`
+and `generate --ray` work with: everything stays as it is, but the model runs in a cluster's actors. Extra `ray`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from copy import copy
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from queue import SimpleQueue
+from typing import Any, TypeVar, cast
 
 from xqg_vdb import errors
-from xqg_vdb.errors import DataError, ServerError
-from xqg_vdb.index.batches import Encode, Fuse, Upsert, combined, digest_of_parts, totals
+from xqg_vdb.errors import DataError, MissingExtra, ServerError
+from xqg_vdb.generate.filters import QueryFilter
+from xqg_vdb.generate.local import open_generator
+from xqg_vdb.generate.run import BatchGenerator, Job
+from xqg_vdb.index.batches import Encode, Fuse, GenerateQueries, Upsert, combined, refuse_another, totals
 from xqg_vdb.index.build import WINDOW
-from xqg_vdb.index.write import card_of, finished
+from xqg_vdb.index.write import COMMIT_EVERY, card_of, finished
+from xqg_vdb.models.decoder import Decoding
 from xqg_vdb.models.encoder import Encoder
+from xqg_vdb.models.folder import generator_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store import CollectionOptions, open_store
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Card, Distance, Recipe
 
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers of every job
+try:
+    import ray
+except ImportError as error:
+    raise MissingExtra("A cluster needs Ray: pip install 'xqg-vdb[ray]'") from error
+
+Model = TypeVar("Model", Encoder, BatchGenerator)
 _IN_FLIGHT = 2  # tables that wait at each actor
 
 
@@ -32,51 +49,100 @@ def load_dataset(
     *,
     url: str,
     encoder: str | Path,
+    queries: str | Path | Sequence[str | Path] = (),
     recipe: Recipe | None = None,
     options: CollectionOptions | None = None,
     workers: int = 2,
     default_lang: str | None = None,
+    work: str | Path | None = None,
     progress: Progress = silent,
 ) -> Card:
     """Load a `ray.data.Dataset` of passages into the collection `name` on the server at `url`; its card.
 
     dataset: columns as a line of a corpus has fields, in the corpus's order, and perhaps `generated_queries`.
-    encoder: a model's folder, at this path on every machine. workers: actors that encode, of one thread each; as many
-    write. They take XQG_VDB_API_KEY from their environment. Encoded rows wait in Ray's object store, which spills.
-    A job that was stopped is run again as it was: what searches see is the old version until the end. Raises what a
-    worker raised: DataError for a bad row or passage, MismatchError for another encoder, ServerError.
+    queries: else files of them. encoder: a model's folder. workers: actors that encode, of one thread each; as many
+    write. They take XQG_VDB_API_KEY from their environment.
+    work: a folder for what is encoded; a job that was stopped goes on with it when it is run again. Without one, rows
+    wait in Ray's object store, which spills. Folders and files lie at the same path on every machine.
+    What searches see is the old version until the end. Raises what a worker raised: DataError for a bad row or
+    passage, MismatchError for another encoder, ServerError.
     """
     recipe, opened = recipe or Recipe(), Encoder(encoder)
     if recipe.pool == "sum":
         raise DataError("Pool sum wants equally many queries of every passage, which only `load` sees to.")
-    facts = opened.facts
-    with closing(cast(ServerStore, open_store(url=url, options=options))) as store, _in_order(dataset):
+    files = [queries] if isinstance(queries, str | Path) else queries
+    here = {
+        "encoder": os.path.abspath(encoder), "fingerprint": opened.facts.fingerprint, "default_lang": default_lang,
+        "queries": tuple(map(os.path.abspath, files)), "work": None if work is None else os.path.abspath(work),
+    }  # fmt: skip
+    with closing(cast(ServerStore, open_store(url=url, options=options))) as store, _in_our_words():
         store.names()  # a server that is away says so before hours of encoding
-        tables = dataset.repartition(target_num_rows_per_block=WINDOW, strict=True)
-        here = {"encoder": os.path.abspath(encoder), "fingerprint": facts.fingerprint, "default_lang": default_lang}
-        encoded = _mapped(tables, Encode, workers, here).materialize()
-        parts = list(encoded.map_batches(totals, batch_size=None, batch_format="pyarrow").iter_rows())
-        count, digest, generated = combined(parts)
+        encoded = _mapped(_tables(dataset, WINDOW), Encode, workers, here)
+        if work is None:
+            encoded = encoded.materialize()
+        parts = encoded if work is not None else encoded.map_batches(totals, batch_size=None, batch_format="pyarrow")
+        count, rows_digest, digest, generated, kept = combined(parts.iter_rows())
+        if files and not generated.counts:
+            raise DataError(f"{files[0]}: no query belongs to any passage of the dataset; are the ids the same?")
         progress("encoding", count, count)
-        distance: Distance = "cosine" if facts.normalize else "dot"
-        card = card_of(opened, rows_digest=digest, recipe=recipe, distance=distance, generated=generated)
+        distance: Distance = "cosine" if opened.facts.normalize else "dot"
+        card = card_of(opened, rows_digest=rows_digest, recipe=recipe, distance=distance, generated=generated)
         with cast(Any, store.writer(name, card=card)) as writer:
-            fused = _mapped(encoded, Fuse, workers, {"card": card})
-            written, digests = 0, []
+            written = 0
+            if work is not None:
+                written = writer.committed // WINDOW * WINDOW
+                encoded = ray.data.from_items([{"file": file} for file in kept[written // WINDOW :]])
+                encoded = _tables(encoded, 1)
             into = {"url": url, "version": writer.version, "card": card}
-            for part in _mapped(fused, Upsert, workers, into).iter_rows():
+            for part in _mapped(_mapped(encoded, Fuse, workers, {"card": card}), Upsert, workers, into).iter_rows():
                 written += part["points"]
-                digests.append(part["digest"])
+                if written // COMMIT_EVERY > (written - part["points"]) // COMMIT_EVERY:
+                    writer.commit(written)
                 progress("writing", written, count)
                 writer.renew()
-            final = finished(card, count=written, digest=digest_of_parts(digests))
-            writer.publish(final, indexed=lambda done: progress("indexing", min(done, count), count))
+            writer.publish(
+                finished(card, count=count, digest=digest),
+                indexed=lambda done: progress("indexing", min(done, count), count),
+            )
         return store.card(name)
 
 
-def _mapped(dataset: Any, step: type, workers: int, arguments: Mapping[str, Any]) -> Any:
-    import ray
+def generate_dataset(
+    dataset: Any,
+    *,
+    generator: str | Path,
+    query_langs: Sequence[str],
+    n: int = 5,
+    prompt: str | None = None,
+    decoding: Decoding | None = None,
+    query_filter: QueryFilter | None = None,
+    workers: int = 2,
+    work: str | Path | None = None,
+) -> Any:
+    """A `ray.data.Dataset` of passages with the column `generated_queries`, as JSON, for `load_dataset`.
 
+    generator: a model's folder, at this path on every machine. Batches, and so queries, are those of `generate_file`.
+    work: a folder that all machines see; a job that was stopped goes on with it when it is run again. The dataset is
+    lazy, as Ray's are: use it once, or `materialize` it. Raises ModelError, DataError.
+    """
+    job, decoding = Job(tuple(query_langs), n, query_filter=query_filter), decoding or Decoding()
+    model = os.path.abspath(generator_folder(generator))
+    opened = open_generator(model, query_langs=job.query_langs, prompt=prompt, decoding=decoding)
+    here = {
+        "model": model, "fingerprint": opened.settings["fingerprint"], "job": job, "prompt": prompt,
+        "decoding": decoding, "work": None if work is None else os.path.abspath(work),
+    }  # fmt: skip
+    batch = opened.batch_size(job.query_langs, job.n)
+    return _mapped(_tables(dataset, batch * max(1, WINDOW // batch)), GenerateQueries, workers, here)
+
+
+def _tables(dataset: Any, rows: int) -> Any:
+    """The dataset in its order, in tables of so many rows; none is skipped."""
+    dataset.context.execution_options.preserve_order, dataset.context.max_errored_blocks = True, 0
+    return dataset.repartition(target_num_rows_per_block=rows, strict=True)
+
+
+def _mapped(dataset: Any, step: type, workers: int, arguments: Mapping[str, Any]) -> Any:
     pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_IN_FLIGHT)
     return dataset.map_batches(
         step,
@@ -89,12 +155,8 @@ def _mapped(dataset: Any, step: type, workers: int, arguments: Mapping[str, Any]
 
 
 @contextmanager
-def _in_order(dataset: Any) -> Iterator[None]:
-    """Tables in the dataset's order, none skipped; what a worker raised, as it raised it."""
-    import ray
-
-    options, before = dataset.context.execution_options, dataset.context.execution_options.preserve_order
-    options.preserve_order, dataset.context.max_errored_blocks = True, 0
+def _in_our_words() -> Iterator[None]:
+    """What a worker raised, as it raised it."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -103,5 +165,60 @@ def _in_order(dataset: Any) -> Iterator[None]:
             raise ServerError(f"Ray could not do it ({error!s:.300}).") from error
         kind, message = said[-1]
         raise getattr(errors, kind, ServerError)(message) from error
+
+
+# Models that run in actors, for whatever takes an encoder or a generator.
+
+
+class _Actor:
+    def __init__(self, make: Callable[[], Model], fingerprint: str) -> None:
+        self._made_by: Any = make, fingerprint
+        self._model: Any = None
+
+    def ask(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        if self._model is None:  # here, so that what is wrong with it is told like every other error
+            make, fingerprint = self._made_by
+            self._model = make()
+            refuse_another("model", self._model.fingerprint, fingerprint)
+        return getattr(self._model, method)(*arguments, **named)
+
+
+@contextmanager
+def on_cluster(
+    address: str, model: Model, make: Callable[..., Model], *, workers: int | None = None
+) -> Iterator[Model]:
+    """An encoder or generator as it was, but what it computes is computed on the cluster at `address`.
+
+    address: as `ray.init` takes it: `auto`, `local`, `host:6379`, `ray://host:10001`. make: opens the model there, from
+    the same path, with one thread; as many times as there are cores, at most `workers`. An actor that ended is started
+    and asked again. Raises ServerError where there is no cluster, and what the model raises.
+    """
+    try:
+        ray.init(address, log_to_driver=False, ignore_reinit_error=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ServerError(f"There is no Ray cluster at {address!r} ({reason}): correct --ray, or start it.") from error
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    kind = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Actor)
+    actors = [kind.remote(partial(make, threads=1), model.fingerprint) for _ in range(min(cores, workers or cores))]
+    free: SimpleQueue[Any] = SimpleQueue()
+    for actor in actors:
+        free.put(actor)
+
+    def ask(method: str, *arguments: Any, **named: Any) -> Any:
+        actor = free.get()
+        try:
+            with _in_our_words():
+                return ray.get(actor.ask.remote(method, arguments, named))
+        finally:
+            free.put(actor)
+
+    far = copy(model)
+    far.at_once = len(actors) + 1
+    for name in ("encode_passages", "encode_queries", "generate_batch"):
+        setattr(far, name, partial(ask, name))
+    try:
+        yield far
     finally:
-        options.preserve_order = before
+        for actor in actors:
+            ray.kill(actor)

@@ -66,6 +66,8 @@ class Encoder:
     Raises ModelError when the model or the provider is not to be had, CorruptError when a file was changed.
     """
 
+    at_once = 1  # windows of a corpus that it can be asked for at a time
+
     def __init__(
         self,
         model: str | Path = STARTER,
@@ -85,7 +87,7 @@ class Encoder:
         self.calibration = self.folder.recommended_calibration if calibration is None else calibration
         self.language_means: LanguageMeans = self.folder.language_means()
         self.max_length = min(max_length or self.spec.max_length, self.spec.max_length)
-        self._again = partial(
+        self.again = partial(
             Encoder, self.folder.path, engine=engine, threads=self.threads, provider=provider, embed=embed,
             calibration=self.calibration, batch_tokens=batch_tokens, max_length=self.max_length,
         )  # fmt: skip
@@ -102,6 +104,11 @@ class Encoder:
     def facts(self) -> EncoderFacts:
         """The conventions and the fingerprint that go into a collection's card."""
         return self.folder.facts
+
+    @property
+    def fingerprint(self) -> str:
+        """That of `facts`."""
+        return self.facts.fingerprint
 
     def encode_passages(self, texts: Iterable[str]) -> Vectors:
         """Rows (n, dim) float32 for passages, in input order, with the passage prefix.
@@ -144,7 +151,7 @@ class Encoder:
 
     def __reduce__(self) -> tuple[Callable[[], Encoder], tuple[()]]:
         """Another process opens the folder again, with the same settings."""
-        return self._again, ()
+        return self.again, ()
 
     def __repr__(self) -> str:
         facts = self.facts
