@@ -48,20 +48,3 @@ def test_choosing_alpha(tmp_path):
     out = run("choosing_alpha", tmp_path).splitlines()
     assert out[0].startswith("α = 0.00  MRR@10 0.") and out[-1].startswith("60 passages in")
     assert out[-2].startswith("chosen: Recipe(")
-
-
-def test_batch_in_shards_writes_what_one_process_does(tmp_path):
-    pytest.importorskip("torch", reason="a generator is exported")
-    from generation_cases import tiny_checkpoint, write_corpus
-
-    from xqg_vdb.export.generator import export_generator
-
-    checkpoint = tiny_checkpoint("mt5", tmp_path / "mt5")
-    model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", say=lambda _: None).path
-    write_corpus(tmp_path / "corpus.jsonl", 7)
-    asked = ["-l", "de", "-l", "sw", "-n", "2"]
-    run("batch_in_shards", tmp_path, "corpus.jsonl", "queries.jsonl", str(model), "--shards", "2", *asked)
-    one = ["generate", "corpus.jsonl", "whole.jsonl", "--generator", str(model), *asked, "--threads", "1"]
-    whole = run_cli(tmp_path, *one)
-    assert whole.returncode == 0, whole.stderr
-    assert (tmp_path / "queries.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

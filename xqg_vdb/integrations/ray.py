@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -193,11 +195,16 @@ def on_cluster(
     the same path, with one thread; as many times as there are cores, at most `workers`. An actor that ended is started
     and asked again. Raises ServerError where there is no cluster, and what the model raises.
     """
-    try:
-        ray.init(address, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ServerError(f"There is no Ray cluster at {address!r} ({reason}): correct --ray, or start it.") from error
+    if ours := not ray.is_initialized():
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            if host:  # Ray would wait for minutes
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            ray.init(address, log_to_driver=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            said = f"There is no Ray cluster at {address!r} ({reason}): correct --ray, or start it."
+            raise ServerError(said) from error
     cores = int(ray.cluster_resources().get("CPU", 1))
     kind = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Actor)
     actors = [kind.remote(partial(make, threads=1), model.fingerprint) for _ in range(min(cores, workers or cores))]
@@ -218,7 +225,10 @@ def on_cluster(
     for name in ("encode_passages", "encode_queries", "generate_batch"):
         setattr(far, name, partial(ask, name))
     try:
-        yield far
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that ended
+            yield far
     finally:
         for actor in actors:
             ray.kill(actor)
+        if ours:
+            ray.shutdown()
