@@ -35,9 +35,10 @@ demo: .venv/.starter ## load the sample corpus with a real multilingual encoder 
 test: .venv/.all ## all tests, in WORKERS processes; those that need a Qdrant server run when XQG_TEST_QDRANT_URL is set
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-scale: .venv/.all ## the tests of loads as jobs of Ray Data, on a local cluster of two cores (extra ray, 280 MB)
+scale: .venv/.all ## loads and generation on a local cluster of Ray, with kills, its speed and what a corpus costs (extra ray, 280 MB)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'ray[data]>=2.50'
-	$(BIN)/python -m pytest tests/test_ray.py
+	XQG_TEST_KILLS=10 $(BIN)/python -m pytest tests/test_ray.py
+	$(BIN)/python benchmarks/scale.py
 
 faults: .venv/.all ## the fault rig, 100 rounds of each attack (an hour; some need root or strace); writes docs/reliability.md
 	$(BIN)/python tests/faults/rig.py --rounds 100 --write

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_cases import environment, run_cli, write_starter
+from cli_cases import environment, write_starter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NEEDS = {"langchain_rag": "langchain_core", "llama_index_rag": "llama_index", "haystack_rag": "haystack"}

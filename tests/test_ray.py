@@ -27,9 +27,9 @@ from xqg_vdb.index.load import load
 from xqg_vdb.store import open_store
 
 ray = pytest.importorskip("ray", reason="needs Ray Data: pip install 'xqg-vdb[ray]'")
-pytestmark = pytest.mark.timeout(300)
 N = 1300  # three windows
 KILLS = int(os.environ.get("XQG_TEST_KILLS", "1"))
+pytestmark = pytest.mark.timeout(300 + 120 * KILLS)
 
 
 @pytest.fixture(scope="module")

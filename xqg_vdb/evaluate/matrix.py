@@ -91,7 +91,7 @@ def _settle_boundary_ties(table: NDArray[np.floating], columns: Rows, places: ND
 
 
 @dataclass(frozen=True, slots=True)
-class Judgements:
+class _Judgements:
     """Qrels in the row numbers of one pool: made once per task by `judge`, used for every system.
 
     keys: sorted query_row · n_passages + passage_row of the judged pairs, with `grades` beside them.
@@ -106,7 +106,7 @@ class Judgements:
     ideal: NDArray[np.int64]
 
 
-def judge(qrels: Qrels, *, query_ids: Sequence[str], passage_ids: Sequence[str]) -> Judgements:
+def judge(qrels: Qrels, *, query_ids: Sequence[str], passage_ids: Sequence[str]) -> _Judgements:
     """Prepare qrels for queries and passages in these row orders; a query without qrels has nothing relevant."""
     row_of = {docid: row for row, docid in enumerate(passage_ids)}
     pairs = sorted(
@@ -120,10 +120,10 @@ def judge(qrels: Qrels, *, query_ids: Sequence[str], passage_ids: Sequence[str])
     for query, grades in enumerate(graded):
         ideal[query, : len(grades)] = grades
     keys, values = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return Judgements(len(passage_ids), keys, values, (ideal > 0).sum(axis=1), ideal)
+    return _Judgements(len(passage_ids), keys, values, (ideal > 0).sum(axis=1), ideal)
 
 
-def gains(rows: Rows, judged: Judgements) -> NDArray[np.int64]:
+def gains(rows: Rows, judged: _Judgements) -> NDArray[np.int64]:
     """Look up the grade of every ranked passage, same shape as `rows`; 0 where unjudged or where the row is -1."""
     if not len(judged.keys):
         return np.zeros(rows.shape, dtype=np.int64)
@@ -150,37 +150,37 @@ def per_query(run: Run, qrels: Qrels, *, metrics: Sequence[Metric]) -> dict[Metr
     return {metric: dict(zip(qrels, values, strict=True)) for metric, values in measured.items()}
 
 
-def per_row(rows: Rows, judged: Judgements, *, metric: Metric) -> Values:
+def per_row(rows: Rows, judged: _Judgements, *, metric: Metric) -> Values:
     """Compute `metric` for every query, (q,) float64."""
     grade = np.maximum(gains(rows, judged)[:, : metric.k], 0)
     return _FORMULAS[metric.kind](grade, judged, metric.k)
 
 
-def _recall(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+def _recall(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
     return _ratio((grade > 0).sum(axis=1), judged.relevant)
 
 
-def _success(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+def _success(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
     return np.asarray((grade > 0).any(axis=1), dtype=np.float64)
 
 
-def _reciprocal_rank(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+def _reciprocal_rank(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
     return np.asarray(((grade > 0) / _ranks(grade)).max(axis=1, initial=0.0), dtype=np.float64)
 
 
-def _ndcg(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+def _ndcg(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
     return _ratio(_dcg(grade), _dcg(judged.ideal[:, :k]))
 
 
-def _trec_map(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+def _trec_map(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
     return _ratio(_precision_sum(grade), judged.relevant)
 
 
-def _lareqa_map(grade: NDArray[np.int64], judged: Judgements, k: int) -> Values:
+def _lareqa_map(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
     return _ratio(_precision_sum(grade), np.minimum(judged.relevant, k))
 
 
-_FORMULAS: dict[Kind, Callable[[NDArray[np.int64], Judgements, int], Values]] = {
+_FORMULAS: dict[Kind, Callable[[NDArray[np.int64], _Judgements, int], Values]] = {
     "R": _recall, "Success": _success, "MRR": _reciprocal_rank, "nDCG": _ndcg, "MAP": _trec_map, "mAP": _lareqa_map,
 }  # fmt: skip
 
@@ -238,7 +238,7 @@ def sweep(
     *,
     table: LanguageMeans,
     langs: Sequence[str | None],
-    judged: Judgements,
+    judged: _Judgements,
     metric: Metric,
     tie_order: NDArray[np.int64] | None = None,
 ) -> Values:
@@ -269,7 +269,7 @@ def _mean_of(table: LanguageMeans, lang: str, *, dim: int) -> Vectors:
     return np.zeros(dim, np.float32) if mean is None else np.asarray(mean, dtype=np.float32)
 
 
-def _judged_rows(scores: Vectors, judged: Judgements, *, k: int, tie_order: NDArray[np.int64] | None) -> Rows:
+def _judged_rows(scores: Vectors, judged: _Judgements, *, k: int, tie_order: NDArray[np.int64] | None) -> Rows:
     """Rank the judged passages: (q, k) rows as from `best_columns`, but -1 wherever an unjudged passage stands.
 
     That is all a metric looks at. A passage's place is 1 + how many score higher + how many equals have a lower id.
@@ -300,10 +300,10 @@ def _occurrence(sorted_values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(len(sorted_values), dtype=np.int64) - first
 
 
-def _judgements_of(judged: Judgements, block: slice) -> Judgements:
+def _judgements_of(judged: _Judgements, block: slice) -> _Judgements:
     """Cut out the judgements of a block of questions."""
     low, high = np.searchsorted(judged.keys, [block.start * judged.n_passages, block.stop * judged.n_passages])
-    return Judgements(
+    return _Judgements(
         judged.n_passages,
         judged.keys[low:high] - block.start * judged.n_passages,
         judged.grades[low:high],
