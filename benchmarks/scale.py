@@ -24,21 +24,25 @@ from xqg_vdb import Encoder
 from xqg_vdb.files import bytes_on_disk
 from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.testing import HashEncoder
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 from xqg_vdb.texts.queries import read_queries
 from xqg_vdb.types import GeneratedQueries, Passage
 
 HOUR, GIB = 3600, 1 << 30
+LANGS = ("de", "sw")
 
 
-def sample(passages: int) -> tuple[list[Passage], list[GeneratedQueries]]:
-    """The sample's passages and their queries, over again under new ids."""
+def sample(passages: int, each: int) -> tuple[list[Passage], list[GeneratedQueries]]:
+    """The sample's passages, and so many queries in each of two languages, over again under new ids."""
     rows = list(read_corpus(sample_corpus().corpus))
     asked = {record.id: record for record in read_queries(sample_corpus().queries)}
     corpus = [replace(rows[i % len(rows)], id=f"p{i}") for i in range(passages)]
     whose = {f"p{i}": rows[i % len(rows)].id for i in range(passages)}
-    queries = [replace(asked[old], id=new, passage_digest="") for new, old in whose.items() if old in asked]
-    return corpus, queries
+    texts = {
+        old: {lang: several[:each] for lang, several in asked[old].queries.items() if lang in LANGS} for old in asked
+    }
+    return corpus, [GeneratedQueries(new, texts[old]) for new, old in whose.items() if old in asked]
 
 
 def loaded(corpus: list[Passage], queries: list[GeneratedQueries], encoder: Any) -> tuple[float, int, float]:
@@ -100,22 +104,24 @@ def per_text(encoder: Encoder, texts: list[str], *, queries: bool) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passages", type=int, default=1024)
+    parser.add_argument("--queries", type=int, default=1, help="of a passage and language")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--encoder", default="starter")
     parser.add_argument("--price", type=float, default=0.04, help="of a core for an hour")
     arguments = parser.parse_args()
-    corpus, queries = sample(arguments.passages)
+    corpus, queries = sample(arguments.passages, arguments.queries)
     try:
         side_by_side(arguments.encoder, corpus, queries, arguments.repeats)
     except ImportError:
         print("(no Ray here: pip install 'xqg-vdb[ray]')", file=sys.stderr)
     encoder = Encoder(arguments.encoder, threads=1)
     asked = [text for record in queries[:256] for texts in record.queries.values() for text in texts][:1024]
-    passage = per_text(encoder, [row.title_and_text for row in corpus[:512]], queries=False)
-    query = per_text(encoder, asked, queries=True)
-    _, plain, _ = loaded(corpus, [], encoder)
-    _, folded, write = loaded(corpus, queries, encoder)
-    langs = len({lang for record in queries for lang in record.queries})
+    passage = per_text(encoder, [row.title_and_text for row in corpus[:128]], queries=False)
+    query = per_text(encoder, asked[:512], queries=True)
+    stub = HashEncoder(dim=encoder.facts.dim)  # bytes do not depend on the model
+    _, plain, _ = loaded(corpus, [], stub)
+    _, folded, write = loaded(corpus, queries, stub)
+    langs = len(LANGS)
     each = plain / len(corpus), (folded - plain) / len(corpus) / langs
     print(f"\none core: {1 / passage:.1f} passages/s, {1 / query:.1f} queries/s; build {each[0]:,.0f} bytes a passage")
     print(

@@ -14,7 +14,7 @@ LETTERS = ["<pad>", "</s>", "<unk>", "<s>", "\n"] + [chr(i) for i in range(32, 1
 class FakeGenerator:
     """Deterministic queries; `bad` maps (id, lang, index) to what the first attempt writes."""
 
-    tries_again, failure, examples = False, "", ("How long is the Nile?",)
+    tries_again, failure, examples, at_once = False, "", ("How long is the Nile?",), 1
 
     def __init__(self, bad=None, size=3, seed=1):
         self.bad, self.size, self.seed, self.calls = bad or {}, size, seed, []
