@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from copy import copy
 from functools import partial
@@ -33,7 +33,7 @@ from xqg_vdb.models.folder import generator_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store import CollectionOptions, open_store
 from xqg_vdb.store.server.store import ServerStore
-from xqg_vdb.types import Card, Distance, Recipe
+from xqg_vdb.types import Card, Distance, Passage, Recipe
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers of every job
 try:
@@ -177,12 +177,12 @@ class _Actor:
         self._made_by: Any = make, fingerprint
         self._model: Any = None
 
-    def ask(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    def ask(self, method: str, items: list[Any], named: Mapping[str, Any]) -> Any:
         if self._model is None:  # here, so that what is wrong with it is told like every other error
             make, fingerprint = self._made_by
             self._model = make()
             refuse_another("model", self._model.fingerprint, fingerprint)
-        return getattr(self._model, method)(*arguments, **named)
+        return getattr(self._model, method)(items, **named)
 
 
 @contextmanager
@@ -212,18 +212,26 @@ def on_cluster(
     for actor in actors:
         free.put(actor)
 
-    def ask(method: str, *arguments: Any, **named: Any) -> Any:
+    def ask(method: str, items: Iterable[Any], named: Mapping[str, Any]) -> Any:
         actor = free.get()
         try:
             with _in_our_words():
-                return ray.get(actor.ask.remote(method, arguments, named))
+                return ray.get(actor.ask.remote(method, list(items), named))
         finally:
             free.put(actor)
 
+    def encode_queries(
+        texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
+    ) -> Any:
+        return ask("encode_queries", texts, {"question_langs": question_langs, "calibrate": calibrate})
+
+    def generate_batch(batch: Sequence[Passage], *, query_langs: Sequence[str], n: int, attempt: int = 0) -> Any:
+        return ask("generate_batch", batch, {"query_langs": query_langs, "n": n, "attempt": attempt})
+
     far = copy(model)
     far.at_once = len(actors) + 1
-    for name in ("encode_passages", "encode_queries", "generate_batch"):
-        setattr(far, name, partial(ask, name))
+    vars(far)["encode_passages"] = lambda texts: ask("encode_passages", texts, {})
+    vars(far).update(encode_queries=encode_queries, generate_batch=generate_batch)
     try:
         with redirect_stdout(sys.stderr):  # where Ray tells of workers that ended
             yield far
