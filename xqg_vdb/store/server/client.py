@@ -339,7 +339,7 @@ class Server:
         return True
 
     def _translated(self, meaning: _Meaning, said: str) -> XqgError:
-        kind, message = meaning
+        (kind, message), said = meaning, said.rstrip(".")
         if self.where == ":memory:" and kind is Refused:
             return DataError(f"{self.where} refuses the data: {said}.")
         return (kind or ServerError)(message.format(where=self.where, said=said))
