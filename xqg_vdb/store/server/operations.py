@@ -159,7 +159,7 @@ class _ServerAdmin:
         return {by: count for by, count in found.items() if count}
 
     def _languages(self, version: str) -> dict[str, int]:
-        """Points by language; of a collection without an index of languages, or a server that forbids to count, none."""
+        """Points by language; none without an index of languages, and where the server forbids to count."""
         facet = partial(self._client.facet, version, key=LANG_KEY, exact=True)
         try:
             hits = self._names.look(lambda: facet(limit=self._server.most("limit", _MOST_LANGUAGES))).hits
