@@ -78,10 +78,7 @@ def main(loaded: int, more: int, at_once: int, dim: int, work: Path, url: str | 
     """Print what is measured."""
     encoder, questions = Drawn(dim), np.stack([Drawn(dim).row(-1 - i) for i in range(200)])
     with closing(open_store(None if url else work / "store", url=url)) as store:
-        for name, size in (("living", loaded), ("whole", loaded + more)):
-            began = time.perf_counter()
-            load(passages(0, size), name, encoder=encoder, store=store)
-            click.echo(f"load of {size:,}: {time.perf_counter() - began:.0f} s")
+        timed_load("living", loaded, encoder, store)
 
         def look(into: list[float], until: threading.Event | None = None) -> None:
             for turn in range(1_000_000 if until else 600):
@@ -115,19 +112,29 @@ def main(loaded: int, more: int, at_once: int, dim: int, work: Path, url: str | 
                 calls.append(time.perf_counter() - began)
                 memory.append(private_bytes())
         look(searches["after them"])
+        tell("add", calls)
+        first, last = np.mean(memory[: len(memory) // 10]) / 1e6, np.mean(memory[-len(memory) // 10 :]) / 1e6
+        click.echo(f"private memory: {first:.0f} MB in the first tenth of the calls, {last:.0f} MB in the last")
+        for name in when[:3]:
+            tell(f"search, {name}", searches[name])
         report("living", store, questions)
         began = time.perf_counter()
         with looking(searches["during the copy"]):
             migrate(store, "living", store)
         click.echo(f"a copy with all points in the graph: {time.perf_counter() - began:.0f} s")
+        tell(f"search, {when[3]}", searches[when[3]])
         look(searches["after it"])
-        tell("add", calls)
-        for name, seconds in searches.items():
-            tell(f"search, {name}", seconds)
-        first, last = np.mean(memory[: len(memory) // 10]) / 1e6, np.mean(memory[-len(memory) // 10 :]) / 1e6
-        click.echo(f"private memory: {first:.0f} MB in the first tenth of the calls, {last:.0f} MB in the last")
+        tell(f"search, {when[-1]}", searches[when[-1]])
+        timed_load("whole", loaded + more, encoder, store)
         for name in ("living", "whole"):
             report(name, store, questions)
+
+
+def timed_load(name: str, size: int, encoder: Drawn, store: VectorStore) -> None:
+    """Load so many, and say how long it took."""
+    began = time.perf_counter()
+    load(passages(0, size), name, encoder=encoder, store=store)
+    click.echo(f"load of {size:,}: {time.perf_counter() - began:.0f} s")
 
 
 def tell(what: str, seconds: Sequence[float]) -> None:

