@@ -501,6 +501,6 @@ def test_impossible_options_are_refused(given):
 def test_options_travel_through_the_card():
     options = CollectionOptions(quantization="turbo", shards=3, on_disk_payload=False, keep=4, parallel=8, bulk=False)
     card = replace(a_card(), storage=options.layout())
-    back = CollectionOptions.from_layout(Card.from_json(json.loads(json.dumps(card.to_json()))).storage)
+    back = CollectionOptions(**Card.from_json(json.loads(json.dumps(card.to_json()))).storage)
     assert back == replace(options, keep=2, parallel=1, bulk=True)
     assert finished(card, passages(3)).storage == options.layout()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.fusion import alpha_of_mean, fuse, pooled_queries, unit_rows
+from xqg_vdb.fusion import fuse, pooled_queries, unit_rows
 from xqg_vdb.types import Recipe
 
 DIM = 8
@@ -86,7 +86,7 @@ def test_mean_and_sum_agree_at_the_translated_alpha():
     passages, _, _, sums = some_build(1, counts=5)
     n = 5 * 2
     by_sum = fuse(passages, sums, recipe=Recipe(alpha=0.01, pool="sum"), means={}, normalize=True)
-    recipe = Recipe(alpha=alpha_of_mean(0.01, n=n), pool="mean")
+    recipe = Recipe(alpha=n * 0.01 / (1 - 0.01 + n * 0.01), pool="mean")
     np.testing.assert_allclose(by_sum, fuse(passages, sums, recipe=recipe, means={}, normalize=True), atol=1e-6)
 
 

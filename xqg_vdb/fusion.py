@@ -85,14 +85,6 @@ def recipe_languages(sums: Collection[str], recipe: Recipe) -> list[str]:
     return sorted(set(recipe.query_langs))
 
 
-def alpha_of_mean(alpha: float, *, n: int) -> float:
-    """The α under `mean` that gives the same direction as `alpha` under `sum` with n queries a passage.
-
-    α_mean = n·α / (1 - α + n·α).
-    """
-    return n * alpha / (1.0 - alpha + n * alpha)
-
-
 def unit_rows(vectors: Vectors) -> Vectors:
     """Rows scaled to length 1; a zero row stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -405,12 +405,6 @@ class CollectionOptions:
         """What a collection's card keeps of them: the options that make it what it is, where they were given."""
         return {name: value for name, value in asdict(self).items() if name not in _FILLING and value is not None}
 
-    @classmethod
-    def from_layout(cls, record: Mapping[str, Any]) -> CollectionOptions:
-        """The options whose `layout` is `record`; unknown keys are ignored."""
-        known = {entry.name for entry in fields(cls)} - _FILLING
-        return cls(**{name: value for name, value in record.items() if name in known})
-
     def refuse_server_only(self) -> None:
         """Raise DataError naming an option that the embedded engine does not have."""
         given = ["--" + name.replace("_", "-") for name in _SERVER_ONLY if getattr(self, name) is not None]
