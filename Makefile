@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(LOCKED),-c requirements-dev.txt)
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help check demo test scale faults lint types bench docs clean
+.PHONY: help check demo test journeys scale faults lint types bench docs clean
 
 help: ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,6 +34,9 @@ demo: .venv/.starter ## load the sample corpus with a real multilingual encoder 
 # A worker takes half of the other's tests when it has none left, so that long tests at the end do not wait for each other.
 test: .venv/.all ## all tests, in WORKERS processes; those that need a Qdrant server run when XQG_TEST_QDRANT_URL is set
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+journeys: ## what a newcomer types, from README and the tutorial: a fresh clone, an empty cache; prints minutes and megabytes
+	$(PYTHON) tests/journeys.py
 
 scale: .venv/.all ## loads and generation on a local cluster of Ray, with kills, its speed and what a corpus costs (extra ray, 280 MB)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'ray[data]>=2.50'

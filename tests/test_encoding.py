@@ -197,7 +197,7 @@ def test_unknown_models_say_what_to_type(tmp_path, monkeypatch):
 
 
 def test_a_named_encoder_is_exported_when_it_is_first_used(tmp_path, monkeypatch):
-    """The exporter is a stand-in that writes a tiny encoder; test_readme.py runs the real one."""
+    """The exporter is a stand-in that writes a tiny encoder; test_journeys.py runs the real one."""
     monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
     asked = []
 
