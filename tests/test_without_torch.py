@@ -51,3 +51,23 @@ def test_make_test_says_what_it_downloads_and_where_torch_comes_from(tmp_path, v
     assert re.search(r"Installing all extras: some \S+ GB are downloaded", said)
     torch = next(line for line in said.splitlines() if "torch==" in line and "install" in line)
     assert ("--index-url https://torch.example/cpu" in torch) == bool(index)
+
+
+def test_one_message_names_extra_model_and_licence(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"id": "a", "text": "The Nile is long."}\n')
+    hide = (
+        "import importlib.metadata as m; real = m.distribution\n"
+        "def hidden(name):\n    if 'gemma' in name: raise m.PackageNotFoundError(name)\n    return real(name)\n"
+        "m.distribution = hidden\n"
+    )
+    environment = {**os.environ, "XQG_VDB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    for words in ("generate corpus.jsonl out.jsonl --generator starter:generator -l sw", "export starter:generator"):
+        argv = [sys.executable, "-c", NO_TORCH + hide + RUN, *words.split()]
+        done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 3, done.stderr
+        for part in (
+            'pip install "xqg-vdb[starter-generator,export]"',
+            "--accept-license",
+            "ai.google.dev/gemma/terms",
+        ):
+            assert part in done.stderr, words

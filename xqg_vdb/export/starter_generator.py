@@ -34,6 +34,7 @@ TERMS_URL = "https://ai.google.dev/gemma/terms"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 SOURCE = "google/gemma-3-270m (Q4_K_M)"
 INSTALL = 'pip install "xqg-vdb[starter-generator,export]"'
+THEN = f"{INSTALL}, then accept Google's Gemma terms ({TERMS_URL}) with --accept-license"
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
 
@@ -98,7 +99,7 @@ def packaged(package: str, version: str, file: str, *, starter: str, install: st
 
 
 def _locate(package: str, file: str) -> Path:
-    return packaged(package, VERSION, file, starter="generator", install=INSTALL)
+    return packaged(package, VERSION, file, starter="generator", install=THEN)
 
 
 def _assemble(target: Path) -> Path:
@@ -126,7 +127,7 @@ def _write_checkpoint(weights: Path, folder: Path) -> None:
         from gguf import GGUFReader
         from safetensors.numpy import save_file
     except ImportError as error:
-        raise MissingExtra(f"The starter generator needs {error.name}: {INSTALL}") from error
+        raise MissingExtra(f"The starter generator needs {error.name}: {THEN}") from error
     reader = GGUFReader(str(weights))
     fields = {name: reader.fields[name].contents() for name in reader.fields if not name.startswith("GGUF.")}
     (folder / "config.json").write_bytes(orjson.dumps(_config(fields), option=orjson.OPT_INDENT_2))
