@@ -121,6 +121,23 @@ def test_the_options_of_load_stand_in_sections():
         assert f"  {option} " in sections[title], title
 
 
+@pytest.mark.parametrize(("typed", "offered"), [
+    ("search w", ["plain,wiki"]), ("info ", ["plain,wiki"]), ("load a b --pool s", ["plain,shrunk", "plain,sum"]),
+    ("sea", ["plain,search"]), ("bench diff --met", ["plain,--metric"]), ("info x", []),
+])  # fmt: skip
+def test_the_shell_completes_commands_options_values_and_collections(loaded, typed, offered):
+    words = ["xqg-vdb", *typed.split()]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "XQG_VDB_PATH": "store"}
+    environment |= {
+        "_XQG_VDB_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - (not typed.endswith(" "))),
+    }
+    argv = [sys.executable, "-c", "from xqg_vdb.cli import main; main()"]
+    done = subprocess.run(argv, cwd=loaded, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == offered, done.stderr
+
+
 def test_every_option_has_help_or_speaks_for_itself():
     silent = {"precision", "prompt"}
     for command_ in cli.commands.values():

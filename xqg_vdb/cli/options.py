@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from importlib import import_module
 from inspect import cleandoc
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import click
 import orjson
 
-from xqg_vdb.errors import printable
+from xqg_vdb.errors import XqgError, printable
 from xqg_vdb.progress import QUIET
 from xqg_vdb.types import option
 
@@ -286,7 +286,16 @@ ray_option = click.option(
     "--ray", metavar="ADDRESS", help="Run the model on this Ray cluster: auto, local, host:port (--threads: workers)."
 )
 corpus_argument = click.argument("corpus", type=PATH)
-collection_argument = click.argument("collection")
+
+
+def collections(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return names for a shell to complete: of the store where commands look, none where it cannot be opened."""
+    with suppress(XqgError), closing(Place().open()) as store:
+        return [name for name in store.names() if name.startswith(incomplete)]
+    return []
+
+
+collection_argument = click.argument("collection", shell_complete=collections)
 
 
 def say(line: str) -> None:

