@@ -14,7 +14,7 @@ from xqg_vdb.export.encoder import Overrides, export_encoder
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, mine_negatives, pair_batch, train_encoder
-from xqg_vdb.train.pairs import TrainingPair, content_key
+from xqg_vdb.train.pairs import TrainingPair, content_key, read_pairs
 from xqg_vdb.train.run import Schedule
 from xqg_vdb.types import Passage
 
@@ -189,6 +189,61 @@ def test_a_tiny_encoder_overfits_and_its_export_passes_the_gate(bert, tmp_path):
             @ encoder.encode_passages([p.positive.title_and_text for p in pairs[::2]]).T
         )
     assert (scores.argmax(axis=1) == np.arange(20) // 2).mean() >= 0.9
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_alignment_closes_a_gap_that_was_made(bert, tmp_path, micro_batch):
+    """A language that is English in other letters: its questions find nothing, then what their translations find."""
+    cipher = str.maketrans("abcdefghijklmnopqrstuvwxyz", "бцдефгхийклмнопярстувщюызш")
+    sentences = [f"{subject} {verb} {number}" for number, (subject, verb) in enumerate(
+        (subject, verb) for subject in ("the cat", "a dog", "my hen", "our cow") for verb in ("eats", "is", "has")
+    )]  # fmt: skip
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{text.translate(cipher)}\t{text}\tbg\n" for text in sentences), "utf-8")
+    pairs, lines = read_pairs(str(path), split="train"), []
+    settings = EncoderSettings(
+        schedule=Schedule(max_steps=60, batch_size=12, micro_batch=micro_batch, learning_rate=3e-3, warmup=0.0),
+        align=True, overrides=Overrides(query_prefix="q: ", passage_prefix="p: ", max_length=100),
+    )  # fmt: skip
+    out = tmp_path / "out"
+    outcome = train_encoder(Base(str(bert)), out, pairs=pairs, dev=pairs, settings=settings, say=lines.append)
+    assert outcome.losses[-1] < 0.6 * outcome.losses[0]
+    assert outcome.before["MRR@10"] < 0.8 and outcome.after["MRR@10"] > 0.95, (outcome.before, outcome.after)
+    before, after = (
+        export_encoder(str(folder), tmp_path / name, precision="fp32", overrides=settings.overrides, say=silent)
+        for folder, name in ((bert, "before"), (out, "after"))
+    )
+    with Encoder(before.path, calibration=0.0) as old, Encoder(after.path, calibration=0.0) as new:
+        stayed = (old.encode_queries(sentences) * new.encode_queries(sentences)).sum(axis=1)
+        moved = (old.encode_queries(sentences) * new.encode_queries([pair.query for pair in pairs])).sum(axis=1)
+    assert stayed.min() > 0.9 and moved.min() > 0.9, (stayed, moved)  # "English stays, and the other language comes to it"
+
+
+def test_the_alignment_loss_is_the_slow_obvious_one():
+    from xqg_vdb.train.trainer import alignment_loss
+
+    rng = np.random.default_rng(5)
+    rows, goals = (rng.normal(size=(5, 7)).astype(np.float32) for _ in range(2))
+    goals[3] = goals[1]
+    same = np.zeros((5, 5), bool)
+    same[1, 3] = same[3, 1] = True
+    total = 0.0
+    for i, row in enumerate(rows):
+        scores = [row @ goal / 0.5 for j, goal in enumerate(goals) if not same[i, j]]
+        total += ((row - goals[i]) ** 2).sum() / (2 * 0.5) - row @ goals[i] / 0.5 + np.log(np.exp(scores).sum())
+    fast = alignment_loss(*map(torch.from_numpy, (rows, goals)), same=torch.from_numpy(same), temperature=0.5)
+    assert float(fast) == pytest.approx(total / 5 / 2, rel=1e-5)
+
+
+def test_alignment_says_what_it_needs(bert, tmp_path):
+    pairs = twenty_pairs()
+    with pytest.raises(DataError, match=r"1 of 20 pairs have no translation, the first is '0-sw': --align takes \.tsv"):
+        bare = [replace(pairs[0], translation=""), *pairs[1:]]
+        train_encoder(Base(str(bert)), tmp_path / "a", pairs=bare, settings=EncoderSettings(align=True), say=silent)
+    with pytest.raises(DataError, match="no hard negatives: leave --mine"):
+        settings = EncoderSettings(align=True, mine=2)
+        train_encoder(Base(str(bert)), tmp_path / "a", pairs=pairs, settings=settings, say=silent)
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_papers_preset(bert, tmp_path):

@@ -81,6 +81,32 @@ def test_squad_without_languages_takes_the_one_that_is_given(tmp_path):
     assert [pair.lang for pair in read(str(path), lang="swa")] == ["sw", "de"]
 
 
+def test_translations_come_from_tables_and_from_benchmarks(tmp_path):
+    table = tmp_path / "pairs.tsv"
+    table.write_text("Nini hii?\tWhat is this?\tswa\n\nWas ist das?\tWhat is this?\n", "utf-8")
+    first, second = read(str(table))
+    assert (first.query, first.translation, first.lang) == ("Nini hii?", "What is this?", "sw")
+    assert second.lang == "de" and second.positive == first.positive and first.positive.text == first.translation
+    for line, reason in (("one column\n", "1 columns; expected text,"), ("a\t \tsw\n", "translation is blank"),
+                         ("a\tb\tklingonese\n", "not a language code"), ("a\tb\tsw\td\n", "4 columns")):  # fmt: skip
+        table.write_text("Nini?\tWhat?\tsw\n" + line, "utf-8")
+        with pytest.raises(DataError, match=f"pairs.tsv line 2: .*{reason}"):
+            read(str(table))
+    (tmp_path / "tatoeba").mkdir()
+    for side, text in (("deu", "Hallo.\nTee\n"), ("eng", "Hello.\nTea\n")):
+        (tmp_path / "tatoeba" / f"tatoeba.deu-eng.{side}").write_text(text, "utf-8")
+    pairs = read("tatoeba-all", data_dir=tmp_path)
+    assert [(p.query, p.lang, p.translation, p.positive.text) for p in pairs] == [
+        ("Hallo.", "de", "Hello.", "Hello."), ("Tee", "de", "Tea", "Tea"),
+    ]  # fmt: skip
+
+
+@needs("xquad-r")
+def test_a_benchmark_without_translations_is_no_source():
+    with pytest.raises(DataError, match="xquad is no benchmark of translations: give afriqa, tatoeba-all"):
+        read("xquad", data_dir=FOLDER)
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -111,7 +137,7 @@ def test_dirt_is_named_and_can_be_borne(tmp_path, record, reason):
 
 
 def test_missing_and_unknown_sources_say_what_to_give(tmp_path):
-    with pytest.raises(DataError, match=r"give afriqa, or a file that ends in \.jsonl"):
+    with pytest.raises(DataError, match=r"give afriqa, translations by name \(tatoeba-all\), or a file that ends in"):
         read("afrika")
     with pytest.raises(DataError, match="no file"):
         read(str(tmp_path / "none.jsonl"))

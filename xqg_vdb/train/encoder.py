@@ -23,6 +23,7 @@ from xqg_vdb.evaluate.metrics import Metric
 from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, load_weights
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
+from xqg_vdb.train.align import aligner, needs_translations
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
 from xqg_vdb.train.run import Outcome, Schedule, carry_out, spread
 from xqg_vdb.types import Passage, Vectors, option
@@ -46,6 +47,8 @@ class EncoderSettings:
     query_tokens: int = option(64, "Questions are cut there in training.", least=8)
     passage_tokens: int = option(192, "Passages are cut there in training.", least=8)
     ignore_copies: bool = True
+    align: bool = option(False, "Move every text to its translation's vector instead; needs no answers.")
+    align_passages: float = option(0.3, "Share of --align's pairs encoded as passages.", least=0, most=1)
     overrides: Overrides = field(default_factory=Overrides)
     dev_limit: int = option(1000, "Dev pairs that are evaluated, evenly spread.", least=1)
 
@@ -156,6 +159,10 @@ def train_encoder(
             "The encoder trains on one device, where all negatives of a batch are; run it without torchrun."
         )
     chosen = settings or EncoderSettings()
+    if chosen.align:
+        needs_translations(pairs)
+        if chosen.mine or chosen.negatives:
+            raise DataError("Alignment knows no hard negatives: leave --mine and --negatives to the training after it.")
     return carry_out("encoder", base, out, pairs=pairs, dev=dev, settings=chosen, train=_train, say=say)
 
 
@@ -167,34 +174,51 @@ def _train(
     settings: EncoderSettings,
     say: Callable[[str], None],
 ) -> tuple[Outcome, Callable[[Path], None]]:
-    from xqg_vdb.train.trainer import contrastive_loss, embed, embed_in_chunks, embed_texts, run_training
+    from xqg_vdb.train.trainer import (
+        alignment_loss,
+        contrastive_loss,
+        embed,
+        embed_in_chunks,
+        embed_texts,
+        run_training,
+    )
 
     schedule, spec = settings.schedule, conventions(checkpoint, settings.overrides)[0]
     model, tokenizer = _load(checkpoint, spec, seed=schedule.seed)
     temperature = settings.temperature or (0.02 if spec.normalize else 1.0)
     chunk = schedule.micro_batch or schedule.batch_size * (1 + settings.negatives)
 
+    def rows(texts: list[str], length: int) -> Vectors:
+        return embed_texts(model, tokenizer, texts, spec, length=length)
+
     def encode(pairs: _Pairs) -> tuple[Vectors, Vectors]:
         questions = [spec.query_prefix + pair.query for pair in pairs]
         passages = [spec.passage_prefix + passage.title_and_text for passage in pool_of(pairs).values()]
-        return (
-            embed_texts(model, tokenizer, questions, spec, length=settings.query_tokens),
-            embed_texts(model, tokenizer, passages, spec, length=settings.passage_tokens),
-        )
+        return rows(questions, settings.query_tokens), rows(passages, settings.passage_tokens)
 
     def loss(model: Any, batch: Any) -> Any:
-        whole = len(batch["passages"]["input_ids"]) <= chunk
-        rows = embed if whole else partial(embed_in_chunks, chunk=chunk)
+        side = batch["texts"] if settings.align else batch["passages"]
+        apply = embed if len(side["input_ids"]) <= chunk else partial(embed_in_chunks, chunk=chunk)
+        if settings.align:
+            moved = apply(model, side, spec)
+            return alignment_loss(moved, batch["goals"], same=batch["same"], temperature=temperature)
         return contrastive_loss(
-            rows(model, batch["queries"], spec), rows(model, batch["passages"], spec),
+            apply(model, batch["queries"], spec), apply(model, side, spec),
             targets=batch["targets"], same=batch["same"], temperature=temperature,
         )  # fmt: skip
 
+    if settings.align:
+        say(f"encoding the translations of {len(pairs)} pairs")
+        collate = aligner(
+            pairs, run, tokenizer=tokenizer, spec=spec, settings=settings,
+            embed=partial(rows, length=settings.query_tokens),
+        )  # fmt: skip
+    else:
+        collate = partial(pair_batch, tokenizer=tokenizer, spec=spec, settings=settings)
     held_out = spread(dev, settings.dev_limit)
     outcome = run_training(
         model, run, schedule, examples=_mined(pairs, encode, run, settings, say), held_out=held_out, say=say,
-        collate=partial(pair_batch, tokenizer=tokenizer, spec=spec, settings=settings), loss=loss,
-        dev=partial(dev_figures, held_out, encode),
+        collate=collate, loss=loss, dev=partial(dev_figures, held_out, encode),
     )  # fmt: skip
     return outcome, partial(_save, model, spec)
 

@@ -13,12 +13,24 @@ from typing import Any, Literal
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets import data_folder
+from xqg_vdb.evaluate.datasets import RetrievalTask, data_folder, is_dataset, load_task
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.files import disk_errors
 from xqg_vdb.texts import languages
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import BadRecord, Rejects, Source, language_of, read_objects, record_id, text_of
+from xqg_vdb.texts.records import (
+    BadRecord,
+    Rejects,
+    Source,
+    decoded,
+    hash64,
+    language_of,
+    parsed,
+    read_objects,
+    read_sources,
+    record_id,
+    text_of,
+)
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, option
 
 
@@ -108,7 +120,9 @@ def read_pairs(
     source: str, *, split: Literal["train", "dev"], data_dir: Path | None = None, rejects: Rejects | None = None,
     lang: str | None = None,
 ) -> list[TrainingPair]:  # fmt: skip
-    """Read `afriqa` (of `data_dir`, this split), a `.jsonl` file (also `.gz`) or a SQuAD `.json` file.
+    """Read `afriqa` (of `data_dir`, this split), a benchmark of translations by name, or a file by its suffix.
+
+    Files: `.jsonl` (also `.gz`), SQuAD's `.json`, `.tsv` with text, translation and perhaps language.
 
     lang: of questions that name none, as SQuAD's do; None: detected. Repeated question-passage pairs are counted and
     left out. Raises DataError for what is missing or unknown, for more bad records than `rejects` bears, and when
@@ -118,13 +132,18 @@ def read_pairs(
     if source == "afriqa":
         return afriqa_pairs(data_folder(data_dir), split=split)
     path = Path(source)
-    if path.name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
+    if is_dataset(source):
+        return _translations(load_task(source, data_dir))
+    if path.name.endswith((".tsv", ".tsv.gz")):
+        found = parsed(read_sources(path, rejects), _row_pair, rejects)
+    elif path.name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
         found = _line_pairs(path, rejects)
     elif path.suffix == ".json":
         found = _squad_pairs(path, rejects)
     else:
         raise DataError(
-            f"There are no pairs {source!r}: give afriqa, or a file that ends in .jsonl, .jsonl.gz or .json."
+            f"There are no pairs {source!r}: give afriqa, translations by name (tatoeba-all), or a file that ends in "
+            ".jsonl, .jsonl.gz, .json or .tsv."
         )
     pairs = _whole(found, rejects, lang and normalize(lang))
     if not pairs:
@@ -147,6 +166,31 @@ def afriqa_pairs(data_dir: Path, *, split: Literal["train", "dev"]) -> list[Trai
         )
         for query in task.queries
     ]  # fmt: skip
+
+
+def _translations(task: RetrievalTask) -> list[TrainingPair]:
+    """A benchmark's sentences with their translations, which are the passages too. DataError for other benchmarks."""
+    if not task.pooled or not task.qrels:
+        raise DataError(f"{task.name} is no benchmark of translations: give afriqa, tatoeba-all or ntrex as --pairs.")
+    passages = {passage.id: passage for passage in task.passages}
+    return [
+        TrainingPair(query.id, query.text, query.lang or UNKNOWN_LANGUAGE, passage, translation=passage.text)
+        for query in task.queries
+        for passage in [passages[min(task.qrels[query.id])]]
+    ]
+
+
+def _row_pair(raw: bytes) -> TrainingPair:
+    """A text, its translation and perhaps its language, between tabs. Raises BadRecord."""
+    cells = decoded(raw).split("\t")
+    if not 2 <= len(cells) <= 3:
+        raise BadRecord(f"{len(cells)} columns; expected text, translation and perhaps a language code, between tabs")
+    record = dict(zip(("query", "translation", "lang"), map(str.strip, cells), strict=False))
+    translation = text_of(record, "translation")
+    passage = Passage("", translation)
+    passage = replace(passage, id=content_key(passage))
+    name, lang = f"{hash64(raw):016x}", language_of(record.get("lang") or None)
+    return TrainingPair(name, text_of(record, "query"), lang, passage, translation=translation)
 
 
 def _line_pairs(path: Path, rejects: Rejects) -> Iterator[tuple[Source, TrainingPair]]:
@@ -255,7 +299,7 @@ def _whole(found: Iterable[tuple[Source, TrainingPair]], rejects: Rejects, known
 class Sources:
     """Which pairs are trained on, and which are evaluated on. Raises ValueError without any to train on."""
 
-    pairs: tuple[str, ...] = option((), "afriqa, or a .jsonl or SQuAD .json file; repeat it.", metavar="SOURCE")
+    pairs: tuple[str, ...] = option((), "afriqa, tatoeba-all, a .jsonl, .tsv or SQuAD file.", metavar="SOURCE")
     dev: tuple[str, ...] = option((), "Pairs to evaluate on.", metavar="SOURCE")
     data_dir: Path | None = option(None, "For afriqa  [default: XQG_DATA_DIR]")
     pairs_lang: str | None = option(None, "Language of questions that name none  [default: detected]")

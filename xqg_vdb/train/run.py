@@ -44,6 +44,7 @@ class Schedule:
     eval_every: int = option(0, "Steps; 0: before and after only.", least=0)
     save_minutes: float = option(10.0, "Between checkpoints.", least=0)
     threads: int = option(0, "CPU threads  [default: all]", least=1)
+    bf16: bool = option(False, "Also on a CPU: half the time where it has AVX512-BF16 or AMX.")
 
     def __post_init__(self) -> None:
         if not self.epochs > 0 or (self.max_steps is not None and self.max_steps < 1):

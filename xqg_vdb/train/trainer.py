@@ -79,6 +79,16 @@ def contrastive_loss(queries: Tensor, passages: Tensor, *, targets: Tensor, same
         return cross_entropy(scores, targets)
 
 
+def alignment_loss(rows: Tensor, goals: Tensor, *, same: Tensor, temperature: float) -> Tensor:
+    """Half the squared distance to the goals, half `contrastive_loss` among them; both in units of the temperature.
+
+    rows, goals: (n, dim), row i is to come to goal i. same: bool (n, n), further copies of a row's own goal.
+    """
+    near = (rows - goals).square().sum(-1).mean() / (2 * temperature)
+    targets = torch.arange(len(rows), device=rows.device)
+    return (near + contrastive_loss(rows, goals, targets=targets, same=same, temperature=temperature)) / 2
+
+
 def embed_texts(model: Any, tokenizer: Any, texts: list[str], spec: EncoderSpec, *, length: int) -> Vectors:
     """Rows (n, dim) float32 by the model as it stands, of texts cut at `length` tokens; longest first: pads little."""
     rows = np.zeros((len(texts), spec.dim), np.float32)
@@ -159,7 +169,7 @@ class _WatchedTrainer(Trainer):  # type: ignore[misc]
 
 
 def _arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches: bool) -> TrainingArguments:
-    """`TrainingArguments` for a schedule: bf16 on CUDA, fp32 on CPU, one device per process, nothing sent anywhere.
+    """`TrainingArguments` for a schedule: bf16 on CUDA (on a CPU if told), one device a process, nothing sent anywhere.
 
     whole_batches: do not accumulate gradients over micro batches, because a loss sees all of a batch.
     """
@@ -186,7 +196,7 @@ def _arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches:
         save_strategy="no",  # `_WatchedTrainer` saves by the clock
         save_total_limit=1,
         logging_steps=1,  # a resumed run then logs the very losses of an unbroken one
-        bf16=bool(cuda and torch.cuda.is_bf16_supported()),
+        bf16=schedule.bf16 or bool(cuda and torch.cuda.is_bf16_supported()),
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
