@@ -1,7 +1,7 @@
 """Training the retriever: `train_encoder` takes pairs and any multilingual checkpoint and leaves a checkpoint.
 
-A tied dual encoder with in-batch negatives, and hard ones where the pairs have them or they are mined. In:
-`TrainingPair`s. Out: a folder for `xqg-vdb export`, which finds the conventions in its sentence-transformers files.
+A tied dual encoder with in-batch negatives, and hard ones where the pairs have them or they are mined; or alignment, by
+translations. In: `TrainingPair`s. Out: a folder for `xqg-vdb export`, which finds the conventions in its files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from xqg_vdb.evaluate.metrics import Metric
 from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, load_weights
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
-from xqg_vdb.train.align import aligner, needs_translations
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
 from xqg_vdb.train.run import Outcome, Schedule, carry_out, spread
 from xqg_vdb.types import Passage, Vectors, option
@@ -100,6 +99,67 @@ def pair_batch(pairs: _Pairs, *, tokenizer: Any, spec: EncoderSpec, settings: En
     }
 
 
+# Alignment: a text moves to where the untrained encoder puts its translation (Reimers and Gurevych 2020), for which no
+# answers are needed. One side is computed once, and the other is as short as a question.
+
+_KEPT = 0.2
+"""Share of a batch that stands for itself: the translation, which is to stay where it is."""
+
+
+def _need_translations(pairs: Sequence[TrainingPair]) -> None:
+    """Raise DataError when a pair has no translation, so that nothing says where it is to go."""
+    bare = [pair.id for pair in pairs if not pair.translation.strip()]
+    if bare:
+        raise DataError(
+            f"{len(bare)} of {len(pairs)} pairs have no translation, the first is {bare[0]!r}: --align takes .tsv "
+            'files of text and translation, lines with "translation", afriqa, or translations by name (tatoeba-all).'
+        )
+
+
+def align_batches(
+    pairs: Sequence[TrainingPair],
+    run: Path,
+    *,
+    tokenizer: Any,
+    spec: EncoderSpec,
+    settings: EncoderSettings,
+    embed: Callable[[list[str]], Vectors],
+) -> Callable[[Sequence[TrainingPair]], dict[str, Any]]:
+    """What makes a batch of pairs: `texts`, tokens; `goals`, float32 (n, dim); `same`, bool (n, n), equal goals.
+
+    embed: rows of texts by the untrained encoder; they are kept in the run folder, for a run that is stopped.
+    """
+    import torch
+
+    seed, share = settings.schedule.seed, settings.align_passages
+
+    def text(pair: TrainingPair, *, translated: bool) -> str:
+        as_passage = random.Random(f"{seed} {pair.id}").random() < share  # noqa: S311 - no secret
+        prefix = spec.passage_prefix if as_passage else spec.query_prefix
+        return prefix + (pair.translation if translated else pair.query)
+
+    texts, kept = sorted({text(pair, translated=True) for pair in pairs}), run / "goals.npy"
+    if not kept.exists():
+        write_atomic(kept, embed(texts).astype("<f4").tobytes())
+    goals = torch.frombuffer(bytearray(kept.read_bytes()), dtype=torch.float32).view(len(texts), -1)
+    rows = {text: row for row, text in enumerate(texts)}
+
+    def batch(pairs: Sequence[TrainingPair]) -> dict[str, Any]:
+        draw = random.Random(f"{seed} {' '.join(pair.id for pair in pairs)}")  # noqa: S311 - no secret
+        encoded = tokenizer(
+            [text(pair, translated=draw.random() < _KEPT) for pair in pairs],
+            padding=True, truncation=True, max_length=settings.query_tokens, return_tensors="pt",
+        )  # fmt: skip
+        wanted = torch.tensor([rows[text(pair, translated=True)] for pair in pairs])
+        return {
+            "texts": {key: encoded[key] for key in ("input_ids", "attention_mask")},
+            "goals": goals[wanted],
+            "same": (wanted[:, None] == wanted) & ~torch.eye(len(pairs), dtype=torch.bool),
+        }
+
+    return batch
+
+
 METRICS = (Metric("R", 10), Metric("MRR", 10))
 
 
@@ -160,7 +220,7 @@ def train_encoder(
         )
     chosen = settings or EncoderSettings()
     if chosen.align:
-        needs_translations(pairs)
+        _need_translations(pairs)
         if chosen.mine or chosen.negatives:
             raise DataError("Alignment knows no hard negatives: leave --mine and --negatives to the training after it.")
     return carry_out("encoder", base, out, pairs=pairs, dev=dev, settings=chosen, train=_train, say=say)
@@ -209,7 +269,7 @@ def _train(
 
     if settings.align:
         say(f"encoding the translations of {len(pairs)} pairs")
-        collate = aligner(
+        collate = align_batches(
             pairs, run, tokenizer=tokenizer, spec=spec, settings=settings,
             embed=partial(rows, length=settings.query_tokens),
         )  # fmt: skip
