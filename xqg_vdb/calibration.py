@@ -46,7 +46,7 @@ class LanguageMeans:
         """Add `other`'s questions to the table: per language the mean over both sets, weighted by their counts.
 
         capped: what is here keeps at least half the weight. For generated queries: they are many, and their errors all
-        go one way, so that their number says nothing about their worth (docs/benchmarks.md, "Whose mean").
+        go one way, so that their number says nothing about their worth (docs/measurements.md, "Whose mean").
         """
         means, counts = dict(self.means), dict(self.counts)
         for lang, theirs in other.means.items():

@@ -360,7 +360,7 @@ def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> lis
     if len(several) > 1 and not asked_for:
         return [
             f"the passages are in {len(several)} languages; where questions in one should find answers in another, load"
-            " with --passage-calibration 0.5 (docs/benchmarks.md)"
+            " with --passage-calibration 0.5 (docs/measurements.md)"
         ]
     return []
 
