@@ -83,7 +83,8 @@ def show(material: Material, bank: dict[str, NDArray[np.float32]], *, strength: 
             )
         lir = projected(passages, own, {lang: passages[own == lang] for lang in sorted(set(own))}, 1)
         systems["LIR r = 1, passages too"] = (projected(questions, asked, bank, 1), lir, 0.0)
-    metrics = parse_metrics(task.metrics)
+    ranking = ("R", "MRR", "mAP", "Accuracy")  # the others look at languages, and here are only ranks
+    metrics = parse_metrics([name for name in task.metrics if "@" in name and name.partition("@")[0] in ranking])
     click.echo(f"\n{task.name}: {len(task.queries)} questions, {len(material.passages)} passages\n")
     click.echo(f"| {'':42s} | " + " | ".join(map(str, metrics)) + " |\n|---|" + "---|" * len(metrics))
     judged = judge(task.qrels, query_ids=[q.id for q in task.queries], passage_ids=[p.id for p in material.passages])

@@ -131,9 +131,10 @@ def show_few(material: Material, encoder: Encoder) -> None:
     priors, rng, usual = (0.5, 2, 5, 10, 20, 50), np.random.default_rng(0), passage_calibration.PRIOR
     click.echo("\nfew: XQuAD-R\n\n| passages | " + " | ".join(f"k = {prior:g}" for prior in priors) + " |")
     click.echo("|---|" + "---|" * len(priors))
-    for n in (1, 4, 16, 64):
-        kept = ~np.isin(langs, FEW)
-        for lang in FEW:
+    few = [lang for lang in FEW if lang in langs]
+    for n in (n for n in (1, 4, 16, 64) if all((langs == lang).sum() >= n for lang in few)):
+        kept = ~np.isin(langs, few)
+        for lang in few:
             kept[rng.choice(np.flatnonzero(langs == lang), n, replace=False)] = True
         cells = []
         for prior in priors:

@@ -45,9 +45,11 @@ class _Model(AbsEncoder):  # type: ignore[misc]
         hf_split: str,
         hf_subset: str,
         prompt_type: Any = None,
-        **_: Any,  # MTEB passes on what encoders of its own take, such as batch_size
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        precision: str = "float32",
     ) -> Vectors:
-        """Rows (n, dim) float32 of a loader's texts, in their order."""
+        """Rows (n, dim) float32 of a loader's texts, in their order; batches and progress are the encoder's own."""
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type == PromptType.document:
             return self.encoder.encode_passages(texts)
