@@ -37,7 +37,7 @@ class Embeddings:
 
     def __init__(self, tiny):
         self.tiny, self.quirks, self.asked, self.headers, self.most = tiny, set(), [], [], 0
-        outer, lock = self, threading.Lock()
+        outer, lock, self.wait = self, threading.Lock(), threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
@@ -73,6 +73,8 @@ class Embeddings:
             return 413, {"error": "inputs must have less than 100 tokens"}
         if "broken" in self.quirks:
             return 200, {"data": [{"embedding": "no vector"}]}
+        if "slow" in self.quirks and len(texts) > 4:
+            self.wait.wait(0.6)
         rows = self.tiny._rows.rows(texts, prefix="")
         rows = rows * (3 if "longer" in self.quirks else 1)
         rows = rows[:, ::-1] if "another model" in self.quirks else rows
@@ -159,6 +161,14 @@ def test_teis_own_protocol_with_prompts_by_name(server, tiny, tmp_path):
             encoder.encode_passages(TEXTS[:1])
     with pytest.raises(DataError, match="is for a server's own /embed"):
         export(server.url, tmp_path / "other", model="tiny", overrides=named, say=silent)
+
+
+def test_a_server_that_is_too_slow_for_large_requests_gets_small_ones(server, tiny, tmp_path):
+    folder = export(server.url, tmp_path / "out", model="tiny", overrides=PREFIXES, say=silent)
+    server.quirks = {"slow"}
+    with Encoder(folder.path) as encoder:
+        encoder._rows._embed.server._client.timeout = 0.3
+        np.testing.assert_allclose(encoder.encode_passages(TEXTS[:9]), tiny.encode_passages(TEXTS[:9]), atol=1e-5)
 
 
 def test_rows_may_be_cut_and_long_texts_are(server, tmp_path):

@@ -91,10 +91,12 @@ class Server:
         body: Callable[[], dict[str, Any]],
         *,
         adapted: Callable[[Mapping[str, Any], httpx.Response], bool],
+        slow: Callable[[Mapping[str, Any]], None] = lambda sent: None,
     ) -> httpx.Response:
         """The answer with status 200, however often it takes within the patience. Raises ServerError.
 
-        adapted: whether a refused body will be another one, or be accepted, when it is made again.
+        adapted: whether a refused body will be another one, or be accepted, when it is made again. slow: told of a body
+        that was not answered in time, before it is sent again; may raise instead.
         """
         start, pause = time.monotonic(), 0.5
         while True:
@@ -115,6 +117,8 @@ class Server:
                     self.give_up(self._refusal(response))
             except httpx.HTTPError as error:
                 reason = type(error).__name__
+                if isinstance(error, httpx.ReadTimeout):
+                    slow(sent)
             wait = max(wait, random.uniform(0.1, pause))  # noqa: S311 -- jitter, not a secret
             self._wait_or_give_up(reason, wait, spent=time.monotonic() - start)
             pause = min(2 * pause, 30.0)
@@ -296,7 +300,7 @@ class _Endpoint:
         self.server.given_up = ""
         path = "" if self._embed else "/embeddings"
         try:
-            response = self.server.post(path, lambda: self._body(texts, prompt), adapted=self._adapted)
+            response = self.server.post(path, lambda: self._body(texts, prompt), adapted=self._adapted, slow=self._slow)
         except _TooLargeError as error:
             if len(texts) > 1:  # smaller requests pass, or one text alone is refused, by its reason
                 middle = len(texts) // 2
@@ -312,6 +316,10 @@ class _Endpoint:
             self._settings.pop(setting)
             return True
         raise _TooLargeError(reason)
+
+    def _slow(self, sent: Mapping[str, Any]) -> None:
+        if len(sent["inputs" if self._embed else "input"]) > 1:
+            raise _TooLargeError("it takes too long")
 
     def _body(self, texts: list[str], prompt: str) -> dict[str, Any]:
         if self._embed:
