@@ -182,6 +182,18 @@ def test_a_strangers_manifest_reads_nothing_outside(tmp_path, name):
         Encoder(folder)
 
 
+def test_a_changed_manifest_is_found(tmp_path):
+    manifest = write_tiny_encoder(tmp_path / "m") / "model.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"query: "', '"quest: "'))
+    with pytest.raises(CorruptError, match=r"model\.json is not what was exported; .*delete its line 'checksum'"):
+        Encoder(tmp_path / "m")
+    manifest.write_text(
+        "\n".join(line for line in text.splitlines() if "checksum" not in line).replace("},\n}", "}\n}")
+    )
+    Encoder(tmp_path / "m").close()  # as earlier versions wrote it
+
+
 def test_unknown_models_say_what_to_type(tmp_path, monkeypatch):
     monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(

@@ -73,6 +73,59 @@ def judge(tally, where, before, after, *, late=False):
     tally.note("said at once" if codes[0] else "said by verify" if any(codes) else "the same answers")
 
 
+SWEPT = 64 << 10
+
+
+def each_byte(rng, folder, rounds):
+    """Every byte of our own small files flipped, and the file cut there; `rounds` of each file, evenly, if fewer.
+
+    In one process: what `info` and a search read is opened anew each time, and compared with what it was.
+    """
+    from xqg_vdb.errors import XqgError
+    from xqg_vdb.models.encoder import Encoder
+    from xqg_vdb.store import open_store
+
+    place, tally = Place(folder), Tally()
+    with place.workers:
+        base = place.base()
+    model = shutil.copytree(place.folder / "model", folder / "swept-model")
+    store = shutil.copytree(base / "store", folder / "swept-store")
+    live = store / "wiki" / json.loads((store / "wiki" / "CURRENT").read_text())["version"]
+
+    def collection():
+        with open_store(store) as opened:
+            return str(opened.card("wiki")), opened.count("wiki"), opened.version("wiki")
+
+    def encoder():
+        with Encoder(model, threads=1) as opened:
+            return str(opened.facts), opened.encode_queries(list(QUESTIONS)).tobytes()
+
+    ours = [(store / "wiki" / "CURRENT", collection), *((path, collection) for path in live.glob("*.json"))]
+    for path, read in [*ours, *((path, encoder) for path in files_of(model))]:
+        content, wanted = path.read_bytes(), read()
+        if len(content) > SWEPT:
+            continue
+        for at in range(0, len(content), max(1, len(content) // rounds)):
+            flipped = bytearray(content)
+            flipped[at] ^= 1 << rng.randrange(8)
+            for way, damaged in (("flipped", bytes(flipped)), ("cut", content[:at])):
+                path.write_bytes(damaged)
+                tally.tried += 1
+                try:
+                    same = read() == wanted
+                except XqgError:
+                    tally.hit += 1
+                    tally.note("said at once")
+                except BaseException as error:  # the engine's panics, too
+                    tally.bad.append(f"{path.name} {way} at {at}: {type(error).__name__}: {error}"[:300])
+                else:
+                    tally.note("the same answers")
+                    tally.bad += [] if same else [f"{path.name} {way} at {at}: another result, and no error"]
+        path.write_bytes(content)
+        assert read() == wanted
+    return tally
+
+
 def store_damaged(rng, folder, rounds):
     place, tally = Place(folder), Tally()
     with place.workers:
@@ -151,6 +204,7 @@ def build_damaged(rng, folder, rounds):
 
 
 ATTACKS = {
+    "every byte of a small file flipped, and cut there": (5, each_byte),
     "damage to a published collection": (5, store_damaged),
     "damage to a model folder": (5, model_damaged),
     "damage to a snapshot": (5, snapshot_damaged),

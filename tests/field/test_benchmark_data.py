@@ -11,7 +11,7 @@ import pytest
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import load_task
-from xqg_vdb.evaluate.metrics import read_run
+from xqg_vdb.evaluate.metrics import read_qrels, read_run
 from xqg_vdb.evaluate.run import run_suite
 from xqg_vdb.evaluate.suite import Suite, SweepPlan, System
 from xqg_vdb.testing import HashEncoder
@@ -120,3 +120,11 @@ def test_every_reader_has_the_languages_of_its_folder(tmp_path):
         "bucc2018-dev": ["sw"], "tatoeba-all": ["yor"], "miracl": ["ig"], "mr-tydi": ["ha"],
     }  # fmt: skip
     assert {name: sorted(set(load_task(name, tmp_path).groups.values())) for name in wanted} == wanted
+
+
+def test_qrels_of_three_columns_need_no_header(tmp_path):
+    (tmp_path / "q.tsv").write_text("q1\td1\t1\nq2\td2\t2\n")
+    assert read_qrels(tmp_path / "q.tsv") == {"q1": {"d1": 1}, "q2": {"d2": 2}}
+    (tmp_path / "q.tsv").write_text("q1\td1\t1\nq2\t0\td2\t2\n")
+    with pytest.raises(DataError, match="line 2: expected `query-id corpus-id score`, found 4 fields"):
+        read_qrels(tmp_path / "q.tsv")

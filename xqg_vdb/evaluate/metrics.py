@@ -182,16 +182,17 @@ def read_run(path: str | Path) -> dict[str, list[tuple[str, float]]]:
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
-    """Read question id -> passage id -> grade, from TREC qrels or a BEIR qrels TSV (known by its header).
+    """Read question id -> passage id -> grade, from TREC qrels or a BEIR qrels TSV (known by its columns).
 
     Raises DataError, with file and line, for malformed lines and for a file without any.
     """
     qrels: dict[str, dict[str, int]] = {}
-    width = 4
+    width = 0
     for place, fields in _rows(Path(path)):
         if fields == _BEIR_HEADER and not qrels:
             width = 3
             continue
+        width = width or (3 if len(fields) == 3 and fields[2].lstrip("-").isdigit() else 4)
         if len(fields) != width:
             expected = "`qid 0 docid grade`" if width == 4 else "`query-id corpus-id score`"
             raise DataError(f"{place}: expected {expected}, found {len(fields)} fields.")

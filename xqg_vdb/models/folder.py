@@ -40,6 +40,7 @@ CROSS = "cross:"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _IN_FINGERPRINT = ("pooling", "normalize", "query_prefix", "passage_prefix", "max_length")
 _LARGEST_MANIFEST = 4 << 20
+_CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> ModelFolder:
     """Write `model.json` with the SHA-256 of every other file; it comes last, so a folder that has one is whole."""
     files = {file.name: sha256_of(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST}
     record = {"schema": 1, **manifest, "files": files}
+    record[_CHECKSUM] = _checksum(record)
     write_atomic(path / MANIFEST, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
     return ModelFolder(path, record)
 
@@ -254,7 +256,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         # a stranger's manifest must not make us read outside its folder
         if not _FILE_NAME.fullmatch(name) or not isinstance(sha, str):
             raise ModelError(f"{path / MANIFEST} names the file {name!r}, which is not a plain file name.")
+    if manifest.get(_CHECKSUM, own := _checksum(manifest)) != own:  # folders of earlier versions have none
+        raise CorruptError(
+            f"{path / MANIFEST} is not what was exported; export the model again, or delete its line {_CHECKSUM!r}"
+            " if you changed it yourself."
+        )
     return cast(dict[str, Any], manifest)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    known = {key: value for key, value in manifest.items() if key != _CHECKSUM}
+    return hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def generator_folder(model: str | Path) -> Path:
