@@ -408,3 +408,15 @@ def test_hybrid_is_what_load_and_retriever_do(data):
     assert report.systems["words"]["hybrid"] == "words of passages"
     with pytest.raises(DataError, match="hybrid needs search"):
         run(suite(data, systems=systems, comparisons=(), sweeps=(), search="memory"), data, made=made)
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ("xqg-vdb bench x --data-dir /home/me/data --out ~/runs/one", "xqg-vdb bench x --data-dir data --out one"),
+    ("bench x --encoder=/srv/models/e5 --url http://host:6333/a/b", "bench x --encoder=e5 --url http://host:6333/a/b"),
+    ("org/model against ../near/by and /tmp", "org/model against ../near/by and /tmp"),
+    (8, 8),
+])  # fmt: skip
+def test_a_report_names_no_folders_of_the_machine(given, told):
+    from xqg_vdb.evaluate.run import _without_folders
+
+    assert _without_folders(given) == told

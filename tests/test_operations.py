@@ -87,3 +87,17 @@ def test_messages_that_the_guide_explains_are_in_the_code(said):
     code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xqg_vdb").rglob("*.py"))
     for words in re.split(r"process N|20 points, 21|1\.9\.2| …", said):
         assert words.strip() in code, words
+
+
+def test_what_the_container_writes_outlives_it_and_belongs_to_its_user():
+    """By reading: named volumes lie where the image has folders of uid 10001, and nothing else is written to."""
+    image = (DOCKER / "Dockerfile").read_text("utf-8").partition(" AS cli")[2].partition("FROM cli")[0]
+    assert "--uid 10001 xqg" in image and "USER 10001" in image and '"${wheel}[starter]"' in image
+    owned = re.search(r"install --directory --owner xqg (.*)", image)[1].split()
+    service = yaml.safe_load((DOCKER / "compose.yml").read_text("utf-8"))
+    volumes = service["services"]["xqg-vdb"]["volumes"]
+    mounts = dict(reversed(volume.removesuffix(":ro").rsplit(":", 1)) for volume in volumes)
+    kept = {target for target, source in mounts.items() if source in service["volumes"]}
+    assert kept == set(owned) == {"/data", "/home/xqg/.cache"}
+    assert [volume for volume in volumes if volume.endswith(":/work:ro")], "the corpus is only read"
+    assert "WORKDIR /data" in image and "XQG_VDB_PATH=/data/" in image and "HOME=/home/xqg" in image
