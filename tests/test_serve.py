@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import processes
@@ -17,6 +18,7 @@ from tiny_model import write_tiny_encoder
 
 from xqg_vdb import load
 from xqg_vdb.calibration import LanguageMeans
+from xqg_vdb.errors import ModelError
 from xqg_vdb.store import open_store
 from xqg_vdb.testing import HashEncoder
 
@@ -165,9 +167,44 @@ def test_the_command_answers_and_ctrl_c_ends_it(tmp_path):
         except ConnectionError:
             assert time.monotonic() < until
     assert len(found["hits"]) == len(found["plain"]) == 9
+    for other in ("serve", "mcp"):
+        second = run_cli(tmp_path, other, *where, "--port", "0")
+        assert second.returncode == 7 and "Traceback" not in second.stderr, "refused at its start, not at a question"
     port = re.search(r":(\d+)/", url)[1]
     taken = run_cli(tmp_path, "serve", "--path", "other", "--port", port)
     assert taken.returncode == 3 and "give another --port" in taken.stderr and "Traceback" not in taken.stderr
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and said == "", said
+
+
+def test_several_questions_at_once_are_answered_as_one_by_one(client):
+    def hits(number):
+        return client.get("/search", params={"q": f"mto {number} nile", "compare": "true"}).json()["hits"]
+
+    one_by_one = [hits(number) for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(hits, range(16))) == one_by_one
+
+
+def test_the_description_is_openapi_and_what_comes_is_as_described(client):
+    for method, path in (("GET", "/nowhere"), ("POST", "/search")):
+        answer = client.request(method, path)
+        assert answer.status_code in (404, 405) and "GET /, /health" in answer.json()["error"]
+    described = client.get("/openapi.json").json()
+    for path, operations in described["paths"].items():
+        answer = client.get(path, params={"q": "mto"} if path == "/search" else {})
+        (kind,) = operations["get"]["responses"]["200"]["content"]
+        assert answer.headers["content-type"].startswith(kind)
+    validator = pytest.importorskip("openapi_spec_validator", reason="openapi-spec-validator is not installed")
+    validator.validate(described)
+
+
+def test_names_of_the_machine_stay_in_the_log(service, caplog, monkeypatch):
+    def fail(*_):
+        raise ModelError("/srv/secret-place/model.json is damaged")
+
+    monkeypatch.setattr(service, "_open_encoder", fail)
+    answer = TestClient(make_app(service), base_url=LOCAL).get("/search", params={"q": "mto"})
+    assert (answer.status_code, answer.json()) == (500, {"error": "This service cannot answer that; its log says why."})
+    assert "secret-place" in caplog.text

@@ -10,6 +10,7 @@ Importing this package loads neither onnxruntime nor qdrant_client; the names be
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -71,6 +72,7 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the one logger: a library says nothing unless asked
 
 
 def __getattr__(name: str) -> Any:  # PEP 562

@@ -1,18 +1,23 @@
-"""Long work: in windows, telling how far it is (a callback, and the command line's bar), stopped between batches."""
+"""Long work: in windows, telling how far it is (a callback, and the command line's bar), stopped between batches.
+
+And what is seen of work from outside: spans, seconds and lines of the log.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import cache
 from itertools import islice
 from threading import Event
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -164,3 +169,50 @@ def unbroken() -> Iterator[Callable[[str], None]]:
         yield pause
     finally:
         _unbroken.pop()
+
+
+@contextmanager
+def traced(what: str, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A span `xqg_vdb.WHAT` and its seconds where the program has loaded OpenTelemetry; a DEBUG line of the log.
+
+    facts: its attributes, and what is put into the dict meanwhile; never a text of a user's or a passage's.
+    """
+    noted, began = dict(facts), monotonic()
+    with _spans(f"xqg_vdb.{what}", noted):
+        yield noted
+    seconds = monotonic() - began
+    logging.getLogger("xqg_vdb").debug(
+        "%s %s %.4f s", what, noted, seconds, extra={**_named(noted), "seconds": seconds}
+    )
+
+
+@contextmanager
+def _spans(name: str, noted: dict[str, Any]) -> Iterator[None]:
+    if "opentelemetry.trace" not in sys.modules:  # nobody has configured it
+        yield
+        return
+    from opentelemetry import trace
+
+    began, tracer = monotonic(), trace.get_tracer("xqg_vdb")
+    # an exception's message may hold a text
+    with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
+        try:
+            yield
+        except BaseException as error:
+            noted["error"] = type(error).__name__
+            span.set_status(trace.StatusCode.ERROR)
+            raise
+        finally:
+            span.set_attributes(_named(noted))
+            _histogram(name).record(monotonic() - began, _named(noted))
+
+
+def _named(noted: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"xqg_vdb.{key}": value for key, value in noted.items()}
+
+
+@cache
+def _histogram(name: str) -> Any:
+    from opentelemetry import metrics
+
+    return metrics.get_meter("xqg_vdb").create_histogram(f"{name}.duration", unit="s")

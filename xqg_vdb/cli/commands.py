@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 usage, 3 bad input, 4 configuration refused, 5 server away
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -84,6 +85,7 @@ for _command in chain.from_iterable(_SECTIONS.values()):
 def run() -> None:
     """Run a command to the end of the process: errors become one sentence on stderr and the exit code of their kind."""
     _speak_unicode()
+    logging.getLogger("xqg_vdb").handlers.clear()  # warnings go to stderr
     with _signals_heard():
         try:
             sys.exit(cli(prog_name="xqg-vdb", standalone_mode=False))

@@ -26,7 +26,7 @@ from xqg_vdb.cli.options import (
     show,
     takes,
 )
-from xqg_vdb.errors import DataError, LockedError, printable
+from xqg_vdb.errors import DataError, LockedError, ServerError, printable
 from xqg_vdb.progress import bars
 from xqg_vdb.types import Search, option
 
@@ -255,6 +255,9 @@ def _service(model: Model, place: Place) -> Iterator[Service]:
 
     with ExitStack() as stack:
         store = stack.enter_context(closing(place.open()))
+        with suppress(ServerError):  # one that is away may come back; a folder that another process has open does not
+            for name in store.names():
+                store.version(name)
         yield Service(store, lambda collection: stack.enter_context(model.open_for(collection)))
 
 

@@ -18,7 +18,7 @@ from xqg_vdb.calibration import LanguageMeans, TextEncoder, language_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.fusion import Counts
 from xqg_vdb.index.build import Build, Window, fill_build
-from xqg_vdb.progress import Progress, silent
+from xqg_vdb.progress import Progress, silent, traced
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import without_long_blanks
 from xqg_vdb.texts.queries import QueryFile, row_digest
@@ -195,7 +195,8 @@ def encode_rows(
     new, old = np.flatnonzero(at < 0), np.flatnonzero(at >= 0)
     vectors = np.empty((len(rows), encoder.facts.dim), dtype=np.float32)
     if len(new):
-        vectors[new] = encoder.encode_passages([rows[row][0].title_and_text for row in new.tolist()])
+        with traced("encode", {"texts": len(new), "encoder": encoder.facts.source}):
+            vectors[new] = encoder.encode_passages([rows[row][0].title_and_text for row in new.tolist()])
     sums = query_sums([None if at >= 0 else queries for at, (_, queries) in zip(whole, rows, strict=True)], encoder)
     if len(old):
         earlier = known.take(at[old])

@@ -10,6 +10,8 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, resolve_languages, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.models.folder import folder_of
-from xqg_vdb.progress import Progress, silent
+from xqg_vdb.progress import Progress, silent, traced
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import (
     DEPTH,
@@ -86,12 +88,20 @@ class QuestionEncoder:
         questions = as_questions(questions)
         langs = [None if question.lang is None else normalize(question.lang) for question in questions]
         texts = [question.text for question in questions]
-        rows = self.encoder.encode_queries(texts, calibrate=False)
+        with traced("encode", {"texts": len(texts), "encoder": self.encoder.facts.source}):
+            rows = self.encoder.encode_queries(texts, calibrate=False)
         if self.strength != 0.0 and self.language_means.means:
-            langs = list(resolve_languages(texts, langs))
-            unit, table = self.encoder.facts.normalize, self.language_means
-            rows = calibrate(rows, langs=langs, table=table, strength=self.strength, normalize=unit)
+            with traced("calibrate", {"lambda": self.strength}) as noted:
+                langs = list(resolve_languages(texts, langs))
+                noted["lang"] = named(langs)
+                unit, table = self.encoder.facts.normalize, self.language_means
+                rows = calibrate(rows, langs=langs, table=table, strength=self.strength, normalize=unit)
         return rows, [lang or "" for lang in langs]
+
+
+def named(langs: Iterable[str | None]) -> str:
+    """Languages as a trace names them: each once, sorted."""
+    return ",".join(sorted({lang for lang in langs if lang}))
 
 
 def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -> Vectors:
@@ -399,18 +409,25 @@ class Retriever(_Asked):
         questions, search = as_questions(questions), search or Search()
         if not questions:
             return []
-        for left in reversed(range(MOST_MOVES)):
-            asked = self.prepare(questions, search)
-            store, name, known = asked.bound.store, asked.bound.name, dict[str, Hit | None]()
-            try:
-                rankings = asked.rankings(store.searches(name, asked.calls))
-                while wanted := self.unknown(rankings, known, search):
-                    known |= wanted | store.fetch(name, wanted)
-                break
-            except Moved:  # its version was replaced and deleted: all of it again, of the next one
-                if not left:
-                    raise
-        return self.answers(questions, asked.langs, rankings, known, search=search, progress=progress)
+        with self.traced(questions, search) as noted:
+            for left in reversed(range(MOST_MOVES)):
+                asked = self.prepare(questions, search)
+                noted["lang"] = named(asked.langs)
+                store, name, known = asked.bound.store, asked.bound.name, dict[str, Hit | None]()
+                try:
+                    rankings = asked.rankings(store.searches(name, asked.calls))
+                    while wanted := self.unknown(rankings, known, search):
+                        known |= wanted | store.fetch(name, wanted)
+                    break
+                except Moved:  # its version was replaced and deleted: all of it again, of the next one
+                    if not left:
+                        raise
+            return self.answers(questions, asked.langs, rankings, known, search=search, progress=progress)
+
+    def traced(self, questions: Sequence[Question], search: Search) -> AbstractContextManager[dict[str, Any]]:
+        """The trace of one run."""
+        facts = {"collection": self.collection.name, "questions": len(questions), "k": search.k}
+        return traced("search", {**facts, "lambda": self.question_encoder.strength})
 
     def encode(self, questions: Sequence[Question]) -> tuple[Vectors, list[str], list[str]]:
         """Per question its row, the mean over its wordings when there is an expander; its language; its words."""
@@ -465,7 +482,9 @@ class Retriever(_Asked):
         hybrid, k = self._words is not None, self._wanted(search)
         merged = [fuse_points(several, known, k=k) if hybrid else list(several[0]) for several in rankings]
         if self.reranker is not None:
-            merged = list(self.reranker.rerank_all(questions, merged, progress=progress))
+            facts = {"passages": sum(map(len, merged)), "depth": self.reranker.depth, "lang": named(langs)}
+            with traced("rerank", facts):
+                merged = list(self.reranker.rerank_all(questions, merged, progress=progress))
         page = slice(search.offset, search.offset + search.k)
         each = zip(questions, langs, merged, strict=True)
         return [Answer(question, lang, tuple(best[page])) for question, lang, best in each]
@@ -530,18 +549,20 @@ class AsyncRetriever:
         retriever, questions, search = self.retriever, as_questions(questions), search or Search()
         if self._server is None or not questions:
             return await self._in_thread(partial(retriever.run, questions, search))
-        for left in reversed(range(MOST_MOVES)):
-            asked, known = await self._in_thread(partial(retriever.prepare, questions, search)), dict[str, Hit | None]()
-            try:
-                rankings = asked.rankings(await self._server.searches(asked.bound.name, asked.calls))
-                while wanted := retriever.unknown(rankings, known, search):
-                    known |= wanted | await self._server.fetch(asked.bound.name, wanted)
-                break
-            except Moved:
-                if not left:
-                    raise
-        finish = partial(retriever.answers, questions, asked.langs, rankings, known, search=search)
-        return finish() if retriever.reranker is None else await self._in_thread(finish)
+        with retriever.traced(questions, search) as noted:
+            for left in reversed(range(MOST_MOVES)):
+                asked = await self._in_thread(partial(retriever.prepare, questions, search))
+                noted["lang"], known = named(asked.langs), dict[str, Hit | None]()
+                try:
+                    rankings = asked.rankings(await self._server.searches(asked.bound.name, asked.calls))
+                    while wanted := retriever.unknown(rankings, known, search):
+                        known |= wanted | await self._server.fetch(asked.bound.name, wanted)
+                    break
+                except Moved:
+                    if not left:
+                        raise
+            finish = partial(retriever.answers, questions, asked.langs, rankings, known, search=search)
+            return finish() if retriever.reranker is None else await self._in_thread(finish)
 
     async def add(
         self,
@@ -567,4 +588,5 @@ class AsyncRetriever:
         await asyncio.to_thread(self._pool.shutdown)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        # with the caller's context: a trace goes on in the thread
+        return await asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, call)
