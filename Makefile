@@ -9,10 +9,10 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(LOCKED),-c requirements-dev.txt)
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help check demo test journeys scale faults lint types bench docs clean
+.PHONY: help check demo test journeys scale faults lint types bench bench-check docs clean
 
 help: ## show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 # A marker for each set of extras. This one has neither torch nor transformers: search, load and the starter encoder.
 .venv/.starter: pyproject.toml
@@ -58,6 +58,9 @@ check: lint types test ## what the gate runs
 bench: .venv/.all ## benchmarks against what one would use instead (minutes; needs data for encode.py)
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/store.py
+
+bench-check: .venv/.all ## whether ratios fell since they were recorded for this class of CPU, benchmarks/ratios.json (minutes)
+	$(BIN)/python benchmarks/check.py
 
 docs: .venv/.all ## the documentation site, in build/site
 	$(BIN)/mkdocs build
