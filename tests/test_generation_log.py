@@ -9,7 +9,7 @@ from contextlib import suppress
 import killing
 import orjson
 import pytest
-from generation_cases import FakeGenerator, tiny_checkpoint, write_corpus
+from generation_cases import FakeGenerator, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -208,17 +208,9 @@ def work(out, *inputs):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(tmp_path_factory, tiny_generator):
     """A real (small) model and a corpus of 64 passages."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    from xqg_vdb.export.generator import export_generator
-
-    torch.set_num_threads(1)
-    place = tmp_path_factory.mktemp("inputs")
-    checkpoint = tiny_checkpoint("llama", place / "checkpoint")
-    model = export_generator(str(checkpoint), place / "model", precision="fp32", say=lambda _: None).path
-    return model, write_corpus(place / "c.jsonl", 64)
+    return tiny_generator("llama")[1], write_corpus(tmp_path_factory.mktemp("inputs") / "c.jsonl", 64)
 
 
 @pytest.fixture

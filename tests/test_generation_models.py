@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
-from generation_cases import tiny_checkpoint
 
 from xqg_vdb.errors import MismatchError, ModelError
 from xqg_vdb.export.quantise import ZERO, pack
@@ -32,17 +32,9 @@ PROMPT = CausalPrompt("test", "Example: q\n", "Ask in {language}:", stop=())
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    from xqg_vdb.export.generator import export_generator
-
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("generators")
-    made = {}
-    for kind in ("mt5", "gemma", "llama"):
-        checkpoint = tiny_checkpoint(kind, root / kind)
-        folder = export_generator(str(checkpoint), root / f"{kind}-fp32", precision="fp32", say=lambda _: None)
-        made[kind] = checkpoint, folder
-    return made
+def folders(tiny_generator):
+    made = {kind: tiny_generator(kind) for kind in ("mt5", "gemma", "llama")}
+    return {kind: (checkpoint, open_model_folder(export)) for kind, (checkpoint, export) in made.items()}
 
 
 def causal(folder, decoding, prompt=PROMPT):
@@ -75,6 +67,19 @@ def test_equals_transformers_generate_at_batch_1_and_16(folders, kind):
     one = [text for passage in PASSAGES for text in texts(ours.generate_batch([passage], query_langs=LANGS, n=2))]
     assert texts(ours.generate_batch(PASSAGES, query_langs=LANGS, n=2)) == one
     assert one == expected
+
+
+@pytest.mark.parametrize("kind", ["mt5", "llama"])
+def test_the_gate_sees_another_models_logits(folders, kind):
+    from xqg_vdb.export.gate import LARGEST_DIFFERENCE, measure_logits
+
+    checkpoint, folder = folders[kind]
+    assert folder.manifest["parity"]["logits_differ"] < 1e-4
+    name = "AutoModelForSeq2SeqLM" if kind == "mt5" else "AutoModelForCausalLM"
+    model = getattr(transformers, name).from_pretrained(checkpoint, attn_implementation="eager").eval()
+    assert measure_logits(model, folder)["logits_differ"] < 1e-4
+    model.lm_head.weight.data.mul_(1.1)  # as a family with a scale of its own: the same tokens, other probabilities
+    assert measure_logits(model, folder)["logits_differ"] > LARGEST_DIFFERENCE
 
 
 @pytest.mark.parametrize("kind", ["mt5", "gemma"])
@@ -159,6 +164,21 @@ def test_a_wrecked_quantisation_is_refused(folders, tmp_path, monkeypatch):
     with pytest.raises(MismatchError, match="8-bit weights change this model too much: same next token"):
         export.export_generator(str(folders["llama"][0]), tmp_path / "int8", say=lambda _: None)
     assert not (tmp_path / "int8").exists() and not list(tmp_path.iterdir())
+
+
+def test_encoder_decoders_without_t5s_shape_are_refused_by_name(folders, tmp_path):
+    from xqg_vdb.export.generator import export_generator
+
+    shutil.copytree(folders["llama"][0], tmp_path / "c")
+    config = orjson.loads((tmp_path / "c" / "config.json").read_bytes())
+    config |= {"model_type": "mbart", "is_encoder_decoder": True}
+    (tmp_path / "c" / "config.json").write_bytes(orjson.dumps(config))
+    with pytest.raises(ModelError, match=r"encoder-decoder of the type mbart: of these, only t5, mt5, umt5 can be"):
+        export_generator(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=lambda _: None)
+
+
+def test_the_graph_names_no_file_of_this_machine(folders):
+    assert b".py" not in (folders["llama"][1].path / "model.onnx").read_bytes()
 
 
 def test_generators_refuse_folders_of_another_kind(folders):

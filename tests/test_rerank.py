@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from generation_cases import tiny_checkpoint
 
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.models import forest as branches
@@ -41,19 +40,8 @@ class CountingScorer:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    from xqg_vdb.export.generator import export_generator
-
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("scorers")
-    made = {}
-    for kind in ("mt5", "gemma", "llama"):
-        checkpoint = tiny_checkpoint(kind, root / kind)
-        folder = export_generator(str(checkpoint), root / f"{kind}-fp32", precision="fp32", say=lambda _: None)
-        made[kind] = checkpoint, folder.path
-    return made
+def folders(tiny_generator):
+    return {kind: tiny_generator(kind) for kind in ("mt5", "gemma", "llama")}
 
 
 def slow_score(kind, checkpoint, tokenizer, prompt, question):

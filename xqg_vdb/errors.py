@@ -19,6 +19,14 @@ def printable(text: str) -> str:
     )
 
 
+def reason(error: BaseException) -> str:
+    """What another library says in one line: the first line of the error that the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return printable(lines[0])[:250] if lines else type(error).__name__
+
+
 class XqgError(Exception):
     """Root of all errors that this package raises on purpose; its text is meant for the user."""
 

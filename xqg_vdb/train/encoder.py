@@ -20,7 +20,7 @@ import orjson
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.evaluate.matrix import id_order, judge, per_row, search_rows
 from xqg_vdb.evaluate.metrics import Metric
-from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, load_weights
+from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, encoder_class, load_weights
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
@@ -314,7 +314,7 @@ def _load(checkpoint: Checkpoint, spec: EncoderSpec, *, seed: int) -> tuple[Any,
         raise ModelError(
             f"{checkpoint.source} does not pool by cls or mean over all tokens, which alone is trained here."
         )
-    model = load_weights("AutoModel", checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_weights(encoder_class(checkpoint), checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(checkpoint.path), use_fast=True, local_files_only=True, trust_remote_code=False

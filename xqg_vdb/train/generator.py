@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.export.checkpoints import Base, Checkpoint, load_weights, save_tokenizer
-from xqg_vdb.export.generator import FINETUNED_KEY, SEQ2SEQ, end_tokens, start_token
+from xqg_vdb.export.checkpoints import T5, Base, Checkpoint, load_weights, save_tokenizer
+from xqg_vdb.export.generator import FINETUNED_KEY, end_tokens, start_token
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, CausalPrompt, finetuned, passage_tokens, seq2seq_tokens
 from xqg_vdb.models.folder import TOKENIZER
 from xqg_vdb.train.pairs import TrainingPair, content_key, describe_pairs
@@ -207,7 +207,7 @@ def _train(
 def _model(checkpoint: Checkpoint, settings: GeneratorSettings) -> Any:
     import transformers
 
-    seq2seq = checkpoint.config["model_type"] in SEQ2SEQ
+    seq2seq = checkpoint.config["model_type"] in T5
     kind = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
     model = load_weights(kind, checkpoint, attention="eager" if seq2seq else "sdpa")
     transformers.set_seed(settings.schedule.seed)  # for dropout
@@ -234,7 +234,7 @@ def _shape(
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     longest, question = settings.max_passage_tokens, settings.max_question_tokens
-    if checkpoint.config["model_type"] in SEQ2SEQ:
+    if checkpoint.config["model_type"] in T5:
         pad = int(model.config.pad_token_id or 0)
         start = model.config.decoder_start_token_id
 
@@ -257,6 +257,6 @@ def _shape(
 def _save(model: Any, base: Checkpoint, settings: GeneratorSettings, finished: Path) -> None:
     """The weights, and what the prompt must be."""
     model.config.use_cache = True
-    if base.config["model_type"] not in SEQ2SEQ:
+    if base.config["model_type"] not in T5:
         setattr(model.config, FINETUNED_KEY, {"max_passage_tokens": settings.max_passage_tokens})
     model.save_pretrained(str(finished), safe_serialization=True)

@@ -180,7 +180,10 @@ def _arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches:
     if schedule.batch_size % micro:
         raise DataError(f"The batch size {schedule.batch_size} is no multiple of the micro batch {micro}.")
     every = schedule.eval_every if evaluates else 0
+    # the same share of the steps; transformers 5 knows the newer name only
+    warmup = "warmup_ratio" if hasattr(TrainingArguments, "warmup_ratio") else "warmup_steps"
     arguments = TrainingArguments(
+        **{warmup: schedule.warmup},
         output_dir=str(run),
         num_train_epochs=schedule.epochs,
         max_steps=schedule.max_steps or -1,
@@ -188,7 +191,6 @@ def _arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches:
         per_device_eval_batch_size=micro,
         gradient_accumulation_steps=schedule.batch_size // micro,
         learning_rate=schedule.learning_rate,
-        warmup_ratio=schedule.warmup,
         weight_decay=schedule.weight_decay,
         seed=schedule.seed,
         eval_strategy="steps" if every else "no",
