@@ -112,7 +112,10 @@ def _additive(mask: Tensor) -> Tensor:
 
 
 def _best(logits: Tensor, k: Tensor, norm: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    best = torch.topk(logits, int(torch.clamp(k, max=logits.shape[-1]).item()), dim=-1)
+    most = torch.clamp(k, max=logits.shape[-1]).item()
+    torch._check(most >= 1)  # torch.export knows nothing of a number in a tensor
+    torch._check(most <= logits.shape[-1])
+    best = torch.topk(logits, most, dim=-1)
     # a pass over the whole vocabulary, so only for the rows that ask: decoding asks for none
     asked = logits.index_select(0, norm)
     log_norm = torch.logsumexp(asked, dim=-1)
