@@ -44,8 +44,11 @@ def readme(desk: Path) -> Iterator[tuple[str, list[str]]]:
 def tutorial(desk: Path) -> Iterator[tuple[str, list[str]]]:
     """The tutorial's commands, then its Python as one program."""
     python = blocks("docs/tutorial.md", "python")
-    yield "the corpus", ["-c", python[0]]
+    corpus, edit = (block for block in python if "Path(" in block)
+    yield "the corpus", ["-c", corpus]
     for words in commands("docs/tutorial.md"):
+        if "--build" in words:
+            yield "the edited corpus", ["-c", "from pathlib import Path\n" + edit]
         yield shlex.join(["xqg-vdb", *words]), ["-c", "from xqg_vdb.cli import main; main()", *words]
     yield "the tutorial's Python", ["-c", "\n".join(python)]
 
