@@ -30,10 +30,12 @@ GOALS = {
 """Where it should go; `files at the top` counts `__init__.py`."""
 
 TODAY = GOALS | {
-    "lines": 28_700,
+    "lines": 30_650,
     "files that a load of four passages enters": 22,
 }
-"""At most so many until the goals are met; lower a number when you can."""
+"""At most so many until the goals are met; lower a number when you can. 2,000 lines came with chunks, cross-encoders,
+assistants (MCP), clusters (Ray), alignment, killed servers and the report, which deletions did not pay for.
+"""
 
 
 def sources() -> list[Path]:

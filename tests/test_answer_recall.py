@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError, MissingExtra
-from xqg_vdb.evaluate.answers import answer_recall, word_tokenizer
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_questions
-from xqg_vdb.evaluate.metrics import group_means, macro_mean
+from xqg_vdb.evaluate.metrics import answer_recall, group_means, macro_mean, word_tokenizer
 
 
 @pytest.fixture(scope="module")

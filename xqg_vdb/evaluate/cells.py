@@ -19,12 +19,11 @@ import numpy as np
 import orjson
 
 from xqg_vdb.errors import CorruptError, DataError
-from xqg_vdb.evaluate.answers import answer_recall, word_tokenizer
 from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize, nearest_f1
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
 from xqg_vdb.evaluate.matrix import as_run, id_order, per_query, search_rows
 from xqg_vdb.evaluate.methods import Spent
-from xqg_vdb.evaluate.metrics import Run, parse_metrics, ranked
+from xqg_vdb.evaluate.metrics import Run, answer_recall, parse_metrics, ranked, word_tokenizer
 from xqg_vdb.evaluate.mixed import WHOLE, measure_mixed, mixed_depth, whole_average_precision
 from xqg_vdb.evaluate.systems import Placed
 from xqg_vdb.files import write_atomic

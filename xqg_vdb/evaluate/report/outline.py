@@ -26,11 +26,11 @@ from xqg_vdb.evaluate.report import tables
 from xqg_vdb.evaluate.report.figures import best_point, colour, curve_figure, difference_panels
 from xqg_vdb.evaluate.report.tables import Table, against_baseline, are_languages, gain, measured, share, stars
 
-Block = tuple[str, Any]
+_Block = tuple[str, Any]
 _SENTENCES = 4
 
 
-def outline(report: Report) -> Iterator[Block]:
+def outline(report: Report) -> Iterator[_Block]:
     """Yield the blocks of a report; a part without content is left out."""
     yield "title", title(report)
     yield from (("text", part) for part in re.split(r"\n\s*\n", report.description.strip()) if part)
@@ -78,7 +78,7 @@ def _size(report: Report, dataset: str) -> str:
 # The verdict: one sentence a metric, and one a system for the first metric.
 
 
-def _verdicts(report: Report) -> Iterator[Block]:
+def _verdicts(report: Report) -> Iterator[_Block]:
     told = [(dataset, metrics, list(_sentences(report, dataset, metrics))) for dataset, metrics in measured(report)]
     told = [entry for entry in told if entry[2]]
     if not told:
@@ -133,7 +133,7 @@ def meaning(metric: str) -> str:
     return next((f"{metric}: {said.format(*match.groups())}." for match, said in found if match), "")
 
 
-def _metric(report: Report, dataset: str, metric: str) -> Iterator[Block]:
+def _metric(report: Report, dataset: str, metric: str) -> Iterator[_Block]:
     yield "metric", metric
     yield "note", meaning(metric)
     yield "table", tables.headline_table(report, dataset, metric)
@@ -153,7 +153,7 @@ def _metric(report: Report, dataset: str, metric: str) -> Iterator[Block]:
     yield from (("folded", tables.difference_table(one)) for one in tables.comparisons_of(report, dataset, metric))
 
 
-def _changes(report: Report, dataset: str) -> Iterator[Block]:
+def _changes(report: Report, dataset: str) -> Iterator[_Block]:
     """Questions won and lost; reports of before they were kept have none."""
     changed = [one for one in report.comparisons if one.dataset == dataset and (one.won or one.lost)]
     if changed:
@@ -205,7 +205,7 @@ def _drawing(group: Sequence[Sweep], *, keys: Mapping[str, int]) -> dict[str, An
 # Where the numbers of a report come from, and what they cost: environment, inputs, storage, seconds.
 
 
-def _provenance(report: Report) -> Iterator[Block]:
+def _provenance(report: Report) -> Iterator[_Block]:
     """What makes the numbers again (command, environment, data, encoders, systems), and what they cost."""
     if not (report.created or report.command or report.environment):
         return
