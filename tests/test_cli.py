@@ -198,7 +198,7 @@ def test_a_wrong_corpus_name_is_said_before_any_model_is_exported(call, cwd):
 BAD_CORPORA = {
     "no ids": (
         ['{"text": "w1"}'],
-        "{corpus} line 1: no id (expected one of the keys id, _id, docid); found 'text'; correct the data, or use"
+        "{corpus} line 1: no id (expected one of the keys id, _id, docid, id_); found 'text'; correct the data, or use"
         " --max-rejects to continue without such records.",
     ),
     "duplicate": (
