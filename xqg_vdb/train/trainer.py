@@ -237,6 +237,7 @@ def run_training(
         data_collator=collate,
         compute_loss_func=None if loss else question_loss,
     )
+    trainer._loss_shifts_labels = False  # labels lie beside their logits: transformers 5 would not count the first
     trainer.watch(schedule, say, loss=loss, dev=dev)
     before: dict[str, float] = read_object(run / "baseline.json")
     if evaluates and not before:
