@@ -240,13 +240,20 @@ class _Door:
             raise DataError(said) from None
         with listening:
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
-            thread = threading.Thread(target=server.run, args=([listening],))  # signals are heard here
-            thread.start()
+            ended = threading.Event()  # a thread's own join forgets the thread when it is interrupted (Python 3.11)
+
+            def answer() -> None:
+                try:
+                    server.run([listening])
+                finally:
+                    ended.set()
+
+            threading.Thread(target=answer).start()  # signals are heard here
             say(f"http://{self.host}:{listening.getsockname()[1]}{path} answers; Ctrl-C ends it.")
             with suppress(KeyboardInterrupt):
-                thread.join()
+                ended.wait()
             server.should_exit = True
-            thread.join()
+            ended.wait()
 
 
 @contextmanager
