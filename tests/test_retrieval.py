@@ -126,9 +126,11 @@ def test_the_strength_is_the_cards_unless_given(collection, given_strength, used
 def test_without_calibration_nothing_is_detected(collection, monkeypatch):
     seen = []
     monkeypatch.setattr("xqg_vdb.search.retriever.resolve_languages", lambda *given: seen.append(given))
-    search = collection.store.search
+    searches = collection.store.searches
     monkeypatch.setattr(
-        collection.store, "search", lambda *given, **more: seen.append(given[2].ef) or search(*given, **more)
+        collection.store,
+        "searches",
+        lambda name, asked: seen.extend(search.ef for _, search in asked) or searches(name, asked),
     )
     (answer,) = Retriever(an_encoder(), collection, calibration=0.0).run([Question("q", SWAHILI)])
     assert seen == [256] and answer.lang == ""
@@ -136,9 +138,11 @@ def test_without_calibration_nothing_is_detected(collection, monkeypatch):
 
 def test_every_question_walks_as_wide_as_was_asked(collection, monkeypatch):
     seen = []
-    search = collection.store.search
+    searches = collection.store.searches
     monkeypatch.setattr(
-        collection.store, "search", lambda *given, **more: seen.append(given[2].ef) or search(*given, **more)
+        collection.store,
+        "searches",
+        lambda name, asked: seen.extend(search.ef for _, search in asked) or searches(name, asked),
     )
     retriever = Retriever(an_encoder(), collection)
     retriever.search(SWAHILI)

@@ -13,8 +13,10 @@ import logging
 import math
 import random
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -242,6 +244,8 @@ class Server:
         self._logged = -_LOG_EVERY
         self._answered = False
         self._most: dict[str, int] = {}
+        # the client's own engine in this process is not made for threads
+        self._turn: AbstractContextManager[object] = threading.RLock() if where == ":memory:" else nullcontext()
         self.before_first: Callable[[float | None], None] | None = None
         """What is to be found out before the first call, and within its deadline."""
 
@@ -257,7 +261,8 @@ class Server:
         end, attempt = self._end(deadline), 0
         while True:
             try:
-                answer = request()
+                with self._turn:
+                    answer = request()
             except XqgError:
                 raise
             except Exception as error:
