@@ -567,8 +567,8 @@ def test_a_duplicate_id_with_other_text_is_refused_by_line(files):
     with ServerStore.connect(":memory:") as store, pytest.raises(DataError) as caught:
         load(files[0], "wiki", encoder=an_encoder(), store=store)
     assert str(caught.value) == (
-        f"{files[0]} line 6: id 'nile' appeared before with other content; correct the data, or use --max-rejects to go"
-        " on without such records."
+        f"{files[0]} line 6: id 'nile' appeared before with other content; correct the data, or use --max-rejects"
+        " to continue without such records."
     )
 
 
