@@ -40,7 +40,7 @@ class _Wishes:
     prompt: Literal["chat", "pivot", "few-shot", "finetuned"] | None = option(None, "[default: what suits the model]")
     shard: str = option("1/1", "Every n-th passage only; join with `xqg-vdb merge`.", metavar="i/n")
     reuse: Path | None = option(None, "OUT of an earlier run: write only what is new or changed since.")
-    max_errors: int = option(0, "Bad records to skip  [default: 0]", least=0)
+    max_rejects: int = option(0, "Bad records to skip  [default: 0]", least=0)
     threads: int | None = option(None, "CPU threads  [default: all]", least=1)
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ def generate(
         good = replace(rules, examples=generator.examples) if filtered else None
         summary = generate_file(
             corpus, out, generator=generator, job=Job(langs, wishes.n, wishes.shard, good), reuse=wishes.reuse,
-            rejects=Rejects(wishes.max_errors), progress=stack.enter_context(bars(unit=" passages")),
+            rejects=Rejects(wishes.max_rejects), progress=stack.enter_context(bars(unit=" passages")),
         )  # fmt: skip
     examples, doubts = look(read_queries(out)) if summary.path == out else ({}, ())
     told = ("passages", "queries", "rejected", "resumed", "reused", "gaps")

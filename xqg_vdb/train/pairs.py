@@ -306,7 +306,7 @@ class Sources:
     question_langs: tuple[str, ...] = option((), "Question language; repeat it  [default: all]")
     english: Literal["no", "also", "only"] = option("no", "The questions' human English translations.")
     drop_leaks: bool = option(False, "Leave out pairs whose passage or question is in --dev.")
-    max_errors: int = option(0, "Bad records to skip in each source  [default: 0]", least=0)
+    max_rejects: int = option(0, "Bad records to skip in each source  [default: 0]", least=0)
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -322,7 +322,7 @@ class Sources:
         def chosen(sources: tuple[str, ...], split: Literal["train", "dev"]) -> list[TrainingPair]:
             read = (
                 read_pairs(
-                    source, split=split, data_dir=self.data_dir, rejects=Rejects(self.max_errors), lang=self.pairs_lang
+                    source, split=split, data_dir=self.data_dir, rejects=Rejects(self.max_rejects), lang=self.pairs_lang
                 )
                 for source in sources
             )
