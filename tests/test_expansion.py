@@ -178,7 +178,8 @@ def test_local_writers_equal_greedy_transformers_and_do_not_depend_on_the_batch(
     prompts = [f"Question number {i}" + " why" * i for i in range(11)]
     alone = [writer.write([prompt])[0] for prompt in prompts]
     assert writer.write(prompts) == alone and any(alone)
-    model = transformers.AutoModelForCausalLM.from_pretrained(llama.parent / "llama", attn_implementation="eager")
+    checkpoint = llama.with_name("tiny-llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager")
     tokenizer = writer.model.tokenizer
     for prompt, text in list(zip(prompts, alone, strict=True))[:4]:
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids
