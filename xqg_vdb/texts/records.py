@@ -46,6 +46,7 @@ _FOREIGN = {  # first bytes, and what to do
     b"version https://git-lfs": "is a pointer of Git LFS; fetch the file itself: git lfs pull",
     b"<!DOCTYPE": "is a web page; fetch the data itself", b"<html": "is a web page; fetch the data itself",
 }  # fmt: skip
+_CONTROLS = frozenset(range(9)) | frozenset(range(14, 32))
 _BLANK_RUN = re.compile(rb"(?:[ \t\r]*+\n){1024,}+")
 _HEAD_BYTES = 1024
 _BLOCK = 1 << 16
@@ -104,8 +105,8 @@ def open_lines(
 def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
     number, offset = 0, 0
     with disk_errors(path), open(path, "rb") as file:
-        stream = _unpacked(path, file, max_ratio)
         try:
+            stream = _unpacked(path, file, max_ratio)
             while line := stream.readline(max_bytes + 2):
                 number += 1
                 if number == 1:
@@ -129,16 +130,21 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
 def refuse_foreign(path: Path, head: bytes) -> None:
     """Raise DataError when a file begins as one of another kind does."""
     told = next((told for start, told in _FOREIGN.items() if head.startswith(start)), "")
-    if not told and head[:64].count(b"\0") * 3 > len(head[:64]):
-        order = "BE" if head.startswith(b"\0") else "LE"
+    even, odd = head[:64:2], head[1:64:2]
+    high, low = (even, odd) if head.startswith(b"\0") else (odd, even)
+    if not told and len(odd) >= 8 and high.count(0) * 3 > 2 * len(high) and 0 not in low:
+        order = "BE" if high is even else "LE"
         told = f"is UTF-16 without a mark, not UTF-8; convert it: iconv -f UTF-16{order} -t UTF-8 FILE > NEW"
     if told:
         raise DataError(f"{path} {told}.")
 
 
 def _unpacked(path: Path, file: io.BufferedReader, max_ratio: int) -> io.BufferedReader:
-    if file.peek(2)[:2] != GZIP_MAGIC:
-        return file  # whatever its name says
+    head = file.peek(64)[:64]
+    if head[:2] != GZIP_MAGIC:
+        if path.suffix.lower() == ".gz" and _CONTROLS & set(head):
+            raise gzip.BadGzipFile("it begins as neither gzip nor text does")
+        return file
     unpacker = _Unpacker(fileobj=file, mode="rb")
     unpacker.packed, unpacker.max_ratio = file, max_ratio
     return io.BufferedReader(cast(io.RawIOBase, unpacker), _BLOCK)  # its own buffer is small and slow
