@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
+import pytest
+from fake_qdrant import FakeQdrant
 
+from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import digest
+from xqg_vdb.store.operations import Store
+from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Card, EncoderFacts, Passage, PointBatch, Recipe, Vectors, VectorStore
 
 DIM = 16
+SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
+STORES = ["embedded", "memory", "http", "server"]
 LANGS = ("en", "sw", "yo")
+
+
+@contextmanager
+def opened(kind: str, folder: Path) -> Iterator[Store]:
+    """A store of one of `STORES`; `server` is the real one, and skips where there is none."""
+    if kind == "server" and not SERVER:
+        pytest.skip("XQG_TEST_QDRANT_URL is not set")
+    with ExitStack() as stack:
+        if kind == "embedded":
+            store = EmbeddedStore(folder / "store", free_space_floor=0)
+        else:
+            url = {"memory": ":memory:", "server": SERVER}.get(kind)
+            key = os.environ.get("XQG_TEST_QDRANT_API_KEY") if kind == "server" else None
+            store = ServerStore.connect(url or stack.enter_context(FakeQdrant()).url, api_key=key)
+        yield stack.enter_context(store)
 
 
 def facts(*, dim: int = DIM, fingerprint: str = "f00d") -> EncoderFacts:

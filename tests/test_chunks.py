@@ -6,13 +6,12 @@ Set XQG_TEST_QDRANT_URL to run it on a real server.
 import asyncio
 import contextlib
 import json
-import os
 import uuid
 
 import numpy as np
 import pytest
 from cli_cases import run_here, write_lines, write_starter
-from fake_qdrant import FakeQdrant
+from collection_cases import STORES, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import write_tiny_encoder
@@ -27,27 +26,18 @@ from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import digest
-from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.types import Hybrid, Passage, Question, Recipe, Search
 
-SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
 PLAIN = Recipe(pool="mean", alpha=0.4)
 CHUNK = LoadOptions(chunk="16:4")
 
 
-@pytest.fixture(params=["embedded", "memory", "http", "server"])
+@pytest.fixture(params=STORES)
 def store(request, tmp_path, monkeypatch):
     monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
-    if request.param == "server" and not SERVER:
-        pytest.skip("XQG_TEST_QDRANT_URL is not set")
-    with contextlib.ExitStack() as stack:
-        if request.param == "embedded":
-            opened = EmbeddedStore(tmp_path / "store", free_space_floor=0)
-        else:
-            url = {"memory": ":memory:", "server": SERVER}.get(request.param)
-            opened = ServerStore.connect(url or stack.enter_context(FakeQdrant()).url)
-        yield stack.enter_context(opened)
+    with opened(request.param, tmp_path) as store:
+        yield store
 
 
 @pytest.fixture

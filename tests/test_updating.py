@@ -13,7 +13,7 @@ import killing
 import numpy as np
 import pytest
 from cli_cases import write_lines
-from fake_qdrant import FakeQdrant
+from collection_cases import STORES, opened
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -32,24 +32,15 @@ from xqg_vdb.testing import HashEncoder
 from xqg_vdb.types import Hybrid, Recipe, Search
 
 DIM = 16
-SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
 PLAIN = Recipe(pool="mean", alpha=0.4)
 """Subtracts no mean, so that the vectors of a load of everything are those of a load and an add, to the bit."""
 
 
-@pytest.fixture(params=["embedded", "memory", "http", "server"])
+@pytest.fixture(params=STORES)
 def store(request, tmp_path, monkeypatch):
     monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
-    if request.param == "server" and not SERVER:
-        pytest.skip("XQG_TEST_QDRANT_URL is not set")
-    with contextlib.ExitStack() as stack:
-        if request.param == "embedded":
-            opened = EmbeddedStore(tmp_path / "store", free_space_floor=0)
-        else:
-            url = {"memory": ":memory:", "server": SERVER}.get(request.param)
-            key = os.environ.get("XQG_TEST_QDRANT_API_KEY") if request.param == "server" else None
-            opened = ServerStore.connect(url or stack.enter_context(FakeQdrant()).url, api_key=key)
-        yield stack.enter_context(opened)
+    with opened(request.param, tmp_path) as store:
+        yield store
 
 
 @pytest.fixture
