@@ -327,6 +327,18 @@ def test_stopped_anywhere_documents_in_chunks_end_whole(store, name, number, mon
         store.delete(f"{name}-twin")
 
 
+def test_a_version_whose_update_was_stopped_comes_back(store, name):
+    load(passages(0, 30), name, encoder=an_encoder(), store=store)
+    with pytest.raises(Stopped), stopped_at(store, 2):  # the points are gone, and pending
+        delete(["p0001", "p0002"], name, store=store)
+    load(passages(0, 31), name, encoder=an_encoder(), store=store)
+    before = store.admin.rollback(name)
+    assert "make the same call again" in verify(store, name).problems[0]
+    delete(["p0001", "p0002"], name, store=store)
+    check_card(store, name)
+    assert store.version(name) == before and store.count(name) == 28
+
+
 def build_index_here(path):
     shard = engine.load(path)
     shard.optimize()

@@ -210,6 +210,11 @@ class Card(Stored):
         object.__setattr__(self, "vectors", tuple(name for name in self.vectors if name != "text-dense-maxsim"))
 
     @property
+    def fewest(self) -> int:
+        """Points that are there at least: an update that was stopped has removed some of `pending`."""
+        return self.count - sum(map(bool, self.pending.values()))
+
+    @property
     def has_unit_rows(self) -> bool:
         """Whether fused vectors get length 1: for cosine, and where the encoder's own have it."""
         return self.distance == "cosine" or self.encoder.normalize

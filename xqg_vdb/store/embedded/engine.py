@@ -86,8 +86,7 @@ def load_checked(path: Path, card: Card) -> Shard:
     shard = load(path)
     with errors(path):
         points = count(shard)
-    gone = sum(map(bool, card.pending.values()))  # an update that was stopped has removed, and added, so many at most
-    if not card.count - gone <= points <= card.count + len(card.pending) - gone:
+    if not card.fewest <= points <= card.fewest + len(card.pending):
         shard.close()
         raise CorruptError(
             f"{path} holds {points:,} points where its card promises {card.count:,}: it is damaged; load it again."

@@ -94,7 +94,7 @@ class _ServerAdmin:
         target, card = f"{name}__{wanted}", next(state.card for state in states if state.name == wanted)
         if card is None:
             raise CorruptError(f"{target} on {self._server.where} has no card; load the collection again.")
-        self._check_count(target, card.count)
+        self._check_count(target, card)
         if left == target:
             return wanted
         if left is not None:  # a load of the same build shall write it anew, not put it back as it is
@@ -230,7 +230,7 @@ class _ServerAdmin:
             card = card_in(self._names.metadata(version))
             if card is None or not card.created:
                 raise DataError(f"{file} is no snapshot of a collection that `xqg-vdb load` finished.")
-            self._check_count(version, card.count)
+            self._check_count(version, card)
             self._check_texts(version, card, file)
             fresh = {CARD_KEY: replace(card, version=short(version)).to_json(), LOADER_KEY: {}, LEAVING_KEY: {}}
             self._names.write_metadata(version, fresh)
@@ -262,13 +262,15 @@ class _ServerAdmin:
             self._server.sleep(_REPLICA_LOOK)
 
     def _check_texts(self, version: str, card: Card, file: Path) -> None:
-        """Raise CorruptError when the texts are not those that the card's digest is of."""
+        """Raise CorruptError when the texts are not those that the card's digest is of, but for `pending`."""
         if not card.digest:
             return
         pages = self._names.pages(version, payload=["id", "chunk", "span", "content", "meta"])
         payloads = (point.payload or {} for page in pages for point in page)
-        ours = (payload for payload in payloads if written_by(payload) is None)
-        if digest((id_of(payload), str(payload.get("content", ""))) for payload in ours) != card.digest:
+        texts = ((id_of(row), str(row.get("content", ""))) for row in payloads if written_by(row) is None)
+        settled = digest((docid, text) for docid, text in texts if docid not in card.pending)
+        before = sum(int(held or "0", 16) for held in card.pending.values())
+        if (int(settled, 16) + before - int(card.digest, 16)) % (1 << 128):
             raise CorruptError(f"{file} holds other texts than its card promises; take another copy of it.")
 
     def _forget_uploads(self, version: str) -> bool:
@@ -293,11 +295,11 @@ class _ServerAdmin:
             raise self._names.missing(name)
         return version
 
-    def _check_count(self, version: str, expected: int) -> None:
+    def _check_count(self, version: str, card: Card) -> None:
         found = self._names.count(version)
-        if found < expected:  # what others wrote beside ours is no damage
+        if found < card.fewest:  # what others wrote beside ours is no damage
             raise CorruptError(
-                f"{version} on {self._server.where} holds {found:,} points where its card promises {expected:,};"
+                f"{version} on {self._server.where} holds {found:,} points where its card promises {card.count:,};"
                 " load the collection again."
             )
 
