@@ -152,9 +152,57 @@ def test_answers_made_to_be_slow_are_read_at_once(part):
     assert query_of(part * (400_000 // len(part))) == ""
 
 
-def test_expansion_is_cleaned_alike():
-    assert clean(f"<think>Let me see.</think>**Translation:** {Q}<|im_end|>") == Q
-    assert clean("<think>Let me see. The Nile is long.") == ""
+class Says:
+    """A writer whose answers are all the same."""
+
+    failure = ""
+
+    def __init__(self, text):
+        self.text = text
+
+    def write(self, prompts):
+        return [self.text] * len(prompts)
+
+
+NILE = Question("q", "How long is the Nile?", "en")
+
+
+def expanded(answer, method="translation"):
+    expander = Expander(Says(answer), method=method, lang="sw")
+    return expander.expansions([NILE])[0], expander.writer.failure
+
+
+@pytest.mark.parametrize("answer", GOOD)
+def test_a_translation_is_cleaned_as_a_query_is(answer):
+    assert expanded(answer) == (Q, "")
+
+
+PASSAGE = "Mto Nile ni mto mrefu. Una urefu wa kilomita 6,650."
+
+
+@pytest.mark.parametrize("answer", [answer for answer in GOOD if "uestion" not in answer and "(How" not in answer])
+def test_a_passage_is_cleaned_as_a_query_is(answer):
+    other = {f"1) {Q}\n2) Nini?", f"{Q} - How long is the Nile?", f"{Q}[1]"}  # what follows is the passage's
+    text = answer.replace(Q.replace("?", "&#63;"), PASSAGE).replace(Q, PASSAGE)
+    assert answer in other or expanded(text, "pseudo-document") == (PASSAGE, "")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [f"Question: How long is the Nile?\nPassage: {PASSAGE}", f"{PASSAGE}\n\nQuestion: Who?\nPassage: x",
+     f"Hapa kuna kifungu:\n\n{PASSAGE}", f"**Passage:** {PASSAGE} {PASSAGE}", f'{{"passage": "{PASSAGE}"}}'],
+)  # fmt: skip
+def test_what_stands_round_a_passage_goes(answer):
+    assert expanded(answer, "pseudo-document") == (PASSAGE, "")
+
+
+@pytest.mark.parametrize(
+    "answer", ["Samahani, siwezi kujibu swali hili.", "对不起，我无法回答。", "<think>The Nile is long.", NILE.text, "x " * 40]
+)
+@pytest.mark.parametrize("method", ["translation", "pseudo-document"])
+def test_an_expansion_of_no_use_is_told(answer, method):
+    text, failure = expanded(answer, method)
+    assert text == "" and failure.startswith(f"The model wrote '{answer[:9]}")
 
 
 def ok(content, finish="stop", usage=None, **more):
@@ -241,6 +289,9 @@ def test_parts_and_answers_without_usage_are_good(serve):
         ((200, {"message": {"content": Q}}), "(no chat completion: check the URL)"),
         ((202, {"status": "queued"}), "queued"),
         ((200, b'data: {"choices": [{"delta": {}}]}'), "(no chat completion: check the URL)"),
+        (refused(400, "The response was filtered due to Azure OpenAI's content management policy."), "policy"),
+        (refused(400, "Output data may contain inappropriate content."), "its filter kept the answer back: Output"),
+        (refused(400, "Content Exists Risk"), "its filter kept the answer back: Content Exists Risk"),
     ],
 )  # fmt: skip
 def test_a_useless_answer_is_asked_for_again_and_counted_with_its_reason(serve, answer, reason):
@@ -248,6 +299,28 @@ def test_a_useless_answer_is_asked_for_again_and_counted_with_its_reason(serve, 
     queries, generator = ask(server)
     assert queries == () and len(server.bodies) == 2
     assert generator.counters()["useless_answers"] == 2 and reason in generator.failure
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (ok("<think>\nOkay", finish="length"), "reasoned, and was cut at 48 tokens: switch its reasoning off"),
+        (ok(None, reasoning="hm"), "it only reasoned"),
+        (ok(""), "the answer is empty"),
+        ((200, {"error": {"message": "quota exceeded", "code": "quota"}}), "quota exceeded"),
+        (ok("I'm sorry, I cannot."), "The model wrote \"I'm sorry, I cannot.\"."),
+        (refused(400, "Content Exists Risk"), "its filter kept the answer back"),
+        (refused(400, "the request exceeds the available context size"), "exceeds the available context size"),
+        (refused(404, "model 'default' not found"), "model 'default' not found; check the URL"),
+    ],
+)
+def test_why_a_question_was_searched_as_it_is(serve, answer, reason):
+    server = serve(lambda body: answer)
+    expander = Expander(server.url, lang="sw")
+    questions = [Question(str(i), f"How long is river {i}?", "en") for i in range(40)]
+    assert expander.expansions(questions) == [""] * 40 and reason in expander.writer.failure
+    assert len(server.bodies) == 80 or answer[0] != 200 and len(server.bodies) <= 80
+    expander.close()
 
 
 @pytest.mark.parametrize("content", [[Q], [{"text": Q}], {"type": "text", "text": Q}, [{"text": {"value": Q}}]])

@@ -27,6 +27,10 @@ from xqg_vdb.types import Passage
 KEY_VARIABLES = ("XQG_VDB_GENERATOR_KEY", "OPENAI_API_KEY")
 LONGEST_PASSAGE = 8_000  # characters; the instruction follows the passage and must survive a server's own cutting
 
+_FILTERED = re.compile(  # Azure's, OpenAI's, DashScope's, DeepSeek's, Zhipu's words
+    r"content[_ ](?:filter|management|policy|exists risk)|data_?inspection|inappropriate|was flagged|usage policy"
+    r"|sensitive (?:word|content|information)|moderation|safety (?:filter|system|setting)|responsible_?ai"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +42,7 @@ class EndpointGenerator(BatchGenerator):
     """
 
     tries_again = True
+    cure = "raise --max-tokens, or switch its reasoning off"
 
     def __init__(
         self, url: str, model: str, *, prompt: CausalPrompt | None = None, concurrency: int = 8,
@@ -90,9 +95,8 @@ class EndpointGenerator(BatchGenerator):
 
     def _ask(self, message: str, seed: int, *, read: Callable[[str], str]) -> str:
         for _ in range(2):  # an answer without a query is asked for once more
-            response = self._post(message, seed)
             try:
-                content, cut = self._content(response)
+                content, cut = self._content(self._post(message, seed))
                 text = read(content)
                 if text and not (cut and read is query_of and not asks(text)):
                     return text
@@ -115,8 +119,7 @@ class EndpointGenerator(BatchGenerator):
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             hint = "" if b'"error"' in response.content else " (no chat completion: check the URL)"
             raise _NoAnswerError((reason_of(response) or "an empty body") + hint) from None
-        cut = f", and was cut at {self._max_tokens} tokens: raise --max-tokens, or switch its reasoning off"
-        cut = cut if finish == "length" else ""
+        cut = f", and was cut at {self._max_tokens} tokens: {self.cure}" if finish == "length" else ""
         if not content.strip():
             raise _NoAnswerError(_silence(choice, message) + cut)
         if broken(content):
@@ -134,8 +137,13 @@ class EndpointGenerator(BatchGenerator):
         return response
 
     def _adapted(self, body: Mapping[str, Any], response: httpx.Response) -> bool:
-        """Whether the server refused a setting that later requests do without; other threads may have seen to it."""
+        """Whether the server refused a setting that later requests do without; other threads may have seen to it.
+
+        Raises _NoAnswerError when it refused this one text.
+        """
         told = response.text[:LONGEST_PASSAGE].lower()  # whole: some name the setting outside their sentence
+        if _FILTERED.search(told):
+            raise _NoAnswerError(f"its filter kept the answer back: {reason_of(response)}")
         for name in ("max_tokens", "max_completion_tokens", "temperature", "seed"):
             if name not in body or not re.search(rf"\b{name}\b", told):
                 continue

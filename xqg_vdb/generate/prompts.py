@@ -317,8 +317,8 @@ def said(answer: str) -> str:
 
 def query_of(answer: str) -> str:
     """The query in an answer, on one line: the first line that asks, else the first that is no talk; else empty."""
-    lines = [line for raw in said(answer).splitlines() if (line := _unlabelled(raw)) and not _is_preamble(line)]
-    useful = [line for line in lines if not _refuses(line)]
+    lines = [line for raw in said(answer).splitlines() if (line := bare(raw)) and not _is_preamble(line)]
+    useful = [line for line in lines if not refuses(line)]
     plain = useful[0] if useful == lines and lines else ""  # beside a refusal, only what asks is a query
     text = next(filter(asks, useful), plain)
     text = _BEHIND.sub("", text)
@@ -344,7 +344,8 @@ def without_talk(sentence: str) -> str:
     return sentence
 
 
-def _unlabelled(line: str) -> str:
+def bare(line: str) -> str:
+    """A line without the interjections, labels, numbers and quotes round what it says."""
     for _ in range(3):  # "Sure! **1. Question:** …" has several
         before = line
         line = _NUMBER.sub("", _unquoted(line))
@@ -384,7 +385,7 @@ def _is_preamble(line: str) -> bool:
     return line.endswith((":", "：")) or bool(talk)
 
 
-def _refuses(line: str) -> bool:
+def refuses(line: str) -> bool:
     """Whether a line says that the model cannot or will not; a question may begin alike, but without the comma."""
     start = _refusals().match(line.strip(QUOTES).casefold())
     return start is not None and (start["comma"] is not None or not asks(line))

@@ -18,10 +18,11 @@ from typing import Any, Literal
 from xqg_vdb.calibration import resolve_languages
 from xqg_vdb.errors import DataError, ModelError, ServerError
 from xqg_vdb.generate.endpoint import EndpointGenerator
-from xqg_vdb.generate.prompts import QUOTES, CausalPrompt, said, unlabelled, without_talk
+from xqg_vdb.generate.prompts import CausalPrompt, bare, query_of, refuses, said, unlabelled, without_talk
 from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import common_length
+from xqg_vdb.models.remote import one_line
 from xqg_vdb.progress import windows
 from xqg_vdb.texts.languages import english_name, normalize, question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
@@ -34,10 +35,11 @@ BATCH = 8  # prompts that are answered together
 PAIRS = 8  # translated questions that lead a translation on
 LONGEST_QUESTION = 2000  # characters
 PATIENCE = 10.0  # seconds that a question waits for an endpoint that is away, before it is searched as it is
+FAILED_BATCHES = 2  # on end, after which the other questions are searched as they are, too
 
 
 class Writer:
-    """Something that answers prompts. failure: why the last request to an endpoint failed, empty when none did."""
+    """Something that answers prompts. failure: why the last prompt has no answer of use, empty when all have one."""
 
     failure = ""
 
@@ -90,7 +92,7 @@ class Expander:
         ]
         needed = [pair for pair in dict.fromkeys(asked) if self.method != "translation" or pair[1] != self.lang]
         answers = self.writer.write([self._prompt(*pair) for pair in needed])
-        texts = {pair: _useful(answer, pair[0]) for pair, answer in zip(needed, answers, strict=True)}
+        texts = {pair: self._useful(answer, pair[0]) for pair, answer in zip(needed, answers, strict=True)}
         self._counts.update(questions=len(asked), fallbacks=sum(texts.get(pair) == "" for pair in asked))
         self._seconds += time.perf_counter() - start
         return [texts.get(pair, "") for pair in asked]
@@ -109,6 +111,14 @@ class Expander:
         target = self.lang or lang
         language = "" if target == UNKNOWN_LANGUAGE else f" in {english_name(target)}"
         return f"Write a short passage{language} that answers the question.\nQuestion: {question}\nPassage:"
+
+    def _useful(self, answer: str, question: str) -> str:
+        text = clean(query_of(answer) if self.method == "translation" else answer)
+        if text.casefold().strip(" .?!") == question.casefold().strip(" .?!"):
+            text = ""  # an echo says nothing
+        if answer and not text:
+            self.writer.failure = f"The model wrote {one_line(answer)!r}."
+        return text
 
     def _combined(self, question: Question, text: str) -> tuple[Question, ...]:
         if not text:
@@ -153,19 +163,17 @@ def _with_languages(questions: Sequence[Question]) -> list[Question]:
 
 
 _SENTENCE = re.compile(r"(?<=[.!?。！？؟।])\s+|(?<=:)\s*\n+|\n+|(?<=[。！？])")
-_NEXT_ITEM = re.compile(r"\bQuestion\s*:")
+_ITEM = re.compile(r"(?:^|\b)Question\s*:")
+_ECHO = re.compile(r"\A\s*Question\s*:[^\n]*\n+(?=\s*Passage\s*:)")
 
 
 def clean(text: str) -> str:
     """The useful part of an answer on one line, without talk about the task, labels and loops; may be empty."""
-    text = _NEXT_ITEM.split(said(text))[0]
-    sentences = filter(None, _SENTENCE.split(unlabelled(text, by="\n")))
-    return " ".join(_without_repeats(map(without_talk, sentences))).strip(QUOTES)
-
-
-def _useful(answer: str, question: str) -> str:
-    text = clean(answer)
-    return "" if text.casefold().strip(" .?!") == question.casefold().strip(" .?!") else text  # an echo says nothing
+    text = _ITEM.split(_ECHO.sub("", said(text)))[0]  # of the prompt said again, and without what else was written
+    lines = [line for raw in unlabelled(text, by="\n").splitlines() if (line := bare(raw))]
+    introduced = "\n".join(line for line in lines if not line.endswith((":", "：")))
+    sentences = (without_talk(sentence) for sentence in _SENTENCE.split(introduced) if sentence)
+    return bare(" ".join(_without_repeats(sentence for sentence in sentences if not refuses(sentence))))
 
 
 def _without_repeats(sentences: Iterable[str]) -> list[str]:
@@ -225,19 +233,24 @@ class _EndpointWriter(Writer):
             url, model, prompt=CausalPrompt("free", "", "", "{text}", stop=()), concurrency=BATCH, temperature=0.0,
             max_tokens=MAX_TOKENS, timeout=60.0, patience=PATIENCE,
         )  # fmt: skip
+        self.generator.cure = "switch its reasoning off"
 
     def describe(self) -> dict[str, Any]:
         return self.generator.settings
 
     def write(self, prompts: Sequence[str]) -> list[str]:
         texts: list[str] = []
+        failed, self.failure, self.generator.failure = 0, "", ""
         for batch in windows(prompts, BATCH):
             try:
                 texts += self.generator.complete(batch)
+                failed, self.failure = 0, self.generator.failure
             except ServerError as error:
-                self.failure = str(error)
+                failed, self.failure = failed + 1, str(error)
                 texts += [""] * len(batch)
-        return texts
+            if failed == FAILED_BATCHES:
+                break
+        return texts + [""] * (len(prompts) - len(texts))
 
     def close(self) -> None:
         self.generator.close()
