@@ -17,7 +17,7 @@ from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.generate.prompts import query_of
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.models import remote
-from xqg_vdb.search.expand import Expander, clean
+from xqg_vdb.search.expand import Expander
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Passage, Question
 
