@@ -6,6 +6,7 @@ And what is seen of work from outside: spans, seconds and lines of the log.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,6 +52,18 @@ def in_order(call: Callable[[T], R], items: Iterable[T], *, at_once: int = 1) ->
             yield first, result.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def per_process(make: Callable[[], T]) -> Callable[[], T]:
+    """Gives what `make` makes, made when it is first asked for: after a fork anew, as threads and connections stay."""
+    made: dict[int, T] = {}
+
+    def here() -> T:
+        if os.getpid() not in made:
+            made.setdefault(os.getpid(), make())
+        return made[os.getpid()]
+
+    return here
 
 
 class Progress(Protocol):

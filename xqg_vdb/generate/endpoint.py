@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ import httpx
 from xqg_vdb.generate.prompts import CausalPrompt, asks, broken, chat, query_of, said
 from xqg_vdb.generate.run import BatchGenerator
 from xqg_vdb.models.remote import LONGEST_BODY, Server, one_line, reason_of
+from xqg_vdb.progress import per_process
 from xqg_vdb.types import Passage
 
 KEY_VARIABLES = ("XQG_VDB_GENERATOR_KEY", "OPENAI_API_KEY")
@@ -56,7 +58,7 @@ class EndpointGenerator(BatchGenerator):
         self._body: dict[str, Any] = {"model": model, "temperature": temperature}
         self._body |= {"max_tokens": max_tokens, "seed": seed}
         self.settings = {"kind": "endpoint", "host": self._server.host, **self._body, "prompt": self.prompt.to_json()}
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="xqg-endpoint")
+        self._pool = per_process(partial(ThreadPoolExecutor, concurrency, thread_name_prefix="xqg-endpoint"))
 
     def counters(self) -> dict[str, float]:
         """Requests, retries, useless answers, tokens and cost so far."""
@@ -69,18 +71,18 @@ class EndpointGenerator(BatchGenerator):
         self._server.given_up = ""
         messages = [self._message(passage, lang) for passage in batch for lang in langs for _ in range(count)]
         seeds = [key % 2**31 for key in keys]
-        return list(self._pool.map(lambda message, seed: self._ask(message, seed, read=query_of), messages, seeds))
+        return list(self._pool().map(lambda message, seed: self._ask(message, seed, read=query_of), messages, seeds))
 
     def complete(self, messages: Sequence[str]) -> list[str]:
         """One answer per message, in order, empty when there is none. Raises ServerError like `generate_batch`."""
         self._server.given_up = ""
-        asked = [self._pool.submit(self._ask, message, self.seed, read=said) for message in messages]
+        asked = [self._pool().submit(self._ask, message, self.seed, read=said) for message in messages]
         wait(asked)  # a straggler that fails must not stop the next call
         return [answer.result() for answer in asked]
 
     def close(self) -> None:
         """Stop the threads and close the connections."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool().shutdown(cancel_futures=True)
         self._server.close()
 
     def __enter__(self) -> EndpointGenerator:

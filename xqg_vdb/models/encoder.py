@@ -36,7 +36,7 @@ from xqg_vdb.models.folder import (
     encoder_folder,
     open_model_folder,
 )
-from xqg_vdb.progress import tick, windows
+from xqg_vdb.progress import per_process, tick, windows
 from xqg_vdb.texts.languages import without_long_blanks
 from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
@@ -203,7 +203,7 @@ class _Graph:
         self, model: ModelFolder, spec: EncoderSpec, engine: Engine, threads: int, provider: str, batch_tokens: int
     ) -> None:
         folder = model.path
-        self._threads, self._spec, self._batch_tokens = threads, spec, batch_tokens
+        self._spec, self._batch_tokens = spec, batch_tokens
         saturates = model.needs_vnni and not cpu_has_vnni()
         self._inputs, self._hidden = open_encoder_graph(
             folder / GRAPH, engine=engine, threads=threads, provider=provider, saturates=saturates
@@ -215,12 +215,12 @@ class _Graph:
         self.special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         self._dense = _open_dense(folder / DENSE) if (folder / DENSE).is_file() else []
         self._process = os.getpid()
-        self._workers: tuple[int, ThreadPoolExecutor] | None = None
+        # gunicorn's preload and Celery fork
+        self._pool = per_process(partial(ThreadPoolExecutor, threads, thread_name_prefix="xqg-encode"))
 
     def close(self) -> None:
         """Stop the worker threads of this process."""
-        if self._workers is not None and self._workers[0] == os.getpid():
-            self._workers[1].shutdown()
+        self._pool().shutdown()
 
     def rows(self, texts: Sequence[str], *, prefix: str) -> Vectors:
         """Rows (n, dim). Raises UnicodeError."""
@@ -236,12 +236,6 @@ class _Graph:
             rows[batch] = vectors
             tick(len(batch))
         return rows
-
-    def _pool(self) -> ThreadPoolExecutor:
-        """Worker threads of this very process: a fork has none of its parent's (gunicorn's preload, Celery)."""
-        if self._workers is None or self._workers[0] != os.getpid():
-            self._workers = os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="xqg-encode")
-        return self._workers[1]
 
     def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """The first character of each token and the one after its last. Raises UnicodeError."""

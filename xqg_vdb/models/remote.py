@@ -30,7 +30,7 @@ import numpy as np
 
 from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, printable
 from xqg_vdb.models.folder import MANIFEST, ModelFolder
-from xqg_vdb.progress import tick
+from xqg_vdb.progress import per_process, tick
 from xqg_vdb.types import Vectors
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -72,18 +72,21 @@ class Server:
         if self._key and urlsplit(url).scheme == "http" and not is_loopback(urlsplit(url).hostname):
             raise DataError(f"A key would go unencrypted to {urlsplit(url).hostname}: use https.")
         try:
-            self._client = httpx.Client(
+            client = partial(
+                httpx.Client,
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
                 timeout=timeout,
                 follow_redirects=False,  # a redirect would carry the key to another host
                 trust_env=not is_loopback(urlsplit(url).hostname),  # no proxy in the way of this machine
             )
+            self._client = per_process(client)
+            self._client()
         except (ImportError, ValueError) as error:
             raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._client().close()
 
     def post(
         self,
@@ -105,7 +108,7 @@ class Server:
             reason, wait, sent = "", 0.0, body()
             try:
                 self.count({"requests": 1})
-                response = self._client.post(self.url + path, json=sent)
+                response = self._client().post(self.url + path, json=sent)
                 self._reached, status = True, _status(response)
                 if status == 200:
                     return response
@@ -253,11 +256,11 @@ class Remote:
         self, embed: Callable[..., Any], *, name: str, concurrency: int = 1, close: Callable[[], object] = int
     ) -> None:
         self._embed, self._name, self._close = embed, name, close
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="xqg-embed")
+        self._pool = per_process(partial(ThreadPoolExecutor, concurrency, thread_name_prefix="xqg-embed"))
 
     def close(self) -> None:
         """Stop the threads and close the connections."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool().shutdown(cancel_futures=True)
         self._close()
 
     def rows(self, texts: Sequence[str], *, prefix: str = "") -> Vectors:
@@ -269,7 +272,7 @@ class Remote:
             texts, embed = [text[len(prefix) :] for text in texts], partial(embed, prompt=prompt)
         step = max(1, min(_TEXTS, _CHARACTERS // max(map(len, texts))))
         batches = [list(texts[start : start + step]) for start in range(0, len(texts), step)]
-        made = self._pool.map(embed, batches)
+        made = self._pool().map(embed, batches)
         parts = []
         for rows, batch in zip(made, batches, strict=True):
             parts.append(self._checked(rows, batch))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, resolve_languages, unpack_means
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.models.folder import folder_of
-from xqg_vdb.progress import Progress, silent, traced
+from xqg_vdb.progress import Progress, per_process, silent, traced
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import (
     DEPTH,
@@ -518,7 +518,8 @@ class AsyncRetriever:
         self.retriever = retriever
         make = getattr(retriever.collection.store, "async_search", None)  # of a server's store alone
         self._server = None if make is None else make()
-        self._pool = ThreadPoolExecutor(max_workers=threads or os.cpu_count() or 1, thread_name_prefix="xqg-async")
+        workers = threads or os.cpu_count() or 1
+        self._pool = per_process(partial(ThreadPoolExecutor, workers, thread_name_prefix="xqg-async"))
 
     def __repr__(self) -> str:
         return f"Async{self.retriever!r}"
@@ -585,8 +586,8 @@ class AsyncRetriever:
         """Close this event loop's connections and stop the threads; the retriever that was given stays open."""
         if self._server is not None:
             await self._server.aclose()
-        await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._pool().shutdown)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         # with the caller's context: a trace goes on in the thread
-        return await asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, call)
+        return await asyncio.get_running_loop().run_in_executor(self._pool(), copy_context().run, call)

@@ -35,6 +35,8 @@ def open_store(
     """
     if path is not None and url is not None:
         raise ValueError("give path or url, not both")
+    if path is not None and "://" in str(path):
+        path, url = None, str(path)
     if path is None and url is None:
         url, path = os.environ.get("XQG_VDB_URL") or None, os.environ.get("XQG_VDB_PATH") or DEFAULT_PATH
     if url is not None:

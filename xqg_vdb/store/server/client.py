@@ -11,6 +11,7 @@ import email.utils
 import json
 import logging
 import math
+import os
 import random
 import re
 import threading
@@ -246,11 +247,17 @@ class Server:
         self._most: dict[str, int] = {}
         # the client's own engine in this process is not made for threads
         self._turn: AbstractContextManager[object] = threading.RLock() if where == ":memory:" else nullcontext()
+        self._process = os.getpid()
+        self.after_fork: Callable[[], object] = int
+        """Opens the connections anew: a forked child would share those of its parent, and take its answers."""
         self.before_first: Callable[[float | None], None] | None = None
         """What is to be found out before the first call, and within its deadline."""
 
     def call(self, request: Callable[[], T], *, deadline: float | None = None) -> T:
         """What `request()` returns, after as many attempts as the deadline allows. It must be safe to repeat."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self.after_fork()
         if (check := self.before_first) is not None:
             self.before_first = None
             try:

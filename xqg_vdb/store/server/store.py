@@ -107,22 +107,25 @@ class ServerStore(Store):
             return store
         api_key = checked_key(api_key)
         address = checked_address(url, api_key=api_key, insecure=insecure, grpc=grpc, grpc_port=grpc_port)
-        with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
-            warnings.simplefilter("ignore", UserWarning)
-            client = QdrantClient(
-                url=address.url,
-                api_key=api_key,
-                timeout=timeout,
-                check_compatibility=False,
-                prefer_grpc=address.grpc_port is not None,
-                grpc_port=address.grpc_port or 6334,
-                grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
-            )
+        clients = []  # all are held: one that goes closes its connections
+
+        def opened() -> QdrantClient:
+            with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
+                warnings.simplefilter("ignore", UserWarning)
+                clients.append(QdrantClient(
+                    url=address.url, api_key=api_key, timeout=timeout, check_compatibility=False,
+                    prefer_grpc=address.grpc_port is not None, grpc_port=address.grpc_port or 6334,
+                    grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
+                ))  # fmt: skip
+            return clients[-1]
+
+        client = opened()
         store = cls(client, where=address.where, deadline=deadline, secret=api_key, options=options)
         store._owned, store._grpc_port = True, address.grpc_port
         headers, base = {"api-key": api_key} if api_key else {}, cast(QdrantRemote, client._client).rest_uri
         store._rest = lambda: httpx.Client(base_url=base, headers=headers, timeout=timeout)
         store._server.before_first = partial(store._check_server, store._rest, address)
+        store._server.after_fork = lambda: setattr(client, "_client", opened()._client)
         return store
 
     def __repr__(self) -> str:
