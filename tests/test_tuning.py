@@ -291,7 +291,7 @@ def test_the_line_that_tune_prints_is_accepted_by_load(desk):
     done = run_cli(desk, "tune", "corpus.jsonl", *asked, "--encoder", "tiny")
     assert done.returncode == 0, done.stderr
     assert "R@10, macro over 2 languages; 40 passages, 80 questions" in done.stdout
-    assert "note: fewer than 30 held-out questions in ar, sw" in done.stdout
+    assert "note: fewer than 30 held-out questions in ar-Latn, sw" in done.stdout
     line = shlex.split(done.stdout.splitlines()[-1])
     assert line[:4] == ["xqg-vdb", "load", "corpus.jsonl", "NAME"] and "--calibration" in line
     assert run_cli(desk, *line[1:], "--path", "pasted").returncode == 0
@@ -309,10 +309,11 @@ def test_audit_command(desk):
         done.stdout.startswith("wiki: 40 of 40 passages asked for; recall@3\n")
         and "found by no language:" in done.stdout
         and "note: an estimate without labels" in done.stdout
+        and "warning: 40 queries are in Latin letters (-Latn)" in done.stdout
     )
     done = run_cli(desk, "audit", "wiki", "queries.jsonl", "--encoder", "tiny", "--path", "s", "--json")
     found = json.loads(done.stdout)
-    assert {one["lang"] for one in found["languages"]} == {"sw", "ar"} and isinstance(found["lost"], list)
+    assert {one["lang"] for one in found["languages"]} == {"sw", "ar-Latn"} and isinstance(found["lost"], list)
 
 
 def test_wrong_use_is_told_before_a_model_is_exported():

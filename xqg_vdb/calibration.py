@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.texts.languages import detect
+from xqg_vdb.texts.languages import as_written, detect
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Vectors
 
 
@@ -34,11 +34,15 @@ class LanguageMeans:
     source: str = ""
 
     def mean_of(self, lang: str | None) -> Vectors | None:
-        """μ of `lang`, the mean over all languages when that is not in the table, None when the table is empty."""
+        """μ of `lang`, the mean over all languages when that is not in the table, None when the table is empty.
+
+        A table that does not know a language's Latin letters takes the language for `hi-Latn`.
+        """
         if not self.means:
             return None
-        if lang is not None and lang in self.means:
-            return self.means[lang]
+        for known in () if lang is None else (lang, lang.removesuffix("-Latn")):
+            if known in self.means:
+                return self.means[known]
         mean: Vectors = np.mean(list(self.means.values()), axis=0, dtype=np.float32)
         return mean
 
@@ -175,12 +179,15 @@ def unpack_means(packed: Mapping[str, str], *, dim: int) -> LanguageMeans:
 
 
 def resolve_languages(texts: Sequence[str], langs: Sequence[str | None]) -> list[str]:
-    """`langs` with every None replaced by the language detected in its text (`und` when unsure)."""
+    """`langs` with every None replaced by the language detected in its text (`und` when unsure).
+
+    Questions said to be in Hindi that are in Latin letters are in `hi-Latn`, and so on (`languages.as_written`).
+    """
     if len(langs) != len(texts):
         raise ValueError(f"{len(texts)} texts but {len(langs)} languages")
     unknown = [i for i, lang in enumerate(langs) if lang is None]
     detected = dict(zip(unknown, detect([texts[i] for i in unknown]) if unknown else [], strict=True))
-    return [detected[i] if lang is None else lang for i, lang in enumerate(langs)]
+    return [detected[i] if lang is None else as_written(lang, texts[i]) for i, lang in enumerate(langs)]
 
 
 # Passage-side calibration, for corpora of several languages: E(p) - λ·μ_lang(p), given length 1 again.

@@ -281,6 +281,11 @@ def _audit_lines(found: Audited) -> Iterator[str]:
     yield f"\nfound by no language: {len(found.lost)} passages" + (f" ({few})" if found.lost else "")
     if any(line.folded for line in found.languages):
         yield "note: queries of the languages marked yes are folded in; these were made to find their passages."
+    if latin := sum(line.queries for line in found.languages if line.lang.endswith("-Latn")):
+        yield (
+            f"warning: {latin} queries are in Latin letters (-Latn), where small encoders find far less: ask in the "
+            "language's own letters, or with an encoder that was trained on such questions."
+        )
     yield "note: an estimate without labels ranks languages and says nothing about α; `xqg-vdb tune` does."
     if found.strangers:
         ids = ", ".join(found.first_strangers)

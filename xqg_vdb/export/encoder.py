@@ -284,7 +284,7 @@ def _sample_ids(tokenizer: Path, spec: EncoderSpec) -> list[NDArray[np.int64]]:
     from tokenizers import Tokenizer
 
     _, passages = parity_texts()
-    questions = [text for texts in question_bank().values() for text in texts[:2]]
+    questions = [text for texts in question_bank(romanised=False).values() for text in texts[:2]]
     texts = [spec.query_prefix + text for text in questions] + [spec.passage_prefix + text for text in passages]
     reader = Tokenizer.from_file(str(tokenizer))
     reader.no_padding()

@@ -163,7 +163,7 @@ def encoder_inputs(checkpoint: Checkpoint, model: Any, *, cross: bool = False) -
 
 def parity_texts() -> tuple[list[str], list[str]]:
     """Questions (one per language of the bank) and passages of three lengths, the longest beyond E5's limit."""
-    questions = [lines[i % len(lines)] for i, lines in enumerate(question_bank().values())]
+    questions = [lines[i % len(lines)] for i, lines in enumerate(question_bank(romanised=False).values())]
     passages = [passage.title_and_text for passage in read_corpus(sample_corpus().corpus, detect=False)]
     joined = [" ".join(passages[i : i + 4]) for i in range(0, 16, 4)]
     return questions, [*passages, *joined, " ".join(passages)]

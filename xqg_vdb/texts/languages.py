@@ -1,7 +1,8 @@
 """Language codes, their English names, detection, and general questions in many of them.
 
 A language has one primary BCP 47 code (`sw`, never `swa`, `swh` or `sw-KE`), so that data, generated queries and
-filters meet; `und` when nothing is known.
+filters meet; `und` when nothing is known. Arabic, Greek, Hindi and Urdu in Latin letters are `ar-Latn`, `el-Latn`,
+`hi-Latn` and `ur-Latn`: encoders place them elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
 from typing import cast
+
+import orjson
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.types import UNKNOWN_LANGUAGE
@@ -28,6 +31,8 @@ _FOLDED = frozenset({"ar", "fa", "no", "uz", "zh"})
 _KEPT = frozenset({"hak", "nan", "yue"})
 # langcodes prefers fil and ak; data sets, detectors and people who ask for Twi say tl and tw.
 _OWN = {"fil": "tl", "fat": "fat", "tw": "tw", "twi": "tw", "pnb": "pnb"}
+_ROMANISED = frozenset({"ar", "el", "hi", "ur"})
+_ARABIZI = re.compile(r"[a-z]+[2357][a-z]*[a-z2-8]?|[2357][a-z]{3,}")  # 3 for ع, 7 for ح, and so on
 _NOT_ONE_LANGUAGE = frozenset({"mul", "mis", "zxx", UNKNOWN_LANGUAGE})
 _NO_CODES = frozenset({"n/a", "none", "null", "other", "undetermined", "unk", "unknown"})
 _WIKIPEDIA = {
@@ -56,8 +61,8 @@ _COMMON_WITHOUT_TWO_LETTERS = ("bem", "ceb", "ckb", "gsw", "haw", "hmn", "nso", 
 def normalize(code: str | None) -> str:
     """Return the primary-language code that this package uses for `code`; `und` for None, blank, `mul`, `zxx`.
 
-    >>> normalize("swa"), normalize("iw"), normalize("zh-Hans"), normalize("arz")
-    ('sw', 'he', 'zh', 'ar')
+    >>> normalize("swa"), normalize("iw"), normalize("zh-Hans"), normalize("arz"), normalize("hin_Latn")
+    ('sw', 'he', 'zh', 'ar', 'hi-Latn')
 
     Raises DataError when `code` is no language, with the codes that were perhaps meant.
     """
@@ -104,8 +109,45 @@ def detect(texts: Sequence[str], *, min_confidence: float = MIN_CONFIDENCE) -> l
     if not any(_has_letters(text) for text in texts):
         return [UNKNOWN_LANGUAGE] * len(texts)
     rank = _ranker()
-    texts = [without_long_blanks(text) for text in texts]
-    return [_best(rank, text[:_SAMPLE], min_confidence) if _has_letters(text) else UNKNOWN_LANGUAGE for text in texts]
+    texts = [without_long_blanks(text)[:_SAMPLE] for text in texts]
+    return [
+        (_romanised(text) or _best(rank, text, min_confidence)) if _has_letters(text) else UNKNOWN_LANGUAGE
+        for text in texts
+    ]
+
+
+def as_written(lang: str, text: str) -> str:
+    """`hi-Latn` for a text in Hindi with no other letters than a to z, and so on; `lang` for all others."""
+    return f"{lang}-Latn" if lang in _ROMANISED and _is_ascii(text) else lang
+
+
+def _is_ascii(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    return bool(letters) and all(map(str.isascii, letters))
+
+
+@cache
+def _romanised_words() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    """By code: words of questions in Latin letters that hardly another language has, and words that others have too."""
+    record = orjson.loads(files("xqg_vdb").joinpath("data", "romanised.json").read_bytes())
+    return {code: (frozenset(of["sure"].split()), frozenset(of["shared"].split())) for code, of in record.items()}
+
+
+def _romanised(text: str) -> str | None:
+    """The code of a text that is Arabic, Greek, or Hindi (or Urdu, which reads the same) in Latin letters.
+
+    One word in four must be known, one in three where only one of them is sure.
+    """
+    if not _is_ascii(text):
+        return None
+    words, best, most = re.findall(r"[\w']+", text.lower()), None, 1
+    for code, (known, shared) in _romanised_words().items():
+        arabic = code == "ar-Latn"
+        sure = sum(word in known or (arabic and _ARABIZI.fullmatch(word) is not None) for word in words)
+        hits = sure + sum(word in shared or (arabic and len(word) > 5 and word.startswith("al")) for word in words)
+        if sure and hits > most and hits * (4 if sure > 1 else 3) >= len(words):
+            best, most = code, hits
+    return best
 
 
 def without_long_blanks(text: str) -> str:
@@ -113,14 +155,16 @@ def without_long_blanks(text: str) -> str:
     return _BLANKS.sub(" ", text)
 
 
-def question_bank() -> dict[str, tuple[str, ...]]:
-    """Read the general questions that ship with the package, by language code."""
+def question_bank(*, romanised: bool = True) -> dict[str, tuple[str, ...]]:
+    """Read the general questions that ship with the package, by code; romanised: also `hi-Latn` and its like."""
     bank: dict[str, tuple[str, ...]] = {}
     folder = files("xqg_vdb").joinpath("data", "questions")
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".txt"):
             lines = (line.strip() for line in entry.read_text("utf-8").split("\n"))
             code = normalize(entry.name.removesuffix(".txt"))
+            if "-" in code and not romanised:
+                continue
             bank[code] = bank.get(code, ()) + tuple(line for line in lines if line and not line.startswith("#"))
     return bank
 
@@ -151,13 +195,16 @@ def _primary(code: str) -> str | None:
         if not langcodes.tag_is_valid(code):
             return None
         kept = _OWN.get(langcodes.standardize_tag(code).split("-", 1)[0])
-        language = kept or langcodes.standardize_tag(code, macro=True).split("-", 1)[0]
+        language, *rest = langcodes.standardize_tag(code, macro=True).split("-")
+        language = kept or language
     except (langcodes.LanguageTagError, ValueError):
         return None
     if language in _NOT_ONE_LANGUAGE:
         return UNKNOWN_LANGUAGE
     if language not in _KEPT and MACROLANGUAGES.get(language) in _FOLDED:
         language = MACROLANGUAGES[language]
+    if language in _ROMANISED and "Latn" in rest:
+        return f"{language}-Latn"
     # the code becomes a file name and a vector name: letters only, whatever the data package says
     return language if language.isascii() and language.isalpha() and 2 <= len(language) <= 3 else None
 

@@ -23,6 +23,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search.retriever import Collection, check_same_encoder, collection_means
+from xqg_vdb.texts.languages import as_written
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.tune.tune import hash_order
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Search, Vectors
@@ -107,7 +108,7 @@ def audit(
     languages = [
         LanguageAudit(
             lang, int((of == lang).sum()), _share(plain[of == lang]), _share(calibrated[of == lang]),
-            lang in card.query_langs,
+            lang.removesuffix("-Latn") in card.query_langs,
         )
         for lang in sorted(set(langs))
     ]  # fmt: skip
@@ -140,7 +141,8 @@ def _drawn(
     for docid in sorted(heapq.nsmallest(sample, with_queries, key=hash_order)):
         record = table.get(docid)
         for lang, texts in sorted(record.queries.items() if record else ()):
-            asked.append((docid, lang or UNKNOWN_LANGUAGE, texts[hash_order(docid) % len(texts)]))
+            text = texts[hash_order(docid) % len(texts)]
+            asked.append((docid, as_written(lang or UNKNOWN_LANGUAGE, text), text))
     return total, asked
 
 

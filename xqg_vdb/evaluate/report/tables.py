@@ -199,7 +199,7 @@ def groups_of(results: Iterable[Result]) -> list[str]:
 def are_languages(names: Iterable[str]) -> bool:
     """Tell whether all groups of a data set are languages, by their codes."""
     try:
-        return all(re.fullmatch("[a-z]{2,3}", name) and normalize(name) == name for name in names)
+        return all(re.fullmatch("[a-z]{2,3}(-Latn)?", name) and normalize(name) == name for name in names)
     except DataError:
         return False
 
