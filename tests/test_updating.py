@@ -5,6 +5,7 @@ Set XQG_TEST_QDRANT_URL to run it on a real server.
 
 import contextlib
 import os
+import shutil
 import threading
 import uuid
 from dataclasses import replace
@@ -339,7 +340,7 @@ def test_a_version_whose_update_was_stopped_comes_back(store, name):
     assert store.version(name) == before and store.count(name) == 28
 
 
-def build_index_here(path):
+def build_index_here(path, *, nice=0, began=None):
     shard = engine.load(path)
     shard.optimize()
     shard.close()
@@ -403,6 +404,17 @@ class Living(RuleBasedStateMachine):
     def optimise(self):
         with self.store.reading("wiki") as reader:
             reader.shard.optimize()
+
+    @precondition(lambda self: self.kind == "embedded" and not self.unsure)
+    @rule(numbers=some.filter(bool), edition=editions)
+    def index(self, numbers, edition):
+        """In the background, while something is added and deleted."""
+        self.store.most_unindexed = 0
+        self.add(numbers[:1], edition)
+        self.store.most_unindexed = 1 << 40
+        self.add(numbers, edition)
+        self.delete(numbers[:1])
+        self.store.indexed("wiki")
 
     @precondition(lambda self: self.model and not self.unsure)
     @rule(number=st.integers(0, 11), k=st.integers(1, 12))
@@ -515,6 +527,7 @@ import xqg_vdb.index.update as updating
 from xqg_vdb.testing import HashEncoder
 
 updating.WINDOW = 64
+xqg_vdb.store.embedded.store._MOST_UNFLUSHED = 1
 
 def work(path, what, corpus):
     store = xqg_vdb.store.embedded.store.EmbeddedStore(path, free_space_floor=0)
@@ -526,7 +539,7 @@ def work(path, what, corpus):
 """
 POINTS = [
     "os.rename */wiki/v0001/card.json 1", "os.rename */wiki/v0001/card.json 2", "os.rename */wiki/v0001/card.json 3",
-    "call EdgeShard.update 1", "call EdgeShard.update 2", "call EdgeShard.flush 1", "call EdgeShard.flush 2",
+    "call EdgeShard.update 1", "call EdgeShard.update 2", "call sync_log 1", "call EdgeShard.flush 1",
     "call _EmbeddedUpdate.find 3",
 ]  # fmt: skip
 
@@ -554,6 +567,47 @@ def test_killed_at_every_point_the_same_call_again_ends_exactly(tmp_path, monkey
                     assert {p.id: p.payload["content"] for p in store.scroll("wiki")} == after
                     check_card(store, "wiki")
                 before = after
+
+
+def test_many_new_points_come_into_the_graph_in_the_background(tmp_path):
+    encoder = HashEncoder(dim=4096)
+    with EmbeddedStore(tmp_path, free_space_floor=0) as store:
+        load(passages(0, 10), "wiki", encoder=encoder, store=store)
+        add(passages(10, 700), "wiki", encoder=encoder, store=store)
+        assert store.admin.state("wiki").status == "yellow"
+        store.close()  # ends it, and nothing is lost
+        assert (store.version("wiki"), store.admin.state("wiki").indexed) == ("v0001", 0)
+        add(passages(690, 701), "wiki", encoder=encoder, store=store)
+        add(passages(600, 720, tag="b"), "wiki", encoder=encoder, store=store)  # meanwhile
+        delete(["p0000"], "wiki", store=store)
+        store.indexed("wiki")
+        assert (store.version("wiki"), store.admin.state("wiki").status) == ("v0002", "green")
+        assert store.admin.state("wiki").indexed >= 600
+        assert [state.name for state in store.admin.versions("wiki")] == ["v0002"]
+        assert sorted(path.name for path in (tmp_path / "wiki").iterdir()) == ["CURRENT", "load.lock", "v0002"]
+        texts = {row["id"]: row["text"] for row in [*passages(1, 600), *passages(600, 720, tag="b")]}
+        assert {point.id: point.payload["content"] for point in store.scroll("wiki")} == texts
+        check_card(store, "wiki")
+
+
+def test_after_a_power_cut_the_engines_log_alone_brings_back_what_was_changed(tmp_path):
+    """Its other files as the last flush left them, the log and the card as they are."""
+    here, then = tmp_path / "here" / "wiki", tmp_path / "then" / "wiki"
+    with EmbeddedStore(here.parent, free_space_floor=0) as store:
+        load(passages(0, 100), "wiki", encoder=an_encoder(), store=store)
+        delete(["p0000"], "wiki", store=store)  # opens it
+        shutil.copytree(here, then)
+        add(passages(50, 150, tag="b"), "wiki", encoder=an_encoder(), store=store)
+        delete([f"p{i:04d}" for i in range(20, 120)], "wiki", store=store)
+        shutil.copytree(here / "v0001" / "shard" / "wal", then / "v0001" / "shard" / "wal", dirs_exist_ok=True)
+        shutil.copy(here / "v0001" / "card.json", then / "v0001" / "card.json")
+        with EmbeddedStore(then.parent, free_space_floor=0) as other:
+            same(points(store, "wiki"), points(other, "wiki"))
+            check_card(other, "wiki")
+            copy = other.admin.create_snapshot("wiki")
+            other.admin.download_snapshot("wiki", copy.name, tmp_path / "copy")
+            other.admin.restore_snapshot("again", tmp_path / "copy")
+            same(points(store, "wiki"), points(other, "again"))
 
 
 def test_a_shard_that_lost_points_is_still_found_out(tmp_path):

@@ -72,6 +72,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make a folder with all that is in it durable."""
+    for path in [*folder.rglob("*"), folder]:  # files, too: syncing a handle of either is the same call
+        sync_folder(path)
+
+
 def sha256_of(path: str | Path) -> str:
     """Hex SHA-256 of a file, read in blocks. Raises DataError when it is missing."""
     with disk_errors(path), open(path, "rb") as file:

@@ -177,6 +177,7 @@ def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lan
             corpus, collection, encoder=encoder, store=held.store, queries=inputs.queries or None,
             rejects=inputs.rejects(), default_lang=default_lang, progress=progress,
         )  # fmt: skip
+        held.store.indexed(collection)
     show(report, _update_lines(report))
 
 

@@ -133,6 +133,9 @@ class Store(VectorStore, Protocol):
         """The passages of those of the points that are there, by the points' ids."""
         ...
 
+    def indexed(self, name: str) -> None:
+        """Wait until what was added is in the graph, where this process sees to it in the background."""
+
     def __enter__(self) -> Self:
         return self
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -112,9 +112,9 @@ def upsert_operation(rows: Rows, batch: PointBatch) -> edge.UpdateOperation:
     return edge.UpdateOperation.upsert_points(points)
 
 
-def delete_operation(docids: Sequence[str]) -> edge.UpdateOperation:
+def delete_operation(points: Sequence[UUID]) -> edge.UpdateOperation:
     """The operation that removes points."""
-    return edge.UpdateOperation.delete_points([point_id(docid) for docid in docids])
+    return edge.UpdateOperation.delete_points(list(points))
 
 
 def payloads(shard: Shard, docids: Sequence[str], *, chunks: bool = False) -> list[Mapping[str, Any]]:
@@ -129,6 +129,25 @@ def passages(shard: Shard, points: Iterable[str]) -> dict[str, Mapping[str, Any]
     """The payloads of those points that are there, by the points' ids."""
     records = shard.retrieve([UUID(point) for point in points], with_payload=True, with_vector=False)
     return {str(record.id): record.payload or {} for record in records}
+
+
+def sync_log(path: Path) -> None:
+    """Make what was changed durable in the shard's write-ahead log, which `load` replays.
+
+    `flush` does the same for all files, and holds Python's lock for as long as the disk takes: no thread can search.
+    """
+    for name in [*sorted((path / "wal").iterdir()), path / "wal"]:
+        handle = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def unindexed(shard: Shard, card: Card) -> int:
+    """How many points every search looks at one by one."""
+    info = shard.info()
+    return info.points_count - info.indexed_vectors_count // len(card.vectors)
 
 
 def count(shard: Shard, langs: Sequence[str] | None = None) -> int:
@@ -299,6 +318,7 @@ if sys.platform == "linux":  # end with the parent; a Python thread could not: `
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(sys.argv[2]):  # it ended before we asked
     sys.exit("the loading process has ended")
+os.nice(sum(map(int, sys.argv[3:])))
 import qdrant_edge
 opened = qdrant_edge.EdgeShard.load(sys.argv[1])
 opened.optimize()
@@ -306,20 +326,43 @@ opened.close()
 """
 
 
-def build_index(shard: Path) -> None:
-    """Merge and index the segments of a closed shard; a stopped build loses nothing and can be repeated."""
+def build_index(shard: Path, *, nice: int = 0, began: Callable[[subprocess.Popen[bytes]], object] = id) -> None:
+    """Merge and index the segments of a closed shard; a stopped build loses nothing and can be repeated.
+
+    nice: of how low a priority. began: told of the child, which may be killed.
+    """
     paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(  # noqa: S603 - our own words
-        [sys.executable, "-P", "-c", _CHILD, str(shard), str(os.getpid())],
+    child = subprocess.Popen(  # noqa: S603 - our own words
+        [sys.executable, "-P", "-c", _CHILD, str(shard), str(os.getpid()), str(nice)],
         env={**os.environ, "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C goes to the caller, which then ends the child
-        check=False,
     )
-    if done.returncode:
-        raise _failure(done.returncode, done.stderr.decode("utf-8", "replace"), shard)
+    with child:
+        try:
+            began(child)
+            _, said = child.communicate()
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode:
+        raise _failure(child.returncode, said.decode("utf-8", "replace"), shard)
+
+
+def follow(path: Path, source: Shard, points: Iterable[UUID]) -> None:
+    """Give a closed shard those of the points that `source` has, and take the others from it."""
+    shard = load(path)
+    with errors(path):
+        for part in windows(points, _SCROLL_PAGE):
+            records = source.retrieve([*part], with_payload=True, with_vector=True)
+            there = [edge.Point(record.id, cast(Any, record.vector), record.payload) for record in records]
+            gone = set(part) - {UUID(str(record.id)) for record in records}
+            shard.update(edge.UpdateOperation.upsert_points(there))
+            shard.update(edge.UpdateOperation.delete_points(list(gone)))
+        shard.flush()
+        shard.close()
 
 
 def clear_leftovers(shard: Path) -> None:

@@ -33,6 +33,7 @@ from xqg_vdb.files import (
     make_folder,
     require_space,
     sync_folder,
+    sync_tree,
     trash_path,
 )
 from xqg_vdb.store.embedded import engine
@@ -104,8 +105,7 @@ def restore(file: Path, version: Version) -> None:
             card = unpacked.card()
             engine.load_checked(unpacked.shard, card).close()
             unpacked.write_card(replace(card, version=version.name))
-            for path in [*place.rglob("*"), place]:  # files, too: syncing a handle of either is the same call
-                sync_folder(path)
+            sync_tree(place)
             os.replace(place, version.path)
             sync_folder(version.path.parent)
         except BaseException:
@@ -241,7 +241,7 @@ class _EmbeddedAdmin:
                 points=engine.count(reader.shard),
                 languages=engine.languages(reader.shard),
                 indexed=info.indexed_vectors_count,
-                status="green",  # a version is published when its index is built, and never changed after
+                status="yellow" if self._store.is_indexing(name) else "green",
                 disk_bytes=bytes_on_disk(reader.version.path),
                 details={"segments": info.segments_count},
             )

@@ -8,27 +8,31 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
-from xqg_vdb.files import FileLock, bytes_on_disk, disk_errors, empty_bin, remove_folder, require_space
+from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, XqgError
+from xqg_vdb.files import MIB, FileLock, bytes_on_disk, disk_errors, empty_bin, remove_folder, require_space
 from xqg_vdb.store import layout
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.operations import embedded_admin
 from xqg_vdb.store.embedded.versions import Folder, Version, stamp_of, version_states
-from xqg_vdb.store.embedded.writer import FREE_SPACE_FLOOR, open_writer
+from xqg_vdb.store.embedded.writer import COPY, FREE_SPACE_FLOOR, copy_to_index, open_writer, publish_copy
 from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Admin, Store, absent
 from xqg_vdb.types import Card, CollectionWriter, Hit, PointBatch, QuestionRows, Search, StoredPoint
 
 _log = logging.getLogger(__name__)
+_MOST_UNFLUSHED = 8 * MIB  # what an opening may have to read again from the engine's log; a flush stops all searches
 
 # The published version of a collection in a folder, opened for reading: its lock, its card and its shard.
 
@@ -46,6 +50,9 @@ class _Reader:
     copy: tempfile.TemporaryDirectory[str] | None = None
     users: int = 0
     retired: bool = False
+    unflushed: int = 0  # bytes that are durable in the engine's log alone
+    changed: set[UUID] | None = None  # points since a copy of it is being indexed
+    index_at: int = 0  # bytes outside the graph from which on that is worth another try
 
     def close(self) -> None:
         """Release the shard and its lock."""
@@ -76,6 +83,7 @@ def open_reader(folder: Folder) -> _Reader | None:
                     raise CorruptError(f"{version.path} is missing; load the collection again.") from error
                 raise LockedError(f"{error}; close that one, or use a Qdrant server (--url) for several.") from None
     try:
+        shutil.rmtree(folder.path / COPY, ignore_errors=True)  # of a process that was killed
         card = version.card()
         return _Reader(version, str(folder.pointer), stamp, card, engine.load_checked(version.shard, card), lock)
     except BaseException:
@@ -121,24 +129,31 @@ class _EmbeddedUpdate:
         rows = checked(batch, card=self.card)
         with disk_errors(self._reader.version.path):
             require_space(self._reader.version.path, needed=max(self._floor, 2 * sum(rows.sizes)))
-        self._apply(engine.upsert_operation(rows, batch))
+        self._apply(engine.upsert_operation(rows, batch), rows.ids, size=sum(rows.sizes))
 
     def delete(self, ids: Sequence[str]) -> None:
-        self._apply(engine.delete_operation(ids))
+        points = list(map(layout.point_id, ids))
+        self._apply(engine.delete_operation(points), points, size=16 * len(ids))
 
     def record(self, card: Card) -> None:
-        if self._unsaved:
-            with engine.errors(self._reader.version.shard):
-                self._reader.shard.flush()
-            self._unsaved = False
-        with disk_errors(self._reader.version.path):
-            self._reader.version.write_card(card)
-        self._reader.card = card
+        reader = self._reader
+        with disk_errors(reader.version.path), engine.errors(reader.version.shard):
+            if self._unsaved:
+                engine.sync_log(reader.version.shard)
+                self._unsaved = False
+            if reader.unflushed > _MOST_UNFLUSHED:
+                reader.shard.flush()
+                reader.unflushed = 0
+            reader.version.write_card(card)
+        reader.card = card
 
-    def _apply(self, operation: Any) -> None:
+    def _apply(self, operation: Any, points: Iterable[UUID], *, size: int) -> None:
         self._unsaved = True
+        if self._reader.changed is not None:
+            self._reader.changed.update(points)
         with engine.errors(self._reader.version.shard):
             self._reader.shard.update(operation)
+        self._reader.unflushed += size
 
 
 class EmbeddedStore(Store):
@@ -146,6 +161,8 @@ class EmbeddedStore(Store):
 
     options: of the collections that it makes.
     free_space_floor: bytes of disk that a load leaves free at least; on a full disk the engine would die of SIGBUS.
+    most_unindexed: bytes of vectors outside the graph from which on a copy with all points in it is made in the
+        background, and published, as soon as they are a tenth of all.
     """
 
     def __init__(
@@ -154,8 +171,12 @@ class EmbeddedStore(Store):
         *,
         options: CollectionOptions | None = None,
         free_space_floor: int = FREE_SPACE_FLOOR,
+        most_unindexed: int = 10 * MIB,
     ) -> None:
         self.path = Path(path)
+        self.most_unindexed = most_unindexed
+        self._indexing: dict[str, threading.Thread] = {}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.options = options or CollectionOptions()
         self._floor = free_space_floor
         self._readers: dict[str, _Reader] = {}
@@ -205,6 +226,12 @@ class EmbeddedStore(Store):
     @contextmanager
     def update(self, name: str) -> Iterator[_EmbeddedUpdate]:
         """The published version, to be changed in place; threads take turns. Raises LockedError while one is loaded."""
+        with self._changing(name) as reader:
+            yield _EmbeddedUpdate(reader, free_space_floor=self._floor)
+            self._index_later(name, reader)
+
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[_Reader]:
         folder = self.folder(name)
         busy = "is being loaded or changed by"
         with self._updating, self.reading(name) as reader, folder.loading(busy=busy):
@@ -214,7 +241,51 @@ class EmbeddedStore(Store):
                 raise LockedError(
                     f"Collection {name!r} in {self.path} {busy} a load that is just ending; make the same call again."
                 )
-            yield _EmbeddedUpdate(reader, free_space_floor=self._floor)
+            yield reader
+
+    def indexed(self, name: str) -> None:
+        """Wait until what was added is in the graph; many points come into it in the background."""
+        if (thread := self._indexing.get(name)) is not None:
+            thread.join()
+
+    def is_indexing(self, name: str) -> bool:
+        """Whether that is going on."""
+        return name in self._indexing
+
+    def _index_later(self, name: str, reader: _Reader) -> None:
+        waiting = engine.unindexed(reader.shard, reader.card)
+        size = 4 * reader.card.encoder.dim * len(reader.card.vectors) * waiting
+        many = size >= max(self.most_unindexed, reader.index_at) and 10 * waiting >= reader.card.count
+        if many and name not in self._indexing:
+            reader.index_at = 2 * size
+            thread = threading.Thread(target=self._index, args=(name, reader), daemon=True)
+            self._indexing[name] = thread
+            thread.start()
+
+    def _index(self, name: str, reader: _Reader) -> None:
+        """A copy of a version is indexed, follows what changed meanwhile, and takes its place: no search waits."""
+        folder = self.folder(name)
+        try:
+            with disk_errors(folder.path):
+                with self._changing(name), engine.errors(reader.version.shard):
+                    reader.shard.flush()
+                    copy = copy_to_index(folder, reader.version, free_space_floor=self._floor)
+                    reader.changed = set()
+                engine.build_index(copy.shard, nice=10, began=partial(self._children.__setitem__, name))
+                if self._readers.get(name) is not reader:
+                    return
+                with self._changing(name) as now:
+                    if now is reader:
+                        engine.follow(copy.shard, reader.shard, reader.changed)
+                        publish_copy(folder, copy, reader.card)
+        except (XqgError, OSError) as error:
+            if self._readers.get(name) is reader:
+                _log.warning("The points that were added to %s are not in its graph yet: %s", name, error)
+        finally:
+            reader.changed = None
+            shutil.rmtree(folder.path / COPY, ignore_errors=True)
+            self._children.pop(name, None)
+            del self._indexing[name]
 
     def search(self, name: str, questions: QuestionRows, search: Search) -> list[list[Hit]]:
         """The k best per question, by score, then id; graph search keeps 100 candidates unless `ef` says otherwise."""
@@ -333,6 +404,9 @@ class EmbeddedStore(Store):
             if reader is not None:
                 reader.retired = True
                 self._close_unused(reader)
+        if (child := self._children.get(name)) is not None:
+            child.kill()
+        self.indexed(name)
 
     @staticmethod
     def _close_unused(reader: _Reader) -> None:

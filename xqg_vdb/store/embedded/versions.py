@@ -136,6 +136,10 @@ class Folder:
         versions = self.versions()
         return Version(self.path / f"v{versions[-1].number + 1 if versions else 1:04d}")
 
+    def replace_by(self, version: Version) -> None:
+        """Publish a copy of the published version in its place, in one step; others are kept as they are."""
+        write_json(self.pointer, {"version": version.name, "kept": [old.name for old in self.kept()]})
+
     def point_to(self, version: Version, *, keep: int) -> None:
         """Make `version` the published one, in one step; of those before it, the latest `keep` - 1 are kept."""
         before = [old.name for old in [self.current(), *self.kept()] if old is not None and old != version]

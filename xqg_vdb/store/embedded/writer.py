@@ -6,6 +6,7 @@ What is durable is what `commit` named: the engine's flush comes first, then the
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,8 @@ from xqg_vdb.files import (
     make_folder,
     remove_folder,
     require_space,
+    sync_folder,
+    sync_tree,
 )
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.versions import Folder, Version
@@ -228,3 +231,25 @@ def _begun(folder: Folder, card: Card, options: CollectionOptions) -> tuple[Vers
     except BaseException:
         shutil.rmtree(version.path, ignore_errors=True)
         raise
+
+
+COPY = "indexing"  # a folder in that of the collection, while the points of a published version come into the graph
+
+
+def copy_to_index(folder: Folder, version: Version, *, free_space_floor: int) -> Version:
+    """A copy of a version that is flushed, and that nobody changes meanwhile; what another run left goes."""
+    place = folder.path / COPY
+    shutil.rmtree(place, ignore_errors=True)
+    require_space(folder.path, needed=max(free_space_floor, 2 * bytes_on_disk(version.path) + _MARGIN))
+    shutil.copytree(version.path, place, ignore=shutil.ignore_patterns(version.lock.name, "card.json"))
+    return Version(place)
+
+
+def publish_copy(folder: Folder, copy: Version, card: Card) -> None:
+    """Make a copy the published version, in place of the one that it is of."""
+    version = folder.next_version()
+    copy.write_card(replace(card, version=version.name))
+    sync_tree(copy.path)
+    os.replace(copy.path, version.path)
+    sync_folder(folder.path)
+    folder.replace_by(version)
