@@ -20,7 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, XqgError
-from xqg_vdb.files import MIB, FileLock, bytes_on_disk, disk_errors, empty_bin, remove_folder, require_space
+from xqg_vdb.files import MIB, FileLock, bytes_on_disk, disk_errors, empty_bin, remove_folder, require_space, sync_tree
 from xqg_vdb.store import layout
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.operations import embedded_admin
@@ -142,6 +142,7 @@ class _EmbeddedUpdate:
                 engine.sync_log(reader.version.shard)
                 self._unsaved = False
             if reader.unflushed > _MOST_UNFLUSHED:
+                sync_tree(reader.version.shard)  # the flush has little left to wait for then
                 reader.shard.flush()
                 reader.unflushed = 0
             reader.version.write_card(card)
