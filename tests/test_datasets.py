@@ -417,7 +417,7 @@ def test_beir_folder(tmp_path):
     task = load_task("beir/scifact", tmp_path)
     consistent(task)
     assert (task.name, [q.id for q in task.queries], task.qrels) == ("scifact-test", ["1"], {"1": {"d1": 2}})
-    assert task.notes == {"judged questions without a text": 1}
+    assert task.notes == {"judged questions without a text (such as '3')": 1}
     assert [q.lang for q in read_beir(folder, lang="eng").queries] == ["en"]
     assert load_task("beir", folder).qrels == task.qrels
     write(folder / "queries.jsonl", {"_id": "9", "text": "q"})

@@ -61,6 +61,15 @@ def test_a_relevant_document_that_cannot_be_used_is_an_error(tmp_path, bad):
         load_task("beir/titles", tmp_path)
 
 
+def test_what_the_judgements_name_and_nobody_has_is_named(tmp_path):
+    folder = shutil.copytree(INPUTS / "beir" / "titles", tmp_path / "beir" / "titles")
+    with (folder / "qrels" / "test.tsv").open("a") as file:
+        file.write("q1\tgone\t1\nq9\td1\t1\n")
+    task = load_task("beir/titles", tmp_path)
+    assert "judged questions without a text (such as 'q9')" in task.notes
+    assert task.notes["relevant passages that are not in the corpus (such as 'gone')"] == 1
+
+
 def test_other_splits_are_asked_for_by_name(tmp_path):
     folder = tmp_path / "beir/marco"
     shutil.copytree(INPUTS / "beir/titles", folder)

@@ -283,7 +283,7 @@ def _meta_of(nested: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, 
 
 
 def _check_size(passage: Passage) -> None:
-    if not passage.meta and _ESCAPED * (len(passage.text) + len(passage.title)) < _MAX_PASSAGE_BYTES:
+    if not passage.meta and _ESCAPED * sum(map(len, (passage.id, passage.text, passage.title))) < _MAX_PASSAGE_BYTES:
         return
     size = len(orjson.dumps([passage.id, passage.title, passage.text, passage.lang, passage.meta]))
     if size > _MAX_PASSAGE_BYTES:

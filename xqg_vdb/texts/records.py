@@ -24,6 +24,8 @@ MAX_GZIP_RATIO = 100
 """JSON lines of prose shrink 3 to 10 times; what shrinks more than 100 times is a bomb or not text."""
 MAX_JSON_BYTES = 256 << 20
 """Of a file that is one JSON array, which is held in memory whole."""
+MAX_FIELD_BYTES = 4 << 20
+"""Of what a record holds beside texts, as JSON."""
 MAX_DEPTH = 32
 """Deepest nesting in a record: the embedded engine cannot reload a payload of about 124 levels after a crash."""
 
@@ -47,7 +49,6 @@ _FOREIGN = {  # first bytes, and what to do
     b"<!DOCTYPE": "is a web page; fetch the data itself", b"<html": "is a web page; fetch the data itself",
 }  # fmt: skip
 _CONTROLS = frozenset(range(9)) | frozenset(range(14, 32))
-_BLANK_RUN = re.compile(rb"(?:[ \t\r]*+\n){1024,}+")
 _HEAD_BYTES = 1024
 _BLOCK = 1 << 16
 _RATIO_FREE_BYTES = 16 << 20  # small files may shrink as much as they like
@@ -91,7 +92,7 @@ def open_lines(
 ) -> Iterator[Source]:
     r"""Read the lines of `path`, plain or gzip, split on b"\n" only, without one trailing b"\r" and a leading BOM.
 
-    What a line has over `max_bytes` is never held in memory. Of a thousand blank lines and more only the last comes.
+    What a line has over `max_bytes` is never held in memory. Of blank lines on end only some come.
     Raises DataError now when `path` is missing, and while reading when gzip data is damaged or unpacks to over
     `max_ratio` times its size, and for UTF-16.
     """
@@ -111,9 +112,10 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
                 number += 1
                 if number == 1:
                     refuse_foreign(path, line)
-                if not line.strip() and (run := _BLANK_RUN.match(stream.peek())):
-                    offset, number = offset + len(line) + run.end() - 1, number + run[0].count(b"\n")
-                    stream.read(run.end())
+                if not line.strip():
+                    ahead = stream.peek()
+                    run = stream.read(ahead.rfind(b"\n", 0, len(ahead) - len(ahead.lstrip(b" \t\r\n"))) + 1)
+                    offset, number = offset + len(line) + len(run) - 1, number + run.count(b"\n")
                     line = b"\n"
                 body, size, cut = line.removesuffix(b"\n").removesuffix(b"\r"), len(line), 0
                 if len(body) > max_bytes:
@@ -234,7 +236,7 @@ def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
     last = 0
     for source in open_lines(path):
         rejects.read += source.line - last
-        rejects.blank += source.line - last - 1  # long runs of blank lines come as their last
+        rejects.blank += source.line - last - 1  # of blank lines on end not all come
         last = source.line
         if source.cut:
             rejects.reject(source, f"the line has {source.cut:,} bytes, more than may be read at once")
@@ -333,6 +335,10 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         hint = "; name a file that is an array .json" if isinstance(record, list) else ""
         raise BadRecord(f"a JSON object was expected, not {_name_of(record)}{hint}")
+    if len(raw) > MAX_FIELD_BYTES:  # before each value is looked at
+        size = len(orjson.dumps({key: value for key, value in record.items() if not isinstance(value, str)}))
+        if size > MAX_FIELD_BYTES:
+            raise BadRecord(f"its fields take {size:,} bytes, more than {MAX_FIELD_BYTES:,} beside its texts")
     # orjson keeps the last of two equal keys, and makes fractions of long integers; text may look like either
     if len(_KEY.findall(raw)) > check_record(record) or _LONG_INTEGER.search(raw):
         json.loads(raw, object_pairs_hook=_refuse_repeated_keys, parse_int=_refuse_long_integer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, find_file, look_for, missing
+from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, find_file, look_for, missing, such_as
 from xqg_vdb.evaluate.metrics import read_qrels
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import BadRecord, Rejects, language_of, read_objects, record_id, text_of
@@ -43,6 +43,7 @@ def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> 
             queries.append(Question(qid, text, default if code == UNKNOWN_LANGUAGE else code))
     if not queries:
         raise DataError(f"no question of qrels/{split}.tsv is in {questions}; do the two belong together?")
+    without = qrels.keys() - {query.id for query in queries}
     return RetrievalTask(
         name=f"{folder.name}-{split}",
         passages=CorpusFiles({"": [corpus]}, lang=default or UNKNOWN_LANGUAGE),
@@ -50,6 +51,6 @@ def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> 
         qrels={query.id: qrels[query.id] for query in queries},
         metrics=("nDCG@10", "R@100"),
         average="queries",
-        notes={"judged questions without a text": len(qrels) - len(queries)},
+        notes={f"judged questions without a text{such_as(without)}": len(without)} if without else {},
         not_itself=True,
     )

@@ -266,6 +266,11 @@ def _id_of(source: Source) -> str:
         return first.strip() if tab else ""
 
 
+def such_as(ids: Iterable[str]) -> str:
+    """Some of the ids in parentheses, for a note."""
+    return f" (such as {', '.join(map(repr, sorted(ids)[:3]))})"
+
+
 def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = ()) -> RetrievalTask:
     """The task with notes of what its corpus lacks, whose files are read once.
 
@@ -289,7 +294,7 @@ def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = 
             )
     notes = {
         f"records of the corpus skipped (first: {skipped[0][1]})" if skipped else "": len(skipped),
-        "relevant passages that are not in the corpus": len(lacking),
+        f"relevant passages that are not in the corpus{such_as(lacking)}": len(lacking),
         "questions with the id of a passage, which they do not find (BEIR's rule)": of_itself if task.not_itself else 0,
     }
     return replace(task, notes={**task.notes, **{what: n for what, n in notes.items() if n}})
