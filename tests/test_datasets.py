@@ -18,9 +18,7 @@ from xqg_vdb.evaluate.cells import check_metrics
 from xqg_vdb.evaluate.datasets import DATASETS, data_folder, load_task
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.evaluate.datasets.beir import read_beir
-from xqg_vdb.evaluate.datasets.mewsli_x import read_mewsli_x
 from xqg_vdb.evaluate.datasets.miracl import read_miracl, read_mr_tydi
-from xqg_vdb.evaluate.datasets.mkqa import read_mkqa
 from xqg_vdb.evaluate.datasets.parallel import read_bucc, read_ntrex, read_tatoeba
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_questions
@@ -44,12 +42,8 @@ def consistent(task) -> None:
     assert len({query.id for query in task.queries}) == len(task.queries) > 0
     assert task.groups.keys() == {query.id for query in task.queries}
     check_metrics(task.metrics, replace(task, qrels=task.qrels or {"": {}}))
-    parts = list(task.pools())
-    assert Counter(q.id for part in parts for q in part.queries) == Counter(q.id for q in task.queries)
-    assert sum(len(list(part.passages)) for part in parts) == len(passages)
     if task.pooled:
-        assert {part.name for part in parts} == {f"{task.name}/{group}" for group in task.groups.values()}
-        assert all(not part.pooled for part in parts)
+        assert {passage.meta["pool"] for passage in passages} == set(task.groups.values())
 
 
 def squad_file(path, lang: str, *, breaks=((0, 4), (5, 9), (10, 14)), context="Aaa. Bbb. Aaa.") -> None:
@@ -226,26 +220,6 @@ def test_xor_tydi_real_questions():
     assert sum(all(a in ("yes", "no") for a in golds) for golds in answers.values()) == 182
 
 
-def test_mkqa_keeps_short_answers_only(tmp_path):
-    def question(number, *answers):
-        queries = {"en": "who", "sw": "nani", "zh_cn": "谁"}
-        return {"example_id": number, "query": "who", "queries": queries, "answers": {"en": list(answers)}}
-
-    write(tmp_path / "mkqa/mkqa.jsonl.gz",
-          question(7, {"type": "entity", "text": "Ada", "aliases": ["Love", "Ada"]}, {"type": "date", "text": "9"}),
-          question(8, {"type": "unanswerable", "text": None}),
-          question(9, {"type": "binary", "text": "yes"}))  # fmt: skip
-    write(tmp_path / "mkqa/corpus.jsonl", {"id": "p", "text": "Ada."})
-    task = load_task("mkqa", tmp_path)
-    consistent(task)
-    assert [(q.id, q.lang, task.groups[q.id]) for q in task.queries] == [
-        ("7-en", "en", "en"), ("7-sw", "sw", "sw"), ("7-zh_cn", "zh", "zh_cn"),
-    ]  # fmt: skip
-    assert task.answers["7-sw"] == ("Ada", "Love", "9")
-    assert list(task.notes.values()) == [2]
-    assert [q.id for q in read_mkqa(tmp_path, langs=["sw"]).queries] == ["7-sw"]
-
-
 # ---------------------------------------------------------------- Tatoeba, BUCC
 
 
@@ -258,8 +232,8 @@ def test_tatoeba_both_directions(tmp_path):
     consistent(task)
     assert [(q.id, q.text, q.lang) for q in task.queries][1:] == [("sw-1", "Ndiyo.", "sw"), ("zh-0", "你好。", "zh")]
     assert task.qrels["sw-1"] == {"sw-0001": 1}
-    pools = {part.name: [p.text for p in part.passages] for part in task.pools()}
-    assert pools == {"tatoeba-2-xx-en/sw": ["News.", "Yes."], "tatoeba-2-xx-en/zh": ["Hello."]}
+    pools = [(p.meta["pool"], p.text) for p in task.passages]
+    assert pools == [("sw", "News."), ("sw", "Yes."), ("zh", "Hello.")]
     back = read_tatoeba(tmp_path, langs=["sw"], direction="en-xx")
     assert [(q.text, q.lang) for q in back.queries] == [("News.", "en"), ("Yes.", "en")]
     assert set(back.groups.values()) == {"sw"} and [p.lang for p in back.passages] == ["sw", "sw"]
@@ -339,36 +313,6 @@ def test_bucc_from_files_to_f1(tmp_path):
     write(tmp_path / "bucc2018/de-en.test.de", "de-1\tEins.\n")  # XTREME's layout, where test has no gold
     write(tmp_path / "bucc2018/de-en.test.en", "en-1\tOne.\n")
     assert read_bucc(tmp_path, split="test", langs=["de"]).notes == {"gold pairs de": "no gold file"}
-
-
-# ---------------------------------------------------------------- Mewsli-X
-
-
-def test_mewsli_x_texts_are_the_baselines(tmp_path):
-    text = "Before. The  {old} AG Smith stepped\ndown. After."
-    spans = [{"start": 0, "end": 7}, {"start": 8, "end": 41}, {"start": 42, "end": 48}]
-    start = text.index("Smith")
-    mention = {"start": start, "end": start + 5, "text": "Smith"}
-    context = {"document_title": "t", "document_url": "u", "document_id": "d", "language": "en", "text": text,
-               "section_title": "s", "sentence_spans": spans}  # fmt: skip
-    crossing = {"start": 5, "end": 12, "text": text[5:12]}
-    write(tmp_path / "mewslix/wikinews_mentions-test.jsonl",
-          {"context": context, "mentions": [
-              {"example_id": "e1", "mention_span": mention, "entity_id": "Q1"},
-              {"example_id": "e2", "mention_span": crossing, "entity_id": "Q2"}]})  # fmt: skip
-    write(tmp_path / "mewslix/candidate_set_entities.jsonl",
-          {"entity_id": "Q1", "title": "Smith", "description": "A man. A  judge.", "description_language": "de",
-           "description_url": "u", "sentence_spans": [{"start": 0, "end": 6}, {"start": 7, "end": 16}]})  # fmt: skip
-    task = load_task("mewsli-x", tmp_path)
-    consistent(task)
-    assert [(q.id, q.text, q.lang) for q in task.queries] == [
-        ("e1", "Smith: The (old) AG { Smith } stepped down.", "en")
-    ]
-    assert [(p.id, p.text, p.lang, p.title) for p in task.passages] == [("Q1", "A man. A judge.", "de", "")]
-    assert task.qrels == {"e1": {"Q1": 1}}
-    assert task.notes == {"mentions skipped: not within one sentence": 1}
-    with pytest.raises(DataError, match=r"mewsli-x/wikinews_mentions-dev\.jsonl"):
-        read_mewsli_x(tmp_path, split="dev")
 
 
 # ---------------------------------------------------------------- MIRACL, Mr. TyDi, BEIR

@@ -82,8 +82,8 @@ def test_a_server_that_is_away(server, tmp_path, monkeypatch):
 
 
 def test_unlisted_datasets_say_what_to_do(tmp_path):
-    with pytest.raises(DataError, match="mewsli-x cannot be downloaded by this command"):
-        download("mewsli-x", tmp_path)
+    with pytest.raises(DataError, match="miracl cannot be downloaded by this command"):
+        download("miracl", tmp_path)
 
 
 def test_derived_datasets_need_their_parts():

@@ -110,10 +110,10 @@ def test_equal_cosines_are_ranked_alike(seed, strength):
     compare((questions, passages, *rest), Recipe(), [Setting(0.0, strength)], normalize=True, ties=True)
 
 
-@given(seed=st.integers(0, 10_000), recipe=recipes, normalize=st.booleans(), pairs=st.sampled_from([0, 4, 1000]))
-@settings(max_examples=120, deadline=None)
-def test_a_sweep_gives_what_fusing_and_searching_gives(seed, recipe, normalize, pairs):
-    """Both ways to rank, many blocks, rows without queries, languages without a mean of their own."""
+@given(seed=st.integers(0, 10_000), recipe=recipes, normalize=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_sweep_gives_what_fusing_and_searching_gives(seed, recipe, normalize):
+    """Many blocks, rows without queries, languages without a mean of their own."""
     data = some_data(seed, whole=False)
     rng = np.random.default_rng(seed)
     grid = [Setting(0.0, 0.0), Setting(float(rng.random()), float(rng.random())), Setting(0.3, 0.0), Setting(1.0, 1.0)]
@@ -121,7 +121,6 @@ def test_a_sweep_gives_what_fusing_and_searching_gives(seed, recipe, normalize, 
         grid = grid[:3]  # at α = 1 passages without queries are zero rows, whose length is rounding noise
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matrix, "BLOCK_SCORES", 20)
-        patch.setattr(matrix, "_PAIRS_WORTH_COUNTING", pairs)
         compare(data, recipe, grid, normalize=normalize)
 
 

@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.metrics import read_pairs, read_qrels, read_run, write_qrels, write_run
+from xqg_vdb.evaluate.metrics import read_pairs, read_qrels, read_run, write_run
 
 RUN = {"q2": [("b", 0.1 + 0.2), ("a", 1.0)], "q1": [("z", 0.5), ("ü", 0.5)]}
 
@@ -32,8 +32,7 @@ def test_gzip_is_reproducible(tmp_path):
 
 def test_qrels_in_both_formats(tmp_path):
     qrels = {"q1": {"a": 2, "b": 0}, "q2": {"c": 1}}
-    write_qrels(tmp_path / "q.txt", qrels)
-    assert (tmp_path / "q.txt").read_text() == "q1 0 a 2\nq1 0 b 0\nq2 0 c 1\n"
+    (tmp_path / "q.txt").write_text("q1 0 a 2\nq1 0 b 0\nq2 0 c 1\n")
     assert read_qrels(tmp_path / "q.txt") == qrels
     (tmp_path / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\ta\t2\nq1\tb\t0\r\nq2\tc\t1.0\n")
     assert read_qrels(tmp_path / "test.tsv") == qrels
@@ -74,8 +73,6 @@ def test_broken_qrels_and_empty_files(tmp_path):
 def test_ids_with_white_space_are_refused(tmp_path, bad):
     with pytest.raises(DataError, match="split at white space"):
         write_run(tmp_path / "r", {bad: [("a", 1.0)]}, tag="t")
-    with pytest.raises(DataError, match="split at white space"):
-        write_qrels(tmp_path / "q", {"q": {bad: 1}})
     assert not list(tmp_path.iterdir())
 
 

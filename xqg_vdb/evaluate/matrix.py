@@ -220,9 +220,6 @@ def as_run(
 # With v the fused passages at one α and the question q - λ·μ (`calibration.py`) a score is q·v - λ·(μ·v): one product
 # of matrices for every α, and a subtraction for every λ. The length of q - λ·μ changes no ranking and is left out.
 
-_PAIRS_WORTH_COUNTING = 4
-"""With more judged passages per question, finding the best columns costs less than counting what precedes each."""
-
 
 class Setting(NamedTuple):
     """α of the recipe, and the λ by which the language mean is subtracted from questions."""
@@ -250,63 +247,19 @@ def sweep(
     known = sorted({lang or "" for lang in langs})
     means = np.stack([_mean_of(table, lang, dim=questions.shape[1]) for lang in known])
     mean_of = np.array([known.index(lang or "") for lang in langs], dtype=np.int64)
-    values = np.empty((len(settings), len(questions)), dtype=np.float64)
+    rows = np.empty((len(settings), len(questions), min(metric.k, judged.n_passages)), dtype=np.int64)
     for alpha in dict.fromkeys(setting.alpha for setting in settings):
         passages = fused(alpha)
         shared = means @ passages.T
         for block in row_blocks(len(questions), len(passages)):
-            part, scores = _judgements_of(judged, block), questions[block] @ passages.T
+            scores = questions[block] @ passages.T
             for row, setting in enumerate(settings):
                 if setting.alpha == alpha:
                     moved = scores - np.float32(setting.strength) * shared[mean_of[block]]
-                    rows = _judged_rows(moved, part, k=metric.k, tie_order=tie_order)
-                    values[row, block] = per_row(rows, part, metric=metric)
-    return values
+                    rows[row, block] = best_columns(moved, k=metric.k, tie_order=tie_order)
+    return np.stack([per_row(of, judged, metric=metric) for of in rows])
 
 
 def _mean_of(table: LanguageMeans, lang: str, *, dim: int) -> Vectors:
     mean = table.mean_of(lang)
     return np.zeros(dim, np.float32) if mean is None else np.asarray(mean, dtype=np.float32)
-
-
-def _judged_rows(scores: Vectors, judged: _Judgements, *, k: int, tie_order: NDArray[np.int64] | None) -> Rows:
-    """Rank the judged passages: (q, k) rows as from `best_columns`, but -1 wherever an unjudged passage stands.
-
-    That is all a metric looks at. A passage's place is 1 + how many score higher + how many equals have a lower id.
-    """
-    if len(judged.keys) > _PAIRS_WORTH_COUNTING * len(scores):
-        return best_columns(scores, k=k, tie_order=tie_order)
-    rows = np.full((len(scores), k), -1, dtype=np.int64)
-    query, passage = np.divmod(judged.keys, max(judged.n_passages, 1))
-    turn = _occurrence(query)
-    for number in range(int(turn.max(initial=-1)) + 1):  # the first judged passage of each question, then the second …
-        q, p = query[turn == number], passage[turn == number]
-        lines = scores if len(q) == len(scores) else scores[q]
-        judged_scores = lines[np.arange(len(q)), p][:, None]
-        place = np.count_nonzero(lines > judged_scores, axis=1)
-        equal = lines == judged_scores
-        for i in np.flatnonzero(np.count_nonzero(equal, axis=1) > 1):
-            rivals = np.flatnonzero(equal[i])
-            order = rivals if tie_order is None else tie_order[rivals]
-            place[i] += np.count_nonzero(order < (p[i] if tie_order is None else tie_order[p[i]]))
-        seen = place < k
-        rows[q[seen], place[seen]] = p[seen]
-    return rows
-
-
-def _occurrence(sorted_values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number equal neighbours from 0."""
-    first = np.searchsorted(sorted_values, sorted_values)
-    return np.arange(len(sorted_values), dtype=np.int64) - first
-
-
-def _judgements_of(judged: _Judgements, block: slice) -> _Judgements:
-    """Cut out the judgements of a block of questions."""
-    low, high = np.searchsorted(judged.keys, [block.start * judged.n_passages, block.stop * judged.n_passages])
-    return _Judgements(
-        judged.n_passages,
-        judged.keys[low:high] - block.start * judged.n_passages,
-        judged.grades[low:high],
-        judged.relevant[block],
-        judged.ideal[block],
-    )

@@ -100,7 +100,7 @@ def group_means(values: Mapping[str, float], *, groups: Mapping[str, str]) -> di
 
 
 def macro_mean(values: Mapping[str, float], *, groups: Mapping[str, str]) -> float:
-    """Average the group means without weights, as XOR-TyDi, Tatoeba and Mewsli-X do; NaN without questions."""
+    """Average the group means without weights, as XOR-TyDi and Tatoeba do; NaN without questions."""
     return mean(group_means(values, groups=groups))
 
 
@@ -155,16 +155,6 @@ def write_run(path: str | Path, run: Run, *, tag: str) -> None:
         f"{_word(qid)} Q0 {_word(docid)} {rank} {score!r} {_word(tag)}\n"
         for qid in sorted(run)
         for rank, (docid, score) in enumerate(ranked(run[qid]), start=1)
-    )
-    _write(Path(path), lines)
-
-
-def write_qrels(path: str | Path, qrels: Qrels) -> None:
-    """Write TREC qrels, sorted by question and passage. DataError for ids that hold white space."""
-    lines = (
-        f"{_word(qid)} 0 {_word(docid)} {grade}\n"
-        for qid in sorted(qrels)
-        for docid, grade in sorted(qrels[qid].items())
     )
     _write(Path(path), lines)
 

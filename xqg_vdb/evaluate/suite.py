@@ -255,7 +255,7 @@ def preset(
     what is known of `dataset`.
     """
     if several_languages is None:
-        several_languages = dataset.startswith("xquad-r") or dataset in ("mlqa-r", "mewsli-x")
+        several_languages = dataset.startswith("xquad-r") or dataset == "mlqa-r"
     systems = [System("plain", encoder, calibration=0.0), System("calibrated", encoder, means="bank")]
     comparisons = [Comparison("plain", ("calibrated",))]
     gain = "gains."

@@ -15,9 +15,7 @@ from pathlib import Path
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.evaluate.datasets.beir import read_beir
-from xqg_vdb.evaluate.datasets.mewsli_x import read_mewsli_x
 from xqg_vdb.evaluate.datasets.miracl import read_miracl, read_mr_tydi
-from xqg_vdb.evaluate.datasets.mkqa import read_mkqa
 from xqg_vdb.evaluate.datasets.parallel import XTREME_R, read_bucc, read_ntrex, read_tatoeba
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, with_corpus_notes
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_tydi
@@ -33,9 +31,7 @@ DATASETS: dict[str, Callable[..., RetrievalTask]] = {
     "beir": read_beir,
     "bucc2018": partial(read_bucc, split="test"),
     "bucc2018-dev": read_bucc,
-    "mewsli-x": read_mewsli_x,
     "miracl": read_miracl,
-    "mkqa": read_mkqa,
     "mlqa-r": partial(read_lareqa, name="mlqa-r"),
     "mr-tydi": read_mr_tydi,
     "ntrex": read_ntrex,

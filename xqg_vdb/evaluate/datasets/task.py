@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +37,7 @@ class RetrievalTask:
     `metrics.parse_metrics`, or `R@2kt`, `R@5kt` (`answer_recall`), or `F1` (`bitext`).
     groups: question id -> what results are broken down by: the language (`und` without one) unless given.
     average: the publisher's headline is the mean over `queries`, or over `groups` (macro).
-    pooled: every group has its own pool, `Passage.meta["pool"]`; see `pools`.
+    pooled: every group has its own pool, `Passage.meta["pool"]`.
     ignored: ids of sentences that are searched but whose pairs do not count (BUCC).
     notes: counts for the report, such as rows skipped and why.
     topics: question id -> a name that it shares with its translations and with questions of the same passage, where
@@ -63,20 +62,6 @@ class RetrievalTask:
     def __post_init__(self) -> None:
         if not self.groups:
             object.__setattr__(self, "groups", {query.id: query.lang or UNKNOWN_LANGUAGE for query in self.queries})
-
-    def pools(self) -> Iterator[RetrievalTask]:
-        """Yield the task itself, or, when pooled, one task per group, which searches that group's passages only."""
-        if not self.pooled:
-            yield self
-            return
-        for group in sorted(set(self.groups.values())):
-            passages = self.passages
-            part = passages.pool(group) if isinstance(passages, CorpusFiles) else Reread(partial(self._pool, group))
-            inside = {qid for qid, name in self.groups.items() if name == group}
-            yield replace(self.narrowed(inside), name=f"{self.name}/{group}", passages=part, pooled=False)
-
-    def _pool(self, group: str) -> Iterator[Passage]:
-        return (passage for passage in self.passages if passage.meta[POOL] == group)
 
     def narrowed(self, kept: Iterable[str]) -> RetrievalTask:
         """The task with these questions only, in its own order; all passages stay."""
@@ -128,16 +113,6 @@ def _least_asked(heap: list[tuple[int, int, str]], clusters: Mapping[str, str], 
             return qid
         heappush(heap, (asked[clusters[qid]], order, qid))
     return None
-
-
-class Reread:
-    """An iterable that calls `read` each time it is iterated, so that large corpora never lie in memory."""
-
-    def __init__(self, read: Callable[[], Iterable[Passage]]) -> None:
-        self._read = read
-
-    def __iter__(self) -> Iterator[Passage]:
-        return iter(self._read())
 
 
 def find_file(data_dir: Path, *names: str, source: str) -> Path:
@@ -227,10 +202,6 @@ class CorpusFiles:
     def __init__(self, files: Mapping[str, Sequence[Path]], *, lang: str = UNKNOWN_LANGUAGE) -> None:
         self._files, self._lang = dict(files), lang
         self.skipped: list[tuple[str, str]] = []
-
-    def pool(self, name: str) -> CorpusFiles:
-        """The files of one pool."""
-        return CorpusFiles({name: self._files[name]})
 
     def __iter__(self) -> Iterator[Passage]:
         self.skipped = []
