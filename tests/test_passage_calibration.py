@@ -28,7 +28,7 @@ from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import same_build
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.tune.tune import labelled
+from xqg_vdb.tune.data import labelled
 from xqg_vdb.types import Card, Recipe
 
 DIM = 16

@@ -20,7 +20,8 @@ from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.tune.audit import audit
-from xqg_vdb.tune.tune import NO_HELP, _split, choose, hash_order, labelled, tune
+from xqg_vdb.tune.data import hash_order, labelled
+from xqg_vdb.tune.tune import NO_HELP, _split, choose, tune
 from xqg_vdb.types import Question, Search
 
 (R1,) = parse_metrics(["R@1"])
