@@ -8,18 +8,16 @@ import math
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from benchmark_data import FOLDER, needs
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize
 from xqg_vdb.evaluate.cells import check_metrics
 from xqg_vdb.evaluate.datasets import DATASETS, data_folder, load_task
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.evaluate.datasets.beir import read_beir
 from xqg_vdb.evaluate.datasets.miracl import read_miracl, read_mr_tydi
-from xqg_vdb.evaluate.datasets.parallel import read_bucc, read_ntrex, read_tatoeba
+from xqg_vdb.evaluate.datasets.parallel import read_ntrex, read_tatoeba
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_questions
 from xqg_vdb.evaluate.datasets.xquad import read_lareqa, read_squad, read_xquad
@@ -220,7 +218,7 @@ def test_xor_tydi_real_questions():
     assert sum(all(a in ("yes", "no") for a in golds) for golds in answers.values()) == 182
 
 
-# ---------------------------------------------------------------- Tatoeba, BUCC
+# ---------------------------------------------------------------- Tatoeba, NTREX
 
 
 def test_tatoeba_both_directions(tmp_path):
@@ -288,31 +286,6 @@ def test_ntrex_counts():
     task = load_task("ntrex", FOLDER)
     assert set(Counter(task.groups.values()).values()) == {1997}
     assert (len(set(task.groups.values())), len({q.lang for q in task.queries})) == (124, 117)
-
-
-def test_bucc_from_files_to_f1(tmp_path):
-    folder = tmp_path / "bucc2018/de-en"  # as BUCC ships it; XTREME calls sample dev
-    write(folder / "de-en.sample.de", "de-1\tEins.\nde-2\tZwei.\nde-3\tDoppelt.\nde-4\tDoppelt.\n")
-    write(folder / "de-en.sample.en", "en-1\tOne.\nen-2\tTwo.\nen-3\tTwice.\n")
-    write(folder / "de-en.sample.gold", "de-1\ten-1\nde-4\ten-3\n")
-    task = read_bucc(tmp_path, langs=["de"])
-    consistent(task)
-    assert [q.id for q in task.queries] == ["de-1", "de-2", "de-3"]
-    assert task.ignored == {"de-3"}
-    assert task.qrels == {"de-1": {"de/en-1": 1}, "de-4": {"de/en-3": 1}}
-    assert task.notes == {"gold pairs de": 2}
-    vectors = np.eye(3, dtype=np.float32)
-    ids = dict(source_ids=[q.id for q in task.queries], target_ids=[p.id for p in task.passages])
-    pairs = bucc_mine(vectors, vectors, **ids, ignored=task.ignored, k=1)
-    assert set(pairs) == {("de-1", "de/en-1"), ("de-2", "de/en-2")}
-    gold = {(qid, docid) for qid, found in task.qrels.items() for docid in found}
-    _, precision, recall = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold))
-    assert (precision, recall) == (1 / 2, 1 / 2)  # equal scores; the repeated sentence's pair is lost
-    with pytest.raises(DataError, match=r"bucc2018/\{lang\}-en.test.\{lang\} \(or bucc2018/"):
-        load_task("bucc2018", tmp_path)
-    write(tmp_path / "bucc2018/de-en.test.de", "de-1\tEins.\n")  # XTREME's layout, where test has no gold
-    write(tmp_path / "bucc2018/de-en.test.en", "en-1\tOne.\n")
-    assert read_bucc(tmp_path, split="test", langs=["de"]).notes == {"gold pairs de": "no gold file"}
 
 
 # ---------------------------------------------------------------- MIRACL, Mr. TyDi, BEIR

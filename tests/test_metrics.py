@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.matrix import as_run, best_columns, id_order, judge, per_query, per_row, row_blocks, search_rows
-from xqg_vdb.evaluate.metrics import Metric, group_means, macro_mean, mean, parse_metrics, ranked
+from xqg_vdb.evaluate.metrics import Metric, group_means, macro_mean, mean, nearest_f1, parse_metrics, ranked
 
 ir_measures = pytest.importorskip("ir_measures", reason="needs the extra dev")
 
@@ -206,3 +206,19 @@ def test_row_blocks_cover_every_row_once(monkeypatch):
     queries, passages = np.eye(7, 4, dtype=np.float32), np.ones((3, 4), dtype=np.float32)
     rows, scores = search_rows(queries, passages, k=2)
     assert rows.tolist() == [[0, 1]] * 7 and scores.shape == (7, 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_f1_of_nearest_sentences_is_the_weighted_f1_of_classes(nearest):
+    """The twin counts true and false positives class by class, one gold sentence a question."""
+    n = len(nearest)
+    scores = []
+    for wanted in range(n):
+        hits = nearest[wanted] == wanted
+        precision = hits / nearest.count(wanted) if wanted in nearest else 0.0
+        scores.append(2 * precision * hits / (precision + hits) if hits else 0.0)
+    run = {f"q{i}": [(f"p{place}", 1.0), ("z", 0.5)] for i, place in enumerate(nearest)}
+    found = nearest_f1(run, {f"q{i}": {f"p{i}": 1} for i in range(n)})
+    assert sum(found.values()) / n == pytest.approx(sum(scores) / n)
+    assert nearest_f1({}, {"q": {"p": 1}}) == {"q": 0.0}

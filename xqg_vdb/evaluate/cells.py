@@ -19,11 +19,10 @@ import numpy as np
 import orjson
 
 from xqg_vdb.errors import CorruptError, DataError
-from xqg_vdb.evaluate.bitext import bucc_f1, bucc_mine, bucc_optimize, nearest_f1
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask
 from xqg_vdb.evaluate.matrix import as_run, id_order, per_query, search_rows
 from xqg_vdb.evaluate.methods import Spent
-from xqg_vdb.evaluate.metrics import Run, answer_recall, parse_metrics, ranked, word_tokenizer
+from xqg_vdb.evaluate.metrics import Run, answer_recall, nearest_f1, parse_metrics, ranked, word_tokenizer
 from xqg_vdb.evaluate.mixed import WHOLE, measure_mixed, mixed_depth, whole_average_precision
 from xqg_vdb.evaluate.systems import Placed
 from xqg_vdb.files import write_atomic
@@ -31,7 +30,7 @@ from xqg_vdb.progress import windows
 from xqg_vdb.store.layout import DEPTH, TEXT_DENSE, TEXT_SPARSE, Digest, fuse_ranks
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, PointBatch, Search, Vectors, VectorStore
 
-BITEXT, NEAREST = "F1", "F1@1"
+NEAREST = "F1@1"
 SHARE_DEPTH = 20
 _ANSWERS = re.compile(r"R@(\d+)kt( strict)?")
 _DEPTH_FOR_ANSWERS = 100
@@ -239,7 +238,7 @@ def _kind(metric: str) -> Literal["ranking", "answers", "mixed", "other"]:
     """Who computes it."""
     if _ANSWERS.fullmatch(metric):
         return "answers"
-    if metric in (BITEXT, WHOLE, NEAREST):
+    if metric in (WHOLE, NEAREST):
         return "other"
     return "ranking" if mixed_depth(metric) is None else "mixed"
 
@@ -272,8 +271,8 @@ def judge_run(
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Each metric's value per question, and the tokeniser of the answer recall ("" without one).
 
-    For `F1` (bitext mining) the "questions" are the groups: mining has one number a language pair. by_vectors: the run
-    is what the vectors alone give; else there is no whole ranking, and mAP without a cut-off is left out.
+    by_vectors: the run is what the vectors alone give; else there is no whole ranking, and mAP without a cut-off is
+    left out.
     """
     names = [name for name in metrics if _kind(name) == "ranking"]
     ranking = per_query(run, task.qrels, metrics=parse_metrics(names)) if names else {}
@@ -282,8 +281,6 @@ def judge_run(
     for name in metrics:
         if match := _ANSWERS.fullmatch(name):
             values[name], tokenizer = _answered(task, passages, run, budget=1000 * int(match[1]), strict=bool(match[2]))
-        elif name == BITEXT:
-            values[name] = _mined(task, passages, placed)
         elif name == NEAREST:
             values[name] = nearest_f1(run, task.qrels)
         elif name == WHOLE and by_vectors and not task.pooled:
@@ -301,19 +298,3 @@ def _answered(
     name, tokenize = word_tokenizer()
     hits = answer_recall(rankings, answers=task.answers or {}, budget=budget, strict=strict, tokenize=tokenize)
     return hits, name
-
-
-def _mined(task: RetrievalTask, passages: Sequence[Passage], placed: Placed) -> dict[str, float]:
-    """F1 per language pair; the threshold is the best one on the same gold, as in XTREME's script on its dev split."""
-    values: dict[str, float] = {}
-    for group in sorted(set(task.groups.values())):
-        asked = [row for row, query in enumerate(task.queries) if task.groups[query.id] == group]
-        inside = [row for row, p in enumerate(passages) if not task.pooled or p.meta[POOL] == group]
-        source_ids, target_ids = [task.queries[row].id for row in asked], [passages[row].id for row in inside]
-        pairs = bucc_mine(
-            placed.questions[asked], placed.passages[inside], source_ids=source_ids, target_ids=target_ids,
-            ignored=task.ignored,
-        )  # fmt: skip
-        gold = [(qid, docid) for qid in source_ids for docid in task.qrels.get(qid, {})]
-        values[group] = bucc_f1(pairs, gold, threshold=bucc_optimize(pairs, gold))[0]
-    return values

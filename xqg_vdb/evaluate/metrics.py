@@ -1,7 +1,7 @@
 """Ranking metrics by name, their means, and the one tie rule; TREC files.
 
-`matrix.py` computes ranking metrics, `bitext.py` and `mixed.py` what cannot be read off a ranking alone; answer recall,
-which reads texts, stands at the end.
+`matrix.py` computes ranking metrics, `mixed.py` what cannot be read off a ranking alone; answer recall, which reads
+texts, stands at the end.
 One tie rule everywhere: higher score first, equal scores by ascending id, as strings (`ranked`). A question without a
 ranking scores 0 and stays in the mean.
 """
@@ -138,6 +138,18 @@ def headline(values: Mapping[str, float], *, groups: Mapping[str, str], average:
 def asked_passage(grades: Mapping[str, int]) -> str | None:
     """Name the passage that a question asks for: the first relevant one, None without."""
     return min((docid for docid, grade in grades.items() if grade > 0), default=None)
+
+
+def nearest_f1(run: Run, qrels: Qrels) -> dict[str, float]:
+    """Question id -> its part of the F1 of MTEB's bitext mining, whose mean over a language is that F1 (`F1@1`).
+
+    MTEB takes every sentence of the pool for a class, asks for the nearest sentence, and averages the classes' F1 (the
+    weighted F1 of scikit-learn): 0 where another sentence is nearer, else 2 / (1 + the questions it is nearest to).
+    """
+    nearest = {qid: ranked(run[qid])[0][0] for qid in qrels if run.get(qid)}
+    times = Counter(nearest.values())
+    right = {qid for qid, docid in nearest.items() if qrels[qid].get(docid, 0) > 0}
+    return {qid: 2 / (1 + times[nearest[qid]]) if qid in right else 0.0 for qid in qrels}
 
 
 # TREC run and qrels files and tab-separated topics: what other evaluation tools exchange.

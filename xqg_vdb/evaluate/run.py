@@ -19,7 +19,7 @@ from typing import Any
 
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.cells import BITEXT, SHARE_DEPTH, Cell, check_metrics, run_cell
+from xqg_vdb.evaluate.cells import SHARE_DEPTH, Cell, check_metrics, run_cell
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.metrics import counted, group_means, headline, macro_mean, ranked, read_run
 from xqg_vdb.evaluate.questions import changes, question_rows, write_questions
@@ -182,12 +182,11 @@ def _run_file(bench: Workbench, dataset: str, system: str) -> Path:
 
 
 def _write_questions(bench: Workbench, cells: Cells) -> list[dict[str, str]]:
-    """What became of every question, which is returned, too; bitext mining has none."""
+    """What became of every question, which is returned, too."""
     names = list(dict.fromkeys(name for _, name in cells))
     rows = [
         row
         for dataset in bench.suite.datasets
-        if BITEXT not in bench.metrics(dataset)
         for row in question_rows(
             dataset, bench.task(dataset), {name: cells[dataset, name].values for name in names},
             {name: {
@@ -220,22 +219,15 @@ def _results(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Result]
         task = bench.task(dataset)
         clusters = task.clusters()
         for metric, values in cell.values.items():
-            groups = _groups_of(metric, values, task)
-            parts = {"": counted(values, groups=groups, average=task.average)}
-            parts |= {
-                name: {qid: name for qid in values if groups[qid] == name} for name in sorted(set(groups.values()))
-            }
+            parts = {"": counted(values, groups=task.groups, average=task.average)}
+            for name in sorted({task.groups[qid] for qid in values}):
+                parts[name] = {qid: name for qid in values if task.groups[qid] == name}
             means = {}
             for name, part in parts.items():
                 chosen = {qid: values[qid] for qid in part}
                 interval = mean_interval(chosen, groups=part, clusters=clusters, resamples=resamples)
                 means[name] = Value(len(chosen), macro_mean(chosen, groups=part), interval)
             yield Result(dataset, system, metric, means.pop(""), means, cell.seconds, cell.cost)
-
-
-def _groups_of(metric: str, values: Mapping[str, float], task: RetrievalTask) -> Mapping[str, str]:
-    """What the questions of a metric are broken down by."""
-    return {qid: qid if metric == BITEXT else task.groups[qid] for qid in values}
 
 
 def _comparisons(bench: Workbench, cells: Cells, rows: Sequence[dict[str, str]], resamples: int) -> Iterator[Compared]:
@@ -254,9 +246,8 @@ def _comparisons(bench: Workbench, cells: Cells, rows: Sequence[dict[str, str]],
             continue
         task = bench.task(dataset)
         tested = compare_groups(
-            before, after, groups=_groups_of(metric, before, task), clusters=task.clusters(), average=task.average,
-            resamples=resamples,
-        )  # fmt: skip
+            before, after, groups=task.groups, clusters=task.clusters(), average=task.average, resamples=resamples
+        )
         first = metric == bench.metrics(dataset)[0]
         of = {row["question"]: row for row in rows if first and row["dataset"] == dataset}
         won, lost = changes(of, of, (f"{baseline} | {metric}", f"{system} | {metric}"))
@@ -280,9 +271,8 @@ def _sweep(bench: Workbench, plan: SweepPlan, dataset: str) -> Sweep:
         bench.progress(f"{dataset}: {plan.parameter} of {system.name}", len(points), None)
         cell, _ = run_cell(task, passages, bench.placed(variant, dataset), metrics=[metric], depth=1)
         values = cell.values[metric]
-        groups = _groups_of(metric, values, task)
-        value = headline(values, groups=groups, average=task.average)
-        points.append(Point(x, value, group_means(values, groups=groups)))
+        value = headline(values, groups=task.groups, average=task.average)
+        points.append(Point(x, value, group_means(values, groups=task.groups)))
     return Sweep(dataset, metric, system.name, plan.parameter, points)
 
 

@@ -20,7 +20,7 @@ import orjson
 
 from xqg_vdb.calibration import PRIOR, LanguageMeans, TextEncoder
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.cells import BITEXT, Cell, load_cell, run_cell
+from xqg_vdb.evaluate.cells import Cell, load_cell, run_cell
 from xqg_vdb.evaluate.datasets import load_task
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, sampled_questions
 from xqg_vdb.evaluate.methods import Generators
@@ -211,10 +211,6 @@ class Workbench:
             raise DataError(f"system {system.name!r}: hybrid needs search = 'exact' or 'graph'.")
         if system.csls and store is not None:
             raise DataError(f"system {system.name!r}: csls is no dot product of vectors: search = 'memory'.")
-        if methods.rerank and BITEXT in self.metrics(dataset):
-            raise DataError(
-                f"system {system.name!r}: {BITEXT} compares vectors, so rerank cannot change it; leave it out."
-            )
         asked: Sequence[Question] = material.task.queries
         if methods.expand or methods.rerank:
             langs = question_languages(system, material)

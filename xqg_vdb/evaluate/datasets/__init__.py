@@ -16,7 +16,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.evaluate.datasets.beir import read_beir
 from xqg_vdb.evaluate.datasets.miracl import read_miracl, read_mr_tydi
-from xqg_vdb.evaluate.datasets.parallel import XTREME_R, read_bucc, read_ntrex, read_tatoeba
+from xqg_vdb.evaluate.datasets.parallel import XTREME_R, read_ntrex, read_tatoeba
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, with_corpus_notes
 from xqg_vdb.evaluate.datasets.xor_tydi import read_xor_tydi
 from xqg_vdb.evaluate.datasets.xquad import read_lareqa, read_xquad, read_xquad_pool
@@ -29,8 +29,6 @@ DATASETS: dict[str, Callable[..., RetrievalTask]] = {
     "afriqa-english": partial(read_afriqa, translated=True),
     "afriqa-train": partial(read_afriqa, split="train"),
     "beir": read_beir,
-    "bucc2018": partial(read_bucc, split="test"),
-    "bucc2018-dev": read_bucc,
     "miracl": read_miracl,
     "mlqa-r": partial(read_lareqa, name="mlqa-r"),
     "mr-tydi": read_mr_tydi,

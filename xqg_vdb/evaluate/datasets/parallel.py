@@ -1,4 +1,4 @@
-"""Translations found among sentences: Tatoeba, NTREX-128 and BUCC 2018. Each language is a pool of its own.
+"""Translations found among sentences: Tatoeba and NTREX-128. Each language is a pool of its own.
 
 Tatoeba (36 languages of XTREME, 41 of XTREME-R, or all of a folder): `tatoeba/tatoeba.{xxx}-eng.{xxx|eng}` of
 facebookresearch/LASER, line i of one file translates line i of the other; up to 1,000 pairs a language. Accuracy per
@@ -6,10 +6,6 @@ language, mean over languages; XTREME searches the foreign file with the English
 
 NTREX (Federmann et al. 2022): 1,997 sentences of news in 124 languages and varieties besides English, the same in all:
 `newstest2019-ref.{lang}.txt` and `newstest2019-src.eng.txt`. F1 as MTEB computes it, and accuracy, both directions.
-
-BUCC (Zweigenbaum et al.): find the sentences of two monolingual corpora that translate each other. Lines
-`id<TAB>sentence` in `bucc2018/{xx}-en.{dev|test}.{xx|en}`, XTREME's names for BUCC's `sample` and `training`, which are
-found too (`bucc2018/{xx}-en/{xx}-en.{sample|training}.{xx|en}`); gold `id<TAB>id` in `.gold`. Scored by `bitext.py`.
 """
 
 from __future__ import annotations
@@ -20,15 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, language_files, look_for
-from xqg_vdb.evaluate.metrics import read_pairs
+from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, language_files
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import open_lines
 from xqg_vdb.types import Passage, Question
 
 _TATOEBA = "https://github.com/facebookresearch/LASER (data/tatoeba/v1)"
 _NTREX = "https://github.com/MicrosoftTranslator/NTREX (NTREX-128)"
-_BUCC = "https://comparable.limsi.fr/bucc2018/bucc2018-task.html"
 
 XTREME = {
     "af": "afr", "ar": "ara", "bg": "bul", "bn": "ben", "de": "deu", "el": "ell", "es": "spa", "et": "est", "eu": "eus",
@@ -112,53 +106,3 @@ def _translations(
         groups={q.id: str(p.meta[POOL]) for q, p in zip(queries, passages, strict=True)},
         pooled=True,
     )
-
-
-def read_bucc(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | None = None) -> RetrievalTask:
-    """Read both sides of the languages that are there; a sentence that its file repeats is kept under its first id.
-
-    Foreign sentences ask, English ones are the pool. Repeated ones are searched, but their pairs do not count
-    (`ignored`), as in XTREME, while gold pairs with them stay in the denominator. Without a `.gold` file (XTREME
-    deletes that of test) qrels are empty and `notes` says so.
-    Raises DataError when a sentence file is missing or malformed.
-    """
-    passages: list[Passage] = []
-    queries: list[Question] = []
-    qrels: dict[str, dict[str, int]] = {}
-    ignored: set[str] = set()
-    notes: dict[str, int | str] = {}
-    for lang, _ in language_files(data_dir, *_bucc_names("{lang}", split, "{lang}"), langs=langs, source=_BUCC):
-        (foreign, repeated), (english, repeated_english) = (
-            _distinct(find_file(data_dir, *_bucc_names(lang, split, side), source=_BUCC)) for side in (lang, "en")
-        )
-        queries += [Question(docid, text, lang) for text, docid in foreign.items()]
-        passages += [Passage(f"{lang}/{docid}", text, lang="en", meta={POOL: lang}) for text, docid in english.items()]
-        ignored |= repeated | {f"{lang}/{docid}" for docid in repeated_english}
-        file = look_for(data_dir, *_bucc_names(lang, split, "gold"))
-        gold = [] if file is None else read_pairs(file)
-        for foreign_id, english_id in gold:
-            qrels.setdefault(foreign_id, {})[f"{lang}/{english_id}"] = 1
-        notes[f"gold pairs {lang}"] = "no gold file" if file is None else len(gold)
-    return RetrievalTask(
-        name=f"bucc2018-{split}",
-        passages=passages,
-        queries=tuple(queries),
-        qrels=qrels,
-        metrics=("F1",),
-        pooled=True,
-        ignored=frozenset(ignored),
-        notes=notes,
-    )
-
-
-def _distinct(path: Path) -> tuple[dict[str, str], set[str]]:
-    """Each sentence with its first id, and which of those ids stand for several lines."""
-    first: dict[str, str] = {}
-    repeated = {first[text] for docid, text in read_pairs(path) if first.setdefault(text, docid) != docid}
-    return first, repeated
-
-
-def _bucc_names(lang: str, split: str, side: str) -> list[str]:
-    theirs = {"dev": "sample", "test": "training"}.get(split, split)
-    names = [f"{lang}-en.{split}.{side}", f"{lang}-en.{theirs}.{side}", f"{lang}-en/{lang}-en.{theirs}.{side}"]
-    return [f"bucc2018/{name}" for name in names]

@@ -34,11 +34,10 @@ class RetrievalTask:
     name: as in reports, with the variant. passages: may be iterated again and again; a list when they fit in memory.
     queries: with language. qrels: question id -> passage id -> grade; empty for tasks judged by answer strings.
     answers: question id -> gold answer strings, or None. metrics: in the publisher's convention: names for
-    `metrics.parse_metrics`, or `R@2kt`, `R@5kt` (`answer_recall`), or `F1` (`bitext`).
+    `metrics.parse_metrics`, or `R@2kt`, `R@5kt` (`answer_recall`), or `F1@1` (`nearest_f1`).
     groups: question id -> what results are broken down by: the language (`und` without one) unless given.
     average: the publisher's headline is the mean over `queries`, or over `groups` (macro).
     pooled: every group has its own pool, `Passage.meta["pool"]`.
-    ignored: ids of sentences that are searched but whose pairs do not count (BUCC).
     notes: counts for the report, such as rows skipped and why.
     topics: question id -> a name that it shares with its translations and with questions of the same passage, where
     the relevant passages alone do not tell; see `clusters`.
@@ -54,7 +53,6 @@ class RetrievalTask:
     answers: Mapping[str, tuple[str, ...]] | None = None
     average: Average = "groups"
     pooled: bool = False
-    ignored: frozenset[str] = frozenset()
     notes: Mapping[str, int | str] = field(default_factory=dict)
     topics: Mapping[str, str] = field(default_factory=dict)
     not_itself: bool = False
