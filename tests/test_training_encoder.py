@@ -14,7 +14,7 @@ from xqg_vdb.export.encoder import Overrides, export_encoder
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, mine_negatives, pair_batch, train_encoder
-from xqg_vdb.train.pairs import TrainingPair, content_key, read_pairs
+from xqg_vdb.train.pairs import TrainingPair, content_key, hybrid, read_pairs
 from xqg_vdb.train.run import Schedule
 from xqg_vdb.types import Passage
 
@@ -42,6 +42,17 @@ def batch_of(folder, pairs, *, negatives=0, ignore_copies=True):
     spec = EncoderSpec(32, "mean", normalize=True, query_prefix="q: ", passage_prefix="p: ")
     settings = EncoderSettings(query_tokens=32, passage_tokens=64, negatives=negatives, ignore_copies=ignore_copies)
     return pair_batch(pairs, tokenizer=AutoTokenizer.from_pretrained(folder), spec=spec, settings=settings)
+
+
+def test_a_passage_in_another_language_is_no_negative(bert):
+    pairs = hybrid(
+        replace(pair, id=pair.id[0], positive=replace(pair.positive, title=pair.lang)) for pair in twenty_pairs()[:6]
+    )
+    same = batch_of(bert, pairs)["same"]
+    for i, pair in enumerate(pairs):
+        for j, other in enumerate(pairs):
+            assert bool(same[i, j]) == (i != j and content_key(other.positive) in pair.copies)
+    assert not batch_of(bert, pairs, ignore_copies=False)["same"].any()
 
 
 @pytest.mark.parametrize(("pooling", "normalize", "temperature"), [("mean", True, 0.05), ("cls", False, 1.0)])

@@ -1,5 +1,8 @@
 """Pairs: every format read alike, dirt counted and named, leaks found, translations and selections."""
 
+import json
+from dataclasses import replace
+
 import orjson
 import pytest
 from benchmark_data import FOLDER, needs
@@ -12,6 +15,7 @@ from xqg_vdb.train.pairs import (
     TrainingPair,
     content_key,
     describe_pairs,
+    hybrid,
     leakage,
     read_pairs,
     translated,
@@ -172,6 +176,32 @@ def test_translations_and_selection(tmp_path):
     with pytest.raises(DataError, match="No training pair is left"):
         Sources(pairs=(str(train),), question_langs=("fi",)).read(told.append)
     assert describe_pairs(pairs) == describe_pairs(twenty_pairs()) != describe_pairs(pairs[::-1])
+
+
+def test_hybrid_pairs_of_files_that_share_ids(tmp_path):
+    """LAReQA's way: a question with the passage in its language (XX) and with one of another (XY), in turn."""
+    names = []
+    for lang in ("de", "en", "sw"):
+        paragraph = {"context": f"{lang} text", "lang": lang}
+        paragraph["qas"] = [{"id": str(i), "question": f"{lang} {i}?"} for i in range(2)]
+        if lang == "de":
+            paragraph["qas"].append({"id": "alone", "question": "Nur hier?"})
+        (tmp_path / f"{lang}.json").write_text(json.dumps({"data": [{"title": "", "paragraphs": [paragraph]}]}))
+        names.append(str(tmp_path / f"{lang}.json"))
+    told = []
+    train, _ = Sources(pairs=tuple(names), hybrid=True).read(told.append)
+    assert [(p.query, p.positive.text) for p in train] == [
+        ("de 0?", "de text"), ("de 0?", "en text"), ("en 0?", "en text"), ("en 0?", "sw text"),
+        ("sw 0?", "sw text"), ("sw 0?", "de text"),
+        ("de 1?", "de text"), ("de 1?", "sw text"), ("en 1?", "en text"), ("en 1?", "de text"),
+        ("sw 1?", "sw text"), ("sw 1?", "en text"),
+        ("Nur hier?", "de text"),
+    ]  # fmt: skip
+    assert told == ["6 questions also with their passage in another language"]
+    assert len({p.id for p in train if p.query.startswith("de")}) == 4
+    assert train[0].copies == {content_key(p.positive) for p in train}
+    plain, _ = Sources(pairs=tuple(names)).read(told.append)
+    assert hybrid(plain[6:]) == [replace(pair, copies=frozenset({content_key(pair.positive)})) for pair in plain[6:]]
 
 
 @needs("afriqa")

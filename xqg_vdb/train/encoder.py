@@ -68,7 +68,8 @@ def pair_batch(pairs: _Pairs, *, tokenizer: Any, spec: EncoderSpec, settings: En
     """Pairs as a batch of a dual encoder: fewer negatives where a pair has fewer.
 
     queries, passages: tokens. targets: int64 (n,), rows of the positives. same: bool (n, m), further copies of a
-    question's positive, which are no negatives if `settings.ignore_copies`; the paper's code does not look.
+    question's positive, also in other languages, which are no negatives if `settings.ignore_copies`; the paper's code
+    does not look.
     """
     import torch
 
@@ -82,8 +83,11 @@ def pair_batch(pairs: _Pairs, *, tokenizer: Any, spec: EncoderSpec, settings: En
         passages += [pair.positive, *negatives]
     keys = [content_key(passage) for passage in passages]
     same = [
-        [settings.ignore_copies and key == keys[target] and i != target for i, key in enumerate(keys)]
-        for target in targets
+        [
+            settings.ignore_copies and i != target and (key == keys[target] or key in pair.copies)
+            for i, key in enumerate(keys)
+        ]
+        for pair, target in zip(pairs, targets, strict=True)
     ]
 
     def tokens(texts: list[str], length: int) -> dict[str, Any]:
@@ -189,7 +193,7 @@ def mine_negatives(
     answers: dict[str, set[str]] = {}
     for pair in pairs:
         answers.setdefault(pair.query, set()).add(content_key(pair.positive))
-    taken = [answers[pair.query] | {content_key(passage) for passage in pair.negatives} for pair in pairs]
+    taken = [answers[pair.query] | pair.copies | {content_key(passage) for passage in pair.negatives} for pair in pairs]
     rows, _ = search_rows(*encode(pairs), k=count + skip + max(map(len, taken)), tie_order=id_order(keys))
     mined = []
     for pair, others, ranked in zip(pairs, taken, rows.tolist(), strict=True):

@@ -39,7 +39,7 @@ class TrainingPair:
     """One question and a passage that answers it.
 
     lang: the question's language, normalised. negatives: passages that do not answer it. translation: the question in
-    English, "" when nobody gave one.
+    English, "" when nobody gave one. copies: keys of the passage in other languages, which answer it too.
     """
 
     id: str
@@ -48,6 +48,7 @@ class TrainingPair:
     positive: Passage
     negatives: tuple[Passage, ...] = ()
     translation: str = ""
+    copies: frozenset[str] = frozenset()
 
 
 def content_key(passage: Passage) -> str:
@@ -94,6 +95,27 @@ def translated(pairs: Iterable[TrainingPair], *, also: bool = False) -> list[Tra
                 )
             )
     return english
+
+
+def hybrid(pairs: Iterable[TrainingPair]) -> list[TrainingPair]:
+    """Each pair, and where others have its id in other languages, its question with the passage of one of them as well.
+
+    So batches hold questions with passages in their own language and in others (XX and XY), for pools of several
+    languages; the other languages take turns. Pairs without such fellows stay as they are.
+    """
+    fellows: dict[str, list[TrainingPair]] = {}
+    for pair in pairs:
+        fellows.setdefault(pair.id, []).append(pair)
+    mixed = []
+    for turn, several in enumerate(fellows.values()):
+        copies = frozenset(content_key(pair.positive) for pair in several)
+        for place, pair in enumerate(several):
+            others = several[place + 1 :] + several[:place]
+            mixed.append(replace(pair, copies=copies))
+            if others:
+                other = others[turn % len(others)]
+                mixed.append(replace(pair, id=f"{pair.id}-{other.lang}", positive=other.positive, copies=copies))
+    return mixed
 
 
 def describe_pairs(pairs: Sequence[TrainingPair]) -> dict[str, Any]:
@@ -305,6 +327,9 @@ class Sources:
     pairs_lang: str | None = option(None, "Language of questions that name none  [default: detected]")
     question_langs: tuple[str, ...] = option((), "Question language; repeat it  [default: all]")
     english: Literal["no", "also", "only"] = option("no", "The questions' human English translations.")
+    hybrid: bool = option(
+        False, "Questions that several --pairs have by id are also trained with the passage in another language."
+    )
     drop_leaks: bool = option(False, "Leave out pairs whose passage or question is in --dev.")
     max_rejects: int = option(0, "Bad records to skip in each source  [default: 0]", least=0)
 
@@ -337,6 +362,9 @@ class Sources:
             train = kept
         if self.english != "no":
             train = translated(train, also=self.english == "also")
+        if self.hybrid:
+            before, train = len(train), hybrid(train)
+            say(f"{len(train) - before} questions also with their passage in another language")
         if not train:
             raise DataError("No training pair is left: check --pairs, --question-langs and --english.")
         return train, dev
