@@ -70,6 +70,11 @@ def test_the_words_of_a_question_find_their_passage(tmp_path, file, question, fi
         ("ёлка", "елка"),
         ("e\u034ft\ufe0f", "et"),
         ("𝟚𝟘②", "202"),
+        ("пʼять", "п'ять"),
+        ("oʻzbek", "o’zbek"),
+        ("Sony™", "sony"),
+        ("cœur", "coeur"),
+        ("٢٬٥٠٠", "2,500"),
         ("ﷺ", "صلى الله عليه وسلم"),
     ],
 )
