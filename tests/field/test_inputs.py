@@ -236,6 +236,16 @@ def test_questions_without_a_suffix(tmp_path):
     path.write_text('[{"id": "7"}]')
     with pytest.raises(DataError, match=r"name it by its kind: \.json"):
         read_questions(path)
+    for lines in ("1. Where?\n2. Who?", "7 Where?\n8 Who?\n9 Why?", "- Where?\n* Who?", "q1: Where?\nq2: Who?"):
+        path.write_text(lines)
+        with pytest.raises(DataError, match="is a list with numbers or marks; write a number, a tab"):
+            read_questions(path)
+    path.write_text("7 wonders\n8 planets\n100 meter record\n")
+    assert [q.text for q in read_questions(path)] == ["7 wonders", "8 planets", "100 meter record"]
+    path = tmp_path / "q.csv"
+    path.write_text("id;question\n1;Where?\n")
+    with pytest.raises(DataError, match="separate columns by commas, not semicolons"):
+        read_questions(path)
     path = tmp_path / "q.tsv"
     path.write_text("qid\tquery\n3\tWhere?\n")
     assert [(q.id, q.text) for q in read_questions(path)] == [("3", "Where?")]
@@ -344,13 +354,14 @@ def test_parquet_of_values_that_wrap_or_repeat(tmp_path):
         "long": pa.array([2**62], pa.duration("s")),
         "late": pa.array([2**62], pa.timestamp("us")),
         "twice": pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int64())),
+        "fields": pa.StructArray.from_arrays([pa.array([1]), pa.array([3])], names=["a", "a"]),
         "__index_level_0__": pa.array([0]),
         "t32": pa.array([3661], pa.time32("s")),
     }
     pq.write_table(pa.table({"id": ["1"], "text": ["w"], **columns}), tmp_path / "c.parquet")
     rejects = Rejects()
     assert read(tmp_path / "c.parquet", rejects) == [Passage("1", "w", meta={"t32": "01:01:01"})]
-    assert rejects.left_out.keys() == {"long", "late", "twice"}
+    assert rejects.left_out.keys() == {"long", "late", "twice", "fields"}
     raw = pa.table({"id": pa.array([b"\xff"], pa.binary()), "text": ["w"]})
     pq.write_table(raw, tmp_path / "c.parquet")
     with pytest.raises(DataError, match=r"no id .*column id was left out: bytes that are no text"):
@@ -452,6 +463,12 @@ def test_hostile_files_are_bounded(tmp_path):
     rejects = Rejects()
     assert len(read(path, rejects)) == 2
     assert rejects.counts() == {"read": 5_000_003, "accepted": 2, "duplicates": 0, "blank": 5_000_001, "rejected": 0}
+    path.write_text('{"id": "1", "text": "t", "m": [' + "1," * 5_000_000 + "1]}\n")
+    with pytest.raises(DataError, match=r"its fields take 10,000,\d+ bytes, more than 4,194,304 beside its texts"):
+        read(path)
+    write(path, {"id": "x" * 2_000_000, "text": "t"})
+    with pytest.raises(DataError, match=r"it takes 2,000,\d+ bytes, more than 1,044,480 can be stored"):
+        read(path)
     path = tmp_path / "c.tsv"
     path.write_bytes(b"id\ttext\n1\t" + b"\t" * 15_000_000 + b'"x"\n')
     with pytest.raises(DataError, match=r"c\.tsv line 2: more columns than 2"):

@@ -5,13 +5,14 @@ Memory grows by some 50 bytes a record (to know duplicates), never by texts. Wha
 
 from __future__ import annotations
 
+import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.resources import files
-from itertools import chain
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -51,6 +52,7 @@ _NO_CORPUS = ("queries", "query", "questions", "topics", "qrels")
 _MAX_PASSAGE_BYTES = (1 << 20) - 4096
 """As JSON; the store takes a MiB, and the languages of the queries come in beside it."""
 _ESCAPED = 6  # characters of JSON that one may take
+_LISTED = re.compile(rb"\s*(?:[qQ]?(\d{1,9})[.):]?|[-*#\xe2][\x80-\xbf]{0,2})\s+\S")
 _QUESTION_KEYS = ("text", "question", "query")
 _QUESTION_IDS = (*ID_KEYS, "qid", "query_id", "question_id")
 _Text = TypeVar("_Text", Passage, Question)
@@ -173,8 +175,21 @@ def _by_first_line(path: Path, rejects: Rejects) -> Rows:
         elif b"\t" in raw:
             yield from table_rows(lines, "\t", rejects, ids=_QUESTION_IDS, texts=_QUESTION_KEYS)
         else:
-            for source, text in parsed(lines, _plain_text, rejects):
+            heads = [first, *islice(sources, 2)]
+            if _is_list([source.raw for source in heads]):
+                raise DataError(
+                    f"{path} is a list with numbers or marks; write a number, a tab and the question a line."
+                )
+            for source, text in parsed(chain(heads, sources), _plain_text, rejects):
                 yield source, {"id": source.line, "text": text}
+
+
+def _is_list(lines: list[bytes]) -> bool:
+    """Whether lines begin with a mark each, or with numbers in order."""
+    found = [_LISTED.match(line) for line in lines]
+    numbers = [int(match[1]) for match in found if match and match[1]]
+    consecutive = numbers == list(range(numbers[0], numbers[0] + len(lines))) if numbers else False
+    return len(lines) > 1 and all(found) and (consecutive or not numbers)
 
 
 def _plain_text(raw: bytes) -> str:

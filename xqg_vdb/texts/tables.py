@@ -89,7 +89,8 @@ def _header(source: Source, mark: str, ids: tuple[str, ...], texts: tuple[str, .
         return []
     example = mark.join(("id", texts[0], "title")).replace("\t", "<TAB>")
     columns = [name[:40] for name in names[:5]]
-    raise DataError(f"{source.file} line {source.line}: expected a header such as {example}, found {columns}.")
+    hint = "; separate columns by commas, not semicolons" if mark == "," and ";" in names[0] else ""
+    raise DataError(f"{source.file} line {source.line}: expected a header such as {example}, found {columns}{hint}.")
 
 
 def _table_row(names: list[str], mark: str, raw: bytes) -> dict[str, Any]:
@@ -189,7 +190,10 @@ def _json_of(cell: Any) -> Any:
     if isinstance(cell, pa.ListScalar):
         return [_json_of(item) for item in cell.values]
     if isinstance(cell, pa.StructScalar):
-        return {str(name): _json_of(item) for name, item in cell.items() if item.is_valid}
+        fields = {str(name): _json_of(item) for name, item in cell.items() if item.is_valid}
+        if len(set(cell)) < len(cell):
+            raise BadRecord("a record with a field twice")
+        return fields
     if getattr(cell.type, "unit", "") == "ns":  # Python has no nanoseconds
         kinds = {pa.TimestampScalar: pa.timestamp, pa.DurationScalar: pa.duration, pa.Time64Scalar: pa.time64}
         zone = [cell.type.tz] if isinstance(cell, pa.TimestampScalar) else []
