@@ -112,6 +112,18 @@ def test_xquad_paragraphs_cross_lingual(tmp_path):
     assert task.answers["two_ar"] == ("Bbb",)
 
 
+def test_xquad_in_each_language_by_itself(tmp_path):
+    for lang in ("ar", "en", "ro"):
+        squad_file(tmp_path / f"xquad/xquad.{lang}.json", lang)
+    task = load_task("xquad-monolingual", tmp_path)
+    consistent(task)
+    assert task.pooled and set(task.groups.values()) == {"ar", "en", "ro"}
+    assert task.qrels["one_ro"] == {"ro-1": 1} and task.topics["one_ro"] == task.topics["one_ar"]
+    both = load_task("xquad-pool:ar-ro", tmp_path)
+    consistent(both)
+    assert not both.pooled and both.qrels["one_ro"] == {"ar-1": 1, "ro-1": 1}
+
+
 @needs("xquad-r")
 @needs("afriqa")
 def test_xquad_counts():

@@ -41,6 +41,7 @@ DATASETS: dict[str, Callable[..., RetrievalTask]] = {
     "xor-tydi": read_xor_tydi,
     "xquad": read_xquad,
     "xquad+afriqa": partial(read_xquad, distractors=True),
+    "xquad-monolingual": partial(read_xquad_pool, split="", monolingual=True),
     "xquad-pool": read_xquad_pool,
     "xquad-r": partial(read_lareqa, name="xquad-r"),
     "xquad-r-sentences": partial(read_lareqa, name="xquad-r", context=False),

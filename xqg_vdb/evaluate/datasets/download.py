@@ -19,7 +19,10 @@ from xqg_vdb.files import disk_errors, write_atomic
 from xqg_vdb.progress import Progress, silent
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-_NEEDS = {"xquad": ("xquad-r",), "xquad+afriqa": ("xquad-r", "afriqa")}
+_NEEDS = {
+    **dict.fromkeys(("xquad", "xquad-monolingual", "xquad-pool"), ("xquad-r",)),
+    "xquad+afriqa": ("xquad-r", "afriqa"),
+}
 """Datasets that are made from other datasets' files."""
 
 

@@ -7,7 +7,7 @@ removed; relevant is every candidate, in any language, whose sentence equals the
 answer begins, in the paragraph of that language. XTREME-R's mAP@20 averages over questions, not languages.
 
 `read_xquad`: a question in language X, the 240 English paragraphs, which are parallel in 11 languages. Not a published
-task: MTEB's XQuADRetrieval is monolingual.
+task. `read_xquad_pool`: paragraphs of several languages; each language by itself is MTEB's XQuADRetrieval.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import orjson
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa_passages
-from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_files
+from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, language_files
 from xqg_vdb.files import disk_errors
 from xqg_vdb.types import Passage, Question
 
@@ -142,26 +142,32 @@ def read_xquad(data_dir: Path, *, distractors: bool = False, langs: Sequence[str
     )
 
 
-def read_xquad_pool(data_dir: Path, *, split: str = "en-de-es") -> RetrievalTask:
+def read_xquad_pool(data_dir: Path, *, split: str = "en-de-es", monolingual: bool = False) -> RetrievalTask:
     """Read the 240 paragraphs of several languages as one pool, and the 1,190 questions of each.
 
-    split: the languages. Every copy of a question's paragraph is relevant; what a translator wrote of one paragraph
-    belongs together.
+    split: the languages, "" for all that are there. Every copy of a question's paragraph is relevant; what a translator
+    wrote of one paragraph belongs together. monolingual: each language is a pool of its own (MTEB's XQuADRetrieval).
     """
-    langs = split.split("-")
     passages: list[Passage] = []
     asked: dict[Question, int] = {}
-    for lang, path in language_files(data_dir, *_XQUAD_FILES, langs=langs, source=_SOURCE):
+    files = language_files(data_dir, *_XQUAD_FILES, langs=split.split("-") if split else None, source=_SOURCE)
+    for lang, path in files:
+        meta = {POOL: lang} if monolingual else {}
         for paragraph in read_squad(path):
             title = paragraph.title.replace("_", " ")
-            passages.append(Passage(f"{lang}-{paragraph.number}", paragraph.context, title, lang))
+            passages.append(Passage(f"{lang}-{paragraph.number}", paragraph.context, title, lang, meta))
             for squad_id, text, _, _ in paragraph.questions:
                 asked[Question(f"{squad_id}_{lang}", text, lang)] = paragraph.number
+    langs = list(dict.fromkeys(lang for lang, _ in files))
     return RetrievalTask(
-        name=f"xquad-pool:{split}",
+        name="xquad-monolingual" if monolingual else f"xquad-pool:{split}",
         passages=passages,
         queries=tuple(asked),
-        qrels={query.id: {f"{lang}-{number}": 1 for lang in langs} for query, number in asked.items()},
-        metrics=("R@10",),
+        qrels={
+            query.id: {f"{lang}-{number}": 1 for lang in ([str(query.lang)] if monolingual else langs)}
+            for query, number in asked.items()
+        },
+        metrics=("nDCG@10", "R@1", "R@10") if monolingual else ("R@10",),
         topics={query.id: f"paragraph {number}" for query, number in asked.items()},
+        pooled=monolingual,
     )
