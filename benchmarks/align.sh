@@ -7,7 +7,7 @@
 # (https://github.com/masakhane-io/lafand-mt, CC BY-NC 4.0) and afriqa-repository/ (https://github.com/masakhane-io/afriqa,
 # whose data/queries has every train question with its translation). A day of two cores would do more; this is an hour.
 # Nothing is trained on AfriQA's dev questions, of which those that stand in train as well are left out. STEPS="align"
-# leaves out the training on pairs.
+# leaves out the training on pairs; BASE=CHECKPOINT aligns another encoder, and TRAIN="--max-steps 2" tries everything.
 set -euo pipefail
 if [ $# -ne 2 ] || [ ! -d "$1/afriqa-repository" ] || [ ! -d "$1/lafand-mt" ] || [ ! -d "$1/ntrex" ]; then
   sed -n '2,12p' "$0" >&2
@@ -44,14 +44,14 @@ PYTHON
   done >tatoeba.tsv
 fi
 
-[ -f trained/aligned/training.json ] || xqg-vdb train encoder starter:encoder trained/aligned --align --pairs afriqa.tsv \
+[ -f trained/aligned/training.json ] || xqg-vdb train encoder "${BASE:-starter:encoder}" trained/aligned --align --pairs afriqa.tsv \
   --pairs afriqa.tsv --pairs news.tsv --pairs tatoeba.tsv --epochs 1 --batch-size 64 --query-tokens 32 --align-passages 0.2 \
-  --learning-rate 1e-4 --threads 1 --bf16
+  --learning-rate 1e-4 --threads 1 --bf16 ${TRAIN:-}
 models=(aligned)
 if [ "${STEPS:-all}" != align ]; then
   [ -f trained/relevant/training.json ] || xqg-vdb train encoder trained/aligned trained/relevant --pairs afriqa --dev afriqa \
-    --data-dir "$data" --drop-leaks --dev-limit 8 --epochs 2 --batch-size 64 --query-tokens 32 --passage-tokens 128 \
-    --learning-rate 5e-5 --threads 1 --bf16
+    --data-dir "$data" --drop-leaks --dev-limit 8 --max-steps 48 --batch-size 64 --query-tokens 32 --passage-tokens 80 \
+    --learning-rate 8e-5 --threads 1 --bf16 ${TRAIN:-}
   models+=(relevant)
 fi
 for model in "${models[@]}"; do
