@@ -10,7 +10,7 @@
 # leaves out the training on pairs; BASE=CHECKPOINT aligns another encoder, and TRAIN="--max-steps 2" tries everything.
 set -euo pipefail
 if [ $# -ne 2 ] || [ ! -d "$1/afriqa-repository" ] || [ ! -d "$1/lafand-mt" ] || [ ! -d "$1/ntrex" ]; then
-  sed -n '2,12p' "$0" >&2
+  sed -n '2,10p' "$0" >&2
   exit 2
 fi
 data=$(realpath "$1")
