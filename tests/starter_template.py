@@ -15,13 +15,13 @@ import onnx
 
 from xqg_vdb.export.starter_encoder import tensor_names
 
-PRODUCT = re.compile(r"/encoder/layer\.(\d+)/(attention/output/dense|intermediate/dense|output/dense)/MatMul")
+PRODUCT = re.compile(r"/model/encoder/layer\.(\d+)/(attention/output/dense|intermediate/dense|output/dense)/MatMul")
 PRODUCTS = {"attention/output/dense": "ao", "intermediate/dense": "fi", "output/dense": "fo"}
 
 
 def sources(graph: onnx.GraphProto, header: dict[str, int]) -> dict[str, str]:
     """The names in the weight file, of every weight of the int8 graph without `_quantized`."""
-    found = {name: stored_as for name, stored_as, _ in tensor_names(header)}
+    found = {f"model.{name}": stored_as for name, stored_as, _ in tensor_names(header)}
     for node in graph.node:
         if match := PRODUCT.match(node.output[0]):
             if node.op_type in ("MatMul", "MatMulInteger"):
@@ -36,6 +36,7 @@ def sources(graph: onnx.GraphProto, header: dict[str, int]) -> dict[str, str]:
 def emptied(model: onnx.ModelProto, header: dict[str, int]) -> bytes:
     """The model without weights; each says in `doc_string` what it is made of."""
     known = sources(model.graph, header)
+    known |= {f"{stem}.few": stored_as for stem, stored_as in known.items()}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, tensor in tensors.items():
         stem = name.removesuffix("_quantized")

@@ -94,25 +94,6 @@ def test_an_int8_vector_depends_on_its_text_alone(bert, tmp_path):
     assert kinds.count("QuantizeLinear") > 4 and "DynamicQuantizeLinear" not in kinds
 
 
-def test_ranges_are_the_extremes_of_what_the_samples_give(tmp_path):
-    """Against the tiny graph computed with numpy: embedded = table[ids], mixed = embedded @ mix."""
-    import onnx
-    from onnx import numpy_helper
-
-    from xqg_vdb.export.quantise import measure_ranges
-
-    graph = write_tiny_encoder(tmp_path / "tiny") / "model.onnx"
-    weights = {one.name: numpy_helper.to_array(one) for one in onnx.load(str(graph)).graph.initializer}
-    samples = [np.array([ids], dtype=np.int64) for ids in ([0, 7, 2], [0, 9, 9, 12, 2], [0, 2])]
-    found = measure_ranges(graph, ["embedded", "mixed", "absent"], samples=samples)
-    embedded = [weights["table"][ids] for ids in samples]
-    expected = {"embedded": embedded, "mixed": [rows @ weights["mix"] for rows in embedded]}
-    assert set(found) == set(expected)
-    for name, values in expected.items():
-        ends = min(0, *(v.min() for v in values)), max(0, *(v.max() for v in values))
-        np.testing.assert_allclose(found[name], ends, rtol=1e-5)
-
-
 def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch):
     import xqg_vdb.export.encoder as module
 

@@ -351,12 +351,18 @@ def fill_template(weights: _WeightFile, target: Path, *, seven_bits: bool) -> No
         parts = [_tensor(weights, stored_as, shapes[stored_as]) for stored_as in tensor.doc_string.split()]
         values = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         tensor.ClearField("doc_string")
+        stem = name.removesuffix("_quantized").removesuffix(".few")
+        if f"{stem}.channels" in tensors:
+            channels = onnx.numpy_helper.to_array(tensors[f"{stem}.channels"])
+            few, values = values[channels], values.copy()
+            values[channels] = 0
+        if name.endswith(".few"):
+            values = few
         if tensor.data_type == onnx.TensorProto.FLOAT:
             tensor.raw_data = values.tobytes()
             continue
         quantise = per_column if tensor.data_type == onnx.TensorProto.INT8 else per_tensor
         levels, scale, zero = quantise(values, seven_bits=seven_bits)
-        stem = name.removesuffix("_quantized")
         tensor.raw_data = levels.tobytes()
         tensors[f"{stem}_scale"].float_data.extend(scale.ravel().tolist())
         tensors[f"{stem}_zero_point"].int32_data.extend(zero.ravel().tolist())
