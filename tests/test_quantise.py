@@ -87,7 +87,7 @@ def test_large_channels_come_apart_and_the_graph_computes_the_same():
 
 
 def test_what_stays_noisy_or_is_shared_stays_float32():
-    weights, rows, ranges = cases()
+    weights, _, ranges = cases()
     model = products(weights, shared=True)
     assert set(split_products(model.graph, dict(ranges))) >= {"first", "second"}
     model, given = products(weights), ranges["x"]

@@ -158,7 +158,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 @dataclass(frozen=True)
 class _Range:
-    """What samples gave for one tensor, by channel: the least value, the greatest (0 is in between), the mean square."""
+    """What samples gave for a tensor, by channel: the least value and the greatest (0 is in between), the mean square."""
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
@@ -166,7 +166,8 @@ class _Range:
 
     def without(self, channels: NDArray[np.int64]) -> _Range:
         """Of the other channels."""
-        return _Range(*(np.delete(values, channels) for values in (self.low, self.high, self.square)))
+        low, high, square = (np.delete(values, channels) for values in (self.low, self.high, self.square))
+        return _Range(low, high, square)
 
     def affine(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Scale and zero point of 8 bits without sign, as DynamicQuantizeLinear computes them from a range."""
