@@ -158,7 +158,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 @dataclass(frozen=True)
 class _Range:
-    """What samples gave for a tensor, by channel: the least value and the greatest (0 is in between), the mean square."""
+    """What samples gave for a tensor, by channel: least value, greatest (0 is in between), mean square."""
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
