@@ -166,8 +166,8 @@ class _Range:
 
     def without(self, channels: NDArray[np.int64]) -> _Range:
         """Of the other channels."""
-        low, high, square = (np.delete(values, channels) for values in (self.low, self.high, self.square))
-        return _Range(low, high, square)
+        rest = np.delete(np.arange(len(self.low)), channels)
+        return _Range(self.low[rest], self.high[rest], self.square[rest])
 
     def affine(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Scale and zero point of 8 bits without sign, as DynamicQuantizeLinear computes them from a range."""
