@@ -12,6 +12,7 @@ task. `read_xquad_pool`: paragraphs of several languages; each language by itsel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,8 @@ def read_xquad_pool(data_dir: Path, *, split: str = "en-de-es", monolingual: boo
     """
     passages: list[Passage] = []
     asked: dict[Question, int] = {}
-    files = language_files(data_dir, *_XQUAD_FILES, langs=split.split("-") if split else None, source=_SOURCE)
+    langs = list(dict.fromkeys(filter(None, re.split(r"-(?![A-Z])", split))))  # hi-Latn is one
+    files = language_files(data_dir, *_XQUAD_FILES, langs=langs or None, source=_SOURCE)
     for lang, path in files:
         meta = {POOL: lang} if monolingual else {}
         for paragraph in read_squad(path):
@@ -158,13 +160,13 @@ def read_xquad_pool(data_dir: Path, *, split: str = "en-de-es", monolingual: boo
             passages.append(Passage(f"{lang}-{paragraph.number}", paragraph.context, title, lang, meta))
             for squad_id, text, _, _ in paragraph.questions:
                 asked[Question(f"{squad_id}_{lang}", text, lang)] = paragraph.number
-    langs = list(dict.fromkeys(lang for lang, _ in files))
+    kind = "monolingual" if monolingual else "pool"
     return RetrievalTask(
-        name="xquad-monolingual" if monolingual else f"xquad-pool:{split}",
+        name=f"xquad-{kind}:{split}" if split else f"xquad-{kind}",
         passages=passages,
         queries=tuple(asked),
         qrels={
-            query.id: {f"{lang}-{number}": 1 for lang in ([str(query.lang)] if monolingual else langs)}
+            query.id: {f"{lang}-{number}": 1 for lang in ([str(query.lang)] if monolingual else dict(files))}
             for query, number in asked.items()
         },
         metrics=("nDCG@10", "R@1", "R@10") if monolingual else ("R@10",),
