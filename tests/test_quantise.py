@@ -8,7 +8,7 @@ from tiny_model import write_tiny_encoder
 
 onnx = pytest.importorskip("onnx")
 
-from xqg_vdb.export.quantise import TOO_NOISY, _Range, measure_ranges, split_products  # noqa: E402
+from xqg_vdb.export.quantise import TOO_NOISY, _Range, by_instance, measure_ranges, split_products  # noqa: E402
 from xqg_vdb.models.engine import runtime  # noqa: E402
 
 RNG = np.random.default_rng(11)
@@ -94,3 +94,38 @@ def test_what_stays_noisy_or_is_shared_stays_float32():
     many = replace(given, high=np.full(16, 600, np.float32))  # no four channels explain it
     assert {"first", "second"} <= set(split_products(model.graph, {"x": many}))
     assert split_products(products(weights).graph, {}) == []  # nothing measured: ranges of the run
+
+
+def normalised(rows, weight, bias, epsilon):
+    """Layer normalisation, a row at a time in float64."""
+    made = []
+    for row in rows.astype(np.float64):
+        spread = np.sqrt(np.mean([(value - row.mean()) ** 2 for value in row]) + epsilon)
+        made.append((row - row.mean()) / spread * weight + bias)
+    return np.array(made)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_instances_are_normalised_as_layers_are(with_bias):
+    helper, numpy = onnx.helper, onnx.numpy_helper
+    weight, bias, more = (RNG.standard_normal(16).astype(np.float32) for _ in range(3))
+    last = ["bias", "more"] if with_bias else []
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "weight", *last[:1]], ["inner"], epsilon=1e-3),
+        helper.make_node(
+            "SkipLayerNormalization", ["inner", "x", "weight", *last], ["y"], domain="com.microsoft", epsilon=1e-2
+        ),
+    ]
+    ends = [[helper.make_tensor_value_info(name, 1, ["b", "s", 16])] for name in "xy"]
+    tensors = [numpy.from_array(w, name) for w, name in ((weight, "weight"), (bias, "bias"), (more, "more"))]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends, tensors), opset_imports=opsets, ir_version=8)
+    rows = (9 + 5 * RNG.standard_normal((3, 7, 16))).astype(np.float32)
+    flat = rows.reshape(-1, 16)
+    bias, more = (bias, more) if with_bias else (np.zeros(16), np.zeros(16))
+    inner = normalised(flat, weight, bias, 1e-3)
+    expected = normalised(inner + more + flat, weight, bias, 1e-2).reshape(rows.shape)
+    by_instance(model.graph)
+    assert "InstanceNormalization" in (kinds := [node.op_type for node in model.graph.node])
+    assert not {"LayerNormalization", "SkipLayerNormalization"} & set(kinds)
+    np.testing.assert_allclose(run(model, rows)[0], expected, rtol=1e-4, atol=1e-5)

@@ -266,6 +266,7 @@ def quantize_int8(
         ranges = measure_ranges(ready if fuse else fp32, samples=samples)
         graph = onnx.load(str(ready if fuse else fp32))
         float32 = split_products(graph.graph, ranges)
+        by_instance(graph.graph)
         save_graph(graph, ready)
         quantize_dynamic(
             str(ready),
@@ -338,6 +339,47 @@ def _split(graph: Any, node: Any, weight: Any, channels: NDArray[np.int64]) -> l
         helper.make_node("MatMul", [f"{out}.inputs", few], [f"{out}.few"], f"{node.name}.few"),
         helper.make_node("Add", [f"{out}.many", f"{out}.few"], [out], f"{node.name}.add"),
     ]
+
+
+def by_instance(graph: Any) -> None:
+    """Let `InstanceNormalization` do what layer normalisation does, in place: it is vectorised, the other is not.
+
+    Each token's row (n, 1, width) is an instance with one channel; weight and bias follow as products and sums of rows.
+    """
+    from onnx import helper, numpy_helper
+
+    weights = {weight.name: weight for weight in graph.initializer}
+    nodes: list[Any] = []
+    for node in graph.node:
+        facts = {fact.name: helper.get_attribute_value(fact) for fact in node.attribute}
+        skips = node.op_type == "SkipLayerNormalization"
+        given = [*node.input, "", "", ""]
+        addends, (scale, bias) = ([given[4], given[1]], given[2:4]) if skips else ([], given[1:3])
+        usual = skips or (node.op_type == "LayerNormalization" and facts.get("axis", -1) == -1)
+        if not usual or scale not in weights or len(weights[scale].dims) != 1 or any(node.output[1:]):
+            nodes.append(node)
+            continue
+        rows, out = node.input[0], node.output[0]
+        for at, addend in enumerate(filter(None, addends)):
+            nodes.append(helper.make_node("Add", [rows, addend], [f"{out}.sum{at}"]))
+            rows = nodes[-1].output[0]
+        shape = numpy_helper.from_array(np.array([-1, 1, weights[scale].dims[0]]), f"{out}.rows")
+        ends = [numpy_helper.from_array(np.full(1, value, np.float32), f"{out}.{value}") for value in (1, 0)]
+        graph.initializer.extend([shape, *ends])
+        made = [f"{out}.flat", f"{out}.normal", f"{out}.shape", f"{out}.folded", f"{out}.scaled" if bias else out]
+        epsilon = facts.get("epsilon", 1e-12 if skips else 1e-5)
+        nodes += [
+            helper.make_node("Reshape", [rows, shape.name], made[:1]),
+            helper.make_node(
+                "InstanceNormalization", [made[0], *(end.name for end in ends)], made[1:2], epsilon=epsilon
+            ),
+            helper.make_node("Shape", [rows], made[2:3]),
+            helper.make_node("Reshape", made[1:3], made[3:4]),
+            helper.make_node("Mul", [made[3], scale], made[4:]),
+            *([helper.make_node("Add", [made[4], bias], [out])] if bias else []),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @contextmanager
