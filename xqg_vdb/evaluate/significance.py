@@ -146,29 +146,19 @@ def compare(
     baseline: Mapping[str, float],
     system: Mapping[str, float],
     *,
+    groups: Mapping[str, str] | None = None,
     clusters: Mapping[str, str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Compare two systems on the same questions (question id -> value); clusters: question id -> what it belongs to.
+    """Compare two systems on the same questions (question id -> value), by their means or means of group means.
 
-    d_z: mean difference over the standard deviation (n-1) of the differences (Cohen 1988); None with one question or
-    where all differ equally. p_t: paired t-test over the clusters' sums, two-sided. p_permutation: two-sided sign-flip
-    test. With one question, and with no difference at all, both p-values are 1.
+    clusters: question id -> what it belongs to. d_z: mean difference over the standard deviation (n-1) of the
+    differences (Cohen 1988); None with one question or where all differ equally. p_t: paired t-test over the clusters'
+    sums, or the groups' means, two-sided. p_permutation: two-sided sign-flip test. With one question, and with no
+    difference at all, both p-values are 1.
     Raises MismatchError when the questions are not the same, MissingExtra without the extra `bench`.
     """
-    return _compared(baseline, system, None, clusters, resamples, seed)
-
-
-def _compared(
-    baseline: Mapping[str, float],
-    system: Mapping[str, float],
-    groups: Mapping[str, str] | None,
-    clusters: Mapping[str, str] | None,
-    resamples: int,
-    seed: int,
-) -> Difference:
-    """The comparison of means over questions, or of means of group means."""
     _refuse_other_questions(baseline, system)
     qids = sorted(baseline)
     before, after = (np.array([values[qid] for qid in qids], dtype=np.float64) for values in (baseline, system))
@@ -213,7 +203,7 @@ def compare_groups(
 
     def within(qids: Iterable[str], parts: Mapping[str, str] | None = None) -> Difference:
         before, after = ({qid: values[qid] for qid in qids} for values in (baseline, system))
-        return _compared(before, after, parts, clusters, resamples, seed)
+        return compare(before, after, groups=parts, clusters=clusters, resamples=resamples, seed=seed)
 
     each = {name: within(qids) for name, qids in _members(baseline, groups).items()}
     corrected = zip(
