@@ -10,6 +10,7 @@ from integration_cases import KEY, SERVER
 
 from xqg_vdb import Collection, Retriever
 from xqg_vdb.errors import DataError
+from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
@@ -20,6 +21,7 @@ pytest.importorskip("langchain_tests")
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
+from qdrant_client import models
 
 from xqg_vdb.integrations.langchain import XqgEmbeddings, XqgVectorStore
 
@@ -129,6 +131,53 @@ def test_from_texts_needs_an_encoder_that_tells_questions_from_passages(tmp_path
         XqgVectorStore("wiki")
 
 
+LONG = [
+    {"id": f"d{i}", "lang": "en", "text": " ".join(f"Word{i}x{j} is  about maji {j % 3}." for j in range(5 + 60 * i))}
+    for i in range(3)
+]
+
+
+async def test_documents_in_chunks_come_back_whole(empty):
+    load(LONG, empty.name, encoder=empty.encoder, store=empty.store, options=LoadOptions(chunk="16:4"))
+    vectors, wanted = XqgVectorStore(empty), [" ".join(row["text"].split()) for row in LONG]
+    assert empty.count() > 60  # more than are asked for at a time
+
+    def texts(documents):
+        return [" ".join(document.page_content.split()) for document in documents]
+
+    assert texts(vectors.get_by_ids(["d2", "x", "d0", "d1"])) == [wanted[2], wanted[0], wanted[1]]
+    assert texts(await vectors.aget_by_ids(["d1", "d2", "d1"])) == wanted[1:]
+    found = vectors.similarity_search("Word2x100 is about", k=3)
+    assert len({document.id for document in found}) == 3 and all(document.metadata["span"] for document in found)
+    documents = vectors.documents
+    assert (documents.count(), sorted(documents.ids())) == (3, ["d0", "d1", "d2"])
+    only = models.Filter(must=[documents.with_ids(["d1", "d2"])])
+    assert {" ".join(hit.text.split()) for hit in documents.matching(only, most=10)} == set(wanted[1:])
+    assert {hit.id for hit in await documents.amatching(only, most=10)} == {"d1", "d2"}
+    vectors.delete(["d1"])
+    assert vectors.get_by_ids(["d0", "d1"])[0].id == "d0" and documents.count() == 2
+    assert vectors.delete() and empty.count() == 0
+
+
+async def test_coroutines_ask_a_server_without_its_client_for_threads(empty, monkeypatch):
+    vectors = XqgVectorStore(empty)
+    vectors.add_documents(read_files(FILES), ids=["1", "2", "3"])
+    question, vector = "which river flows in Africa", [1.0] * empty.encoder.facts.dim
+    searches = [
+        (lambda: vectors.similarity_search(question, 2), lambda: vectors.asimilarity_search(question, 2)),
+        (
+            lambda: vectors.similarity_search_by_vector(vector, 2),
+            lambda: vectors.asimilarity_search_by_vector(vector, 2),
+        ),
+        (lambda: vectors.get_by_ids(["3", "1"]), lambda: vectors.aget_by_ids(["3", "1"])),
+    ]
+    expected = [plain() for plain, _ in searches]
+    if isinstance(empty.store, ServerStore):
+        for name in ("search", "searches", "fetch"):
+            monkeypatch.setattr(ServerStore, name, None)
+    assert [await twin() for _, twin in searches] == expected
+
+
 def test_several_threads_make_one_collection(empty):
     vectors = XqgVectorStore(empty)
 
@@ -194,14 +243,17 @@ async def test_an_index_of_llama_index_asks_the_collection(empty, shelf):
     (node,) = made.as_retriever(filters=german).retrieve(question)
     assert node.metadata["source"] == "fluss.txt"
     assert [node.node_id for node in shelf.get_nodes([node.node_id])] == [node.node_id]
+    assert await shelf.aget_nodes([node.node_id]) == shelf.get_nodes([node.node_id])
     assert shelf.get_nodes([node.node_id], MetadataFilters(filters=[MetadataFilter(key="source", value="x")])) == []
     vector = empty.encoder.encode_queries([question], calibrate=False)[0].tolist()
-    assert shelf.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=1)).nodes[0].ref_doc_id == "nile.txt"
+    asked = VectorStoreQuery(query_embedding=vector, similarity_top_k=1)
+    for found in (shelf.query(asked), await shelf.aquery(asked)):
+        assert found.nodes[0].ref_doc_id == "nile.txt"
     with pytest.raises(DataError, match="asked in the mode 'default', not 'mmr'"):
         shelf.query(VectorStoreQuery(query_str="x", mode=VectorStoreQueryMode.MMR))
     made.delete_ref_doc("nile.txt")
     assert empty.count() == 2
-    shelf.delete_nodes(filters=german)
+    await shelf.adelete_nodes(filters=german)
     assert list(written(empty)) == ["tea.txt"]
-    shelf.clear()
+    await shelf.aclear()
     assert empty.count() == 0 and made.as_retriever().retrieve(question) == []

@@ -17,6 +17,12 @@ from haystack.components.writers import DocumentWriter
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.document_stores.types import DuplicatePolicy
 from haystack.testing.document_store import DocumentStoreBaseTests
+from haystack.testing.document_store_async import (
+    CountDocumentsAsyncTest,
+    DeleteDocumentsAsyncTest,
+    FilterDocumentsAsyncTest,
+    WriteDocumentsAsyncTest,
+)
 from haystack.utils import Secret
 from integration_cases import questions
 from rankings import assert_best
@@ -237,7 +243,13 @@ def test_wrong_arguments_are_named(arguments):
     assert language_filter(["deu"]) == {"field": "meta.lang", "operator": "in", "value": ["de"]}
 
 
-class TestDocumentStore(DocumentStoreBaseTests):
+class TestDocumentStore(
+    DocumentStoreBaseTests,
+    CountDocumentsAsyncTest,
+    DeleteDocumentsAsyncTest,
+    FilterDocumentsAsyncTest,
+    WriteDocumentsAsyncTest,
+):
     """Haystack's own suite; a collection keeps no embeddings, and says what language it found."""
 
     @pytest.fixture
@@ -259,6 +271,11 @@ class TestDocumentStore(DocumentStoreBaseTests):
         assert document_store.write_documents([Document(id="a", content="w1")]) == 1
         assert document_store.write_documents([Document(id="a", content="w2")]) == 1
         assert [one.content for one in document_store.filter_documents()] == ["w2"]
+
+    async def test_write_documents_async(self, document_store):
+        assert await document_store.write_documents_async([Document(id="a", content="w1")]) == 1
+        assert await document_store.write_documents_async([Document(id="a", content="w2")]) == 1
+        assert [found.content for found in await document_store.filter_documents_async()] == ["w2"]
 
 
 async def test_a_pipeline_writes_what_another_finds(tmp_path, arguments):

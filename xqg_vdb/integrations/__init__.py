@@ -7,8 +7,10 @@ these languages" in the framework's words. No framework is imported here, so tha
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,11 @@ from qdrant_client import models
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.index.load import load
-from xqg_vdb.search.retriever import Collection, QuestionEncoder, Retriever
+from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever
 from xqg_vdb.store.layout import point_id
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search, Vectors
 
-_AT_ONCE = 1000  # passages that are looked up together
+_AT_ONCE, _CHUNKS_AT_ONCE = 1000, 16  # passages that are looked up together; of each document
 
 
 def question_vector(encoder: QuestionEncoder, text: str, question_lang: str | None) -> list[float]:
@@ -56,79 +58,160 @@ def passage_of(docid: str, text: str, metadata: Mapping[str, Any]) -> Passage:
     return Passage(docid, text, title=str(title), lang=str(lang), meta=meta)
 
 
-def with_ids(ids: Iterable[str]) -> models.HasIdCondition:
-    """Only passages with these ids."""
-    return models.HasIdCondition(has_id=[str(point_id(docid)) for docid in ids])
-
-
 class Documents:
     """A collection that a framework writes into: the first documents make it, the next ones change it.
 
     collection: `Collection(name, open_store(…), encoder=…)`, which need not be there yet; where it is, its card says
-    how to encode what is added. Generated queries come by `load` and `Collection.add`. Threads may share it.
+    how to encode what is added. Generated queries come by `load` and `Collection.add`. Threads may share it. What has
+    an asynchronous twin asks a server by an asynchronous client, and the embedded engine on a thread.
     """
 
     def __init__(self, collection: Collection) -> None:
         if not isinstance(collection, Collection):
             raise DataError(f"A Collection(name, open_store(…), encoder=…) is needed, found {collection!r:.80}.")
         self.collection = collection
-        self._mutex = threading.Lock()
-        self._asked: Retriever | None = None
+        self._making = threading.Lock()
+        self._asked: AsyncRetriever | None = None
+        make = getattr(collection.store, "async_search", None)  # of a server's store alone
+        self._server = None if make is None else make()
 
-    def asked(self) -> Retriever | None:
+    def asked(self) -> AsyncRetriever | None:
         """What its questions are asked of; None as long as there is no collection."""
-        with self._mutex:
-            return self._find()
+        if self._asked is None and self.collection.name in self.collection.store.names():
+            self._asked = AsyncRetriever(Retriever(self.collection.encoder, self.collection))
+        return self._asked
 
     def add(self, passages: Iterable[Passage]) -> None:
         """Add passages, or replace those of their ids; of several with one id, the last. Raises like `load`."""
         last = list({passage.id: passage for passage in passages}.values())
         into = self.collection
-        with self._mutex:
-            if last and self._find() is not None:
-                into.add(last)
-            elif last:
+        if not last:
+            return
+        with self._making:
+            if self.asked() is None:
                 load(last, into.name, encoder=into.encoder, store=into.store)
+                return
+        into.add(last)
 
     def delete(self, ids: Iterable[str]) -> None:
-        """Delete passages; those that are not there are no error."""
+        """Delete passages, or documents with all their chunks; those that are not there are no error."""
         if self.asked() is not None:
             self.collection.delete(ids)
 
-    def get(self, ids: Sequence[str]) -> list[Hit]:
-        """Those of the passages that are there, in the order of their ids."""
-        points = [str(point_id(docid)) for docid in ids]
-        found = {} if self.asked() is None else self.collection.store.fetch(self.collection.name, points)
-        return [found[point] for point in points if point in found]
-
     def delete_matching(self, where: models.Filter) -> None:
         """Delete what a filter lets through."""
-        while gone := [hit.id for hit in self.matching(where)]:
+        while gone := [hit.id for hit in self._found(where, _AT_ONCE)]:
             self.delete(gone)
 
-    def matching(self, where: Any, *, most: int = _AT_ONCE) -> list[Hit]:
-        """Up to so many passages that a filter lets through, or that there are, in an order of no meaning."""
-        return self.nearest([1.0] * self.collection.encoder.facts.dim, Search(most, where=where, exact=True))
+    def get(self, ids: Iterable[str]) -> list[Hit]:
+        """Those of the passages, or whole documents, that are there, in the order of their ids."""
+        if self.asked() is None:
+            return []
+        steps, found = self._look_up(list(dict.fromkeys(ids))), None
+        try:
+            while True:
+                found = self.collection.store.fetch(self.collection.name, steps.send(found))
+        except StopIteration as end:
+            return list(end.value)
+
+    async def aget(self, ids: Iterable[str]) -> list[Hit]:
+        """`get` for coroutines."""
+        if await asyncio.to_thread(self.asked) is None:
+            return []
+        if self._server is None:
+            return await asyncio.to_thread(self.get, ids)
+        steps, found = await asyncio.to_thread(self._look_up, list(dict.fromkeys(ids))), None
+        try:
+            while True:
+                found = await self._server.fetch(self.collection.name, steps.send(found))
+        except StopIteration as end:
+            return list(end.value)
+
+    def matching(self, where: Any, *, most: int) -> list[Hit]:
+        """Up to so many passages, or documents, that a filter lets through, or that there are, in no order."""
+        hits = self._found(where, most)
+        return self.get(hit.id for hit in hits) if any(hit.span for hit in hits) else hits
+
+    async def amatching(self, where: Any, *, most: int) -> list[Hit]:
+        """`matching` for coroutines."""
+        hits = await self.anearest([1.0] * self.collection.encoder.facts.dim, Search(most, where=where, exact=True))
+        return await self.aget(hit.id for hit in hits) if any(hit.span for hit in hits) else hits
 
     def count(self) -> int:
-        """How many passages there are."""
-        return 0 if self.asked() is None else self.collection.count()
+        """How many passages, or documents, there are."""
+        if self.asked() is None:
+            return 0
+        return len(self.ids()) if self.collection.card.chunk else self.collection.count()
 
     def ids(self) -> list[str]:
-        """The id of every passage."""
-        return [] if self.asked() is None else [point.id for point in self.collection.scroll()]
+        """The id of every passage, or document."""
+        points = [] if self.asked() is None else self.collection.scroll()
+        return list(dict.fromkeys(str(point.payload.get("id", point.id)) for point in points))
+
+    def with_ids(self, ids: Iterable[str]) -> models.Condition:
+        """Only passages, or documents, with these ids."""
+        if self.asked() is not None and self.collection.card.chunk:
+            return models.FieldCondition(key="id", match=models.MatchAny(any=list(ids)))
+        return models.HasIdCondition(has_id=[str(point_id(docid)) for docid in ids])
 
     def nearest(self, vector: Sequence[float], search: Search) -> list[Hit]:
         """The k best passages for one vector."""
-        row = np.asarray(vector, np.float32)[None]
-        return [] if self.asked() is None else self.collection.nearest(row, search)[0]
+        return [] if self.asked() is None else self.collection.nearest(_row(vector), search)[0]
+
+    async def anearest(self, vector: Sequence[float], search: Search) -> list[Hit]:
+        """`nearest` for coroutines."""
+        if self._server is None or await asyncio.to_thread(self.asked) is None:
+            return await asyncio.to_thread(self.nearest, vector, search)
+        hits: list[Hit] = (await self._server.searches(self.collection.name, [(_row(vector), search)]))[0][0]
+        return hits
 
     def search(self, question: Question, search: Search) -> list[Hit]:
         """The k best passages for one question."""
         asked = self.asked()
-        return [] if asked is None else list(asked.run([question], search)[0].hits)
+        return [] if asked is None else list(asked.retriever.run([question], search)[0].hits)
 
-    def _find(self) -> Retriever | None:
-        if self._asked is None and self.collection.name in self.collection.store.names():
-            self._asked = Retriever(self.collection.encoder, self.collection)
-        return self._asked
+    async def asearch(self, question: Question, search: Search) -> list[Hit]:
+        """`search` for coroutines."""
+        asked = await asyncio.to_thread(self.asked)
+        return [] if asked is None else list((await asked.run([question], search))[0].hits)
+
+    def _found(self, where: Any, most: int) -> list[Hit]:
+        return self.nearest([1.0] * self.collection.encoder.facts.dim, Search(most, where=where, exact=True))
+
+    def _look_up(self, ids: Sequence[str]) -> Generator[list[str], dict[str, Hit] | None, list[Hit]]:
+        """Yields points to fetch, is sent what was found of them, and returns the passages, or documents put together.
+
+        The chunks of a document are numbered; as long as the last that was asked for is there, there may be more.
+        """
+        if not self.collection.card.chunk:
+            points = [str(point_id(docid)) for docid in ids]
+            found = (yield points) or {}
+            return [found[point] for point in points if point in found]
+        parts: dict[str, list[Hit]] = {docid: [] for docid in ids}
+        first, longer = 0, list(ids)
+        while longer:
+            named = {
+                str(point_id(f"{docid}#{number}")): docid
+                for docid in longer
+                for number in range(first, first + _CHUNKS_AT_ONCE)
+            }
+            found = (yield list(named)) or {}
+            for point in found:
+                parts[named[point]].append(found[point])
+            first += _CHUNKS_AT_ONCE
+            longer = [docid for docid in longer if len(parts[docid]) == first]
+        return [_whole(hits) for hits in parts.values() if hits]
+
+
+def _whole(chunks: Sequence[Hit]) -> Hit:
+    """A document from all its chunks, which may overlap; what stood between two of them was blank."""
+    text, end = "", 0
+    for chunk in sorted(chunks, key=lambda hit: hit.span or (0, 0)):
+        start, stop = chunk.span or (0, len(chunk.text))
+        text += " " * bool(text and start > end) + chunk.text[max(end - start, 0) :]
+        end = max(end, stop)
+    return replace(chunks[0], text=text, span=None)
+
+
+def _row(vector: Sequence[float]) -> Vectors:
+    return np.asarray(vector, np.float32)[None]

@@ -15,7 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from qdrant_client import models
 
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, search_options, with_ids
+from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, search_options
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
@@ -237,10 +237,18 @@ class XqgDocumentStore(_Placed[Documents]):
         """How many there are."""
         return self._ready().count()
 
+    async def count_documents_async(self) -> int:
+        """The same on a worker thread."""
+        return await asyncio.to_thread(self.count_documents)
+
     def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
         """The documents that the filters let through, up to 10,000."""
-        hits = self._ready().matching(_where(filters), most=10_000)
-        return [replace(_document(hit), meta=metadata_of(hit, known=True), score=None) for hit in hits]
+        return list(map(_stored, self._ready().matching(_where(filters), most=10_000)))
+
+    async def filter_documents_async(self, filters: dict[str, Any] | None = None) -> list[Document]:
+        """`filter_documents` for coroutines."""
+        documents = await asyncio.to_thread(self._ready)
+        return list(map(_stored, await documents.amatching(_where(filters), most=10_000)))
 
     def write_documents(self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE) -> int:
         """Write documents; those that are there already are overwritten unless `policy` says otherwise."""
@@ -257,6 +265,16 @@ class XqgDocumentStore(_Placed[Documents]):
     def delete_documents(self, document_ids: list[str]) -> None:
         """Delete documents; those that are not there are no error."""
         self._ready().delete(document_ids)
+
+    async def write_documents_async(
+        self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
+    ) -> int:
+        """`write_documents` on a worker thread, as encoding computes."""
+        return await asyncio.to_thread(self.write_documents, documents, policy)
+
+    async def delete_documents_async(self, document_ids: list[str]) -> None:
+        """`delete_documents` on a worker thread."""
+        await asyncio.to_thread(self.delete_documents, document_ids)
 
     def _open(self) -> Documents:
         return Documents(self._opened(self.collection, Encoder(self.encoder)))
@@ -285,7 +303,7 @@ def _where(filters: dict[str, Any] | None) -> models.Filter | None:
     if operator in COMPARISON_OPERATORS and "field" in filters and filters.get("value", "") is None:
         missing = equal(filters["field"], None)
         return models.Filter(
-            must=[missing] if operator == "==" else None if operator == "!=" else [with_ids([])],
+            must=[missing] if operator == "==" else None if operator == "!=" else [models.HasIdCondition(has_id=[])],
             must_not=[missing] if operator == "!=" else None,
         )
     return convert_filters_to_qdrant(filters)
@@ -298,3 +316,7 @@ def _text(document: Document) -> str:
 
 def _document(hit: Hit) -> Document:
     return Document(id=hit.id, content=hit.text, meta=metadata_of(hit), score=hit.score)
+
+
+def _stored(hit: Hit) -> Document:
+    return replace(_document(hit), meta=metadata_of(hit, known=True), score=None)

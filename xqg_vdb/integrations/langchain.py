@@ -123,7 +123,8 @@ class XqgVectorStore(VectorStore):
     collection: `Collection(name, open_store(…), encoder=…)`; the first documents make it when it is not there. `title`
     and `lang` of a document's metadata are the passage's own; a language that is not given is detected and, where that
     is sure, comes back in the metadata. Searches take `filter` (Qdrant's `models.Filter`, or a dict as
-    `Retriever.search` takes for `where`), `passage_langs` and `question_lang`.
+    `Retriever.search` takes for `where`), `passage_langs` and `question_lang`. Coroutines ask a server without threads;
+    what writes runs on one, as encoding computes.
     """
 
     def __init__(self, collection: Collection) -> None:
@@ -181,8 +182,12 @@ class XqgVectorStore(VectorStore):
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Those of the documents that are there."""
-        return [_stored(hit) for hit in self.documents.get(ids)]
+        """Those of the documents that are there; of a collection in chunks, whole."""
+        return list(map(_stored, self.documents.get(ids)))
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """`get_by_ids` for coroutines."""
+        return list(map(_stored, await self.documents.aget(ids)))
 
     def similarity_search(
         self,
@@ -194,10 +199,21 @@ class XqgVectorStore(VectorStore):
         question_lang: str | None = None,
     ) -> list[Document]:
         """The k best documents for a question in any language."""
-        scored = self.similarity_search_with_score(
-            query, k, filter, passage_langs=passage_langs, question_lang=question_lang
-        )
-        return [document for document, _ in scored]
+        asked = _asked(query, k, filter, passage_langs, question_lang)
+        return list(map(_stored, self.documents.search(*asked)))
+
+    async def asimilarity_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: models.Filter | dict[str, Any] | None = None,
+        *,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+    ) -> list[Document]:
+        """`similarity_search` for coroutines."""
+        asked = _asked(query, k, filter, passage_langs, question_lang)
+        return list(map(_stored, await self.documents.asearch(*asked)))
 
     def similarity_search_with_score(
         self,
@@ -209,17 +225,42 @@ class XqgVectorStore(VectorStore):
         question_lang: str | None = None,
     ) -> list[tuple[Document, float]]:
         """The k best documents with their scores; more is better."""
-        question, search = Question("0", query, question_lang), Search(k, passage_langs, where=filter or None)
-        return [(_stored(hit), hit.score) for hit in self.documents.search(question, search)]
+        asked = _asked(query, k, filter, passage_langs, question_lang)
+        return [(_stored(hit), hit.score) for hit in self.documents.search(*asked)]
+
+    async def asimilarity_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: models.Filter | dict[str, Any] | None = None,
+        *,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+    ) -> list[tuple[Document, float]]:
+        """`similarity_search_with_score` for coroutines."""
+        asked = _asked(query, k, filter, passage_langs, question_lang)
+        return [(_stored(hit), hit.score) for hit in await self.documents.asearch(*asked)]
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None
     ) -> list[Document]:
         """The k best documents for one vector, such as one of `embeddings.embed_query`."""
-        return [_stored(hit) for hit in self.documents.nearest(embedding, Search(k, where=filter or None))]
+        return list(map(_stored, self.documents.nearest(embedding, Search(k, where=filter or None))))
+
+    async def asimilarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None
+    ) -> list[Document]:
+        """`similarity_search_by_vector` for coroutines."""
+        return list(map(_stored, await self.documents.anearest(embedding, Search(k, where=filter or None))))
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda score: (1.0 + score) / 2.0  # a cosine
+
+
+def _asked(
+    query: str, k: int, where: Any, passage_langs: Sequence[str] | None, question_lang: str | None
+) -> tuple[Question, Search]:
+    return Question("0", query, question_lang), Search(k, passage_langs, where=where or None)
 
 
 def sparse_embeddings(collection: Collection) -> Any:

@@ -14,7 +14,7 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, MissingExtra
-from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, with_ids
+from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store.filters import between, equal, payload_path
 from xqg_vdb.store.layout import LANG_KEY
@@ -164,7 +164,7 @@ class XqgVectorStore(BasePydanticVectorStore):
         return [node.node_id for node in nodes]
 
     async def async_add(self, nodes: Sequence[BaseNode]) -> list[str]:
-        """The same on a worker thread."""
+        """The same on a worker thread, as encoding computes."""
         return await asyncio.to_thread(self.add, nodes)
 
     def delete(self, ref_doc_id: str) -> None:
@@ -177,41 +177,63 @@ class XqgVectorStore(BasePydanticVectorStore):
 
     def delete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> None:
         """Delete nodes by their ids, by filters, or those of the ids that the filters let through."""
-        if (where := _where(node_ids, None, filters)) is not None:
+        if (where := self._where(node_ids, None, filters)) is not None:
             self._documents.delete_matching(where)
+
+    async def adelete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> None:
+        """The same on a worker thread."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Nodes by ids and filters, up to 10,000."""
-        return list(map(_stored, self._documents.matching(_where(node_ids, None, filters), most=10_000)))
+        return list(map(_stored, self._documents.matching(self._where(node_ids, None, filters), most=10_000)))
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """`get_nodes` for coroutines."""
+        where = await asyncio.to_thread(self._where, node_ids, None, filters)
+        return list(map(_stored, await self._documents.amatching(where, most=10_000)))
 
     def clear(self) -> None:
         """Delete all nodes."""
         self._documents.delete(self._documents.ids())
 
+    async def aclear(self) -> None:
+        """The same on a worker thread."""
+        await asyncio.to_thread(self.clear)
+
     def query(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         """The best nodes for a question in any language, or for a vector where there is no text."""
-        if query.mode != VectorStoreQueryMode.DEFAULT:
-            raise DataError(f"A collection is asked in the mode 'default', not {query.mode.value!r}.")
-        search = Search(query.similarity_top_k, where=_where(query.node_ids, query.doc_ids, query.filters))
+        search = self._search(query)
         if query.query_str is None and query.query_embedding is not None:
-            hits = self._documents.nearest(query.query_embedding, search)
-        else:
-            hits = self._documents.search(Question("0", query.query_str or ""), search)
-        nodes, scores = list(map(_stored, hits)), [hit.score for hit in hits]
-        return VectorStoreQueryResult(nodes=nodes, similarities=scores, ids=[hit.id for hit in hits])
+            return _result(self._documents.nearest(query.query_embedding, search))
+        return _result(self._documents.search(Question("0", query.query_str or ""), search))
 
     async def aquery(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
-        """The same on a worker thread."""
-        return await asyncio.to_thread(self.query, query)
+        """`query` for coroutines."""
+        search = await asyncio.to_thread(self._search, query)
+        if query.query_str is None and query.query_embedding is not None:
+            return _result(await self._documents.anearest(query.query_embedding, search))
+        return _result(await self._documents.asearch(Question("0", query.query_str or ""), search))
+
+    def _search(self, query: VectorStoreQuery) -> Search:
+        if query.mode != VectorStoreQueryMode.DEFAULT:
+            raise DataError(f"A collection is asked in the mode 'default', not {query.mode.value!r}.")
+        return Search(query.similarity_top_k, where=self._where(query.node_ids, query.doc_ids, query.filters))
+
+    def _where(
+        self, node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
+    ) -> models.Filter | None:
+        must: list[Any] = [self._documents.with_ids(node_ids)] if node_ids else []  # an index gives [] for all
+        must += [] if not doc_ids else [equal(payload_path("ref_doc_id"), list(doc_ids))]
+        must += [] if filters is None or not filters.filters else [qdrant_filter(filters)]
+        return models.Filter(must=must) if must else None
 
 
-def _where(
-    node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
-) -> models.Filter | None:
-    must: list[Any] = [with_ids(node_ids)] if node_ids else []  # an index gives an empty list for all
-    must += [] if not doc_ids else [equal(payload_path("ref_doc_id"), list(doc_ids))]
-    must += [] if filters is None or not filters.filters else [qdrant_filter(filters)]
-    return models.Filter(must=must) if must else None
+def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
+    nodes, scores = list(map(_stored, hits)), [hit.score for hit in hits]
+    return VectorStoreQueryResult(nodes=nodes, similarities=scores, ids=[hit.id for hit in hits])
 
 
 def _stored(hit: Hit) -> BaseNode:

@@ -163,7 +163,7 @@ class EmbeddedStore(Store):
     options: of the collections that it makes.
     free_space_floor: bytes of disk that a load leaves free at least; on a full disk the engine would die of SIGBUS.
     most_unindexed: bytes of vectors outside the graph from which on a copy with all points in it is made in the
-        background, and published, as soon as they are a tenth of all.
+        background, and published, as soon as they are a tenth of those in it.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class EmbeddedStore(Store):
     def _index_later(self, name: str, reader: _Reader) -> None:
         waiting = engine.unindexed(reader.shard, reader.card)
         size = 4 * reader.card.encoder.dim * len(reader.card.vectors) * waiting
-        many = size >= max(self.most_unindexed, reader.index_at) and 10 * waiting >= reader.card.count
+        many = size >= max(self.most_unindexed, reader.index_at) and 11 * waiting >= reader.card.count
         if many and name not in self._indexing:
             reader.index_at = 2 * size
             thread = threading.Thread(target=self._index, args=(name, reader), daemon=True)
