@@ -223,6 +223,40 @@ def test_a_callable_is_an_encoder_like_any_other(tiny, tmp_path):
         export(lambda texts: [[1.0]], tmp_path / "wrong", model="mine", say=silent)
 
 
+def test_the_command_line_takes_a_callable_by_its_name(tmp_path, monkeypatch):
+    from xqg_vdb.testing import HashEncoder
+
+    write_inputs(tmp_path, 20)
+    (tmp_path / "mine.py").write_text(
+        "from xqg_vdb.testing import HashEncoder\nembed = HashEncoder(dim=12).encode_passages\nnumber = 3\n"
+    )
+    export(HashEncoder(dim=12).encode_passages, tmp_path / "model", model="mine", say=silent)
+    monkeypatch.syspath_prepend(tmp_path)
+    for word, said in [
+        ("", "or name it in XQG_VDB_CALLABLE"), ("mine:other", "cannot be imported"), ("mine:number", "is no function")
+    ]:  # fmt: skip
+        monkeypatch.setenv("XQG_VDB_CALLABLE", word)
+        with pytest.raises(ModelError, match=said):
+            Encoder(tmp_path / "model")
+    monkeypatch.setenv("XQG_VDB_CALLABLE", "mine:embed")
+    rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    write_lines(tmp_path / "more.jsonl", [{"id": "new", "text": "a new passage", "lang": "en"}])
+    asked = [{"id": f"q{i}", "text": row["text"][:12], "lang": "sw"} for i, row in enumerate(rows)]
+    write_lines(tmp_path / "questions.jsonl", asked)
+    (tmp_path / "qrels.txt").write_text("".join(f"q{i} 0 {row['id']} 1\n" for i, row in enumerate(rows)))
+    judged = ["--questions", "questions.jsonl", "--qrels", "qrels.txt", "--encoder", "model"]
+    for words in (
+        ["load", "corpus.jsonl", "wiki", "--queries", "queries.jsonl", "--encoder", "model"],
+        ["add", "more.jsonl", "wiki", "--encoder", "model"],
+        ["tune", "corpus.jsonl", "--queries", "queries.jsonl", *judged],
+        ["bench", "corpus.jsonl", "--out", "out", *judged],
+        ["search", "wiki", "a new passage", "-k", "1", "--encoder", "model"],
+    ):
+        done = run_here(tmp_path, *words, more={"XQG_VDB_CALLABLE": "mine:embed"})
+        assert done.returncode == 0, done.stderr
+    assert " new " in done.stdout
+
+
 def test_the_command_line_takes_a_server(server, tmp_path):
     out = tmp_path / "out"
     done = run_cli(tmp_path, "export", server.url, out, "--model", "tiny", "--dim", "6")

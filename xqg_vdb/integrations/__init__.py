@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from qdrant_client import models
@@ -22,6 +23,8 @@ from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder
 from xqg_vdb.store.layout import point_id
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search, Vectors
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _AT_ONCE, _CHUNKS_AT_ONCE = 1000, 16  # passages that are looked up together; of each document
 
 
@@ -56,6 +59,16 @@ def passage_of(docid: str, text: str, metadata: Mapping[str, Any]) -> Passage:
     meta = dict(metadata)
     title, lang = meta.pop("title", None) or "", meta.pop("lang", None) or UNKNOWN_LANGUAGE
     return Passage(docid, text, title=str(title), lang=str(lang), meta=meta)
+
+
+def on_a_thread(method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """A method for coroutines, on a worker thread: what writes encodes, and so computes."""
+
+    @wraps(method)
+    async def run(*arguments: P.args, **options: P.kwargs) -> T:
+        return await asyncio.to_thread(method, *arguments, **options)
+
+    return run
 
 
 class Documents:

@@ -15,7 +15,14 @@ from typing import Any, Generic, Self, TypeVar
 from qdrant_client import models
 
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, search_options
+from xqg_vdb.integrations import (
+    Documents,
+    metadata_of,
+    on_a_thread,
+    passage_of,
+    question_vector,
+    search_options,
+)
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
@@ -237,9 +244,7 @@ class XqgDocumentStore(_Placed[Documents]):
         """How many there are."""
         return self._ready().count()
 
-    async def count_documents_async(self) -> int:
-        """The same on a worker thread."""
-        return await asyncio.to_thread(self.count_documents)
+    count_documents_async = on_a_thread(count_documents)
 
     def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
         """The documents that the filters let through, up to 10,000."""
@@ -266,15 +271,8 @@ class XqgDocumentStore(_Placed[Documents]):
         """Delete documents; those that are not there are no error."""
         self._ready().delete(document_ids)
 
-    async def write_documents_async(
-        self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
-    ) -> int:
-        """`write_documents` on a worker thread, as encoding computes."""
-        return await asyncio.to_thread(self.write_documents, documents, policy)
-
-    async def delete_documents_async(self, document_ids: list[str]) -> None:
-        """`delete_documents` on a worker thread."""
-        await asyncio.to_thread(self.delete_documents, document_ids)
+    write_documents_async = on_a_thread(write_documents)
+    delete_documents_async = on_a_thread(delete_documents)
 
     def _open(self) -> Documents:
         return Documents(self._opened(self.collection, Encoder(self.encoder)))

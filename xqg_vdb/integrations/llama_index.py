@@ -14,7 +14,7 @@ from qdrant_client import models
 
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, MissingExtra
-from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector
+from xqg_vdb.integrations import Documents, metadata_of, on_a_thread, passage_of, question_vector
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
 from xqg_vdb.store.filters import between, equal, payload_path
 from xqg_vdb.store.layout import LANG_KEY
@@ -82,21 +82,18 @@ class XqgEmbedding(BaseEmbedding):
     def _get_query_embedding(self, query: str) -> Embedding:
         return question_vector(self._queries, query, self.question_lang)
 
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+    _aget_query_embedding = on_a_thread(_get_query_embedding)
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
 
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+    _aget_text_embedding = on_a_thread(_get_text_embedding)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         vectors: list[Embedding] = self._encoder.encode_passages(texts).tolist()
         return vectors
 
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+    _aget_text_embeddings = on_a_thread(_get_text_embeddings)
 
 
 class XqgRetriever(BaseRetriever):
@@ -163,26 +160,20 @@ class XqgVectorStore(BasePydanticVectorStore):
         )
         return [node.node_id for node in nodes]
 
-    async def async_add(self, nodes: Sequence[BaseNode]) -> list[str]:
-        """The same on a worker thread, as encoding computes."""
-        return await asyncio.to_thread(self.add, nodes)
+    async_add = on_a_thread(add)
 
     def delete(self, ref_doc_id: str) -> None:
         """Delete the nodes of a document."""
         self._documents.delete_matching(models.Filter(must=[equal(payload_path("ref_doc_id"), ref_doc_id)]))
 
-    async def adelete(self, ref_doc_id: str) -> None:
-        """The same on a worker thread."""
-        await asyncio.to_thread(self.delete, ref_doc_id)
+    adelete = on_a_thread(delete)
 
     def delete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> None:
         """Delete nodes by their ids, by filters, or those of the ids that the filters let through."""
         if (where := self._where(node_ids, None, filters)) is not None:
             self._documents.delete_matching(where)
 
-    async def adelete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> None:
-        """The same on a worker thread."""
-        await asyncio.to_thread(self.delete_nodes, node_ids, filters)
+    adelete_nodes = on_a_thread(delete_nodes)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Nodes by ids and filters, up to 10,000."""
@@ -199,9 +190,7 @@ class XqgVectorStore(BasePydanticVectorStore):
         """Delete all nodes."""
         self._documents.delete(self._documents.ids())
 
-    async def aclear(self) -> None:
-        """The same on a worker thread."""
-        await asyncio.to_thread(self.clear)
+    aclear = on_a_thread(clear)
 
     def query(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         """The best nodes for a question in any language, or for a vector where there is no text."""

@@ -20,8 +20,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -364,6 +365,7 @@ def ask_endpoint(url: str, model: str, *, concurrency: int = 8) -> Remote:
 def open_remote(folder: ModelFolder, *, embed: Callable[[list[str]], Any] | None) -> Remote:
     """The rows of a folder that `export` wrote of a server or of a callable, if the model is still the one it was.
 
+    A callable that is not given is the one that XQG_VDB_CALLABLE names, as module:function.
     Raises MismatchError when it is another, ModelError without the callable, ServerError.
     """
     record = folder.manifest["remote"]
@@ -372,7 +374,12 @@ def open_remote(folder: ModelFolder, *, embed: Callable[[list[str]], Any] | None
     except (TypeError, KeyError) as error:
         raise ModelError(f"{folder.path / MANIFEST} does not say where its model runs; export it again.") from error
     if url is None and embed is None:
-        raise ModelError(f"{folder.path} was made of a Python callable ({model}): open it by Encoder(folder, embed=…).")
+        embed = _named(os.environ.get("XQG_VDB_CALLABLE", ""))
+    if url is None and embed is None:
+        raise ModelError(
+            f"{folder.path} was made of a Python callable ({model}): open it by Encoder(folder, embed=…), or name it in"
+            " XQG_VDB_CALLABLE as module:function."
+        )
     remote = ask_endpoint(str(url), model) if embed is None else Remote(embed, name=model)
     try:
         lowest = _same_as(remote.rows(CANARY_TEXTS), folder.path / CANARY)
@@ -386,6 +393,19 @@ def open_remote(folder: ModelFolder, *, embed: Callable[[list[str]], Any] | None
             " vectors do not fit those of before. Export it to another folder, and load with that."
         )
     return remote
+
+
+def _named(word: str) -> Callable[[list[str]], Any] | None:
+    module, _, name = word.partition(":")
+    if not word:
+        return None
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(f"XQG_VDB_CALLABLE={word} cannot be imported ({error}): give module:function.") from error
+    if not callable(found):
+        raise ModelError(f"XQG_VDB_CALLABLE={word} is no function.")
+    return cast(Callable[[list[str]], Any], found)
 
 
 def _same_as(rows: Vectors, path: Path) -> float:
