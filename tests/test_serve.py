@@ -88,6 +88,13 @@ def test_what_cannot_be_used_is_a_sentence(client, given, reason):
     assert answer.status_code == 400 and reason in answer.json()["error"]
 
 
+def test_a_fault_of_ours_is_json_too(client, service, monkeypatch, caplog):
+    monkeypatch.setattr(service, "health", lambda: 1 / 0)
+    answer = client.get("/health")
+    assert (answer.status_code, answer.json()) == (500, {"error": "This service cannot answer that; its log says why."})
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_what_there_is_and_what_was_done(client):
     assert client.get("/health").json()["status"] == "ok"
     (wiki,) = client.get("/collections").json()

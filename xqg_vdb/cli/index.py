@@ -23,6 +23,7 @@ from xqg_vdb.cli.options import (
     corpus_argument,
     input_options,
     json_option,
+    language_codes,
     layout_options,
     load_options,
     model_options,
@@ -157,7 +158,10 @@ def _load_lines(report: LoadReport, typed: list[str]) -> Iterator[str]:
 @collection_argument
 @model_options
 @input_options
-@click.option("--default-lang", metavar="LANG", help="Language of passages that name none  [default: detected]")
+@click.option(
+    "--default-lang", metavar="LANG", shell_complete=language_codes,
+    help="Language of passages that name none  [default: detected]",
+)  # fmt: skip
 @place_options
 @json_option
 def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lang: str | None, place: Place) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 import click
 import orjson
+from click.shell_completion import CompletionItem
 
 from xqg_vdb.errors import XqgError, printable
 from xqg_vdb.progress import QUIET
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _JSON = "xqg_vdb.json"
+_SAID = logging.getLogger("xqg_vdb.said")  # what standard error is told, for --log-file alone
+_SAID.propagate = False
+_SAID.setLevel(logging.INFO)
 PATH = click.Path(path_type=Path)
 
 
@@ -73,6 +79,8 @@ class _FieldOption(click.Option):
             settings |= {"type": kind, "multiple": True}
         else:
             settings |= {"type": kind, "default": default, "show_default": shown}
+        if "lang" in of.name:
+            settings["shell_complete"] = language_codes
         super().__init__([f"{group.name}__{of.name}", *flags], **settings)
         self.group, self.record, self.field, self.empty = group, record, of.name, default
 
@@ -108,15 +116,35 @@ def _set_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> Non
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
 
 
+def _set_log_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    try:
+        handler = logging.FileHandler(value, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise click.BadParameter(f"{value} cannot be written: {error.strerror}", ctx, param) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("xqg_vdb")
+    logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+    logger.addHandler(handler)
+    _SAID.addHandler(handler)  # until the process ends: its last words come after the command
+    _SAID.info("%s", shlex.join(["xqg-vdb", *sys.argv[1:]]))
+
+
 def loudness(*, hidden: bool) -> list[click.Option]:
-    """--quiet and --verbose: of the program, and of every command without being listed there again."""
-    return [
+    """--quiet, --verbose and --log-file: of the program, and of every command without being listed there again."""
+    flags = [
         click.Option([flag], is_flag=True, expose_value=False, hidden=hidden, callback=callback, help=told)
         for flag, callback, told in (
             ("--quiet", _set_quiet, "No progress and no notes, errors only."),
             ("--verbose", _set_verbose, "Also what the parts of the program log."),
         )
     ]
+    file = click.Option(
+        ["--log-file"], metavar="FILE", type=click.Path(dir_okay=False), expose_value=False, hidden=hidden,
+        callback=_set_log_file, help="Append what is said, also after --quiet, and what the parts log.",
+    )  # fmt: skip
+    return [*flags, file]
 
 
 class _RecordCommand(click.Command):
@@ -288,6 +316,14 @@ ray_option = click.option(
 corpus_argument = click.argument("corpus", type=PATH)
 
 
+def language_codes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return codes for a shell to complete, with the languages' names where it shows them."""
+    from xqg_vdb.texts.languages import english_name, question_bank
+
+    codes = (code for code in sorted(question_bank()) if code.startswith(incomplete))
+    return [CompletionItem(code, help=english_name(code)) for code in codes]
+
+
 def collections(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return names for a shell to complete: of the store where commands look, none where it cannot be opened."""
     with suppress(XqgError), closing(Place().open()) as store:
@@ -299,13 +335,16 @@ collection_argument = click.argument("collection", shell_complete=collections)
 
 
 def say(line: str) -> None:
-    """A line, to stderr, however strange the texts in it; nothing after --quiet."""
-    if not QUIET.is_set():
+    """A line, to stderr, however strange the texts in it; nothing after --quiet, but to the log file."""
+    if QUIET.is_set():
+        _SAID.info("%s", line)
+    else:
         complain(line)
 
 
 def complain(line: str) -> None:
     """A line that even --quiet lets through; a stderr that cannot be written does not hide the exit code."""
+    _SAID.info("%s", line)
     with suppress(OSError):
         click.echo("\n".join(map(printable, line.split("\n"))), err=True)
 

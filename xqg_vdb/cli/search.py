@@ -19,6 +19,7 @@ from xqg_vdb.cli.options import (
     collections,
     command,
     json_option,
+    language_codes,
     methods_options,
     model_options,
     place_options,
@@ -57,7 +58,7 @@ _SNIPPET = 160
     metavar="CONDITION",
     help="Only passages whose field says so: source=wiki, year>=2020, tenant!=acme, note= (missing); repeatable.",
 )
-@click.option("--question-lang", help="Language of the question  [default: detected]")
+@click.option("--question-lang", shell_complete=language_codes, help="Language of the question  [default: detected]")
 @click.option("--questions", type=PATH, help="Ask every question of this file instead.")
 @click.option("--no-calibration", is_flag=True, help="Do not calibrate for the question's language.")
 @click.option("--hybrid", is_flag=True, help="Search the words too (BM25) and fuse both rankings (RRF).")

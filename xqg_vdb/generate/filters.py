@@ -84,7 +84,7 @@ class QueryFilter:
             yield "empty"
         if len(text) > self.max_characters:
             yield "too long"
-        if any(not _NUMBER.fullmatch(loop[0]) for loop in _LOOP.finditer(text)) or _goes_round(plain.split()):
+        if _loops(text):
             yield "repetitive"
         if plain in map(_plain, self.examples):
             yield "copied example"
@@ -105,6 +105,12 @@ def _goes_round(words: Sequence[str]) -> bool:
             if again > max(period, 2):
                 return True
     return False
+
+
+def _loops(text: str) -> bool:
+    """Whether it says a thing again and again."""
+    again = any(not _NUMBER.fullmatch(loop[0]) for loop in _LOOP.finditer(text))
+    return again or _goes_round(_plain(text).split())
 
 
 def is_question(text: str, lang: str) -> bool:
@@ -177,6 +183,11 @@ def look(records: Iterable[GeneratedQueries]) -> tuple[dict[str, list[str]], lis
             doubts.append(
                 f'{lang}: "{most}" stands under {times} of {len(passages)} passages: it tells them not apart.'
             )
+        if loops := [text for text in counts if _loops(text)]:
+            said = (
+                f'{len(loops)} of {len(counts)} queries repeat themselves, such as "{loops[0][:80]}": --filter leaves'
+            )
+            doubts.append(f"{lang}: {said} them out.")
         found = Counter(detect(list(counts)[:DETECTED])) if detection_knows(lang) else Counter([lang])
         if 2 * (found[lang] + found[UNKNOWN_LANGUAGE]) < found.total():
             doubts.append(f"{lang}: most queries are in {found.most_common(1)[0][0]}: the model is not fit for {lang}.")

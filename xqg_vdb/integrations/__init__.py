@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 from qdrant_client import models
@@ -23,8 +23,6 @@ from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder
 from xqg_vdb.store.layout import point_id
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search, Vectors
 
-P = ParamSpec("P")
-T = TypeVar("T")
 _AT_ONCE, _CHUNKS_AT_ONCE = 1000, 16  # passages that are looked up together; of each document
 
 
@@ -61,12 +59,12 @@ def passage_of(docid: str, text: str, metadata: Mapping[str, Any]) -> Passage:
     return Passage(docid, text, title=str(title), lang=str(lang), meta=meta)
 
 
-def on_a_thread(method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+def on_a_thread(method: Any) -> Any:
     """A method for coroutines, on a worker thread: what writes encodes, and so computes."""
 
     @wraps(method)
-    async def run(*arguments: P.args, **options: P.kwargs) -> T:
-        return await asyncio.to_thread(method, *arguments, **options)
+    async def run(*arguments: Any) -> Any:
+        return await asyncio.to_thread(method, *arguments)
 
     return run
 

@@ -252,7 +252,10 @@ def make_app(service: Service, *, key: str = "", hosts: Sequence[str] = LOOPBACK
 
     async def counted(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         began, path = time.perf_counter(), request.url.path if request.url.path in endpoints else "other"
-        response = await answer(request)
+        try:
+            response = await answer(request)
+        except Exception as error:  # a fault of ours: the log says it, and who asks gets JSON as always
+            response = failed(request, error)
         requests[path, response.status_code] += 1
         seconds[path] += time.perf_counter() - began
         response.headers.update(headers)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -39,7 +40,7 @@ def outline(report: Report) -> Iterator[_Block]:
         yield "part", dataset
         yield "note", _size(report, dataset)
         for metric in metrics:
-            yield from _metric(report, dataset, metric)
+            yield from _metric(report, dataset, metric, first=metric == metrics[0])
         yield from _changes(report, dataset)
     keys = system_keys(report)
     if report.sweeps:
@@ -133,10 +134,12 @@ def meaning(metric: str) -> str:
     return next((f"{metric}: {said.format(*match.groups())}." for match, said in found if match), "")
 
 
-def _metric(report: Report, dataset: str, metric: str) -> Iterator[_Block]:
+def _metric(report: Report, dataset: str, metric: str, *, first: bool) -> Iterator[_Block]:
+    """Its tables and its plot; how to read them is said at the first metric."""
+    headline, groups = tables.headline_table(report, dataset, metric), tables.group_table(report, dataset, metric)
     yield "metric", metric
     yield "note", meaning(metric)
-    yield "table", tables.headline_table(report, dataset, metric)
+    yield "table", headline if first else replace(headline, note="")
     against = against_baseline(report, dataset, metric)
     if against:
         better = "left" if metric.startswith(LOWER_IS_BETTER) else "right"
@@ -145,7 +148,7 @@ def _metric(report: Report, dataset: str, metric: str) -> Iterator[_Block]:
             " Bar: 95 % interval. Filled dot: sure; hollow dot: not sure."
         )
         yield "panels", (caption, difference_panels(against))
-    yield "table", tables.group_table(report, dataset, metric)
+    yield "table", groups if first else replace(groups, note="")
     table = tables.comparison_table(report, dataset, metric)
     if len(table.rows) > len(against):
         yield "heading", "All comparisons"
