@@ -26,6 +26,7 @@ def work(desk, code, *words):
 )
 
 
+@pytest.mark.timeout(900)
 def test_readme_and_tutorial_as_they_are_printed(tmp_path, first_demo):
     """Each step in a fresh process, the starter's export apart: `make journeys` begins with an empty cache."""
     said = tmp_path / "said"

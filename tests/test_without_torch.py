@@ -24,6 +24,7 @@ def demonstrate(place, *arguments):
     return done.stdout
 
 
+@pytest.mark.timeout(900)
 def test_the_demo_and_a_search_from_an_empty_cache(first_demo):
     cache, shown = first_demo
     plain, calibrated, fused = map(float, re.search(r"^mean +(\S+) +(\S+) +(\S+)$", shown, re.MULTILINE).groups())
