@@ -5,6 +5,7 @@ Every message is one sentence or two that say what was expected, what was found,
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _SHOWN = frozenset("\u00ad\u061c\u200c\u200d\u200e\u200f")  # of the format characters; others turn a line round
@@ -17,6 +18,14 @@ def printable(text: str) -> str:
         " " if kinds[char] in ("Cc", "Zl", "Zp") else "" if kinds[char] == "Cf" and char not in _SHOWN else char
         for char in text
     )
+
+
+def redacted(text: str, key: str) -> str:
+    """`text` without any piece of the key that has eight characters or more, or without all of a shorter key."""
+    size = min(len(key), 8)
+    pieces = {key[at : at + size] for at in range(len(key) - size + 1)} - {""}
+    hidden = {at + i for at in range(len(text)) if text[at : at + size] in pieces for i in range(size)}
+    return re.sub("\0+", "***", "".join("\0" if at in hidden else text[at] for at in range(len(text))))
 
 
 def reason(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import base64
 import email.utils
 import ipaddress
 import logging
+import math
 import os
 import random
 import re
@@ -29,7 +30,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 import numpy as np
 
-from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, printable
+from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, printable, redacted
 from xqg_vdb.models.folder import MANIFEST, ModelFolder
 from xqg_vdb.progress import per_process, tick
 from xqg_vdb.types import Vectors
@@ -73,14 +74,11 @@ class Server:
         if self._key and urlsplit(url).scheme == "http" and not is_loopback(urlsplit(url).hostname):
             raise DataError(f"A key would go unencrypted to {urlsplit(url).hostname}: use https.")
         try:
-            client = partial(
-                httpx.Client,
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-                timeout=timeout,
-                follow_redirects=False,  # a redirect would carry the key to another host
-                trust_env=not is_loopback(urlsplit(url).hostname),  # no proxy in the way of this machine
-            )
-            self._client = per_process(client)
+            local = is_loopback(urlsplit(url).hostname)
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            # a redirect would carry the key to another host; no proxy in the way of this machine
+            make = partial(httpx.Client, headers=headers, follow_redirects=False, trust_env=not local)
+            self._client = per_process(lambda: ending(make(timeout=timeout), timeout))
             self._client()
         except (ImportError, ValueError) as error:
             raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
@@ -134,7 +132,7 @@ class Server:
 
     def without_key(self, text: str) -> str:
         """The text, in which the key does not show."""
-        return text.replace(self._key, "***") if self._key else text
+        return redacted(text, self._key)
 
     def count(self, more: Mapping[str, int]) -> None:
         """Add to `counts`."""
@@ -174,6 +172,41 @@ class Server:
         reason = self.without_key(reason_of(response))
         told = "; ".join(filter(None, (reason.rstrip("."), hint))) or "see its log for the reason"
         return f"{self.host} refused the request with status {status}: {told}."
+
+
+class _Ending:
+    """What opens connections (httpcore's backend), and one of them, whose answer ends `seconds` after the request."""
+
+    def __init__(self, inner: Any, seconds: float) -> None:
+        self._inner, self._seconds, self._end = inner, seconds, math.inf
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None, local_address: str | None, socket_options: Any
+    ) -> _Ending:
+        return _Ending(self._inner.connect_tcp(host, port, timeout, local_address, socket_options), self._seconds)
+
+    def start_tls(self, ssl_context: Any, server_hostname: str | None, timeout: float | None) -> _Ending:
+        return _Ending(self._inner.start_tls(ssl_context, server_hostname, timeout), self._seconds)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._end = time.monotonic() + self._seconds
+        self._inner.write(buffer, timeout)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> Any:
+        if (left := self._end - time.monotonic()) <= 0:
+            raise httpx.ReadTimeout("the answer comes too slowly")
+        return self._inner.read(max_bytes, left if timeout is None else min(timeout, left))
+
+
+def ending(client: httpx.Client, seconds: float) -> httpx.Client:
+    """The client, no answer to which takes longer: its own timeout begins anew with each byte of a server that drips."""
+    for transport in filter(None, (client._transport, *client._mounts.values())):
+        pool = transport._pool  # type: ignore[attr-defined]  # it has no public name
+        pool._network_backend = _Ending(pool._network_backend, seconds)
+    return client
 
 
 def _status(response: httpx.Response) -> int:

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError, XqgError
+from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError, XqgError, redacted
 
 
 class NotFound(ServerError):
@@ -285,9 +285,11 @@ class Server:
         end, attempt = self._end(deadline), 0
         while True:
             try:
-                answer = await request()
+                answer = await asyncio.wait_for(request(), max(end - self.clock(), 1.0))
             except XqgError:
                 raise
+            except TimeoutError:
+                raise self._translated(_AGAIN, "its answer takes too long") from None
             except Exception as error:
                 wait = self._pause(error, attempt, end=end)
             else:
@@ -355,11 +357,3 @@ class Server:
         if self.where == ":memory:" and kind is Refused:
             return DataError(f"{self.where} refuses the data: {said}.")
         return (kind or ServerError)(message.format(where=self.where, said=said))
-
-
-def redacted(text: str, key: str) -> str:
-    """`text` without any piece of the key that has eight characters or more, or without all of a shorter key."""
-    size = min(len(key), 8)
-    pieces = {key[at : at + size] for at in range(len(key) - size + 1)} - {""}
-    hidden = {at + i for at in range(len(text)) if text[at : at + size] in pieces for i in range(size)}
-    return re.sub("\0+", "***", "".join("\0" if at in hidden else text[at] for at in range(len(text))))

@@ -21,6 +21,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.qdrant_remote import QdrantRemote
 
 from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.models.remote import ending
 from xqg_vdb.progress import windows
 from xqg_vdb.store import layout
 from xqg_vdb.store.filters import as_filter
@@ -117,6 +118,8 @@ class ServerStore(Store):
                     prefer_grpc=address.grpc_port is not None, grpc_port=address.grpc_port or 6334,
                     grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
                 ))  # fmt: skip
+            if address.grpc_port is None:
+                ending(cast(QdrantRemote, clients[-1]._client).openapi_client.client._client, timeout)
             return clients[-1]
 
         client = opened()
