@@ -711,7 +711,7 @@ def test_a_pipe_is_refused_because_it_is_read_twice(tmp_path):
     os.mkfifo(pipe)
     with ServerStore.connect(":memory:") as store, pytest.raises(DataError) as caught:
         load(pipe, "wiki", encoder=an_encoder(), store=store)
-    assert str(caught.value) == f"{pipe} is a pipe, and a load reads the corpus twice: write it to a file first."
+    assert str(caught.value) == f"{pipe} is a pipe or a device, which is read once: write it to a file first."
 
 
 def test_a_store_of_our_own_is_closed_after_an_error(files, tmp_path, monkeypatch):

@@ -55,6 +55,13 @@ def _remove_abandoned(path: Path) -> None:
                 continue  # somebody else's, who lives
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raise DataError for what is there and is no file: a pipe would be waited for without end."""
+    with disk_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise DataError(f"{path} is a pipe or a device, which is read once: write it to a file first.")
+
+
 def write_atomic(path: str | Path, data: bytes) -> None:
     """Write `data` as `path`, which holds the old or the new bytes at any time. Raises like `atomic_file`."""
     with atomic_file(path) as file:

@@ -21,7 +21,7 @@ from xqg_vdb.store.embedded.store import EmbeddedStore
 
 PASSAGES = 300
 WORK = """
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 import numpy, onnxruntime, tokenizers
 import xqg_vdb.store.embedded.store
@@ -40,6 +40,7 @@ class Slow(FakeGenerator):
         return super().generate_batch(*arguments, **options)
 
 def work(*arguments):
+    signal.alarm(int(os.environ.get("XQG_FAULTS_LIMIT", 0)))  # what hangs ends by a signal
     if arguments[0] == "write-queries":
         generate_file(Path(arguments[1]), Path(arguments[2]), generator=Slow(size=4), job=Job(("de", "sw"), 2))
         return

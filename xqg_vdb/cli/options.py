@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ import click
 import orjson
 from click.shell_completion import CompletionItem
 
-from xqg_vdb.errors import XqgError, printable
+from xqg_vdb.errors import XqgError, printable, redacted
 from xqg_vdb.progress import QUIET
 from xqg_vdb.types import option
 
@@ -111,9 +112,20 @@ def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.find_root().call_on_close(QUIET.clear)
 
 
+def _without_keys(record: logging.LogRecord) -> bool:
+    """Of all that other libraries log: no key of the environment shows in it."""
+    said = record.getMessage()
+    for key in (value for name, value in os.environ.items() if name.endswith(("_KEY", "_TOKEN"))):
+        said = redacted(said, key)
+    record.msg, record.args = said, ()
+    return True
+
+
 def _set_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_without_keys)
 
 
 def _set_log_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -123,6 +135,7 @@ def _set_log_file(ctx: click.Context, param: click.Parameter, value: str | None)
         handler = logging.FileHandler(value, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise click.BadParameter(f"{value} cannot be written: {error.strerror}", ctx, param) from error
+    handler.addFilter(_without_keys)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("xqg_vdb")
     logger.setLevel(min(logger.level or logging.INFO, logging.INFO))

@@ -23,7 +23,7 @@ import orjson
 
 from xqg_vdb.calibration import ENOUGH_PASSAGES, TextEncoder, main_languages, pack_means
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
-from xqg_vdb.files import disk_errors, lock_folder, sha256_of
+from xqg_vdb.files import disk_errors, lock_folder, refuse_pipe, sha256_of
 from xqg_vdb.index.build import Build
 from xqg_vdb.index.chunks import chunk_setting, splitter
 from xqg_vdb.index.encode import Row, cut_in_words, encode_corpus, read_rows, rows_digest
@@ -104,12 +104,8 @@ def check_inputs(
     Raises DataError for a name that cannot be a collection's, and for files that are missing or of an unknown kind.
     """
     check_name(name)
-    corpus = Path(corpus)
-    with disk_errors(corpus):
-        is_pipe = corpus.is_fifo()
-    if is_pipe:
-        raise DataError(f"{corpus} is a pipe, and a load reads the corpus twice: write it to a file first.")
-    read_corpus(corpus)
+    refuse_pipe(Path(corpus))  # it is read twice
+    read_corpus(Path(corpus))
     given = [queries] if isinstance(queries, str | PathLike) else queries or []
     files = [Path(file) for file in given]
     for file in [*files, *([] if questions is None else [Path(questions)])]:

@@ -117,7 +117,8 @@ class ModelFolder:
     @property
     def recommended_calibration(self) -> float:
         """The λ that `export` measured for this encoder; 0 when it was not measured or gains nothing."""
-        value = (self.manifest.get("calibration") or {}).get("strength", 0.0)
+        found = self.manifest.get("calibration")
+        value = found.get("strength") if isinstance(found, dict) else None
         return float(value) if isinstance(value, int | float) and 0.0 <= value <= 2.0 else 0.0
 
     def language_means(self) -> LanguageMeans:

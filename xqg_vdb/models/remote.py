@@ -202,7 +202,7 @@ class _Ending:
 
 
 def ending(client: httpx.Client, seconds: float) -> httpx.Client:
-    """The client, no answer to which takes longer: its own timeout begins anew with each byte of a server that drips."""
+    """The client, no answer to which takes longer: its own timeout begins anew with each byte that drips."""
     for transport in filter(None, (client._transport, *client._mounts.values())):
         pool = transport._pool  # type: ignore[attr-defined]  # it has no public name
         pool._network_backend = _Ending(pool._network_backend, seconds)

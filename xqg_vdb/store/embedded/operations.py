@@ -31,6 +31,7 @@ from xqg_vdb.files import (
     disk_errors,
     empty_bin,
     make_folder,
+    refuse_pipe,
     require_space,
     sync_folder,
     sync_tree,
@@ -126,6 +127,7 @@ class _Member(tarfile.TarInfo):
 
 def _checked(file: Path, *, into: Path | None) -> None:
     """Read a whole snapshot, its checksums compared, and unpack it when `into` is given."""
+    refuse_pipe(file)
     found: dict[str, str] = {}
     listed: dict[str, Any] | None = None
     with disk_errors(file):

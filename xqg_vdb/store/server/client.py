@@ -160,7 +160,7 @@ def answer_of(error: Exception) -> tuple[_Meaning, str, str]:
 
 def _meaning(status: int, said: str) -> _Meaning:
     rows = (row for row in ANSWERS if status in row[0] and re.search(row[1], said, re.IGNORECASE))
-    return next(meaning for _, _, meaning in rows)
+    return next((meaning for _, _, meaning in rows), _NOT_QDRANT)  # such as a redirect
 
 
 def _of_conversation(source: Exception) -> _Meaning:

@@ -19,7 +19,7 @@ from qdrant_client import models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError, XqgError
-from xqg_vdb.files import atomic_file, disk_errors
+from xqg_vdb.files import atomic_file, disk_errors, refuse_pipe
 from xqg_vdb.store.layout import LANG_KEY, STRANGERS, check_name, digest, id_of, written_by
 from xqg_vdb.store.operations import (
     Admin,
@@ -332,6 +332,7 @@ def _download(rest: Callable[[], httpx.Client], version: str, snapshot: str, *, 
 
 def _upload(rest: Callable[[], httpx.Client], version: str, file: Path) -> None:
     """Make a collection, which must not exist, of a snapshot; the server checks the SHA-256 that is beside the file."""
+    refuse_pipe(file)
     with disk_errors(file), open(file, "rb") as snapshot, _conversation(rest) as client:
         params = {"wait": "true", "priority": "snapshot"}
         if _sum_file(file).exists():
