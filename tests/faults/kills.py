@@ -4,13 +4,16 @@ Real processes, a real (minute) ONNX encoder, the embedded store. Between the ki
 it sees the collection as it was before, or as it is after; of `add` and `delete`, each point so.
 """
 
+import atexit
 import json
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import killing
 from cli_cases import environment, write_inputs, write_lines
@@ -47,6 +50,16 @@ def work(*arguments):
     sys.argv = ["xqg-vdb", *arguments]
     main()
 """
+
+
+MADE = Path(tempfile.mkdtemp(prefix="xqg-faults-")) / "base"
+"""The folder from which rounds begin, made once in this process."""
+atexit.register(shutil.rmtree, MADE.parent, ignore_errors=True)
+
+
+def copy(folder, to):
+    """A copy of a folder; holes in files stay holes."""
+    subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", folder, to], check=True)
 
 
 class Place:
@@ -89,6 +102,8 @@ class Place:
     def base(self):
         """The folder that rounds are copied from."""
         base = self.folder / "base"
+        if not base.exists() and MADE.exists():
+            copy(MADE, base)
         if not base.exists():
             base.mkdir()
             inputs = [self.folder / "corpus.jsonl", "wiki", "--queries", self.folder / "queries.jsonl"]
@@ -97,12 +112,13 @@ class Place:
             assert self.workers.run("load", *inputs, *encoder, "--alpha", 0.2, env=env) == 0, self.said()
             assert self.run("snapshot create", base) == 0, self.said()
             assert self.workers.run("load", *inputs, *encoder, "--alpha", 0.4, "--keep", 2, env=env) == 0, self.said()
+            copy(base, MADE)
         return base
 
     def round(self, name):
-        """A fresh copy of the base; holes in files stay holes."""
+        """A fresh copy of the base."""
         at = self.folder / name
-        subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", self.base(), at], check=True)
+        copy(self.base(), at)
         return at
 
     def said(self):
