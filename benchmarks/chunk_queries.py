@@ -20,7 +20,7 @@ from xqg_vdb.fusion import fuse
 from xqg_vdb.index.chunks import splitter
 from xqg_vdb.index.encode import QueryVectors, encode_cached, encode_query_files
 from xqg_vdb.models.folder import encoder_folder
-from xqg_vdb.search.retriever import QuestionEncoder
+from xqg_vdb.search import QuestionEncoder
 from xqg_vdb.types import Passage, Vectors
 
 RECORDED = Path(__file__).parent / "queries" / "xquad-en.starter.filtered.jsonl"

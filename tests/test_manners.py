@@ -8,7 +8,7 @@ from tiny_model import write_tiny_encoder
 
 from xqg_vdb import AsyncRetriever, Collection, Encoder, Retriever, load
 from xqg_vdb.errors import DataError, LockedError
-from xqg_vdb.search.retriever import QuestionEncoder
+from xqg_vdb.search import QuestionEncoder
 from xqg_vdb.store import open_store
 from xqg_vdb.types import Question, Search
 

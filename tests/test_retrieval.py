@@ -12,7 +12,8 @@ from rankings import assert_same, scored
 from xqg_vdb.calibration import LanguageMeans, unpack_means
 from xqg_vdb.errors import DataError, MismatchError, ModelError
 from xqg_vdb.index.load import LoadOptions, load
-from xqg_vdb.search.retriever import Collection, Retriever, collection_means
+from xqg_vdb.search import collection_means
+from xqg_vdb.search.retriever import Collection, Retriever
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
@@ -125,7 +126,7 @@ def test_the_strength_is_the_cards_unless_given(collection, given_strength, used
 
 def test_without_calibration_nothing_is_detected(collection, monkeypatch):
     seen = []
-    monkeypatch.setattr("xqg_vdb.search.retriever.resolve_languages", lambda *given: seen.append(given))
+    monkeypatch.setattr("xqg_vdb.search.resolve_languages", lambda *given: seen.append(given))
     searches = collection.store.searches
     monkeypatch.setattr(
         collection.store,

@@ -98,3 +98,10 @@ def refuse_unequal_counts(counts: NDArray[np.int64]) -> None:
             f"pool 'sum' needs equally many queries for every passage, found {counts.min()} to {counts.max()}: "
             "passages with more queries would get a head start on every question. Use --pool shrunk or mean."
         )
+
+
+def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -> Vectors:
+    """The mean of each question's wordings, (q, dim) float32; vectors (m, dim), starts (q,): where each one's begin."""
+    counts = np.diff(starts, append=len(vectors))
+    rows: Vectors = np.asarray(np.add.reduceat(vectors, starts) / counts[:, None].astype(np.float32), dtype=np.float32)
+    return unit_rows(rows) if normalize else rows

@@ -32,12 +32,11 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_code
 from xqg_vdb.evaluate.suite import System
 from xqg_vdb.files import disk_errors
-from xqg_vdb.fusion import Sums, unit_rows
+from xqg_vdb.fusion import Sums, mean_rows, unit_rows
 from xqg_vdb.index.build import Window
 from xqg_vdb.index.encode import QueryVectors, encode_cached
 from xqg_vdb.index.write import vectors_of
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.search.retriever import mean_rows
 from xqg_vdb.store.bm25 import SAMPLE, WordWriter, settings_of
 from xqg_vdb.store.layout import TEXT_DENSE
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Bm25Settings, Card, Hybrid, Passage, Recipe, SparseVector, Vectors

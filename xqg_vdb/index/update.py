@@ -24,7 +24,7 @@ from xqg_vdb.index.encode import EarlierBuild, Row, count_cut, digests_of, encod
 from xqg_vdb.index.load import check_inputs, rejects_of
 from xqg_vdb.index.write import generated_means, points
 from xqg_vdb.progress import Progress, silent, windows
-from xqg_vdb.search.retriever import check_same_encoder
+from xqg_vdb.search import check_same_encoder
 from xqg_vdb.store.layout import TEXT_DENSE, content_hash, payload_of
 from xqg_vdb.texts.corpus import as_file, as_files
 from xqg_vdb.texts.queries import QueryFile

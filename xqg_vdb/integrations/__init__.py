@@ -19,7 +19,8 @@ from qdrant_client import models
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.index.load import load
-from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever
+from xqg_vdb.search import QuestionEncoder
+from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store.layout import point_id
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search, Vectors
 

@@ -25,7 +25,8 @@ from xqg_vdb.integrations import (
 )
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
-from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
+from xqg_vdb.search import QuestionEncoder, passage_languages
+from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store import open_store
 from xqg_vdb.store.filters import equal
 from xqg_vdb.store.layout import LANG_KEY

@@ -15,7 +15,8 @@ from qdrant_client import models
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_vector, search_options
-from xqg_vdb.search.retriever import AsyncRetriever, Collection, QuestionEncoder, Retriever, passage_languages
+from xqg_vdb.search import QuestionEncoder, passage_languages
+from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import LANG_KEY, check_hybrid
 from xqg_vdb.types import Hit, Passage, Question, Search

@@ -23,7 +23,8 @@ from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, LockedError, MismatchError, MissingExtra, ServerError, XqgError, printable
 from xqg_vdb.generate.output import versions
 from xqg_vdb.index.update import since_load
-from xqg_vdb.search.retriever import Collection, Retriever, collection_means
+from xqg_vdb.search import collection_means
+from xqg_vdb.search.retriever import Collection, Retriever
 from xqg_vdb.store.operations import Store
 from xqg_vdb.types import Question, Search
 

@@ -2,16 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.types import option
+from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, resolve_languages, unpack_means
+from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.progress import traced
+from xqg_vdb.store.layout import check_langs
+from xqg_vdb.texts.languages import normalize
+from xqg_vdb.types import Card, Question, Vectors, option
 
 if TYPE_CHECKING:
     from xqg_vdb.search.expand import Expander
     from xqg_vdb.search.rerank import Reranker
+
+
+class QuestionEncoder:
+    """Questions into calibrated vectors, for one collection or for any that the encoder made.
+
+    encoder: ready, or its folder or name.
+    collection: whose calibration to use: its card's λ and the language means that it measured itself; without one,
+    the encoder's own. calibration: λ in place of either, 0 to switch it off.
+    Raises MismatchError when the collection was made by another encoder, with both fingerprints.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder | str | Path,
+        *,
+        collection: Any = None,
+        calibration: float | None = None,
+    ) -> None:
+        self.encoder = encoder = ready_encoder(encoder)
+        self.language_means = encoder.language_means
+        recommended = encoder.calibration
+        if collection is not None:
+            card = collection.card
+            check_same_encoder(encoder, card, name=collection.name.partition("@")[0])
+            self.language_means = collection_means(encoder, card)
+            recommended = card.calibration
+        self.strength = recommended if calibration is None else calibration
+
+    def encode(self, questions: Sequence[Question | str]) -> tuple[Vectors, list[str]]:
+        """The rows (n, dim) float32 for the questions, each calibrated for its language, and these languages.
+
+        A language is detected when it is not given; it is "" where it was not needed. Raises DataError for a blank
+        question and for what is no language code.
+        """
+        questions = as_questions(questions)
+        langs = [None if question.lang is None else normalize(question.lang) for question in questions]
+        texts = [question.text for question in questions]
+        with traced("encode", {"texts": len(texts), "encoder": self.encoder.facts.source}):
+            rows = self.encoder.encode_queries(texts, calibrate=False)
+        if self.strength != 0.0 and self.language_means.means:
+            with traced("calibrate", {"lambda": self.strength}) as noted:
+                langs = list(resolve_languages(texts, langs))
+                noted["lang"] = named(langs)
+                unit, table = self.encoder.facts.normalize, self.language_means
+                rows = calibrate(rows, langs=langs, table=table, strength=self.strength, normalize=unit)
+        return rows, [lang or "" for lang in langs]
+
+
+def named(langs: Iterable[str | None]) -> str:
+    """Languages as a trace names them: each once, sorted."""
+    return ",".join(sorted({lang for lang in langs if lang}))
+
+
+def check_same_encoder(encoder: TextEncoder, card: Card, *, name: str) -> None:
+    """Raise MismatchError unless the collection's vectors and this encoder's are comparable."""
+    mine, theirs = encoder.facts, card.encoder
+    if mine.fingerprint != theirs.fingerprint:
+        raise MismatchError(
+            f"Collection {name!r} was made by {theirs.source} ({theirs.precision}, fingerprint {theirs.fingerprint}),"
+            f" not by {mine.source} ({mine.precision}, fingerprint {mine.fingerprint}): use that encoder, or load"
+            " again."
+        )
+
+
+def collection_means(encoder: TextEncoder, card: Card) -> LanguageMeans:
+    """The encoder's language means, with those that the collection measured on its own queries in their place."""
+    measured = unpack_means(card.query_means, dim=card.encoder.dim)
+    bank = encoder.language_means
+    return LanguageMeans({**bank.means, **measured.means}, {**bank.counts, **measured.counts}, bank.source)
+
+
+def ready_encoder(encoder: TextEncoder | str | Path) -> TextEncoder:
+    """The encoder, opened when it is a folder or a name. Raises DataError for what is neither."""
+    if isinstance(encoder, str | Path):
+        from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
+
+        return Encoder(encoder)
+    if not hasattr(encoder, "encode_queries"):
+        raise DataError(f"An encoder is needed (such as Encoder('starter') or its name), found {encoder!r:.80}.")
+    return encoder
+
+
+def as_questions(asked: Sequence[Question | str]) -> list[Question]:
+    """Questions; plain texts get their place in the list as an id. Raises DataError for a blank one and no text."""
+    if isinstance(asked, str | Question):
+        raise DataError(f"Give a list of questions, not one: [{asked!r:.60}].")
+    questions = [text if isinstance(text, Question) else Question(str(row), text) for row, text in enumerate(asked)]
+    for question in questions:
+        if not isinstance(question.text, str):
+            raise DataError(f"A question is a text, found {question.text!r:.60}; `run` takes a list of several.")
+        if not question.text.strip():
+            raise DataError(f"Question {question.id!r} is blank: there is nothing to search for.")
+    return questions
+
+
+def passage_languages(langs: Sequence[str] | None) -> list[str] | None:
+    """The codes under which passages in `langs` are stored, None for all.
+
+    Raises DataError for a bare string, an empty list, and what is no language code.
+    """
+    check_langs(langs)
+    return None if langs is None else [normalize(code) for code in langs]
 
 
 @dataclass(frozen=True)

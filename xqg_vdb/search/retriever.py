@@ -8,36 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, resolve_languages, unpack_means
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.calibration import TextEncoder
+from xqg_vdb.errors import DataError
+from xqg_vdb.fusion import mean_rows
 from xqg_vdb.models.folder import folder_of
 from xqg_vdb.progress import Progress, per_process, silent, traced
+from xqg_vdb.search import QuestionEncoder, as_questions, named, passage_languages, ready_encoder
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import (
     DEPTH,
     TEXT_SPARSE,
     Moved,
     check_hybrid,
-    check_langs,
     check_wanted,
     contenders,
     fuse_points,
 )
-from xqg_vdb.store.operations import Store
-from xqg_vdb.texts.languages import normalize
+from xqg_vdb.store.operations import Store, finish, here
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors
@@ -51,117 +50,6 @@ T = TypeVar("T")
 
 MOST_MOVES = 5
 """Times that a run begins anew because its version was replaced and deleted meanwhile."""
-
-
-class QuestionEncoder:
-    """Questions into calibrated vectors, for one collection or for any that the encoder made.
-
-    encoder: ready, or its folder or name.
-    collection: whose calibration to use: its card's λ and the language means that it measured itself; without one,
-    the encoder's own. calibration: λ in place of either, 0 to switch it off.
-    Raises MismatchError when the collection was made by another encoder, with both fingerprints.
-    """
-
-    def __init__(
-        self,
-        encoder: TextEncoder | str | Path,
-        *,
-        collection: Collection | None = None,
-        calibration: float | None = None,
-    ) -> None:
-        self.encoder = encoder = ready_encoder(encoder)
-        self.language_means = encoder.language_means
-        recommended = encoder.calibration
-        if collection is not None:
-            card = collection.card
-            check_same_encoder(encoder, card, name=collection.name.partition("@")[0])
-            self.language_means = collection_means(encoder, card)
-            recommended = card.calibration
-        self.strength = recommended if calibration is None else calibration
-
-    def encode(self, questions: Sequence[Question | str]) -> tuple[Vectors, list[str]]:
-        """The rows (n, dim) float32 for the questions, each calibrated for its language, and these languages.
-
-        A language is detected when it is not given; it is "" where it was not needed. Raises DataError for a blank
-        question and for what is no language code.
-        """
-        questions = as_questions(questions)
-        langs = [None if question.lang is None else normalize(question.lang) for question in questions]
-        texts = [question.text for question in questions]
-        with traced("encode", {"texts": len(texts), "encoder": self.encoder.facts.source}):
-            rows = self.encoder.encode_queries(texts, calibrate=False)
-        if self.strength != 0.0 and self.language_means.means:
-            with traced("calibrate", {"lambda": self.strength}) as noted:
-                langs = list(resolve_languages(texts, langs))
-                noted["lang"] = named(langs)
-                unit, table = self.encoder.facts.normalize, self.language_means
-                rows = calibrate(rows, langs=langs, table=table, strength=self.strength, normalize=unit)
-        return rows, [lang or "" for lang in langs]
-
-
-def named(langs: Iterable[str | None]) -> str:
-    """Languages as a trace names them: each once, sorted."""
-    return ",".join(sorted({lang for lang in langs if lang}))
-
-
-def mean_rows(vectors: Vectors, starts: NDArray[np.int64], *, normalize: bool) -> Vectors:
-    """The mean of each question's wordings, (q, dim) float32; vectors (m, dim), starts (q,): where each one's begin."""
-    counts = np.diff(starts, append=len(vectors))
-    rows = np.add.reduceat(vectors, starts) / counts[:, None].astype(np.float32)
-    if normalize:
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
-    return np.asarray(rows, dtype=np.float32)
-
-
-def check_same_encoder(encoder: TextEncoder, card: Card, *, name: str) -> None:
-    """Raise MismatchError unless the collection's vectors and this encoder's are comparable."""
-    mine, theirs = encoder.facts, card.encoder
-    if mine.fingerprint != theirs.fingerprint:
-        raise MismatchError(
-            f"Collection {name!r} was made by {theirs.source} ({theirs.precision}, fingerprint {theirs.fingerprint}),"
-            f" not by {mine.source} ({mine.precision}, fingerprint {mine.fingerprint}): use that encoder, or load"
-            " again."
-        )
-
-
-def collection_means(encoder: TextEncoder, card: Card) -> LanguageMeans:
-    """The encoder's language means, with those that the collection measured on its own queries in their place."""
-    measured = unpack_means(card.query_means, dim=card.encoder.dim)
-    bank = encoder.language_means
-    return LanguageMeans({**bank.means, **measured.means}, {**bank.counts, **measured.counts}, bank.source)
-
-
-def ready_encoder(encoder: TextEncoder | str | Path) -> TextEncoder:
-    """The encoder, opened when it is a folder or a name. Raises DataError for what is neither."""
-    if isinstance(encoder, str | Path):
-        from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
-
-        return Encoder(encoder)
-    if not hasattr(encoder, "encode_queries"):
-        raise DataError(f"An encoder is needed (such as Encoder('starter') or its name), found {encoder!r:.80}.")
-    return encoder
-
-
-def as_questions(asked: Sequence[Question | str]) -> list[Question]:
-    """Questions; plain texts get their place in the list as an id. Raises DataError for a blank one and no text."""
-    if isinstance(asked, str | Question):
-        raise DataError(f"Give a list of questions, not one: [{asked!r:.60}].")
-    questions = [text if isinstance(text, Question) else Question(str(row), text) for row, text in enumerate(asked)]
-    for question in questions:
-        if not isinstance(question.text, str):
-            raise DataError(f"A question is a text, found {question.text!r:.60}; `run` takes a list of several.")
-        if not question.text.strip():
-            raise DataError(f"Question {question.id!r} is blank: there is nothing to search for.")
-    return questions
-
-
-def passage_languages(langs: Sequence[str] | None) -> list[str] | None:
-    """The codes under which passages in `langs` are stored, None for all.
-
-    Raises DataError for a bare string, an empty list, and what is no language code.
-    """
-    check_langs(langs)
-    return None if langs is None else [normalize(code) for code in langs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,24 +212,6 @@ class Collection(_Asked):
             opened.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _LookUps:
-    """What a version is to be asked: look-ups, and for each of them the questions that its rows are for."""
-
-    bound: Collection
-    langs: Sequence[str]
-    rows: Sequence[Sequence[int]]
-    calls: Sequence[tuple[QuestionRows, Search]]
-
-    def rankings(self, hits: Sequence[Sequence[Sequence[Hit]]]) -> list[list[Sequence[Hit]]]:
-        """What was found, by question: a ranking from each look-up that asked for it."""
-        rankings: list[list[Sequence[Hit]]] = [[] for _ in self.langs]
-        for rows, by_row in zip(self.rows, hits, strict=True):
-            for row, ranking in zip(rows, by_row, strict=True):
-                rankings[row].append(ranking)
-        return rankings
-
-
 class Retriever(_Asked):
     """Searches one collection with the encoder that made it; threads may share it.
 
@@ -373,14 +243,13 @@ class Retriever(_Asked):
         self._hybrid = hybrid
         self._words: WordWriter | None = None
         self._version: str | None = None
-        self._bind()
+        self._bind(collection.version)
 
-    def _bind(self) -> Collection:
+    def _bind(self, version: str) -> Collection:
         """The version that is published now: a run asks that one all along, with the calibration of its card.
 
         Raises MismatchError when a load with another encoder has been published meanwhile.
         """
-        version = self.collection.version
         bound = self.collection.at(version)
         if version != self._version:
             self.question_encoder = QuestionEncoder(self.encoder, collection=bound, calibration=self._calibration)
@@ -406,28 +275,45 @@ class Retriever(_Asked):
             reads each passage once.
         Raises DataError for a blank question and for what is no language code.
         """
-        questions, search = as_questions(questions), search or Search()
+        store = self.collection.store
+
+        async def look(call: Callable[[Any], Any]) -> Any:
+            return call(store)
+
+        return finish(self.steps(questions, search, look=look, progress=progress))
+
+    async def steps(
+        self,
+        asked: Sequence[Question | str],
+        search: Search | None,
+        *,
+        look: Callable[[Callable[[Any], Any]], Awaitable[Any]],
+        work: Callable[[Callable[[], Any]], Awaitable[Any]] = here,
+        progress: Progress = silent,
+    ) -> list[Answer]:
+        """`run`. look: makes a call to the store, or to its twin for coroutines; work: computes, here or beside."""
+        questions, search = as_questions(asked), search or Search()
         if not questions:
             return []
-        with self.traced(questions, search) as noted:
+        facts = {"collection": self.collection.name, "questions": len(questions), "k": search.k}
+        with traced("search", {**facts, "lambda": self.question_encoder.strength}) as noted:
             for left in reversed(range(MOST_MOVES)):
-                asked = self.prepare(questions, search)
-                noted["lang"] = named(asked.langs)
-                store, name, known = asked.bound.store, asked.bound.name, dict[str, Hit | None]()
+                version = await look(methodcaller("version", self.collection.name))
+                name, langs, calls, spoken = await work(partial(self._prepare, version, questions, search))
+                noted["lang"], known = named(langs), dict[str, Hit | None]()
                 try:
-                    rankings = asked.rankings(store.searches(name, asked.calls))
-                    while wanted := self.unknown(rankings, known, search):
-                        known |= wanted | store.fetch(name, wanted)
+                    hits = await look(methodcaller("searches", name, calls))
+                    words = dict(zip(spoken, hits[-1], strict=True)) if spoken else {}
+                    rankings = [[ranking, *filter(None, [words.get(row)])] for row, ranking in enumerate(hits[0])]
+                    while wanted := self._unknown(rankings, known, search):
+                        known |= wanted | await look(methodcaller("fetch", name, wanted))
                     break
                 except Moved:  # its version was replaced and deleted: all of it again, of the next one
                     if not left:
                         raise
-            return self.answers(questions, asked.langs, rankings, known, search=search, progress=progress)
-
-    def traced(self, questions: Sequence[Question], search: Search) -> AbstractContextManager[dict[str, Any]]:
-        """The trace of one run."""
-        facts = {"collection": self.collection.name, "questions": len(questions), "k": search.k}
-        return traced("search", {**facts, "lambda": self.question_encoder.strength})
+            answers = partial(self._answers, questions, langs, rankings, known, search=search, progress=progress)
+            found: list[Answer] = answers() if self.reranker is None else await work(answers)
+            return found
 
     def encode(self, questions: Sequence[Question]) -> tuple[Vectors, list[str], list[str]]:
         """Per question its row, the mean over its wordings when there is an expander; its language; its words."""
@@ -441,25 +327,23 @@ class Retriever(_Asked):
         rows = mean_rows(rows, starts, normalize=self.encoder.facts.normalize)
         return rows, [langs[start] for start in starts], texts
 
-    def prepare(self, questions: Sequence[Question], search: Search) -> _LookUps:
-        """Before the look-ups: the published version, and what to ask: vectors, and the words of those with any."""
+    def _prepare(
+        self, version: str, questions: Sequence[Question], search: Search
+    ) -> tuple[str, list[str], list[tuple[QuestionRows, Search]], list[int]]:
+        """The name of the version, the questions' languages, and the look-ups: vectors, words of those with any."""
         check_wanted(search)
         search = replace(search, passage_langs=passage_languages(search.passage_langs))
-        bound, k = self._bind(), self._wanted(search)
+        name, k = self._bind(version).name, self._wanted(search)
         rows, langs, texts = self.encode(questions)
         wanted = k if self._words is None else max(k, DEPTH)
         texts_at_once = not self._ids_first()
         dense = replace(search, k=wanted, offset=0, per_document=self._per_document, texts=texts_at_once)
-        asked: list[Sequence[int]] = [range(len(questions))]
-        calls: list[tuple[QuestionRows, Search]] = [(rows, dense)]
-        if self._words is not None:
-            words = {row: self._words.question(text) for row, text in enumerate(texts)}
-            if spoken := [row for row, tokens in words.items() if len(tokens.indices)]:
-                asked.append(spoken)
-                calls.append(([words[row] for row in spoken], replace(dense, using=TEXT_SPARSE)))
-        return _LookUps(bound, langs, asked, calls)
+        words = {row: self._words.question(text) for row, text in enumerate(texts)} if self._words else {}
+        spoken = [row for row, tokens in words.items() if len(tokens.indices)]
+        sparse = [([words[row] for row in spoken], replace(dense, using=TEXT_SPARSE))] if spoken else []
+        return name, langs, [(rows, dense), *sparse], spoken
 
-    def unknown(
+    def _unknown(
         self, rankings: Sequence[Sequence[Sequence[Hit]]], known: Mapping[str, Hit | None], search: Search
     ) -> dict[str, Hit | None]:
         """Between the look-ups, when it is hybrid: the points whose passages are still to be fetched, each as gone."""
@@ -468,7 +352,7 @@ class Retriever(_Asked):
         k = self._wanted(search)
         return {point: None for several in rankings for point in contenders(several, known, k=k)}
 
-    def answers(
+    def _answers(
         self,
         questions: Sequence[Question],
         langs: Sequence[str],
@@ -476,7 +360,7 @@ class Retriever(_Asked):
         known: Mapping[str, Hit | None],
         *,
         search: Search,
-        progress: Progress = silent,
+        progress: Progress,
     ) -> list[Answer]:
         """After the look-ups: each question's hits, fused when it is hybrid, reranked when asked for, cut to a page."""
         hybrid, k = self._words is not None, self._wanted(search)
@@ -547,23 +431,13 @@ class AsyncRetriever:
 
     async def run(self, questions: Sequence[Question | str], search: Search | None = None) -> list[Answer]:
         """The best passages for each question, in input order; see `Retriever.run`."""
-        retriever, questions, search = self.retriever, as_questions(questions), search or Search()
-        if self._server is None or not questions:
-            return await self._in_thread(partial(retriever.run, questions, search))
-        with retriever.traced(questions, search) as noted:
-            for left in reversed(range(MOST_MOVES)):
-                asked = await self._in_thread(partial(retriever.prepare, questions, search))
-                noted["lang"], known = named(asked.langs), dict[str, Hit | None]()
-                try:
-                    rankings = asked.rankings(await self._server.searches(asked.bound.name, asked.calls))
-                    while wanted := retriever.unknown(rankings, known, search):
-                        known |= wanted | await self._server.fetch(asked.bound.name, wanted)
-                    break
-                except Moved:
-                    if not left:
-                        raise
-            finish = partial(retriever.answers, questions, asked.langs, rankings, known, search=search)
-            return finish() if retriever.reranker is None else await self._in_thread(finish)
+        if self._server is None:
+            return await self._in_thread(partial(self.retriever.run, questions, search))
+
+        async def look(call: Callable[[Any], Awaitable[Any]]) -> Any:
+            return await call(self._server)
+
+        return await self.retriever.steps(questions, search, look=look, work=self._in_thread)
 
     async def add(
         self,

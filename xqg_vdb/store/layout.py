@@ -10,7 +10,7 @@ import json
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -251,10 +251,10 @@ def check_hybrid(card: Card, *, name: str) -> Bm25Settings:
     return card.bm25
 
 
-def best(
+async def best(
     rows: QuestionRows,
     first: Iterable[Sequence[Found]],
-    ask: Callable[[Any, int], Sequence[Sequence[Found]]],
+    ask: Callable[[Any, int], Awaitable[Sequence[Sequence[Found]]]],
     *,
     search: Search,
 ) -> list[list[Hit]]:
@@ -265,7 +265,8 @@ def best(
     choice stays the engine's). Of a document in chunks the best one stands for it, and the limit grows until there are
     k documents.
     """
-    return [_settled(found, search=search, more=partial(ask, rows[at : at + 1])) for at, found in enumerate(first)]
+    each = enumerate(first)
+    return [await _settled(found, search=search, more=partial(ask, rows[at : at + 1])) for at, found in each]
 
 
 def first_limit(search: Search) -> int:
@@ -273,7 +274,9 @@ def first_limit(search: Search) -> int:
     return (search.offset + search.k) * search.per_document + 1
 
 
-def _settled(found: Sequence[Found], *, search: Search, more: Callable[[int], Sequence[Sequence[Found]]]) -> list[Hit]:
+async def _settled(
+    found: Sequence[Found], *, search: Search, more: Callable[[int], Awaitable[Sequence[Sequence[Found]]]]
+) -> list[Hit]:
     k, limit = search.offset + search.k, first_limit(search)
     ranked = _one_a_document(found)
     while len(found) == limit:
@@ -282,7 +285,7 @@ def _settled(found: Sequence[Found], *, search: Search, more: Callable[[int], Se
         if (len(ranked) >= k and not tied) or limit >= most:
             break
         limit = min(4 * limit, most)
-        found = more(limit)[0]
+        found = (await more(limit))[0]
         ranked = _one_a_document(found)
     if not search.texts:
         return [Hit(payload["id"], score, "") for score, payload in ranked]

@@ -5,15 +5,33 @@ Both stores have an `admin` that does these things; here is what they have in co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.store.layout import CollectionOptions, same_build
 from xqg_vdb.types import Card, Hit, QuestionRows, Search, VectorStore
+
+T = TypeVar("T")
+
+
+def finish(steps: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns that never waits for an event loop: how what has one path is run without one."""
+    try:
+        steps.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    steps.close()
+    raise RuntimeError(f"{steps!r} waits for an event loop")
+
+
+async def here(call: Callable[[], T]) -> T:
+    """What `call` returns, at once and in this thread: in place of `asyncio.to_thread`, for `finish`."""
+    return call()
 
 
 @dataclass(frozen=True, slots=True)

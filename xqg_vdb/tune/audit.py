@@ -22,7 +22,8 @@ from xqg_vdb.calibration import TextEncoder, calibrate
 from xqg_vdb.errors import DataError
 from xqg_vdb.index.encode import encode_cached
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.search.retriever import Collection, check_same_encoder, collection_means
+from xqg_vdb.search import check_same_encoder, collection_means
+from xqg_vdb.search.retriever import Collection
 from xqg_vdb.texts.languages import as_written
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.tune.data import hash_order

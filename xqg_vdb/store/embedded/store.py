@@ -28,7 +28,7 @@ from xqg_vdb.store.embedded.versions import Folder, Version, stamp_of, version_s
 from xqg_vdb.store.embedded.writer import COPY, FREE_SPACE_FLOOR, copy_to_index, open_writer, publish_copy
 from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.store.operations import Admin, Store, absent
+from xqg_vdb.store.operations import Admin, Store, absent, finish
 from xqg_vdb.types import Card, CollectionWriter, Hit, PointBatch, QuestionRows, Search, StoredPoint
 
 _log = logging.getLogger(__name__)
@@ -294,10 +294,11 @@ class EmbeddedStore(Store):
         with self.reading(name) as reader, engine.errors(reader.version.shard):
             layout.check_using(reader.card, search.using, name=name, asked=rows)
 
-            def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
+            async def ask(questions: QuestionRows, limit: int) -> list[list[layout.Found]]:
                 return engine.query(reader.shard, questions, limit=limit, search=search)
 
-            return layout.best(rows, ask(rows, layout.first_limit(search)), ask, search=search)
+            first = finish(ask(rows, layout.first_limit(search)))
+            return finish(layout.best(rows, first, ask, search=search))
 
     def fetch(self, name: str, points: Iterable[str]) -> dict[str, Hit]:
         """The passages of those of the points that are there, by the points' ids."""

@@ -28,6 +28,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError, XqgError, redacted
+from xqg_vdb.store.operations import finish
 
 
 class NotFound(ServerError):
@@ -265,22 +266,23 @@ class Server:
             except BaseException:
                 self.before_first = check
                 raise
-        end, attempt = self._end(deadline), 0
-        while True:
-            try:
-                with self._turn:
-                    answer = request()
-            except XqgError:
-                raise
-            except Exception as error:
-                wait = self._pause(error, attempt, end=end)
-            else:
-                self._answered = True
-                return answer
-            self.sleep(wait)
-            attempt += 1
 
-    async def call_async(self, request: Callable[[], Awaitable[T]], *, deadline: float | None = None) -> T:
+        async def once() -> T:
+            with self._turn:
+                return request()
+
+        async def wait(seconds: float) -> None:
+            self.sleep(seconds)
+
+        return finish(self.call_async(once, deadline=deadline, sleep=wait))
+
+    async def call_async(
+        self,
+        request: Callable[[], Awaitable[T]],
+        *,
+        deadline: float | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> T:
         """The same for a request that is awaited; other coroutines run while it waits."""
         end, attempt = self._end(deadline), 0
         while True:
@@ -295,7 +297,7 @@ class Server:
             else:
                 self._answered = True
                 return answer
-            await asyncio.sleep(wait)
+            await sleep(wait)
             attempt += 1
 
     def read(self, request: Callable[[], T]) -> T:

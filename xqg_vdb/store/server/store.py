@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
@@ -26,7 +27,7 @@ from xqg_vdb.progress import windows
 from xqg_vdb.store import layout
 from xqg_vdb.store.filters import as_filter
 from xqg_vdb.store.layout import CollectionOptions
-from xqg_vdb.store.operations import Admin, Store
+from xqg_vdb.store.operations import Admin, Store, finish, here
 from xqg_vdb.store.server import Address, checked_address, checked_key
 from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server
 from xqg_vdb.store.server.names import Names, any_of, card_in, short
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _LookUps = Sequence[tuple[QuestionRows, Search]]
 _Row = tuple[Any, Search, int]
+_Send = Callable[[Any], Any]  # makes one request with the client that it is given
 
 _MOST_MOVES = 5
 """Times that a search begins anew because its version was replaced and deleted meanwhile."""
@@ -82,7 +84,11 @@ class ServerStore(Store):
         self._updating = threading.Lock()
         self._names = Names(client, self._server)
         self.looks = Names(client, self._server, waited_for=True)
-        self._quantized: dict[str, bool] = {}
+
+        async def ask(send: _Send) -> Any:
+            return self._server.read(partial(send, client))
+
+        self._reader = _Reader(self.looks, ask)
 
     @classmethod
     def connect(
@@ -151,8 +157,7 @@ class ServerStore(Store):
 
     def version(self, name: str) -> str:
         """Which version searches see now, such as v0003: wiki@v0003 is that one; "" for what has no versions."""
-        base, version = layout.split_version(name)
-        return version or short(self.looks.target(base) or "")
+        return finish(self._reader.version(name))
 
     def card(self, name: str) -> Card:
         """The card of the published version. Raises DataError when there is no such collection or it is not ours."""
@@ -191,7 +196,7 @@ class ServerStore(Store):
         try:
             with self._updating, open_update(self._names, name, version, options=self.options) as update:
                 yield update
-            if self.moved(name, version):
+            if self.physical(name) != version:
                 raise NotFound(version)
         except NotFound as error:
             raise layout.Moved(
@@ -205,62 +210,20 @@ class ServerStore(Store):
 
     def searches(self, name: str, look_ups: _LookUps) -> list[list[list[Hit]]]:
         """What `search` finds for each of several, in as few requests as carry them."""
-        checked = [(layout.check_search(questions, search), search) for questions, search in look_ups]
-
-        def run(physical: str) -> list[list[list[Hit]]]:
-            return self.settled(physical, checked, self._ask(physical, first_rows(checked)))
-
-        return self._bound(name, run)
+        return finish(self._reader.searches(name, look_ups))
 
     def fetch(self, name: str, points: Iterable[str]) -> dict[str, Hit]:
         """The passages of those of the points that are there, by the points' ids."""
-
-        def run(physical: str) -> dict[str, Hit]:
-            parts = asked_points(points)
-            return fetched(self._server.read(partial(self._client.retrieve, physical, part)) for part in parts)
-
-        return self._bound(name, run)
-
-    def settled(self, physical: str, look_ups: _LookUps, found: Sequence[list[layout.Found]]) -> list[list[list[Hit]]]:
-        """The hits of each look-up from what was found for its `first_rows`; for equal scores, more is asked for."""
-
-        def more(search: Search) -> Callable[[QuestionRows, int], list[list[layout.Found]]]:
-            return lambda rows, limit: self._ask(physical, [(row, search, limit) for row in rows])
-
-        answers = iter(found)
-        return [layout.best(rows, islice(answers, len(rows)), more(search), search=search) for rows, search in look_ups]
-
-    def _ask(self, physical: str, rows: Sequence[_Row]) -> list[list[layout.Found]]:
-        found = list[list[layout.Found]]()
-        while len(found) < len(rows):
-            found += map(_found, self._server.read(partial(self.send, self._client, physical, rows[len(found) :])))
-        return found
-
-    def send(self, client: Any, physical: str, rows: Sequence[_Row]) -> Any:
-        """Send the first of them, as many as one call carries, and as broad as the server is known to allow."""
-        batch = rows[: self._server.most("search batch size", _QUERY_BATCH)]
-        return client.query_batch_points(physical, [self._request(physical, *row) for row in batch])
-
-    def _request(self, physical: str, row: Any, search: Search, limit: int) -> models.QueryRequest:
-        wanted, most = any_of(layout.LANG_KEY, search.passage_langs), self._server.most
-        if search.where is not None:
-            asked = as_filter(search.where)
-            wanted = asked if wanted is None else models.Filter(must=[wanted, asked])
-        params = None
-        if not self._names.is_local:  # that one is always exact, and warns when it is asked to be
-            again = models.QuantizationSearchParams(
-                ignore=search.exact, rescore=True, oversampling=float(most("oversampling", round(layout.OVERSAMPLING)))
-            )  # candidates among quantised vectors are compared again with the full ones
-            quantized = again if self.is_quantized(physical) else None
-            params = models.SearchParams(hnsw_ef=most("hnsw_ef", search.ef), exact=search.exact, quantization=quantized)
-        return models.QueryRequest(
-            query=_asked(row), using=search.using, filter=wanted, params=params, limit=limit, with_payload=search.texts
-        )
+        return finish(self._reader.fetch(name, points))
 
     def count(self, name: str, *, passage_langs: Sequence[str] | None = None) -> int:
         """Exact number of points, of those languages when given."""
         layout.check_langs(passage_langs)
-        return self._bound(name, partial(self.looks.count, wanted=any_of(layout.LANG_KEY, passage_langs)))
+
+        async def run(physical: str) -> int:
+            return self.looks.count(physical, wanted=any_of(layout.LANG_KEY, passage_langs))
+
+        return finish(self._reader.bound(name, run))
 
     def scroll(self, name: str, *, with_vectors: bool = False) -> Iterator[StoredPoint]:
         """Every point of the version that is published when the first one is asked for."""
@@ -285,41 +248,13 @@ class ServerStore(Store):
         if self._owned:
             self._client.close()
 
-    def async_search(self) -> _AsyncSearch | None:
-        """Its search for coroutines, with the same address, key and patience; None for the in-memory stand-in."""
-        if self._names.is_local:
-            return None
-        return _AsyncSearch(self, self._server, options=self._client.init_options)
+    def async_search(self) -> _AsyncReader | None:
+        """Its searches for coroutines, with the same address, key and patience; None for the in-memory stand-in."""
+        return None if self._names.is_local else _AsyncReader(self.looks, self._client.init_options)
 
     def physical(self, name: str) -> str:
         """The collection that `name` is just now; `name` itself where a key may not see what is behind it."""
-        base, version = layout.split_version(name)
-        return f"{base}__{version}" if version else self.looks.target(base) or base
-
-    def moved(self, name: str, physical: str) -> bool:
-        """Whether `name` is another collection now."""
-        return self.physical(name) != physical
-
-    def _bound(self, name: str, run: Callable[[str], T]) -> T:
-        """What `run` returns of the collection behind `name`; anew as a whole when that was replaced meanwhile."""
-        for _ in range(_MOST_MOVES):
-            physical = self.physical(name)
-            try:
-                return run(physical)
-            except NotFound as error:
-                if not self.moved(name, physical):
-                    raise self.looks.missing(name) from error
-        raise self.looks.missing(name)
-
-    def is_quantized(self, physical: str) -> bool:
-        """Whether the collection keeps small copies of its vectors; asked once, a version never changes that."""
-        if physical not in self._quantized:
-            config = self._server.read(lambda: self._client.get_collection(physical)).config
-            vectors = config.params.vectors
-            named = [vectors] if isinstance(vectors, models.VectorParams) else list((vectors or {}).values())
-            own = any(params.quantization_config is not None for params in named)
-            self._quantized[physical] = own or config.quantization_config is not None
-        return self._quantized[physical]
+        return finish(self._reader.physical(name))
 
     def _check_server(self, rest: Callable[[], httpx.Client], address: Address, deadline: float | None) -> None:
         """Raise MismatchError for a server that is too old, and for REST and gRPC ends of two different servers.
@@ -349,36 +284,128 @@ class ServerStore(Store):
         )
 
 
-class _AsyncSearch:
-    """`ServerStore.search` for coroutines, with its hits, order, errors and patience.
+class _Reader:
+    """Searches, and what they must know first. ask: sends one request, with patience; aside: runs what would wait."""
 
-    A client's connections belong to the event loop that opened them, so there is one client for each loop.
+    def __init__(
+        self, looks: Names, ask: Callable[[_Send], Awaitable[Any]], *, aside: Callable[..., Awaitable[Any]] = here
+    ) -> None:
+        self._looks, self._most, self._ask, self._aside = looks, looks.server.most, ask, aside
+        self._quantized: dict[str, bool] = {}
+
+    async def physical(self, name: str) -> str:
+        """See `ServerStore`."""
+        base, version = layout.split_version(name)
+        if version:
+            return f"{base}__{version}"
+        aliases = (await self._ask(methodcaller("get_aliases"))).aliases
+        return next((alias.collection_name for alias in aliases if alias.alias_name == base), base)
+
+    async def version(self, name: str) -> str:
+        """See `ServerStore`."""
+        physical = await self.physical(name)
+        return "" if physical == name else short(physical)
+
+    async def bound(self, name: str, run: Callable[[str], Awaitable[T]]) -> T:
+        """What `run` returns of the collection behind `name`; anew as a whole when that was replaced meanwhile."""
+        for _ in range(_MOST_MOVES):
+            physical = await self.physical(name)
+            try:
+                return await run(physical)
+            except NotFound as error:
+                gone = error
+            if await self.physical(name) == physical:
+                break
+        raise await self._aside(partial(self._looks.missing, name)) from gone
+
+    async def searches(self, name: str, look_ups: _LookUps) -> list[list[list[Hit]]]:
+        """What each of several look-ups finds; for equal scores at the end, more is asked for."""
+        checked = [(layout.check_search(questions, search), search) for questions, search in look_ups]
+        first = [(row, search, layout.first_limit(search)) for rows, search in checked for row in rows]
+
+        async def run(physical: str) -> list[list[list[Hit]]]:
+            async def more(search: Search, rows: QuestionRows, limit: int) -> list[list[layout.Found]]:
+                return await self._query(physical, [(row, search, limit) for row in rows])
+
+            answers = iter(await self._query(physical, first))
+            return [
+                await layout.best(rows, islice(answers, len(rows)), partial(more, search), search=search)
+                for rows, search in checked
+            ]
+
+        return await self.bound(name, run)
+
+    async def fetch(self, name: str, points: Iterable[str]) -> dict[str, Hit]:
+        """See `ServerStore`."""
+        ids = [int(point) if point.isdecimal() else point for point in points]
+
+        async def run(physical: str) -> dict[str, Hit]:
+            parts = [
+                await self._ask(methodcaller("retrieve", physical, part)) for part in windows(ids, _POINTS_AT_ONCE)
+            ]
+            return {str(point.id): layout.hit_of(0.0, _payload(point)) for part in parts for point in part}
+
+        return await self.bound(name, run)
+
+    async def _query(self, physical: str, rows: Sequence[_Row]) -> list[list[layout.Found]]:
+        """As many of them in one request as it carries, and each as broad as the server is known to allow."""
+        quantized, found = await self._is_quantized(physical), list[list[layout.Found]]()
+
+        def send(client: Any) -> Any:
+            batch = rows[len(found) :][: self._most("search batch size", _QUERY_BATCH)]
+            return client.query_batch_points(physical, [self._request(*row, quantized=quantized) for row in batch])
+
+        while len(found) < len(rows):
+            answers = await self._ask(send)
+            found += [[(point.score, _payload(point)) for point in answer.points] for answer in answers]
+        return found
+
+    def _request(self, row: Any, search: Search, limit: int, *, quantized: bool) -> models.QueryRequest:
+        wanted, most, params = any_of(layout.LANG_KEY, search.passage_langs), self._most, None
+        if search.where is not None:
+            asked = as_filter(search.where)
+            wanted = asked if wanted is None else models.Filter(must=[wanted, asked])
+        if not self._looks.is_local:  # that one is always exact, and warns when it is asked to be
+            again = models.QuantizationSearchParams(
+                ignore=search.exact, rescore=True, oversampling=float(most("oversampling", round(layout.OVERSAMPLING)))
+            )  # candidates among quantised vectors are compared again with the full ones
+            ef, quantization = most("hnsw_ef", search.ef), again if quantized else None
+            params = models.SearchParams(hnsw_ef=ef, exact=search.exact, quantization=quantization)
+        if isinstance(row, SparseVector):
+            row = models.SparseVector(indices=row.indices.tolist(), values=row.values.tolist())
+        else:
+            row = row.tolist()
+        return models.QueryRequest(
+            query=row, using=search.using, filter=wanted, params=params, limit=limit, with_payload=search.texts
+        )
+
+    async def _is_quantized(self, physical: str) -> bool:
+        """Whether the collection keeps small copies of its vectors; asked once, a version never changes that."""
+        if self._looks.is_local:
+            return False
+        if physical not in self._quantized:
+            config = (await self._ask(methodcaller("get_collection", physical))).config
+            vectors = config.params.vectors
+            named = [vectors] if isinstance(vectors, models.VectorParams) else list((vectors or {}).values())
+            own = any(params.quantization_config is not None for params in named)
+            self._quantized[physical] = own or config.quantization_config is not None
+        return self._quantized[physical]
+
+
+class _AsyncReader(_Reader):
+    """For coroutines. Connections belong to the event loop that opened them, so each loop has a client of its own.
+
     options: with what the store's own client was made.
     """
 
-    def __init__(self, store: ServerStore, server: Server, *, options: Mapping[str, Any]) -> None:
-        self._store = store
-        self._server = server
+    def __init__(self, looks: Names, options: Mapping[str, Any]) -> None:
+        async def ask(send: _Send) -> Any:
+            return await looks.server.call_async(lambda: send(self._client()), deadline=looks.server.read_deadline)
+
+        super().__init__(looks, ask, aside=asyncio.to_thread)
         self._options = dict(options)
         self._clients: dict[asyncio.AbstractEventLoop, AsyncQdrantClient] = {}
         self._mutex = threading.Lock()
-
-    async def searches(self, name: str, look_ups: _LookUps) -> list[list[list[Hit]]]:
-        """What each of several look-ups finds; `name` is bound to a version, such as wiki@v0003."""
-        checked = [(layout.check_search(questions, search), search) for questions, search in look_ups]
-        physical = await asyncio.to_thread(self._store.physical, name)
-        await self._call(name, partial(asyncio.to_thread, self._store.is_quantized, physical))  # known from here on
-        rows, found = first_rows(checked), list[list[layout.Found]]()
-        while len(found) < len(rows):
-            send = partial(self._store.send, self._client(), physical, rows[len(found) :])
-            found += map(_found, await self._call(name, send))
-        return await asyncio.to_thread(self._store.settled, physical, checked, found)
-
-    async def fetch(self, name: str, points: Iterable[str]) -> dict[str, Hit]:
-        """The passages of those of the points that are there, by the points' ids."""
-        physical, client = await asyncio.to_thread(self._store.physical, name), self._client()
-        parts = [partial(client.retrieve, physical, part) for part in asked_points(points)]
-        return fetched([await self._call(name, part) for part in parts])
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; the next search opens new ones."""
@@ -386,12 +413,6 @@ class _AsyncSearch:
             client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.close()
-
-    async def _call(self, name: str, request: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await self._server.call_async(request, deadline=self._server.read_deadline)
-        except NotFound as error:
-            raise await asyncio.to_thread(self._store.looks.missing, name) from error
 
     def _client(self) -> AsyncQdrantClient:
         loop = asyncio.get_running_loop()
@@ -405,27 +426,5 @@ class _AsyncSearch:
             return self._clients[loop]
 
 
-def _asked(question: Any) -> Any:
-    if isinstance(question, SparseVector):
-        return models.SparseVector(indices=question.indices.tolist(), values=question.values.tolist())
-    return question.tolist()
-
-
-def first_rows(look_ups: _LookUps) -> list[_Row]:
-    """Every row of the look-ups with its search, and how many to ask for at first."""
-    return [(row, search, layout.first_limit(search)) for rows, search in look_ups for row in rows]
-
-
-def asked_points(points: Iterable[str]) -> Iterator[list[Any]]:
-    """Ids of points as the server has them, so many as one request asks for."""
-    return windows([int(point) if point.isdecimal() else point for point in points], _POINTS_AT_ONCE)
-
-
-def fetched(pages: Iterable[Sequence[models.Record]]) -> dict[str, Hit]:
-    """The passages of points, by the points' ids."""
-    points = (point for page in pages for point in page)
-    return {str(point.id): layout.hit_of(0.0, {"id": str(point.id), **(point.payload or {})}) for point in points}
-
-
-def _found(answer: models.QueryResponse) -> list[layout.Found]:
-    return [(point.score, {"id": str(point.id), **(point.payload or {})}) for point in answer.points]
+def _payload(point: Any) -> dict[str, Any]:
+    return {"id": str(point.id), **(point.payload or {})}
