@@ -2,6 +2,7 @@
 
 Made-up passages of 60 to 140 words whose frequencies fall like those of a language; both kinds of search ask the same
 questions in turn. Without --encoder a question's vector costs next to nothing, so that the look-ups alone are compared.
+`bare` sends the same requests over REST with nothing but a socket and a JSON parser: what no client can go below.
 
     python benchmarks/hybrid.py --url http://localhost:6333 --passages 10000
     python benchmarks/hybrid.py --url grpc://localhost:6334 --encoder starter --passages 1000
@@ -12,17 +13,24 @@ Makes the collection `hybrid-benchmark` there, and removes it again.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import random
 import socket
 import statistics
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
+
+import orjson
 
 from xqg_vdb import Collection, Encoder, Retriever, load
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
+from xqg_vdb.store.bm25 import WordWriter
+from xqg_vdb.store.layout import DEPTH, TEXT_DENSE, TEXT_SPARSE, check_hybrid
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.types import Hybrid
 
@@ -55,6 +63,44 @@ class Meter:
             sink.sendall(block)
 
 
+class Bare:
+    """The requests of a dense and of a hybrid search, and their answers as JSON."""
+
+    def __init__(self, url: str, collection: Collection, encoder: Encoder | HashEncoder) -> None:
+        parts = urlsplit(url)
+        port = (parts.port or 6333) - (1 if parts.scheme.startswith("grpc") else 0)
+        self.connection = http.client.HTTPConnection(parts.hostname or "localhost", port)
+        self.points = f"/collections/{NAME}__{collection.version}/points"
+        self.encoder, self.words = encoder, WordWriter(check_hybrid(collection.card, name=NAME))
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """The result of one request."""
+        head = {"Content-Type": "application/json"}
+        self.connection.request(method, path, None if body is None else orjson.dumps(body), head)
+        return orjson.loads(self.connection.getresponse().read())["result"]
+
+    def dense(self, text: str) -> None:
+        """Which version, then its ten passages."""
+        self.ask("GET", "/aliases")
+        row = self.encoder.encode_queries([text], calibrate=False)[0].tolist()
+        query = {"query": row, "using": TEXT_DENSE, "limit": 11, "with_payload": True}
+        self.ask("POST", f"{self.points}/query/batch", {"searches": [query]})
+
+    def hybrid(self, text: str) -> None:
+        """Which version, both rankings, then ten passages."""
+        self.ask("GET", "/aliases")
+        row = self.encoder.encode_queries([text], calibrate=False)[0].tolist()
+        words = self.words.question(text)
+        sparse = {"indices": words.indices.tolist(), "values": words.values.tolist()}
+        both = [
+            {"query": query, "using": using, "limit": DEPTH + 1, "with_payload": False}
+            for query, using in ((row, TEXT_DENSE), (sparse, TEXT_SPARSE))
+        ]
+        found = self.ask("POST", f"{self.points}/query/batch", {"searches": both})
+        winners = [point["id"] for ranking in found for point in ranking["points"][:5]]
+        self.ask("POST", self.points, {"ids": winners, "with_payload": True})
+
+
 def retrievers(encoder: Encoder | HashEncoder, collection: Collection) -> dict[str, Retriever]:
     return {"dense": Retriever(encoder, collection), "hybrid": Retriever(encoder, collection, hybrid=True)}
 
@@ -74,14 +120,17 @@ def main() -> None:
     encoder = Encoder(options.encoder) if options.encoder else HashEncoder(dim=384)
     with open_store(url=options.url) as store:
         made = load(rows, NAME, encoder=encoder, store=store, options=LoadOptions(hybrid=Hybrid())).collection
-        took: dict[str, list[float]] = {"dense": [], "hybrid": []}
-        both = retrievers(encoder, made)
-        for retriever in both.values():
-            retriever.search(asked[0])
-        for text in asked:
-            for name, retriever in both.items():
+        bare = Bare(options.url, made, encoder)
+        search: dict[str, Callable[[str], object]] = {
+            **{name: retriever.search for name, retriever in retrievers(encoder, made).items()},
+            "bare dense": bare.dense,
+            "bare hybrid": bare.hybrid,
+        }
+        took: dict[str, list[float]] = {name: [] for name in search}
+        for text in [asked[0], *asked]:
+            for name, run in search.items():
                 begin = time.perf_counter()
-                retriever.search(text)
+                run(text)
                 took[name].append(time.perf_counter() - begin)
         meter, received = Meter(options.url), {}
         with open_store(url=meter.url) as counted:
@@ -92,14 +141,21 @@ def main() -> None:
                     retriever.search(text)
                 received[name] = round((meter.received - before) / len(asked))
         store.delete(NAME)
-    times = {name: round(1000 * statistics.median(seconds), 2) for name, seconds in took.items()}
-    ratio = statistics.median(h / d for d, h in zip(took["dense"], took["hybrid"], strict=True))
+    times = {name: round(1000 * statistics.median(seconds[1:]), 2) for name, seconds in took.items()}
+
+    def ratio(kind: str) -> float:
+        pairs = zip(took[f"{kind}dense"][1:], took[f"{kind}hybrid"][1:], strict=True)
+        return round(statistics.median(hybrid / dense for dense, hybrid in pairs), 2)
+
     if options.json:
-        print(json.dumps({"ms": times, "bytes": received, "ratio": round(ratio, 2), "passages": options.passages}))
+        ratios = {"ratio": ratio(""), "bare ratio": ratio("bare ")}
+        print(json.dumps({"ms": times, "bytes": received, **ratios, "passages": options.passages}))
         return
     for name in took:
-        print(f"{name:8}{times[name]:>8.2f} ms{received[name]:>10,} bytes received a question")
-    print(f"hybrid: {ratio:.2f} × the time, {received['hybrid'] / received['dense']:.1f} × the bytes")
+        counted_bytes = f"{received[name]:>10,} bytes received a question" if name in received else ""
+        print(f"{name:12}{times[name]:>8.2f} ms{counted_bytes}")
+    print(f"hybrid: {ratio('')} × the time, {received['hybrid'] / received['dense']:.1f} × the bytes")
+    print(f"bare requests: {ratio('bare ')} × the time")
 
 
 if __name__ == "__main__":

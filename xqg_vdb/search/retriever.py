@@ -306,14 +306,17 @@ class Retriever(_Asked):
                     words = dict(zip(spoken, hits[-1], strict=True)) if spoken else {}
                     rankings = [[ranking, *filter(None, [words.get(row)])] for row, ranking in enumerate(hits[0])]
                     while wanted := self._unknown(rankings, known, search):
-                        known |= wanted | await look(methodcaller("fetch", name, wanted))
+                        found = await look(methodcaller("fetch", name, wanted))
+                        known |= wanted | found
+                        if len(found) == len(wanted):
+                            break
                     break
                 except Moved:  # its version was replaced and deleted: all of it again, of the next one
                     if not left:
                         raise
             answers = partial(self._answers, questions, langs, rankings, known, search=search, progress=progress)
-            found: list[Answer] = answers() if self.reranker is None else await work(answers)
-            return found
+            answered: list[Answer] = answers() if self.reranker is None else await work(answers)
+            return answered
 
     def encode(self, questions: Sequence[Question]) -> tuple[Vectors, list[str], list[str]]:
         """Per question its row, the mean over its wordings when there is an expander; its language; its words."""

@@ -121,6 +121,8 @@ class ServerStore(Store):
                 warnings.simplefilter("ignore", UserWarning)
                 clients.append(QdrantClient(
                     url=address.url, api_key=api_key, timeout=timeout, check_compatibility=False,
+                    headers={"accept-encoding": "identity"},  # what it packs comes in two pieces, one 40 ms late
+                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),  # kept on loopback, too
                     prefer_grpc=address.grpc_port is not None, grpc_port=address.grpc_port or 6334,
                     grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
                 ))  # fmt: skip
