@@ -192,6 +192,8 @@ def test_a_snapshot_brings_everything_back(store, name, tmp_path):
     file = tmp_path / "copy"
     store.admin.download_snapshot(name, made.name, file)
     assert file.stat().st_size == made.size
+    with pytest.raises(DataError, match="copy is there already: remove it, or give another FILE"):
+        store.admin.download_snapshot(name, made.name, file)
     load_edition(store, name, 2)
     assert store.admin.restore_snapshot(name, file) == "v0003"
     assert (edition(store, name), store.count(name), store.card(name).version) == (1, 20, "v0003")

@@ -4,6 +4,7 @@ Run where XQG_TEST_QDRANT_COMMAND says how to start a Qdrant server; 1.19.0 wher
 """
 
 import contextlib
+import json
 import subprocess
 import time
 
@@ -22,8 +23,9 @@ from xqg_vdb.index.verify import verify
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.server.client import Pending
 from xqg_vdb.store.server.store import ServerStore
+from xqg_vdb.store.server.writer import build_index
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.types import Question, Search
+from xqg_vdb.types import Hybrid, Question, Search
 
 pytestmark = pytest.mark.skipif(not COMMAND, reason=NO_COMMAND)
 ENCODER = HashEncoder(dim=32)
@@ -47,28 +49,43 @@ def until(true, seconds=60):
         time.sleep(0.2)
 
 
-def test_an_index_that_a_restart_has_stopped_is_built(tmp_path):
-    small = {"STORAGE__OPTIMIZERS__INDEXING_THRESHOLD_KB": 50, "STORAGE__OPTIMIZERS__DEFAULT_SEGMENT_NUMBER": 2}
+def threshold_on_disk(node, physical, kilobytes):
+    """As a server has it that was killed after it had noted the change, before it indexed anything."""
+    file = node.folder / "storage" / "collections" / physical / "config.json"
+    config = json.loads(file.read_text())
+    config["optimizer_config"]["indexing_threshold"] = kilobytes
+    file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("cure", ["build_index", "add"])
+def test_an_index_that_a_restart_has_stopped_is_built(tmp_path, cure):
+    small = {"STORAGE__OPTIMIZERS__INDEXING_THRESHOLD_KB": 50, "STORAGE__OPTIMIZERS__DEFAULT_SEGMENT_NUMBER": 1}
     with running(tmp_path, settings=small) as (node,), ServerStore.connect(node.url) as store:
-        made = load(rows(3000), "wiki", encoder=HashEncoder(dim=128), store=store)
-        physical, client = store.physical("wiki"), store._client
-
-        def threshold(kilobytes):
-            client.update_collection(
-                physical, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=kilobytes)
-            )
-
-        assert store.admin.state("wiki").status == "green"
-        threshold(0)
-        made.collection.add([{"id": f"more{i}", "text": f"w{i} more", "lang": "en"} for i in range(2000)])
-        threshold(50)
+        made = load(rows(400), "wiki", encoder=HashEncoder(dim=128), store=store).collection
+        physical = store.physical("wiki")
+        assert store.admin.state("wiki").status == "green" and store.admin.state("wiki").indexed == 400
+        store._client.update_collection(physical, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0))
+        made.add([{"id": f"more{i}", "text": f"w{i} more", "lang": "en"} for i in range(400)])
         node.kill()
+        threshold_on_disk(node, physical, 50)
         node.start()
-        from xqg_vdb.store.server.writer import build_index
-
+        state = store.admin.state("wiki")
+        assert (state.status, state.points, state.indexed) == ("grey", 800, 400) and "wakes it" in state.details["grey"]
+        if cure == "add":
+            made.add([{"id": "one", "text": "one more", "lang": "en"}])
         build_index(store.looks, physical)
         state = store.admin.state("wiki")
-        assert state.status == "green" and state.points == 5000
+        assert state.status == "green" and state.indexed >= 800 and "grey" not in state.details
+
+
+def test_a_small_collection_is_said_to_have_no_graph(tmp_path):
+    """Also where the server counts the words of its points as indexed."""
+    with running(tmp_path) as (node,), ServerStore.connect(node.url) as store:
+        options = LoadOptions(hybrid=Hybrid())
+        load(rows(), "wiki", encoder=ENCODER, store=store, options=options)
+        assert store._client.get_collection(store.physical("wiki")).config.params.sparse_vectors
+        state = store.admin.state("wiki")
+        assert (state.indexed, state.details["graph"].startswith("no graph below 10,000 kB")) == (0, True)
 
 
 LIMITS = {

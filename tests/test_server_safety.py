@@ -360,8 +360,9 @@ def test_copies_that_are_not_active_yet_are_waited_for(fake, store, clock, taken
 def test_snapshots_of_all_versions_are_found_and_uploads_leave_nothing(fake, store, taken, caplog):
     edition(store, 2)
     assert [one.name for one in store.admin.snapshots("wiki")] == ["wiki__v0001-0.snapshot"]
-    store.admin.download_snapshot("wiki", "wiki__v0001-0.snapshot", taken)
-    store.admin.restore_snapshot("wiki", taken)
+    again = taken.with_name("again")
+    store.admin.download_snapshot("wiki", "wiki__v0001-0.snapshot", again)
+    store.admin.restore_snapshot("wiki", again)
     assert fake.snapshots["wiki__v0003"] == {}
     store.admin.gc("wiki", keep=1)
     assert "the snapshots of wiki__v0001 stay in its folder snapshots/wiki__v0001" in caplog.text

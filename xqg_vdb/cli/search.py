@@ -197,7 +197,8 @@ def _card_rows(card: Card) -> dict[str, str]:
 
 
 def _state_rows(state: CollectionState) -> dict[str, str]:
-    details = "".join(f", {value} {name}" for name, value in state.details.items())
+    facts = [f"; {fact}" if isinstance(fact, str) else f", {fact} {name}" for name, fact in state.details.items()]
+    details = "".join(facts)
     rows = {
         "languages": ", ".join(f"{n} {lang}" for lang, n in state.languages.items()) or "none",
         "index": f"{state.status}, {state.indexed} of {state.points} vectors in a graph{details}",

@@ -5,6 +5,7 @@ Both stores have an `admin` that does these things; here is what they have in co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -117,7 +118,7 @@ class Admin(Protocol):
         ...
 
     def download_snapshot(self, name: str, snapshot: str, to: Path) -> None:
-        """Copy a snapshot into the file `to`, its checksum compared."""
+        """Copy a snapshot into the file `to`, its checksum compared. Raises DataError for a file that is there."""
         ...
 
     def restore_snapshot(self, name: str, file: Path) -> str:
@@ -208,6 +209,12 @@ def unpublished(name: str, finished: Sequence[str]) -> DataError:
         f"Collection {name!r} has the finished versions {', '.join(finished)}, and none is published: publish one with"
         f" `xqg-vdb rollback {name} --to {finished[-1]}`."
     )
+
+
+def refuse_existing(to: Path) -> None:
+    """Raise DataError where a file is that a snapshot would replace: it may be the only other copy."""
+    if os.path.lexists(to):
+        raise DataError(f"{to} is there already: remove it, or give another FILE.")
 
 
 def no_snapshot(name: str, snapshot: str) -> DataError:

@@ -46,6 +46,7 @@ from xqg_vdb.store.operations import (
     VersionState,
     check_published,
     no_snapshot,
+    refuse_existing,
     rollback_target,
 )
 
@@ -267,6 +268,7 @@ class _EmbeddedAdmin:
     def download_snapshot(self, name: str, snapshot: str, to: Path) -> None:
         if snapshot not in [kept.name for kept in self.snapshots(name)]:
             raise no_snapshot(name, snapshot)
+        refuse_existing(to)
         file = _shelf(self._store.folder(name)) / snapshot
         _checked(file, into=None)
         with atomic_file(to) as out, open(file, "rb") as source:

@@ -29,6 +29,7 @@ from xqg_vdb.store.operations import (
     check_published,
     latest,
     no_snapshot,
+    refuse_existing,
     rollback_target,
 )
 from xqg_vdb.store.server.client import Limited, NoAccess, NotFound, Refused
@@ -126,14 +127,19 @@ class _ServerAdmin:
         if card is None:
             raise DataError(f"Collection {name!r} on {self._server.where} has no card: xqg-vdb did not make it.")
         params = info.config.params
-        is_grey, points = info.status == models.CollectionStatus.GREY, self._names.count(version)
-        sleeping = "the index is not being built since the server restarted; `xqg-vdb load` once more wakes it"
+        points, threshold = self._names.count(version), info.config.optimizer_config.indexing_threshold or 0
+        indexed = max((info.indexed_vectors_count or 0) - (points if card.bm25 else 0), 0)  # it counts words, too
+        sleeping = (
+            f"no index is built since the server restarted; the next `xqg-vdb add`, or `migrate {name}`, wakes it"
+        )
+        small = f"no graph below {threshold:,} kB of vectors a segment: a search compares all of them"
         details: dict[str, object] = {
             "segments": info.segments_count,
             "shards": params.shard_number,
             "replicas": params.replication_factor,
             "write consistency": params.write_consistency_factor,
-            "grey": sleeping if is_grey else None,
+            "grey": sleeping if info.status == models.CollectionStatus.GREY else None,
+            "graph": small if info.status == models.CollectionStatus.GREEN and points and not indexed else None,
             "as gRPC port": self._grpc_port,
             **(self._strangers(version) if points != card.count else {}),
         }
@@ -141,7 +147,7 @@ class _ServerAdmin:
             card=card,
             points=points,
             languages=self._languages(version),
-            indexed=info.indexed_vectors_count or 0,
+            indexed=indexed,
             status=info.status.value,
             disk_bytes=None,
             details={name: value for name, value in details.items() if value is not None},
@@ -216,6 +222,7 @@ class _ServerAdmin:
         found = {shot.name: (version, shot) for version, shot in self._all_snapshots(name)}
         if snapshot not in found:
             raise no_snapshot(name, snapshot)
+        refuse_existing(to)
         version, shot = found[snapshot]
         rest = self._opener()
         self._server.call(lambda: _download(rest, version, snapshot, to=to, checksum=shot.checksum))
@@ -326,7 +333,6 @@ def _download(rest: Callable[[], httpx.Client], version: str, snapshot: str, *, 
             file.write(block)
         if checksum and total.hexdigest() != checksum:
             raise CorruptError(f"{snapshot} did not arrive as the server has it; download it again.")
-    with disk_errors(to):
         _sum_file(to).write_text(f"{total.hexdigest()}  {to.name}\n", "utf-8")  # as `sha256sum -c` reads it
 
 
