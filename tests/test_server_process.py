@@ -3,7 +3,9 @@
 Run where XQG_TEST_QDRANT_COMMAND says how to start a Qdrant server; 1.19.0 where this was written.
 """
 
+import base64
 import contextlib
+import hmac
 import json
 import subprocess
 import time
@@ -159,6 +161,90 @@ def test_a_key_that_may_only_read(tmp_path):
                 pytest.raises(ServerError, match="refuses the API key"),
             ):
                 store.names()
+
+
+def token(key, access):
+    """A JSON Web Token of a Qdrant server: what may be done, signed with its key (HS256)."""
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"access": access})
+    head = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
+    signed = base64.urlsafe_b64encode(hmac.digest(key.encode(), head, "sha256")).rstrip(b"=")
+    return (head + b"." + signed).decode()
+
+
+def rights(*collections, access="r"):
+    return [{"collection": name, "access": access} for name in collections]
+
+
+def check_rights(url, key, file):
+    @contextlib.contextmanager
+    def with_token(access):
+        with ServerStore.connect(url, api_key=token(key, access)) as store:
+            yield store, Collection("wiki", store, encoder=ENCODER)
+
+    with with_token(rights("wiki")) as (store, wiki):
+        assert len(wiki.search("w3", k=5)) == 5
+        with pytest.raises(ServerError, match="cannot see its versions"):
+            store.admin.versions("wiki")
+    with with_token(rights("wiki__v0001")) as (store, _):
+        assert len(Collection("wiki@v0001", store, encoder=ENCODER).search("w3", k=5)) == 5
+    for access in (rights("wiki", "wiki__v0001", "wiki__v0002"), "r"):
+        with with_token(access) as (store, wiki):
+            assert store.admin.state("wiki").points == 60 and len(store.admin.versions("wiki")) == 2
+            assert verify(store, "wiki").problems == () and store.admin.snapshots("wiki") == []
+            for change in (
+                lambda: store.admin.rollback("wiki"),
+                lambda: store.admin.gc("wiki", keep=1),
+                lambda: wiki.delete(["p1"]),
+                lambda: load(rows(70), "wiki", encoder=ENCODER, store=store),
+                lambda: store.delete("wiki"),
+            ):
+                with pytest.raises(ServerError, match="may not write"):
+                    change()
+    with with_token([*rights("wiki", "wiki__v0001"), *rights("wiki__v0002", access="rw")]) as (store, _):
+        made = store.admin.create_snapshot("wiki")
+        store.admin.download_snapshot("wiki", made.name, file)
+    with with_token("m") as (store, wiki):
+        store._client.delete_snapshot("wiki__v0002", made.name)
+        assert store.admin.restore_snapshot("back", file) == "v0001"
+        store.delete("back")
+        assert store.admin.rollback("wiki") == "v0001" and wiki.count() == 50
+        assert store.admin.rollback("wiki", version="v0002") == "v0002" and wiki.count() == 60
+
+
+def test_what_a_token_allows(tmp_path):
+    """The table of rights in docs/operations.md, row by row, and what is said where one is missing."""
+    key = "all-of-it-0123456789-all-of-it-0123456789"
+    settings = {"SERVICE__API_KEY": key, "SERVICE__JWT_RBAC": "true"}
+    with running(tmp_path, settings=settings) as (node,):
+        with ServerStore.connect(node.url, api_key=key) as store:
+            load(rows(50), "wiki", encoder=ENCODER, store=store)
+            load(rows(), "wiki", encoder=ENCODER, store=store)
+        for url in (node.url, f"grpc://127.0.0.1:{node.grpc_port}"):
+            check_rights(url, key, tmp_path / url[:4])
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_limits_on_rates_and_on_the_number_of_points(tmp_path, scheme):
+    """What a rate lets through is waited for; a limit on points, which it looks at now and then, is said at once."""
+    strict = {"ENABLED": "true", "READ_RATE_LIMIT": 600, "MAX_POINTS_COUNT": 100}
+    settings = {f"STORAGE__COLLECTION__STRICT_MODE__{name}": value for name, value in strict.items()}
+    with running(tmp_path, settings=settings) as (node,):
+        url = node.url if scheme == "http" else f"grpc://127.0.0.1:{node.grpc_port}"
+        with ServerStore.connect(url) as store:
+            made, waits, sleep = (
+                load(rows(100), "wiki", encoder=ENCODER, store=store).collection,
+                [],
+                store._server.sleep,
+            )
+            store._server.sleep = lambda seconds: (waits.append(seconds), sleep(seconds))
+            asked = ENCODER.encode_queries([f"w{i}" for i in range(30)])
+            found = [len(made.nearest(asked, Search(3))) for _ in range(21)]
+            assert found == [30] * 21 and waits, "630 searches, of which 600 are free"
+            other = load(rows(100), "other", encoder=ENCODER, store=store).collection
+            with pytest.raises(ServerError, match="limit of 100 reached") as caught:
+                for i in range(70):
+                    other.add([{"id": f"more{i}", "text": "one more", "lang": "en"}])
+            assert "Passage" not in str(caught.value)
 
 
 def test_a_full_disk_of_the_server_is_said_and_not_waited_for(tmp_path):

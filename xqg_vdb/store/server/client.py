@@ -92,6 +92,7 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
      (ServerError, "The disk of {where} is full ({said}); make room there, then run it again.")),
     (_ANY, r"is larger than allowed|larger than max|length too large|larger than rate limiter capacity", _TOO_LARGE),
     (_ANY, r"limit exceeded \S+ > \S+ for \"upsert limit\"", _TOO_LARGE),
+    (_ANY, r"rate limit", _AGAIN),
     (_ANY, r"limit exceeded|limit reached|limit of \S+ reached|exact search disabled",
      (Limited, "A limit of {where} (its strict mode) forbids this: {said}.")),
     (_ANY, r"waiting for consensus operation|no leader|consensus is not",
