@@ -35,8 +35,8 @@ ROWS = [  # status, code, words, error, what the error says
      TooLarge, "use smaller batches"),
     (429, CODES.RESOURCE_EXHAUSTED, "Rate limiting exceeded: request larger than rate limiter capacity, please try to"
      " split your request", TooLarge, "use smaller batches"),
-    (429, CODES.RESOURCE_EXHAUSTED, "Rate limiting exceeded: Write rate limit exceeded: Operation requires 128 tokens but"
-     " only 4.4 were available. Retry after 31s", ServerError, "away or overloaded"),
+    (429, CODES.RESOURCE_EXHAUSTED, "Rate limiting exceeded: Write rate limit exceeded: Operation requires 128 tokens"
+     " but only 4.4 were available. Retry after 31s", ServerError, "away or overloaded"),
     (400, CODES.INVALID_ARGUMENT, 'Bad request: Limit exceeded 90 > 10 for "upsert limit". Help: Reduce it.',
      TooLarge, "use smaller batches"),
     (400, CODES.INVALID_ARGUMENT, 'Bad request: Limit exceeded 512 > 100 for "limit". Help: Reduce the "limit".',
