@@ -405,7 +405,8 @@ class _AsyncReader(_Reader):
             return await looks.server.call_async(lambda: send(self._client()), deadline=looks.server.read_deadline)
 
         super().__init__(looks, ask, aside=asyncio.to_thread)
-        self._options = dict(options)
+        # nothing may be left open when a loop ends that nobody closed us in: what the client does by default
+        self._options = {name: value for name, value in options.items() if name != "limits"}
         self._clients: dict[asyncio.AbstractEventLoop, AsyncQdrantClient] = {}
         self._mutex = threading.Lock()
 
