@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans
-from xqg_vdb.evaluate.metrics import Kind, Metric, Qrels, Run, ranked
+from xqg_vdb.evaluate.metrics import Metric, Qrels, Run, ranked
 from xqg_vdb.types import Vectors
 
 Rows = NDArray[np.int64]
@@ -152,37 +152,20 @@ def per_query(run: Run, qrels: Qrels, *, metrics: Sequence[Metric]) -> dict[Metr
 
 def per_row(rows: Rows, judged: _Judgements, *, metric: Metric) -> Values:
     """Compute `metric` for every query, (q,) float64."""
-    grade = np.maximum(gains(rows, judged)[:, : metric.k], 0)
-    return _FORMULAS[metric.kind](grade, judged, metric.k)
-
-
-def _recall(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
-    return _ratio((grade > 0).sum(axis=1), judged.relevant)
-
-
-def _success(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
-    return np.asarray((grade > 0).any(axis=1), dtype=np.float64)
-
-
-def _reciprocal_rank(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
-    return np.asarray(((grade > 0) / _ranks(grade)).max(axis=1, initial=0.0), dtype=np.float64)
-
-
-def _ndcg(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
-    return _ratio(_dcg(grade), _dcg(judged.ideal[:, :k]))
-
-
-def _trec_map(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
-    return _ratio(_precision_sum(grade), judged.relevant)
-
-
-def _lareqa_map(grade: NDArray[np.int64], judged: _Judgements, k: int) -> Values:
-    return _ratio(_precision_sum(grade), np.minimum(judged.relevant, k))
-
-
-_FORMULAS: dict[Kind, Callable[[NDArray[np.int64], _Judgements, int], Values]] = {
-    "R": _recall, "Success": _success, "MRR": _reciprocal_rank, "nDCG": _ndcg, "MAP": _trec_map, "mAP": _lareqa_map,
-}  # fmt: skip
+    grade, k = np.maximum(gains(rows, judged)[:, : metric.k], 0), metric.k
+    match metric.kind:
+        case "R":
+            return _ratio((grade > 0).sum(axis=1), judged.relevant)
+        case "Success":
+            return np.asarray((grade > 0).any(axis=1), dtype=np.float64)
+        case "MRR":
+            return np.asarray(((grade > 0) / _ranks(grade)).max(axis=1, initial=0.0), dtype=np.float64)
+        case "nDCG":
+            return _ratio(_dcg(grade), _dcg(judged.ideal[:, :k]))
+        case "MAP":  # trec_eval's
+            return _ratio(_precision_sum(grade), judged.relevant)
+        case "mAP":  # LAReQA's
+            return _ratio(_precision_sum(grade), np.minimum(judged.relevant, k))
 
 
 def _ranks(grade: NDArray[np.int64]) -> Values:

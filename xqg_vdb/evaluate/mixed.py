@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,55 +77,44 @@ def measure_mixed(name: str, run: Run, task: RetrievalTask, passages: Sequence[P
             grades = {d: g for d, g in grades.items() if (lang_of.get(d) == asked) == (match[3] == " same")}
         if grades or not match[3]:
             own = {docid for docid in (*first, *grades) if lang_of.get(docid) == asked}
-            values[query.id] = _FORMULAS[match[1]](first, grades, own, lang_of, k)
+            values[query.id] = _measured(match[1], first, grades, own, lang_of, k)
     return values
 
 
-_Langs = Mapping[str, str]
+def _measured(
+    kind: str, first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: Mapping[str, str], k: int
+) -> float:
+    """One question's value: first: what it found; grades: of the relevant passages; own: those in its language."""
+    ranks = {docid: rank for rank, docid in enumerate(first, start=1)}
+    places = {docid: ranks.get(docid, k + 1) for docid in grades}
+    match kind:
+        case "R":
+            return len(grades.keys() & ranks.keys()) / len(grades)
+        case "own":
+            return sum(docid in own for docid in first) / len(first) if first else 0.0
+        case "LPR":
+            return float(next((docid for docid in first if docid in grades), None) in own)
+        case "Lang-nDCG":
+            gain = {docid: grade * (1 + (docid in own)) for docid, grade in grades.items()}
+            ideal = _dcg(sorted(gain.values(), reverse=True)[:k])
+            return _dcg([gain.get(docid, 0) for docid in first]) / ideal if ideal else 0.0
+        case "RankDistance":
+            return float(max(places.values()) - min(places.values())) if places else 0.0
+        case _:
+            return _peer(places, lang_of)
 
 
-def _recall(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
-    return len(grades.keys() & set(first)) / len(grades)
+def _dcg(gains: Sequence[int]) -> float:
+    return math.fsum(gain / math.log2(place + 2) for place, gain in enumerate(gains))
 
 
-def _own(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
-    return sum(docid in own for docid in first) / len(first) if first else 0.0
-
-
-def _preference(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
-    return float(next((docid for docid in first if docid in grades), None) in own)
-
-
-def _lang_ndcg(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
-    gain = {docid: grade * (1 + (docid in own)) for docid, grade in grades.items()}
-    found, best = [gain.get(docid, 0) for docid in first], sorted(gain.values(), reverse=True)[:k]
-    dcg, ideal = (math.fsum(g / math.log2(i + 2) for i, g in enumerate(gains)) for gains in (found, best))
-    return dcg / ideal if ideal else 0.0
-
-
-def _ranks(first: Sequence[str], grades: Mapping[str, int], k: int) -> dict[str, int]:
-    place = {docid: rank for rank, docid in enumerate(first, start=1)}
-    return {docid: place.get(docid, k + 1) for docid in grades}
-
-
-def _rank_distance(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
-    ranks = _ranks(first, grades, k).values()
-    return float(max(ranks) - min(ranks)) if ranks else 0.0
-
-
-def _peer(first: Sequence[str], grades: Mapping[str, int], own: set[str], lang_of: _Langs, k: int) -> float:
+def _peer(places: Mapping[str, int], lang_of: Mapping[str, str]) -> float:
     samples: dict[str, list[int]] = {}
-    for docid, rank in _ranks(first, grades, k).items():
+    for docid, rank in places.items():
         samples.setdefault(lang_of.get(docid, UNKNOWN_LANGUAGE), []).append(rank)
-    if len(samples) < 2 or len({rank for ranks in samples.values() for rank in ranks}) < 2:
+    if len(samples) < 2 or len(set(places.values())) < 2:
         return 1.0
     return float(scipy_stats().kruskal(*samples.values()).pvalue)
-
-
-_FORMULAS: dict[str, Callable[[Sequence[str], Mapping[str, int], set[str], _Langs, int], float]] = {
-    "R": _recall, "own": _own, "LPR": _preference, "Lang-nDCG": _lang_ndcg, "RankDistance": _rank_distance,
-    "PEER": _peer,
-}  # fmt: skip
 
 
 def whole_average_precision(
