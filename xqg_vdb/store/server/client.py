@@ -268,27 +268,35 @@ class Server:
                 self.before_first = check
                 raise
 
-        async def once() -> T:
+        async def once(_: float) -> T:
             with self._turn:
                 return request()
 
         async def wait(seconds: float) -> None:
             self.sleep(seconds)
 
-        return finish(self.call_async(once, deadline=deadline, sleep=wait))
+        return finish(self._patiently(once, deadline=deadline, sleep=wait))
 
-    async def call_async(
-        self,
-        request: Callable[[], Awaitable[T]],
-        *,
-        deadline: float | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> T:
+    async def call_async(self, request: Callable[[], Awaitable[T]], *, deadline: float | None = None) -> T:
         """The same for a request that is awaited; other coroutines run while it waits."""
+
+        async def once(seconds: float) -> T:
+            return await asyncio.wait_for(request(), seconds)
+
+        return await self._patiently(once, deadline=deadline, sleep=asyncio.sleep)
+
+    async def _patiently(
+        self,
+        once: Callable[[float], Awaitable[T]],
+        *,
+        deadline: float | None,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> T:
+        """once: makes the request, in so many seconds."""
         end, attempt = self._end(deadline), 0
         while True:
             try:
-                answer = await asyncio.wait_for(request(), max(end - self.clock(), 1.0))
+                answer = await once(max(end - self.clock(), 1.0))
             except XqgError:
                 raise
             except TimeoutError:
