@@ -14,15 +14,9 @@ import pytest
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
-from xqg_vdb.export.checkpoints import (
-    Overrides,
-    conventions,
-    fetch_checkpoint,
-    load_weights,
-    strip_code_keys,
-)
-from xqg_vdb.export.encoder import export_encoder
-from xqg_vdb.export.gate import explain, measure_parity, parity_texts, torch_vectors
+from xqg_vdb.export.checkpoints import Overrides, conventions, fetch_checkpoint, strip_code_keys
+from xqg_vdb.export.encoder import explain, export_encoder
+from xqg_vdb.export.gate import load_weights, measure_parity, parity_texts, torch_vectors
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import open_model_folder
 
@@ -97,8 +91,8 @@ def test_an_int8_vector_depends_on_its_text_alone(bert, tmp_path):
 def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch):
     import xqg_vdb.export.encoder as module
 
-    def other_weights(source, spec):
-        return tuple(rows[:, ::-1] for rows in torch_vectors(source, spec))
+    def other_weights(*what):
+        return tuple(rows[:, ::-1] for rows in torch_vectors(*what))
 
     monkeypatch.setattr(module, "torch_vectors", other_weights)
     with pytest.raises(MismatchError, match=r"lowest cosine -?0\.\d+, wanted 0\.9999 .*nothing was written"):

@@ -71,7 +71,7 @@ def test_equals_transformers_generate_at_batch_1_and_16(folders, kind):
 
 @pytest.mark.parametrize("kind", ["mt5", "llama"])
 def test_the_gate_sees_another_models_logits(folders, kind):
-    from xqg_vdb.export.gate import LARGEST_DIFFERENCE, measure_logits
+    from xqg_vdb.export.generator import LARGEST_DIFFERENCE, measure_logits
 
     checkpoint, folder = folders[kind]
     assert folder.manifest["parity"]["logits_differ"] < 1e-4

@@ -9,13 +9,12 @@ from tiny_model import write_tiny_encoder
 from training_cases import tiny_bert, twenty_pairs
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.export.checkpoints import Base
 from xqg_vdb.export.encoder import Overrides, export_encoder
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, mine_negatives, pair_batch, train_encoder
 from xqg_vdb.train.pairs import TrainingPair, content_key, hybrid, read_pairs
-from xqg_vdb.train.run import Schedule
+from xqg_vdb.train.run import Base, Schedule
 from xqg_vdb.types import Passage
 
 torch = pytest.importorskip("torch")

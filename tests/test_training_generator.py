@@ -6,13 +6,12 @@ from generation_cases import tiny_checkpoint
 from training_cases import twenty_pairs
 
 from xqg_vdb.errors import DataError, LockedError, MismatchError, MissingExtra, ModelError
-from xqg_vdb.export.checkpoints import Base
 from xqg_vdb.export.generator import export_generator
 from xqg_vdb.files import lock_folder
 from xqg_vdb.generate.local import open_generator
 from xqg_vdb.models.decoder import Decoding
 from xqg_vdb.train.generator import GeneratorSettings, _Tree, train_generator, tree_collator
-from xqg_vdb.train.run import Schedule, open_run
+from xqg_vdb.train.run import Base, Schedule, open_run
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")

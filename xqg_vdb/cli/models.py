@@ -63,11 +63,11 @@ def export(
     lets the server put its prompt of that name before questions. OUT then holds its conventions and its calibration,
     and is an encoder like any other.
     """
+    from xqg_vdb.export.encoder import explain as describe
     from xqg_vdb.export.encoder import export as run
-    from xqg_vdb.export.gate import explain as describe
 
     if explain:
-        record = describe(checkpoint, overrides)
+        record = describe(checkpoint, overrides, generator=generator, accept_license=accept_license)
         show(record, _explained(record))
         return
     folder = run(
@@ -92,7 +92,8 @@ def export(
 
 
 def _explained(record: dict[str, Any]) -> Iterator[str]:
-    yield f"{record['source']}  from a {record['from']}; original software: {record['software']}"
+    source, kind, place, software = (record[name] for name in ("source", "kind", "from", "software"))
+    yield f"{source}, read as {kind}, from a {place}; original software: {software}"
     rows = [("", "original", "export")]
     rows += [(name, _shown(theirs), _shown(ours)) for name, (theirs, ours) in record["facts"].items()]
     first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
@@ -176,8 +177,8 @@ def generator(
     CHECKPOINT is a hub id, a folder or starter:generator. A run that was stopped continues when the same command is run
     again.
     """
-    from xqg_vdb.export.checkpoints import Base
     from xqg_vdb.train.generator import XQG_PRESET, GeneratorSettings, train_generator
+    from xqg_vdb.train.run import Base
 
     pairs, dev = _read(sources)
     settings = _changed(XQG_PRESET if preset else GeneratorSettings(), schedule, own)
@@ -207,8 +208,8 @@ def encoder(
     CHECKPOINT is a hub id, a folder or starter:encoder. With --micro-batch, gradients are cached: a batch of any size
     needs the memory of that many texts. A run that was stopped continues when the same command is run again.
     """
-    from xqg_vdb.export.checkpoints import Base
     from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, train_encoder
+    from xqg_vdb.train.run import Base
 
     pairs, dev = _read(sources)
     settings = _changed(XQG_PRESET if preset else EncoderSettings(), schedule, own)

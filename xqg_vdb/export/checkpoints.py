@@ -3,6 +3,7 @@
 A checkpoint is a stranger's: no Python file is copied, so none can run; configuration keys that make transformers load
 code (`auto_map`, `_attn_implementation*`) are stripped; pickled weights go through torch's restricted loader in another
 process. What a sentence-transformers checkpoint says of its modules is reproduced, or refused by name.
+The copy lies flat: the transformer at its top, whatever folder it was in, and the other modules in folders below.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
 import orjson
+from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MissingExtra, ModelError, reason
-from xqg_vdb.export.starter_generator import PACKAGE, SOURCE, TERMS_URL, VERSION, build_generator_checkpoint
+from xqg_vdb.export.starter_generator import PACKAGE, SOURCE, VERSION, build_generator_checkpoint
 from xqg_vdb.models.encoder import ACTIVATIONS
 from xqg_vdb.models.folder import (
     STARTER_ENCODER,
@@ -30,24 +32,36 @@ from xqg_vdb.models.folder import (
     EncoderSpec,
     is_hub_id,
 )
+from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Pooling, Vectors, option
 
-_SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*_*/config.json", "*_*/*.safetensors")
+_SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jinja")
 _HUB_ONNX = ("onnx/model.onnx", "model.onnx")
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation", "attn_impl")
 _MAX_CONFIG_BYTES = 4 << 20
 NO_LIMIT = 1 << 20  # tokens; transformers writes 10^30 where there is none
 _TABLES = ("tokenizer.json", "vocab.json", "merges.json")  # large, and no configuration: copied as they are
-_POOLING: Mapping[str, Pooling] = {
-    "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max",
-    "lasttoken": "last", "weightedmean": "weighted-mean", "weightedmean_tokens": "weighted-mean",
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
+    "chat_template.jinja",
+)  # fmt: skip
+POOLING: Mapping[str, Pooling] = {
+    "mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last", "weightedmean": "weighted-mean",
 }  # fmt: skip
-"""Names of sentence-transformers (before 5.4 `pooling_mode_NAME: true`, since then `pooling_mode: NAME`) and ours."""
+"""Names of sentence-transformers (before 5.4 `pooling_mode_NAME_token(s): true`, since `pooling_mode: NAME`), ours."""
+_HARMLESS = frozenset({
+    "trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "device_map", "add_pooling_layer",
+    "unpad_inputs", "use_memory_efficient_attention", "padding_side", "use_fast",
+})  # fmt: skip
+"""What sentence-transformers may pass to transformers and no row depends on."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A clean local checkpoint. `onnx`: the publisher's own graph, if any; `dense`: projections after pooling."""
+    """A clean local checkpoint. `onnx`: the publisher's own graph, if any; `dense`: projections after pooling.
+
+    code: classes of the publisher's own Python code, by the name of transformers' class that they stand for.
+    """
 
     path: Path
     source: str
@@ -55,6 +69,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     onnx: Path | None = None
     dense: tuple[Path, ...] = ()
+    code: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -103,7 +118,10 @@ class Overrides:
     dim: int | None = option(None, "Numbers kept of a longer row (Matryoshka)  [default: all]", least=1, metavar="N")
 
 
-def conventions(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> tuple[EncoderSpec, str]:
+NOTHING = Overrides()
+
+
+def conventions(checkpoint: Checkpoint, overrides: Overrides = NOTHING) -> tuple[EncoderSpec, str]:
     """How a checkpoint wants to be used, and what told: its sentence-transformers files, else its family's rule.
 
     Raises ModelError that names a module, an order or a flag which cannot be reproduced and is not overridden.
@@ -113,23 +131,31 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = Overrides()) -> t
     given = {key: value for key, value in overrides.__dict__.items() if value is not None and key != "dim"}
     values: dict[str, Any] = {**spec.__dict__, "dim": width(checkpoint), **given}
     modules = modules_of(checkpoint.path)
-    kinds = " ".join(kind for kind, _ in modules)
-    if kinds and not re.fullmatch("Transformer Pooling( Dense| Dropout)*( Normalize)?", kinds):
-        raise ModelError(
-            f"{checkpoint.source} runs {kinds.replace(' ', ', ')}; only Transformer, Pooling, Dense and Normalize in"
-            " this order can be reproduced."
-        )
-    pooling = read_json(dict(modules).get("Pooling", checkpoint.path) / "config.json", default={}) if kinds else {}
-    if pooling:
+    ends_in = _check_modules(checkpoint.source, modules)
+    record = read_json(checkpoint.path / "config_sentence_transformers.json", default={})
+    pool_prompt = True
+    if modules:
+        pooling = read_json(dict(modules)["Pooling"] / "config.json", default={})
+        if not pooling and overrides.pooling is None:
+            raise ModelError(f"{checkpoint.source} has a Pooling module without a config.json: give --pooling.")
+        _check_text_module(checkpoint)
         values["pooling"] = overrides.pooling or _st_pooling(pooling)
-        values["normalize"] = given.get("normalize", kinds.endswith("Normalize"))
+        pool_prompt = pooling.get("include_prompt") is not False
+        ranked_by = record.get("similarity_fn_name")
+        values["normalize"] = given.get("normalize", ends_in == "Normalize" or ranked_by == "cosine")
+        if ranked_by in ("euclidean", "manhattan") and "normalize" not in given and not values["normalize"]:
+            raise ModelError(f"{checkpoint.source} ranks by {ranked_by} distance: give --normalize or --no-normalize.")
+    elif checkpoint.origin["architecture"].endswith("ForCausalLM") and not (overrides.pooling or family):
+        raise ModelError(
+            f"{checkpoint.source} is a language model ({checkpoint.origin['architecture']}) that says nothing of"
+            " pooling: --generator exports it as a generator; as an encoder, give --pooling."
+        )
     if checkpoint.dense:
         values["dim"] = int(read_dense(checkpoint.dense[-1])[0].shape[1])
-    record = read_json(checkpoint.path / "config_sentence_transformers.json", default={})
     values.update(_prompts(record, spec) | {key: given[key] for key in given if key.endswith("_prefix")})
-    values["pool_prompt"] = pooling.get("include_prompt") is not False
+    values["pool_prompt"] = pool_prompt
     values["max_length"] = overrides.max_length or longest_text(checkpoint, default=values["max_length"])
-    told = "sentence-transformers files" if pooling else "family" if family else "default"
+    told = "sentence-transformers files" if modules else "family" if family else "default"
     return shortened(EncoderSpec(**values), values["dim"], overrides.dim or record.get("truncate_dim")), told
 
 
@@ -141,19 +167,60 @@ def shortened(spec: EncoderSpec, width: int, dim: int | None) -> EncoderSpec:
 
 
 def modules_of(path: Path) -> list[tuple[str, Path]]:
-    """(kind, folder) of a sentence-transformers checkpoint's modules in order, empty for other checkpoints."""
-    listed = read_json(path / "modules.json", default=[])
+    """(kind, folder) of a sentence-transformers checkpoint's modules in order, empty for other checkpoints.
+
+    The kind of a class that is not sentence-transformers' own is its whole name. Raises ModelError.
+    """
+    modules = []
     try:
-        return [(str(m["type"]).rsplit(".", 1)[-1], path / Path(str(m.get("path", ""))).name) for m in listed]
-    except (TypeError, KeyError, AttributeError) as error:
+        for module in read_json(path / "modules.json", default=[]):
+            kind, folder = str(module["type"]), Path(str(module.get("path", "")))
+            if folder.is_absolute() or ".." in folder.parts:
+                raise ValueError(f"a folder {folder}")
+            known = kind.startswith("sentence_transformers.")
+            modules.append((kind.rpartition(".")[2] if known else kind, path / folder))
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ModelError(f"{path / 'modules.json'} does not list modules ({error!r}).") from error
+    return modules
+
+
+def _check_modules(source: str, modules: list[tuple[str, Path]]) -> str:
+    """The last module's kind. Raises ModelError for an order or a kind that cannot be reproduced."""
+    kinds = " ".join(kind for kind, _ in modules)
+    if kinds and not re.fullmatch("Transformer Pooling( Dense| Dropout)*( Normalize)?", kinds):
+        raise ModelError(
+            f"{source} runs {kinds.replace(' ', ', ')}; only Transformer, Pooling, Dense and Normalize in this order"
+            " can be reproduced."
+        )
+    return kinds.rpartition(" ")[2]
+
+
+def _text_module(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration of the module Transformer; before 2021 its name had the architecture in it."""
+    names = ["sentence_bert_config.json", *sorted(p.name for p in checkpoint.path.glob("sentence_*_config.json"))]
+    return next((record for name in names if (record := read_json(checkpoint.path / name, default={}))), {})
+
+
+def _check_text_module(checkpoint: Checkpoint) -> None:
+    record = _text_module(checkpoint)
+    passed = {f"{key}.{name}" for key, value in record.items() if re.search("_(args|kwargs)$", key) and value
+              for name in value if name not in _HARMLESS}  # fmt: skip
+    text = (record.get("modality_config") or {}).get("text") or {}
+    given = {text.get("method_output_name", "last_hidden_state"), record.get("module_output_name", "token_embeddings")}
+    tokenizer = read_json(checkpoint.path / "tokenizer_config.json", default={})
+    passed |= {"truncation_side"} if tokenizer.get("truncation_side", "right") != "right" else set()
+    if other := sorted(passed | (given - {"last_hidden_state", "token_embeddings"})):
+        raise ModelError(
+            f"{checkpoint.source} changes what its transformer does by {', '.join(other)} (sentence_bert_config.json,"
+            " tokenizer_config.json), which cannot be reproduced."
+        )
 
 
 def _prompts(record: dict[str, Any], family: EncoderSpec) -> dict[str, str]:
     """Prefixes by the checkpoint's prompts; empty ones, which re-saving writes, do not wipe the family's."""
     prompts = record.get("prompts") or {}
     usual = prompts.get(record.get("default_prompt_name")) or ""
-    passage = prompts.get("passage") or prompts.get("document") or usual
+    passage = next(filter(None, map(prompts.get, ("document", "passage", "corpus"))), usual)  # in ST's order
     return {
         "query_prefix": prompts.get("query") or usual or family.query_prefix,
         "passage_prefix": passage or family.passage_prefix,
@@ -173,9 +240,14 @@ def width(checkpoint: Checkpoint) -> int:
 def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
     """Weights (in, out), bias (out,) and activation of a `Dense` module. Raises ModelError for one that is not ours."""
     config = read_json(module / "config.json", default={})
-    activation = str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1]
-    if activation not in ACTIVATIONS:
-        raise ModelError(f"{module.name} of the checkpoint ends in {activation}; supported: {', '.join(ACTIVATIONS)}.")
+    told = config.get("activation_function", "")
+    activation = "Identity" if told is None else told.rsplit(".", 1)[-1] if told.startswith("torch.") else "Tanh"
+    reads = config.get("module_input_name", "sentence_embedding")
+    if activation not in ACTIVATIONS or {reads, config.get("module_output_name") or reads} != {"sentence_embedding"}:
+        raise ModelError(
+            f"{module.name} of the checkpoint reads {reads} and ends in {activation}; supported: sentence_embedding,"
+            f" {', '.join(ACTIVATIONS)}."
+        )
     try:
         from safetensors.numpy import load_file
 
@@ -190,15 +262,15 @@ def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
 
 def lower_cases(checkpoint: Checkpoint) -> bool:
     """Whether the original lowers texts before its tokenizer sees them."""
-    return read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("do_lower_case") is True
+    return _text_module(checkpoint).get("do_lower_case") is True
 
 
 def family_conventions(source: str) -> EncoderSpec | None:
     """The published rule of a model family, recognised by the name it was published under; `dim` is left open."""
-    name = source.lower().replace("_", "-")
+    name = Path(source.lower().replace("_", "-")).name  # of a folder: its own, not those above it
     if "xor-tydi" in name or "xdr" in name:  # Tevatron: CLS of the last layer, no normalisation, dot product
         return EncoderSpec(0, "cls", normalize=False, max_length=128)
-    if "-e5-" in f"-{name.rsplit('/', 1)[-1]}-" and "instruct" not in name:
+    if "-e5-" in f"-{name}-" and "instruct" not in name:
         return EncoderSpec(0, "mean", normalize=True, query_prefix="query: ", passage_prefix="passage: ")
     if "bge-m3" in name:
         return EncoderSpec(0, "cls", normalize=True, max_length=8192)
@@ -213,28 +285,30 @@ def family_conventions(source: str) -> EncoderSpec | None:
 def _st_pooling(record: Mapping[str, Any]) -> Pooling:
     said = record.get("pooling_mode")
     modes = [said] if isinstance(said, str) else list(said or ())
-    modes = modes or [key.removeprefix("pooling_mode_") for key, value in record.items() if value is True]
-    modes = [mode for mode in modes if mode != "include_prompt"]
-    if len(modes) == 1 and modes[0] in _POOLING:
-        return _POOLING[modes[0]]
+    modes = modes or [
+        re.sub("^pooling_mode_|(?<=cls|max|ean)_tokens?$", "", key) for key, value in record.items()
+        if value is True and key.startswith("pooling_mode_")
+    ]  # fmt: skip
+    modes = modes or ["mean"]
+    if len(modes) == 1 and modes[0] in POOLING:
+        return POOLING[modes[0]]
     raise ModelError(
-        f"The checkpoint pools by {' and '.join(modes) or 'nothing'}; supported: {', '.join(get_args(Pooling))}:"
-        " give --pooling."
+        f"The checkpoint pools by {' and '.join(modes)}; supported: {', '.join(get_args(Pooling))}: give --pooling."
     )
 
 
 def longest_text(checkpoint: Checkpoint, *, default: int) -> int:
     """Tokens that it reads of a text."""
-    own = read_json(checkpoint.path / "sentence_bert_config.json", default={}).get("max_seq_length")
-    if own is None:
-        own = read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
-    if not isinstance(own, int) or own > NO_LIMIT:
-        own = default
+    told = _text_module(checkpoint).get("max_seq_length")
+    if told is None:
+        told = read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
     table = checkpoint.config.get("max_position_embeddings")
-    table = table if isinstance(table, int) else own
+    table = table if isinstance(table, int) and table > 0 else NO_LIMIT
     if checkpoint.config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         table -= 2  # their position table starts after the padding index
-    return max(8, min(own, table))
+    if not isinstance(told, int) or told > NO_LIMIT:  # sentence-transformers reads as far as the table goes
+        told = table if modules_of(checkpoint.path) and table < NO_LIMIT else default
+    return max(8, min(told, table))
 
 
 def _download(name: str) -> tuple[Path, str]:
@@ -245,8 +319,10 @@ def _download(name: str) -> tuple[Path, str]:
         info = HfApi().model_info(name)
         names = {file.rfilename for file in info.siblings or ()}
         graph = next((file for file in _HUB_ONNX if file in names), None)
-        wanted = [*_SAFE_FILES, *([graph, f"{graph}_data"] if graph else [])]
-        ignored = ["*.safetensors"] if graph else []
+        safe = {str(Path(name).parent) for name in names if name.endswith(".safetensors")}
+        pickled = [n for n in names if Path(n).match("pytorch_model*.bin") and str(Path(n).parent) not in safe]
+        wanted = [*_SAFE_FILES, *([graph, f"{graph}_data"] if graph else []), *pickled]
+        ignored = ["model*.safetensors", "pytorch_model*.bin"] if graph else []
         folder = snapshot_download(name, revision=info.sha, allow_patterns=wanted, ignore_patterns=ignored)
         return Path(folder), str(info.sha)
     except RepositoryNotFoundError:
@@ -261,23 +337,54 @@ def _download(name: str) -> tuple[Path, str]:
 
 
 def _clean_copy(origin: Path, *, into: Path, source: str, revision: str) -> Checkpoint:
-    config = read_json(origin / "config.json", default=None)
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"{origin} has no config.json with a model_type, so it is not a transformers checkpoint.")
+    modules = modules_of(origin)
+    top = modules[0][1] if modules else origin
+    config = read_json(top / "config.json", default=None)
+    adapter = read_json(top / "adapter_config.json", default=None)
+    if adapter or not isinstance(config, dict) or "model_type" not in config:
+        _check_modules(source, modules)
+        raise ModelError(f"{origin} {_what_it_is(origin, adapter)}")
     onnx = next((origin / name for name in _HUB_ONNX if (origin / name).is_file()), None)
-    into.mkdir(parents=True, exist_ok=True)
-    if onnx is None and not list(origin.glob("*.safetensors")):
-        _convert_pickles(origin, into)
-    for pattern in _SAFE_FILES:
-        for file in sorted(origin.glob(pattern)):
-            _copy_safe(file, into / file.relative_to(origin))
+    if onnx is None and not list(top.glob("*.safetensors")):
+        _convert_pickles(top, into)
+    for home in dict.fromkeys((origin, top)):
+        _copy_files(home, into)
+    listed = read_json(origin / "modules.json", default=[])
+    for i, (kind, folder) in enumerate(modules):
+        listed[i]["path"] = "" if folder in (top, origin) else f"{i}_{kind}"
+        if listed[i]["path"]:
+            _copy_files(folder, into / listed[i]["path"])
+            if list(folder.glob("pytorch_model.bin")) and not list(folder.glob("*.safetensors")):
+                _convert_pickles(folder, into / listed[i]["path"])
+    if modules:
+        (into / "modules.json").write_bytes(orjson.dumps(listed))
     if onnx is not None:
         for file in sorted(onnx.parent.glob(onnx.name + "*")):
             _copy_safe(file, into / file.name)
-    dense = tuple(folder for kind, folder in modules_of(into) if kind == "Dense")
     return Checkpoint(
-        into, source, revision, strip_code_keys(config), onnx=into / onnx.name if onnx else None, dense=dense
-    )
+        into, source, revision, strip_code_keys(config), onnx=into / onnx.name if onnx else None,
+        dense=tuple(folder for kind, folder in modules_of(into) if kind == "Dense"), code=config.get("auto_map") or {},
+    )  # fmt: skip
+
+
+def _copy_files(home: Path, place: Path) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for file in sorted({file for pattern in _SAFE_FILES for file in home.glob(pattern)}):
+        _copy_safe(file, place / file.name)
+
+
+def _what_it_is(origin: Path, adapter: Any) -> str:
+    if adapter:
+        return (
+            f"is an adapter of {adapter.get('base_model_name_or_path')}: merge it into that model (peft's"
+            " merge_and_unload, then save_pretrained) and export the result."
+        )
+    if list(origin.glob("*.gguf")):
+        return (
+            "has GGUF files, which llama.cpp reads: export the checkpoint that they were made from, or let llama.cpp"
+            " serve them and export its URL."
+        )
+    return "has no config.json with a model_type, so it is not a transformers checkpoint."
 
 
 _CONVERT = """
@@ -309,11 +416,13 @@ def _convert_pickles(origin: Path, into: Path) -> None:
     """
     files = sorted(origin.glob("pytorch_model*.bin"))
     if not files:
-        others = ", ".join(sorted(p.name for p in (*origin.glob("*.bin"), *origin.glob("*.pt")))) or "no weights"
+        kinds = ("*.bin", "*.pt", "*.h5", "*.msgpack", "*.gguf")
+        others = ", ".join(sorted(p.name for kind in kinds for p in origin.glob(kind))) or "no weights"
         raise ModelError(f"{origin} has {others} but neither safetensors nor pytorch_model.bin: take another revision.")
     if find_spec("torch") is None:
         raise MissingExtra('Reading pytorch_model.bin needs torch: pip install "xqg-vdb[export]".')
     command = [sys.executable, "-I", "-c", _CONVERT, str(into.resolve()), *(str(file.resolve()) for file in files)]
+    into.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own program
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
@@ -327,7 +436,6 @@ def _copy_safe(file: Path, target: Path) -> None:
     real = file.resolve()  # hub snapshots are links into the hub's own store
     if not real.is_file():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".json" and file.name not in _TABLES and not file.name.endswith(".index.json"):
         record = strip_code_keys(read_json(real, default=None))
         if isinstance(record, dict) and record.get("tokenizer_class") == "TokenizersBackend":
@@ -363,22 +471,42 @@ def read_json(path: Path, *, default: Any) -> Any:
 # A checkpoint's tokenizer, for an encoder with Unicode composition (NFC) in front.
 
 
-def save_tokenizer(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint's own tokenizer.json in `folder`, or one that transformers makes. Raises ModelError."""
-    made = folder / TOKENIZER
-    if (checkpoint / TOKENIZER).is_file():
-        shutil.copyfile(checkpoint / TOKENIZER, made)
-        return made
-    try:
-        from transformers import AutoTokenizer
+def load_tokenizer(checkpoint: Path) -> Any:
+    """The checkpoint's tokenizer in transformers. Raises ModelError."""
+    from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(checkpoint), use_fast=True, local_files_only=True, trust_remote_code=False
-        )
-        tokenizer.backend_tokenizer.save(str(made))
+    if not any(file for pattern in TOKENIZER_FILES for file in checkpoint.glob(pattern)):
+        raise ModelError("The checkpoint has no tokenizer: copy tokenizer.json of the model that it was trained from.")
+    try:
+        return AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of transformers and of what it reads tokenizers with
-        raise ModelError(f"{checkpoint} has no tokenizer.json and none can be made ({reason(error)}).") from error
+        raise ModelError(f"transformers cannot load the checkpoint's tokenizer: {reason(error)}") from error
+
+
+def save_tokenizer(checkpoint: Path, folder: Path, *, ask: bool = True) -> Path:
+    """Write tokenizer.json: the checkpoint's own, or where transformers reads texts otherwise or needs none, its one.
+
+    ask: whether transformers, which may change what stands there by tokenizer_config.json, is asked. Raises ModelError.
+    """
+    own, made = checkpoint / TOKENIZER, folder / TOKENIZER
+    if own.is_file():
+        shutil.copyfile(own, made)
+        if not ask:
+            return made
+    tokenizer = load_tokenizer(checkpoint)
+    try:
+        if not own.is_file() or not _reads_alike(tokenizer, Tokenizer.from_file(str(own))):
+            tokenizer.backend_tokenizer.save(str(made))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"The checkpoint's tokenizer cannot be made into a tokenizer.json: {reason(error)}") from error
     return made
+
+
+def _reads_alike(theirs: Any, ours: Tokenizer) -> bool:
+    ours.no_truncation()
+    ours.no_padding()
+    texts = [text for lines in question_bank().values() for text in (lines[0], lines[0].upper())]
+    return bool([encoding.ids for encoding in ours.encode_batch(texts)] == theirs(texts)["input_ids"])
 
 
 def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
@@ -400,96 +528,3 @@ def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
     first = [{"type": "Lowercase"}] if lower else []
     record["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, *first, *steps]}
     target.write_bytes(orjson.dumps(record))
-
-
-# Weights of a checkpoint in transformers, one way wherever they are needed: float32, safetensors, no code run.
-
-
-TRACED = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
-"""Families whose traced graph onnxruntime's attention fusion knows (all layers fuse; of the other exporter's none).
-
-Every other family goes through `torch.export`: tracing takes branches of the example for good, silently wrong on some.
-"""
-
-
-T5 = ("t5", "mt5", "umt5")
-
-
-def need_torch() -> None:
-    """Raises MissingExtra before minutes of work; torch needs onnx, and says so late."""
-    try:
-        import onnx  # noqa: F401
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra(f'Exporting needs {error.name}: pip install "xqg-vdb[export]".') from error
-
-
-def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = None) -> Any:
-    """The model, in training mode. kind: a class of transformers, such as AutoModel. attention: None takes its default.
-
-    Needs torch and transformers. Raises ModelError for what transformers cannot load.
-    """
-    import torch
-    import transformers
-
-    try:
-        return getattr(transformers, kind).from_pretrained(
-            str(checkpoint.path), dtype=torch.float32, attn_implementation=attention, use_safetensors=True,
-            local_files_only=True, trust_remote_code=False,
-        )  # fmt: skip
-    except Exception as error:  # of transformers, of safetensors, and of a stranger's values in the configuration
-        version = transformers.__version__
-        raise ModelError(f"transformers {version} cannot load {checkpoint.source}: {reason(error)}") from error
-
-
-def encoder_class(checkpoint: Checkpoint) -> str:
-    """The class of transformers that gives vectors of tokens. Raises ModelError for what is no text encoder."""
-    kind = checkpoint.config["model_type"]
-    if kind in T5:
-        return "AutoModelForTextEncoding"  # the encoder alone
-    if checkpoint.config.get("is_encoder_decoder"):
-        raise ModelError(f"{checkpoint.source} is an encoder-decoder ({kind}): of these, only {', '.join(T5)} export.")
-    return "AutoModel"
-
-
-# The checkpoint that training starts from: a hub id, a folder or one of the starters, as a clean local copy.
-
-UNKNOWN_LICENCE = "unknown: find out before you publish these weights"
-
-_TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
-    "chat_template.jinja",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """name: a hub id, folder, `starter:encoder` or `starter:generator`. accept_license: of the latter's terms."""
-
-    name: str
-    accept_license: bool = False
-
-    def fetch(self, folder: Path) -> Checkpoint:
-        """A clean copy in `folder`, whatever an earlier try left there. Raises ModelError like `fetch_checkpoint`."""
-        for left in (folder, folder.with_name(f"{folder.name}-starter")):
-            shutil.rmtree(left, ignore_errors=True)
-        return fetch_checkpoint(self.name, into=folder, accept_license=self.accept_license)
-
-    def licence(self, checkpoint: Checkpoint) -> str:
-        """The licence that the base's own model card names; what is trained from it inherits it."""
-        if self.name == STARTER_GENERATOR:
-            return f"gemma ({TERMS_URL}, which bind derivatives too)"
-        if self.name == STARTER_ENCODER:
-            return "mit (intfloat/multilingual-e5-small)"
-        readme = checkpoint.path / "README.md"
-        text = readme.read_text("utf-8", "replace")[:20_000] if readme.is_file() else ""
-        found = re.search(r"^license:\s*([\w.+-]+)\s*$", text, re.MULTILINE)
-        return found[1] if found else UNKNOWN_LICENCE
-
-
-def copy_tokenizer_files(base: Checkpoint, folder: Path) -> None:
-    """The base's tokenizer files, unchanged: training does not touch the vocabulary."""
-    for pattern in _TOKENIZER_FILES:
-        for file in base.path.glob(pattern):
-            shutil.copyfile(file, folder / file.name)

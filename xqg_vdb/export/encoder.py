@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -21,24 +22,32 @@ import orjson
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, language_means, save_means
-from xqg_vdb.errors import DataError, MismatchError, ModelError
+from xqg_vdb.errors import DataError, MismatchError, MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import (
-    TRACED,
+    NOTHING,
     Checkpoint,
     Overrides,
     conventions,
     family_conventions,
     fetch_checkpoint,
     lower_cases,
-    need_torch,
+    modules_of,
     read_dense,
     save_tokenizer,
     shortened,
     width,
     write_composing,
 )
-from xqg_vdb.export.gate import measure_parity, parity_texts, torch_vectors
-from xqg_vdb.export.generator import export_cross, export_generator
+from xqg_vdb.export.gate import (
+    TRACED,
+    export_facts,
+    measure_parity,
+    need_torch,
+    original_facts,
+    parity_texts,
+    torch_vectors,
+)
+from xqg_vdb.export.generator import describe_generator, export_cross, export_generator
 from xqg_vdb.export.quantise import quantize_int8, tokens_first
 from xqg_vdb.export.starter_encoder import stored_rows
 from xqg_vdb.files import new_folder
@@ -171,7 +180,7 @@ def export_encoder(
             "machine": {"processor": platform.machine(), "vnni": cpu_has_vnni()}, "asked": asked,
         }  # fmt: skip
         write_manifest(folder, manifest)
-        manifest |= _gate(source, folder, spec, precision=precision, say=say)
+        manifest |= _gate(source, folder, spec, overrides or Overrides(), precision=precision, say=say)
         _calibrate(folder, manifest, say=say)
     return open_model_folder(out)
 
@@ -263,7 +272,9 @@ def _write_graphs(
             arrays |= {f"{i}.weight": weight, f"{i}.bias": bias}
             arrays["activations"].append(activation)
         np.savez(folder / DENSE, **arrays)
-    write_composing(save_tokenizer(source.path, fp32.parent), folder / TOKENIZER, lower=lower_cases(source))
+    write_composing(
+        save_tokenizer(source.path, fp32.parent, ask=source.onnx is None), folder / TOKENIZER, lower=lower_cases(source)
+    )
     if precision == "int8" and not _is_filled_starter(source):
         say(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(
@@ -293,14 +304,23 @@ def _sample_ids(tokenizer: Path, spec: EncoderSpec) -> list[NDArray[np.int64]]:
 
 
 def _gate(
-    source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, say: Callable[[str], None]
+    source: Checkpoint,
+    folder: Path,
+    spec: EncoderSpec,
+    overrides: Overrides,
+    *,
+    precision: Precision,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Parity and speed of every engine that is here; raises MismatchError instead of accepting what differs."""
     say("comparing with the original")
     wanted = FP32_COSINE if precision == "fp32" else INT8_COSINE
     measured: dict[str, Any] = {}
     with Encoder(folder, calibration=0.0) as encoder:
-        rows = _original_rows(source, folder, spec, encoder, precision=precision)
+        if source.onnx is None:
+            rows = torch_vectors(source, spec, overrides)
+        else:
+            rows = _rows_of_its_graph(source, folder, spec, encoder, precision=precision)
         parity, speed = measure_parity(encoder, rows), _speed(encoder)
     lowest = parity["cosine_min"]
     say(f"cosine to the original, {parity['texts']} texts: min {lowest:.5f}, mean {parity['cosine_mean']:.5f}")
@@ -325,12 +345,10 @@ def _gate(
     }  # fmt: skip
 
 
-def _original_rows(
+def _rows_of_its_graph(
     source: Checkpoint, folder: Path, spec: EncoderSpec, encoder: Encoder, *, precision: Precision
 ) -> tuple[Vectors, Vectors]:
-    """Of torch, of the starter's file, or of the publisher's own fp32 graph, where there is no torch model to ask."""
-    if source.onnx is None:
-        return torch_vectors(source, spec)
+    """Of the starter's file, or of the publisher's own fp32 graph."""
     if _is_filled_starter(source):
         return stored_rows()
     questions, passages = parity_texts()
@@ -405,3 +423,44 @@ def export(
         raise ModelError(f"Say where to export the folder {checkpoint!r} to: xqg-vdb export {checkpoint} OUT")
     target = Path(out) if out is not None else cached_model(name, precision=precision)
     return export_encoder(checkpoint, target, precision=precision, overrides=overrides, say=tell)
+
+
+def explain(
+    checkpoint: str, overrides: Overrides = NOTHING, *, generator: bool = False, accept_license: bool = False
+) -> dict[str, Any]:
+    """What a checkpoint is: `facts` by name, each (the original software's, the export's), and `refused`."""
+    refused: list[str] = []
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    software = "not asked"
+    with tempfile.TemporaryDirectory() as scratch:
+        source = fetch_checkpoint(checkpoint, into=Path(scratch) / "checkpoint", accept_license=accept_license)
+        writes = generator or checkpoint == STARTER_GENERATOR or (_writes(source) and overrides == NOTHING)
+        try:
+            if writes:
+                software, theirs, ours = describe_generator(source)
+            else:
+                ours = export_facts(source, overrides)
+        except (ModelError, MissingExtra) as error:
+            refused.append(str(error))
+        try:
+            software, theirs = (software, theirs) if writes else original_facts(source)
+        except MissingExtra as error:
+            software = f"not asked ({error})"
+        except ModelError as error:
+            refused.append(str(error))
+    facts = {name: (theirs.get(name), ours.get(name)) for name in dict.fromkeys([*theirs, *ours])}
+    kind = "generator" if writes else "encoder"
+    return {
+        **source.origin,
+        "kind": kind,
+        "software": software,
+        "facts": facts,
+        "refused": list(dict.fromkeys(refused)),
+    }
+
+
+def _writes(source: Checkpoint) -> bool:
+    """Whether a checkpoint is of a model that writes text, and says nothing of vectors."""
+    plain = not modules_of(source.path) and family_conventions(source.source) is None
+    return plain and str(source.origin["architecture"]).endswith(("ForCausalLM", "ForConditionalGeneration"))

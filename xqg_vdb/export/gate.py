@@ -1,75 +1,47 @@
-"""An original and its export, compared: what they are, an encoder's rows, a generator's tokens."""
+"""The original software: what it makes of a checkpoint, its weights, and its rows beside those of an export."""
 
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from xqg_vdb.errors import MissingExtra, ModelError, XqgError, reason
+from xqg_vdb.errors import MissingExtra, ModelError, reason
 from xqg_vdb.export.checkpoints import (
     NO_LIMIT,
-    TRACED,
+    NOTHING,
+    POOLING,
     Checkpoint,
     Overrides,
     conventions,
-    encoder_class,
-    fetch_checkpoint,
-    load_weights,
+    load_tokenizer,
     lower_cases,
     modules_of,
-    need_torch,
     read_dense,
+    read_json,
     width,
 )
 from xqg_vdb.fusion import unit_rows
-from xqg_vdb.generate.local import ENCODER_GRAPH
 from xqg_vdb.models.encoder import ACTIVATIONS, POOL, Encoder
-from xqg_vdb.models.engine import open_session, ort_value
-from xqg_vdb.models.folder import GRAPH, TOKENIZER, EncoderSpec, ModelFolder
-from xqg_vdb.models.forest import Bools, Forest, Stepper
+from xqg_vdb.models.folder import TOKENIZER, EncoderSpec, ModelFolder
 from xqg_vdb.search.rerank import open_pairs
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Vectors
 
-# What a checkpoint is, before anything is exported.
+# What an encoder's checkpoint is, before anything is exported.
 
 
-def explain(checkpoint: str, overrides: Overrides | None = None) -> dict[str, Any]:
-    """What an encoder's checkpoint is: `facts` by name, each (the original software's, the export's), and `refused`."""
-    refused: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        source = fetch_checkpoint(checkpoint, into=Path(scratch) / "checkpoint")
-        ours: dict[str, Any] = {}
-        theirs: dict[str, Any] = {}
-        software = "not asked"
-        try:
-            ours = _ours(source, overrides or Overrides())
-        except ModelError as error:
-            refused.append(str(error))
-        try:
-            software, theirs = _theirs(source) if modules_of(source.path) else _of_transformers(source)
-        except MissingExtra as error:
-            software = f"not asked ({error})"
-        except ModelError as error:
-            refused.append(str(error))
-    names = dict.fromkeys([*theirs, *ours])
-    facts = {name: (theirs.get(name), ours.get(name)) for name in names}
-    return {**source.origin, "software": software, "facts": facts, "refused": refused}
-
-
-def _ours(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
+def export_facts(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
+    """How an export would use it. Raises ModelError for what would be refused."""
     spec, told = conventions(source, overrides)
+    if source.onnx is None:
+        check_code(source)
+    prompts = read_json(source.path / "config_sentence_transformers.json", default={}).get("prompts") or {}
+    used = (spec.query_prefix, spec.passage_prefix, None, "")
     return {
         "modules": ", ".join(kind for kind, _ in modules_of(source.path)) or "Transformer, Pooling",
         "pooling": spec.pooling,
@@ -83,12 +55,16 @@ def _ours(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
         "lower-cased": lower_cases(source),
         "tokenizer": TOKENIZER if (source.path / TOKENIZER).is_file() else "made by transformers",
         "graph": "the checkpoint's own" if source.onnx else "made by torch",
+        "ranked by": "cosine" if spec.normalize else "dot product",
+        "prompts that are not used": [f"{name}: {text!r}" for name, text in prompts.items() if text not in used],
         "told by": told,
     }
 
 
-def _theirs(source: Checkpoint) -> tuple[str, dict[str, Any]]:
+def original_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     """Name and version of the original software, and what it would do. Raises ModelError, MissingExtra."""
+    if not modules_of(source.path):
+        return _of_transformers(source)
     model = sentence_transformer(source)
     prompts = {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
     usual = prompts.get(model.default_prompt_name, "")
@@ -97,53 +73,32 @@ def _theirs(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     dense = [module for module in model if type(module).__name__ == "Dense"]
     return f"sentence-transformers {version('sentence-transformers')}", {
         "modules": ", ".join(type(module).__name__ for module in model),
-        "pooling": getattr(pooling, "pooling_mode", None) or (pooling and pooling.get_pooling_mode_str()),
+        "pooling": POOLING.get(pooling.pooling_mode) if pooling else None,
         "prompt is pooled": bool(pooling and pooling.include_prompt),
         "query prompt": prompts.get("query", usual),
-        "passage prompt": prompts.get("passage") or prompts.get("document", usual),
+        "passage prompt": next(filter(None, map(prompts.get, ("document", "passage", "corpus"))), usual),
         "longest text": model.max_seq_length,
         "normalised": "Normalize" in parts,
-        "dimensions": parts["Dense"].out_features if dense else model[0].get_embedding_dimension(),
+        "dimensions": model.get_embedding_dimension(),
         "projections": [f"{d.in_features} to {d.out_features}, {type(d.activation_function).__name__}" for d in dense],
         "lower-cased": bool(getattr(model[0], "do_lower_case", False)),
         "tokenizer": type(model.tokenizer).__name__,
+        "ranked by": {"dot": "dot product"}.get(model.similarity_fn_name, model.similarity_fn_name),
     }
 
 
 def _of_transformers(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     """The same of a checkpoint without modules: transformers pools nothing and knows no prompts."""
-    need_torch()
-    import torch
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):  # no weights
-            model = getattr(transformers, encoder_class(source)).from_config(config, trust_remote_code=False)
-    except XqgError:
-        raise
-    except Exception as error:
-        version = transformers.__version__
-        raise ModelError(f"transformers {version} cannot load {source.source}: {reason(error)}") from error
+    software, model, tokenizer = without_weights(source, encoder_class(source))
     encoder_inputs(source, model)
-    tokenizer = _tokenizer(source)
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or NO_LIMIT)
-    return f"transformers {transformers.__version__}, which pools nothing and knows no prompts", {
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or NO_LIMIT)
+    return f"{software}, which pools nothing and knows no prompts", {
         "modules": type(model).__name__,
         "longest text": longest if longest < NO_LIMIT else "no limit",
         "dimensions": width(source),
         "lower-cased": bool(getattr(tokenizer, "do_lower_case", False)),
         "tokenizer": type(tokenizer).__name__,
     }
-
-
-def _tokenizer(source: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # of transformers and of what it reads tokenizers with
-        raise ModelError(f"transformers cannot load the tokenizer of {source.source}: {reason(error)}") from error
 
 
 def encoder_inputs(checkpoint: Checkpoint, model: Any, *, cross: bool = False) -> list[str]:
@@ -156,6 +111,105 @@ def encoder_inputs(checkpoint: Checkpoint, model: Any, *, cross: bool = False) -
     if missing:
         raise ModelError(f"{checkpoint.source} takes no {', '.join(missing)}, so it is no text encoder.")
     return names
+
+
+# Weights of a checkpoint in transformers, one way wherever they are needed: float32, safetensors, no code run.
+
+
+TRACED = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
+"""Families whose traced graph onnxruntime's attention fusion knows (all layers fuse; of the other exporter's none).
+
+Every other family goes through `torch.export`: tracing takes branches of the example for good, silently wrong on some.
+"""
+
+
+T5 = ("t5", "mt5", "umt5")
+
+
+def need_torch() -> None:
+    """Raises MissingExtra before minutes of work; torch needs onnx, and says so late."""
+    try:
+        import onnx  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f'Exporting needs {error.name}: pip install "xqg-vdb[export]".') from error
+
+
+def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = None) -> Any:
+    """The model, in training mode. kind: a class of transformers, such as AutoModel. attention: None takes its default.
+
+    Needs torch and transformers. Raises ModelError for what transformers cannot load.
+    """
+    import torch
+    import transformers
+
+    check_code(checkpoint)
+    try:
+        model, loaded = getattr(transformers, kind).from_pretrained(
+            str(checkpoint.path), dtype=torch.float32, attn_implementation=attention, use_safetensors=True,
+            local_files_only=True, trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # of transformers, of safetensors, and of a stranger's values in the configuration
+        version = transformers.__version__
+        raise ModelError(f"transformers {version} cannot load {checkpoint.source}: {reason(error)}") from error
+    if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # which nothing here uses
+        raise ModelError(
+            f"{checkpoint.source} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: its"
+            " files are incomplete, or of another model."
+        )
+    return model
+
+
+def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any, Any]:
+    """Transformers' name and version, its model without weights, its tokenizer. Raises ModelError, MissingExtra."""
+    need_torch()
+    import torch
+    import transformers
+
+    check_code(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = getattr(transformers, kind).from_config(config, trust_remote_code=False)
+    except Exception as error:
+        version = transformers.__version__
+        raise ModelError(f"transformers {version} cannot load {source.source}: {reason(error)}") from error
+    return f"transformers {transformers.__version__}", model, load_tokenizer(source.path)
+
+
+def check_code(checkpoint: Checkpoint) -> None:
+    """Raise ModelError where transformers' own class would not compute what the checkpoint's publisher computes."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as KNOWN
+
+    kind, source, code = checkpoint.config["model_type"], checkpoint.source, checkpoint.code
+    own = next((code[name] for name in code if name.startswith("AutoModel")), None)
+    if own and str(code.get("AutoConfig", "")).rpartition(".")[2] != KNOWN.get(kind):
+        knows = f"has a {kind} that may compute something else" if kind in KNOWN else f"has no {kind}"
+        raise ModelError(
+            f"{source} brings Python code of its own ({own}), which is never run, and transformers"
+            f" {transformers.__version__} {knows}: take a checkpoint without auto_map in its config.json, or one with"
+            " an ONNX graph."
+        )
+    if method := (checkpoint.config.get("quantization_config") or {}).get("quant_method"):
+        raise ModelError(f"{source} has weights quantised by {method}: export the checkpoint they were made from.")
+    old = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 2)
+    if checkpoint.config.get("is_causal") is False and old:
+        raise ModelError(
+            f"{source} reads texts in both directions (is_causal: false), which transformers"
+            f' {transformers.__version__} does not know: pip install "transformers>=5.2".'
+        )
+
+
+def encoder_class(checkpoint: Checkpoint) -> str:
+    """The class of transformers that gives vectors of tokens. Raises ModelError for what is no text encoder."""
+    kind = checkpoint.config["model_type"]
+    if kind in T5:
+        return "AutoModelForTextEncoding"  # the encoder alone
+    if checkpoint.config.get("is_encoder_decoder"):
+        raise ModelError(f"{checkpoint.source} is an encoder-decoder ({kind}): of these, only {', '.join(T5)} export.")
+    return "AutoModel"
 
 
 # An encoder's rows.
@@ -195,13 +249,12 @@ def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[
 def measure_pairs(checkpoint: Checkpoint, made: ModelFolder) -> float:
     """How far a cross-encoder's scores are from those of its torch model, at most, over pairs of `parity_texts`."""
     import torch
-    from transformers import AutoTokenizer
 
     questions, passages = parity_texts()
     pairs = [(question, passages[i * 7 % len(passages)]) for i, question in enumerate(questions)] + [
         (questions[0], passage) for passage in passages
     ]
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    tokenizer = load_tokenizer(checkpoint.path)
     model = load_weights("AutoModelForSequenceClassification", checkpoint).eval()
     cut: dict[str, Any] = {"truncation": True, "max_length": made.manifest["cross"]["max_length"]}
     with torch.inference_mode():
@@ -212,12 +265,21 @@ def measure_pairs(checkpoint: Checkpoint, made: ModelFolder) -> float:
     return float(np.abs(ours - wanted).max())
 
 
-def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec) -> tuple[Vectors, Vectors]:
+def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec, overrides: Overrides = NOTHING) -> tuple[Vectors, Vectors]:
     """The original software's rows of `parity_texts`, text by text: sentence-transformers' for its checkpoints."""
-    row = _sentence_transformers_row(checkpoint) if modules_of(checkpoint.path) else _transformers_row(checkpoint, spec)
+    if modules_of(checkpoint.path):
+        row = _sentence_transformers_row(checkpoint, spec, overrides)
+    else:
+        row = _transformers_row(checkpoint, spec)
     questions, passages = parity_texts()
-    asked = np.stack([row(spec.query_prefix, text) for text in questions])
-    return asked, np.stack([row(spec.passage_prefix, text) for text in passages])
+    try:
+        asked = np.stack([row(spec.query_prefix, text) for text in questions])
+        return asked, np.stack([row(spec.passage_prefix, text) for text in passages])
+    except Exception as error:  # of torch, of tokenizers, and of what a stranger's configuration makes of them
+        raise ModelError(
+            f"The original software cannot encode with {checkpoint.source} ({type(error).__name__}: {reason(error)}):"
+            " if its texts are too long, give a lower --max-length."
+        ) from error
 
 
 def sentence_transformer(checkpoint: Checkpoint) -> Any:
@@ -227,13 +289,26 @@ def sentence_transformer(checkpoint: Checkpoint) -> Any:
     except ImportError as error:
         raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
     try:
-        return SentenceTransformer(str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False)
+        return SentenceTransformer(
+            str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False,
+            model_kwargs={"dtype": "float32"},  # whatever the weights are stored in: as they are exported
+        )  # fmt: skip
     except Exception as error:  # of transformers too, and of a stranger's values in the configuration
         raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {reason(error)}") from error
 
 
-def _sentence_transformers_row(checkpoint: Checkpoint) -> Callable[[str, str], Vectors]:
+def _sentence_transformers_row(
+    checkpoint: Checkpoint, spec: EncoderSpec, overrides: Overrides
+) -> Callable[[str, str], Vectors]:
+    """What sentence-transformers computes with the overrides of its own settings, and without a limit with ours."""
     model = sentence_transformer(checkpoint)
+    if overrides.max_length or (model.max_seq_length or NO_LIMIT) >= NO_LIMIT:
+        model.max_seq_length = spec.max_length
+    if overrides.pooling:
+        model[1].pooling_mode = next(name for name, ours in POOLING.items() if ours == overrides.pooling)
+    if overrides.dim:
+        model.truncate_dim = None
+
     return lambda prompt, text: np.asarray(model.encode([text], prompt=prompt, show_progress_bar=False)[0], np.float32)
 
 
@@ -241,7 +316,7 @@ def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[st
     need_torch()
     import torch
 
-    tokenizer, model = _tokenizer(checkpoint), load_weights(encoder_class(checkpoint), checkpoint).eval()
+    tokenizer, model = load_tokenizer(checkpoint.path), load_weights(encoder_class(checkpoint), checkpoint).eval()
     taken = inspect.signature(model.forward).parameters  # DistilBERT takes no segments
 
     def row(prompt: str, text: str) -> Vectors:
@@ -252,110 +327,3 @@ def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[st
         return vector
 
     return row
-
-
-# A generator's logits, beside those of transformers.
-
-LARGEST_DIFFERENCE = 1e-3
-"""Of logits, as a share of the largest where that is above one: far above rounding, far below any other model."""
-
-
-def measure_logits(model: Any, folder: ModelFolder) -> dict[str, Any]:
-    """The largest difference between the logits of the fp32 export and of `model`, over texts of the export's own."""
-    import torch
-
-    reader, tokens, worst = _Reader(folder), 0, 0.0
-    for prompt in reader.prompts()[:4]:
-        start = reader.start(prompt)
-        text = reader.greedy(start)
-        ids = [*start[1], *text[:-1]]
-        best = replace(start[0]).append(ids, take=range(len(ids) - len(text), len(ids)), k=SIGHT, norm=True)
-        given = {"input_ids": prompt, "decoder_input_ids": ids} if reader.encoder else {"input_ids": ids}
-        with torch.no_grad():
-            logits = model(**{name: torch.tensor([value]) for name, value in given.items()}).logits[0, -len(text) :]
-        theirs = torch.gather(logits, 1, torch.tensor(best.tokens)).numpy()
-        norms = torch.logsumexp(logits, dim=1).numpy()
-        differ = max(np.abs(theirs - best.scores).max(), np.abs(norms - best.log_norm).max())
-        worst = max(worst, float(differ) / max(1.0, float(logits.abs().max())))
-        tokens += len(text)
-    return {"logits_differ": worst, "tokens": tokens}
-
-
-# A generator's tokens: does a quantised one still write what the original writes?
-
-LOWEST_AGREEMENT = 0.85
-LARGEST_LOSS = 0.1  # nats per token
-PROMPTS, TOKENS, SIGHT = 8, 16, 512
-
-
-def measure_agreement(original: ModelFolder, other: ModelFolder) -> tuple[dict[str, Any], str, bool]:
-    """`other` against `original`, of the same kind and tokenizer, over greedy tokens of the original.
-
-    exact: share of prompts for which free greedy decoding gives the very same tokens. token_agreement: share of places
-    where both think the same token best, given the original's text so far. log_probability, original_log_probability:
-    mean per token of the original's text, in nats; a token outside the best 512 counts as the 512th. Also returns one
-    line for people, and whether `other` may stand for the original.
-    """
-    first = _Reader(original)
-    prompts = first.prompts()
-    starts = [first.start(prompt) for prompt in prompts]
-    texts = [first.greedy(start) for start in starts]
-    theirs = np.concatenate([first.read(start, text)[1] for start, text in zip(starts, texts, strict=True)]).mean()
-    del first, starts  # two copies of a large model at once are not needed
-    second = _Reader(other)
-    places = [second.start(prompt) for prompt in prompts]
-    exact = np.mean([second.greedy(place) == text for place, text in zip(places, texts, strict=True)])
-    read = [second.read(place, text) for place, text in zip(places, texts, strict=True)]
-    same, ours = (np.concatenate(parts).mean() for parts in zip(*read, strict=True))
-    tokens = sum(map(len, texts))
-    record = {
-        "exact": float(exact), "token_agreement": float(same), "log_probability": float(ours),
-        "original_log_probability": float(theirs), "tokens": tokens,
-    }  # fmt: skip
-    summary = (
-        f"same next token {same:.1%}, same {TOKENS}-token answer {exact:.1%}, mean log-probability {ours:.3f} against"
-        f" {theirs:.3f} over {tokens} tokens"
-    )
-    return record, summary, bool(same >= LOWEST_AGREEMENT and theirs - ours <= LARGEST_LOSS)
-
-
-class _Reader:
-    """One model: prompts to trees, trees and texts to log-probabilities."""
-
-    def __init__(self, folder: ModelFolder) -> None:
-        self.tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
-        self.first = folder.manifest["generator"].get("start")
-        self.stepper = Stepper(open_session(folder.path / GRAPH, threads=0))
-        seq2seq = folder.kind == "seq2seq-generator"
-        self.encoder = open_session(folder.path / ENCODER_GRAPH, threads=0) if seq2seq else None
-
-    def prompts(self) -> list[list[int]]:
-        passages = islice(read_corpus(sample_corpus().corpus, detect=False), PROMPTS)
-        ask = "Generate a German question for this passage: {}" if self.encoder else "Passage: {}\nQuestion:"
-        return [list(self.tokenizer.encode(ask.format(p.text)).ids)[:200] for p in passages]
-
-    def start(self, ids: list[int]) -> tuple[Forest, list[int]]:
-        """A tree and the tokens that still must be read before the first one is written."""
-        if self.encoder is None:
-            return self.stepper.empty(1), ids
-        seen = np.ones((1, len(ids)), np.bool_)
-        values = self.encoder.run(None, {"tokens": np.array([ids], np.int64), "cross_mask": seen})
-        names = [node.name for node in self.encoder.get_outputs()]
-        context = {name: ort_value(value) for name, value in zip(names, values, strict=True)}
-        return self.stepper.empty(1, {**context, "cross_mask": ort_value(seen)}), [int(self.first)]
-
-    def greedy(self, start: tuple[Forest, list[int]]) -> list[int]:
-        forest, ids = replace(start[0]), start[1]
-        written: list[int] = []
-        while len(written) < TOKENS:
-            written.append(int(forest.append(ids, take=[len(ids) - 1], k=1).tokens[0, 0]))
-            ids = written[-1:]
-        return written
-
-    def read(self, start: tuple[Forest, list[int]], text: list[int]) -> tuple[Bools, NDArray[np.float32]]:
-        """Per token of `text`: whether it is thought best, and its log-probability."""
-        ids = [*start[1], *text[:-1]]
-        best = replace(start[0]).append(ids, take=range(len(start[1]) - 1, len(ids)), k=SIGHT, norm=True)
-        same = best.tokens == np.array(text)[:, None]
-        found = np.where(same.any(axis=1), same.argmax(axis=1), same.shape[1] - 1)
-        return same[:, 0], best.log_probabilities[np.arange(len(text)), found]

@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MismatchError, ModelError
 from xqg_vdb.export.checkpoints import (
-    T5,
-    Base,
     Checkpoint,
     fetch_checkpoint,
-    load_weights,
+    load_tokenizer,
     longest_text,
-    need_torch,
     read_json,
     save_tokenizer,
 )
-from xqg_vdb.export.gate import LARGEST_DIFFERENCE, measure_agreement, measure_logits, measure_pairs
+from xqg_vdb.export.gate import T5, load_weights, measure_pairs, need_torch, without_weights
 from xqg_vdb.export.quantise import quantise_graph
 from xqg_vdb.files import new_folder
 from xqg_vdb.generate.local import ENCODER_GRAPH
 from xqg_vdb.generate.output import versions
 from xqg_vdb.models.encoder import ACTIVATIONS
+from xqg_vdb.models.engine import open_session, ort_value
 from xqg_vdb.models.folder import (
     CROSS,
     GRAPH,
@@ -42,6 +45,8 @@ from xqg_vdb.models.folder import (
     open_model_folder,
     write_manifest,
 )
+from xqg_vdb.models.forest import Bools, Forest, Stepper
+from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 
 FINETUNED_KEY = "xqg_vdb_finetuned"
 """In a checkpoint's config.json: what `train generator` trained it on, `{"max_passage_tokens": int}`."""
@@ -66,7 +71,7 @@ def export_generator(
         return done
     with new_folder(out, result="model") as scratch:
         say(f"reading {checkpoint}")
-        source = Base(checkpoint, accept_license).fetch(scratch / "checkpoint")
+        source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", accept_license=accept_license)
         plain = _fp32_folder(source, scratch / "fp32", say=say)
         folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", say=say)
         manifest = write_manifest(folder.path, {**folder.manifest, "asked": asked}).manifest
@@ -107,7 +112,7 @@ def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = pri
 
             say("exporting to ONNX (about a minute)")
             write_encoder(source, folder / GRAPH, kind="AutoModelForSequenceClassification", output="logits")
-        save_tokenizer(source.path, folder)
+        save_tokenizer(source.path, folder, ask=source.onnx is None)
         manifest = {"kind": "cross-encoder", **source.origin, "cross": record, "precision": "fp32", "asked": asked}
         made = write_manifest(folder, {**manifest, "made_with": versions(("xqg-vdb", "torch", "transformers"))})
         if source.onnx is None:
@@ -130,19 +135,52 @@ def _activation(source: Checkpoint) -> str:
     return name
 
 
+def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name and version of transformers, and facts by name: what it makes of a checkpoint, and what an export would."""
+    software, model, tokenizer = without_weights(source, _class_of(source))
+    with tempfile.TemporaryDirectory() as name:
+        save_tokenizer(source.path, Path(name))
+        facts = {"modules": "encoder and decoder" if source.config["model_type"] in T5 else "decoder"}
+        facts |= (_seq2seq_record if source.config["model_type"] in T5 else _causal_record)(source, model, Path(name))
+    ids, config = tokenizer("a")["input_ids"], model.config
+    chat = getattr(tokenizer, "chat_template", None)
+    theirs = {
+        "modules": type(model).__name__,
+        "max_length": getattr(config, "max_position_embeddings", None),
+        "bos": ids[0] if ids and ids[0] == tokenizer.bos_token_id else None,
+        "eos": [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id,
+        "start": getattr(config, "decoder_start_token_id", None),
+        "chat": bool(chat),
+    }
+    return software, theirs, {**facts, "chat": bool(facts.get("chat")), "finetuned": bool(facts.get("finetuned"))}
+
+
+def _class_of(source: Checkpoint) -> str:
+    """The class of transformers that writes. Raises ModelError for an encoder-decoder whose shape is not known."""
+    kind = source.config["model_type"]
+    if kind in T5:
+        return "AutoModelForSeq2SeqLM"
+    if source.config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{source.source} is an encoder-decoder of the type {kind}: of these, only {', '.join(T5)} can be exported."
+        )
+    return "AutoModelForCausalLM"
+
+
 def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
     need_torch()
     folder.mkdir()
     save_tokenizer(source.path, folder)
     say("exporting to ONNX (a minute or two)")
+    from xqg_vdb.export import graphs
+
     seq2seq = source.config["model_type"] in T5
-    if source.config.get("is_encoder_decoder") and not seq2seq:
-        raise ModelError(
-            f"{source.source} is an encoder-decoder of the type {source.config['model_type']}: of these, only"
-            f" {', '.join(T5)} can be exported."
-        )
-    model = load_weights("AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM", source, attention="eager")
-    record = (_write_seq2seq if seq2seq else _write_causal)(source, model.eval(), folder)
+    model = load_weights(_class_of(source), source, attention="eager").eval()
+    record = (_seq2seq_record if seq2seq else _causal_record)(source, model, folder)
+    if seq2seq:
+        graphs.write_seq2seq(model, folder / ENCODER_GRAPH, folder / GRAPH, source.source)
+    else:
+        graphs.write_causal(model, folder / GRAPH, source.source)
     made_with = versions(("xqg-vdb", "torch", "transformers", "onnx", "onnxruntime", "tokenizers"))
     kind = "seq2seq-generator" if seq2seq else "causal-generator"
     facts = {"kind": kind, "generator": record, "precision": "fp32", "made_with": made_with}
@@ -175,12 +213,9 @@ def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]
     return write_manifest(folder, {**packed.manifest, "parity": {**plain.manifest["parity"], **agreement}})
 
 
-def _write_causal(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any]:
-    from xqg_vdb.export import graphs
-
+def _causal_record(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any]:
     if not hasattr(model, "lm_head") or not hasattr(model, "model"):
         raise ModelError(f"{source.source} ({source.config['model_type']}) is no decoder-only model of a known shape.")
-    graphs.write_causal(model, folder / GRAPH, source.source)
     length = int(source.config.get("max_position_embeddings") or 2048)
     return {
         "max_length": min(length, 8192),
@@ -191,10 +226,7 @@ def _write_causal(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any
     }
 
 
-def _write_seq2seq(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any]:
-    from xqg_vdb.export import graphs
-
-    graphs.write_seq2seq(model, folder / ENCODER_GRAPH, folder / GRAPH, source.source)
+def _seq2seq_record(source: Checkpoint, _: Any, folder: Path) -> dict[str, Any]:
     start = source.config.get("decoder_start_token_id")
     start = source.config.get("pad_token_id", 0) if start is None else start
     return {"eos": end_tokens(source, folder), "start": start}
@@ -225,12 +257,117 @@ def _chat_parts(checkpoint: Path) -> list[str] | None:
         config.read_bytes() if config.is_file() else b""
     ):
         return None
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(checkpoint)
     mark = "MESSAGE-GOES-HERE"
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
     )
     before, _, after = str(text).partition(mark)
     return [before.removeprefix(tokenizer.bos_token or ""), after] if after else None
+
+
+# A generator's logits, beside those of transformers.
+
+LARGEST_DIFFERENCE = 1e-3
+"""Of logits, as a share of the largest where that is above one: far above rounding, far below any other model."""
+
+
+def measure_logits(model: Any, folder: ModelFolder) -> dict[str, Any]:
+    """The largest difference between the logits of the fp32 export and of `model`, over texts of the export's own."""
+    import torch
+
+    reader, tokens, worst = _Reader(folder), 0, 0.0
+    for prompt in reader.prompts()[:4]:
+        start = reader.start(prompt)
+        text = reader.greedy(start)
+        ids = [*start[1], *text[:-1]]
+        best = replace(start[0]).append(ids, take=range(len(ids) - len(text), len(ids)), k=SIGHT, norm=True)
+        given = {"input_ids": prompt, "decoder_input_ids": ids} if reader.encoder else {"input_ids": ids}
+        with torch.no_grad():
+            logits = model(**{name: torch.tensor([value]) for name, value in given.items()}).logits[0, -len(text) :]
+        theirs = torch.gather(logits, 1, torch.tensor(best.tokens)).numpy()
+        norms = torch.logsumexp(logits, dim=1).numpy()
+        differ = max(np.abs(theirs - best.scores).max(), np.abs(norms - best.log_norm).max())
+        worst = max(worst, float(differ) / max(1.0, float(logits.abs().max())))
+        tokens += len(text)
+    return {"logits_differ": worst, "tokens": tokens}
+
+
+# A generator's tokens: does a quantised one still write what the original writes?
+
+LOWEST_AGREEMENT = 0.85
+LARGEST_LOSS = 0.1  # nats per token
+PROMPTS, TOKENS, SIGHT = 8, 16, 512
+
+
+def measure_agreement(original: ModelFolder, other: ModelFolder) -> tuple[dict[str, Any], str, bool]:
+    """`other` against `original`, of the same kind and tokenizer, over greedy tokens of the original.
+
+    exact: share of prompts for which free greedy decoding gives the very same tokens. token_agreement: share of places
+    where both think the same token best, given the original's text so far. log_probability, original_log_probability:
+    mean per token of the original's text, in nats; a token outside the best 512 counts as the 512th. Also returns one
+    line for people, and whether `other` may stand for the original.
+    """
+    first = _Reader(original)
+    prompts = first.prompts()
+    starts = [first.start(prompt) for prompt in prompts]
+    texts = [first.greedy(start) for start in starts]
+    theirs = np.concatenate([first.read(start, text)[1] for start, text in zip(starts, texts, strict=True)]).mean()
+    del first, starts  # two copies of a large model at once are not needed
+    second = _Reader(other)
+    places = [second.start(prompt) for prompt in prompts]
+    exact = np.mean([second.greedy(place) == text for place, text in zip(places, texts, strict=True)])
+    read = [second.read(place, text) for place, text in zip(places, texts, strict=True)]
+    same, ours = (np.concatenate(parts).mean() for parts in zip(*read, strict=True))
+    tokens = sum(map(len, texts))
+    record = {
+        "exact": float(exact), "token_agreement": float(same), "log_probability": float(ours),
+        "original_log_probability": float(theirs), "tokens": tokens,
+    }  # fmt: skip
+    summary = (
+        f"same next token {same:.1%}, same {TOKENS}-token answer {exact:.1%}, mean log-probability {ours:.3f} against"
+        f" {theirs:.3f} over {tokens} tokens"
+    )
+    return record, summary, bool(same >= LOWEST_AGREEMENT and theirs - ours <= LARGEST_LOSS)
+
+
+class _Reader:
+    """One model: prompts to trees, trees and texts to log-probabilities."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
+        self.first = folder.manifest["generator"].get("start")
+        self.stepper = Stepper(open_session(folder.path / GRAPH, threads=0))
+        seq2seq = folder.kind == "seq2seq-generator"
+        self.encoder = open_session(folder.path / ENCODER_GRAPH, threads=0) if seq2seq else None
+
+    def prompts(self) -> list[list[int]]:
+        passages = islice(read_corpus(sample_corpus().corpus, detect=False), PROMPTS)
+        ask = "Generate a German question for this passage: {}" if self.encoder else "Passage: {}\nQuestion:"
+        return [list(self.tokenizer.encode(ask.format(p.text)).ids)[:200] for p in passages]
+
+    def start(self, ids: list[int]) -> tuple[Forest, list[int]]:
+        """A tree and the tokens that still must be read before the first one is written."""
+        if self.encoder is None:
+            return self.stepper.empty(1), ids
+        seen = np.ones((1, len(ids)), np.bool_)
+        values = self.encoder.run(None, {"tokens": np.array([ids], np.int64), "cross_mask": seen})
+        names = [node.name for node in self.encoder.get_outputs()]
+        context = {name: ort_value(value) for name, value in zip(names, values, strict=True)}
+        return self.stepper.empty(1, {**context, "cross_mask": ort_value(seen)}), [int(self.first)]
+
+    def greedy(self, start: tuple[Forest, list[int]]) -> list[int]:
+        forest, ids = replace(start[0]), start[1]
+        written: list[int] = []
+        while len(written) < TOKENS:
+            written.append(int(forest.append(ids, take=[len(ids) - 1], k=1).tokens[0, 0]))
+            ids = written[-1:]
+        return written
+
+    def read(self, start: tuple[Forest, list[int]], text: list[int]) -> tuple[Bools, NDArray[np.float32]]:
+        """Per token of `text`: whether it is thought best, and its log-probability."""
+        ids = [*start[1], *text[:-1]]
+        best = replace(start[0]).append(ids, take=range(len(start[1]) - 1, len(ids)), k=SIGHT, norm=True)
+        same = best.tokens == np.array(text)[:, None]
+        found = np.where(same.any(axis=1), same.argmax(axis=1), same.shape[1] - 1)
+        return same[:, 0], best.log_probabilities[np.arange(len(text)), found]

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from xqg_vdb.errors import ModelError, reason
-from xqg_vdb.export.checkpoints import TRACED, Checkpoint, encoder_class, load_weights
-from xqg_vdb.export.gate import encoder_inputs
+from xqg_vdb.export.checkpoints import Checkpoint
+from xqg_vdb.export.gate import TRACED, encoder_class, encoder_inputs, load_weights
 from xqg_vdb.export.quantise import save_graph
 
 transformers.logging.set_verbosity_error()

@@ -20,11 +20,17 @@ import orjson
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.evaluate.matrix import id_order, judge, per_row, search_rows
 from xqg_vdb.evaluate.metrics import Metric
-from xqg_vdb.export.checkpoints import Base, Checkpoint, Overrides, conventions, encoder_class, load_weights
+from xqg_vdb.export.checkpoints import (
+    Checkpoint,
+    Overrides,
+    conventions,
+    load_tokenizer,
+)
+from xqg_vdb.export.gate import encoder_class, load_weights
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
-from xqg_vdb.train.run import Outcome, Schedule, carry_out, spread
+from xqg_vdb.train.run import Base, Outcome, Schedule, carry_out, spread
 from xqg_vdb.types import Passage, Vectors, option
 
 _Pairs = Sequence[TrainingPair]
@@ -309,7 +315,7 @@ def _mined(
 
 def _load(checkpoint: Checkpoint, spec: EncoderSpec, *, seed: int) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
     set_seed(seed)  # for weights that the checkpoint lacks, such as BERT's own pooler, which nothing here uses
     if checkpoint.dense:
@@ -319,13 +325,7 @@ def _load(checkpoint: Checkpoint, spec: EncoderSpec, *, seed: int) -> tuple[Any,
             f"{checkpoint.source} does not pool by cls or mean over all tokens, which alone is trained here."
         )
     model = load_weights(encoder_class(checkpoint), checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(checkpoint.path), use_fast=True, local_files_only=True, trust_remote_code=False
-        )
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
-        raise ModelError(f"transformers cannot load {checkpoint.source}: {str(error)[:300]}") from error
-    return model, tokenizer
+    return model, load_tokenizer(checkpoint.path)
 
 
 def _save(model: Any, spec: EncoderSpec, finished: Path) -> None:

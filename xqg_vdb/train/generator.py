@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.export.checkpoints import T5, Base, Checkpoint, load_weights, save_tokenizer
+from xqg_vdb.export.checkpoints import Checkpoint, save_tokenizer
+from xqg_vdb.export.gate import T5, load_weights
 from xqg_vdb.export.generator import FINETUNED_KEY, end_tokens, start_token
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, CausalPrompt, finetuned, passage_tokens, seq2seq_tokens
 from xqg_vdb.models.folder import TOKENIZER
 from xqg_vdb.train.pairs import TrainingPair, content_key, describe_pairs
-from xqg_vdb.train.run import Outcome, Schedule, carry_out, spread
+from xqg_vdb.train.run import Base, Outcome, Schedule, carry_out, spread
 from xqg_vdb.types import option
 
 BRANCHES = 8  # of one tree; a passage with more questions becomes several trees

@@ -7,6 +7,7 @@ config.json as the last one, and `run/` goes.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
-from xqg_vdb.export.checkpoints import Base, Checkpoint, copy_tokenizer_files
+from xqg_vdb.export.checkpoints import TOKENIZER_FILES, Checkpoint, fetch_checkpoint
+from xqg_vdb.export.starter_generator import TERMS_URL
 from xqg_vdb.files import lock_folder, sync_folder, write_atomic
 from xqg_vdb.generate.output import versions
+from xqg_vdb.models.folder import STARTER_ENCODER, STARTER_GENERATOR
 from xqg_vdb.train.pairs import TrainingPair, describe_pairs, leakage
 from xqg_vdb.types import option
 
@@ -27,6 +30,25 @@ if TYPE_CHECKING:
     from xqg_vdb.train.generator import GeneratorSettings
 
 Settings = TypeVar("Settings", "EncoderSettings", "GeneratorSettings")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """name: a hub id, folder, `starter:encoder` or `starter:generator`. accept_license: of the latter's terms."""
+
+    name: str
+    accept_license: bool = False
+
+    def licence(self, checkpoint: Checkpoint) -> str:
+        """The licence that the base's own model card names; what is trained from it inherits it."""
+        if self.name == STARTER_GENERATOR:
+            return f"gemma ({TERMS_URL}, which bind derivatives too)"
+        if self.name == STARTER_ENCODER:
+            return "mit (intfloat/multilingual-e5-small)"
+        readme = checkpoint.path / "README.md"
+        text = readme.read_text("utf-8", "replace")[:20_000] if readme.is_file() else ""
+        found = re.search(r"^license:\s*([\w.+-]+)\s*$", text, re.MULTILINE)
+        return found[1] if found else "unknown: find out before you publish these weights"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,13 +230,16 @@ def carry_out(
         return finished_before
     run = open_run(out, identity)
     with lock_folder(run):
-        checkpoint = base.fetch(run / "base")
+        for left in (run / "base", run / "base-starter"):  # by an earlier try
+            shutil.rmtree(left, ignore_errors=True)
+        checkpoint = fetch_checkpoint(base.name, into=run / "base", accept_license=base.accept_license)
         outcome, save = train(checkpoint, run, pairs, dev, settings, say)
         finished = run / "finished"
         shutil.rmtree(finished, ignore_errors=True)
         finished.mkdir()
         save(finished)
-        copy_tokenizer_files(checkpoint, finished)
+        for file in (file for pattern in TOKENIZER_FILES for file in checkpoint.path.glob(pattern)):
+            shutil.copyfile(file, finished / file.name)  # training does not touch the vocabulary
         _write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
         for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
             if file.is_dir():
