@@ -47,7 +47,7 @@ from xqg_vdb.export.gate import (
     parity_texts,
     torch_vectors,
 )
-from xqg_vdb.export.generator import describe_generator, export_cross, export_generator
+from xqg_vdb.export.generator import cross_record, describe_generator, export_cross, export_generator
 from xqg_vdb.export.quantise import quantize_int8, tokens_first
 from xqg_vdb.export.starter_encoder import stored_rows
 from xqg_vdb.files import new_folder
@@ -434,30 +434,28 @@ def explain(
     theirs: dict[str, Any] = {}
     software = "not asked"
     with tempfile.TemporaryDirectory() as scratch:
-        source = fetch_checkpoint(checkpoint, into=Path(scratch) / "checkpoint", accept_license=accept_license)
-        writes = generator or checkpoint == STARTER_GENERATOR or (_writes(source) and overrides == NOTHING)
+        name, cross = checkpoint.removeprefix(CROSS), checkpoint.startswith(CROSS)
+        source = fetch_checkpoint(name, into=Path(scratch) / "checkpoint", accept_license=accept_license)
+        writes = (
+            generator or checkpoint == STARTER_GENERATOR or (_writes(source) and overrides == NOTHING and not cross)
+        )
         try:
             if writes:
                 software, theirs, ours = describe_generator(source)
             else:
-                ours = export_facts(source, overrides)
+                ours = cross_record(source) if cross else export_facts(source, overrides)
         except (ModelError, MissingExtra) as error:
             refused.append(str(error))
         try:
-            software, theirs = (software, theirs) if writes else original_facts(source)
+            if not writes and not cross:
+                software, theirs = original_facts(source)
         except MissingExtra as error:
             software = f"not asked ({error})"
         except ModelError as error:
             refused.append(str(error))
     facts = {name: (theirs.get(name), ours.get(name)) for name in dict.fromkeys([*theirs, *ours])}
-    kind = "generator" if writes else "encoder"
-    return {
-        **source.origin,
-        "kind": kind,
-        "software": software,
-        "facts": facts,
-        "refused": list(dict.fromkeys(refused)),
-    }
+    kind = "generator" if writes else "cross-encoder" if cross else "encoder"
+    return {**source.origin, "kind": kind, "software": software, "facts": facts, "refused": [*dict.fromkeys(refused)]}
 
 
 def _writes(source: Checkpoint) -> bool:

@@ -95,13 +95,7 @@ def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = pri
         say(f"reading {checkpoint}")
         source, folder = fetch_checkpoint(checkpoint, into=scratch / "checkpoint"), scratch / "model"
         folder.mkdir()
-        kind, labels = source.origin["architecture"], len(source.config.get("id2label") or "01")
-        if not kind.endswith("ForSequenceClassification") or labels != 1:
-            raise ModelError(
-                f"{checkpoint} is {kind} with {labels} labels; a cross-encoder is a model ForSequenceClassification"
-                " with one."
-            )
-        record = {"activation": _activation(source), "max_length": longest_text(source, default=512)}
+        record = cross_record(source)
         if source.onnx is not None:
             say(f"using the ONNX graph that {source.source} ships")
             for file in source.path.glob(source.onnx.name + "*"):
@@ -124,15 +118,21 @@ def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = pri
     return open_model_folder(out)
 
 
-def _activation(source: Checkpoint) -> str:
-    """What is done to a logit, by the files of sentence-transformers. Raises ModelError for what is not known."""
+def cross_record(source: Checkpoint) -> dict[str, Any]:
+    """What is done to a logit, by the files of sentence-transformers, and tokens read. Raises ModelError for others."""
+    kind, labels = source.origin["architecture"], len(source.config.get("id2label") or "01")
+    if not kind.endswith("ForSequenceClassification") or labels != 1:
+        raise ModelError(
+            f"{source.source} is {kind} with {labels} labels; a cross-encoder is a model ForSequenceClassification"
+            " with one."
+        )
     own = read_json(source.path / "config_sentence_transformers.json", default={}).get("activation_fn")
     theirs = (source.config.get("sentence_transformers") or {}).get("activation_fn")
     told = own or theirs or source.config.get("sbert_ce_default_activation_function") or "Sigmoid"
     name = str(told).rpartition(".")[2]
     if name not in ACTIVATIONS:
         raise ModelError(f"{source.source} puts {told} on its logits; supported: {', '.join(ACTIVATIONS)}.")
-    return name
+    return {"activation": name, "max_length": longest_text(source, default=512)}
 
 
 def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[str, Any]]:
