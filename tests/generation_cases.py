@@ -55,7 +55,10 @@ def write_corpus(path: Path, count: int) -> Path:
 
 
 def tiny_checkpoint(kind: str, path: Path) -> Path:
-    """A checkpoint of a small random model whose greedy texts do not end in a loop at once (weights scaled up)."""
+    """A checkpoint of a small random model whose greedy texts do not end in a loop at once (weights scaled up).
+
+    Few layers: torch's exporter takes seconds for each.
+    """
     import torch
     import transformers as tf
 
@@ -72,7 +75,7 @@ def tiny_checkpoint(kind: str, path: Path) -> Path:
     if kind == "mt5":
         model = tf.MT5ForConditionalGeneration(
             tf.MT5Config(
-                vocab_size=100, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_decoder_layers=2, num_heads=4,
+                vocab_size=100, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_decoder_layers=2, num_heads=4,
                 decoder_start_token_id=0, tie_word_embeddings=False, **ids,
             )
         )  # fmt: skip
@@ -80,7 +83,8 @@ def tiny_checkpoint(kind: str, path: Path) -> Path:
         model = tf.Gemma3ForCausalLM(
             tf.Gemma3TextConfig(
                 **shape,
-                num_hidden_layers=6,
+                num_hidden_layers=2,
+                layer_types=["sliding_attention", "full_attention"],
                 head_dim=16,
                 sliding_window=12,
                 query_pre_attn_scalar=16,
@@ -89,7 +93,7 @@ def tiny_checkpoint(kind: str, path: Path) -> Path:
             )
         )
     else:
-        model = tf.LlamaForCausalLM(tf.LlamaConfig(**shape, num_hidden_layers=2, bos_token_id=3, **ids))
+        model = tf.LlamaForCausalLM(tf.LlamaConfig(**shape, num_hidden_layers=1, bos_token_id=3, **ids))
     for name, weights in model.named_parameters():
         if weights.dim() > 1:
             weights.data.mul_({"lm_head.weight": 0.5}.get(name, 1.5) if kind == "mt5" else 4.0)

@@ -161,17 +161,14 @@ def test_passages_of_one_id_are_named_by_their_rows():
         batches.combined(parts)
 
 
-def test_generated_queries_are_those_of_a_run(tmp_path):
+def test_generated_queries_are_those_of_a_run(tmp_path, tiny_generator):
     """In batches of the generator, so that they are equal byte for byte; a work folder has them the second time."""
-    pytest.importorskip("torch", reason="a generator is exported")
-    from generation_cases import tiny_checkpoint, write_corpus
+    from generation_cases import write_corpus
 
-    from xqg_vdb.export.generator import export_generator
     from xqg_vdb.generate.local import open_generator
     from xqg_vdb.generate.run import Job, generate_file
 
-    checkpoint = tiny_checkpoint("mt5", tmp_path / "mt5")
-    model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", say=lambda _: None).path
+    model = tiny_generator("mt5")[1]
     corpus, job = write_corpus(tmp_path / "corpus.jsonl", 40), Job(("de", "sw"), 2, query_filter=QueryFilter())
     generator = open_generator(model, query_langs=job.query_langs)
     rules = replace(job, query_filter=QueryFilter(examples=generator.examples))

@@ -12,9 +12,21 @@ import numpy as np
 import orjson
 import pytest
 from tiny_model import write_tiny_encoder
+from tokenizers import Tokenizer
 
+from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
-from xqg_vdb.export.checkpoints import Overrides, conventions, fetch_checkpoint, strip_code_keys
+from xqg_vdb.export import encoder as encoder_export
+from xqg_vdb.export import gate
+from xqg_vdb.export.checkpoints import (
+    Overrides,
+    conventions,
+    fetch_checkpoint,
+    load_tokenizer,
+    read_dense,
+    save_tokenizer,
+    strip_code_keys,
+)
 from xqg_vdb.export.encoder import explain, export_encoder
 from xqg_vdb.export.gate import load_weights, measure_parity, parity_texts, torch_vectors
 from xqg_vdb.models.encoder import Encoder
@@ -23,6 +35,24 @@ from xqg_vdb.models.folder import open_model_folder
 
 def silent(line):
     pass
+
+
+@pytest.fixture(autouse=True)
+def few_texts(request, monkeypatch):
+    """A third of the gate's texts, and no calibration: most exports here are about something else."""
+    if "whole_gate" in request.fixturenames:
+        return
+    questions, passages = parity_texts()
+    fewer = questions[::3], [*passages[::3], passages[-1]]
+    for module in (gate, encoder_export):
+        monkeypatch.setattr(module, "parity_texts", lambda: fewer)
+    nothing = LanguageMeans(), {"strength": 0.0, "mrr": {}, "measured_on": ""}
+    monkeypatch.setattr(encoder_export, "measure_calibration", lambda encoder: nothing)
+
+
+@pytest.fixture
+def whole_gate():
+    """For a test of the gate itself."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +74,7 @@ def bert(tmp_path_factory):
     return folder
 
 
-def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path):
+def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path, whole_gate):
     folder = export_encoder(str(bert), tmp_path / "out", precision="fp32", say=silent)
     parity = folder.manifest["parity"]
     assert parity["cosine_min"] >= 0.9999 and parity["texts"] > 100
@@ -100,7 +130,7 @@ def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_parity_is_the_lowest_cosine(tmp_path):
+def test_parity_is_the_lowest_cosine(tmp_path, whole_gate):
     questions, passages = parity_texts()
     with Encoder(write_tiny_encoder(tmp_path / "tiny")) as encoder:
         rows = encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages).copy()
@@ -202,23 +232,28 @@ def test_other_pickles_are_not_even_tried(tmp_path):
         export_encoder(str(folder), tmp_path / "out", say=silent)
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-def test_honest_pickled_weights_are_converted(bert, tmp_path, shards):
+def test_honest_pickled_weights_are_converted(bert, tmp_path):
+    """Two shards of the transformer, and a projection in one file."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    folder = tmp_path / "pickled"
-    shutil.copytree(bert, folder)
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(weights)
-    for part in range(shards):
-        name = "pytorch_model.bin" if shards == 1 else f"pytorch_model-{part + 1:05}-of-{shards:05}.bin"
-        torch.save({key: weights[key] for key in names[part::shards]}, folder / name)
+    folder = with_dense(tmp_path / "pickled", bert=bert, pooling="pooling_mode_mean_tokens", layers=[(16, "Tanh")])
+    names = {
+        "model": ["pytorch_model-00001-of-00002", "pytorch_model-00002-of-00002"],
+        "2_Dense/model": ["pytorch_model"],
+    }
+    for safe, pickled in names.items():
+        weights = load_file(file := folder / f"{safe}.safetensors")
+        for part, name in enumerate(pickled):
+            torch.save(
+                {key: weights[key] for key in sorted(weights)[part :: len(pickled)]}, file.with_name(f"{name}.bin")
+            )
+        file.unlink()
     source = fetch_checkpoint(str(folder), into=tmp_path / "clean")
     theirs = load_weights("AutoModel", fetch_checkpoint(str(bert), into=tmp_path / "plain")).state_dict()
     ours = load_weights("AutoModel", source).state_dict()
-    assert all(torch.equal(ours[key], theirs[key]) for key in weights)
+    assert all(torch.equal(ours[key], theirs[key]) for key in load_file(bert / "model.safetensors"))
+    np.testing.assert_array_equal(read_dense(source.dense[0])[0].T, weights["linear.weight"])
 
 
 def test_a_configuration_too_large_to_be_one_is_refused(bert, tmp_path):
@@ -237,13 +272,12 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
     names = {str(p.relative_to(clean.path)) for p in clean.path.rglob("*")}
     assert names == {"config.json", "tokenizer_config.json", "model.safetensors"}
     assert b"evil" not in (clean.path / "config.json").read_bytes().replace(b"Evil", b"")
-    script = (
-        "import sys; from pathlib import Path; from xqg_vdb.export.encoder import export_encoder\n"
-        f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), say=lambda line: None)"
-    )
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
-    assert done.returncode != 0  # it has no tokenizer: refused one way or the other
+    with pytest.raises(ModelError, match=r"brings Python code of its own \(modeling_evil\.Evil\), which is never run"):
+        export_encoder(str(folder), tmp_path / "out", say=silent)
+    with pytest.raises(ModelError, match=r"lacks .* weights of BertModel, such as"):
+        load_weights("AutoModel", dataclasses.replace(clean, code={}))
+    with pytest.raises(ModelError, match="cannot load the checkpoint's tokenizer"):
+        load_tokenizer(clean.path)
     assert not marker.exists() and not (tmp_path / "out").exists()
 
 
@@ -344,6 +378,57 @@ def test_what_cannot_be_reproduced_is_refused_by_name(tmp_path, files, said):
         checkpoint(tmp_path / "c", "x/y", files={"modules.json": PIPELINE, **files})
 
 
+FOREIGN = {"AutoModel": "modeling_qwen.Qwen2Model"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"sentence_bert_config.json": {"config_kwargs": {"hidden_act": "relu"}}},
+            "does by config_kwargs.hidden_act",
+        ),
+        ({"tokenizer_config.json": {"truncation_side": "left"}}, "does by truncation_side"),
+        ({"config_sentence_transformers.json": {"similarity_fn_name": "euclidean"}}, "ranks by euclidean distance"),
+        ({"modules.json": [{"type": "custom_st.Transformer", "path": ""}, *PIPELINE[1:]]}, r"runs custom_st\.Transf"),
+        ({"modules.json": [PIPELINE[0], {"type": ST + "Pooling", "path": "../1_Pooling"}]}, "does not list modules"),
+        ({"1_Pooling/config.json": {}}, "has a Pooling module without a config.json: give --pooling"),
+        ({"adapter_config.json": {"base_model_name_or_path": "a/b"}}, "is an adapter of a/b: merge it into that model"),
+        ({"config.json": {"model_type": "qwen2", "auto_map": FOREIGN}}, "has a qwen2 that may compute something else"),
+        (
+            {"config.json": {"model_type": "new", "auto_map": FOREIGN}},
+            r"never run, and transformers .* has no new",
+        ),
+        ({"config.json": {"quantization_config": {"quant_method": "awq"}}}, "has weights quantised by awq"),
+    ],
+)
+def test_what_would_give_other_vectors_is_refused_by_name(tmp_path, change, said):
+    pytest.importorskip("transformers")
+    files = {"modules.json": PIPELINE, "1_Pooling/config.json": {"pooling_mode": "cls"}, **change}
+    config = {"hidden_size": 32, "model_type": "bert", **files.pop("config.json", {})}
+    with pytest.raises(ModelError, match=said):
+        checkpoint(tmp_path / "c", "x/y", config=config, files=files)
+        gate.check_code(fetch_checkpoint(str(tmp_path / "c"), into=tmp_path / "again"))
+
+
+def test_files_of_other_programs_are_named(tmp_path):
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "model-q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"has GGUF files, .* let llama\.cpp serve them and export its URL"):
+        fetch_checkpoint(str(tmp_path / "gguf"), into=tmp_path / "clean")
+
+
+def test_a_language_model_that_says_nothing_of_pooling_is_no_encoder(tmp_path):
+    config = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    with pytest.raises(ModelError, match="--generator exports it as a generator; as an encoder, give --pooling"):
+        checkpoint(tmp_path / "c", "x/y", config=config)
+
+
+def test_a_folders_family_is_told_by_its_own_name_alone(tmp_path):
+    (tmp_path / "xdr-e5-labse").mkdir()
+    assert checkpoint(tmp_path / "xdr-e5-labse" / "mine", str(tmp_path / "xdr-e5-labse" / "mine"))[1] == "default"
+
+
 def test_overrides_come_before_refusals(tmp_path):
     files = {"modules.json": PIPELINE, "1_Pooling/config.json": {"pooling_mode_mean_sqrt_len_tokens": True}}
     assert checkpoint(tmp_path / "c", "x/y", files=files, overrides=Overrides(pooling="cls"))[0].pooling == "cls"
@@ -365,6 +450,14 @@ def test_a_length_that_stands_in_the_tokenizer_alone(tmp_path):
     assert checkpoint(tmp_path / "c", "x/y", files=files)[0].max_length == 64
     written = orjson.loads((tmp_path / "clean" / "tokenizer_config.json").read_bytes())
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_ranking_by_cosine_is_kept_where_no_module_normalises(tmp_path):
+    files = {"modules.json": PIPELINE, "1_Pooling/config.json": {"pooling_mode": "mean"}}
+    for name, normalize in (("cosine", True), ("dot", False), (None, False)):
+        record = {"config_sentence_transformers.json": {"similarity_fn_name": name}}
+        (tmp_path / str(name)).mkdir()
+        assert checkpoint(tmp_path / str(name) / "c", "x/y", files=files | record)[0].normalize is normalize
 
 
 def sentence_transformer(folder, pooling, *, bert, lower=False, prompts=None):
@@ -413,8 +506,8 @@ def test_families_that_are_not_traced(bert, tmp_path, family):
     vocabulary = len((bert / "vocab.txt").read_text("utf-8").split("\n"))
     own = {"head_dim": 16, "num_key_value_heads": 1} if family == "Qwen3" else {"pad_token_id": 0, "local_attention": 8}
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=128, **own,
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1 if family == "Qwen3" else 2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128, **own,
     )  # fmt: skip
     mode = "lasttoken" if family == "Qwen3" else "mean_tokens"
     folder = sentence_transformer(tmp_path / "st", {f"pooling_mode_{mode}": True}, bert=bert)
@@ -465,6 +558,62 @@ def test_all_projections_are_part_of_the_export(bert, tmp_path, pooling, layers)
     folder = with_dense(tmp_path / "st", bert=bert, pooling=pooling, layers=layers)
     exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
     assert exported.spec.dim == layers[-1][0] and exported.manifest["parity"]["cosine_min"] >= 0.9999
+
+
+def test_a_checkpoint_whose_files_lie_otherwise_equals_sentence_transformers(bert, tmp_path):
+    """Before 2021: the transformer in a folder, its file named by architecture; Tanh where no activation is named."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder, top = (
+        with_dense(tmp_path / "st", bert=bert, pooling="pooling_mode_cls_token", layers=[(16, "Identity")]),
+        tmp_path / "st" / "0_Transformer",
+    )
+    top.mkdir()
+    for file in [file for file in folder.iterdir() if file.is_file() and file.name != "modules.json"]:
+        file.rename((folder if file.name == "config_sentence_transformers.json" else top) / file.name)
+    (top / "sentence_bert_config.json").unlink()
+    (top / "sentence_roberta_config.json").write_bytes(orjson.dumps({"max_seq_length": 20, "do_lower_case": True}))
+    (folder / "1_Pooling").rename(folder / "pooling")
+    modules = [("Transformer", "0_Transformer"), ("Pooling", "pooling"), ("Dense", "2_Dense")]
+    (folder / "modules.json").write_bytes(orjson.dumps(numbered(modules)))
+    dense = orjson.loads((folder / "2_Dense" / "config.json").read_bytes())
+    del dense["activation_function"]
+    (folder / "2_Dense" / "config.json").write_bytes(orjson.dumps(dense))
+    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    assert (exported.spec.max_length, exported.spec.pooling, exported.spec.dim) == (20, "cls", 16)
+    texts = ["WHERE Is The Nile?", "the river runs on " * 20]
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    with Encoder(tmp_path / "out", calibration=0.0) as encoder:
+        np.testing.assert_allclose(encoder.encode_passages(texts), theirs, atol=1e-5)
+
+
+def test_overrides_change_what_the_original_is_compared_by(bert, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    folder = sentence_transformer(tmp_path / "st", {"pooling_mode_mean_tokens": True}, bert=bert)
+    overrides = Overrides(pooling="last", max_length=16, dim=8)
+    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", overrides=overrides, say=silent)
+    assert exported.manifest["parity"]["cosine_min"] > 0.9999 and exported.spec.pooling == "last"
+
+
+def test_the_tokenizer_is_what_transformers_makes_of_the_files(bert, tmp_path):
+    """BERT's lower-cases by tokenizer_config.json, whatever tokenizer.json says."""
+    transformers = pytest.importorskip("transformers")
+    folder = shutil.copytree(bert, tmp_path / "c")
+    record = orjson.loads((folder / "tokenizer_config.json").read_bytes())
+    (folder / "tokenizer_config.json").write_bytes(orjson.dumps(record | {"do_lower_case": True}))
+    made = save_tokenizer(folder, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)("ABC Def")["input_ids"]
+    assert Tokenizer.from_file(str(made)).encode("ABC Def").ids == theirs
+    assert theirs != Tokenizer.from_file(str(folder / "tokenizer.json")).encode("ABC Def").ids
+
+
+def test_weights_that_are_not_there_are_refused(bert, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(bert, tmp_path / "c")
+    weights = {name: array for name, array in load_file(folder / "model.safetensors").items() if "layer.1" not in name}
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 16 weights of BertModel, such as encoder\.layer\.1"):
+        export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
 
 
 def test_an_unknown_activation_is_refused_by_name(bert, tmp_path):
@@ -572,15 +721,14 @@ def test_weights_that_are_cut_are_one_line(bert, tmp_path):
         export_encoder(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=silent)
 
 
-def test_distilbert_calls_its_width_otherwise(bert, tmp_path):
+def test_distilbert_calls_its_width_otherwise_and_takes_no_segments(bert, tmp_path):
     transformers = pytest.importorskip("transformers")
-    folder = tmp_path / "distilbert"
-    shutil.copytree(bert, folder)
-    vocabulary = len((bert / "vocab.txt").read_text("utf-8").split("\n"))
-    config = transformers.DistilBertConfig(vocab_size=vocabulary, dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    folder = shutil.copytree(bert, tmp_path / "distilbert")
+    config = transformers.DistilBertConfig(vocab_size=200, dim=48, n_layers=1, n_heads=2, hidden_dim=64)
     transformers.DistilBertModel(config).save_pretrained(folder)
-    exported = export_encoder(str(folder), tmp_path / "out", precision="int8", say=silent)
-    assert exported.spec.dim == 32 and exported.manifest["parity"]["cosine_min"] >= 0.98
+    source = fetch_checkpoint(str(folder), into=tmp_path / "clean")
+    assert conventions(source)[0].dim == 48
+    assert gate.encoder_inputs(source, load_weights("AutoModel", source)) == ["input_ids", "attention_mask"]
 
 
 def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):

@@ -144,8 +144,20 @@ def test_packing_is_within_half_a_step_and_exact_for_8_bit_blocks():
     assert (again[0] == blocks).all()
 
 
+@pytest.fixture
+def exported_before(folders, monkeypatch):
+    """The fp32 folder of an export is the one that is there: tracing it again would show nothing new."""
+    from xqg_vdb.export import generator as export
+
+    def copied(source, folder, *, say):
+        there = next(plain for checkpoint, plain in folders.values() if str(checkpoint) == source.source)
+        return replace(there, path=Path(shutil.copytree(there.path, folder)))
+
+    monkeypatch.setattr(export, "_fp32_folder", copied)
+
+
 @pytest.mark.parametrize("kind", ["mt5", "gemma"])
-def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path):
+def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path, exported_before):
     from xqg_vdb.export.generator import export_generator
 
     checkpoint, plain = folders[kind]
@@ -156,7 +168,7 @@ def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path):
     assert (folder.path / "model.onnx").stat().st_size < 0.9 * (plain.path / "model.onnx").stat().st_size
 
 
-def test_a_wrecked_quantisation_is_refused(folders, tmp_path, monkeypatch):
+def test_a_wrecked_quantisation_is_refused(folders, tmp_path, monkeypatch, exported_before):
     from xqg_vdb.export import generator as export
     from xqg_vdb.export import quantise
 

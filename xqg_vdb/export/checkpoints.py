@@ -220,7 +220,7 @@ def _prompts(record: dict[str, Any], family: EncoderSpec) -> dict[str, str]:
     """Prefixes by the checkpoint's prompts; empty ones, which re-saving writes, do not wipe the family's."""
     prompts = record.get("prompts") or {}
     usual = prompts.get(record.get("default_prompt_name")) or ""
-    passage = next(filter(None, map(prompts.get, ("document", "passage", "corpus"))), usual)  # in ST's order
+    passage = prompts.get("document") or prompts.get("passage") or usual
     return {
         "query_prefix": prompts.get("query") or usual or family.query_prefix,
         "passage_prefix": passage or family.passage_prefix,
@@ -243,11 +243,10 @@ def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
     told = config.get("activation_function", "")
     activation = "Identity" if told is None else told.rsplit(".", 1)[-1] if told.startswith("torch.") else "Tanh"
     reads = config.get("module_input_name", "sentence_embedding")
-    if activation not in ACTIVATIONS or {reads, config.get("module_output_name") or reads} != {"sentence_embedding"}:
-        raise ModelError(
-            f"{module.name} of the checkpoint reads {reads} and ends in {activation}; supported: sentence_embedding,"
-            f" {', '.join(ACTIVATIONS)}."
-        )
+    if {reads, config.get("module_output_name") or reads} != {"sentence_embedding"}:
+        raise ModelError(f"{module.name} of the checkpoint projects {reads}; only sentence embeddings can be.")
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"{module.name} of the checkpoint ends in {activation}; supported: {', '.join(ACTIVATIONS)}.")
     try:
         from safetensors.numpy import load_file
 
@@ -493,10 +492,13 @@ def save_tokenizer(checkpoint: Path, folder: Path, *, ask: bool = True) -> Path:
         shutil.copyfile(own, made)
         if not ask:
             return made
-    tokenizer = load_tokenizer(checkpoint)
     try:
+        tokenizer = load_tokenizer(checkpoint)
         if not own.is_file() or not _reads_alike(tokenizer, Tokenizer.from_file(str(own))):
             tokenizer.backend_tokenizer.save(str(made))
+    except ModelError:
+        if not own.is_file():
+            raise
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"The checkpoint's tokenizer cannot be made into a tokenizer.json: {reason(error)}") from error
     return made

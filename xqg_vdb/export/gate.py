@@ -76,7 +76,7 @@ def original_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
         "pooling": POOLING.get(pooling.pooling_mode) if pooling else None,
         "prompt is pooled": bool(pooling and pooling.include_prompt),
         "query prompt": prompts.get("query", usual),
-        "passage prompt": next(filter(None, map(prompts.get, ("document", "passage", "corpus"))), usual),
+        "passage prompt": model.prompts.get("document") or usual,
         "longest text": model.max_seq_length,
         "normalised": "Normalize" in parts,
         "dimensions": model.get_embedding_dimension(),
@@ -89,8 +89,9 @@ def original_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
 
 def _of_transformers(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     """The same of a checkpoint without modules: transformers pools nothing and knows no prompts."""
-    software, model, tokenizer = without_weights(source, encoder_class(source))
+    software, model = without_weights(source, encoder_class(source))
     encoder_inputs(source, model)
+    tokenizer = load_tokenizer(source.path)
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or NO_LIMIT)
     return f"{software}, which pools nothing and knows no prompts", {
         "modules": type(model).__name__,
@@ -124,6 +125,8 @@ Every other family goes through `torch.export`: tracing takes branches of the ex
 
 
 T5 = ("t5", "mt5", "umt5")
+ELSEWHERE = "let a server run it (`generate --endpoint URL`, `export URL OUT --model NAME`)"
+"""What to do with a model that cannot be exported."""
 
 
 def need_torch() -> None:
@@ -161,8 +164,8 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
     return model
 
 
-def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any, Any]:
-    """Transformers' name and version, its model without weights, its tokenizer. Raises ModelError, MissingExtra."""
+def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any]:
+    """Transformers' name and version, and its model without weights. Raises ModelError, MissingExtra."""
     need_torch()
     import torch
     import transformers
@@ -175,7 +178,7 @@ def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any, Any]:
     except Exception as error:
         version = transformers.__version__
         raise ModelError(f"transformers {version} cannot load {source.source}: {reason(error)}") from error
-    return f"transformers {transformers.__version__}", model, load_tokenizer(source.path)
+    return f"transformers {transformers.__version__}", model
 
 
 def check_code(checkpoint: Checkpoint) -> None:

@@ -28,7 +28,7 @@ from xqg_vdb.export.checkpoints import (
     read_json,
     save_tokenizer,
 )
-from xqg_vdb.export.gate import T5, load_weights, measure_pairs, need_torch, without_weights
+from xqg_vdb.export.gate import ELSEWHERE, T5, load_weights, measure_pairs, need_torch, without_weights
 from xqg_vdb.export.quantise import quantise_graph
 from xqg_vdb.files import new_folder
 from xqg_vdb.generate.local import ENCODER_GRAPH
@@ -137,20 +137,17 @@ def cross_record(source: Checkpoint) -> dict[str, Any]:
 
 def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Name and version of transformers, and facts by name: what it makes of a checkpoint, and what an export would."""
-    software, model, tokenizer = without_weights(source, _class_of(source))
+    software, model = without_weights(source, _class_of(source))
     with tempfile.TemporaryDirectory() as name:
         save_tokenizer(source.path, Path(name))
         facts = {"modules": "encoder and decoder" if source.config["model_type"] in T5 else "decoder"}
         facts |= (_seq2seq_record if source.config["model_type"] in T5 else _causal_record)(source, model, Path(name))
-    ids, config = tokenizer("a")["input_ids"], model.config
-    chat = getattr(tokenizer, "chat_template", None)
+    config = model.config
     theirs = {
         "modules": type(model).__name__,
         "max_length": getattr(config, "max_position_embeddings", None),
-        "bos": ids[0] if ids and ids[0] == tokenizer.bos_token_id else None,
         "eos": [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id,
         "start": getattr(config, "decoder_start_token_id", None),
-        "chat": bool(chat),
     }
     return software, theirs, {**facts, "chat": bool(facts.get("chat")), "finetuned": bool(facts.get("finetuned"))}
 
@@ -162,7 +159,8 @@ def _class_of(source: Checkpoint) -> str:
         return "AutoModelForSeq2SeqLM"
     if source.config.get("is_encoder_decoder"):
         raise ModelError(
-            f"{source.source} is an encoder-decoder of the type {kind}: of these, only {', '.join(T5)} can be exported."
+            f"{source.source} is an encoder-decoder of the type {kind}: of these, only {', '.join(T5)} can be exported:"
+            f" {ELSEWHERE}."
         )
     return "AutoModelForCausalLM"
 
@@ -215,7 +213,14 @@ def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]
 
 def _causal_record(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any]:
     if not hasattr(model, "lm_head") or not hasattr(model, "model"):
-        raise ModelError(f"{source.source} ({source.config['model_type']}) is no decoder-only model of a known shape.")
+        raise ModelError(
+            f"{source.source} ({source.config['model_type']}) is no decoder-only model of a known shape: {ELSEWHERE}."
+        )
+    if other := set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        raise ModelError(
+            f"{source.source} has layers of {', '.join(sorted(other))}; only those of full and sliding attention can"
+            f" be exported: {ELSEWHERE}."
+        )
     length = int(source.config.get("max_position_embeddings") or 2048)
     return {
         "max_length": min(length, 8192),

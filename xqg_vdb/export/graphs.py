@@ -31,7 +31,7 @@ from transformers import DynamicCache
 
 from xqg_vdb.errors import ModelError, reason
 from xqg_vdb.export.checkpoints import Checkpoint
-from xqg_vdb.export.gate import TRACED, encoder_class, encoder_inputs, load_weights
+from xqg_vdb.export.gate import ELSEWHERE, TRACED, encoder_class, encoder_inputs, load_weights
 from xqg_vdb.export.quantise import save_graph
 
 transformers.logging.set_verbosity_error()
@@ -94,7 +94,7 @@ def _write(
                 output_names=list(outputs), opset_version=OPSET, verbose=False, **how,
             )  # fmt: skip
         except Exception as error:  # torch's exporter raises classes of its own, around those of what it calls
-            raise ModelError(f"torch cannot export {source}: {reason(error)}") from error
+            raise ModelError(f"torch cannot export {source} ({reason(error)}): {ELSEWHERE}.") from error
         model = onnx.load(str(written))
         for node in model.graph.node:
             del node.metadata_props[:]  # lines and paths of this machine's Python files
