@@ -474,7 +474,7 @@ def load_tokenizer(checkpoint: Path) -> Any:
     """The checkpoint's tokenizer in transformers. Raises ModelError."""
     from transformers import AutoTokenizer
 
-    if not any(file for pattern in TOKENIZER_FILES for file in checkpoint.glob(pattern)):
+    if not any(file for pattern in ("tokenizer*", "vocab*", "*.model") for file in checkpoint.glob(pattern)):
         raise ModelError("The checkpoint has no tokenizer: copy tokenizer.json of the model that it was trained from.")
     try:
         return AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
@@ -490,7 +490,7 @@ def save_tokenizer(checkpoint: Path, folder: Path, *, ask: bool = True) -> Path:
     own, made = checkpoint / TOKENIZER, folder / TOKENIZER
     if own.is_file():
         shutil.copyfile(own, made)
-        if not ask:
+        if not ask or not (checkpoint / "tokenizer_config.json").is_file():
             return made
     try:
         tokenizer = load_tokenizer(checkpoint)
