@@ -7,12 +7,13 @@ from xqg_vdb.calibration import (
     calibrate,
     language_means,
     load_means,
+    mrr_curve,
     pack_means,
+    recommended_strength,
     save_means,
     unpack_means,
 )
 from xqg_vdb.errors import ModelError
-from xqg_vdb.export.encoder import mrr_curve, recommended_strength
 from xqg_vdb.texts.corpus import read_questions, sample_corpus
 from xqg_vdb.texts.languages import question_bank
 

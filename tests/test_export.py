@@ -22,13 +22,18 @@ from xqg_vdb.export.checkpoints import (
     Overrides,
     conventions,
     fetch_checkpoint,
-    load_tokenizer,
     read_dense,
-    save_tokenizer,
     strip_code_keys,
 )
 from xqg_vdb.export.encoder import explain, export_encoder
-from xqg_vdb.export.gate import load_weights, measure_parity, parity_texts, torch_vectors
+from xqg_vdb.export.gate import (
+    load_tokenizer,
+    load_weights,
+    measure_parity,
+    parity_texts,
+    save_tokenizer,
+    torch_vectors,
+)
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import open_model_folder
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from xqg_vdb.errors import ModelError
-from xqg_vdb.export.checkpoints import write_composing
+from xqg_vdb.export.quantise import write_composing
 from xqg_vdb.texts.languages import question_bank
 
 BANK = [text for texts in question_bank().values() for text in texts[:3]]

@@ -15,13 +15,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.texts.languages import as_written, detect
+from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
+from xqg_vdb.texts.languages import as_written, detect, question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Vectors
 
 
@@ -243,3 +245,67 @@ def rows_of_card(rows: Vectors, *, langs: Sequence[str], card: Card) -> Vectors:
     table = unpack_means(card.passage_means, dim=card.encoder.dim)
     strength, normalize = card.passage_calibration, card.has_unit_rows
     return calibrate_passages(rows, langs=langs, table=table, strength=strength, normalize=normalize)
+
+
+# What calibration gains for an encoder, measured at export without any labels of the user's: which λ to recommend.
+
+STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+WORTH_IT = 0.01
+"""Smallest gain in MRR for which λ > 0 is recommended: about one standard error of a paired difference here."""
+AS_GOOD = 0.01
+"""Curves are flat at the top: of strengths this close to the best, the middle one is the safest elsewhere."""
+
+
+def measure_calibration(encoder: TextEncoder) -> tuple[LanguageMeans, dict[str, Any]]:
+    """The encoder's language means, and a record with the recommended `strength` and the measurements behind it."""
+    table = language_means(
+        {lang: encoder.encode_queries(lines, calibrate=False) for lang, lines in question_bank().items()},
+        source="question bank",
+    )
+    sample = sample_corpus()
+    passages = list(read_corpus(sample.corpus, detect=False))
+    rows = {passage.id: row for row, passage in enumerate(passages)}
+    questions = read_questions(sample.questions)
+    answers = {r["id"]: rows[r["passage"]] for r in map(orjson.loads, sample.questions.read_bytes().splitlines())}
+    vectors = encoder.encode_queries([question.text for question in questions], calibrate=False)
+    curve = mrr_curve(
+        vectors,
+        encoder.encode_passages([passage.title_and_text for passage in passages]),
+        langs=[question.lang for question in questions],
+        answers=np.array([answers[question.id] for question in questions]),
+        table=table,
+        normalize=encoder.facts.normalize,
+    )
+    return table, {
+        "strength": recommended_strength(curve),
+        "mrr": {str(strength): round(value, 4) for strength, value in curve.items()},
+        "measured_on": f"{len(questions)} questions, {len(passages)} passages of the sample corpus",
+    }
+
+
+def mrr_curve(
+    queries: Vectors,
+    passages: Vectors,
+    *,
+    langs: Sequence[str | None],
+    answers: np.ndarray[Any, np.dtype[np.intp]],
+    table: LanguageMeans,
+    normalize: bool,
+) -> dict[float, float]:
+    """Mean reciprocal rank of row `answers[i]` of `passages` for question i, at each strength."""
+    curve = {}
+    for strength in STRENGTHS:
+        moved = calibrate(queries, langs=langs, table=table, strength=strength, normalize=normalize)
+        scores = moved @ passages.T
+        own = scores[np.arange(len(answers)), answers]
+        curve[strength] = float(np.mean(1.0 / (scores >= own[:, None]).sum(axis=1)))
+    return curve
+
+
+def recommended_strength(curve: dict[float, float]) -> float:
+    """The middle of the strengths that are as good as the best; 0 when none is worth it."""
+    best = max(curve.values())
+    if best - curve[0.0] < WORTH_IT:
+        return 0.0
+    good = [strength for strength, value in sorted(curve.items()) if value >= best - AS_GOOD]
+    return good[(len(good) - 1) // 2]

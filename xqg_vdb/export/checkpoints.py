@@ -20,19 +20,16 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import orjson
-from tokenizers import Tokenizer
 
-from xqg_vdb.errors import MissingExtra, ModelError, reason
+from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.export.starter_generator import PACKAGE, SOURCE, VERSION, build_generator_checkpoint
 from xqg_vdb.models.encoder import ACTIVATIONS
 from xqg_vdb.models.folder import (
     STARTER_ENCODER,
     STARTER_GENERATOR,
-    TOKENIZER,
     EncoderSpec,
     is_hub_id,
 )
-from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Pooling, Vectors, option
 
 _SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jinja")
@@ -465,68 +462,3 @@ def read_json(path: Path, *, default: Any) -> Any:
         return cast(Any, orjson.loads(path.read_bytes()))
     except (OSError, orjson.JSONDecodeError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}).") from error
-
-
-# A checkpoint's tokenizer, for an encoder with Unicode composition (NFC) in front.
-
-
-def load_tokenizer(checkpoint: Path) -> Any:
-    """The checkpoint's tokenizer in transformers. Raises ModelError."""
-    from transformers import AutoTokenizer
-
-    if not any(file for pattern in ("tokenizer*", "vocab*", "*.model") for file in checkpoint.glob(pattern)):
-        raise ModelError("The checkpoint has no tokenizer: copy tokenizer.json of the model that it was trained from.")
-    try:
-        return AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of transformers and of what it reads tokenizers with
-        raise ModelError(f"transformers cannot load the checkpoint's tokenizer: {reason(error)}") from error
-
-
-def save_tokenizer(checkpoint: Path, folder: Path, *, ask: bool = True) -> Path:
-    """Write tokenizer.json: the checkpoint's own, or where transformers reads texts otherwise or needs none, its one.
-
-    ask: whether transformers, which may change what stands there by tokenizer_config.json, is asked. Raises ModelError.
-    """
-    own, made = checkpoint / TOKENIZER, folder / TOKENIZER
-    if own.is_file():
-        shutil.copyfile(own, made)
-        if not ask or not (checkpoint / "tokenizer_config.json").is_file():
-            return made
-    try:
-        tokenizer = load_tokenizer(checkpoint)
-        if not own.is_file() or not _reads_alike(tokenizer, Tokenizer.from_file(str(own))):
-            tokenizer.backend_tokenizer.save(str(made))
-    except ModelError:
-        if not own.is_file():
-            raise
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"The checkpoint's tokenizer cannot be made into a tokenizer.json: {reason(error)}") from error
-    return made
-
-
-def _reads_alike(theirs: Any, ours: Tokenizer) -> bool:
-    ours.no_truncation()
-    ours.no_padding()
-    texts = [text for lines in question_bank().values() for text in (lines[0], lines[0].upper())]
-    return bool([encoding.ids for encoding in ours.encode_batch(texts)] == theirs(texts)["input_ids"])
-
-
-def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
-    """Write the tokenizer of `source` with NFC before its own normaliser; as it is where that begins by composing.
-
-    lower: lower-case in front, as sentence-transformers does before tokenizing where `do_lower_case` says so.
-    Raises ModelError for a file that is no tokenizer.
-    """
-    try:
-        record = orjson.loads(source.read_bytes())
-        own = record["normalizer"] or {"type": "Sequence", "normalizers": []}
-        steps = own["normalizers"] if own["type"] == "Sequence" else [own]
-        composes = bool(steps) and steps[0]["type"] in ("NFC", "NFKC") and not lower
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{source} is not a tokenizer ({error!r}): save the checkpoint's again.") from error
-    if composes:
-        shutil.copyfile(source, target)
-        return
-    first = [{"type": "Lowercase"}] if lower else []
-    record["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, *first, *steps]}
-    target.write_bytes(orjson.dumps(record))

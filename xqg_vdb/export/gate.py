@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MissingExtra, ModelError, reason
 from xqg_vdb.export.checkpoints import (
@@ -17,7 +20,6 @@ from xqg_vdb.export.checkpoints import (
     Checkpoint,
     Overrides,
     conventions,
-    load_tokenizer,
     lower_cases,
     modules_of,
     read_dense,
@@ -213,6 +215,50 @@ def encoder_class(checkpoint: Checkpoint) -> str:
     if checkpoint.config.get("is_encoder_decoder"):
         raise ModelError(f"{checkpoint.source} is an encoder-decoder ({kind}): of these, only {', '.join(T5)} export.")
     return "AutoModel"
+
+
+# A checkpoint's tokenizer.
+
+
+def load_tokenizer(checkpoint: Path) -> Any:
+    """The checkpoint's tokenizer in transformers. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    if not any(file for pattern in ("tokenizer*", "vocab*", "*.model") for file in checkpoint.glob(pattern)):
+        raise ModelError("The checkpoint has no tokenizer: copy tokenizer.json of the model that it was trained from.")
+    try:
+        return AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of transformers and of what it reads tokenizers with
+        raise ModelError(f"transformers cannot load the checkpoint's tokenizer: {reason(error)}") from error
+
+
+def save_tokenizer(checkpoint: Path, folder: Path, *, ask: bool = True) -> Path:
+    """Write tokenizer.json: the checkpoint's own, or where transformers reads texts otherwise or needs none, its one.
+
+    ask: whether transformers, which may change what stands there by tokenizer_config.json, is asked. Raises ModelError.
+    """
+    own, made = checkpoint / TOKENIZER, folder / TOKENIZER
+    if own.is_file():
+        shutil.copyfile(own, made)
+        if not ask or not (checkpoint / "tokenizer_config.json").is_file():
+            return made
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+        if not own.is_file() or not _reads_alike(tokenizer, Tokenizer.from_file(str(own))):
+            tokenizer.backend_tokenizer.save(str(made))
+    except ModelError:
+        if not own.is_file():
+            raise
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"The checkpoint's tokenizer cannot be made into a tokenizer.json: {reason(error)}") from error
+    return made
+
+
+def _reads_alike(theirs: Any, ours: Tokenizer) -> bool:
+    ours.no_truncation()
+    ours.no_padding()
+    texts = [text for lines in question_bank().values() for text in (lines[0], lines[0].upper())]
+    return bool([encoding.ids for encoding in ours.encode_batch(texts)] == theirs(texts)["input_ids"])
 
 
 # An encoder's rows.

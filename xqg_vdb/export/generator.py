@@ -23,12 +23,19 @@ from xqg_vdb.errors import MismatchError, ModelError
 from xqg_vdb.export.checkpoints import (
     Checkpoint,
     fetch_checkpoint,
-    load_tokenizer,
     longest_text,
     read_json,
-    save_tokenizer,
 )
-from xqg_vdb.export.gate import ELSEWHERE, T5, load_weights, measure_pairs, need_torch, without_weights
+from xqg_vdb.export.gate import (
+    ELSEWHERE,
+    T5,
+    load_tokenizer,
+    load_weights,
+    measure_pairs,
+    need_torch,
+    save_tokenizer,
+    without_weights,
+)
 from xqg_vdb.export.quantise import quantise_graph
 from xqg_vdb.files import new_folder
 from xqg_vdb.generate.local import ENCODER_GRAPH

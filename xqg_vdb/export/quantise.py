@@ -1,4 +1,4 @@
-"""Surgery on graphs: 8-bit weights for generators, 8-bit products for encoders, a publisher's outputs in our order.
+"""Surgery: 8-bit weights for generators, 8-bit products for encoders, outputs in our order, tokenizers that compose.
 
 A generator keeps float32 activations, and 32 of its weights share a scale (`MatMulNBits`): plain dynamic int8 turns
 Gemma 270M into noise. An encoder's activations have 8 bits too, in fixed ranges. Whether the result may be used is
@@ -8,6 +8,7 @@ for `gate.py` to say.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import MissingExtra, ModelError
@@ -415,3 +417,27 @@ def tokens_first(graph: Path) -> None:
     del model.graph.output[:]
     model.graph.output.append(first)
     onnx.save_model(model, str(graph), save_as_external_data=graph.stat().st_size > 1 << 30)
+
+
+# A tokenizer, with Unicode composition (NFC) in front.
+
+
+def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
+    """Write the tokenizer of `source` with NFC before its own normaliser; as it is where that begins by composing.
+
+    lower: lower-case in front, as sentence-transformers does before tokenizing where `do_lower_case` says so.
+    Raises ModelError for a file that is no tokenizer.
+    """
+    try:
+        record = orjson.loads(source.read_bytes())
+        own = record["normalizer"] or {"type": "Sequence", "normalizers": []}
+        steps = own["normalizers"] if own["type"] == "Sequence" else [own]
+        composes = bool(steps) and steps[0]["type"] in ("NFC", "NFKC") and not lower
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{source} is not a tokenizer ({error!r}): save the checkpoint's again.") from error
+    if composes:
+        shutil.copyfile(source, target)
+        return
+    first = [{"type": "Lowercase"}] if lower else []
+    record["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, *first, *steps]}
+    target.write_bytes(orjson.dumps(record))

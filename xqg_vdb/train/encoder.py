@@ -24,9 +24,8 @@ from xqg_vdb.export.checkpoints import (
     Checkpoint,
     Overrides,
     conventions,
-    load_tokenizer,
 )
-from xqg_vdb.export.gate import encoder_class, load_weights
+from xqg_vdb.export.gate import encoder_class, load_tokenizer, load_weights
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.export.checkpoints import Checkpoint, save_tokenizer
-from xqg_vdb.export.gate import T5, load_weights
+from xqg_vdb.export.checkpoints import Checkpoint
+from xqg_vdb.export.gate import T5, load_weights, save_tokenizer
 from xqg_vdb.export.generator import FINETUNED_KEY, end_tokens, start_token
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, CausalPrompt, finetuned, passage_tokens, seq2seq_tokens
 from xqg_vdb.models.folder import TOKENIZER
