@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
@@ -754,6 +755,39 @@ def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
     assert done.returncode == 0, done.stderr
     with Encoder(tmp_path / "out") as ours, Encoder(first.path) as theirs:
         np.testing.assert_allclose(ours.encode_passages(["abc"]), theirs.encode_passages(["abc"]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        (
+            ["model.safetensors", "pytorch_model.bin", "2_Dense/pytorch_model.bin"],
+            {"model.safetensors", "2_Dense/pytorch_model.bin"},
+        ),
+        (["pytorch_model.bin", "training_args.bin"], {"pytorch_model.bin"}),
+        (
+            ["onnx/model.onnx", "model.safetensors", "2_Dense/model.safetensors"],
+            {"onnx/model.onnx", "2_Dense/model.safetensors"},
+        ),
+    ],
+)
+def test_what_is_taken_from_the_hub(there, wanted, tmp_path, monkeypatch):
+    """Pickles only where a folder has no safetensors; beside the publisher's graph no weights but the projections'."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    taken, files = set(), [*there, "modules.json", "modeling.py", "1_Pooling/config.json"]
+    info = SimpleNamespace(sha="0" * 40, siblings=[SimpleNamespace(rfilename=name) for name in files])
+
+    def download(name, *, revision, allow_patterns, ignore_patterns):
+        taken.update(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        fetch_checkpoint("owner/model", into=tmp_path / "clean")
+    assert taken == wanted | {"modules.json", "1_Pooling/config.json"}
 
 
 def test_without_torch_the_message_names_the_extra(bert, tmp_path, monkeypatch):
