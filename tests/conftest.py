@@ -1,6 +1,7 @@
 """What more than one test file needs, and what keeps the tests apart that run at the same time."""
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 # before numpy or torch is loaded: one thread, unless a test or the user asks for more; several workers share the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)  # a tenth of an export's time, where pytest listens
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
 # No test of a property fails because the machine is slow, nor by chance: other examples at each run are for who looks
 # for faults (XQG_TEST_RANDOM=1).
