@@ -403,7 +403,7 @@ FOREIGN = {"AutoModel": "modeling_qwen.Qwen2Model"}
         ({"config.json": {"model_type": "qwen2", "auto_map": FOREIGN}}, "has a qwen2 that may compute something else"),
         (
             {"config.json": {"model_type": "new", "auto_map": FOREIGN}},
-            r"never run, and transformers .* has no new",
+            r"never run, and transformers .* knows no type 'new'",
         ),
         ({"config.json": {"quantization_config": {"quant_method": "awq"}}}, "has weights quantised by awq"),
     ],

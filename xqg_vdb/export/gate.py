@@ -191,7 +191,7 @@ def check_code(checkpoint: Checkpoint) -> None:
     kind, source, code = checkpoint.config["model_type"], checkpoint.source, checkpoint.code
     own = next((code[name] for name in code if name.startswith("AutoModel")), None)
     if own and str(code.get("AutoConfig", "")).rpartition(".")[2] != KNOWN.get(kind):
-        knows = f"has a {kind} that may compute something else" if kind in KNOWN else f"has no {kind}"
+        knows = f"has a {kind} that may compute something else" if kind in KNOWN else f"knows no type {kind!r}"
         raise ModelError(
             f"{source} brings Python code of its own ({own}), which is never run, and transformers"
             f" {transformers.__version__} {knows}: take a checkpoint without auto_map in its config.json, or one with"
