@@ -682,7 +682,7 @@ def test_what_a_checkpoint_is_stands_beside_what_its_own_software_does(bert, tmp
     folder = sentence_transformer(tmp_path / "st", {"pooling_mode_cls_token": True}, bert=bert, prompts=prompts)
     record = explain(str(folder))
     differ = {name for name, (theirs, ours) in record["facts"].items() if theirs != ours}
-    assert differ == {"tokenizer", "graph", "told by"} and not record["refused"]
+    assert differ == {"tokenizer", "graph", "told by", "prompts that are not used"} and not record["refused"]
     assert record["facts"]["query prompt"] == ("ask: ", "ask: ") and record["facts"]["pooling"] == ("cls", "cls")
     (folder / "1_Pooling" / "config.json").write_bytes(orjson.dumps({"pooling_mode_mean_sqrt_len_tokens": True}))
     refused = explain(str(folder))["refused"]
