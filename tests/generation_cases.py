@@ -75,7 +75,7 @@ def tiny_checkpoint(kind: str, path: Path) -> Path:
     if kind == "mt5":
         model = tf.MT5ForConditionalGeneration(
             tf.MT5Config(
-                vocab_size=100, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_decoder_layers=2, num_heads=4,
+                vocab_size=100, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_decoder_layers=2, num_heads=4,
                 decoder_start_token_id=0, tie_word_embeddings=False, **ids,
             )
         )  # fmt: skip

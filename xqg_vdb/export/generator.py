@@ -38,10 +38,10 @@ from xqg_vdb.export.gate import (
 )
 from xqg_vdb.export.quantise import quantise_graph
 from xqg_vdb.files import new_folder
-from xqg_vdb.generate.local import ENCODER_GRAPH
+from xqg_vdb.generate.local import ENCODER_GRAPH, Seq2SeqGenerator
 from xqg_vdb.generate.output import versions
+from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.encoder import ACTIVATIONS
-from xqg_vdb.models.engine import open_session, ort_value
 from xqg_vdb.models.folder import (
     CROSS,
     GRAPH,
@@ -52,7 +52,7 @@ from xqg_vdb.models.folder import (
     open_model_folder,
     write_manifest,
 )
-from xqg_vdb.models.forest import Bools, Forest, Stepper
+from xqg_vdb.models.forest import Bools, Forest
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 
 FINETUNED_KEY = "xqg_vdb_finetuned"
@@ -294,7 +294,7 @@ def measure_logits(model: Any, folder: ModelFolder) -> dict[str, Any]:
         text = reader.greedy(start)
         ids = [*start[1], *text[:-1]]
         best = replace(start[0]).append(ids, take=range(len(ids) - len(text), len(ids)), k=SIGHT, norm=True)
-        given = {"input_ids": prompt, "decoder_input_ids": ids} if reader.encoder else {"input_ids": ids}
+        given = {"input_ids": prompt, "decoder_input_ids": ids} if reader.seq2seq else {"input_ids": ids}
         with torch.no_grad():
             logits = model(**{name: torch.tensor([value]) for name, value in given.items()}).logits[0, -len(text) :]
         theirs = torch.gather(logits, 1, torch.tensor(best.tokens)).numpy()
@@ -347,26 +347,20 @@ class _Reader:
     """One model: prompts to trees, trees and texts to log-probabilities."""
 
     def __init__(self, folder: ModelFolder) -> None:
-        self.tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
-        self.first = folder.manifest["generator"].get("start")
-        self.stepper = Stepper(open_session(folder.path / GRAPH, threads=0))
-        seq2seq = folder.kind == "seq2seq-generator"
-        self.encoder = open_session(folder.path / ENCODER_GRAPH, threads=0) if seq2seq else None
+        self.seq2seq = folder.kind == "seq2seq-generator"
+        self.model: CausalModel | Seq2SeqGenerator
+        self.model = Seq2SeqGenerator(folder, decoding=Decoding()) if self.seq2seq else CausalModel(folder, stop=())
 
     def prompts(self) -> list[list[int]]:
         passages = islice(read_corpus(sample_corpus().corpus, detect=False), PROMPTS)
-        ask = "Generate a German question for this passage: {}" if self.encoder else "Passage: {}\nQuestion:"
-        return [list(self.tokenizer.encode(ask.format(p.text)).ids)[:200] for p in passages]
+        ask = "Generate a German question for this passage: {}" if self.seq2seq else "Passage: {}\nQuestion:"
+        return [list(self.model.tokenizer.encode(ask.format(p.text)).ids)[:200] for p in passages]
 
     def start(self, ids: list[int]) -> tuple[Forest, list[int]]:
         """A tree and the tokens that still must be read before the first one is written."""
-        if self.encoder is None:
-            return self.stepper.empty(1), ids
-        seen = np.ones((1, len(ids)), np.bool_)
-        values = self.encoder.run(None, {"tokens": np.array([ids], np.int64), "cross_mask": seen})
-        names = [node.name for node in self.encoder.get_outputs()]
-        context = {name: ort_value(value) for name, value in zip(names, values, strict=True)}
-        return self.stepper.empty(1, {**context, "cross_mask": ort_value(seen)}), [int(self.first)]
+        if isinstance(self.model, Seq2SeqGenerator):
+            return self.model.read([ids]), [self.model.start]
+        return self.model.forest(1), ids
 
     def greedy(self, start: tuple[Forest, list[int]]) -> list[int]:
         forest, ids = replace(start[0]), start[1]

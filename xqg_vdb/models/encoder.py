@@ -302,39 +302,23 @@ ACTIVATIONS: dict[str, Callable[[Vectors], Any]] = {
 """Of a sentence-transformers `Dense` module, by the name of torch's class."""
 
 
-def mean_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
-    """Mean over a text's tokens: hidden (rows, length, dim), mask (rows, length) -> (rows, dim)."""
-    weights = mask.astype(np.float32)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return np.asarray((weights[:, None, :] @ hidden)[:, 0, :], dtype=np.float32)
+def _weighted(hidden: Vectors, weights: NDArray[Any]) -> Vectors:
+    shares = np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+    return np.asarray((shares[:, None, :] @ hidden)[:, 0, :], dtype=np.float32)
 
 
-def cls_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
-    """The first token's vector: hidden (rows, length, dim) -> (rows, dim)."""
-    return np.ascontiguousarray(hidden[np.arange(len(hidden)), mask.argmax(axis=1)], dtype=np.float32)
-
-
-def last_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
-    """A text's last token."""
-    last: Vectors = hidden[np.arange(len(hidden)), mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)]
-    return last
-
-
-def max_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
-    """The largest value of each dimension over a text's tokens."""
-    return np.asarray(np.where(mask[..., None], hidden, -np.inf).max(axis=1), np.float32)
-
-
-def weighted_mean_pool(hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:
-    """Mean over a text's tokens, the n-th with weight n (SGPT)."""
-    weights = (mask * np.arange(1, mask.shape[1] + 1)).astype(np.float32)
-    total: Vectors = np.einsum("rl,rld->rd", weights, np.where(mask[..., None], hidden, np.float32(0)))
-    return np.asarray(total / weights.sum(axis=1, keepdims=True), np.float32)
+def _one(hidden: Vectors, places: NDArray[Any]) -> Vectors:
+    return np.ascontiguousarray(hidden[np.arange(len(hidden)), places], dtype=np.float32)
 
 
 POOL: dict[Pooling, Callable[[Vectors, NDArray[np.bool_]], Vectors]] = {
-    "mean": mean_pool, "cls": cls_pool, "last": last_pool, "max": max_pool, "weighted-mean": weighted_mean_pool,
-}  # fmt: skip
+    "mean": _weighted,
+    "weighted-mean": lambda hidden, mask: _weighted(hidden, mask * np.arange(1, mask.shape[1] + 1)),  # SGPT
+    "cls": lambda hidden, mask: _one(hidden, mask.argmax(axis=1)),
+    "last": lambda hidden, mask: _one(hidden, mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)),
+    "max": lambda hidden, mask: np.asarray(np.where(mask[..., None], hidden, -np.inf).max(axis=1), np.float32),
+}
+"""A text's row by its tokens' vectors: hidden (rows, length, dim) and mask (rows, length) to (rows, dim)."""
 
 
 def _checked_threads(threads: int | None) -> int:
