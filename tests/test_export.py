@@ -706,7 +706,7 @@ def test_a_plain_checkpoint_is_explained_by_transformers(bert, tmp_path):
         ({"model_type": "of_next_year"}, "transformers .* cannot load .*of_next_year"),
         ({"hidden_size": "wide"}, "does not say how wide|cannot load"),
         ({"num_attention_heads": 5}, "cannot load .*hidden size .* multiple of the number of attention heads"),
-        ({"model_type": "vit"}, "takes no input_ids, attention_mask, so it is no text encoder"),
+        ({"model_type": "vit"}, "takes no input_ids.*, so it is no text encoder"),
     ],
 )
 def test_what_transformers_cannot_do_is_one_line_before_anything_is_exported(bert, tmp_path, config, said):
