@@ -6,6 +6,7 @@ import inspect
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from xqg_vdb.types import Vectors
 def export_facts(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
     """How an export would use it. Raises ModelError for what would be refused."""
     spec, told = conventions(source, overrides)
-    if source.onnx is None:
+    if source.onnx is None and find_spec("transformers"):
         check_code(source)
     prompts = read_json(source.path / "config_sentence_transformers.json", default={}).get("prompts") or {}
     used = (spec.query_prefix, spec.passage_prefix, None, "")
