@@ -64,8 +64,8 @@ def on_a_thread(method: Any) -> Any:
     """A method for coroutines, on a worker thread: what writes encodes, and so computes."""
 
     @wraps(method)
-    async def run(*arguments: Any) -> Any:
-        return await asyncio.to_thread(method, *arguments)
+    async def run(*arguments: Any, **named: Any) -> Any:
+        return await asyncio.to_thread(method, *arguments, **named)
 
     return run
 

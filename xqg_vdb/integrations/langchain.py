@@ -118,6 +118,41 @@ class XqgRetriever(BaseRetriever):
         return self.k, self.passage_langs, self.question_lang, self.filter
 
 
+def _searching(made: Callable[[Hit], Any]) -> Any:
+    """A search of the store and its twin for coroutines; made: what stands for a hit."""
+
+    def asked(query: str, k: int, where: Any, langs: Sequence[str] | None, lang: str | None) -> tuple[Question, Search]:
+        return Question("0", query, lang), Search(k, langs, where=where or None)
+
+    def search(
+        self: XqgVectorStore,
+        query: str,
+        k: int = 4,
+        filter: models.Filter | dict[str, Any] | None = None,
+        *,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+    ) -> list[Any]:
+        """The k best documents, with their scores where the name says so, for a question in any language."""
+        question = asked(query, k, filter, passage_langs, question_lang)
+        return list(map(made, self.documents.search(*question)))
+
+    async def asearch(
+        self: XqgVectorStore,
+        query: str,
+        k: int = 4,
+        filter: models.Filter | dict[str, Any] | None = None,
+        *,
+        passage_langs: Sequence[str] | None = None,
+        question_lang: str | None = None,
+    ) -> list[Any]:
+        """The same for coroutines."""
+        question = asked(query, k, filter, passage_langs, question_lang)
+        return list(map(made, await self.documents.asearch(*question)))
+
+    return search, asearch
+
+
 class XqgVectorStore(VectorStore):
     """A collection that LangChain writes into and asks; its indexing API (`index(docs, record_manager, …)`) may, too.
 
@@ -190,57 +225,8 @@ class XqgVectorStore(VectorStore):
         """`get_by_ids` for coroutines."""
         return list(map(_stored, await self.documents.aget(ids)))
 
-    def similarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: models.Filter | dict[str, Any] | None = None,
-        *,
-        passage_langs: Sequence[str] | None = None,
-        question_lang: str | None = None,
-    ) -> list[Document]:
-        """The k best documents for a question in any language."""
-        asked = _asked(query, k, filter, passage_langs, question_lang)
-        return list(map(_stored, self.documents.search(*asked)))
-
-    async def asimilarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: models.Filter | dict[str, Any] | None = None,
-        *,
-        passage_langs: Sequence[str] | None = None,
-        question_lang: str | None = None,
-    ) -> list[Document]:
-        """`similarity_search` for coroutines."""
-        asked = _asked(query, k, filter, passage_langs, question_lang)
-        return list(map(_stored, await self.documents.asearch(*asked)))
-
-    def similarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: models.Filter | dict[str, Any] | None = None,
-        *,
-        passage_langs: Sequence[str] | None = None,
-        question_lang: str | None = None,
-    ) -> list[tuple[Document, float]]:
-        """The k best documents with their scores; more is better."""
-        asked = _asked(query, k, filter, passage_langs, question_lang)
-        return [(_stored(hit), hit.score) for hit in self.documents.search(*asked)]
-
-    async def asimilarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: models.Filter | dict[str, Any] | None = None,
-        *,
-        passage_langs: Sequence[str] | None = None,
-        question_lang: str | None = None,
-    ) -> list[tuple[Document, float]]:
-        """`similarity_search_with_score` for coroutines."""
-        asked = _asked(query, k, filter, passage_langs, question_lang)
-        return [(_stored(hit), hit.score) for hit in await self.documents.asearch(*asked)]
+    similarity_search, asimilarity_search = _searching(lambda hit: _stored(hit))
+    similarity_search_with_score, asimilarity_search_with_score = _searching(lambda hit: (_stored(hit), hit.score))
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None
@@ -256,12 +242,6 @@ class XqgVectorStore(VectorStore):
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda score: (1.0 + score) / 2.0  # a cosine
-
-
-def _asked(
-    query: str, k: int, where: Any, passage_langs: Sequence[str] | None, question_lang: str | None
-) -> tuple[Question, Search]:
-    return Question("0", query, question_lang), Search(k, passage_langs, where=where or None)
 
 
 def sparse_embeddings(collection: Collection) -> Any:

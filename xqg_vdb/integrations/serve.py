@@ -19,6 +19,8 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError, LockedError, MismatchError, MissingExtra, ServerError, XqgError, printable
 from xqg_vdb.generate.output import versions
@@ -37,23 +39,6 @@ MOST_HITS = 100
 MOST_CHARACTERS = 2000
 LOOPBACK = ("127.0.0.1", "localhost")
 OPEN = ("/", "/health")  # what needs no key: neither shows anything of a collection
-_PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
-    "q": (
-        {"type": "string", "minLength": 1, "maxLength": MOST_CHARACTERS},
-        f"The question, in any language; {MOST_CHARACTERS:,} characters at most.",
-    ),
-    "collection": ({"type": "string"}, "Its name; may be left out where there is one."),
-    "k": ({"type": "integer", "minimum": 1, "maximum": MOST_HITS, "default": 10}, "How many passages."),
-    "lang": ({"type": "string"}, "Language code of the question; detected if left out."),
-    "passage_lang": (
-        {"type": "array", "items": {"type": "string"}},
-        "Only passages in this language; may be given several times.",
-    ),
-    "compare": (
-        {"type": "boolean", "default": False},
-        "true: also the hits without calibration, and each hit's rank among them.",
-    ),
-}
 _AWAY = {
     ServerError: "The store does not answer: try again later.",
     LockedError: "Another process uses the store: try again later.",
@@ -188,39 +173,13 @@ def guarded(app: Any, *, key: str = "", hosts: Sequence[str] = LOOPBACK, free: I
 
 def openapi() -> dict[str, Any]:
     """The description of the API, OpenAPI 3.1."""
-    parameters = [
-        {"name": name, "in": "query", "required": name == "q", "description": told, "schema": schema}
-        for name, (schema, told) in _PARAMETERS.items()
-    ]
-    summaries = {
-        "/search": ("The passages for a question, calibrated for its language", "application/json", "object"),
-        "/collections": ("The collections that can be asked", "application/json", "array"),
-        "/health": ("Whether the store answers", "application/json", "object"),
-        "/metrics": ("Counters in Prometheus' text format", "text/plain", "string"),
-    }
-    error = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-    answers = {"400": "a parameter that cannot be used", "401": "no key", "500": "a fault", "503": "the store is away"}
-    wrong = {
-        code: {"description": told, "content": {"application/json": {"schema": error}}}
-        for code, told in answers.items()
-    }
-    paths: dict[str, dict[str, dict[str, Any]]] = {
-        path: {
-            "get": {
-                "summary": told,
-                "responses": {"200": {"description": "done", "content": {kind: {"schema": {"type": shape}}}}, **wrong},
-            }
-        }
-        for path, (told, kind, shape) in summaries.items()
-    }
-    paths["/search"]["get"]["parameters"] = parameters
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "xqg-vdb", "version": versions(("xqg-vdb",))["xqg-vdb"]},
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-        "security": [{}, {"key": []}],
-        "paths": paths,
-    }
+    described: dict[str, Any] = orjson.loads(_resource("serve.openapi.json"))
+    described["info"]["version"] = versions(("xqg-vdb",))["xqg-vdb"]
+    return described
+
+
+def _resource(name: str) -> str:
+    return files("xqg_vdb.integrations").joinpath(name).read_text("utf-8")
 
 
 def make_app(service: Service, *, key: str = "", hosts: Sequence[str] = LOOPBACK) -> Starlette:
@@ -234,7 +193,8 @@ def make_app(service: Service, *, key: str = "", hosts: Sequence[str] = LOOPBACK
         from starlette.routing import Route
     except ImportError as error:
         raise MissingExtra(f'The service needs {error.name}: pip install "xqg-vdb[serve]".') from error
-    page = files("xqg_vdb.integrations").joinpath("serve.html").read_text("utf-8")
+    page, description = _resource("serve.html"), openapi()
+    known = [parameter["name"] for parameter in description["paths"]["/search"]["get"]["parameters"]]
     headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
     headers["Content-Security-Policy"] = _policy(page)
 
@@ -246,9 +206,9 @@ def make_app(service: Service, *, key: str = "", hosts: Sequence[str] = LOOPBACK
         "/": lambda request: HTMLResponse(page),
         "/health": lambda request: JSONResponse(service.health()),
         "/collections": lambda request: JSONResponse(service.collections()),
-        "/search": lambda request: JSONResponse(_search(service, request.query_params.multi_items())),
+        "/search": lambda request: JSONResponse(_search(service, request.query_params.multi_items(), known)),
         "/metrics": lambda request: PlainTextResponse(_metrics(requests, seconds)),
-        "/openapi.json": lambda request: JSONResponse(openapi()),
+        "/openapi.json": lambda request: JSONResponse(description),
     }
 
     async def counted(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -278,11 +238,11 @@ def make_app(service: Service, *, key: str = "", hosts: Sequence[str] = LOOPBACK
     )  # fmt: skip
 
 
-def _search(service: Service, parameters: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _search(service: Service, parameters: Sequence[tuple[str, str]], known: Sequence[str]) -> dict[str, Any]:
     """The answer to the words of an address. Raises DataError for those that it does not know or cannot use."""
     given = dict(parameters)
-    if unknown := sorted(given.keys() - _PARAMETERS.keys()):
-        raise DataError(f"There is no parameter {unknown[0]!r}: give {', '.join(_PARAMETERS)}.")
+    if unknown := sorted(given.keys() - set(known)):
+        raise DataError(f"There is no parameter {unknown[0]!r}: give {', '.join(known)}.")
     k, compare = given.get("k", "10"), given.get("compare", "false")
     if not re.fullmatch("[0-9]{1,3}", k) or not 1 <= int(k) <= MOST_HITS:
         raise DataError(f"k must be a number from 1 to {MOST_HITS}.")
