@@ -61,11 +61,11 @@ def passage_of(docid: str, text: str, metadata: Mapping[str, Any]) -> Passage:
 
 
 def on_a_thread(method: Any) -> Any:
-    """A method for coroutines, on a worker thread: what writes encodes, and so computes."""
+    """A method that is called without keywords, for coroutines, on a worker thread: what writes encodes."""
 
     @wraps(method)
-    async def run(*arguments: Any, **named: Any) -> Any:
-        return await asyncio.to_thread(method, *arguments, **named)
+    async def run(*arguments: Any) -> Any:
+        return await asyncio.to_thread(method, *arguments)
 
     return run
 

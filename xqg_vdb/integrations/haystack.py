@@ -272,8 +272,15 @@ class XqgDocumentStore(_Placed[Documents]):
         """Delete documents; those that are not there are no error."""
         self._ready().delete(document_ids)
 
-    write_documents_async = on_a_thread(write_documents)
-    delete_documents_async = on_a_thread(delete_documents)
+    async def write_documents_async(
+        self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
+    ) -> int:
+        """`write_documents` on a worker thread, as encoding computes."""
+        return await asyncio.to_thread(self.write_documents, documents, policy)
+
+    async def delete_documents_async(self, document_ids: list[str]) -> None:
+        """`delete_documents` on a worker thread."""
+        await asyncio.to_thread(self.delete_documents, document_ids)
 
     def _open(self) -> Documents:
         return Documents(self._opened(self.collection, Encoder(self.encoder)))

@@ -174,7 +174,9 @@ class XqgVectorStore(BasePydanticVectorStore):
         if (where := self._where(node_ids, None, filters)) is not None:
             self._documents.delete_matching(where)
 
-    adelete_nodes = on_a_thread(delete_nodes)
+    async def adelete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> None:
+        """The same on a worker thread."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Nodes by ids and filters, up to 10,000."""
