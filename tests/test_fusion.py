@@ -124,6 +124,18 @@ def test_without_queries_or_with_alpha_zero_nothing_changes():
     np.testing.assert_allclose(fuse(passages, {}, recipe=Recipe(), means={}, normalize=True), unit_rows(passages))
 
 
+@pytest.mark.parametrize("recipe", [Recipe(pool="mean"), Recipe(pool="shrunk", shrink=0.0, center=False)])
+def test_a_passage_without_queries_keeps_its_vector(recipe):
+    passages, _, means, sums = some_build(3, counts=2)
+    for total, counts in sums.values():
+        total[1], counts[1] = 0.0, 0
+    fused = fuse(passages, sums, recipe=recipe, means=means, normalize=False)
+    np.testing.assert_array_equal(fused[1], passages[1])
+    assert not np.allclose(fused[0], passages[0])
+    none = {lang: (np.zeros_like(total), np.zeros_like(counts)) for lang, (total, counts) in sums.items()}
+    np.testing.assert_array_equal(fuse(passages, none, recipe=Recipe(pool="sum"), means={}, normalize=False), passages)
+
+
 def test_sum_refuses_unequal_counts():
     passages, _, _, sums = some_build(6)
     with pytest.raises(MismatchError, match=r"found \d to \d: passages with more queries would get a head start"):
