@@ -12,12 +12,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli_cases import run_cli, write_lines
 
-from xqg_vdb.errors import ServerError
+from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.generate.prompts import query_of
 from xqg_vdb.generate.run import Job, generate_file
 from xqg_vdb.models import remote
 from xqg_vdb.search.expand import Expander
+from xqg_vdb.store import open_store
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Passage, Question
 
@@ -362,6 +363,16 @@ def test_a_proxy_before_another_host_is_named_without_its_password(monkeypatch):
         ),
     ):
         generator.generate_batch([Passage("p", "The Nile.")], query_langs=["sw"], n=1)
+
+
+@pytest.mark.parametrize(("proxy", "told"), [("socks5://h:1", "SOCKS proxy"), ("foo://u:secret@h", "Unknown scheme")])
+def test_a_proxy_that_no_client_can_use_is_a_sentence(monkeypatch, proxy, told):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    for opened in (lambda: EndpointGenerator("http://example.org/v1", "m"), lambda: open_store("http://example.org")):
+        with pytest.raises(DataError, match=f"The proxy of the environment cannot be used .*{told}") as caught:
+            opened()
+        assert "secret" not in str(caught.value)
+    open_store("http://127.0.0.1:9").close()  # this machine is asked without
 
 
 def test_a_limit_told_under_status_200_is_waited_for(serve):

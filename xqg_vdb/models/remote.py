@@ -18,8 +18,9 @@ import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -55,6 +56,15 @@ def check_url(url: str, *, key_variable: str) -> None:
         raise DataError(f"Put no key into the URL of {parts.hostname}; set {key_variable} instead.")
 
 
+@contextmanager
+def proxy_errors() -> Iterator[None]:
+    """Raise DataError for what a client of HTTP says of the environment's proxy as soon as it is made."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
+
+
 class Server:
     """One server that is asked over HTTP, from several threads; `counts` has requests and retries."""
 
@@ -73,15 +83,13 @@ class Server:
             raise DataError(f"The key in {' or '.join(keys)} has a character that no key has: set it again.")
         if self._key and urlsplit(url).scheme == "http" and not is_loopback(urlsplit(url).hostname):
             raise DataError(f"A key would go unencrypted to {urlsplit(url).hostname}: use https.")
-        try:
-            local = is_loopback(urlsplit(url).hostname)
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            # a redirect would carry the key to another host; no proxy in the way of this machine
-            make = partial(httpx.Client, headers=headers, follow_redirects=False, trust_env=not local)
-            self._client = per_process(lambda: ending(make(timeout=timeout), timeout))
+        local = is_loopback(urlsplit(url).hostname)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # a redirect would carry the key to another host; no proxy in the way of this machine
+        make = partial(httpx.Client, headers=headers, follow_redirects=False, trust_env=not local)
+        self._client = per_process(lambda: ending(make(timeout=timeout), timeout))
+        with proxy_errors():
             self._client()
-        except (ImportError, ValueError) as error:
-            raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
 
     def close(self) -> None:
         """Close the connections."""

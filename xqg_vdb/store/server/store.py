@@ -22,7 +22,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.qdrant_remote import QdrantRemote
 
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.models.remote import ending
+from xqg_vdb.models.remote import ending, proxy_errors
 from xqg_vdb.progress import windows
 from xqg_vdb.store import layout
 from xqg_vdb.store.filters import as_filter
@@ -117,7 +117,7 @@ class ServerStore(Store):
         clients = []  # all are held: one that goes closes its connections
 
         def opened() -> QdrantClient:
-            with warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
+            with proxy_errors(), warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
                 warnings.simplefilter("ignore", UserWarning)
                 clients.append(QdrantClient(
                     url=address.url, api_key=api_key, timeout=timeout, check_compatibility=False,
@@ -423,7 +423,10 @@ class _AsyncReader(_Reader):
             for closed in [known for known in self._clients if known.is_closed()]:
                 del self._clients[closed]
             if loop not in self._clients:
-                with warnings.catch_warnings():  # of a key over plain http: the store has refused it, or was asked to
+                with (
+                    proxy_errors(),
+                    warnings.catch_warnings(),
+                ):  # of a key over plain http: the store has refused it, or was asked to
                     warnings.simplefilter("ignore", UserWarning)
                     self._clients[loop] = AsyncQdrantClient(**self._options)
             return self._clients[loop]
