@@ -1,4 +1,4 @@
-"""The gate before every write: a batch passes whole, or nothing of it is written.
+"""The gate before every write: a batch passes whole, or nothing of it is written; so does a version to publish.
 
 The engines take NaN, Inf, zero vectors and bottomless JSON without a word and then lose or poison points, so all of
 that stops here.
@@ -10,14 +10,15 @@ import math
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import orjson
 
-from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.store.layout import RESERVED_META, payload_of, point_id
+from xqg_vdb.errors import CorruptError, DataError, MismatchError
+from xqg_vdb.store.layout import RESERVED_META, payload_of, point_id, same_build
 from xqg_vdb.types import Card, Passage, PointBatch, SparseVector, Vectors
 
 MAX_DEPTH = 32
@@ -183,3 +184,19 @@ def _size(payload: dict[str, Any]) -> int:
     if size > MAX_POINT_BYTES:
         raise _Reason(f"it takes {size:,} bytes, more than {MAX_POINT_BYTES:,}; split the passage")
     return size
+
+
+def to_publish(card: Card, loaded: Card, *, version: str) -> Card:
+    """The final card of a version that was filled under `loaded`. Raises MismatchError for one of another build."""
+    card = replace(card, storage=loaded.storage)
+    if not same_build(card, loaded):
+        raise MismatchError("The card to publish describes another build than the one that was loaded.")
+    return replace(card, version=version, created=card.created or datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def wrong_count(where: str, found: int, card: Card) -> CorruptError:
+    """The error for a version that was filled with other points than its card says."""
+    return CorruptError(
+        f"{where} holds {found:,} points, {card.count:,} were expected: the input changed since a stopped load, or has"
+        " an id twice. Run the same command again: it starts over."
+    )

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
-from xqg_vdb.errors import CorruptError, DataError, MismatchError
-from xqg_vdb.store.layout import CollectionOptions, same_build
+from xqg_vdb.errors import DataError
+from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.types import Card, Hit, QuestionRows, Search, VectorStore
 
 T = TypeVar("T")
@@ -220,22 +219,6 @@ def refuse_existing(to: Path) -> None:
 def no_snapshot(name: str, snapshot: str) -> DataError:
     """The error for an unknown snapshot."""
     return DataError(f"Collection {name!r} has no snapshot {snapshot!r}; see `xqg-vdb snapshot list {name}`.")
-
-
-def to_publish(card: Card, loaded: Card, *, version: str) -> Card:
-    """The final card of a version that was filled under `loaded`. Raises MismatchError for one of another build."""
-    card = replace(card, storage=loaded.storage)
-    if not same_build(card, loaded):
-        raise MismatchError("The card to publish describes another build than the one that was loaded.")
-    return replace(card, version=version, created=card.created or datetime.now(UTC).isoformat(timespec="seconds"))
-
-
-def wrong_count(where: str, found: int, card: Card) -> CorruptError:
-    """The error for a version that was filled with other points than its card says."""
-    return CorruptError(
-        f"{where} holds {found:,} points, {card.count:,} were expected: the input changed since a stopped load, or has"
-        " an id twice. Run the same command again: it starts over."
-    )
 
 
 def latest(finished: Sequence[str], count: int, *, first: str | None = None) -> list[str]:

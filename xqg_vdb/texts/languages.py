@@ -78,6 +78,9 @@ def normalize(code: str | None) -> str:
     return primary
 
 
+normalized = lru_cache(maxsize=4096)(normalize)  # for the codes of records, of which there are few
+
+
 def english_name(code: str) -> str:
     """Return the English name of a language, for prompts and tables: `Swahili` for `sw`. Raises like `normalize`."""
     import langcodes

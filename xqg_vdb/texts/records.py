@@ -426,7 +426,7 @@ def language_of(value: Any) -> str:
     if not isinstance(value, str | None):
         raise BadRecord(f"a language code must be text, not {_name_of(value)}")
     try:
-        return languages.normalize(value)
+        return languages.normalized(value)
     except DataError as error:
         raise BadRecord(str(error).rstrip(".")) from None
 

@@ -346,7 +346,7 @@ class EmbeddedStore(Store):
         """The error for a collection that is not published: unfinished, or unknown."""
         states = version_states(folder)
         finished = [state.name for state in states if state.finished]
-        unfinished = absent(folder.name, at=f"in {self.path}", begun=bool(states), finished=finished)
+        unfinished = states and absent(folder.name, at=f"in {self.path}", begun=True, finished=finished)
         return unfinished or layout.missing_collection(folder.name, self.names(), where=str(self.path))
 
     def check_process(self) -> None:

@@ -26,9 +26,8 @@ from xqg_vdb.files import (
 )
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.versions import Folder, Version
-from xqg_vdb.store.gate import checked
+from xqg_vdb.store.gate import checked, to_publish, wrong_count
 from xqg_vdb.store.layout import CollectionOptions, same_build
-from xqg_vdb.store.operations import to_publish, wrong_count
 from xqg_vdb.types import Card, CollectionWriter, PointBatch
 
 FREE_SPACE_FLOOR = 256 * MIB

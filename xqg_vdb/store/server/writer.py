@@ -19,9 +19,9 @@ from typing import Any, Self
 from qdrant_client import models
 
 from xqg_vdb.errors import DataError, LockedError, MismatchError, ServerError, XqgError
-from xqg_vdb.store.gate import Rows, checked
+from xqg_vdb.store.gate import Rows, checked, to_publish, wrong_count
 from xqg_vdb.store.layout import LANG_KEY, TEXT_SPARSE, CollectionOptions, point_id, same_build, stored_point
-from xqg_vdb.store.operations import latest, to_publish, wrong_count
+from xqg_vdb.store.operations import latest
 from xqg_vdb.store.server.client import Refused, TooLarge
 from xqg_vdb.store.server.names import (
     AUGMENT_KEY,
