@@ -8,8 +8,9 @@ import time
 
 import processes
 import pytest
-from cli_cases import command, environment, run_cli, write_lines
+from cli_cases import command, environment, run_cli, run_here, write_inputs, write_lines
 from generation_cases import FakeGenerator, write_corpus
+from tiny_model import write_tiny_encoder
 
 from xqg_vdb.generate.run import Job, generate_file
 
@@ -109,12 +110,40 @@ def test_quiet_says_errors_only(tmp_path):
 
 def test_a_log_file_has_what_is_said_and_what_the_parts_log(tmp_path):
     write_corpus(tmp_path / "c.jsonl", 3)
-    for words, shown in ((("--quiet", "--log-file", "log.txt", *WORDS), ""), ((*WORDS, "--log-file", "log.txt"), None)):
-        done = run_cli(tmp_path, *words, before=slow(0.0))
-        assert done.returncode == 0 and shown in (None, done.stderr)
-    assert run_cli(tmp_path, "--log-file", "log.txt", "load", "nothing.jsonl", "w").returncode == 3
+    done = run_cli(tmp_path, "--quiet", "--log-file", "log.txt", *WORDS, before=slow(0.0))
+    assert done.returncode == 0 and done.stderr == ""
+    assert run_cli(tmp_path, "load", "nothing.jsonl", "w", "--log-file", "log.txt").returncode == 3
     lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert [line.split(" ", 3)[3] for line in lines if "no file" in line or "there already" in line]
-    assert sum(" INFO xqg_vdb.said: xqg-vdb " in line for line in lines) == 3 and "Error: There is no file" in lines[-1]
-    done = run_cli(tmp_path, "--log-file", "nowhere/log.txt", "list")
+    assert sum(" INFO xqg_vdb.said: xqg-vdb " in line for line in lines) == 2
+    assert "Error: There is no file" in lines[-1] and len(lines) > 3
+    done = run_here(tmp_path, "--log-file", "nowhere/log.txt", "list")
     assert done.returncode == 2 and "nowhere/log.txt cannot be written" in done.stderr
+
+
+WRITING = """
+import time
+from pathlib import Path
+import xqg_vdb.index.write as writing
+import xqg_vdb.store.embedded.writer as writer
+writing.COMMIT_EVERY = 16
+upsert = writer._EmbeddedWriter.upsert
+def slowly(self, batch):
+    upsert(self, batch)
+    Path("beat").write_text("x")
+    time.sleep(0.5)
+writer._EmbeddedWriter.upsert = slowly
+"""
+
+
+def test_ctrl_c_while_points_are_written_says_so_and_the_same_command_goes_on(tmp_path):
+    write_inputs(tmp_path, 80)
+    write_tiny_encoder(tmp_path / "tiny")
+    words = ("load", "corpus.jsonl", "wiki", "--encoder", "tiny")
+    process = started(tmp_path, *words, before=WRITING)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert "Interrupted; what was committed is kept: run the same command again to continue." in said
+    done = run_cli(tmp_path, *words)
+    assert done.returncode == 0 and done.stdout.startswith("wiki: 80 passages"), done.stderr
+    assert "80 points" in run_cli(tmp_path, "verify", "wiki").stdout
