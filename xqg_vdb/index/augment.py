@@ -122,7 +122,7 @@ def augment(
         except (MismatchError, CorruptError):  # points or queries changed since, or it is damaged
             shutil.rmtree(plan.folder, ignore_errors=True)
             build, counts = _encode(plan, table, encoder, progress)
-        generated, encoded = generated_means(build.windows()), time.perf_counter()
+        generated, encoded = generated_means(build.sums()), time.perf_counter()
         if not generated.counts:
             keys = filter(None, (plan.layout.key(point.id, point.payload) for point in plan.sample))
             raise DataError(

@@ -254,7 +254,7 @@ def totals(encoded: pa.Table) -> pa.Table:
     for passage in passages:
         points.add(passage.id, passage.text)
     ids = np.array([hash64(docid.encode()) for docid in window.ids], np.uint64)
-    sums = [{"lang": lang, "sum": total.tolist(), "count": n} for lang, (total, n) in query_totals(window).items()]
+    sums = [{"lang": lang, "sum": total.tolist(), "count": n} for lang, (total, n) in query_totals(window.sums).items()]
     kind = pa.list_(pa.struct([("lang", pa.string()), ("sum", pa.list_(pa.float64())), ("count", pa.int64())]))
     row = {"ids": [ids.tobytes()], "digest": [digest], "points": [points.hexdigest()], "sums": pa.array([sums], kind)}
     return pa.table(row)

@@ -149,6 +149,10 @@ class Build:
         """Every window, one in memory at a time. Raises CorruptError for one that is not as it was written."""
         return map(_window, self.files)
 
+    def sums(self) -> Iterator[Sums]:
+        """The query sums of every window, without reading its passages."""
+        return map(_sums, self.files)
+
     def digests(self) -> NDArray[np.uint64]:
         """The digests (rows,) of all rows."""
         return np.concatenate([np.zeros(0, np.uint64), *(_read(file, "digests")["digests"] for file in self.files)])
@@ -319,11 +323,14 @@ def _listed(folder: Path) -> dict[int, Path]:
 
 
 def _window(path: Path) -> Window:
-    arrays = _read(path, "ids", "digests", "passages", "langs")
-    langs = arrays["langs"].tolist()
+    arrays = _read(path, "ids", "digests", "passages")
+    return Window(_ids(arrays["ids"]), arrays["digests"], arrays["passages"], _sums(path))
+
+
+def _sums(path: Path) -> Sums:
+    langs = _read(path, "langs")["langs"].tolist()
     both = _read(path, *(f"{kind}.{lang}" for lang in langs for kind in ("sum", "count")))
-    sums = {lang: (both[f"sum.{lang}"], both[f"count.{lang}"]) for lang in langs}
-    return Window(_ids(arrays["ids"]), arrays["digests"], arrays["passages"], sums)
+    return {lang: (both[f"sum.{lang}"], both[f"count.{lang}"]) for lang in langs}
 
 
 def _read(path: Path, *names: str) -> dict[str, NDArray[Any]]:

@@ -259,7 +259,7 @@ def _load(
             cut.clear()
             build, digest, reused = encode()
         encoded = time.perf_counter()
-        generated = generated_means(build.windows())
+        generated = generated_means(build.sums())
         card = card_of(
             encoder, rows_digest=digest, recipe=recipe, distance=distance, generated=generated, asked=asked,
             keep_plain=options.keep_plain, chunk=options.chunk or "",

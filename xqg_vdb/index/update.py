@@ -231,7 +231,7 @@ def _intent(card: Card, ids: Sequence[str], stored: Mapping[str, StoredPoint]) -
 
 def _with_means(card: Card, window: Window, langs: Sequence[str]) -> Card:
     """The card with the means of what comes added to those of what came: of everything that the card subtracts."""
-    came = generated_means([window])
+    came = generated_means([window.sums])
     fresh = {
         f"queries {lang}": (came.means[lang], came.counts[lang]) for lang in card.query_langs if lang in came.means
     }

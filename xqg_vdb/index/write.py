@@ -29,7 +29,7 @@ from xqg_vdb.calibration import (
     unpack_means,
 )
 from xqg_vdb.errors import DataError
-from xqg_vdb.fusion import fuse, recipe_languages, refuse_unequal_counts, unit_rows
+from xqg_vdb.fusion import Sums, fuse, recipe_languages, refuse_unequal_counts, unit_rows
 from xqg_vdb.index.build import Build, Window, changed_input
 from xqg_vdb.index.encode import Row, digests_of
 from xqg_vdb.progress import Progress
@@ -84,14 +84,14 @@ def check_counts(build: Build, card: Card) -> None:
         refuse_unequal_counts(np.concatenate([window.counts(card.query_langs) for window in build.windows()]))
 
 
-def generated_means(windows: Iterable[Window]) -> LanguageMeans:
+def generated_means(windows: Iterable[Sums]) -> LanguageMeans:
     """The mean generated-query vector of each language over a whole build, with how many queries there are."""
     return means_of(map(query_totals, windows))
 
 
-def query_totals(window: Window) -> dict[str, tuple[NDArray[np.float64], int]]:
-    """Per language the sum (dim,) of all its query vectors, and their number."""
-    return {lang: (rows.sum(axis=0, dtype=np.float64), int(n.sum())) for lang, (rows, n) in window.sums.items()}
+def query_totals(sums: Sums) -> dict[str, tuple[NDArray[np.float64], int]]:
+    """Per language the sum (dim,) of all its query vectors, and their number; sums: those of a window."""
+    return {lang: (rows.sum(axis=0, dtype=np.float64), int(n.sum())) for lang, (rows, n) in sums.items()}
 
 
 def means_of(parts: Iterable[Mapping[str, tuple[NDArray[np.float64], int]]]) -> LanguageMeans:

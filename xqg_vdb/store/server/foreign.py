@@ -127,7 +127,7 @@ class ForeignCopy:
         if not points:
             return
         structs = [
-            models.PointStruct(
+            models.PointStruct.model_construct(  # as the server gave them: nothing to validate
                 id=point.id, payload=point.payload,
                 vector=point.vectors[""] if set(point.vectors) == {""} else point.vectors,
             )

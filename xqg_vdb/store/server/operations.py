@@ -138,9 +138,9 @@ class _ServerAdmin:
             "shards": params.shard_number,
             "replicas": params.replication_factor,
             "write consistency": params.write_consistency_factor,
+            "as gRPC port": self._grpc_port,
             "grey": sleeping if info.status == models.CollectionStatus.GREY else None,
             "graph": small if info.status == models.CollectionStatus.GREEN and points and not indexed else None,
-            "as gRPC port": self._grpc_port,
             **(self._strangers(version) if points != card.count else {}),
         }
         return CollectionState(

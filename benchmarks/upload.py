@@ -1,0 +1,94 @@
+"""What `load` costs beside qdrant-client's own `upload_points` on a Qdrant server: the same points, in turn.
+
+Both write the same made-up passages and vectors into a new collection, wait for every write, and end when all points
+are counted. `load` also reads both from its files, checks every point, notes a cursor, waits for the index and moves an
+alias; its time is that of its report's "write", the client's begins with passages and vectors in memory.
+
+    python benchmarks/upload.py --url http://localhost:6333 --points 10000 --repeats 3
+
+Makes the collections `upload-benchmark` and `upload-benchmark-client` there, and removes them again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qdrant_client import QdrantClient, models
+
+from xqg_vdb import load
+from xqg_vdb.index.load import LoadOptions
+from xqg_vdb.store import CollectionOptions, open_store
+from xqg_vdb.store.layout import TEXT_DENSE, payload_of, point_id
+from xqg_vdb.testing import HashEncoder
+from xqg_vdb.texts.corpus import read_corpus
+from xqg_vdb.types import Vectors
+
+NAME = "upload-benchmark"
+BATCH = 512
+
+
+def by_client(client: QdrantClient, passages: Sequence[Any], rows: Vectors, *, parallel: int) -> float:
+    """Seconds of `upload_points`, which is given the points as it wants them."""
+    name = f"{NAME}-client"
+    client.delete_collection(name)
+    params = models.VectorParams(size=rows.shape[1], distance=models.Distance.COSINE)
+    client.create_collection(name, vectors_config={TEXT_DENSE: params})
+    begin = time.perf_counter()
+    points = [
+        models.PointStruct(id=str(point_id(passage.id)), vector={TEXT_DENSE: row}, payload=payload_of(passage, []))
+        for passage, row in zip(passages, rows.tolist(), strict=True)
+    ]
+    client.upload_points(name, points, batch_size=BATCH, parallel=parallel, wait=True)
+    assert client.count(name).count == len(points)
+    taken = time.perf_counter() - begin
+    client.delete_collection(name)
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", required=True, help="a Qdrant server, over http:// or grpc://")
+    parser.add_argument("--points", type=int, default=10_000)
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    rng, encoder = random.Random(0), HashEncoder(dim=options.dim)
+    lines = (
+        f'{{"id": "p{i}", "lang": "en", "text": "{" ".join(f"w{rng.randrange(9999)}" for _ in range(80))}"}}\n'
+        for i in range(options.points)
+    )
+    took: dict[str, list[float]] = {"load": [], "upload_points": []}
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus.jsonl"
+        corpus.write_text("".join(lines), "utf-8")
+        passages = list(read_corpus(corpus))
+        rows = encoder.encode_passages([passage.text for passage in passages])
+        made = CollectionOptions(parallel=options.parallel, bulk=True)
+        with open_store(url=options.url, options=made) as store:
+            for _ in range(options.repeats):
+                loaded = load(
+                    corpus, NAME, encoder=encoder, store=store, options=LoadOptions(build=Path(folder) / "build")
+                )
+                took["load"].append(loaded.report.seconds["write"])
+                store.delete(NAME)
+                took["upload_points"].append(
+                    by_client(store._client, passages, rows, parallel=options.parallel)  # type: ignore[attr-defined]
+                )
+    for name, seconds in took.items():
+        print(
+            f"{name:14}{statistics.median(seconds):7.2f} s{options.points / statistics.median(seconds):10,.0f} points/s"
+        )
+    pairs = zip(took["upload_points"], took["load"], strict=True)
+    print(f"load: {statistics.median(theirs / ours for theirs, ours in pairs):.2f} × the points a second")
+
+
+if __name__ == "__main__":
+    main()
