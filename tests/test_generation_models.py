@@ -190,6 +190,24 @@ def test_encoder_decoders_without_t5s_shape_are_refused_by_name(folders, tmp_pat
         export_generator(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=lambda _: None)
 
 
+def test_explain_says_that_it_is_a_generator_and_what_would_be_refused(folders, tmp_path):
+    from xqg_vdb.export.encoder import explain
+
+    record = explain(str(folders["llama"][0]))
+    assert record["kind"] == "generator" and not record["refused"]
+    facts = {name: ours for name, (_, ours) in record["facts"].items()}
+    assert facts == {
+        "modules": "decoder", "max_length": 2048, "bos": None, "eos": [1], "chat": False, "finetuned": None,
+    }  # fmt: skip
+    folder = shutil.copytree(folders["llama"][0], tmp_path / "c")
+    config = orjson.loads((folder / "config.json").read_bytes()) | {"layer_types": ["conv"]}
+    (folder / "config.json").write_bytes(orjson.dumps(config))
+    (refused,) = explain(str(folder))["refused"]
+    assert (
+        "has layers of conv; only those of full and sliding attention can be exported: let a server run it" in refused
+    )
+
+
 def test_the_graph_names_no_file_of_this_machine(folders):
     assert b".py" not in (folders["llama"][1].path / "model.onnx").read_bytes()
 

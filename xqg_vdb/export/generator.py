@@ -143,20 +143,13 @@ def cross_record(source: Checkpoint) -> dict[str, Any]:
 
 
 def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Name and version of transformers, and facts by name: what it makes of a checkpoint, and what an export would."""
+    """Name and version of transformers, and facts by name: its class, and what an export would record."""
     software, model = without_weights(source, _class_of(source))
     with tempfile.TemporaryDirectory() as name:
         save_tokenizer(source.path, Path(name))
-        facts = {"modules": "encoder and decoder" if source.config["model_type"] in T5 else "decoder"}
-        facts |= (_seq2seq_record if source.config["model_type"] in T5 else _causal_record)(source, model, Path(name))
-    config = model.config
-    theirs = {
-        "modules": type(model).__name__,
-        "max_length": getattr(config, "max_position_embeddings", None),
-        "eos": [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id,
-        "start": getattr(config, "decoder_start_token_id", None),
-    }
-    return software, theirs, {**facts, "chat": bool(facts.get("chat")), "finetuned": bool(facts.get("finetuned"))}
+        record = _record(source, model, Path(name))
+    kind = "encoder and decoder" if source.config["model_type"] in T5 else "decoder"
+    return software, {"modules": type(model).__name__}, {"modules": kind, **record, "chat": bool(record.get("chat"))}
 
 
 def _class_of(source: Checkpoint) -> str:
@@ -181,7 +174,7 @@ def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]
 
     seq2seq = source.config["model_type"] in T5
     model = load_weights(_class_of(source), source, attention="eager").eval()
-    record = (_seq2seq_record if seq2seq else _causal_record)(source, model, folder)
+    record = _record(source, model, folder)
     if seq2seq:
         graphs.write_seq2seq(model, folder / ENCODER_GRAPH, folder / GRAPH, source.source)
     else:
@@ -218,30 +211,26 @@ def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]
     return write_manifest(folder, {**packed.manifest, "parity": {**plain.manifest["parity"], **agreement}})
 
 
-def _causal_record(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any]:
+def _record(source: Checkpoint, model: Any, folder: Path) -> dict[str, Any]:
+    """What a generator's folder says of its model. Raises ModelError for one whose shape is not known."""
+    config, eos = source.config, end_tokens(source, folder)
+    if config["model_type"] in T5:
+        start = config.get("decoder_start_token_id")
+        return {"eos": eos, "start": config.get("pad_token_id", 0) if start is None else start}
     if not hasattr(model, "lm_head") or not hasattr(model, "model"):
-        raise ModelError(
-            f"{source.source} ({source.config['model_type']}) is no decoder-only model of a known shape: {ELSEWHERE}."
-        )
+        raise ModelError(f"{source.source} ({config['model_type']}) is no decoder of a known shape: {ELSEWHERE}.")
     if other := set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         raise ModelError(
             f"{source.source} has layers of {', '.join(sorted(other))}; only those of full and sliding attention can"
             f" be exported: {ELSEWHERE}."
         )
-    length = int(source.config.get("max_position_embeddings") or 2048)
     return {
-        "max_length": min(length, 8192),
+        "max_length": min(int(config.get("max_position_embeddings") or 2048), 8192),
         "bos": start_token(source, folder),
-        "eos": end_tokens(source, folder),
+        "eos": eos,
         "chat": _chat_parts(source.path),
-        "finetuned": source.config.get(FINETUNED_KEY),
+        "finetuned": config.get(FINETUNED_KEY),
     }
-
-
-def _seq2seq_record(source: Checkpoint, _: Any, folder: Path) -> dict[str, Any]:
-    start = source.config.get("decoder_start_token_id")
-    start = source.config.get("pad_token_id", 0) if start is None else start
-    return {"eos": end_tokens(source, folder), "start": start}
 
 
 def end_tokens(source: Checkpoint, folder: Path) -> list[int]:
