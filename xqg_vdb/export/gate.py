@@ -42,6 +42,7 @@ def export_facts(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
     """How an export would use it. Raises ModelError for what would be refused."""
     spec, told = conventions(source, overrides)
     if source.onnx is None and find_spec("transformers"):
+        encoder_class(source)
         check_code(source)
     prompts = read_json(source.path / "config_sentence_transformers.json", default={}).get("prompts") or {}
     used = (spec.query_prefix, spec.passage_prefix, None, "")
@@ -214,7 +215,9 @@ def encoder_class(checkpoint: Checkpoint) -> str:
     if kind in T5:
         return "AutoModelForTextEncoding"  # the encoder alone
     if checkpoint.config.get("is_encoder_decoder"):
-        raise ModelError(f"{checkpoint.source} is an encoder-decoder ({kind}): of these, only {', '.join(T5)} export.")
+        raise ModelError(
+            f"{checkpoint.source} is an encoder-decoder ({kind}): of these, only {', '.join(T5)} export: {ELSEWHERE}."
+        )
     return "AutoModel"
 
 
