@@ -136,6 +136,22 @@ def test_a_passage_without_queries_keeps_its_vector(recipe):
     np.testing.assert_array_equal(fuse(passages, none, recipe=Recipe(pool="sum"), means={}, normalize=False), passages)
 
 
+@pytest.mark.parametrize("pool", ["mean", "sum"])
+def test_one_query_counts_in_full(pool):
+    passages, queries, _, sums = some_build(5, counts=1, langs=("sw",))
+    fused = fuse(passages, sums, recipe=Recipe(alpha=0.5, pool=pool), means={}, normalize=False)
+    np.testing.assert_allclose(fused, (passages + np.concatenate(queries["sw"])) / 2, rtol=1e-5)
+    short = unit_rows(np.float32([[0.3, 0.4]]))
+    np.testing.assert_allclose(short, [[0.6, 0.8]], rtol=1e-6)
+
+
+def test_a_weight_below_one_divides_in_full():
+    passages, _, means, sums = some_build(5, counts=0, langs=("sw",))
+    recipe = Recipe(alpha=0.5, shrink=0.5, center=False)
+    fused = fuse(passages, sums, recipe=recipe, means=means, normalize=False)
+    np.testing.assert_allclose(fused, (passages + means["sw"]) / 2, rtol=1e-5)
+
+
 def test_sum_refuses_unequal_counts():
     passages, _, _, sums = some_build(6)
     with pytest.raises(MismatchError, match=r"found \d to \d: passages with more queries would get a head start"):
