@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from xqg_vdb.index.load import load
 from xqg_vdb.search import QuestionEncoder
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store.layout import point_id
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search, Vectors
+from xqg_vdb.store.operations import finish, here
+from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search
 
 _AT_ONCE, _CHUNKS_AT_ONCE = 1000, 16  # passages that are looked up together; of each document
 
@@ -112,42 +113,25 @@ class Documents:
 
     def delete_matching(self, where: models.Filter) -> None:
         """Delete what a filter lets through."""
-        while gone := [hit.id for hit in self._found(where, _AT_ONCE)]:
+        search, anywhere = Search(_AT_ONCE, where=where, exact=True), [1.0] * self.collection.encoder.facts.dim
+        while gone := [hit.id for hit in self.nearest(anywhere, search)]:
             self.delete(gone)
 
     def get(self, ids: Iterable[str]) -> list[Hit]:
         """Those of the passages, or whole documents, that are there, in the order of their ids."""
-        if self.asked() is None:
-            return []
-        steps, found = self._look_up(list(dict.fromkeys(ids))), None
-        try:
-            while True:
-                found = self.collection.store.fetch(self.collection.name, steps.send(found))
-        except StopIteration as end:
-            return list(end.value)
+        return finish(self._get(ids, here, None))
 
     async def aget(self, ids: Iterable[str]) -> list[Hit]:
         """`get` for coroutines."""
-        if await asyncio.to_thread(self.asked) is None:
-            return []
-        if self._server is None:
-            return await asyncio.to_thread(self.get, ids)
-        steps, found = await asyncio.to_thread(self._look_up, list(dict.fromkeys(ids))), None
-        try:
-            while True:
-                found = await self._server.fetch(self.collection.name, steps.send(found))
-        except StopIteration as end:
-            return list(end.value)
+        return await self._get(ids, asyncio.to_thread, self._server)
 
     def matching(self, where: Any, *, most: int) -> list[Hit]:
         """Up to so many passages, or documents, that a filter lets through, or that there are, in no order."""
-        hits = self._found(where, most)
-        return self.get(hit.id for hit in hits) if any(hit.span for hit in hits) else hits
+        return finish(self._matching(where, most, here, None))
 
     async def amatching(self, where: Any, *, most: int) -> list[Hit]:
         """`matching` for coroutines."""
-        hits = await self.anearest([1.0] * self.collection.encoder.facts.dim, Search(most, where=where, exact=True))
-        return await self.aget(hit.id for hit in hits) if any(hit.span for hit in hits) else hits
+        return await self._matching(where, most, asyncio.to_thread, self._server)
 
     def count(self) -> int:
         """How many passages, or documents, there are."""
@@ -168,14 +152,11 @@ class Documents:
 
     def nearest(self, vector: Sequence[float], search: Search) -> list[Hit]:
         """The k best passages for one vector."""
-        return [] if self.asked() is None else self.collection.nearest(_row(vector), search)[0]
+        return finish(self._nearest(vector, search, here, None))
 
     async def anearest(self, vector: Sequence[float], search: Search) -> list[Hit]:
         """`nearest` for coroutines."""
-        if self._server is None or await asyncio.to_thread(self.asked) is None:
-            return await asyncio.to_thread(self.nearest, vector, search)
-        hits: list[Hit] = (await self._server.searches(self.collection.name, [(_row(vector), search)]))[0][0]
-        return hits
+        return await self._nearest(vector, search, asyncio.to_thread, self._server)
 
     def search(self, question: Question, search: Search) -> list[Hit]:
         """The k best passages for one question."""
@@ -187,29 +168,43 @@ class Documents:
         asked = await asyncio.to_thread(self.asked)
         return [] if asked is None else list((await asked.run([question], search))[0].hits)
 
-    def _found(self, where: Any, most: int) -> list[Hit]:
-        return self.nearest([1.0] * self.collection.encoder.facts.dim, Search(most, where=where, exact=True))
+    # One path each; wait: how a call is waited for. server: the asynchronous one, None for calls of the store.
 
-    def _look_up(self, ids: Sequence[str]) -> Generator[list[str], dict[str, Hit] | None, list[Hit]]:
-        """Yields points to fetch, is sent what was found of them, and returns the passages, or documents put together.
+    async def _nearest(self, vector: Sequence[float], search: Search, wait: Any, server: Any) -> list[Hit]:
+        row = np.asarray(vector, np.float32)[None]
+        if await wait(self.asked) is None:
+            return []
+        if server is None:
+            return list((await wait(partial(self.collection.nearest, row, search)))[0])
+        return list((await server.searches(self.collection.name, [(row, search)]))[0][0])
 
-        The chunks of a document are numbered; as long as the last that was asked for is there, there may be more.
-        """
-        if not self.collection.card.chunk:
-            points = [str(point_id(docid)) for docid in ids]
-            found = (yield points) or {}
+    async def _matching(self, where: Any, most: int, wait: Any, server: Any) -> list[Hit]:
+        search = Search(most, where=where, exact=True)
+        hits = await self._nearest([1.0] * self.collection.encoder.facts.dim, search, wait, server)
+        parts = any(hit.span for hit in hits)
+        return await self._get((hit.id for hit in hits), wait, server) if parts else hits
+
+    async def _get(self, ids: Iterable[str], wait: Any, server: Any) -> list[Hit]:
+        """The chunks of a document are numbered; as long as the last that was asked for is there, there may be more."""
+        if await wait(self.asked) is None:
+            return []
+        store, name, docids = self.collection.store, self.collection.name, list(dict.fromkeys(ids))
+
+        async def fetched(points: Iterable[str]) -> dict[str, Hit]:
+            call = wait(partial(store.fetch, name, points)) if server is None else server.fetch(name, points)
+            return dict(await call)
+
+        if not (await wait(partial(store.card, name))).chunk:
+            points = [str(point_id(docid)) for docid in docids]
+            found = await fetched(points)
             return [found[point] for point in points if point in found]
-        parts: dict[str, list[Hit]] = {docid: [] for docid in ids}
-        first, longer = 0, list(ids)
+        parts: dict[str, list[Hit]] = {docid: [] for docid in docids}
+        first, longer = 0, docids
         while longer:
-            named = {
-                str(point_id(f"{docid}#{number}")): docid
-                for docid in longer
-                for number in range(first, first + _CHUNKS_AT_ONCE)
-            }
-            found = (yield list(named)) or {}
-            for point in found:
-                parts[named[point]].append(found[point])
+            numbers = range(first, first + _CHUNKS_AT_ONCE)
+            named = {str(point_id(f"{docid}#{number}")): docid for docid in longer for number in numbers}
+            for point, hit in (await fetched(named)).items():
+                parts[named[point]].append(hit)
             first += _CHUNKS_AT_ONCE
             longer = [docid for docid in longer if len(parts[docid]) == first]
         return [_whole(hits) for hits in parts.values() if hits]
@@ -223,7 +218,3 @@ def _whole(chunks: Sequence[Hit]) -> Hit:
         text += " " * bool(text and start > end) + chunk.text[max(end - start, 0) :]
         end = max(end, stop)
     return replace(chunks[0], text=text, span=None)
-
-
-def _row(vector: Sequence[float]) -> Vectors:
-    return np.asarray(vector, np.float32)[None]
