@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from hashlib import blake2b
 from itertools import groupby
 from operator import attrgetter
@@ -265,31 +264,27 @@ async def best(
     choice stays the engine's). Of a document in chunks the best one stands for it, and the limit grows until there are
     k documents.
     """
-    each = enumerate(first)
-    return [await _settled(found, search=search, more=partial(ask, rows[at : at + 1])) for at, found in each]
+    k, hits = search.offset + search.k, list[list[Hit]]()
+    for at, found in enumerate(first):
+        limit, ranked = first_limit(search), _one_a_document(found)
+        while len(found) == limit:
+            tied = len(ranked) >= k and found[-1][0] == ranked[k - 1][0]
+            most = k + _MOST_TIES if tied else _MOST_CHUNKS
+            if (len(ranked) >= k and not tied) or limit >= most:
+                break
+            limit = min(4 * limit, most)
+            (found,) = await ask(rows[at : at + 1], limit)
+            ranked = _one_a_document(found)
+        if search.texts:
+            hits.append([hit_of(score, payload) for score, payload in ranked[search.offset : k]])
+        else:
+            hits.append([Hit(payload["id"], score, "") for score, payload in ranked])
+    return hits
 
 
 def first_limit(search: Search) -> int:
     """Points that are asked for at first."""
     return (search.offset + search.k) * search.per_document + 1
-
-
-async def _settled(
-    found: Sequence[Found], *, search: Search, more: Callable[[int], Awaitable[Sequence[Sequence[Found]]]]
-) -> list[Hit]:
-    k, limit = search.offset + search.k, first_limit(search)
-    ranked = _one_a_document(found)
-    while len(found) == limit:
-        tied = len(ranked) >= k and found[-1][0] == ranked[k - 1][0]
-        most = k + _MOST_TIES if tied else _MOST_CHUNKS
-        if (len(ranked) >= k and not tied) or limit >= most:
-            break
-        limit = min(4 * limit, most)
-        found = (await more(limit))[0]
-        ranked = _one_a_document(found)
-    if not search.texts:
-        return [Hit(payload["id"], score, "") for score, payload in ranked]
-    return [hit_of(score, payload) for score, payload in ranked[search.offset : k]]
 
 
 def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, k: int) -> list[Hit]:
