@@ -588,7 +588,7 @@ def test_search_with_a_file_of_questions(call, loaded, model, cwd):
     code, out, err = call("search", "wiki", "--questions", "asked.jsonl", "--question-lang", "ar", "--json", *where)
     answers = json.loads(out)
     assert (code, err) == (0, "")
-    assert [(a["id"], a["text"], a["lang"]) for a in answers] == [("a", "w1", "sw"), ("b", "w2 w3", "ar")]
+    assert [(a["id"], a["text"], a["lang"]) for a in answers] == [("a", "w1", "sw"), ("b", "w2 w3", "ar-Latn")]
     code, out, err = call("search", "wiki", "--questions", "plain.txt", *where)
     lines = out.splitlines()
     assert (code, err, lines[0], lines[3], len(lines)) == (0, "", "1\tw1", "3\tw2 w3", 6)
