@@ -30,11 +30,11 @@ GOALS = {
 """Where it should go; `files at the top` counts `__init__.py`."""
 
 TODAY = GOALS | {
-    "lines": 30_650,
-    "files that a load of four passages enters": 22,
+    "lines": 31_120,
 }
-"""At most so many until the goals are met; lower a number when you can. 2,000 lines came with chunks, cross-encoders,
-assistants (MCP), clusters (Ray), alignment, killed servers and the report, which deletions did not pay for.
+"""At most so many until the goals are met; lower a number when you can. 2,500 lines came with chunks, cross-encoders,
+assistants (MCP), clusters (Ray), alignment, killed servers, the report, questions in Latin letters and checkpoints of
+other layouts, which deletions did not pay for.
 """
 
 
