@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 
 from xqg_vdb import Encoder, load
-from xqg_vdb.evaluate.metrics import Metric, write_qrels
+from xqg_vdb.evaluate.metrics import Metric
 from xqg_vdb.texts.corpus import sample_corpus
 from xqg_vdb.tune.tune import choose, labelled
 
 sample, qrels = sample_corpus(), Path("qrels.txt")
 asked = map(json.loads, sample.questions.read_text(encoding="utf-8").splitlines())
-write_qrels(qrels, {question["id"]: {question["passage"]: 1} for question in asked})
+qrels.write_text("".join(f"{question['id']} 0 {question['passage']} 1\n" for question in asked))
 with Encoder("starter") as encoder:
     data = labelled(
         sample.corpus, [sample.queries], questions=sample.questions, qrels=qrels, encoder=encoder, folder=Path("tuning")
