@@ -99,6 +99,7 @@ def test_langchains_hybrid_mode_finds_our_best_with_our_words(kind, tmp_path):
         hybrid = Retriever(loaded.encoder, loaded.collection, hybrid=True)
         ours = [[hit.id for hit in hybrid.search(text, k=K)] for text in asked(loaded)]
         theirs = [store.similarity_search(text, k=K) for text in asked(loaded)]
+        assert len(ours) == 5
         opened.close()
     assert [points[0].metadata["_id"] for points in theirs] == [str(point_id(hits[0])) for hits in ours]
 
