@@ -49,6 +49,7 @@ _FOREIGN = {  # first bytes, and what to do
     b"<!DOCTYPE": "is a web page; fetch the data itself", b"<html": "is a web page; fetch the data itself",
 }  # fmt: skip
 _CONTROLS = frozenset(range(9)) | frozenset(range(14, 32))
+_BLANKS = 256  # bytes
 _HEAD_BYTES = 1024
 _BLOCK = 1 << 16
 _RATIO_FREE_BYTES = 16 << 20  # small files may shrink as much as they like
@@ -92,7 +93,7 @@ def open_lines(
 ) -> Iterator[Source]:
     r"""Read the lines of `path`, plain or gzip, split on b"\n" only, without one trailing b"\r" and a leading BOM.
 
-    What a line has over `max_bytes` is never held in memory. Of blank lines on end only some come.
+    What a line has over `max_bytes` is never held in memory. Of hundreds of blank lines on end only some come.
     Raises DataError now when `path` is missing, and while reading when gzip data is damaged or unpacks to over
     `max_ratio` times its size, and for UTF-16.
     """
@@ -112,8 +113,7 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
                 number += 1
                 if number == 1:
                     refuse_foreign(path, line)
-                if not line.strip():
-                    ahead = stream.peek()
+                if not line.strip() and not (ahead := stream.peek())[:_BLANKS].strip() and len(ahead) >= _BLANKS:
                     run = stream.read(ahead.rfind(b"\n", 0, len(ahead) - len(ahead.lstrip(b" \t\r\n"))) + 1)
                     offset, number = offset + len(line) + len(run) - 1, number + run.count(b"\n")
                     line = b"\n"
@@ -236,7 +236,7 @@ def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
     last = 0
     for source in open_lines(path):
         rejects.read += source.line - last
-        rejects.blank += source.line - last - 1  # of blank lines on end not all come
+        rejects.blank += source.line - last - 1  # of hundreds of blank lines on end not all come
         last = source.line
         if source.cut:
             rejects.reject(source, f"the line has {source.cut:,} bytes, more than may be read at once")
