@@ -155,7 +155,7 @@ def test_a_timeout_is_kept(tmp_path):
         before = """
 import itertools, xqg_vdb.store.server.client as retry, xqg_vdb.store.server.names as names
 names.READ_DEADLINE = 6.0
-retry.Server.__init__.__kwdefaults__["clock"] = itertools.count(0.0).__next__
+retry.Server.__init__.__kwdefaults__ |= {"clock": itertools.count(0.0).__next__, "sleep": lambda seconds: None}
 """
         done = run_cli(tmp_path, "info", "--url", f"http://127.0.0.1:{port}", "--timeout", "1", before=before)
         assert done.returncode == 5

@@ -500,7 +500,7 @@ class LivingOnAServer(Living):
 
 
 TestLiving = Living.TestCase
-TestLiving.settings = settings(max_examples=7, stateful_step_count=50, deadline=None)
+TestLiving.settings = settings(max_examples=4, stateful_step_count=50, deadline=None)
 TestLivingOnAServer = LivingOnAServer.TestCase
 TestLivingOnAServer.settings = settings(max_examples=33, stateful_step_count=50, deadline=None)
 
