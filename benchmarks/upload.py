@@ -1,7 +1,8 @@
 """What `load` costs beside qdrant-client's own `upload_points` on a Qdrant server: the same points, in turn.
 
 Both write the same made-up passages and vectors into a new collection, wait for every write, and end when all points
-are counted and indexed. `load` also reads both from its files, checks every point, notes a cursor and moves an alias; its time is that of its report's "write", the client's begins with passages and vectors in memory.
+are counted and indexed. `load` also reads both from its files, checks every point, notes a cursor and moves an alias;
+its time is that of its report's "write", the client's begins with passages and vectors in memory.
 
     python benchmarks/upload.py --url http://localhost:6333 --points 10000 --repeats 3
 
