@@ -63,7 +63,7 @@ bench-check: .venv/.all ## whether ratios fell since they were recorded for this
 	$(BIN)/python benchmarks/check.py
 
 docs: .venv/.all ## the documentation site, in build/site
-	$(BIN)/mkdocs build
+	$(BIN)/zensical build --strict
 
 clean: ## remove the environment and what the demo wrote
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis xqg-data build dist
