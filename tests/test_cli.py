@@ -115,7 +115,7 @@ def test_the_options_of_load_stand_in_sections():
     text = CliRunner().invoke(cli, ["load", "--help"]).output
     sections = {part.split(":\n")[0].split("\n")[-1]: part for part in re.split(r"\n\n(?=\S)", text)}
     for title, option in (
-        ("Options", "--queries"), ("Recipe: how queries are folded in", "--alpha"),
+        ("Options", "--encoder"), ("Input", "--queries"), ("Recipe: how queries are folded in", "--alpha"),
         ("Layout of the collection", "--hnsw-m"), ("Where the data lives", "--url"),
     ):  # fmt: skip
         assert f"  {option} " in sections[title], title
@@ -281,6 +281,8 @@ def test_the_precision_that_made_a_collection_is_taken(call, cwd):
     assert call("load", "corpus.jsonl", "wiki", "--encoder", "cache/starter-fp32")[0] == 0
     code, out, _ = call("search", "wiki", "w1 w2", "--json")
     assert code == 0 and len(json.loads(out)[0]["hits"]) == 2
+    code, out, _ = call("load", "corpus.jsonl", "wiki", "--json")
+    assert code == 0 and json.loads(out)["unchanged"]
 
 
 def test_unknown_collections(call, loaded, cwd):

@@ -29,7 +29,7 @@ SYSTEMS = ("plain", "calibrated", "calibrated + xQG")
 def demo(path: Path) -> None:
     """Run the whole flow on the sample corpus with a real multilingual encoder, and show what it gains.
 
-    Exports the starter encoder (once, about a minute), loads 60 passages in six languages plain and with generated
+    Makes the starter encoder (once, some seconds), loads 60 passages in six languages plain and with generated
     queries in ten languages, and asks 600 held-out questions.
     """
     from xqg_vdb.store import open_store

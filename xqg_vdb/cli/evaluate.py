@@ -262,7 +262,7 @@ def audit(collection: str, query_files: tuple[Path, ...], k: int, sample: int, m
         open_lines(file)
     with ExitStack() as stack:
         opened = stack.enter_context(place.collection(collection))
-        encoder = stack.enter_context(model.open_for(opened))
+        encoder = stack.enter_context(model.open(made=opened.card, collection=collection))
         progress = stack.enter_context(bars(unit=""))
         result = run_audit(
             opened, query_files, encoder=encoder, folder=cache_folder() / "tuning", k=k, sample=sample,

@@ -34,7 +34,7 @@ from xqg_vdb.cli.options import (
     show,
     takes,
 )
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import DataError, XqgError
 from xqg_vdb.progress import bars
 from xqg_vdb.types import Hybrid, Recipe, UpdateReport, option
 
@@ -67,13 +67,15 @@ class _Searches:
             raise ValueError("--hybrid-lang says how: give --hybrid with it")
 
 
-@command(example="xqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/")
+@command(
+    example="xqg-vdb load corpus.jsonl wiki\nxqg-vdb load corpus.jsonl wiki --queries queries.jsonl --build vectors/"
+)
 @corpus_argument
 @collection_argument
 @model_options
 @input_options
 @recipe_options
-@takes("searches", "xqg_vdb.cli.index._Searches")
+@takes("searches", "xqg_vdb.cli.index._Searches", title="Searches of the collection")
 @ray_option
 @load_options
 @layout_options
@@ -105,7 +107,10 @@ def load(
     files = check_inputs(corpus, collection, queries=inputs.queries, questions=searches.questions)
     with ExitStack() as stack:
         store = stack.enter_context(closing(place.open(options=layout)))
-        encoder = stack.enter_context(model.open(calibration=strength))
+        card = None
+        with suppress(XqgError):  # none yet, or one that the load itself refuses
+            card = store.card(collection)
+        encoder = stack.enter_context(model.open(made=card, collection=collection, calibration=strength))
         if ray is not None:
             from xqg_vdb.integrations.ray import on_cluster
 
@@ -174,7 +179,7 @@ def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lan
 
     with (
         place.collection(collection) as held,
-        model.open_for(held) as encoder,
+        model.open(made=held.card, collection=collection) as encoder,
         bars(unit=" passages") as progress,
     ):
         report = run(
@@ -333,7 +338,7 @@ def migrate(
 @json_option
 def verify(collection: str, build: Path | None, sample: int, place: Place) -> None:
     """Read every point of COLLECTION, compare counts, texts and vectors with its card; exit code 8 if they differ."""
-    from xqg_vdb.errors import CorruptError, XqgError
+    from xqg_vdb.errors import CorruptError
     from xqg_vdb.index.verify import verify as check
 
     with closing(place.open()) as store, bars(unit=" points") as progress:

@@ -172,10 +172,10 @@ def generator(
     own: dict[str, Any],
     accept_license: bool,
 ) -> None:
-    """Fine-tune the query generator CHECKPOINT on pairs; OUT is then a checkpoint for `xqg-vdb export --generator`.
+    """Fine-tune the query generator CHECKPOINT on pairs.
 
-    CHECKPOINT is a hub id, a folder or starter:generator. A run that was stopped continues when the same command is run
-    again.
+    CHECKPOINT is a hub id, a folder or starter:generator; OUT is then a checkpoint for `xqg-vdb export --generator`. A
+    run that was stopped continues when the same command is run again.
     """
     from xqg_vdb.train.generator import XQG_PRESET, GeneratorSettings, train_generator
     from xqg_vdb.train.run import Base
@@ -203,10 +203,11 @@ def encoder(
     own: dict[str, Any],
     overrides: dict[str, Any],
 ) -> None:
-    """Train the dense retriever CHECKPOINT on pairs; OUT is then a checkpoint for `xqg-vdb export`.
+    """Train the dense retriever CHECKPOINT on pairs.
 
-    CHECKPOINT is a hub id, a folder or starter:encoder. With --micro-batch, gradients are cached: a batch of any size
-    needs the memory of that many texts. A run that was stopped continues when the same command is run again.
+    CHECKPOINT is a hub id, a folder or starter:encoder; OUT is then a checkpoint for `xqg-vdb export`. With
+    --micro-batch, gradients are cached: a batch of any size needs the memory of that many texts. A run that was stopped
+    continues when the same command is run again.
     """
     from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, train_encoder
     from xqg_vdb.train.run import Base

@@ -118,7 +118,10 @@ def snapshot() -> None:
 @collection_argument
 @place_options
 def create(collection: str, place: Place) -> None:
-    """Make a snapshot of COLLECTION and print its name; searches continue meanwhile."""
+    """Make a snapshot of COLLECTION and print its name.
+
+    Searches continue meanwhile.
+    """
     with closing(place.open()) as store:
         made = store.admin.create_snapshot(collection)
     click.echo(made.name)
@@ -148,7 +151,10 @@ def list_(collection: str, place: Place) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @place_options
 def download(collection: str, name: str, file: Path, place: Place) -> None:
-    """Copy the snapshot NAME of COLLECTION into FILE; FILE appears when it is whole."""
+    """Copy the snapshot NAME of COLLECTION into FILE.
+
+    FILE appears when it is whole.
+    """
     with closing(place.open()) as store:
         store.admin.download_snapshot(collection, name, file)
     click.echo(str(file))
@@ -159,7 +165,10 @@ def download(collection: str, name: str, file: Path, place: Place) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @place_options
 def restore(collection: str, file: Path, place: Place) -> None:
-    """Publish the snapshot in FILE as a new version of COLLECTION; the version before stays for `rollback`."""
+    """Publish the snapshot in FILE as a version of COLLECTION.
+
+    The version before stays for `rollback`.
+    """
     with closing(place.open()) as store:
         version = store.admin.restore_snapshot(collection, file)
     click.echo(f"{collection}: searches see {version}")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from xqg_vdb.store.layout import CollectionOptions
     from xqg_vdb.store.operations import Store
     from xqg_vdb.texts.records import Rejects
+    from xqg_vdb.types import Card
 
 F = TypeVar("F", bound=Callable[..., Any])
 _JSON = "xqg_vdb.json"
@@ -81,7 +82,7 @@ class _FieldOption(click.Option):
         else:
             settings |= {"type": kind, "default": default, "show_default": shown}
         if "lang" in of.name:
-            settings["shell_complete"] = language_codes
+            settings |= {"shell_complete": language_codes, "metavar": said.get("metavar") or "LANG"}
         super().__init__([f"{group.name}__{of.name}", *flags], **settings)
         self.group, self.record, self.field, self.empty = group, record, of.name, default
 
@@ -173,7 +174,7 @@ class _RecordCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for param in self.get_params(ctx):
             title = param.group.title if isinstance(param, _FieldOption) else "Options"
-            if (row := param.get_help_record(ctx)) is not None:
+            if (row := param.get_help_record(ctx)) and row[1]:  # the usage line names the arguments
                 sections.setdefault(title, []).append(row)
         for title, rows in sections.items():
             if rows:
@@ -264,7 +265,7 @@ class Model:
     """An encoder, and the threads of whatever computes."""
 
     encoder: str | None = option(
-        None, "Folder, hub id or starter  [default: the one that made COLLECTION, else starter]", metavar="MODEL"
+        None, "Folder, hub id or starter  [default: the collection's, else starter]", metavar="MODEL"
     )
     threads: int | None = option(None, "CPU threads  [default: all]", least=1)
     engine: Literal["onnxruntime", "openvino", "openvino-bf16"] = option("onnxruntime", "What runs the encoder.")
@@ -274,23 +275,21 @@ class Model:
         """What was asked for."""
         return self.encoder or "starter"
 
-    def open(self, *, calibration: float | None = None, name: str | None = None) -> Encoder:
-        """The encoder, exported first where it has a name and is not there."""
-        from xqg_vdb.models.encoder import Encoder
-        from xqg_vdb.models.folder import encoder_folder
+    def open(
+        self, *, made: Card | None = None, collection: str = "", calibration: float | None = None, name: str = ""
+    ) -> Encoder:
+        """The encoder, exported first where it has a name and is not there: the one asked for, else the collection's.
 
-        folder = encoder_folder(name or self.name, say=say)
+        made: the card of that collection, where there is one; without it, the starter.
+        """
+        from xqg_vdb.models.encoder import Encoder
+        from xqg_vdb.models.folder import encoder_folder, folder_of
+
+        if made is None or self.encoder:
+            folder = encoder_folder(name or self.name, say=say)
+        else:
+            folder = folder_of(made.encoder, collection=collection, say=say)
         return Encoder(folder, engine=self.engine, threads=self.threads, calibration=calibration)
-
-    def open_for(self, collection: Collection) -> Encoder:
-        """The encoder that was named, or the one that made a collection."""
-        if self.encoder:
-            return self.open()
-        from xqg_vdb.models.encoder import Encoder
-        from xqg_vdb.models.folder import folder_of
-
-        folder = folder_of(collection.card.encoder, collection=collection.name, say=say)
-        return Encoder(folder, engine=self.engine, threads=self.threads)
 
     def typed(self) -> list[str]:
         """The words that make another command take the same encoder."""
@@ -318,7 +317,7 @@ load_options = takes("options", "xqg_vdb.index.load.LoadOptions")
 recipe_options = takes("recipe", "xqg_vdb.types.Recipe", title="Recipe: how queries are folded in")
 layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions", title="Layout of the collection")
 methods_options = takes("methods", "xqg_vdb.search.Methods", title="Expansion and re-ranking")
-input_options = takes("inputs", "xqg_vdb.cli.options.Inputs")
+input_options = takes("inputs", "xqg_vdb.cli.options.Inputs", title="Input")
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, help="Print JSON.",
     callback=lambda ctx, param, value: ctx.meta.update({_JSON: value}),

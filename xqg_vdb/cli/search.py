@@ -94,7 +94,7 @@ def search(
     asked = [replace(question, lang=question.lang or question_lang) for question in asked]
     with (
         place.collection(collection) as found,
-        model.open_for(found) as encoder,
+        model.open(made=found.card, collection=collection) as encoder,
         methods.open(threads=model.threads) as (expander, reranker),
         bars(unit=" passages") as progress,
     ):
@@ -267,7 +267,7 @@ def _service(model: Model, place: Place) -> Iterator[Service]:
         with suppress(ServerError):  # one that is away may come back; a folder that another process has open does not
             for name in store.names():
                 store.version(name)
-        yield Service(store, lambda collection: stack.enter_context(model.open_for(collection)))
+        yield Service(store, lambda asked: stack.enter_context(model.open(made=asked.card, collection=asked.name)))
 
 
 @command(example="xqg-vdb serve --path xqg-data")
