@@ -45,7 +45,8 @@ class Slow(FakeGenerator):
 def work(*arguments):
     signal.alarm(int(os.environ.get("XQG_FAULTS_LIMIT", 0)))  # what hangs ends by a signal
     if arguments[0] == "write-queries":
-        generate_file(Path(arguments[1]), Path(arguments[2]), generator=Slow(size=4), job=Job(("de", "sw"), 2))
+        job = Job(("de", "sw"), 2, shard=(*arguments, "1/1")[3])
+        generate_file(Path(arguments[1]), Path(arguments[2]), generator=Slow(size=4), job=job)
         return
     sys.argv = ["xqg-vdb", *arguments]
     main()
@@ -63,7 +64,7 @@ def copy(folder, to):
 
 
 class Place:
-    """A folder with inputs and a store with two versions, from which each round begins anew."""
+    """A folder with inputs, a store with two versions and two finished shards: from it each round begins anew."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -93,7 +94,8 @@ class Place:
             "snapshot restore": ["snapshot", "restore", "wiki", snapshot],
             "migrate": ["migrate", "wiki", "--to-path", at / "other"],
             "write-queries": ["write-queries", here / "corpus.jsonl", at / "q.jsonl"],
-        }[name] + ([] if name == "write-queries" else store)
+            "merge": ["merge", at / "sharded.jsonl"],
+        }[name] + ([] if name in ("write-queries", "merge") else store)
 
     def run(self, name, at, env=None):
         """The exit code of one whole run."""
@@ -112,6 +114,9 @@ class Place:
             assert self.workers.run("load", *inputs, *encoder, "--alpha", 0.2, env=env) == 0, self.said()
             assert self.run("snapshot create", base) == 0, self.said()
             assert self.workers.run("load", *inputs, *encoder, "--alpha", 0.4, "--keep", 2, env=env) == 0, self.said()
+            for shard in ("1/2", "2/2"):
+                sharded = [self.folder / "corpus.jsonl", base / "sharded.jsonl", shard]
+                assert self.workers.run("write-queries", *sharded, env=env) == 0, self.said()
             copy(base, MADE)
         return base
 
@@ -141,8 +146,9 @@ def points_of(path, name):
 
 def state(name, at):
     """What a command is there to change."""
-    if name == "write-queries":
-        return (at / "q.jsonl").read_bytes() if (at / "q.jsonl").exists() else b""
+    if name in ("write-queries", "merge"):
+        out = at / ("q.jsonl" if name == "write-queries" else "sharded.jsonl")
+        return out.read_bytes() if out.exists() else b""
     if name == "load":
         return points_of(at / "store", "new")
     if name == "migrate":
@@ -175,19 +181,18 @@ def between(name, seen, before, after):
     return seen in (before, after)
 
 
-def killed(name):
-    """The attack on one command."""
+def killed(name, of=Place, state=state, between=between):
+    """The attack on one command; of: what makes the folders that rounds begin from."""
 
     def attack(rng, folder, rounds):
-        place, tally = Place(folder), Tally()
+        place, tally = of(folder), Tally()
         with place.workers:
-            at = place.round("unbroken")
-            before = state(name, at)
-            began = time.monotonic()
-            assert place.run(name, at) == 0, place.said()
+            for number in range(2):  # the first takes longer
+                at = place.round(f"unbroken-{number}")
+                before, began = state(name, at), time.monotonic()
+                assert place.run(name, at) == 0, place.said()
             took, after = time.monotonic() - began, state(name, at)
             assert before != after, f"{name} changes nothing"
-            shutil.rmtree(at)
             for number in range(rounds):
                 at = place.round(f"round-{number}")
                 delay = rng.uniform(0, took)
@@ -212,6 +217,6 @@ def killed(name):
 
 COMMANDS = (
     "load", "load again", "add", "delete", "rollback", "gc", "snapshot create", "snapshot restore", "migrate",
-    "write-queries",
+    "write-queries", "merge",
 )  # fmt: skip
 ATTACKS = {f"SIGKILL of {name}": (2, killed(name)) for name in COMMANDS}

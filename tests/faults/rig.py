@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-MODULES = ("kills", "damage", "disks", "inputs", "schedules", "servers", "strangers", "powercuts")
+MODULES = ("kills", "making", "damage", "disks", "inputs", "schedules", "servers", "strangers", "powercuts")
 BEGIN, END = "<!-- rig: begin -->\n", "<!-- rig: end -->\n"
 """Of the table; one of some attacks alone, such as those that need a server, stands between marks of its own."""
 
