@@ -22,11 +22,11 @@ SENTENCES = {
 
 @contextmanager
 def small_disk(folder, megabytes):
-    """A file system of so many MiB at `folder`; yields what makes it larger."""
+    """A file system of so many MiB, in whole KiB, at `folder`; yields what makes it larger."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "tmpfs", folder], check=True)
     try:
-        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}m", folder], check=True)
+        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={int(size * 1024)}k", folder], check=True)
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
 
@@ -68,7 +68,7 @@ def small_disks(name):
                     code, said = place.run(name, at), place.workers.said.read_text()
                     tally.tried += 1
                     tally.hit += code != 0
-                    where = f"{size} MiB free"
+                    where = f"{size:.2f} MiB free"
                     if code not in (0, 6) or "Traceback" in said:
                         tally.bad.append(f"{where}: ended {code}: {said[-300:]}")
                     enlarge(2000)
