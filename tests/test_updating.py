@@ -499,10 +499,16 @@ class LivingOnAServer(Living):
     kind = "server"
 
 
+def histories(steps):
+    """So many steps, of 50 each; XQG_TEST_STEPS=100000 for a night."""
+    examples = int(os.environ.get("XQG_TEST_STEPS", steps)) // 50
+    return settings(max_examples=examples, stateful_step_count=50, deadline=None)
+
+
 TestLiving = Living.TestCase
-TestLiving.settings = settings(max_examples=4, stateful_step_count=50, deadline=None)
+TestLiving.settings = histories(200)
 TestLivingOnAServer = LivingOnAServer.TestCase
-TestLivingOnAServer.settings = settings(max_examples=33, stateful_step_count=50, deadline=None)
+TestLivingOnAServer.settings = histories(1650)
 
 
 def test_a_collection_that_is_loaded_or_replaced_meanwhile_is_refused(store, name):
