@@ -321,7 +321,10 @@ def test_search_ranks_again_and_says_what_it_took(folders, tmp_path):
     assert wrong.returncode == 3 and "given as upr:MODEL" in wrong.stderr and not wrong.stdout
 
 
-@pytest.mark.parametrize(("family", "activation"), [("bert", None), ("xlm-roberta", "Identity"), ("modernbert", None)])
+@pytest.mark.parametrize(
+    ("family", "activation"),
+    [("bert", None), ("electra", None), ("xlm-roberta", "Identity"), ("modernbert", None)],
+)
 def test_a_cross_encoder_scores_as_sentence_transformers_does(tmp_path, family, activation):
     torch, library = pytest.importorskip("torch"), pytest.importorskip("sentence_transformers")
     from xqg_vdb import export
@@ -362,8 +365,10 @@ def cross_checkpoint(folder, family, *, activation=None, labels=1):
         single=f"{start} $A {end}", pair=f"{start} $A {end} $B{segment} {end}{segment}",
         special_tokens=[(start, 1), (end, 2)],
     )  # fmt: skip
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if family == "bert" else [])]  # none: zeros for both
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=pad, unk_token=unknown, cls_token=start, sep_token=end, model_max_length=120,
+        model_input_names=inputs,
     )  # fmt: skip
     tokenizer.save_pretrained(folder)
     torch.manual_seed(1)

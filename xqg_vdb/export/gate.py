@@ -111,6 +111,8 @@ def encoder_inputs(checkpoint: Checkpoint, model: Any, *, cross: bool = False) -
     taken = inspect.signature(model.forward).parameters
     segments = checkpoint.config["model_type"] in TRACED or (cross and "token_type_ids" in taken)
     segments = segments and int(checkpoint.config.get("type_vocab_size") or 0) > 1
+    # its tokenizer decides: without them a model takes zeros for both texts of a pair
+    segments = segments and "token_type_ids" in load_tokenizer(checkpoint.path).model_input_names
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
     missing = [name for name in names if name not in taken]
     if missing:
