@@ -142,9 +142,9 @@ def training_options(settings: str) -> Callable[[F], F]:
 
 def _read(sources: Sources) -> tuple[list[TrainingPair], list[TrainingPair]]:
     """Training and dev pairs; a missing extra is said before minutes of reading."""
-    from xqg_vdb.train.run import need_training_packages
+    from xqg_vdb.export.gate import need_torch
 
-    need_training_packages()
+    need_torch("Training", extra="train", also="accelerate")
     return sources.read(say)
 
 

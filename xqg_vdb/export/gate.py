@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,14 +136,21 @@ ELSEWHERE = "let a server run it (`generate --endpoint URL`, `export URL OUT --m
 """What to do with a model that cannot be exported."""
 
 
-def need_torch() -> None:
-    """Raises MissingExtra before minutes of work; torch needs onnx, and says so late."""
+def need_torch(purpose: str = "Exporting", *, extra: str = "export", also: str = "onnx") -> None:
+    """Raises MissingExtra before minutes of work; makes transformers say errors only, and draw no bars beside ours."""
     try:
-        import onnx  # noqa: F401
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
+        for name in (also, "torch", "transformers"):  # torch needs onnx, and says so late
+            import_module(name)
     except ImportError as error:
-        raise MissingExtra(f'Exporting needs {error.name}: pip install "xqg-vdb[export]".') from error
+        raise MissingExtra(f'{purpose} needs {error.name}: pip install "xqg-vdb[{extra}]".') from error
+    import transformers
+    from huggingface_hub import utils as hub
+
+    downloads = not hub.are_progress_bars_disabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # also that of downloads, which is wanted
+    if downloads:
+        hub.enable_progress_bars()
 
 
 def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = None) -> Any:
@@ -339,6 +347,7 @@ def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec, overrides: Override
 
 def sentence_transformer(checkpoint: Checkpoint) -> Any:
     """The checkpoint in its original software. Raises MissingExtra, ModelError."""
+    need_torch()
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:

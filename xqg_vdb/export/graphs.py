@@ -34,8 +34,6 @@ from xqg_vdb.export.checkpoints import Checkpoint
 from xqg_vdb.export.gate import ELSEWHERE, TRACED, encoder_class, encoder_inputs, load_weights
 from xqg_vdb.export.quantise import save_graph
 
-transformers.logging.set_verbosity_error()
-
 OUTPUT = "last_hidden_state"
 OPSET = 18
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
+from xqg_vdb.errors import MismatchError, ModelError
 from xqg_vdb.export.checkpoints import TOKENIZER_FILES, Checkpoint, fetch_checkpoint
+from xqg_vdb.export.gate import need_torch
 from xqg_vdb.export.starter_generator import TERMS_URL
 from xqg_vdb.files import lock_folder, sync_folder, write_atomic
 from xqg_vdb.generate.output import versions
@@ -104,17 +105,6 @@ class Outcome:
     def losses(self) -> list[float]:
         """Training loss of every step."""
         return [float(record["loss"]) for record in self.history if "loss" in record]
-
-
-def need_training_packages() -> None:
-    """Raise MissingExtra unless torch, transformers and accelerate are installed; silence transformers' own lines."""
-    try:
-        import accelerate  # noqa: F401
-        import torch  # noqa: F401
-        import transformers
-    except ImportError as error:
-        raise MissingExtra(f'Training needs {error.name}: pip install "xqg-vdb[train]".') from error
-    transformers.logging.set_verbosity_error()
 
 
 def open_run(out: Path, identity: Mapping[str, Any]) -> Path:
@@ -217,7 +207,7 @@ def carry_out(
     where tokenizer and model card join them. Raises ModelError when `out` holds something else or the base cannot be
     read, MismatchError for an unfinished run of another identity, LockedError when another process is at it.
     """
-    need_training_packages()
+    need_torch("Training", extra="train", also="accelerate")
     identity = {
         "kind": kind,
         "base": base.name,
