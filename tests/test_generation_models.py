@@ -163,7 +163,7 @@ def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path, exported_b
     checkpoint, plain = folders[kind]
     folder = export_generator(str(checkpoint), tmp_path / "int8", precision="int8", say=lambda _: None)
     parity = folder.manifest["parity"]
-    assert parity["token_agreement"] > 0.95 and parity["tokens"] == 128
+    assert parity["token_agreement"] > 0.9 and parity["tokens"] == 128
     assert open_model_folder(folder.path).fingerprint != plain.fingerprint
     assert (folder.path / "model.onnx").stat().st_size < 0.9 * (plain.path / "model.onnx").stat().st_size
 

@@ -144,8 +144,8 @@ def need_torch(purpose: str = "Exporting", *, extra: str = "export", also: str =
     except ImportError as error:
         raise MissingExtra(f'{purpose} needs {error.name}: pip install "xqg-vdb[{extra}]".') from error
     import transformers
-    from huggingface_hub import utils as hub
 
+    hub = import_module("huggingface_hub.utils")
     downloads = not hub.are_progress_bars_disabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # also that of downloads, which is wanted
