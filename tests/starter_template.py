@@ -15,38 +15,35 @@ import onnx
 
 from xqg_vdb.export.starter_encoder import tensor_names
 
-PRODUCT = re.compile(r"/model/encoder/layer\.(\d+)/(attention/output/dense|intermediate/dense|output/dense)/MatMul")
-PRODUCTS = {"attention/output/dense": "ao", "intermediate/dense": "fi", "output/dense": "fo"}
+PRODUCT = re.compile(r"/model/encoder/layer\.(\d+)/(.*)/MatMul_output_0")
+PRODUCTS = {f"attention/self/{name}": name[0] for name in ("query", "key", "value")}
+PRODUCTS |= {"attention/output/dense": "ao", "intermediate/dense": "fi", "output/dense": "fo"}
 
 
 def sources(graph: onnx.GraphProto, header: dict[str, int]) -> dict[str, str]:
-    """The names in the weight file, of every weight of the int8 graph without `_quantized`."""
+    """The names in the weight file of every weight of the int8 graph, with what it is divided by."""
+    tensors = {tensor.name for tensor in graph.initializer}
     found = {f"model.{name}": stored_as for name, stored_as, _ in tensor_names(header)}
     for node in graph.node:
-        if match := PRODUCT.match(node.output[0]):
-            if node.op_type in ("MatMul", "MatMulInteger"):
-                found[node.input[1].removesuffix("_quantized")] = f"l{match[1]}.{PRODUCTS[match[2]]}.w"
-        elif node.op_type == "QAttention":
-            layer = re.search(r"Attention_(\d+)_qkv", node.input[1])[1]
-            for end, suffix in (("weight", "w"), ("bias", "b")):
-                found[f"Attention_{layer}_qkv_{end}"] = " ".join(f"l{layer}.{part}.{suffix}" for part in "qkv")
+        match = PRODUCT.fullmatch(node.output[0])
+        if node.op_type == "MatMul" and match and match[2] in PRODUCTS:
+            even = node.input[0].removesuffix(".rounded") + ".even"
+            divided = f" / {even}" if even in tensors else ""
+            found[f"{node.output[0]}.8"] = f"l{match[1]}.{PRODUCTS[match[2]]}.w{divided}"
+        elif node.op_type == "Gather" and "word_embeddings" in node.input[0]:
+            found[node.input[0]] = "emb.word"
     return found
 
 
 def emptied(model: onnx.ModelProto, header: dict[str, int]) -> bytes:
     """The model without weights; each says in `doc_string` what it is made of."""
     known = sources(model.graph, header)
-    known |= {f"{stem}.few": stored_as for stem, stored_as in known.items()}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name, tensor in tensors.items():
-        stem = name.removesuffix("_quantized")
-        if stem not in known:
-            continue
-        companions = [tensors[stem + end] for end in ("_scale", "_zero_point")] if name != stem else []
-        for one in (tensor, *companions):
-            for field in ("raw_data", "float_data", "int32_data"):
-                one.ClearField(field)
-        tensor.doc_string = known[stem]
+    for name in tensors.keys() & known.keys():
+        stem = name.removesuffix(".8")
+        for one in (tensors[name], *(tensors[f"{stem}.{end}"] for end in ("scale", "zero") if name != stem)):
+            one.ClearField("raw_data")
+        tensors[name].doc_string = known[name]
     return model.SerializeToString(deterministic=True)
 
 

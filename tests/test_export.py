@@ -94,13 +94,6 @@ def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path, whole_gate):
     np.testing.assert_allclose(rows, theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=1e-4)
 
 
-def test_every_layers_attention_is_fused_in_a_traced_family(bert, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", say=silent)
-    kinds = [node.op_type for node in onnx.load(str(folder.path / "model.onnx")).graph.node]
-    assert kinds.count("QAttention") + kinds.count("Attention") == 2
-
-
 def test_int8_and_overrides(bert, tmp_path):
     overrides = Overrides(pooling="cls", normalize=False, query_prefix="q: ", max_length=64)
     folder = export_encoder(str(bert), tmp_path / "out", precision="int8", overrides=overrides, say=silent)

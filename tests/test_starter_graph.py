@@ -10,15 +10,8 @@ from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.export.checkpoints import Overrides, conventions, fetch_checkpoint
 from xqg_vdb.export.encoder import _write_graphs
 from xqg_vdb.export.gate import parity_texts
-from xqg_vdb.export.starter_encoder import (
-    TEMPLATE,
-    fill_template,
-    locate_weights,
-    per_column,
-    per_tensor,
-    read_weights,
-    stored_rows,
-)
+from xqg_vdb.export.quantise import per_column, per_tensor
+from xqg_vdb.export.starter_encoder import TEMPLATE, fill_template, locate_weights, read_weights, stored_rows
 from xqg_vdb.models.engine import cpu_has_vnni
 
 
@@ -85,7 +78,7 @@ def test_the_filled_graph_is_the_one_that_torch_exports(tmp_path):
     ours, theirs = onnx.load(str(tmp_path / "filled.onnx")), onnx.load(str(exported / "model.onnx"))
     assert weights_of(ours) == weights_of(theirs)
     kinds = [Counter(node.op_type for node in model.graph.node) for model in (ours, theirs)]
-    assert kinds[0] == kinds[1] and kinds[0]["QAttention"] == 12
+    assert kinds[0] == kinds[1] and kinds[0]["QuantizeLinear"] == 48
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,8 @@ from xqg_vdb.export.checkpoints import (
     modules_of,
     read_dense,
     shortened,
-    width,
 )
 from xqg_vdb.export.gate import (
-    TRACED,
     export_facts,
     measure_parity,
     need_torch,
@@ -210,14 +208,7 @@ def _write_graphs(
     )
     if precision == "int8" and not _is_filled_starter(source):
         say(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
-        quantize_int8(
-            fp32,
-            folder / GRAPH,
-            num_heads=int(source.config.get("num_attention_heads", 0)),
-            hidden=width(source),
-            samples=_sample_ids(folder / TOKENIZER, spec),
-            fuse=source.config["model_type"] in TRACED or source.onnx is not None,
-        )
+        quantize_int8(fp32, folder / GRAPH, samples=_sample_ids(folder / TOKENIZER, spec))
     else:
         for file in fp32.parent.glob("*.onnx*"):
             shutil.move(file, folder / file.name)
@@ -263,7 +254,7 @@ def _gate(
             f" (text {parity['worst_text']!r}); nothing was written. "
             + ("Try --precision fp32." if precision == "int8" else "Please report the checkpoint.")
         )
-    for engine in engines() if precision == "fp32" else []:
+    for engine in engines():
         with Encoder(folder, engine=engine, calibration=0.0) as encoder:
             figures = measure_parity(encoder, rows)
             cosine, hits = figures["cosine_min"], figures["same_hits"]

@@ -7,12 +7,9 @@ for `gate.py` to say.
 
 from __future__ import annotations
 
-import logging
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from xqg_vdb.errors import MissingExtra, ModelError
-from xqg_vdb.models.engine import cpu_has_vnni, open_session, runtime
+from xqg_vdb.models.engine import cpu_has_vnni, open_session
 
 BLOCK = 32
 ZERO = 128  # an 8-bit weight is (byte - 128) * scale
@@ -152,51 +149,78 @@ class _Converter:
         ]
 
 
-# Fixed ranges for 8-bit activations: a text's vector then depends on that text alone.
+# An encoder's products in 8 bits, as standard operators around them (QDQ) that every engine knows.
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 """Whatever of these an encoder's graph takes."""
 
+TOO_NOISY = 0.05
+"""A product that 8 bits change by more than this share of its spread stays float32."""
+
+
+def quantize_int8(fp32: Path, int8: Path, *, samples: Sequence[NDArray[np.int64]]) -> None:
+    """Write `int8`, a copy of the graph `fp32`: 8-bit weights by column, 8-bit inputs in fixed ranges.
+
+    samples: token ids (1, length) of sample texts, from which the ranges are taken; a text's vector then depends on
+    that text alone. Without VNNI, AVX2's 8-bit multiply adds pairs in saturating 16 bits, so weights keep 7 bits there.
+    Raises MissingExtra.
+    """
+    try:
+        import onnx
+        from onnx.version_converter import convert_version
+    except ImportError as error:
+        raise MissingExtra(f'int8 export needs {error.name}: pip install "xqg-vdb[export]".') from error
+    model = onnx.load(str(fp32))
+    if next(opset.version for opset in model.opset_import if not opset.domain) < OLDEST_OPSET:
+        model = convert_version(model, OLDEST_OPSET)
+    quantise_products(model.graph, measure_ranges(fp32, samples=samples), seven_bits=not cpu_has_vnni())
+    by_instance(model.graph)
+    save_graph(model, int8)
+
+
+OLDEST_OPSET = 13  # scales by column
+
 
 @dataclass(frozen=True)
 class _Range:
-    """What samples gave for a tensor, by channel: least value, greatest (0 is in between), mean square."""
+    """What samples gave for a tensor, by channel: least value, greatest (0 is in between), mean, mean square."""
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
+    mean: NDArray[np.float64]
     square: NDArray[np.float64]
 
-    def without(self, channels: NDArray[np.int64]) -> _Range:
-        """Of the other channels."""
-        rest = np.delete(np.arange(len(self.low)), channels)
-        return _Range(self.low[rest], self.high[rest], self.square[rest])
-
-    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Scale and zero point of 8 bits without sign, as DynamicQuantizeLinear computes them from a range."""
-        low, high = float(self.low.min()), float(self.high.max())
+    def affine(self, even: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """Scale and zero point of 8 bits without sign, for the channels times `even`."""
+        low, high = float((self.low * even).min()), float((self.high * even).max())
         scale = np.float32((high - low) / 255.0)
         return np.array(scale, dtype=np.float32), np.array(np.clip(round(-low / scale), 0, 255), dtype=np.uint8)
 
-    def noise(self, rest: _Range) -> float:
-        """What rounding to 8 bits adds to the channels of `rest`, as a share of their values (root mean squares)."""
-        return float(self.affine()[0] / np.sqrt(12 * rest.square.mean()))
+    def noise(self, weights: NDArray[np.float32], even: NDArray[np.float32], levels: int) -> float:
+        """What 8 bits add to the product of the channels times `even` and `weights` / `even`, as a share of its spread.
 
+        Rounding to steps of d adds d²/12; channels, their rounding and that of weights are taken for independent.
+        """
+        uneven = weights / even[:, None]
+        steps = np.abs(uneven).max(axis=0) / levels
+        of_inputs = float(self.affine(even)[0]) ** 2 * float(np.square(uneven).sum())
+        of_weights = float(np.square(steps).sum()) * float((self.square * even**2).sum())
+        spread = float(np.square(weights).sum(axis=1) @ (self.square - self.mean**2))
+        return float(np.sqrt((of_inputs + of_weights) / 12 / spread)) if spread > 0 else 0.0
 
-def fix_ranges(graph: Path, ranges: Mapping[str, _Range]) -> None:
-    """Replace, in place, the run-time ranges of an int8 graph by `ranges`; a tensor that is not there keeps its own."""
-    import onnx
-    from onnx import helper
+    def evened(self, weights: NDArray[np.float32], levels: int) -> NDArray[np.float32]:
+        """By what to multiply each channel so that 8 bits add least noise: loud ones are turned down.
 
-    model = onnx.load(str(graph))
-    for node in model.graph.node:
-        if node.op_type != "DynamicQuantizeLinear" or node.input[0] not in ranges:
-            continue
-        quantized, scale_name, zero_name = node.output
-        # the consumers keep reading scale and zero point by the names that the dynamic node gave them
-        for value, name in zip(ranges[node.input[0]].affine(), (scale_name, zero_name), strict=True):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-        node.CopyFrom(helper.make_node("QuantizeLinear", [node.input[0], scale_name, zero_name], [quantized]))
-    onnx.save(model, str(graph))
+        One channel of a layer's input is often so large (65 where the others end at 5, for E5-small) that one scale for
+        all drowns the rest. Its weights grow by as much, and coarsen all others of their column: hence the search.
+        """
+        largest = np.maximum(-self.low, self.high)
+        ranked = np.sort(largest)[::-1]
+        tried = [np.ones_like(largest)]
+        for place in 2 ** np.arange(int(np.log2(max(1, len(ranked) // 8))) + 1):
+            with np.errstate(divide="ignore"):
+                tried += [np.minimum(1, ranked[place] / largest) ** np.float32(power) for power in (0.5, 0.75, 1)]
+        return min((even for even in tried if even.all()), key=lambda even: self.noise(weights, even, levels))
 
 
 def measure_ranges(fp32: Path, *, samples: Sequence[NDArray[np.int64]]) -> dict[str, _Range]:
@@ -226,125 +250,116 @@ def measure_ranges(fp32: Path, *, samples: Sequence[NDArray[np.int64]]) -> dict[
         for name, values in zip(wanted, session.run(wanted, feeds), strict=True):
             rows = values.reshape(-1, values.shape[-1])
             low, high = rows.min(axis=0, initial=0.0), rows.max(axis=0, initial=0.0)  # zero stays exact
-            square = np.square(rows, dtype=np.float64).sum(axis=0) / tokens
+            mean, square = (np.power(rows, n, dtype=np.float64).sum(axis=0) / tokens for n in (1, 2))
             if name in found:
                 before = found[name]
                 low, high = np.minimum(low, before.low), np.maximum(high, before.high)
-                square += before.square
-            found[name] = _Range(low, high, square)
+                mean, square = mean + before.mean, square + before.square
+            found[name] = _Range(low, high, mean, square)
     return {name: given for name, given in found.items() if given.high.max() > given.low.min()}
 
 
-# An encoder's graph, fused and in 8 bits.
+def quantise_products(graph: Any, ranges: Mapping[str, _Range], *, seven_bits: bool) -> None:
+    """Give products of what is in `ranges` 8-bit inputs and weights, and tables of words 8 bits, in place.
 
-
-def quantize_int8(
-    fp32: Path, int8: Path, *, num_heads: int, hidden: int, samples: Sequence[NDArray[np.int64]], fuse: bool
-) -> None:
-    """Write `int8`, a quantised copy of the graph `fp32`: 8-bit weights per channel, 8-bit activations.
-
-    samples: token ids (1, length) of sample texts, from which the activations' ranges are taken.
-    fuse: attention and embeddings are fused first, which makes the int8 graph faster, not other; onnxruntime knows the
-    pattern of traced BERTs only, and takes others' embeddings for theirs. Without VNNI, AVX2's 8-bit multiply adds
-    pairs in saturating 16 bits, so weights keep 7 bits there.
+    Loud channels are turned down before, and their weights up (SmoothQuant, Xiao et al. 2023).
     """
-    try:
-        import onnx
-
-        runtime()
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-        from onnxruntime.transformers.fusion_options import FusionOptions
-        from onnxruntime.transformers.optimizer import optimize_model
-    except ImportError as error:
-        raise MissingExtra(f'int8 export needs {error.name}: pip install "xqg-vdb[export]".') from error
-    with _quiet_root_logger(), tempfile.TemporaryDirectory(dir=int8.parent.parent) as scratch:
-        ready = Path(scratch) / "ready.onnx"
-        if fuse:
-            model = optimize_model(
-                str(fp32), model_type="bert", num_heads=num_heads, hidden_size=hidden, opt_level=0,
-                optimization_options=FusionOptions("bert"),
-            )  # fmt: skip
-            model.save_model_to_file(str(ready), use_external_data_format=fp32.stat().st_size > 1 << 30)
-        ranges = measure_ranges(ready if fuse else fp32, samples=samples)
-        graph = onnx.load(str(ready if fuse else fp32))
-        float32 = split_products(graph.graph, ranges)
-        by_instance(graph.graph)
-        save_graph(graph, ready)
-        quantize_dynamic(
-            str(ready),
-            str(int8),
-            per_channel=True,
-            reduce_range=not cpu_has_vnni(),
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=float32,
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-        fix_ranges(int8, ranges)
-
-
-ASIDE = 4  # channels
-NOISY, TOO_NOISY = 0.035, 0.05  # `_Range.noise`
-
-
-def split_products(graph: Any, ranges: dict[str, _Range]) -> list[str]:
-    """Take the `ASIDE` largest channels of noisy inputs into products of their own, in place, in `ranges` too.
-
-    One channel of a layer's input is often so large (65 where the others end at 5, for E5-small) that one 8-bit scale
-    for all drowns the rest. The 8-bit product clips it and has zeros for its weights. Returns the names of what stays
-    float32: the small products, and those whose inputs are too noisy even so.
-    """
-    weights = {weight.name: weight for weight in graph.initializer if len(weight.dims) == 2}
-    readers = Counter(name for node in graph.node for name in node.input)
-    products: dict[str, list[Any]] = {}
-    fused, float32, added = set(), [], {}
+    weights = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    uses = Counter(name for node in graph.node for name in node.input)
+    readers: dict[str, list[Any]] = {}
     for node in graph.node:
-        if len(node.input) < 2 or node.input[1] not in weights:
-            continue
-        if node.op_type == "MatMul":
-            products.setdefault(node.input[0], []).append(node)
-        else:
-            fused.add(node.input[0])
-    for name, nodes in products.items():
-        given = ranges.get(name)
-        if given is None:
-            continue
-        largest = np.sort(np.argsort(np.maximum(-given.low, given.high), kind="stable")[-ASIDE:])
-        rest = given.without(largest)
-        if (noise := given.noise(rest)) <= NOISY:
-            continue
-        if rest.noise(rest) <= TOO_NOISY and name not in fused and all(readers[node.input[1]] == 1 for node in nodes):
-            ranges[name] = rest
-            for node in nodes:
-                added[node.name] = _split(graph, node, weights[node.input[1]], largest)
-                float32 += [new.name for new in added[node.name]]
-        elif noise > TOO_NOISY:
-            float32 += [node.name for node in nodes]
-    nodes = [new for node in graph.node for new in (node, *added.get(node.name, ()))]
-    del graph.node[:]
+        if node.op_type == "MatMul" and node.input[1] in weights and node.input[0] in ranges:
+            readers.setdefault(node.input[0], []).append(node)
+    before: dict[str, list[Any]] = {}
+    for name, nodes in readers.items():
+        own = all(uses[node.input[1]] == 1 for node in nodes)  # a layer that is used again has one set of weights
+        before |= _eight_bits(graph, ranges[name], nodes, weights, even=own, seven_bits=seven_bits)
+    nodes = []
+    for node in graph.node:
+        nodes += [*before.get(node.output[0], ()), node]
+        if node.op_type == "Gather" and node.input[0] in weights and weights[node.input[0]].dims[0] >= SMALLEST:
+            nodes.append(_table(graph, node, weights[node.input[0]], seven_bits=seven_bits))
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    return float32
+    graph.initializer.extend(kept)
 
 
-def _split(graph: Any, node: Any, weight: Any, channels: NDArray[np.int64]) -> list[Any]:
-    """The nodes that add what these channels of its input give to what the product gives without them."""
+def _eight_bits(
+    graph: Any, given: _Range, products: Sequence[Any], weights: Mapping[str, Any], *, even: bool, seven_bits: bool
+) -> dict[str, list[Any]]:
+    """The nodes to put before each of the products of one input, by the product's output; none where it is too noisy.
+
+    even: loud channels are turned down.
+    """
     from onnx import helper, numpy_helper
 
-    matrix, out = numpy_helper.to_array(weight).copy(), node.output[0]
-    few, places = f"{weight.name}.few", f"{weight.name}.channels"
-    graph.initializer.append(numpy_helper.from_array(matrix[channels], few))
-    graph.initializer.append(numpy_helper.from_array(channels, places))
-    matrix[channels] = 0
-    weight.CopyFrom(numpy_helper.from_array(matrix, weight.name))
-    node.output[0] = f"{out}.many"
-    return [
-        helper.make_node("Gather", [node.input[0], places], [f"{out}.inputs"], f"{node.name}.gather", axis=-1),
-        helper.make_node("MatMul", [f"{out}.inputs", few], [f"{out}.few"], f"{node.name}.few"),
-        helper.make_node("Add", [f"{out}.many", f"{out}.few"], [out], f"{node.name}.add"),
-    ]
+    name, levels = products[0].input[0], 63 if seven_bits else 127
+    matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in products]
+    together = np.concatenate(matrices, axis=1)
+    by = given.evened(together, levels) if even else np.ones_like(given.low)
+    if given.noise(together, by, levels) > TOO_NOISY:
+        return {}
+    first, source = [], name
+    if not (by == 1).all():
+        source = f"{name}.evened"
+        first.append(helper.make_node("Mul", [name, _keep(graph, f"{name}.even", by)], [source]))
+    ends = [_keep(graph, f"{name}.{end}", part) for end, part in zip(ENDS[1:], given.affine(by), strict=True)]
+    first.append(helper.make_node("QuantizeLinear", [source, *ends], [f"{name}.8"]))
+    first.append(helper.make_node("DequantizeLinear", [f"{name}.8", *ends], [f"{name}.rounded"]))
+    before = {}
+    for node, matrix in zip(products, matrices, strict=True):
+        out, parts = node.output[0], per_column(matrix / by[:, None], seven_bits=seven_bits)
+        stored = [_keep(graph, f"{out}.{end}", part) for end, part in zip(ENDS, parts, strict=True)]
+        before[out] = [*first, helper.make_node("DequantizeLinear", stored, [f"{out}.weight"], axis=1)]
+        node.input[:], first = [f"{name}.rounded", f"{out}.weight"], []
+    return before
+
+
+ENDS = ("8", "scale", "zero")
+"""What the tensors of 8-bit values are called, after what they are the values of."""
+
+
+def _table(graph: Any, lookup: Any, table: Any, *, seven_bits: bool) -> Any:
+    """The node that makes numbers of what the lookup, changed in place, finds in the table of 8 bits."""
+    from onnx import helper, numpy_helper
+
+    out, parts = lookup.output[0], per_tensor(numpy_helper.to_array(table), seven_bits=seven_bits)
+    stored = [_keep(graph, f"{out}.{end}", part) for end, part in zip(ENDS, parts, strict=True)]
+    lookup.input[0], lookup.output[0] = stored[0], f"{out}.levels"
+    return helper.make_node("DequantizeLinear", [f"{out}.levels", *stored[1:]], [out])
+
+
+def _keep(graph: Any, name: str, values: NDArray[Any]) -> str:
+    from onnx import numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return name
+
+
+def per_column(values: NDArray[np.float32], *, seven_bits: bool) -> tuple[NDArray[Any], ...]:
+    """A matrix in signed levels with a scale for each column, and the zero points (all 0)."""
+    largest = np.abs(values).max(axis=0).astype(np.float64)
+    scale = np.where(largest > 0, 2 * largest / (128 if seven_bits else 254), 1.0).astype(np.float32)
+    levels = np.rint(values / scale).clip(-128, 127).astype(np.int8)
+    return levels, scale, np.zeros(len(scale), np.int8)
+
+
+def per_tensor(values: NDArray[np.float32], *, seven_bits: bool) -> tuple[NDArray[Any], ...]:
+    """A table in unsigned levels with one scale and one zero point."""
+    low, high = min(values.min(), np.float32(0)), max(values.max(), np.float32(0))
+    wide = (np.float64(high) - np.float64(low)) / (127 if seven_bits else 255)
+    scale, zero = np.asarray(wide, np.float32), np.rint(-low / wide)
+    levels = values / scale  # in place from here: the table of words has 96 million values
+    np.rint(levels, out=levels)
+    levels += np.float32(zero)
+    levels.clip(0, 255, out=levels)
+    return levels.astype(np.uint8), scale, np.asarray(zero, np.uint8)
 
 
 def by_instance(graph: Any) -> None:
-    """Let `InstanceNormalization` do what layer normalisation does, in place: it is vectorised, the other is not.
+    """Let `InstanceNormalization` do what layer normalisation does, in place: onnxruntime vectorises it.
 
     Each token's row (n, 1, width) is an instance with one channel; weight and bias follow as products and sums of rows.
     """
@@ -354,27 +369,20 @@ def by_instance(graph: Any) -> None:
     nodes: list[Any] = []
     for node in graph.node:
         facts = {fact.name: helper.get_attribute_value(fact) for fact in node.attribute}
-        skips = node.op_type == "SkipLayerNormalization"
-        given = [*node.input, "", "", ""]
-        addends, (scale, bias) = ([given[4], given[1]], given[2:4]) if skips else ([], given[1:3])
-        usual = skips or (node.op_type == "LayerNormalization" and facts.get("axis", -1) == -1)
-        if not usual or scale not in weights or len(weights[scale].dims) != 1 or any(node.output[1:]):
+        rows, scale, bias = [*node.input, "", "", ""][:3]
+        usual = node.op_type == "LayerNormalization" and facts.get("axis", -1) == -1 and not any(node.output[1:])
+        if not usual or scale not in weights or len(weights[scale].dims) != 1:
             nodes.append(node)
             continue
-        rows, out = node.input[0], node.output[0]
-        for at, addend in enumerate(filter(None, addends)):
-            nodes.append(helper.make_node("Add", [rows, addend], [f"{out}.sum{at}"]))
-            rows = nodes[-1].output[0]
+        out = node.output[0]
         shape = numpy_helper.from_array(np.array([-1, 1, weights[scale].dims[0]]), f"{out}.rows")
         ends = [numpy_helper.from_array(np.full(1, value, np.float32), f"{out}.{value}") for value in (1, 0)]
         graph.initializer.extend([shape, *ends])
         made = [f"{out}.flat", f"{out}.normal", f"{out}.shape", f"{out}.folded", f"{out}.scaled" if bias else out]
-        epsilon = facts.get("epsilon", 1e-12 if skips else 1e-5)
+        ones = [made[0], *(end.name for end in ends)]
         nodes += [
             helper.make_node("Reshape", [rows, shape.name], made[:1]),
-            helper.make_node(
-                "InstanceNormalization", [made[0], *(end.name for end in ends)], made[1:2], epsilon=epsilon
-            ),
+            helper.make_node("InstanceNormalization", ones, made[1:2], epsilon=facts.get("epsilon", 1e-5)),
             helper.make_node("Shape", [rows], made[2:3]),
             helper.make_node("Reshape", made[1:3], made[3:4]),
             helper.make_node("Mul", [made[3], scale], made[4:]),
@@ -382,17 +390,6 @@ def by_instance(graph: Any) -> None:
         ]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-@contextmanager
-def _quiet_root_logger() -> Iterator[None]:
-    """Silence warnings: onnxruntime's quantiser gives advice on the root logger that does not apply here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def tokens_first(graph: Path) -> None:

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.export.quantise import ENDS, per_column, per_tensor
 from xqg_vdb.export.starter_generator import packaged
 from xqg_vdb.files import new_folder, sha256_of
+from xqg_vdb.fusion import unit_rows
 from xqg_vdb.models.engine import cpu_has_vnni
 from xqg_vdb.models.folder import GRAPH
 from xqg_vdb.texts.languages import question_bank
@@ -327,7 +329,7 @@ def build_filled_starter(out: Path) -> Path:
 def stored_rows() -> tuple[Vectors, Vectors]:
     """What the original gives for `parity_texts`, rounded to 8 bits a value; the parity gate's reference."""
     with np.load(TEMPLATE) as data:
-        rows, questions = data["rows"].astype(np.float32), len(question_bank(romanised=False))
+        rows, questions = unit_rows(data["rows"].astype(np.float32)), len(question_bank(romanised=False))
     return rows[:questions], rows[questions:]
 
 
@@ -348,24 +350,17 @@ def fill_template(weights: _WeightFile, target: Path, *, seven_bits: bool) -> No
     for name, tensor in tensors.items():
         if not tensor.doc_string:
             continue
-        parts = [_tensor(weights, stored_as, shapes[stored_as]) for stored_as in tensor.doc_string.split()]
-        values = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        stored_as, _, even = tensor.doc_string.partition(" / ")
+        values = _tensor(weights, stored_as, shapes[stored_as])
         tensor.ClearField("doc_string")
-        stem = name.removesuffix("_quantized").removesuffix(".few")
-        if f"{stem}.channels" in tensors:
-            channels = onnx.numpy_helper.to_array(tensors[f"{stem}.channels"])
-            few, values = values[channels], values.copy()
-            values[channels] = 0
-        if name.endswith(".few"):
-            values = few
+        if even:
+            values = values / onnx.numpy_helper.to_array(tensors[even])[:, None]
         if tensor.data_type == onnx.TensorProto.FLOAT:
             tensor.raw_data = values.tobytes()
             continue
         quantise = per_column if tensor.data_type == onnx.TensorProto.INT8 else per_tensor
-        levels, scale, zero = quantise(values, seven_bits=seven_bits)
-        tensor.raw_data = levels.tobytes()
-        tensors[f"{stem}_scale"].float_data.extend(scale.ravel().tolist())
-        tensors[f"{stem}_zero_point"].int32_data.extend(zero.ravel().tolist())
+        for end, part in zip(ENDS, quantise(values, seven_bits=seven_bits), strict=True):
+            tensors[f"{name.removesuffix('.8')}.{end}"].raw_data = part.tobytes()
     onnx.save(model, str(target))
 
 
@@ -374,30 +369,3 @@ def _tensor(weights: _WeightFile, stored_as: str, shape: tuple[int, ...]) -> NDA
     is_q4, _, raw = weights.tensors[stored_as]
     values = (dequantise(raw) if is_q4 else np.frombuffer(raw, "<f4").astype(np.float32)).reshape(shape)
     return values.T if values.ndim == 2 and not stored_as.startswith("emb.") else values
-
-
-# The arithmetic of onnxruntime.quantization, whose results these equal bit for bit (a test compares).
-
-
-def per_column(
-    values: NDArray[np.float32], *, seven_bits: bool
-) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
-    """A matrix in signed levels with a scale for each column, and the zero points (all 0)."""
-    largest = np.abs(values).max(axis=0).astype(np.float64)
-    scale = np.where(largest > 0, 2 * largest / (128 if seven_bits else 254), 1.0).astype(np.float32)
-    levels = np.rint(values / scale).clip(-128, 127).astype(np.int8)
-    return levels, scale, np.zeros(len(scale), np.int8)
-
-
-def per_tensor(
-    values: NDArray[np.float32], *, seven_bits: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
-    """A table in unsigned levels with one scale and one zero point."""
-    low, high = min(values.min(), np.float32(0)), max(values.max(), np.float32(0))
-    wide = (np.float64(high) - np.float64(low)) / (127 if seven_bits else 255)
-    scale, zero = np.asarray(wide, np.float32), np.rint(-low / wide)
-    levels = values / scale  # in place from here: the table of words has 96 million values
-    np.rint(levels, out=levels)
-    levels += np.float32(zero)
-    levels.clip(0, 255, out=levels)
-    return levels.astype(np.uint8), scale, np.asarray(zero, np.uint8)

@@ -62,6 +62,8 @@ def open_encoder_graph(
         session = open_session(path, threads=inside, provider=provider, saturates=saturates)
         output = session.get_outputs()[0].name
         return frozenset(node.name for node in session.get_inputs()), lambda feeds: session.run([output], feeds)[0]
+    if saturates:
+        raise ModelError(f"{path} has 8-bit weights for a CPU with VNNI: export again here, or use engine onnxruntime.")
     model, process, mine = _compile(path, engine, threads), os.getpid(), threading.local()
 
     def run(feeds: Mapping[str, Any]) -> Vectors:
@@ -86,7 +88,7 @@ def _compile(path: Path, engine: Engine, threads: int) -> Any:
         return core.compile_model(str(path), "CPU", hints)
     except Exception as error:  # RuntimeError, and what its parser raises
         reason = " ".join(str(error).split())[-160:]
-        raise ModelError(f"OpenVINO cannot load {path}: it runs exports of --precision fp32 (…{reason}).") from error
+        raise ModelError(f"OpenVINO cannot load {path}; export the model again (…{reason}).") from error
 
 
 @cache
