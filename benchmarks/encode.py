@@ -5,9 +5,10 @@
 
 Contenders, in one run, repeats interleaved, medians: `Encoder` on the int8 and the fp32 export; a plain loop that
 sorts by length and feeds onnxruntime batches of 32; fastembed's own pipeline on the very same two graphs;
-sentence-transformers (torch) on the checkpoint; `Encoder` with every other engine that is installed. Every contender's
-vectors are compared with those of sentence-transformers, so nobody wins by doing less, and each engine's passages are
-searched with the fp32 export's questions: may they share a collection?
+sentence-transformers (torch) on the checkpoint; `Encoder` with every other engine that is installed; and, where
+optimum-intel and nncf are, sentence-transformers' OpenVINO backend as it is and in its int8. Every contender's vectors
+are compared with those of sentence-transformers, so nobody wins by doing less, and each engine's passages are searched
+with the fp32 export's questions: may they share a collection?
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -30,6 +33,7 @@ from xqg_vdb.evaluate.datasets import data_folder
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.export.checkpoints import STARTER_ENCODER
 from xqg_vdb.export.encoder import export_encoder
+from xqg_vdb.export.gate import parity_texts
 from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
 from xqg_vdb.generate.output import versions
 from xqg_vdb.models.engine import cpu_has_vnni, engines
@@ -123,9 +127,13 @@ def build(scratch: Path, threads: int) -> dict[str, Contender]:
         contenders[f"xqg-vdb {precision}"] = Encoder(folder, threads=threads).encode_passages
         contenders[f"sorted onnxruntime loop {precision}"] = sorted_loop(folder, threads)
         contenders[f"fastembed {precision}"] = fastembed(folder, checkpoint, scratch / precision, threads)
-    for engine in engines()[1:]:
-        contenders[f"xqg-vdb fp32 {engine}"] = Encoder(folder, engine=engine, threads=threads).encode_passages
+        for engine in engines()[1:]:
+            contenders[f"xqg-vdb {precision} {engine}"] = Encoder(
+                folder, engine=engine, threads=threads
+            ).encode_passages
     contenders["sentence-transformers"] = sentence_transformers(checkpoint, threads)
+    if find_spec("optimum") and find_spec("nncf") and find_spec("openvino"):
+        contenders |= sentence_transformers_openvino(checkpoint, threads)
     return contenders
 
 
@@ -184,6 +192,32 @@ def sentence_transformers(checkpoint: Path, threads: int) -> Contender:
     torch.set_num_threads(threads)
     model = SentenceTransformer(str(checkpoint), device="cpu")
     return lambda texts: model.encode([PREFIX + text for text in texts], prompt="", show_progress_bar=False)
+
+
+def sentence_transformers_openvino(checkpoint: Path, threads: int) -> dict[str, Contender]:
+    """Its OpenVINO backend: as it is (bf16 where the CPU has it), and in the int8 of optimum-intel.
+
+    The latter is what `export_static_quantized_openvino_model` does, with the texts of our own gate to calibrate on.
+    """
+    import nncf
+    from optimum.intel.openvino import OVConfig, OVQuantizationConfig, OVQuantizer
+    from sentence_transformers import SentenceTransformer
+
+    def opened(file: str | None) -> Any:
+        told = {"ov_config": {"INFERENCE_NUM_THREADS": threads}} | ({"file_name": file} if file else {})
+        return SentenceTransformer(str(checkpoint), device="cpu", backend="openvino", model_kwargs=told)
+
+    def encode(model: Any) -> Contender:
+        return lambda texts: model.encode([PREFIX + text for text in texts], prompt="", show_progress_bar=False)
+
+    plain = opened(None)
+    questions, passages = parity_texts()
+    feeds = [dict(plain.tokenizer([text], return_tensors="np", truncation=True)) for text in [*questions, *passages]]
+    quantizer = OVQuantizer.from_pretrained(plain[0].auto_model)
+    config = OVConfig(quantization_config=OVQuantizationConfig(num_samples=len(feeds)))
+    quantizer.quantize(nncf.Dataset(feeds), save_directory=checkpoint / "int8", ov_config=config)
+    plain = opened(None)
+    return {"sent.-tr. openvino": encode(plain), "sent.-tr. openvino int8": encode(opened("int8/openvino_model.xml"))}
 
 
 def processor() -> str:

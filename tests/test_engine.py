@@ -96,6 +96,35 @@ def test_openvino_gives_the_rows_of_onnxruntime(model, name, differs):
 
 
 @OPENVINO
+@pytest.mark.parametrize("name", ["openvino", "openvino-bf16"])
+def test_openvino_gives_the_8_bit_rows_of_onnxruntime(tmp_path, name):
+    if name not in engines():
+        pytest.skip("this CPU computes nothing in bf16")
+    onnx = pytest.importorskip("onnx")
+    from xqg_vdb.export.quantise import quantize_int8
+
+    folder = write_tiny_encoder(tmp_path / "model")
+    samples = [np.array([[0, word, 2]], np.int64) for word in range(3, 47)]  # not `nan`
+    quantize_int8(folder / "model.onnx", folder / "model.onnx", samples=samples)
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(str(folder / "model.onnx")).graph.node}
+    write_manifest(folder, {**json.loads((folder / MANIFEST).read_text()), "precision": "int8"})
+    with Encoder(folder, threads=2) as ours, Encoder(folder, engine=name, threads=2, batch_tokens=64) as theirs:
+        rows = theirs.encode_passages(TEXTS)
+        np.testing.assert_allclose(rows, ours.encode_passages(TEXTS), atol=0.02 if "bf16" in name else 1e-5)
+        np.testing.assert_array_equal(theirs.encode_passages(TEXTS[::-1])[::-1], rows)
+
+
+@OPENVINO
+def test_openvino_refuses_8_bit_weights_that_would_overflow(tmp_path, monkeypatch):
+    folder = write_tiny_encoder(tmp_path / "model")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    write_manifest(folder, {**manifest, "precision": "int8", "machine": {"vnni": True}})
+    monkeypatch.setattr(encoders, "cpu_has_vnni", lambda: False)
+    with pytest.raises(ModelError, match="for a CPU with VNNI: export again here, or use engine onnxruntime"):
+        Encoder(folder, engine="openvino")
+
+
+@OPENVINO
 def test_openvino_keeps_no_client_id_and_asks_no_host(tmp_path, model):
     refuse = "import sys\nsys.addaudithook(lambda event, _: event.startswith('socket.') and sys.exit(event))\n"
     code = refuse + WORK.replace("Path(sys.argv[1])", "Path(sys.argv[1]), engine='openvino'")
@@ -126,7 +155,7 @@ def test_openvino_names_a_graph_that_it_cannot_run(tmp_path):
     graph.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     onnx.save(graph, str(folder / "model.onnx"))
     write_manifest(folder, {**json.loads((folder / MANIFEST).read_text()), "precision": "int8"})
-    with pytest.raises(ModelError, match=r"OpenVINO cannot load .*model\.onnx: it runs exports of --precision fp32"):
+    with pytest.raises(ModelError, match=r"OpenVINO cannot load .*model\.onnx; export the model again.*QAttention"):
         Encoder(folder, engine="openvino")
 
 

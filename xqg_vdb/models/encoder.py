@@ -57,7 +57,7 @@ class Encoder:
 
     model: a model folder, a hub id, or `starter`; what has a name is exported when it is first used, which needs the
     extra `export` (and `starter`) and a minute or two.
-    engine: what runs the graph; those of OpenVINO need the extra `openvino` and an export of `--precision fp32`.
+    engine: what runs the graph; those of OpenVINO need the extra `openvino`.
     threads: CPU threads, default all that this process may use.
     provider: an onnxruntime execution provider, as named by `onnxruntime.get_available_providers()`.
     calibration: λ for `encode_queries`; None takes what `export` measured for this encoder, 0 switches it
