@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from xqg_vdb import Encoder
 from xqg_vdb.files import bytes_on_disk
 from xqg_vdb.index.load import LoadOptions, load
@@ -45,15 +47,16 @@ def sample(passages: int, each: int) -> tuple[list[Passage], list[GeneratedQueri
     return corpus, [GeneratedQueries(new, texts[old]) for new, old in whose.items() if old in asked]
 
 
-def loaded(corpus: list[Passage], queries: list[GeneratedQueries], encoder: Any) -> tuple[float, int, float]:
-    """Seconds to encode, bytes of the build, seconds to fuse, write and index."""
+def loaded(corpus: list[Passage], queries: list[GeneratedQueries], encoder: Any) -> tuple[float, int, float, int]:
+    """Seconds to encode, bytes of the build, seconds to fuse, write and index, bytes of all payloads as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         store = EmbeddedStore(Path(folder, "store"))
         build = Path(folder, "build")
         options = LoadOptions(build=build, default_lang="en")
         report = load(corpus, "scale", encoder=encoder, queries=queries, store=store, options=options).report
+        payloads = sum(len(orjson.dumps(point.payload)) for point in store.scroll("scale"))
         store.close()
-        return report.seconds["encode"], bytes_on_disk(build), report.seconds["write"]
+        return report.seconds["encode"], bytes_on_disk(build), report.seconds["write"], payloads
 
 
 def own_memory(pids: Iterable[int]) -> list[float]:
@@ -119,21 +122,28 @@ def main() -> None:
     passage = per_text(encoder, [row.title_and_text for row in corpus[:128]], queries=False)
     query = per_text(encoder, asked[:512], queries=True)
     stub = HashEncoder(dim=encoder.facts.dim)  # bytes do not depend on the model
-    _, plain, _ = loaded(corpus, [], stub)
-    _, folded, write = loaded(corpus, queries, stub)
+    _, plain, _, _ = loaded(corpus, [], stub)
+    _, folded, write, payloads = loaded(corpus, queries, stub)
     langs = len(LANGS)
     each = plain / len(corpus), (folded - plain) / len(corpus) / langs
     print(f"\none core: {1 / passage:.1f} passages/s, {1 / query:.1f} queries/s; build {each[0]:,.0f} bytes a passage")
     print(
         f"and {each[1]:,.0f} for each language of queries; fuse, write, index: {len(corpus) / write:,.0f} passages/s\n"
     )
-    print("| passages | queries each | core-hours to encode | cost | build on disk | vectors in memory |")
-    print("|---|---|---|---|---|---|")
+    point = 4 * encoder.facts.dim + payloads / len(corpus)
+    words = sum(len(text.encode()) for text in asked) / len(asked)
+    print(
+        "| passages | queries each | core-hours to encode | cost | build on disk | to and from workers | to Qdrant |",
+        end="",
+    )
+    print(" vectors in memory |\n|---|---|---|---|---|---|---|---|")
     for rows in (1_000_000, 18_000_000, 1_000_000_000):
         for count, kinds in ((0, 0), (6, 2), (35, 7)):
             hours = rows * (passage + count * query) / HOUR
             disk, held = rows * (each[0] + kinds * each[1]) / GIB, rows * encoder.facts.dim * 4 * 1.5 / GIB
-            told = f"{hours:,.0f} | {hours * arguments.price:,.0f} | {disk:,.0f} GiB | {held:,.0f} GiB"
+            sent = disk + rows * (point - 4 * encoder.facts.dim + count * words) / GIB  # rows come back, texts went out
+            told = f"{hours:,.0f} | {hours * arguments.price:,.0f} | {disk:,.0f} GiB"
+            told += f" | {sent:,.0f} GiB | {rows * point / GIB:,.0f} GiB | {held:,.0f} GiB"
             print(f"| {rows:,} | {count} in {kinds} languages | {told} |")
 
 
