@@ -158,14 +158,16 @@ def changes(
                 qid, row["group"], row["text"], row["relevant text"], float(row[columns[0]]), float(other[columns[1]]),
                 row[f"{before} | found text"], other[f"{after} | found text"],
             ))  # fmt: skip
-    found.sort(key=lambda one: crc32(one.text.encode("utf-8", "replace")))  # not one passage's questions in a row
+    found.sort(key=lambda change: crc32(change.text.encode("utf-8", "replace")))  # not one passage's questions in a row
     turns, order = Counter[tuple[float, str]](), {}
-    for one in found:
-        size = one.after - one.before
-        turns[size, one.group] += 1
-        order[one.question] = (-abs(size), turns[size, one.group])
-    found.sort(key=lambda one: order[one.question])
-    return tuple(one for one in found if one.after > one.before), tuple(one for one in found if one.after < one.before)
+    for change in found:
+        size = change.after - change.before
+        turns[size, change.group] += 1
+        order[change.question] = (-abs(size), turns[size, change.group])
+    found.sort(key=lambda change: order[change.question])
+    return tuple(change for change in found if change.after > change.before), tuple(
+        change for change in found if change.after < change.before
+    )
 
 
 def write_changes(path: Path, diffs: Iterable[Compared]) -> None:

@@ -86,10 +86,10 @@ _ROW = 17.0
 
 def difference_panels(compared: Sequence[Compared]) -> list[str]:
     """Return one panel a comparison, all on one scale that holds zero."""
-    ends = [end for one in compared for d in _rows(one).values() for end in (d.difference, *(d.interval or ()))]
+    ends = [end for each in compared for d in _rows(each).values() for end in (d.difference, *(d.interval or ()))]
     across = scale(min([0.0, *ends]), max([0.0, *ends]), _NAMES, _DOTS)
     ticks = round_ticks(min([0.0, *ends]), max([0.0, *ends]), most=4)
-    return [_panel(one, across, ticks) for one in compared]
+    return [_panel(each, across, ticks) for each in compared]
 
 
 def _rows(compared: Compared) -> dict[str, Difference]:
@@ -105,31 +105,31 @@ def _panel(compared: Compared, across: Callable[[float], float], ticks: Sequence
     for tick in dict.fromkeys((0.0, *ticks)):
         shapes.append(_line(across(tick), top, across(tick), bottom, "grid" if tick else "zero"))
         shapes.append(_text(across(tick), bottom + 14, signed(tick) if tick else "0", "soft", "middle"))
-    for place, (name, one) in enumerate(rows.items()):
+    for place, (name, gap) in enumerate(rows.items()):
         middle = top + _ROW * (place + 0.5)
-        tip = f"{labels[name]}: {_said(one)}, n = {one.n}"
+        tip = f"{labels[name]}: {_said(gap)}, n = {gap.n}"
         shapes.append(_text(0, middle + 3.5, cut(labels[name], 19), "value" if place else "name", tip=labels[name]))
-        if one.interval is not None:
-            low, high = (across(end) for end in one.interval)
+        if gap.interval is not None:
+            low, high = (across(end) for end in gap.interval)
             shapes.append(_line(low, middle, high, middle, "whisker"))
         css = (
             "unsure"
-            if not tables.stars(tables.corrected(one))
+            if not tables.stars(tables.corrected(gap))
             else "better"
-            if tables.gain(one, compared.metric) > 0
+            if tables.gain(gap, compared.metric) > 0
             else "worse"
         )
-        dot = f'cx="{across(one.difference):.1f}" cy="{middle:.1f}" r="{3.6 if place else 4.8}"'
+        dot = f'cx="{across(gap.difference):.1f}" cy="{middle:.1f}" r="{3.6 if place else 4.8}"'
         shapes.append(f'<circle class="{css}" {dot}><title>{_safe(tip)}</title></circle>')
-        shapes.append(_text(_DOTS_WIDTH, middle + 3.5, signed(one.difference), "value", "end"))
-    said = "; ".join(f"{labels[name]} {_said(one)}" for name, one in rows.items())
+        shapes.append(_text(_DOTS_WIDTH, middle + 3.5, signed(gap.difference), "value", "end"))
+    said = "; ".join(f"{labels[name]} {_said(gap)}" for name, gap in rows.items())
     return _figure(f"{title}: difference in {compared.metric}", said, (_DOTS_WIDTH, bottom + 20), shapes)
 
 
-def _said(one: Difference) -> str:
-    sure = "sure" if tables.stars(tables.corrected(one)) else "not sure"
-    ends = "" if one.interval is None else f" ({tables.interval(one.interval, sign=True)})"
-    return f"{signed(one.difference)}{ends}, {sure}"
+def _said(gap: Difference) -> str:
+    sure = "sure" if tables.stars(tables.corrected(gap)) else "not sure"
+    ends = "" if gap.interval is None else f" ({tables.interval(gap.interval, sign=True)})"
+    return f"{signed(gap.difference)}{ends}, {sure}"
 
 
 # Curves over a parameter: α, λ, number of queries.
@@ -140,7 +140,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 330.0, 12.0, 220.0
 
 def curve_figure(sweeps: Sequence[Sweep], *, keys: Mapping[str, int]) -> str:
     """Draw sweeps with numbers for x: one thick line a system, and each group thin when there is one system only."""
-    lines = {one.system: _ordered([(point.x, point.value) for point in one.points]) for one in sweeps}
+    lines = {sweep.system: _ordered([(point.x, point.value) for point in sweep.points]) for sweep in sweeps}
     names = dict.fromkeys(name for point in sweeps[0].points for name in point.groups) if len(sweeps) == 1 else ()
     thin = {name: _ordered((p.x, p.groups[name]) for p in sweeps[0].points if name in p.groups) for name in names}
     xs, ys = zip(*(place for line in (*lines.values(), *thin.values()) for place in line), strict=True)
@@ -170,7 +170,7 @@ def curve_figure(sweeps: Sequence[Sweep], *, keys: Mapping[str, int]) -> str:
             shapes.append(f'<circle class="dot {css}" {place}><title>{tip}</title></circle>')
         shapes.append(_line(_RIGHT + 1, up(line[-1][1]), _RIGHT + 7, label, "lead"))
         shapes.append(_text(_RIGHT + 9, label + 3.5, str(keys[system]), "key", tip=system))
-    said = "; ".join(f"{one.system}: {_course(one)}" for one in sweeps)
+    said = "; ".join(f"{sweep.system}: {_course(sweep)}" for sweep in sweeps)
     return _figure(f"{sweeps[0].metric} over {sweeps[0].parameter}", said, (CURVES_WIDTH, _HEIGHT), shapes)
 
 

@@ -48,7 +48,7 @@ def outline(report: Report) -> Iterator[_Block]:
         yield "drawings", [_drawing(group, keys=keys) for group in _together(report.sweeps)]
     if report.heatmaps:
         yield "part", "Language of the question and of the passages"
-        yield from (("folded", tables.heat_table(one)) for one in report.heatmaps if one.columns)
+        yield from (("folded", tables.heat_table(grid)) for grid in report.heatmaps if grid.columns)
     yield from _provenance(report)
     if report.notes:
         yield "part", "Notes"
@@ -60,8 +60,8 @@ def title(report: Report) -> str:
     found = measured(report)
     if not found:
         return report.suite
-    against = [one for dataset, metrics in found for one in against_baseline(report, dataset, metrics[0])]
-    baselines, systems = {one.baseline for one in against}, {one.system for one in against}
+    against = [compared for dataset, metrics in found for compared in against_baseline(report, dataset, metrics[0])]
+    baselines, systems = {compared.baseline for compared in against}, {compared.system for compared in against}
     what = systems.pop() if len(systems) == 1 else f"{len(systems or {one.system for one in report.results})} systems"
     what += f" against {baselines.pop()}" if len(baselines) == 1 else ""
     names, groups = [dataset for dataset, _ in found], tables.groups_of(report.results)
@@ -95,7 +95,7 @@ def _verdicts(report: Report) -> Iterator[_Block]:
             " where that still holds after a correction for the number of languages or groups (Holm)."
         ),
     )
-    names = "\n".join(one.system for one in report.results)
+    names = "\n".join(result.system for result in report.results)
     words = [(word, said) for word, (kind, said) in _words()["systems"].items() if re.search(kind, names)]
     if words:
         yield "terms", words
@@ -153,16 +153,16 @@ def _metric(report: Report, dataset: str, metric: str, *, first: bool) -> Iterat
     if len(table.rows) > len(against):
         yield "heading", "All comparisons"
         yield "table", table
-    yield from (("folded", tables.difference_table(one)) for one in tables.comparisons_of(report, dataset, metric))
+    yield from (("folded", tables.difference_table(pair)) for pair in tables.comparisons_of(report, dataset, metric))
 
 
 def _changes(report: Report, dataset: str) -> Iterator[_Block]:
     """Questions won and lost; reports of before they were kept have none."""
-    changed = [one for one in report.comparisons if one.dataset == dataset and (one.won or one.lost)]
+    changed = [pair for pair in report.comparisons if pair.dataset == dataset and (pair.won or pair.lost)]
     if changed:
         yield "metric", "Questions won and lost"
-    for place, one in enumerate(changed):
-        for table in (tables.changes_table(one, what) for what in ("won", "lost") if getattr(one, what)):
+    for place, compared in enumerate(changed):
+        for table in (tables.changes_table(compared, what) for what in ("won", "lost") if getattr(compared, what)):
             yield from [("folded", table)] if place else [("heading", table.title), ("table", table)]
 
 
@@ -178,20 +178,20 @@ def system_keys(report: Report) -> dict[str, int]:
 def _together(sweeps: Sequence[Sweep]) -> list[list[Sweep]]:
     """Sweeps of the same dataset, metric and parameter share a figure; those over words have none and stand alone."""
     groups: dict[tuple[object, ...], list[Sweep]] = {}
-    for place, one in enumerate(sweeps):
-        alone = place if any(isinstance(point.x, str) for point in one.points) else None
-        if one.points:
-            groups.setdefault((one.dataset, one.metric, one.parameter, alone), []).append(one)
+    for place, sweep in enumerate(sweeps):
+        alone = place if any(isinstance(point.x, str) for point in sweep.points) else None
+        if sweep.points:
+            groups.setdefault((sweep.dataset, sweep.metric, sweep.parameter, alone), []).append(sweep)
     return list(groups.values())
 
 
 def _drawing(group: Sequence[Sweep], *, keys: Mapping[str, int]) -> dict[str, Any]:
     """A caption, a note, a figure ("" where the tables say it all) with its legend, and the tables."""
-    first, numbers = group[0], [tables.sweep_table(one) for one in group]
+    first, numbers = group[0], [tables.sweep_table(sweep) for sweep in group]
     if any(isinstance(point.x, str) for point in first.points):
         caption = f"{first.dataset}: {first.system}, {first.metric} with one part left out"
         return {"caption": caption, "note": "", "figure": "", "legend": [], "tables": numbers}
-    best = [(one.system, best_point(one)) for one in group]
+    best = [(sweep.system, best_point(sweep)) for sweep in group]
     said = "; ".join(f"{name} {share(point.value)} at {tables.number(point.x)}" for name, point in best)
     note = f"Highest on these questions: {said}."
     if len(group) == 1 and any(point.groups for point in first.points):
@@ -200,7 +200,7 @@ def _drawing(group: Sequence[Sweep], *, keys: Mapping[str, int]) -> dict[str, An
         "caption": f"{first.dataset}: {first.metric} over {tables.parameter_name(first)}",
         "note": note,
         "figure": curve_figure(group, keys=keys),
-        "legend": [(keys[name], colour(keys[name]), name) for name in dict.fromkeys(one.system for one in group)],
+        "legend": [(keys[name], colour(keys[name]), name) for name in dict.fromkeys(sweep.system for sweep in group)],
         "tables": numbers,
     }
 

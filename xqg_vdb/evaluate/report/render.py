@@ -58,9 +58,9 @@ def read_report(path: str | PathLike[str]) -> Report:
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ValueError(f"no report of schema {SCHEMA}")
         report = Report.from_json(record)
-        for one in report.heatmaps:
-            if len(one.values) != len(one.rows) or any(len(row) != len(one.columns) for row in one.values):
-                raise ValueError(f"the heat map {one.what[:40]!r} has not one value a row and column")
+        for grid in report.heatmaps:
+            if len(grid.values) != len(grid.rows) or any(len(row) != len(grid.columns) for row in grid.values):
+                raise ValueError(f"the heat map {grid.what[:40]!r} has not one value a row and column")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise DataError(f"{path} is not a report of this version ({reason}); make it again.") from error

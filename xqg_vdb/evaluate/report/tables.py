@@ -84,7 +84,7 @@ def fact(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(fact, value)) or NOTHING
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {fact(one)}" for name, one in value.items()) or NOTHING
+        return ", ".join(f"{name} {fact(entry)}" for name, entry in value.items()) or NOTHING
     return str(value)
 
 
@@ -180,20 +180,20 @@ class Table:
 def measured(report: Report) -> list[tuple[str, list[str]]]:
     """Return each dataset with its metrics, in the order in which the report names them."""
     found: dict[str, dict[str, None]] = {}
-    pairs = [(one.dataset, one.metric) for one in report.results]
-    for dataset, metric in [*pairs, *((one.dataset, one.metric) for one in report.comparisons)]:
+    pairs = [(result.dataset, result.metric) for result in report.results]
+    for dataset, metric in [*pairs, *((compared.dataset, compared.metric) for compared in report.comparisons)]:
         found.setdefault(dataset, {})[metric] = None
     return [(dataset, list(metrics)) for dataset, metrics in found.items()]
 
 
 def results_of(report: Report, dataset: str, metric: str) -> list[Result]:
     """Return the results on one dataset by one metric."""
-    return [one for one in report.results if (one.dataset, one.metric) == (dataset, metric)]
+    return [result for result in report.results if (result.dataset, result.metric) == (dataset, metric)]
 
 
 def groups_of(results: Iterable[Result]) -> list[str]:
     """Return the groups of several results, each once."""
-    return list(dict.fromkeys(name for one in results for name in one.groups))
+    return list(dict.fromkeys(name for result in results for name in result.groups))
 
 
 def are_languages(names: Iterable[str]) -> bool:
@@ -212,38 +212,38 @@ def labels_of(names: Iterable[str]) -> dict[str, str]:
 
 def comparisons_of(report: Report, dataset: str, metric: str) -> list[Compared]:
     """Return the comparisons on one dataset by one metric."""
-    return [one for one in report.comparisons if (one.dataset, one.metric) == (dataset, metric)]
+    return [compared for compared in report.comparisons if (compared.dataset, compared.metric) == (dataset, metric)]
 
 
 def baseline_of(report: Report, dataset: str, metric: str) -> str | None:
     """Return the baseline that the report compares with first; None without comparisons."""
-    return next((one.baseline for one in comparisons_of(report, dataset, metric)), None)
+    return next((compared.baseline for compared in comparisons_of(report, dataset, metric)), None)
 
 
 def against_baseline(report: Report, dataset: str, metric: str) -> list[Compared]:
     """Return the comparisons with the first baseline, each system once."""
     baseline = baseline_of(report, dataset, metric)
-    return [one for one in comparisons_of(report, dataset, metric) if one.baseline == baseline]
+    return [compared for compared in comparisons_of(report, dataset, metric) if compared.baseline == baseline]
 
 
 def headline_table(report: Report, dataset: str, metric: str) -> Table:
     """One row a system: its average with the interval, and its difference to the baseline."""
     baseline = baseline_of(report, dataset, metric)
-    against = {one.system: one for one in against_baseline(report, dataset, metric)}
+    against = {compared.system: compared for compared in against_baseline(report, dataset, metric)}
     columns = ["system", metric, "95 % interval", "n"]
     note = _MEANS.get(report.datasets.get(dataset, {}).get("average", ""), "")
     if baseline is not None:
         columns += [f"− {baseline}", "its 95 % interval", "p"]
         note += f" Differences to {baseline}, {_TESTS}"
     rows, results = [], results_of(report, dataset, metric)
-    for one in results:
-        row = [one.system, share(one.headline.value), interval(one.headline.interval), str(one.headline.n)]
-        if one.system in against:
-            macro = against[one.system].macro
+    for result in results:
+        row = [result.system, share(result.headline.value), interval(result.headline.interval), str(result.headline.n)]
+        if result.system in against:
+            macro = against[result.system].macro
             row.append(signed(macro.difference) + stars(macro.p_permutation))
             row += [interval(macro.interval, sign=True), p_value(macro.p_permutation)]
         rows.append(row + [NOTHING] * (len(columns) - len(row)))
-    best = [(row, 1) for row in _best([one.headline.value for one in results], metric)]
+    best = [(row, 1) for row in _best([result.headline.value for result in results], metric)]
     return Table(f"{dataset}: {metric}", columns, rows, note.strip(), best=best)
 
 
@@ -273,21 +273,23 @@ def _count(n: int, others: Iterable[int]) -> str:
 def group_table(report: Report, dataset: str, metric: str) -> Table:
     """One row a group (language), one column a system; starred where it differs from the baseline after Holm."""
     results = results_of(report, dataset, metric)
-    against = {one.system: one for one in against_baseline(report, dataset, metric)}
+    against = {compared.system: compared for compared in against_baseline(report, dataset, metric)}
     labels = labels_of(groups_of(results))
-    counts = {name: max(one.groups[name].n for one in results if name in one.groups) for name in labels}
+    counts = {name: max(result.groups[name].n for result in results if name in result.groups) for name in labels}
     rows, best = [], []
     for row, (name, label) in enumerate(labels.items()):
-        cells = [_group_cell(one, name, against.get(one.system)) for one in results]
+        cells = [_group_cell(result, name, against.get(result.system)) for result in results]
         rows.append([label, _count(counts[name], counts.values()), *cells])
-        there = [(place, one.groups[name].value) for place, one in enumerate(results, start=2) if name in one.groups]
+        there = [
+            (place, result.groups[name].value) for place, result in enumerate(results, start=2) if name in result.groups
+        ]
         best += [(row, there[place][0]) for place in _best([value for _, value in there], metric)]
     note = ""
     if against:
         note = f"Stars: against {baseline_of(report, dataset, metric)}, p corrected by Holm for the number of groups;"
         note += " ↓ marks what is worse."
     first = "language" if are_languages(labels) else "group"
-    columns = [first, "n", *(one.system for one in results)]
+    columns = [first, "n", *(result.system for result in results)]
     return Table(f"{dataset}: {metric} per {first}", columns, rows, note, best=best)
 
 
@@ -320,12 +322,16 @@ def comparison_table(report: Report, dataset: str, metric: str) -> Table:
     """One row a comparison, over all groups, with the groups in which the difference is significant after Holm."""
     columns = ["comparison", "difference", "95 % interval", "d_z", "p", "p (t)", "n", "better in", "worse in"]
     rows = []
-    for one in comparisons_of(report, dataset, metric):
-        labels = labels_of(one.groups)
-        better, worse = (listed(labels[name] for name in names) for names in better_and_worse(one))
-        cells = [signed(one.macro.difference), interval(one.macro.interval, sign=True), rounded(one.macro.d_z)]
-        cells += [p_value(one.macro.p_permutation), p_value(one.macro.p_t), str(one.macro.n)]
-        rows.append([f"{one.system} − {one.baseline}", *cells, better, worse])
+    for compared in comparisons_of(report, dataset, metric):
+        labels = labels_of(compared.groups)
+        better, worse = (listed(labels[name] for name in names) for names in better_and_worse(compared))
+        cells = [
+            signed(compared.macro.difference),
+            interval(compared.macro.interval, sign=True),
+            rounded(compared.macro.d_z),
+        ]
+        cells += [p_value(compared.macro.p_permutation), p_value(compared.macro.p_t), str(compared.macro.n)]
+        rows.append([f"{compared.system} − {compared.baseline}", *cells, better, worse])
     note = (
         "p: permutation test of the mean difference; p (t) and d_z: over what the mean is over, questions or groups."
         " Better and worse: groups with p < 0.05 after Holm's correction."
@@ -337,9 +343,9 @@ def difference_table(compared: Compared) -> Table:
     """One row a group of one comparison, with every number of the record."""
     columns = ["group", "n", compared.baseline, compared.system, "difference", "95 % interval", "d_z"]
     columns += ["p", "p, Holm", "p (t)", "p (t), Holm"]
-    counts, labels = [one.n for one in compared.groups.values()], labels_of(compared.groups)
+    counts, labels = [gap.n for gap in compared.groups.values()], labels_of(compared.groups)
     rows = [_difference_row("mean", compared.macro, str(compared.macro.n))]
-    rows += [_difference_row(labels[name], one, _count(one.n, counts)) for name, one in compared.groups.items()]
+    rows += [_difference_row(labels[name], gap, _count(gap.n, counts)) for name, gap in compared.groups.items()]
     return Table(f"{compared.system} − {compared.baseline} on {compared.dataset}, {compared.metric}", columns, rows)
 
 
@@ -354,12 +360,12 @@ def changes_table(compared: Compared, what: str) -> Table:
     labels = labels_of(compared.groups)
     rows = [
         [
-            one.text, labels.get(one.group, one.group), f"{number(one.before)} → {number(one.after)}",
-            cut(one.relevant, _SHOWN),
-            *("the right one" if text == one.relevant else cut(text, _SHOWN)
-              for text in (one.found_before, one.found_after)),
+            change.text, labels.get(change.group, change.group), f"{number(change.before)} → {number(change.after)}",
+            cut(change.relevant, _SHOWN),
+            *("the right one" if text == change.relevant else cut(text, _SHOWN)
+              for text in (change.found_before, change.found_after)),
         ]
-        for one in changes
+        for change in changes
     ]  # fmt: skip
     total = compared.counts[what == "lost"]
     told = f"{total} questions {what}" + (f", {len(rows)} of them" if len(rows) < total else "")
@@ -367,10 +373,10 @@ def changes_table(compared: Compared, what: str) -> Table:
     return Table(title, columns, rows, words=(1, 2, 3, 4, 5))
 
 
-def _difference_row(name: str, one: Difference, n: str) -> list[str]:
-    values = [share(one.baseline), share(one.system), signed(one.difference) + stars(corrected(one))]
-    tests = [p_value(p) for p in (one.p_permutation, one.holm_permutation, one.p_t, one.holm_t)]
-    return [name, n, *values, interval(one.interval, sign=True), rounded(one.d_z), *tests]
+def _difference_row(name: str, gap: Difference, n: str) -> list[str]:
+    values = [share(gap.baseline), share(gap.system), signed(gap.difference) + stars(corrected(gap))]
+    tests = [p_value(p) for p in (gap.p_permutation, gap.holm_permutation, gap.p_t, gap.holm_t)]
+    return [name, n, *values, interval(gap.interval, sign=True), rounded(gap.d_z), *tests]
 
 
 def sweep_table(sweep: Sweep) -> Table:
