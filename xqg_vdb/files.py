@@ -131,10 +131,56 @@ def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"There is no folder {path.parent} for {path.name}; create it or correct the path."
     with suppress(OSError):
-        near = get_close_matches(path.name, sorted(p.name for p in path.parent.iterdir()), n=3, cutoff=0.6)
+        there = sorted(p.name for p in path.parent.iterdir() if p.name != path.name)  # a link to nowhere
+        near = get_close_matches(path.name, there, n=3, cutoff=0.6)
         if near:
             return f"There is no file {path}; that folder has {', '.join(near)}."
     return f"There is no file {path}; check the path."
+
+
+GZIP_MAGIC = b"\x1f\x8b"
+_PACKED = {
+    GZIP_MAGIC: ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
+    b"7z\xbc\xaf": ("7-Zip", "7z x"), b"Rar!\x1a": ("RAR", "unrar x"),
+}  # fmt: skip
+_FOREIGN = {  # first bytes, and what to do
+    b"PK\x03\x04": "is a ZIP archive, such as a spreadsheet; unpack it, or export it as CSV",
+    b"\xd0\xcf\x11\xe0": "is an old Office file; export it as CSV in UTF-8",
+    b"PAR1": "is Parquet; name it .parquet", b"ARROW1": "is Arrow or Feather; write it as Parquet",
+    b"Obj\x01": "is Avro; write it as Parquet", b"\x93NUMPY": "is an array of numpy; write texts as JSON lines",
+    b"\x80\x04\x95": "is a pickle; write JSON lines", b"%PDF": "is a PDF; give its text as JSON lines",
+    b"SQLite format 3": "is a database; export its rows as CSV or JSON lines",
+    b"version https://git-lfs": "is a pointer of Git LFS; fetch the file itself: git lfs pull",
+    b"<?xml": "is XML; make JSON lines of its texts",
+    b"<!doctype": "is a web page; fetch the data itself", b"<html": "is a web page; fetch the data itself",
+}  # fmt: skip
+
+
+def refuse_foreign(path: Path, head: bytes) -> None:
+    """Raise DataError when a file begins as one of another kind or encoding does."""
+    start = head.lstrip() if head.lstrip()[:1] == b"<" else head
+    told = next((told for key, told in _FOREIGN.items() if start[: len(key)] in (key, key.upper())), "")
+    if packed := next((packed for key, packed in _PACKED.items() if head.startswith(key)), None):
+        told = f"is packed by {packed[0]}; unpack it: {packed[1]} FILE"
+    if encoding := _wide_encoding(head):
+        told = f"is {encoding}, not UTF-8; convert it: iconv -f {encoding.split()[0]} -t UTF-8 FILE > NEW"
+    if told:
+        raise DataError(f"{path} {told}.")
+
+
+def _wide_encoding(head: bytes) -> str:
+    """UTF-16 or UTF-32 where a file begins so, with its mark or, where most characters are ASCII, without."""
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    order = "BE" if head.startswith(b"\0") else "LE"
+    if head[:3] == b"\0\0\0" or (head[:1] != b"\0" and head[1:4] == b"\0\0\0"):
+        return f"UTF-32{order} without a mark"
+    low, high = (head[1:64:2], head[:64:2]) if order == "BE" else (head[:64:2], head[1:64:2])
+    wide = min(len(low), len(high)) >= 8 and high.count(0) * 3 > 2 * len(high) and 0 not in low
+    return f"UTF-16{order} without a mark" if wide else ""
 
 
 MIB = 1 << 20

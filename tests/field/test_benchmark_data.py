@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import shutil
@@ -127,6 +128,81 @@ def test_every_reader_has_the_languages_of_its_folder(tmp_path):
         "tatoeba-all": ["yor"], "miracl": ["ig"], "mr-tydi": ["ha"],
     }  # fmt: skip
     assert {name: sorted(set(load_task(name, tmp_path).groups.values())) for name in wanted} == wanted
+
+
+def titles(tmp_path: Path, **changed: str) -> Path:
+    folder = shutil.copytree(INPUTS / "beir/titles", tmp_path / "beir/titles", dirs_exist_ok=True)
+    for name, text in changed.items():
+        (folder / {"qrels": "qrels/test.tsv", "queries": "queries.jsonl"}[name]).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"qrels": "query-id\tcorpus-id\tscore\nq1\td1\t0.5\n"}, r"test\.tsv line 2: a grade is a whole number, not 0\.5"),
+     ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, r"line 2: 'd1' was given another grade for 'q1' before"),
+     ({"queries": '{"_id": "q1", "text": "a?"}\n{"_id": "q1", "text": "b?"}\n'}, "two questions have the id 'q1'")],
+)  # fmt: skip
+def test_what_would_be_counted_twice_or_half_is_an_error(tmp_path, changed, told):
+    with pytest.raises(DataError, match=told):
+        load_task("beir/titles", titles(tmp_path, **changed))
+
+
+def test_a_question_twice_counts_once(tmp_path):
+    (text,) = ['{"_id": "q1", "text": "a?"}\n']
+    assert len(load_task("beir/titles", titles(tmp_path, queries=2 * text)).queries) == 1
+
+
+@pytest.mark.parametrize("text", [5, None, " ", "\u200b"])
+def test_a_question_without_text_is_named_by_every_reader(tmp_path, text):
+    row = {"id": 1, "question": text, "answers": ["a"], "lang": "ja"}
+    lines(tmp_path / "xor-tydi/xor_dev_retrieve_eng_span_v1_1.jsonl", row)
+    lines(tmp_path / "xor-tydi/psgs_w100.tsv", "id\ttext\ttitle\n1\tx\tT\n")
+    with pytest.raises(DataError, match="xor-tydi-dev: question '1' has no text"):
+        load_task("xor-tydi", tmp_path)
+
+
+def test_sentences_that_translate_each_other(tmp_path):
+    sides = {side: tmp_path / f"tatoeba/tatoeba.yor-eng.{side}" for side in ("yor", "eng")}
+    for path in sides.values():
+        lines(path, "a\n", "\n" * 600, "b\n")
+    assert len(load_task("tatoeba-all", tmp_path).queries) == 2
+    lines(sides["eng"], "a\n", "x\n" * 600, "b\n")
+    with pytest.raises(DataError, match="2 foreign, 602 English lines; line 2 is in one alone"):
+        load_task("tatoeba-all", tmp_path)
+    sides["yor"].write_bytes(b"\xe9\n")
+    with pytest.raises(DataError, match=r"tatoeba\.yor-eng\.yor line 1: not UTF-8"):
+        load_task("tatoeba-all", tmp_path)
+    for path in sides.values():
+        lines(path, "\n")
+    with pytest.raises(DataError, match="has no question with judgements"):
+        load_task("tatoeba-all", tmp_path)
+
+
+def test_squad_files_that_are_packed_or_know_other_questions(tmp_path):
+    def squad(name: str) -> str:
+        qas = [{"id": name, "question": "?w", "answers": [{"text": "A", "answer_start": 0}]}]
+        return json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "Aa.", "qas": qas}]}]})
+
+    (tmp_path / "xquad-r").mkdir()
+    (tmp_path / "xquad-r/en.json.gz").write_bytes(gzip.compress(squad("1").encode()))
+    lines(tmp_path / "xquad-r/sw.json", "\ufeff" + squad("2"))
+    task = load_task("xquad", tmp_path)
+    assert [q.id for q in task.queries] == ["1_en"]
+    assert task.notes == {"questions skipped: not in the English file": 1}
+
+
+def test_blank_lines_of_afriqa_and_packed_twins_of_miracl(tmp_path):
+    afriqa(tmp_path / "afriqa/gold_span_passages.afriqa.swa.en.dev.json", "swali")
+    with (tmp_path / "afriqa/gold_span_passages.afriqa.swa.en.dev.json").open("a") as file:
+        file.write("\n")
+    assert len(load_task("afriqa", tmp_path).queries) == 1
+    lines(tmp_path / "miracl/miracl-v1.0-ig/topics/topics.miracl-v1.0-ig-dev.tsv", "1\tq\n")
+    lines(tmp_path / "miracl/miracl-v1.0-ig/qrels/qrels.miracl-v1.0-ig-dev.tsv", "1\tQ0\td\t1\n")
+    docs = tmp_path / "miracl/miracl-corpus-v1.0-ig/docs-0.jsonl"
+    lines(docs, {"docid": "d", "text": "x"})
+    docs.with_name("docs-0.jsonl.gz").write_bytes(gzip.compress(docs.read_bytes()))
+    assert len(list(load_task("miracl", tmp_path).passages)) == 1
 
 
 def test_qrels_of_three_columns_need_no_header(tmp_path):

@@ -66,6 +66,16 @@ GOOD = [
     f"As requested, a question in Swahili: {Q}", f"Swahili - {Q}", f"(Swahili) {Q}", f"[Swahili] {Q}", f"sw: {Q}",
     f"One possible question is: {Q}", f"Based on the passage, a short question could be: {Q}",
     f'The question is "{Q}"',
+    *(f"{sign} {Q}" for sign in ("😊", "👉", "✅", "➡️", "1️⃣", "1 -", "1-", "[1]", "#1", "№1.", "Q1 -")), f"{Q} 😊",
+    *(f"{word} {Q}" for word in ("Sawa!", "Klar!", "¡Claro!", "Bien sûr !", "当然！", "Конечно!", "Got it!", "Yes.")),
+    *(f"{label}: {Q}" for label in ("Swali fupi", "Swali la Kiswahili", "Question one", "Assistant", "I would ask")),
+    *(f"{Q} {label}: 6650" for label in ("Answer", "A", "Jibu", "答案")),
+    f"【问题】{Q}", f"【{Q}】", f'\\"{Q}\\"', f"~~{Q}~~", f"<html><body><p>{Q}</p></body></html>",
+    f"| # | Question |\n|---|---|\n| 1 | {Q} |", f"<ol><li>{Q}</li><li>Nini?</li></ol>",
+    f"$\\boxed{{\\text{{{Q}}}}}$", f"<unk>{Q}", f"<pad> {Q}</s>", f"{Q}<end_of_utterance>", f"▁{Q.replace(' ', '▁')}",
+    f"<unused94>thought\nhm?<unused95>{Q}", f'{{"thought": "Is it long?", "response": "{Q}"}}',
+    f'[ask(question="{Q}")]', f'print("{Q}")', f'functools[{{"name": "ask", "arguments": {{"question": "{Q}"}}}}]',
+    f'<|channel|>commentary to=functions.ask <|constrain|>json<|message|>{{"question":"{Q}"}}<|call|>',
 ]  # fmt: skip
 
 
@@ -81,7 +91,9 @@ def test_the_query_is_found(answer):
      "Reasoning: what is it?",
      "<|channel|>analysis<|message|>What do they want?", "analysisWhat do they want",
      "I'm sorry, but I cannot do that.",
-     "Here is a question in Swahili:", "a?\0", "a?\ud83d", "a?\x1b[2J", "???", "```\n```", "N/A", "x" * 20_000_000,
+     "Here is a question in Swahili:", "a?\0", "a?\ud83d", "a?\x1b[2J", "???", "```\n```", "N/A", "undefined", "[DONE]", "1.", "No.",
+     "The user wants a question.", '{"error": {"message": "why?"}}', '{"detail": "Not Found"}', "ERROR: overloaded",
+     "Thinking Process:\n1. **Analyze the request**", "The passage does not contain enough.", "x" * 20_000_000,
      "<think>" * 200_000, "wort " * 1000],
 )  # fmt: skip
 def test_an_answer_without_a_query_gives_none(answer):
@@ -92,6 +104,10 @@ def test_an_answer_without_a_query_gives_none(answer):
     "query",
     ["Is C# older than F#?", "Was bedeutet a_b_c?", "Wer schrieb „Faust“?", "Star Wars: Who directed it?",
      "3.5 % von was?",
+     "2 - 1 = ?", "I. Newton wrote which book?", "#1 song 1999?", "Yahoo! was founded when?", "好，这是什么歌？",
+     "[1] in citations means what?", "Why? Because: who wrote this?", "Where is St. Louis? (USA)", "Claro: who owns it?",
+     "How about this song: who wrote it?", "We could ask who won?", "What does <div> do?", "error correction codes",
+     "《红楼梦》的作者是谁？", "print('a') prints what?", "Question Time: who hosts it?",
      "Who wrote “Faust”", "length of the nile", "ナイル川の長さは？", "What is 2 * 3 * 4?", "Was ist <script>?"],
 )  # fmt: skip
 def test_a_good_query_stays_as_it_is(query):
@@ -183,7 +199,9 @@ PASSAGE = "Mto Nile ni mto mrefu. Una urefu wa kilomita 6,650."
 
 @pytest.mark.parametrize("answer", [answer for answer in GOOD if "uestion" not in answer and "(How" not in answer])
 def test_a_passage_is_cleaned_as_a_query_is(answer):
-    other = {f"1) {Q}\n2) Nini?", f"{Q} - How long is the Nile?", f"{Q}[1]"}  # what follows is the passage's
+    other = {f"1) {Q}\n2) Nini?", f"{Q} - How long is the Nile?", f"{Q}[1]", f"{Q} 😊"}  # the rest is the passage's
+    other |= {f"<ol><li>{Q}</li><li>Nini?</li></ol>"}
+    other |= {f"▁{Q.replace(' ', '▁')}", *(f"{Q} {label}: 6650" for label in ("Answer", "A", "Jibu", "答案"))}
     text = answer.replace(Q.replace("?", "&#63;"), PASSAGE).replace(Q, PASSAGE)
     assert answer in other or expanded(text, "pseudo-document") == (PASSAGE, "")
 

@@ -36,6 +36,11 @@ def test_searches_as_people_type_them_are_good(tmp_path):
      ("th", "บอกชื่อแม่น้ำที่ยาวที่สุดในทวีปแอฟริกาและเอเชีย"), ("zh", "请介绍一下尼罗河流域的国家以及它们的首都和人口。"),
      ("ko", "꿀벌이 벌집에서 꿀을 만드는 방법을 여름과 겨울로 나누어 자세히 설명하세요"),
      ("ja", "ミツバチが巣の中で蜜をどうやって作るのか詳しく説明してください。"), ("km", "ទន្លេនីល"),
+     ("pl", "w którym roku otwarto kanał sueski dla wszystkich statków świata dokładnie"),
+     ("ru", "в каком году был открыт суэцкий канал для всех судов мира сегодня"),
+     ("uk", "у якому році відкрили суецький канал для всіх кораблів світу нарешті"),
+     ("he", "באיזו שנה נפתחה תעלת סואץ לכל האוניות של העולם כולו בפעם הראשונה"),
+     ("fi", "minä vuonna suezin kanava avattiin kaikille maailman laivoille lopullisesti"),
      ("es", "síntomas de la gripe"), ("th", "แม่น้ำไนล์ยาวเท่าไร")],
 )  # fmt: skip
 def test_it_asks_or_searches(lang, text):
@@ -45,6 +50,7 @@ def test_it_asks_or_searches(lang, text):
 @pytest.mark.parametrize(
     ("lang", "text"),
     [("de", "Die erste Universität wurde 1386 gegründet."), ("en", "The Nile is a river in Africa."), ("de", "nein"),
+     ("pl", "Nil jest najdłuższą rzeką w Afryce."), ("ru", "Нил — самая длинная река Африки."),
      ("ja", "ナイル川は長い。"), ("en", "the nile is the longest river of africa and flows north to the sea")],
 )  # fmt: skip
 def test_a_statement_does_not(lang, text):

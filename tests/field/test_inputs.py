@@ -255,8 +255,8 @@ def test_questions_without_a_suffix(tmp_path):
     ("data", "told"),
     [
         ('{"id": "1", "text": "w"}'.encode("utf-32"), "is UTF-32, not UTF-8; convert it: iconv -f UTF-32"),
-        ('{"id": "1", "text": "w"}'.encode("utf-16-le"), "UTF-16 without a mark, .* iconv -f UTF-16LE"),
-        ('{"id": "1", "text": "w"}'.encode("utf-16-be"), "UTF-16 without a mark, .* iconv -f UTF-16BE"),
+        ('{"id": "1", "text": "w"}'.encode("utf-16-le"), "UTF-16LE without a mark, .* iconv -f UTF-16LE"),
+        ('{"id": "1", "text": "w"}'.encode("utf-16-be"), "UTF-16BE without a mark, .* iconv -f UTF-16BE"),
         (
             '{"id": "1", "text": "Größe"}'.encode("latin-1"),
             "line 1: not UTF-8: .* at byte 23 of the line; convert",
@@ -265,6 +265,13 @@ def test_questions_without_a_suffix(tmp_path):
         (bz2.compress(b"{}"), "is packed by bzip2; unpack it: bunzip2"),
         (lzma.compress(b"{}"), "is packed by xz; unpack it: unxz"),
         (b"\x28\xb5\x2f\xfd\x04", "is packed by zstd; unpack it: unzstd"),
+        (b"\x04\x22\x4d\x18..", "is packed by lz4; unpack it: unlz4"),
+        (gzip.compress(gzip.compress(b"{}")), "is packed by gzip; unpack it: gunzip"),
+        ('{"id": "1", "text": "w"}'.encode("utf-32-le"), "UTF-32LE without a mark, .* iconv -f UTF-32LE"),
+        ('{"id": "1", "text": "w"}'.encode("utf-32-be"), "UTF-32BE without a mark, .* iconv -f UTF-32BE"),
+        (b"ARROW1..", "is Arrow or Feather; write it as Parquet"),
+        (b"<HTML><body>", "is a web page; fetch the data itself"),
+        (b"<?xml version", "is XML; make JSON lines"),
         (b"PK\x03\x04..", "is a ZIP archive"),
         (b"PAR1..", r"is Parquet; name it \.parquet"),
         (b"<!DOCTYPE html>", "is a web page; fetch the data itself"),
@@ -284,6 +291,18 @@ def test_files_of_other_kinds_are_told_by_their_bytes(tmp_path, data, told):
     (tmp_path / "c.jsonl").write_bytes(data)
     with pytest.raises(DataError, match=rf"c\.jsonl.*{told}"):
         read(tmp_path / "c.jsonl")
+
+
+def test_a_name_that_is_none_is_told_by_the_bytes_and_a_folder_by_what_is_there(tmp_path):
+    (tmp_path / "c.jsonl.bz2").write_bytes(bz2.compress(b"{}"))
+    with pytest.raises(DataError, match=r"c\.jsonl\.bz2 is packed by bzip2; unpack it: bunzip2"):
+        read(tmp_path / "c.jsonl.bz2")
+    (tmp_path / "hive/lang=en").mkdir(parents=True)
+    with pytest.raises(DataError, match="but only folders such as lang=en"):
+        read(tmp_path / "hive")
+    (tmp_path / "link.jsonl").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"There is no file .*link\.jsonl; check the path"):
+        read(tmp_path / "link.jsonl")
 
 
 @pytest.mark.parametrize("text", ['[{"id": "1", "text": "w"},', '[{"id": "1", "text": "w", "tags": ["a"]}'])
@@ -310,6 +329,8 @@ def test_a_name_with_gz_does_not_make_gzip(tmp_path):
         ({"id": "1", "text": "w", "lang": "en", "meta": {"lang": "eng"}}, Passage("1", "w", "", "en")),
         ({"id": "1", "text": "w", "lang": "unknown", "meta": {"lang": "de"}}, Passage("1", "w", "", "de")),
         ({"id": "1", "text": "w", "title": "", "meta": {"title": "Bees"}}, Passage("1", "w", "Bees")),
+        ({"id": "1", "text": "w", "title": "Bees", "meta": {"title": "Bees "}}, Passage("1", "w", "Bees")),
+        ({"id": "1", "text": "w", "lang": "-"}, Passage("1", "w")),
         ({"id": "1", "text": "w", "a.b": {"": [None]}}, Passage("1", "w", meta={"a.b": {"": [None]}})),
         (
             {"id": "1", "text": "w", "k": "12345678901234567890123"},
@@ -333,6 +354,22 @@ def test_fields_as_exports_spell_them(tmp_path, record, passage):
         ("q.tsv", "question_id\tquestion\tlang\n7\tWhere?\ten\n", [("7", "Where?")]),
         ("q.txt", "Where?\tThere\n", "expected a header such as id<TAB>text"),
         ("q.txt", "q-a\tWhere?\n", "expected a header such as id<TAB>text"),
+        *(
+            ("q.txt", text, "is a list with numbers or marks")
+            for text in (
+                "1,Where?\n2,Who?\n",
+                "1;Where?\n2;Who?",
+                '"1","Where?"\n"2","Who?"',
+                "301:Where\n302:Who",
+                "a) Where?\nb) Who?",
+                "１．何？\n２．誰？",
+                "(1) Where?\n(2) Who?",
+                "• Where?\n• Who?",
+            )
+        ),
+        ("q.txt", "id,question\n1,Where?\n", r"begins with names of columns: name it \.csv"),
+        ("q.txt", "Question\nWhere?\n", r"begins with names of columns: .*take that line out"),
+        ("q.txt", "Where?\rWho?\r", "a carriage return within the line; end lines by line feeds"),
         ("q.jsonl", '{"question": "Where?"}\n', "no id .*qid.*; found 'question'"),
         ("q.json", '{"questions": [{"id": 1}]}', r"no .*jq -c '\.questions\[\]'"),
     ],
@@ -357,11 +394,16 @@ def test_parquet_of_values_that_wrap_or_repeat(tmp_path):
         "fields": pa.StructArray.from_arrays([pa.array([1]), pa.array([3])], names=["a", "a"]),
         "__index_level_0__": pa.array([0]),
         "t32": pa.array([3661], pa.time32("s")),
+        "nul": pa.array([b"\0" * 16], pa.binary(16)),
+        "keys": pa.array([[(b"\xff", 1)]], pa.map_(pa.binary(), pa.int64())),
     }
     pq.write_table(pa.table({"id": ["1"], "text": ["w"], **columns}), tmp_path / "c.parquet")
     rejects = Rejects()
     assert read(tmp_path / "c.parquet", rejects) == [Passage("1", "w", meta={"t32": "01:01:01"})]
-    assert rejects.left_out.keys() == {"long", "late", "twice", "fields"}
+    assert rejects.left_out.keys() == {"long", "late", "twice", "fields", "nul", "keys"}
+    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((1, 2, 2)))
+    pq.write_table(pa.table({"id": ["1"], "text": ["w"], "k": tensor}), tmp_path / "c.parquet")
+    assert read(tmp_path / "c.parquet")[0].meta == {"k": [1.0] * 4}
     raw = pa.table({"id": pa.array([b"\xff"], pa.binary()), "text": ["w"]})
     pq.write_table(raw, tmp_path / "c.parquet")
     with pytest.raises(DataError, match=r"no id .*column id was left out: bytes that are no text"):

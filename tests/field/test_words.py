@@ -76,6 +76,13 @@ def test_the_words_of_a_question_find_their_passage(tmp_path, file, question, fi
         ("cœur", "coeur"),
         ("٢٬٥٠٠", "2,500"),
         ("ﷺ", "صلى الله عليه وسلم"),
+        ("don´t", "don't"),
+        ("１，２３４", "1234"),
+        ("12,34,567", "1234567"),
+        ("ὁ ἄνθρωπος", "ο ανθρωπος"),
+        ("അവന്\u200d", "അവൻ"),
+        ("هٔ ڪتاب", "ه كتاب"),
+        ("Ni\u0332le\u0332", "Nile"),
     ],
 )
 def test_spellings_of_one_word_are_one_word(one, other):

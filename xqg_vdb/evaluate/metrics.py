@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.files import write_atomic
-from xqg_vdb.texts.records import open_lines
+from xqg_vdb.texts.records import BadRecord, decoded, open_lines
 
 Run = Mapping[str, Sequence[tuple[str, float]]]
 """Question id -> (passage id, score) pairs in any order; higher scores are better."""
@@ -201,7 +201,10 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         if len(fields) != width:
             expected = "`qid 0 docid grade`" if width == 4 else "`query-id corpus-id score`"
             raise DataError(f"{place}: expected {expected}, found {len(fields)} fields.")
-        qrels.setdefault(fields[0], {})[fields[-2]] = int(_number(fields[-1], place))
+        if (grade := _number(fields[-1], place)) != int(grade):
+            raise DataError(f"{place}: a grade is a whole number, not {fields[-1]}.")
+        if qrels.setdefault(fields[0], {}).setdefault(fields[-2], int(grade)) != grade:
+            raise DataError(f"{place}: {fields[-2]!r} was given another grade for {fields[0]!r} before.")
     if not qrels:
         raise DataError(f"{path} holds no qrels lines.")
     return qrels
@@ -213,24 +216,29 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
     Both are stripped; blank lines do not count. Raises DataError, with the line, for a line without a tab.
     """
     pairs: list[tuple[str, str]] = []
-    for source in open_lines(path):
-        blank = not source.raw.strip()
-        if source.cut or not (blank or b"\t" in source.raw):
-            raise DataError(f"{path} line {source.line}: expected two columns with a tab between them.")
-        if not blank:
-            first, _, second = source.raw.decode("utf-8", "replace").partition("\t")
-            pairs.append((first.strip(), second.strip()))
+    for line, text in text_lines(path):
+        first, tab, second = text.partition("\t")
+        if not tab:
+            raise DataError(f"{path} line {line}: expected two columns with a tab between them.")
+        pairs.append((first.strip(), second.strip()))
     return pairs
 
 
-def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines that hold something, with their numbers. DataError, with the line, for what is too long or no UTF-8."""
     for source in open_lines(path):
-        place = f"{path} line {source.line}"
         if source.cut:
-            raise DataError(f"{place}: {source.cut:,} bytes is too long for a TREC line.")
-        fields = source.raw.decode("utf-8", "replace").split()
-        if fields:
-            yield place, fields
+            raise DataError(f"{path} line {source.line}: {source.cut:,} bytes are too long for a line.")
+        try:
+            text = decoded(source.raw)
+        except BadRecord as bad:
+            raise DataError(f"{path} line {source.line}: {bad}.") from None
+        if text.strip():
+            yield source.line, text
+
+
+def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    return ((f"{path} line {line}", text.split()) for line, text in text_lines(path))
 
 
 def _number(text: str, place: str) -> float:

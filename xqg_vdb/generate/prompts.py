@@ -27,23 +27,8 @@ from xqg_vdb.types import Passage
 SEQ2SEQ_TEMPLATE = "Generate a {language} question for this passage: {title} {text}"
 """The prompt of xQG and of the mT5 docTquery models (ielab/xQG4xDR)."""
 
-EXAMPLES = (
-    (
-        "The Nile is a major river in north-eastern Africa. It flows north into the Mediterranean Sea. It is about "
-        "6,650 kilometres long, and its drainage basin covers eleven countries.",
-        ("How long is the Nile?", "How many countries does the drainage basin of the Nile cover?"),
-    ),
-    (
-        "Marie Curie was born in Warsaw in 1867. Together with her husband Pierre she discovered polonium and radium, "
-        "and in 1903 she became the first woman to win a Nobel Prize.",
-        ("Who discovered radium together with Pierre Curie?", "In which city was Marie Curie born?"),
-    ),
-    (
-        "Coffee is brewed from the roasted seeds of plants of the genus Coffea. The plants were first grown in Yemen "
-        "in the 15th century; today Brazil is the largest producer, with about a third of the world's harvest.",
-        ("Which country produces the most coffee?", "When was coffee first grown in Yemen?"),
-    ),
-)
+_WORDS = orjson.loads(files("xqg_vdb").joinpath("data", "prompt_words.json").read_bytes())
+EXAMPLES: tuple[tuple[str, tuple[str, ...]], ...] = tuple((text, tuple(asked)) for text, asked in _WORDS["examples"])
 """Passages with two questions each; the second one is what the direct prompt's language line shows translated."""
 
 
@@ -192,21 +177,21 @@ _THOUGHT = r"[\w▁:-]{0,30}(?:think|thought|reason|reflect|analy[sz]|scratch|mo
 _NAMED = rf"{_THOUGHT}|details|plan(?:ning)?|cot|critique"
 _REASONING = re.compile(  # by tags, tokens and brackets that speak of it; Kimi, Gemma and Granite have their own
     rf"(?P<close></(?:{_NAMED})\s*>|\[(?:/|END )(?:think|thought|reason)\w*\]|◁/think▷|<channel\|>"
-    rf"|<[|｜](?:/|end)(?:{_THOUGHT})[|｜]>|<[|｜](?:{_THOUGHT})(?:end|suffix)[|｜]>|<\|inner_suffix\|>"
+    rf"|<[|｜](?:/|end)(?:{_THOUGHT})[|｜]>|<[|｜](?:{_THOUGHT})(?:end|suffix)[|｜]>|<\|inner_suffix\|>|<unused95>"
     r"|Here is my response:)"
-    rf"|<(?:{_NAMED})(?:\s[^<>]*)?>|\[(?:BEGIN |START )?(?:think|thought|reason)\w*\]|◁think▷|<\|channel>thought"
-    rf"|<[|｜](?:{_THOUGHT}|inner_prefix)[|｜]>|Here is my thought process:",
+    rf"|<(?:{_NAMED})(?:\s[^<>]*)?>|\[(?:BEGIN |START )?(?:think|thought|reason)\w*\]|◁think▷"
+    rf"|<\|channel>thought|<unused94>|<[|｜](?:{_THOUGHT}|inner_prefix)[|｜]>|Here is my thought process:",
     re.IGNORECASE,
 )
-_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_FINAL = re.compile(r"<\|channel\|>\s*(?:final\b|commentary\s+(?:to=|json))[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _BARE_FINAL = re.compile(r"assistant\s*final(?=\W|[A-Z]|[^\x00-\x7f])")  # channels whose tokens a server left out
 _BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=\s?[A-Z])")
 _ROLE = r"<\|(?:im_start|start_header_id|header_start|start_of_role|start|role_start)\|>|<start_of_turn>|<\|turn>"
 _LEADING = re.compile(
-    rf"\s*(?:(?:{_ROLE})\s*(?:assistant|model)?|<[|｜][^|｜<>]{{1,40}}[|｜]>|<s>|<bos>|<\|begin_of_\w+\|>|\[/INST\])"
+    rf"\s*(?:(?:{_ROLE})\s*(?:assistant|model)?|<[|｜][^|｜<>]{{1,40}}[|｜]>|</?s>|<(?:bos|eos|pad|unk|extra_id_\d+)>|<0x0A>|\[/INST\])"
 )
 _END = re.compile(
-    r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>|<(?:eos|pad|unk|end_of_turn|start_of_turn|turn\|)>|\[/?INST\]|\[EOS\]"
+    r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>|<(?:eos|pad|unk|end_of_\w+|start_of_turn|turn\|)>|\[/?INST\]|\[EOS\]"
 )
 _HEADED = re.compile(  # reasoning with a heading in place of tags, up to the question's own
     r"\A\s*```(?:think|thought|reason)\w*\n.*?\n```"
@@ -221,31 +206,38 @@ _ANSWER_TAG = re.compile(
     re.IGNORECASE,
 )
 _WRAPPED = re.compile(r"\A\s*<(\w+)>([^<>]*)</\1>\s*\Z")
+_BLOCK = re.compile(
+    r"</?(?:html|body|div|span|h\d|[ou]l|li|blockquote|t(?:able|head|body|r|d|h))\b[^<>]*>", re.IGNORECASE
+)
 _MARKUP = re.compile(
-    r"<[?!][^<>]*>|<arg_key>[^<>]*</arg_key>|</?(?:b|i|em|strong|p|br|code|u)\s*/?>|\\(?:boxed|text|textbf)\{([^{}]*)\}",
+    r"<[?!][^<>]*>|<arg_key>[^<>]*</arg_key>|</?(?:b|i|em|strong|p|br|code|u)\s*/?>|\$\$|~~"
+    r"|\$?(?:\\boxed\{)?\\(?:boxed|text|textbf)\{([^{}]*)\}+\$?",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[\w+-]*[ \t]*$", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*{2,3})(?=\S)([^*\n]+)(?<=\S)\1|(?<!\w)([*_]{1,3}|`{1,3})(?=\S)([^*_`\n]+)(?<=\S)\3(?!\w)")
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]|#{2,6}|>+)[ \t]*", re.MULTILINE)
-_NUMBER = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)：:、](?!\d)|[-*•–—·◦▪●○►→❓①-⑳]|Q\d{0,2}[.:)]|[a-z]\))[ \t]*(?=\S)")
+_NUMBER = re.compile(  # numbers, letters, marks, and signs of no script, such as emoji
+    r"^[ \t]*(?:\(?\d{1,2}(?:[.)：:、](?!\d)|[ \t]?[-–—][ \t](?=\D))|\[\d{1,2}\](?=[ \t]+[^ a-z])"
+    r"|[-*•–—·①-⑳]|Q\d{0,2}(?:[.:)]|[ \t]?[-–—][ \t])"
+    r"|[#№]\d{1,2}(?:[.:)]|(?=[ \t]+[^ a-z]))|[a-z]\)|\d\ufe0f?\u20e3"
+    r"|[\u2190-\u21ff\u2300-\u23ff\u25a0-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]+)[ \t]*(?=\S)"
+)
 _EDGES = re.compile(r"^[|\s]+|(?:[|\s]|\s[*_=#~-]{2,})+$")  # of a table's cell and of decoration
 
-_QUESTION_NOUNS = (
-    "question|query|q|search query|frage|pregunta|pergunta|domanda|vraag|fråga|spørsmål|spørgsmål|kysymys|pytanie"
-    "|otázka|întrebare|kérdés|вопрос|питання|въпрос|питање|ερώτηση|soru|sual|सवाल|प्रश्न|প্রশ্ন|سؤال|سوال|پرسش|שאלה"
-    "|swali|tambaya|ajụjụ|ibeere|ìbéèrè|ikibazo|umbuzo|su'aal|ጥያቄ|câu hỏi|pertanyaan|soalan|tanong|คำถาม|问题|問題"
-    "|質問|问|問|질문|கேள்வி|ప్రశ్న|ಪ್ರಶ್ನೆ|ചോദ്യം|pitanje|vprašanje|klausimas|jautājums|küsimus|galdera"
-)
-_ANSWER_NOUNS = "passage|translation|answer|response|output|result|final answer|final question|final output"
-_LABEL = re.compile(  # at the start of a line or a sentence; elsewhere the word belongs to the text
-    r"(?:^|(?<=[.!?:]\s)|(?<=\n))[ \t]*(?:(?:the|your|generated|short)\s+)?(?:[A-Z]\w+\s+)?"
-    rf"(?:{_QUESTION_NOUNS}|{_ANSWER_NOUNS})(?:\s*#?\s?\d{{1,2}})?"
-    r"(?:\s*\([^()\n]{1,40}\)|\s+(?:in|auf|en|em|på|kwa)\s+\w+)?\s*[:：=]\s*",
-    re.IGNORECASE,
+_QUESTION_NOUNS, _ANSWER_NOUNS, _SURE = ("|".join(_WORDS[key]) for key in ("question", "answer", "sure"))
+LABEL = (
+    re.compile(  # such as `Translation:`, at the start of a line or a sentence; elsewhere the word belongs to the text
+        r"(?:^|(?<=[.!?:]\s)|(?<=\n))[ \t]*(?:(?:the|your|generated|short)\s+)?(?:[A-Z]\w+\s+)?"
+        rf"(?:{_QUESTION_NOUNS}|{_ANSWER_NOUNS})(?:\s*#?\s?\d{{1,2}}|\s+(?:one|fupi|courte|corta|curta|breve|singkat))?"
+        r"(?:\s*\([^()\n]{1,40}\)|\s+(?:in|auf|en|em|på|kwa|la|bahasa)\s+\w+)?\s*[:：=]\s*"
+        rf"|^[\[【《](?:{_QUESTION_NOUNS}|{_ANSWER_NOUNS})[\]】》][:：]?\s*(?=\S)",
+        re.IGNORECASE,
+    )
 )
 _PREAMBLE = re.compile(
     rf"^[^:：?？]{{0,60}}(?:\b(?:{_QUESTION_NOUNS})\b|问题|問題|質問|질문)[^:：?？\w]*[:：]\s*(?=\S)"
+    rf"|^(?:{'|'.join(_WORDS['question'][4:])})(?:\s+\w+){{1,2}}\s*[:：]\s*(?=\S)"
     r"|^(?:based on|as requested|one|an?|the|here|my|possible)\b[^:：?？]{0,80}\b(?:question|query)\b[^:：?？]{0,40}"
     r"(?:[:：]\s*|\b(?:is|be)\s+(?=[\"“]))(?=\S)",
     re.IGNORECASE,
@@ -254,45 +246,43 @@ _LANGUAGE_LABEL = re.compile(
     r"^(?:(?:in\s+)?([A-Z][a-z]+|[a-z]{2,3})(?:\s+\([^()\n]{1,40}\))?(?:\s*[:：]|\s+[-–—](?=\s))|[(\[]([A-Z][a-z]+)[)\]])\s*(?=\S)"
 )
 
-# Talk about the task; the patterns are English, as models talk about a task in it.
-_TALK = re.compile(
-    r"(?:in order )?to (?:answer|address|respond to|translate)\b.{0,80}?\b(?:i|we|you|let)\b"
-    r"|(?:first|next|then|now|finally|okay|ok|so|well)?,?\s*(?:i|we)(?:'ll|'d| will| would| need| should| am going"
-    r"| have to| must)\b.{0,40}?\b(?:answer|write|respond|translate|provide|generate|think|list|break"
-    r"|start|explain|identify|consider|look|find|create|give|determine|use)\b"
-    r"|let(?:'s| me| us)\s+(?:think|break|first|start|begin|answer|see|consider|write|translate)\b"
-    r"|(?:sure|certainly|of course|absolutely|okay|ok|great question)\b[,!.:]*\s*(?:here\b.*)?$"
-    r"|(?:sure|certainly|of course|okay|ok|absolutely)?(?: thing)?[,!.]?\s*here(?: is|[’']s| are)\b.{0,60}?"
-    r"\b(?:passage|paragraph|text|document|answer|response|translation|question|query)\b[^.:?]*[:.]?"
-    r"|as an ai\b"
-    r"|(?:the|this|your) question (?:is asking|asks|wants|is about|can be|could be|seeks)\b"
-    r"|i(?:'m sorry| am sorry| hope| don't know| do not know| cannot| can't)\b",
-    re.IGNORECASE,
+# Talk about the task: English, as models talk about a task in it.
+_TALK = re.compile("|".join(_WORDS["talk"]), re.IGNORECASE)
+_REASONED = re.compile(
+    r"(?:thinking(?: process)?|thoughts?(?: process)?|reasoning|analysis|rationale)\s*[:：]", re.IGNORECASE
 )
-_REASONED = re.compile(r"(?:thinking|thoughts?(?: process)?|reasoning|analysis|rationale)\s*[:：]", re.IGNORECASE)
 _INTERJECTION = re.compile(
-    r"(?:sure|certainly|of course|absolutely|okay|ok|great|alright)(?: thing)?\s*[!.,:]\s*(?=\S)"
+    rf"¡?(?:{_SURE})(?: thing)?\s*[!.！。]\s*(?=\S)"
+    r"|(?:sure|certainly|of course|absolutely|okay|ok|great|alright)(?: thing)?\s*[,:]\s*(?=\S)"
+    r"|(?:(?:the|my) (?:short )?(?:answer|question) is|how about(?: this)?"
+    r"|(?:i|we|you) (?:would|could|can|might) ask)\s*(?:[:：]\s*|(?=[\"“]))(?=\S)"
     r"|(?:(?:sure|okay|ok)[,!.]?\s*)?here(?: is|[’']s| are| you go)\b[^:?\n]{0,60}:\s*(?=\S)",
     re.IGNORECASE,
 )
-_QUESTION_KEYS = _QUESTION_NOUNS + "|text|questions|queries|arguments|parameters|function|tool_calls"
-_RECORD = re.compile(r"""^[ \t]*(?:\{(?=\s*(?:["']|\w+\s*:))|\[(?=\s*["'{])|"(?=[^"\n]*"\s*\Z))""", re.MULTILINE)
+_QUESTION_KEYS = _QUESTION_NOUNS + "|text|response|questions|queries|arguments|parameters|function|tool_calls"
+_RECORD = re.compile(
+    r"""^[ \t]*(?:functools ?)?(?:\{(?=\s*(?:["']|\w+\s*:))|\[(?=\s*["'{]))"""
+    r"""|^[ \t]*(?:"(?=[^"\n]*"\s*\Z)|\[?\w+(?=\((?:\w+\s*=\s*)?["'].*\)\]?\s*\Z))""",
+    re.MULTILINE,
+)
 _FIELD = re.compile(
-    rf"""(?:^|[\s{{,"'])(?:{_QUESTION_NOUNS}|text)["']?\s*:\s*(["'])(.+?)(?:(?<!\\)\1\s*[,}}\]]|(?<!\\)\1?\s*\Z)""",
+    rf"""(?:(?:^|[\s{{,"'(])(?:{_QUESTION_NOUNS}|text)["']?\s*[:=]\s*|(?<=\w\())(["'])(.+?)"""
+    r"""(?:(?<!\\)\1\s*[,}\])]|(?<!\\)\1?\s*\Z)""",
     re.IGNORECASE | re.DOTALL,
 )
 _TOOL = re.compile(
-    r"<[|｜]tool[^|｜<>]{0,40}[|｜]>|\[TOOL_CALLS\]|</?(?:tool_calls?|function_calls?|function)\b[^<>]*>"
+    r"<[|｜]tool[^|｜<>]{0,40}[|｜]>|\bto=functions\.\w+|\[TOOL_CALLS\]|</?(?:tool_calls?|function_calls?|function)\b[^<>]*>"
 )
 LONGEST_RECORD = 20_000  # characters
-_NOTHING = frozenset({"n/a", "none", "null", "no answer", "no question", "nil", "unknown"})
+_NOTHING = frozenset(_WORDS["nothing"])
 _MARKS = "?？؟\u037e;՞፧⁇"
 _BEHIND = re.compile(  # the question: its translation, sources, good wishes
-    rf"(?<=[{_MARKS}])[\s\"”»*_]*(?:\([^()]*\)|\[[^\[\]]*\]|[-–—/|→]\s.*"
-    r"|(?:i hope|let me know|would you like)\b.*)\s*$",
+    rf"(?<=[{_MARKS}])[\s\"”»*_]*(?:\([^()]*\s[^()]*\)|\[[^\[\]]*\]|[-–—/|→]\s.*|(?:{'|'.join(_WORDS['reply'])})\s?[:：]\s.*"
+    r"|[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+"
+    r"||(?:i hope|let me know|would you like)\b.*)\s*$",
     re.IGNORECASE,
 )
-QUOTES = "\"“”„«»‹›「」『』‘’'"
+QUOTES = "\"“”„«»‹›「」『』‘’‚'《》〈〉【】"
 _BLANK = " \t\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 
 
@@ -307,34 +297,36 @@ def said(answer: str) -> str:
     """What an answer says, in lines: no reasoning (unclosed: nothing is said), tokens, fences, emphasis and numbers."""
     if broken(answer):
         return ""
-    text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(_HEADED.sub("", answer)))))
+    text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(_HEADED.sub("", answer))))).replace(
+        "▁", " "
+    )
     text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
-    text = _MARKUP.sub(lambda found: found[1] or "", _ANSWER_TAG.sub("\n", _WRAPPED.sub(r"\2", text)))
+    text = _ANSWER_TAG.sub("\n", _WRAPPED.sub(r"\2", text))
+    text = _MARKUP.sub(lambda found: found[1] or "", _BLOCK.sub("\n", text) if "</" in text else text)
     text = _FENCE.sub("", text).strip().strip("`")
     text = _HEADING.sub("", _EMPHASIS.sub(lambda found: found[2] or found[4], _of_json(text)))
-    return "\n".join(_NUMBER.sub("", _EDGES.sub("", line)) for line in text.splitlines()).strip()
+    lines = (  # of a table's row the cell that asks
+        next(filter(asks, line.split("|")), line) if line[:1] == "|" else line for line in text.splitlines()
+    )
+    return "\n".join(_NUMBER.sub("", _EDGES.sub("", line)) for line in lines).strip()
 
 
 def query_of(answer: str) -> str:
     """The query in an answer, on one line: the first line that asks, else the first that is no talk; else empty."""
     lines = [line for raw in said(answer).splitlines() if (line := bare(raw)) and not _is_preamble(line)]
     useful = [line for line in lines if not refuses(line)]
-    plain = useful[0] if useful == lines and lines else ""  # beside a refusal, only what asks is a query
+    plain = useful[0] if useful == lines and lines else ""  # beside a refusal or thoughts, only what asks is a query
+    plain = "" if _REASONED.match(answer.lstrip("*#_ \n")) else plain
     text = next(filter(asks, useful), plain)
     text = _BEHIND.sub("", text)
     text = _unquoted(" ".join(text.split()))
-    short = any(map(str.isalnum, text)) and len(text) <= LONGEST_QUERY
+    short = any(map(str.isalnum if asks(text) else str.isalpha, text)) and len(text) <= LONGEST_QUERY
     return text if short and text.casefold().strip(".") not in _NOTHING else ""
 
 
 def asks(text: str) -> bool:
     """Whether a text has a question mark of any writing."""
     return any(mark in text for mark in _MARKS)
-
-
-def unlabelled(text: str, *, by: str) -> str:
-    """A text with `by` for every label such as `Translation:`."""
-    return _LABEL.sub(by, text)
 
 
 def without_talk(sentence: str) -> str:
@@ -349,7 +341,7 @@ def bare(line: str) -> str:
     for _ in range(3):  # "Sure! **1. Question:** …" has several
         before = line
         line = _NUMBER.sub("", _unquoted(line))
-        for pattern in (_INTERJECTION, _LABEL, _PREAMBLE):
+        for pattern in (_INTERJECTION, LABEL, _PREAMBLE):
             if lead := pattern.match(line):
                 line = line[lead.end() :]
         if (lead := _LANGUAGE_LABEL.match(line)) and _names_a_language(lead[1] or lead[2]):
@@ -361,7 +353,7 @@ def bare(line: str) -> str:
 
 def _unquoted(text: str) -> str:
     """Without the marks round all of it, and without one that has no partner."""
-    text = text.strip(_BLANK)
+    text = text.replace('\\"', '"').strip(_BLANK)
     while len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES and not set(text[1:-1]) & {text[0], text[-1]}:
         text = text[1:-1].strip(_BLANK)
     if (text[:1], text[-1:]) in (("(", ")"), ("[", "]")) and not set(text[1:-1]) & set("()[]"):
@@ -459,6 +451,8 @@ def _literal(text: str) -> object:
 
 def _values(value: object) -> Iterable[object]:
     if isinstance(value, dict):
+        if {"error", "detail"} & value.keys():
+            return ()
         asked = [value[key] for key in value if re.fullmatch(_QUESTION_KEYS, str(key), re.IGNORECASE)]
         plain = [item for key, item in value.items() if isinstance(item, str) and key not in ("name", "type", "id")]
         return asked or plain or [item for item in value.values() if isinstance(item, dict | list)]

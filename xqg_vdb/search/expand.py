@@ -18,7 +18,7 @@ from typing import Any, Literal
 from xqg_vdb.calibration import resolve_languages
 from xqg_vdb.errors import DataError, ModelError, ServerError
 from xqg_vdb.generate.endpoint import EndpointGenerator
-from xqg_vdb.generate.prompts import CausalPrompt, bare, query_of, refuses, said, unlabelled, without_talk
+from xqg_vdb.generate.prompts import LABEL, CausalPrompt, bare, query_of, refuses, said, without_talk
 from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import common_length
@@ -170,7 +170,7 @@ _ECHO = re.compile(r"\A\s*Question\s*:[^\n]*\n+(?=\s*Passage\s*:)")
 def clean(text: str) -> str:
     """The useful part of an answer on one line, without talk about the task, labels and loops; may be empty."""
     text = _ITEM.split(_ECHO.sub("", said(text)))[0]  # of the prompt said again, and without what else was written
-    lines = [line for raw in unlabelled(text, by="\n").splitlines() if (line := bare(raw))]
+    lines = [line for raw in LABEL.sub("\n", text).splitlines() if (line := bare(raw))]
     introduced = "\n".join(line for line in lines if not line.endswith((":", "：")))
     sentences = (without_talk(sentence) for sentence in _SENTENCE.split(introduced) if sentence)
     return bare(" ".join(_without_repeats(sentence for sentence in sentences if not refuses(sentence))))

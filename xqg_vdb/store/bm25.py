@@ -56,7 +56,8 @@ def split_words(text: str) -> str:
     apostrophes are one, a mark such as ™ is none.
     Otherwise as `earlier_words`.
     """
-    folded = unicodedata.normalize("NFKC", _THOUSANDS.sub("", text)).lower().translate(_FOLDED)
+    text = _THOUSANDS.sub("", text).replace("´", "'")  # NFKC makes a blank and an accent of it
+    folded = unicodedata.normalize("NFKC", text).lower().translate(_FOLDED)
     return earlier_words(folded)
 
 
@@ -94,10 +95,14 @@ _ARABIC = dict.fromkeys([*range(0x064B, 0x0653), 0x0670, 0x0640]) | {  # vowel s
 }
 _LETTERS = _Letters(_ARABIC | {ord("ß"): "ss", 0x0307: None})  # 0307: what `lower` leaves of İ
 _WITHOUT_INK = [0x034F, 0x115F, 0x1160, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
-_POINTS = [*range(0x0591, 0x05BE), 0x05BF, 0x05C1, 0x05C2, 0x05C4, 0x05C5, 0x05C7]
-_FOLDED = dict.fromkeys(_WITHOUT_INK + _POINTS) | str.maketrans("άέήίόύώϊϋΐΰıёʼʻ՚", "αεηιουωιυιυiе'''")
+_POINTS = [*range(0x0591, 0x05BE), 0x05BF, 0x05C1, 0x05C2, 0x05C4, 0x05C5, 0x05C7, 0x0654, 0x0332, 0x0335, 0x0336]
+_FOLDED = dict.fromkeys(_WITHOUT_INK + _POINTS) | str.maketrans("άέήίόύώϊϋΐΰςıёʼʻ՚ڪ", "αεηιουωιυιυσiе'''ك")
 _FOLDED |= {ord("œ"): "oe", ord("æ"): "ae"}
-_THOUSANDS = re.compile(r"[™℠]|(?<=\d)[,'’\u00a0\u2009\u202f\u066c](?=\d{3}(?!\d))(?<!\d{4}.)")
+_FOLDED |= {sign: unicodedata.normalize("NFD", chr(sign))[0] for sign in range(0x1F00, 0x1FFD)}  # old prints
+_FOLDED |= str.maketrans({"ൺ": "ണ്", "ൻ": "ന്", "ർ": "ര്", "ൽ": "ല്", "ൾ": "ള്", "ൿ": "ക്"})  # Malayalam
+_THOUSANDS = re.compile(
+    r"[™℠]|(?<=\d)(?:[,'’\u00a0\u2009\u202f\u066c，](?=\d{3}(?!\d))(?<!\d{4}.)|,(?=(?:\d\d,)+\d{3}(?!\d)))"
+)
 _RUN = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003134f\u3005]+|[\u3041-\u3096\u309d\u309e]+"
     "|[\u30a1-\u30fe]+|[\uac00-\ud7a3]+|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+"

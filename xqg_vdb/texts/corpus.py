@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.files import disk_errors
+from xqg_vdb.files import disk_errors, refuse_foreign
 from xqg_vdb.progress import windows
 from xqg_vdb.texts import languages
 from xqg_vdb.texts.records import (
@@ -52,9 +52,12 @@ _NO_CORPUS = ("queries", "query", "questions", "topics", "qrels")
 _MAX_PASSAGE_BYTES = (1 << 20) - 4096
 """As JSON; the store takes a MiB, and the languages of the queries come in beside it."""
 _ESCAPED = 6  # characters of JSON that one may take
-_LISTED = re.compile(rb"\s*(?:[qQ]?(\d{1,9})[.):]?|[-*#\xe2][\x80-\xbf]{0,2})\s+\S")
+_LISTED = re.compile(  # numbers, letters, marks before each line; cells of a table without its name
+    r"\s*(?:[\"'(\[]?[qQ]?(\d{1,9})(?:[\"')\]]*\s*[.．、:：,;|)]\s*|\s+)|[-*#•–—·◦▪●○►‣]\s+|[a-zA-Z][.)]\s+)\S"
+)
 _QUESTION_KEYS = ("text", "question", "query")
 _QUESTION_IDS = (*ID_KEYS, "qid", "query_id", "question_id")
+_COLUMNS = {*_QUESTION_KEYS, *_QUESTION_IDS, "questions", "queries", "lang", "language", "answer", "answers"}
 _Text = TypeVar("_Text", Passage, Question)
 
 
@@ -129,7 +132,8 @@ def _of_one_kind(folder: Path, inside: list[Path]) -> list[Path]:
     chosen = next(iter(kinds.values()), [])
     other = next((file.name for file in chosen if file.name.lower().startswith(_NO_CORPUS)), None)
     if len(kinds) != 1 or other is not None:
-        found = f"{other} beside them" if other else " and ".join(kinds) or "no file that can be read"
+        below = next((f"only folders such as {entry.name}" for entry in folder.iterdir() if entry.is_dir()), "")
+        found = f"{other} beside them" if other else " and ".join(kinds) or below or "no file that can be read"
         raise DataError(
             f"{folder} holds neither corpus.jsonl nor shard_*.jsonl nor passages of one kind only, but {found}; give"
             " the corpus file itself."
@@ -157,6 +161,8 @@ def _reader(path: Path) -> Callable[[Path, Rejects], Rows]:
     if path.is_fifo():
         return read_objects  # a shell's <(command) has no name to go by
     if suffix_of(path) not in READERS:
+        with disk_errors(path), open(path, "rb") as file:
+            refuse_foreign(path, file.read(64))
         raise DataError(
             f"{path} is not a corpus by its name; expected .jsonl, .json, .tsv, .csv (each with .gz, too) or .parquet."
         )
@@ -176,15 +182,18 @@ def _by_first_line(path: Path, rejects: Rejects) -> Rows:
             yield from table_rows(lines, "\t", rejects, ids=_QUESTION_IDS, texts=_QUESTION_KEYS)
         else:
             heads = [first, *islice(sources, 2)]
-            if _is_list([source.raw for source in heads]):
+            lines_of_text = [source.raw.decode("utf-8", "replace") for source in heads]
+            if _is_list(lines_of_text):
                 raise DataError(
                     f"{path} is a list with numbers or marks; write a number, a tab and the question a line."
                 )
+            if set(re.split(r"\s*[,;|]\s*", lines_of_text[0].strip().lower())) <= _COLUMNS:
+                raise DataError(f"{path} begins with names of columns: name it .csv or .tsv, or take that line out.")
             for source, text in parsed(chain(heads, sources), _plain_text, rejects):
                 yield source, {"id": source.line, "text": text}
 
 
-def _is_list(lines: list[bytes]) -> bool:
+def _is_list(lines: list[str]) -> bool:
     """Whether lines begin with a mark each, or with numbers in order."""
     found = [_LISTED.match(line) for line in lines]
     numbers = [int(match[1]) for match in found if match and match[1]]
@@ -193,7 +202,9 @@ def _is_list(lines: list[bytes]) -> bool:
 
 
 def _plain_text(raw: bytes) -> str:
-    return decoded(raw).strip().replace("\0", "")
+    if "\r" in (text := decoded(raw).strip()):
+        raise BadRecord("a carriage return within the line; end lines by line feeds: tr '\\r' '\\n' < FILE > NEW")
+    return text.replace("\0", "")
 
 
 def _distinct(rows: Rows, make: Callable[[Mapping[str, Any]], _Text], rejects: Rejects) -> Iterator[_Text]:
@@ -226,6 +237,7 @@ def _not_none(texts: Iterable[_Text], rejects: Rejects, missing: str, expected: 
 
 def _question(record: Mapping[str, Any]) -> Question:
     code = language_of(record.get("lang"))
+    code = _named_language(record.get("language")) if code == UNKNOWN_LANGUAGE else code
     text = text_of(record, key_of(record, _QUESTION_KEYS))
     return Question(record_id(record, _QUESTION_IDS), text, None if code == UNKNOWN_LANGUAGE else code)
 
@@ -274,7 +286,7 @@ def _own_or_nested(record: Mapping[str, Any], nested: dict[str, Any], key: str) 
     own, other = record.get(key), nested.pop(key, None)
     if key == "lang":  # other spellings of one code do not differ, and some say that it is not known
         own, other = (None if language_of(code) == UNKNOWN_LANGUAGE else language_of(code) for code in (own, other))
-    if own and other and other != own:
+    if own and other and str(other).strip() != str(own).strip():
         raise BadRecord(f"meta.{key} differs from {key}; rename that field")
     return own or other
 

@@ -34,18 +34,11 @@ _OWN = {"fil": "tl", "fat": "fat", "tw": "tw", "twi": "tw", "pnb": "pnb"}
 _ROMANISED = frozenset({"ar", "el", "hi", "ur"})
 _ARABIZI = re.compile(r"[a-z]+[2357][a-z]*[a-z2-8]?|[2357][a-z]{3,}")  # 3 for ع, 7 for ح, and so on
 _NOT_ONE_LANGUAGE = frozenset({"mul", "mis", "zxx", UNKNOWN_LANGUAGE})
-_NO_CODES = frozenset({"n/a", "none", "null", "other", "undetermined", "unk", "unknown"})
+_NO_CODES = frozenset({"n/a", "none", "null", "other", "undetermined", "unk", "unknown", "unspecified", "xx", "-", "?"})
 _WIKIPEDIA = {
-    "bat-smg": "sgs",
-    "cbk-zam": "cbk",
-    "eml": "egl",
-    "fiu-vro": "vro",
-    "map-bms": "jv",
-    "roa-rup": "rup",
-    "roa-tara": "nap",
-    "simple": "en",
-    "zh-classical": "lzh",
-}
+    "bat-smg": "sgs", "cbk-zam": "cbk", "eml": "egl", "fiu-vro": "vro", "map-bms": "jv", "roa-rup": "rup",
+    "roa-tara": "nap", "simple": "en", "zh-classical": "lzh",
+}  # fmt: skip
 """Names of its editions that are no codes; als is what it is for all others, Albanian (write gsw for Alemannic)."""
 # Unicode's blanks, controls and Default_Ignorable_Code_Point; signs of Braille and of music without ink
 _NO_INK = (

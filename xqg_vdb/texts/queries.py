@@ -14,9 +14,8 @@ import numpy as np
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.files import disk_errors
+from xqg_vdb.files import GZIP_MAGIC, disk_errors
 from xqg_vdb.texts.records import (
-    GZIP_MAGIC,
     BadRecord,
     Rejects,
     has_content,

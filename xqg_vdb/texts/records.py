@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.files import disk_errors
+from xqg_vdb.files import GZIP_MAGIC, disk_errors, refuse_foreign
 from xqg_vdb.texts import languages
 
 MAX_LINE_BYTES = 16 << 20
@@ -34,20 +34,7 @@ ID_KEYS = ("id", "_id", "docid", "id_")
 TEXT_KEYS = ("text", "content", "contents", "page_content")
 """Where a passage may stand: ours, Haystack's, Pyserini's, LangChain's; the first that is there counts."""
 
-GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
-_FOREIGN = {  # first bytes, and what to do
-    b"\xff\xfe\0\0": "is UTF-32, not UTF-8; convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW",
-    b"\xff\xfe": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
-    b"\xfe\xff": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
-    b"BZh": "is packed by bzip2; unpack it: bunzip2 FILE", b"\xfd7zXZ\0": "is packed by xz; unpack it: unxz FILE",
-    b"\x28\xb5\x2f\xfd": "is packed by zstd; unpack it: unzstd FILE",
-    b"PK\x03\x04": "is a ZIP archive, such as a spreadsheet; unpack it, or export it as CSV",
-    b"PAR1": "is Parquet; name it .parquet", b"%PDF": "is a PDF; give its text as JSON lines",
-    b"SQLite format 3": "is a database; export its rows as CSV or JSON lines",
-    b"version https://git-lfs": "is a pointer of Git LFS; fetch the file itself: git lfs pull",
-    b"<!DOCTYPE": "is a web page; fetch the data itself", b"<html": "is a web page; fetch the data itself",
-}  # fmt: skip
 _CONTROLS = frozenset(range(9)) | frozenset(range(14, 32))
 _BLANKS = 256  # bytes
 _HEAD_BYTES = 1024
@@ -127,18 +114,6 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
                 offset += size
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path} is cut short or damaged after line {number} ({error}); fetch it again.") from error
-
-
-def refuse_foreign(path: Path, head: bytes) -> None:
-    """Raise DataError when a file begins as one of another kind does."""
-    told = next((told for start, told in _FOREIGN.items() if head.startswith(start)), "")
-    even, odd = head[:64:2], head[1:64:2]
-    high, low = (even, odd) if head.startswith(b"\0") else (odd, even)
-    if not told and len(odd) >= 8 and high.count(0) * 3 > 2 * len(high) and 0 not in low:
-        order = "BE" if high is even else "LE"
-        told = f"is UTF-16 without a mark, not UTF-8; convert it: iconv -f UTF-16{order} -t UTF-8 FILE > NEW"
-    if told:
-        raise DataError(f"{path} {told}.")
 
 
 def _unpacked(path: Path, file: io.BufferedReader, max_ratio: int) -> io.BufferedReader:

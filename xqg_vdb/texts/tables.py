@@ -9,7 +9,7 @@ import math
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol, cast
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.files import atomic_file, disk_errors
+from xqg_vdb.files import atomic_file, disk_errors, refuse_foreign
 from xqg_vdb.texts.records import (
     ID_KEYS,
     TEXT_KEYS,
@@ -30,7 +30,6 @@ from xqg_vdb.texts.records import (
     decoded,
     parsed,
     read_sources,
-    refuse_foreign,
 )
 from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage
 
@@ -183,10 +182,12 @@ def _json_of(cell: Any) -> Any:
     if not cell.is_valid:
         return None
     if isinstance(cell, pa.MapScalar):
-        pairs = {str(entry["key"].as_py()): _json_of(entry["value"]) for entry in cell.values}
+        pairs = {str(_json_of(entry["key"])): _json_of(entry["value"]) for entry in cell.values}
         if len(pairs) < len(cell.values):
             raise BadRecord("a map with a key twice")
         return pairs
+    if isinstance(cell, pa.ExtensionScalar) and isinstance(cell.value, pa.ListScalar | pa.StructScalar):
+        cell = cell.value  # tensors
     if isinstance(cell, pa.ListScalar):
         return [_json_of(item) for item in cell.values]
     if isinstance(cell, pa.StructScalar):
@@ -203,10 +204,10 @@ def _json_of(cell: Any) -> Any:
 
 def _plain_value(value: Any) -> Any:
     if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            raise BadRecord("bytes that are no text") from None
+        if b"\0" not in value:
+            with suppress(UnicodeDecodeError):
+                return value.decode()
+        raise BadRecord("bytes that are no text")
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):

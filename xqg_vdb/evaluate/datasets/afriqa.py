@@ -98,6 +98,8 @@ def _rows(data_dir: Path, splits: Sequence[str], langs: Sequence[str] | None = N
 def _read(path: Path, prefix: str, lang: str, *, pivot: str) -> Iterator[_Row | None]:
     """The rows of a file; None for one that cannot be used."""
     for source in open_lines(path):
+        if not source.raw.strip():
+            continue
         try:
             # the standard library's reader takes NaN
             record = json.loads(b"" if source.cut else source.raw)

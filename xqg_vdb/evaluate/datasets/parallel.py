@@ -17,8 +17,8 @@ from typing import Literal
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, language_files
+from xqg_vdb.evaluate.metrics import text_lines
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import open_lines
 from xqg_vdb.types import Passage, Question
 
 _TATOEBA = "https://github.com/facebookresearch/LASER (data/tatoeba/v1)"
@@ -77,13 +77,14 @@ def read_ntrex(data_dir: Path, *, direction: _Direction = "xx-en", langs: Sequen
 
 def _aligned(foreign_file: Path, english_file: Path) -> tuple[list[str], list[str]]:
     foreign, english = (
-        [line.raw.decode("utf-8").strip() for line in open_lines(file) if not line.cut]
-        for file in (foreign_file, english_file)
+        {line: text.strip() for line, text in text_lines(file)} for file in (foreign_file, english_file)
     )
-    if len(foreign) != len(english):
-        name = foreign_file.name.removesuffix(".gz").rpartition(".")[0]
-        raise DataError(f"{name} is not aligned: {len(foreign)} foreign, {len(english)} English lines.")
-    return foreign, english
+    if odd := foreign.keys() ^ english.keys():
+        name, counts = foreign_file.name.removesuffix(".gz").rpartition(".")[0], (len(foreign), len(english))
+        raise DataError(
+            f"{name} is not aligned: {counts[0]} foreign, {counts[1]} English lines; line {min(odd)} is in one alone."
+        )
+    return list(foreign.values()), list(english.values())
 
 
 def _translations(

@@ -20,7 +20,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.metrics import Average, Qrels, asked_passage
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import english_name, near_matches, normalize
-from xqg_vdb.texts.records import BadRecord, Rejects, Source, parse_object, read_objects, record_id
+from xqg_vdb.texts.records import BadRecord, Rejects, Source, has_content, parse_object, read_objects, record_id
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Question
 
 POOL = "pool"
@@ -241,11 +241,22 @@ def such_as(ids: Iterable[str]) -> str:
 
 
 def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = ()) -> RetrievalTask:
-    """The task with notes of what its corpus lacks, whose files are read once.
+    """The task with notes of what its corpus lacks, whose files are read once; each question once.
 
     skipped: ids and faults of records that could not be used when the passages were read before. Raises DataError when
-    a relevant passage is among what cannot be used: the results would be wrong.
+    a relevant passage is among what cannot be used: the results would be wrong. Also for questions without a text, two
+    of one id, and none at all.
     """
+    task = replace(task, queries=tuple(dict.fromkeys(task.queries)))
+    known: set[str] = set()
+    for query in task.queries:
+        if not isinstance(query.text, str) or not has_content(query.text):
+            raise DataError(f"{task.name}: question {query.id!r} has no text: correct its file, or take it out.")
+        if query.id in known:
+            raise DataError(f"{task.name}: two questions have the id {query.id!r}: correct their file.")
+        known.add(query.id)
+    if not known:
+        raise DataError(f"{task.name} has no question with judgements: do its files belong together?")
     if not isinstance(task.passages, CorpusFiles | list):
         return task
     asked = {query.id for query in task.queries}

@@ -23,7 +23,7 @@ import orjson
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa_passages
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, language_files
-from xqg_vdb.files import disk_errors
+from xqg_vdb.texts.records import MAX_JSON_BYTES, open_lines
 from xqg_vdb.types import Passage, Question
 
 _SOURCE = "https://github.com/google-research-datasets/lareqa"
@@ -48,13 +48,12 @@ class _SquadParagraph:
 
 def read_squad(path: Path) -> Iterator[_SquadParagraph]:
     """Read the paragraphs of one file. Raises DataError when it is missing or not SQuAD JSON."""
-    with disk_errors(path):
-        raw = path.read_bytes()
+    raw = b"\n".join(source.raw for source in open_lines(path, max_bytes=MAX_JSON_BYTES))
     try:
         articles = orjson.loads(raw)["data"]
         paragraphs = [(str(article.get("title", "")), p) for article in articles for p in article["paragraphs"]]
         yield from (_paragraph(number, title, p) for number, (title, p) in enumerate(paragraphs, start=1))
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path} is not SQuAD v1.1 JSON ({type(error).__name__}: {error}); fetch it again.") from error
 
 
@@ -127,12 +126,9 @@ def read_xquad(data_dir: Path, *, distractors: bool = False, langs: Sequence[str
         docid = f"xquad-{paragraph.number}"
         passages.append(Passage(docid, paragraph.context, paragraph.title.replace("_", " "), "en"))
         place.update({squad_id: (docid, answers) for squad_id, _, answers, _ in paragraph.questions})
-    asked = {
-        Question(f"{squad_id}_{lang}", text, lang): place[squad_id]
-        for lang, path in files
-        for paragraph in read_squad(path)
-        for squad_id, text, _, _ in paragraph.questions
-    }
+    given = [(lang, *found[:2]) for lang, path in files for part in read_squad(path) for found in part.questions]
+    asked = {Question(f"{name}_{lang}", text, lang): place[name] for lang, name, text in given if name in place}
+    strange = sum(name not in place for _, name, _ in given)
     return RetrievalTask(
         name="xquad+afriqa" if distractors else "xquad",
         passages=passages + (read_afriqa_passages(data_dir) if distractors else []),
@@ -140,6 +136,7 @@ def read_xquad(data_dir: Path, *, distractors: bool = False, langs: Sequence[str
         qrels={query.id: {docid: 1} for query, (docid, _) in asked.items()},
         metrics=("R@1", "R@10", "MRR@10"),
         answers={query.id: answers for query, (_, answers) in asked.items()},
+        notes={"questions skipped: not in the English file": strange} if strange else {},
     )
 
 
