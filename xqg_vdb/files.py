@@ -176,7 +176,7 @@ def _wide_encoding(head: bytes) -> str:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
     order = "BE" if head.startswith(b"\0") else "LE"
-    if head[:3] == b"\0\0\0" or (head[:1] != b"\0" and head[1:4] == b"\0\0\0"):
+    if [byte == 0 for byte in head[:4]] in ([True, True, True, False], [False, True, True, True]):
         return f"UTF-32{order} without a mark"
     low, high = (head[1:64:2], head[:64:2]) if order == "BE" else (head[:64:2], head[1:64:2])
     wide = min(len(low), len(high)) >= 8 and high.count(0) * 3 > 2 * len(high) and 0 not in low

@@ -91,7 +91,8 @@ def test_the_query_is_found(answer):
      "Reasoning: what is it?",
      "<|channel|>analysis<|message|>What do they want?", "analysisWhat do they want",
      "I'm sorry, but I cannot do that.",
-     "Here is a question in Swahili:", "a?\0", "a?\ud83d", "a?\x1b[2J", "???", "```\n```", "N/A", "undefined", "[DONE]", "1.", "No.",
+     "Here is a question in Swahili:", "a?\0", "a?\ud83d", "a?\x1b[2J", "???", "```\n```", "N/A", "undefined",
+     "[DONE]", "1.", "No.",
      "The user wants a question.", '{"error": {"message": "why?"}}', '{"detail": "Not Found"}', "ERROR: overloaded",
      "Thinking Process:\n1. **Analyze the request**", "The passage does not contain enough.", "x" * 20_000_000,
      "<think>" * 200_000, "wort " * 1000],
@@ -105,7 +106,8 @@ def test_an_answer_without_a_query_gives_none(answer):
     ["Is C# older than F#?", "Was bedeutet a_b_c?", "Wer schrieb „Faust“?", "Star Wars: Who directed it?",
      "3.5 % von was?",
      "2 - 1 = ?", "I. Newton wrote which book?", "#1 song 1999?", "Yahoo! was founded when?", "好，这是什么歌？",
-     "[1] in citations means what?", "Why? Because: who wrote this?", "Where is St. Louis? (USA)", "Claro: who owns it?",
+     "[1] in citations means what?", "Why? Because: who wrote this?", "Where is St. Louis? (USA)",
+     "Claro: who owns it?",
      "How about this song: who wrote it?", "We could ask who won?", "What does <div> do?", "error correction codes",
      "《红楼梦》的作者是谁？", "print('a') prints what?", "Question Time: who hosts it?",
      "Who wrote “Faust”", "length of the nile", "ナイル川の長さは？", "What is 2 * 3 * 4?", "Was ist <script>?"],
@@ -305,6 +307,8 @@ def test_parts_and_answers_without_usage_are_good(serve):
         (ok("Mto Nile una urefu", finish="length"), "'Mto Nile una urefu', and was cut at 64 tokens: raise --max"),
         (ok(None, refusal="I cannot help"), "it says 'I cannot help'"),
         (ok("", finish="content_filter"), "its filter kept the answer back"),
+        (ok("Mto Nile", finish="content_filter"), "it wrote 'Mto Nile'; its filter kept the answer back"),
+        (ok(None, finish="SAFETY"), "its filter kept the answer back"),
         (ok("", thoughts="hm"), "it only reasoned"),
         ((200, {"message": {"content": Q}}), "(no chat completion: check the URL)"),
         ((202, {"status": "queued"}), "queued"),
@@ -397,6 +401,20 @@ def test_a_limit_told_under_status_200_is_waited_for(serve):
     server = serve(lambda body: ok(Q) if len(server.bodies) > 2 else (200, {"error": {"code": 429, "message": "slow"}}))
     queries, generator = ask(server)
     assert queries == (Q,) and generator.counters()["retries"] == 2
+
+
+def test_a_question_in_a_call_is_read(serve):
+    call = {"name": "ask", "arguments": json.dumps({"question": Q})}
+    for message in ({"tool_calls": [{"function": call}]}, {"function_call": call}):
+        assert ask(serve(lambda body, m=message: ok(None, finish="tool_calls", **m)))[0] == (Q,)
+
+
+def test_a_gateway_that_is_busy_is_waited_for_and_an_account_without_money_is_not(serve):
+    server = serve(lambda body: ok(Q) if len(server.bodies) > 1 else refused(529, "overloaded"))
+    assert ask(server)[0] == (Q,)
+    quota = {"error": {"code": "insufficient_quota", "message": "You exceeded your current quota."}}
+    with pytest.raises(ServerError, match="status 429: You exceeded your current quota"):
+        ask(serve(lambda body: (429, quota)))
 
 
 def test_settings_that_a_server_refuses_are_left_out(serve):

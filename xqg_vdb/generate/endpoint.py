@@ -33,6 +33,7 @@ _FILTERED = re.compile(  # Azure's, OpenAI's, DashScope's, DeepSeek's, Zhipu's w
     r"content[_ ](?:filter|management|policy|exists risk)|data_?inspection|inappropriate|was flagged|usage policy"
     r"|sensitive (?:word|content|information)|moderation|safety (?:filter|system|setting)|responsible_?ai"
 )
+_STOPPED = re.compile(r"filter|safety|recitation|prohibited|blocklist|spii", re.IGNORECASE)  # reasons to finish
 _log = logging.getLogger(__name__)
 
 
@@ -117,11 +118,12 @@ class EndpointGenerator(BatchGenerator):
         try:
             choice = response.json()["choices"][0]
             message, finish = choice["message"], choice.get("finish_reason")
-            content = _joined(message["content"])
+            content = _joined(message.get("content")) or _argument(message)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             hint = "" if b'"error"' in response.content else " (no chat completion: check the URL)"
             raise _NoAnswerError((reason_of(response) or "an empty body") + hint) from None
         cut = f", and was cut at {self._max_tokens} tokens: {self.cure}" if finish == "length" else ""
+        cut = "; its filter kept the answer back" if _STOPPED.search(str(finish)) else cut
         if not content.strip():
             raise _NoAnswerError(_silence(choice, message) + cut)
         if broken(content):
@@ -188,11 +190,13 @@ def _silence(choice: Mapping[str, Any], message: Mapping[str, Any]) -> str:
         return f"it says {one_line(str(told))!r}"
     if any(message[key] for key in message if re.search("reason|think|thought", key)):
         return "it only reasoned"
-    if message.get("tool_calls") or message.get("function_call"):
-        return "it called a tool"
-    return (
-        "its filter kept the answer back" if choice.get("finish_reason") == "content_filter" else "the answer is empty"
-    )
+    return "the answer is empty"
+
+
+def _argument(message: Mapping[str, Any]) -> str:
+    """What a model that was given no tools calls one with, as JSON."""
+    calls = message.get("tool_calls") or [{"function": message.get("function_call")}]
+    return str((calls[0].get("function") or {}).get("arguments") or "")
 
 
 class _NoAnswerError(Exception):

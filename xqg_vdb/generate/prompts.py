@@ -313,7 +313,8 @@ def said(answer: str) -> str:
 
 def query_of(answer: str) -> str:
     """The query in an answer, on one line: the first line that asks, else the first that is no talk; else empty."""
-    lines = [line for raw in said(answer).splitlines() if (line := bare(raw)) and not _is_preamble(line)]
+    lines = [line for raw in said(answer).splitlines() if (line := bare(raw)) and line[-1] not in ":："]
+    lines = [line for line in lines if not (_REASONED.match(line) or (not asks(line) and _TALK.match(line)))]
     useful = [line for line in lines if not refuses(line)]
     plain = useful[0] if useful == lines and lines else ""  # beside a refusal or thoughts, only what asks is a query
     plain = "" if _REASONED.match(answer.lstrip("*#_ \n")) else plain
@@ -370,11 +371,6 @@ def _names_a_language(name: str) -> bool:
         return bool(langcodes.tag_is_valid(name) if name.islower() else langcodes.find(name))
     except LookupError:
         return False
-
-
-def _is_preamble(line: str) -> bool:
-    talk = _REASONED.match(line) or (not asks(line) and _TALK.match(line))
-    return line.endswith((":", "：")) or bool(talk)
 
 
 def refuses(line: str) -> bool:

@@ -36,7 +36,7 @@ from xqg_vdb.models.folder import MANIFEST, ModelFolder
 from xqg_vdb.progress import per_process, tick
 from xqg_vdb.types import Vectors
 
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 525), 529})
 UNREACHED = 5.0  # seconds of patience with a host that has never answered
 LONGEST_BODY = 4_000_000  # bytes of an answer in which a gateway's error is looked for
 
@@ -123,7 +123,7 @@ class Server:
                 wait = _retry_after(response)
                 if status in (400, 413, 422, 501) and adapted(sent, response):
                     continue
-                if status not in RETRIED:
+                if status not in RETRIED or b"insufficient_quota" in response.content:  # nobody pays: it stays so
                     self.give_up(self._refusal(response))
             except httpx.HTTPError as error:
                 reason = type(error).__name__

@@ -97,9 +97,8 @@ _LETTERS = _Letters(_ARABIC | {ord("ß"): "ss", 0x0307: None})  # 0307: what `lo
 _WITHOUT_INK = [0x034F, 0x115F, 0x1160, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
 _POINTS = [*range(0x0591, 0x05BE), 0x05BF, 0x05C1, 0x05C2, 0x05C4, 0x05C5, 0x05C7, 0x0654, 0x0332, 0x0335, 0x0336]
 _FOLDED = dict.fromkeys(_WITHOUT_INK + _POINTS) | str.maketrans("άέήίόύώϊϋΐΰςıёʼʻ՚ڪ", "αεηιουωιυιυσiе'''ك")
-_FOLDED |= {ord("œ"): "oe", ord("æ"): "ae"}
-_FOLDED |= {sign: unicodedata.normalize("NFD", chr(sign))[0] for sign in range(0x1F00, 0x1FFD)}  # old prints
-_FOLDED |= str.maketrans({"ൺ": "ണ്", "ൻ": "ന്", "ർ": "ര്", "ൽ": "ല്", "ൾ": "ള്", "ൿ": "ക്"})  # Malayalam
+_FOLDED |= dict(zip(map(ord, "œæൺൻർൽൾൿ"), ["oe", "ae", "ണ്", "ന്", "ര്", "ല്", "ള്", "ക്"], strict=True))
+_FOLDED |= {sign: unicodedata.normalize("NFD", chr(sign))[0] for sign in range(0x1F00, 0x1FFD)}  # old Greek
 _THOUSANDS = re.compile(
     r"[™℠]|(?<=\d)(?:[,'’\u00a0\u2009\u202f\u066c，](?=\d{3}(?!\d))(?<!\d{4}.)|,(?=(?:\d\d,)+\d{3}(?!\d)))"
 )

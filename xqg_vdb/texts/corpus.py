@@ -295,7 +295,7 @@ def _named_language(name: object) -> str:
     """The language that a field `language` names by code or in English, if it does."""
     with suppress(DataError):
         if isinstance(name, str):
-            return languages.normalize(languages.code_of(name))
+            return languages.normalize(languages.spellings().get(name.strip().lower(), name))
     return UNKNOWN_LANGUAGE
 
 

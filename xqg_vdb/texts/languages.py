@@ -34,7 +34,7 @@ _OWN = {"fil": "tl", "fat": "fat", "tw": "tw", "twi": "tw", "pnb": "pnb"}
 _ROMANISED = frozenset({"ar", "el", "hi", "ur"})
 _ARABIZI = re.compile(r"[a-z]+[2357][a-z]*[a-z2-8]?|[2357][a-z]{3,}")  # 3 for ع, 7 for ح, and so on
 _NOT_ONE_LANGUAGE = frozenset({"mul", "mis", "zxx", UNKNOWN_LANGUAGE})
-_NO_CODES = frozenset({"n/a", "none", "null", "other", "undetermined", "unk", "unknown", "unspecified", "xx", "-", "?"})
+_NO_CODES = frozenset({"n/a", "none", "null", "other", "undetermined", "unk", "unknown", "unspecified", "-", "?"})
 _WIKIPEDIA = {
     "bat-smg": "sgs", "cbk-zam": "cbk", "eml": "egl", "fiu-vro": "vro", "map-bms": "jv", "roa-rup": "rup",
     "roa-tara": "nap", "simple": "en", "zh-classical": "lzh",
@@ -82,19 +82,14 @@ def english_name(code: str) -> str:
     return "Tagalog" if primary == "tl" else str(langcodes.Language.get(primary).display_name("en"))
 
 
-def code_of(name: str) -> str:
-    """The code of a language that is named in English, or `name` itself."""
-    return _spellings().get(name.strip().lower(), name)
-
-
 def near_matches(text: str, *, limit: int = 3) -> list[str]:
     """Return up to `limit` codes whose code or English name resembles `text`, best first; empty when nothing does."""
     from difflib import get_close_matches
 
     wanted = text.strip().lower()[:40]
-    spellings = _spellings()
-    close = get_close_matches(wanted, spellings, n=limit * 2, cutoff=0.75)
-    return list(dict.fromkeys(spellings[name] for name in close))[:limit]
+    known = spellings()
+    close = get_close_matches(wanted, known, n=limit * 2, cutoff=0.75)
+    return list(dict.fromkeys(known[name] for name in close))[:limit]
 
 
 def detect(texts: Sequence[str], *, min_confidence: float = MIN_CONFIDENCE) -> list[str]:
@@ -206,7 +201,7 @@ def _primary(code: str) -> str | None:
 
 
 @cache
-def _spellings() -> dict[str, str]:
+def spellings() -> dict[str, str]:
     """Map lower-case codes and English names to codes, for the languages with a two-letter code and a few more."""
     from langcodes.data_dicts import LANGUAGE_ALPHA3
 

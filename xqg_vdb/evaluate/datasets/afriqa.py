@@ -16,8 +16,8 @@ from pathlib import Path
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_files
+from xqg_vdb.evaluate.metrics import text_lines
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import open_lines
 from xqg_vdb.types import Passage, Question
 
 _SOURCE = "https://github.com/masakhane-io/afriqa (data/gold_passages)"
@@ -97,16 +97,13 @@ def _rows(data_dir: Path, splits: Sequence[str], langs: Sequence[str] | None = N
 
 def _read(path: Path, prefix: str, lang: str, *, pivot: str) -> Iterator[_Row | None]:
     """The rows of a file; None for one that cannot be used."""
-    for source in open_lines(path):
-        if not source.raw.strip():
-            continue
+    for line, text in text_lines(path):
         try:
-            # the standard library's reader takes NaN
-            record = json.loads(b"" if source.cut else source.raw)
+            record = json.loads(text)  # the standard library's reader takes NaN
             name, title, context = f"{prefix}-{record['id']}", record.get("title"), record.get("context")
             answers = tuple(text for text in (record.get("answer_pivot") or {}).get("text") or () if text)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} line {source.line}: not an AfriQA row ({error!r}).") from error
+            raise DataError(f"{path} line {line}: not an AfriQA row ({error!r}).") from error
         if not (title and context and record.get("question_lang") and answers):
             yield None
             continue

@@ -43,11 +43,8 @@ def read_miracl(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | No
         judged = read_qrels(find_file(data_dir, topics.replace("topics", "qrels").format(lang=lang), source=_MIRACL))
         asked += [(Question(qid, text, lang), judged[qid]) for qid, text in read_pairs(file) if qid in judged]
         folder = f"miracl/miracl-corpus-v1.0-{lang}"
-        files = {  # the plain file comes before its own .gz
-            path.name.removesuffix(".gz"): path
-            for end in (".gz", "")
-            for path in (data_dir / folder).glob(f"docs-*.jsonl{end}")
-        }.values()
+        found = sorted((data_dir / folder).glob("docs-*.jsonl*"), reverse=True)
+        files = {path.name.removesuffix(".gz"): path for path in found}.values()  # the plain one before its own .gz
         if not files:
             raise DataError(missing(data_dir, f"{folder}/docs-0.jsonl.gz", source=_MIRACL))
         corpora[lang] = sorted(files, key=lambda path: (len(path.name), path.name))  # docs-10 after docs-9

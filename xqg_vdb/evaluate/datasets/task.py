@@ -248,15 +248,13 @@ def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = 
     of one id, and none at all.
     """
     task = replace(task, queries=tuple(dict.fromkeys(task.queries)))
-    known: set[str] = set()
+    if not (ids := Counter(query.id for query in task.queries)):
+        raise DataError(f"{task.name} has no question with judgements: do its files belong together?")
     for query in task.queries:
         if not isinstance(query.text, str) or not has_content(query.text):
             raise DataError(f"{task.name}: question {query.id!r} has no text: correct its file, or take it out.")
-        if query.id in known:
+        if ids[query.id] > 1:
             raise DataError(f"{task.name}: two questions have the id {query.id!r}: correct their file.")
-        known.add(query.id)
-    if not known:
-        raise DataError(f"{task.name} has no question with judgements: do its files belong together?")
     if not isinstance(task.passages, CorpusFiles | list):
         return task
     asked = {query.id for query in task.queries}
