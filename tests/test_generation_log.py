@@ -93,7 +93,11 @@ def test_one_writer_at_a_time(tmp_path):
 
 
 def test_other_settings_are_refused_with_both_values(tmp_path):
-    RecordLog(tmp_path / "log", {"n": 3, "generator": {"seed": 1}}).__exit__(None, None, None)
+    for seed in (0, 1):  # a log that holds nothing yet is begun anew
+        with RecordLog(tmp_path / "log", {"n": 3, "generator": {"seed": seed}}) as log:
+            pass
+    with RecordLog(tmp_path / "log", log.committed.header) as log:
+        log.commit([{"n": 1}], rows=1, info={})
     with pytest.raises(MismatchError, match=r"\(generator.seed was 1, is 2\): use the same ones, or another OUT"):
         RecordLog(tmp_path / "log", {"n": 3, "generator": {"seed": 2}})
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -139,34 +141,23 @@ def _missing(path: Path) -> str:
 
 
 GZIP_MAGIC = b"\x1f\x8b"
-_PACKED = {
-    GZIP_MAGIC: ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ\0": ("xz", "unxz"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
-    b"7z\xbc\xaf": ("7-Zip", "7z x"), b"Rar!\x1a": ("RAR", "unrar x"),
-}  # fmt: skip
-_FOREIGN = {  # first bytes, and what to do
-    b"PK\x03\x04": "is a ZIP archive, such as a spreadsheet; unpack it, or export it as CSV",
-    b"\xd0\xcf\x11\xe0": "is an old Office file; export it as CSV in UTF-8",
-    b"PAR1": "is Parquet; name it .parquet", b"ARROW1": "is Arrow or Feather; write it as Parquet",
-    b"Obj\x01": "is Avro; write it as Parquet", b"\x93NUMPY": "is an array of numpy; write texts as JSON lines",
-    b"\x80\x04\x95": "is a pickle; write JSON lines", b"%PDF": "is a PDF; give its text as JSON lines",
-    b"SQLite format 3": "is a database; export its rows as CSV or JSON lines",
-    b"version https://git-lfs": "is a pointer of Git LFS; fetch the file itself: git lfs pull",
-    b"<?xml": "is XML; make JSON lines of its texts",
-    b"<!doctype": "is a web page; fetch the data itself", b"<html": "is a web page; fetch the data itself",
-}  # fmt: skip
 
 
 def refuse_foreign(path: Path, head: bytes) -> None:
     """Raise DataError when a file begins as one of another kind or encoding does."""
     start = head.lstrip() if head.lstrip()[:1] == b"<" else head
-    told = next((told for key, told in _FOREIGN.items() if start[: len(key)] in (key, key.upper())), "")
-    if packed := next((packed for key, packed in _PACKED.items() if head.startswith(key)), None):
-        told = f"is packed by {packed[0]}; unpack it: {packed[1]} FILE"
+    told = next((told for key, told in _foreign().items() if start[: len(key)] in (key, key.upper())), "")
     if encoding := _wide_encoding(head):
         told = f"is {encoding}, not UTF-8; convert it: iconv -f {encoding.split()[0]} -t UTF-8 FILE > NEW"
     if told:
         raise DataError(f"{path} {told}.")
+
+
+@cache
+def _foreign() -> dict[bytes, str]:
+    """First bytes, and what to do."""
+    known = json.loads(files("xqg_vdb").joinpath("data", "foreign.json").read_bytes())
+    return {start.encode("latin-1"): told for start, told in known.items()}
 
 
 def _wide_encoding(head: bytes) -> str:

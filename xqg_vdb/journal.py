@@ -117,7 +117,7 @@ class RecordLog:
             if not try_flock(self._file.fileno()):
                 raise LockedError(f"{path} is being written by {_writer(path)}; wait for it, or use another OUT.")
             found = scan(path)
-            if found is None:
+            if found is None or (found.header != header and not found.rows and not found.end):  # nothing is lost
                 self._truncate(0)
                 self._append(encode_line({"header": header}))
                 sync_folder(path.parent)

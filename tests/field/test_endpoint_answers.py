@@ -454,6 +454,20 @@ def test_a_server_that_is_down_is_told_within_seconds(serve, monkeypatch):
         generator.generate_batch(passages, query_langs=["sw"], n=1)
 
 
+def test_a_url_is_corrected_after_a_server_was_not_there(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "UNREACHED", 0.3)
+    (tmp_path / "c.jsonl").write_text('{"id": "1", "text": "The Nile."}\n')
+    for url in ("http://127.0.0.1:9/v1", serve(lambda body: ok(Q)).url):
+        with EndpointGenerator(url, "m") as generator:
+            try:
+                made = generate_file(
+                    tmp_path / "c.jsonl", tmp_path / "q.jsonl", generator=generator, job=Job(("sw",), 1)
+                )
+            except ServerError as error:
+                assert "is not there" in str(error)
+    assert made.queries == 1
+
+
 CORPUS = [{"id": f"p{i}", "text": f"The Nile {i}."} for i in range(3)]
 SETTINGS = ("-l", "sw", "-n", "1", "--json")
 
