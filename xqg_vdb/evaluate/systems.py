@@ -51,12 +51,6 @@ class Material:
     passage_vectors: Vectors
     question_vectors: Vectors
 
-    def narrowed(self, task: RetrievalTask) -> Material:
-        """The same with the questions of `task` only, which has some of this one's, in their order."""
-        kept = {query.id for query in task.queries}
-        rows = [row for row, query in enumerate(self.task.queries) if query.id in kept]
-        return Material(task, self.passages, self.passage_vectors, self.question_vectors[rows])
-
 
 def prepare(task: RetrievalTask, *, encoder: TextEncoder, folder: Path, progress: Progress = silent) -> Material:
     """Encode the task's passages and questions, or take them from `folder`."""

@@ -101,16 +101,12 @@ class Workbench:
         return split_recalls(wanted) if mixed else wanted
 
     def material(self, model: str, dataset: str) -> Material:
-        """The dataset's vectors under an encoder; all its questions are encoded together, however many are asked."""
-        whole, task = self._whole_material(model, dataset), self.task(dataset)
-        if len(task.queries) == len(whole.task.queries):
-            return whole
-        return self._once(lambda: whole.narrowed(task), "narrowed", model, dataset)
+        """The dataset's vectors under an encoder, of the suite's questions."""
+        return self._prepared(model, self.task(dataset))
 
-    def _whole_material(self, model: str, dataset: str) -> Material:
-        task, encoder = self._whole_task(dataset), self.encoder(model)
-        make = partial(prepare, task, encoder=encoder, folder=self.vectors, progress=self.progress)
-        return self._once(make, "material", model, dataset)
+    def _prepared(self, model: str, task: RetrievalTask) -> Material:
+        make = partial(prepare, task, encoder=self.encoder(model), folder=self.vectors, progress=self.progress)
+        return self._once(make, "material", model, task.name, str(len(task.queries)))
 
     def query_vectors(self, system: System, dataset: str) -> QueryVectors | None:
         """The vectors of the queries that the system folds in there."""
@@ -146,7 +142,7 @@ class Workbench:
         if source.startswith("offsets:"):
             make = partial(self._offsets, encoder, source.removeprefix("offsets:"), dataset, kind)
             return self._once(make, "offsets", model, source, dataset, kind)
-        material = self._whole_material(model, source)
+        material = self._prepared(model, self._whole_task(source))
         langs = [query.lang for query in material.task.queries]
         table = self._once(partial(means_of_questions, material.question_vectors, langs), "means", model, source)
         bank = encoder.language_means
