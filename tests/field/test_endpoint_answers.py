@@ -387,7 +387,10 @@ def test_a_proxy_before_another_host_is_named_without_its_password(monkeypatch):
         generator.generate_batch([Passage("p", "The Nile.")], query_langs=["sw"], n=1)
 
 
-@pytest.mark.parametrize(("proxy", "told"), [("socks5://h:1", "SOCKS proxy"), ("foo://u:secret@h", "Unknown scheme")])
+@pytest.mark.parametrize(
+    ("proxy", "told"),
+    [("socks5://h:1", "SOCKS proxy"), ("foo://u:secret@h", "Unknown scheme"), ("http://[::1", "Invalid port")],
+)
 def test_a_proxy_that_no_client_can_use_is_a_sentence(monkeypatch, proxy, told):
     monkeypatch.setenv("ALL_PROXY", proxy)
     for opened in (lambda: EndpointGenerator("http://example.org/v1", "m"), lambda: open_store("http://example.org")):
@@ -395,6 +398,11 @@ def test_a_proxy_that_no_client_can_use_is_a_sentence(monkeypatch, proxy, told):
             opened()
         assert "secret" not in str(caught.value)
     open_store("http://127.0.0.1:9").close()  # this machine is asked without
+
+
+def test_a_host_that_cannot_be_is_a_sentence():
+    with pytest.raises(DataError, match="An endpoint is a URL such as"):
+        EndpointGenerator("http://xn--/v1", "m")
 
 
 def test_a_limit_told_under_status_200_is_waited_for(serve):

@@ -47,8 +47,8 @@ def check_url(url: str, *, key_variable: str) -> None:
     """Raises DataError for what is no URL of a server, and for one with a key in it."""
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0 and url.isprintable()
-    except ValueError:
+        usable = httpx.URL(url).host and (parts.port or 1) and parts.scheme in ("http", "https") and url.isprintable()
+    except (ValueError, httpx.InvalidURL):
         usable = False
     if not usable:
         raise DataError(f"An endpoint is a URL such as http://localhost:8000/v1, not {url.split('@')[-1]!r}.")
@@ -61,7 +61,7 @@ def proxy_errors() -> Iterator[None]:
     """Raise DataError for what a client of HTTP says of the environment's proxy as soon as it is made."""
     try:
         yield
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
 
 
