@@ -14,6 +14,7 @@ with the fp32 export's questions: may they share a collection?
 from __future__ import annotations
 
 import platform
+import shutil
 import statistics
 import tempfile
 import time
@@ -84,6 +85,7 @@ def main(data_dir: Path | None, passages: int, repeats: int, threads: int, as_js
         click.echo(orjson.dumps(record).decode())
         return
     show(rates, cosines, setup)
+    shares(rates, texts, threads)
     click.echo("\nquestions by the fp32 export: R@10, hits shared with all-fp32's ten")
     for name, (recall, same) in shared.items():
         click.echo(f"{name:30s}{recall:11.3f}{same:12.4f}")
@@ -203,21 +205,22 @@ def sentence_transformers_openvino(checkpoint: Path, threads: int) -> dict[str, 
     from optimum.intel.openvino import OVConfig, OVQuantizationConfig, OVQuantizer
     from sentence_transformers import SentenceTransformer
 
-    def opened(file: str | None) -> Any:
-        told = {"ov_config": {"INFERENCE_NUM_THREADS": threads}} | ({"file_name": file} if file else {})
-        return SentenceTransformer(str(checkpoint), device="cpu", backend="openvino", model_kwargs=told)
+    def opened(folder: Path) -> Any:
+        told = {"ov_config": {"INFERENCE_NUM_THREADS": threads}}
+        return SentenceTransformer(str(folder), device="cpu", backend="openvino", model_kwargs=told)
 
     def encode(model: Any) -> Contender:
         return lambda texts: model.encode([PREFIX + text for text in texts], prompt="", show_progress_bar=False)
 
-    plain = opened(None)
+    plain, int8 = opened(checkpoint), checkpoint.with_name("openvino-int8")
+    shutil.copytree(checkpoint, int8, ignore=shutil.ignore_patterns("*.safetensors", "openvino"))
     questions, passages = parity_texts()
     feeds = [dict(plain.tokenizer([text], return_tensors="np", truncation=True)) for text in [*questions, *passages]]
-    quantizer = OVQuantizer.from_pretrained(plain[0].auto_model)
     config = OVConfig(quantization_config=OVQuantizationConfig(num_samples=len(feeds)))
-    quantizer.quantize(nncf.Dataset(feeds), save_directory=checkpoint / "int8", ov_config=config)
-    plain = opened(None)
-    return {"sent.-tr. openvino": encode(plain), "sent.-tr. openvino int8": encode(opened("int8/openvino_model.xml"))}
+    OVQuantizer.from_pretrained(opened(checkpoint)[0].auto_model).quantize(
+        nncf.Dataset(feeds), save_directory=int8, ov_config=config
+    )
+    return {"sent.-tr. openvino": encode(plain), "sent.-tr. openvino int8": encode(opened(int8))}
 
 
 def processor() -> str:
@@ -240,6 +243,42 @@ def show(rates: dict[str, float], cosines: dict[str, float], setup: dict[str, ob
     ours = rates["xqg-vdb int8"]
     click.echo(f"\nint8 against sentence-transformers: {ours / rates['sentence-transformers']:.2f} ×")
     click.echo(f"int8 against fastembed on the same int8 graph: {ours / rates['fastembed int8']:.2f} ×")
+
+
+def shares(rates: dict[str, float], texts: list[str], threads: int) -> None:
+    """What of the fastest matrix products here, large and square, the weights' products of each of ours are.
+
+    Attention, norms and all else are not counted as work, only as time.
+    """
+    import torch
+
+    tokenizer = Tokenizer.from_file(str(cached_model(STARTER) / "tokenizer.json"))
+    tokens = sum(min(512, len(tokenizer.encode(PREFIX + text))) for text in texts) / len(texts)
+    work = 2 * 12 * (4 * 384 * 384 + 2 * 384 * 1536) * tokens
+    torch.set_num_threads(threads)
+    peaks = {"fp32": peak(torch.float32), "bf16": peak(torch.bfloat16), "int8": peak(torch.int8)}
+    told = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.items())
+    click.echo(f"\nbillions of operations a second in products of 1,024 x 1,024 (torch): {told}")
+    for name, rate in rates.items():
+        if name.startswith("xqg-vdb"):
+            precision = "int8" if "int8" in name else "bf16" if "bf16" in name else "fp32"
+            click.echo(f"{name:30s}{rate * work / peaks[precision]:7.2f} of the peak in {precision}")
+
+
+def peak(kind: Any) -> float:
+    """Operations a second, the best of sixty products."""
+    import torch
+
+    size = 1024
+    whole = kind == torch.int8
+    one, other = (torch.randint(-9, 9, (size, size), dtype=kind) if whole else torch.randn(size, size).to(kind)
+                  for _ in range(2))  # fmt: skip
+    best = float("inf")
+    for _ in range(60):
+        start = time.perf_counter()
+        torch._int_mm(one, other) if whole else one @ other
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 if __name__ == "__main__":
