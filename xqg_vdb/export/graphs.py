@@ -57,6 +57,7 @@ def write_encoder(checkpoint: Checkpoint, target: Path, *, kind: str = "", outpu
     """Write the fp32 graph of a checkpoint with free batch and length. Raises ModelError."""
     traced, cross = checkpoint.config["model_type"] in TRACED, output != OUTPUT
     model = load_weights(kind or encoder_class(checkpoint), checkpoint, attention="eager" if traced else None).eval()
+    _spread_experts(model)
     names = encoder_inputs(checkpoint, model, cross=cross)
     tokens = torch.arange(2 * 16).reshape(2, 16) % 7 + 1
     mask = torch.ones_like(tokens)
@@ -68,6 +69,45 @@ def write_encoder(checkpoint: Checkpoint, target: Path, *, kind: str = "", outpu
         how = {"dynamo": True, "dynamic_shapes": {"values": ({0: _FREE, 1: _FREE},) * len(names)}}
     module = _Output(model, names, output)
     _write(module, dict(zip(names, example, strict=False)), [output], target, checkpoint.source, how)
+
+
+class _Experts(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+    """All experts of a layer for every token, those that the router did not choose with the weight 0.
+
+    transformers' ways either have no ONNX form or copy the weights of its experts for each token.
+    """
+
+    def __init__(self, experts: Any) -> None:
+        super().__init__()
+        self.experts = (experts,)  # in a tuple, so that its stacked weights are not the graph's
+        first, end = (["gate_up_proj", "up_proj"][not experts.has_gate], "down_proj")
+        self.weights = nn.ParameterList(
+            nn.Parameter(weight if experts.is_transposed else weight.T.contiguous(), requires_grad=False)
+            for pair in zip(getattr(experts, first), experts.down_proj, strict=True)
+            for weight in pair
+        )
+        self.biases = [getattr(experts, f"{name}_bias") if experts.has_bias else None for name in (first, end)]
+
+    def forward(self, hidden: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """Hidden (tokens, dim), the chosen experts and their shares (tokens, k); (tokens, dim)."""
+        (experts,), (up, down) = self.experts, self.biases
+        total, width = torch.zeros_like(hidden), len(self.weights) // 2
+        share = torch.zeros(len(hidden), width, dtype=shares.dtype).scatter(1, chosen, shares)
+        for i in range(width):
+            rows = hidden @ self.weights[2 * i] + (0 if up is None else up[i])
+            rows = experts._apply_gate(rows) if experts.has_gate else experts.act_fn(rows)
+            rows = rows @ self.weights[2 * i + 1] + (0 if down is None else down[i])
+            if experts.has_post_expert_norm:
+                rows = experts.post_expert_norm(rows)
+            total = total + rows * share[:, i : i + 1]
+        return total
+
+
+def _spread_experts(model: Any) -> None:
+    """Put `_Experts` in the place of experts that transformers 5 keeps in stacked weights."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "has_post_expert_norm") and hasattr(module, "down_proj"):
+            model.set_submodule(name, _Experts(module))
 
 
 _FREE = torch.export.Dim.DYNAMIC
