@@ -74,6 +74,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "of": "Mistral", "pool": "lasttoken", "prompts": INSTRUCT,
         "sizes": {"num_key_value_heads": 2, "sliding_window": 16},
     },
+    "Qwen3 with experts": {
+        "of": "Qwen3Moe", "pool": "lasttoken", "prompts": INSTRUCT,
+        "sizes": {
+            "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32, "norm_topk_prob": True,
+        },
+    },
     "gte-multilingual": {"of": "Gte", "pool": "cls"},
     "gte-multilingual with code of its own": {
         "of": "Bert", "config": {"model_type": "new", "auto_map": {"AutoModel": "modeling.NewModel"}},
@@ -83,7 +90,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "config": {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}},
     },
     "Nomic v2 (experts, code of its own)": {
-        "of": "NomicBert", "config": {"auto_map": {"AutoConfig": "x.NomicBertConfig", "AutoModel": "x.NomicBertModel"}},
+        "of": "NomicBert", "config": {"num_experts": 8, "auto_map": {"AutoConfig": "x.NomicBertConfig", "AutoModel": "x.NomicBertModel"}},
         "without": "layers.1.",
     },
     "sums by the root of the length": {"of": "Bert", "pool": "mean_sqrt_len_tokens"},

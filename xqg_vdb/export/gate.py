@@ -171,9 +171,9 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
         version = transformers.__version__
         raise ModelError(f"transformers {version} cannot load {checkpoint.source}: {reason(error)}") from error
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # which nothing here uses
+        why = "it has experts, which that class does not know" if _has_experts(checkpoint) else "its files are incomplete, or of another model"
         raise ModelError(
-            f"{checkpoint.source} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: its"
-            " files are incomplete, or of another model."
+            f"{checkpoint.source} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: {why}."
         )
     return model
 
@@ -211,12 +211,19 @@ def check_code(checkpoint: Checkpoint) -> None:
         )
     if method := (checkpoint.config.get("quantization_config") or {}).get("quant_method"):
         raise ModelError(f"{source} has weights quantised by {method}: export the checkpoint they were made from.")
-    old = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 2)
-    if checkpoint.config.get("is_causal") is False and old:
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 2):
+        return
+    if checkpoint.config.get("is_causal") is False or _has_experts(checkpoint):
+        is_one = "is a mixture of experts" if _has_experts(checkpoint) else "reads in both directions (is_causal: false)"
         raise ModelError(
-            f"{source} reads texts in both directions (is_causal: false), which transformers"
-            f' {transformers.__version__} does not know: pip install "transformers>=5.2".'
+            f"{source} {is_one}, which transformers {transformers.__version__} does not export:"
+            ' pip install "transformers>=5.2".'
         )
+
+
+def _has_experts(checkpoint: Checkpoint) -> bool:
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any(isinstance(number := checkpoint.config.get(name), int) and number > 1 for name in names)
 
 
 def encoder_class(checkpoint: Checkpoint) -> str:

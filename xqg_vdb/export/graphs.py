@@ -92,22 +92,23 @@ class _Experts(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         """Hidden (tokens, dim), the chosen experts and their shares (tokens, k); (tokens, dim)."""
         (experts,), (up, down) = self.experts, self.biases
         total, width = torch.zeros_like(hidden), len(self.weights) // 2
-        share = torch.zeros(len(hidden), width, dtype=shares.dtype).scatter(1, chosen, shares)
+        share = torch.zeros(hidden.shape[0], width, dtype=shares.dtype).scatter(1, chosen, shares)
         for i in range(width):
             rows = hidden @ self.weights[2 * i] + (0 if up is None else up[i])
             rows = experts._apply_gate(rows) if experts.has_gate else experts.act_fn(rows)
             rows = rows @ self.weights[2 * i + 1] + (0 if down is None else down[i])
-            if experts.has_post_expert_norm:
+            if getattr(experts, "has_post_expert_norm", False):
                 rows = experts.post_expert_norm(rows)
             total = total + rows * share[:, i : i + 1]
         return total
 
 
-def _spread_experts(model: Any) -> None:
-    """Put `_Experts` in the place of experts that transformers 5 keeps in stacked weights."""
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "has_post_expert_norm") and hasattr(module, "down_proj"):
-            model.set_submodule(name, _Experts(module))
+def _spread_experts(model: Any) -> dict[str, Any]:
+    """Put `_Experts` in the place of experts that transformers 5 keeps in stacked weights; those by name."""
+    found = {name: m for name, m in model.named_modules() if hasattr(m, "is_transposed") and hasattr(m, "down_proj")}
+    for name, module in found.items():
+        model.set_submodule(name, _Experts(module))
+    return found
 
 
 _FREE = torch.export.Dim.DYNAMIC
@@ -298,7 +299,10 @@ def write_causal(model: Any, target: Path, source: str) -> None:
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    experts = _spread_experts(model)
     _trace(_CausalGraph(model), *_decoder_example(config.num_hidden_layers, heads, width), target, source)
+    for name, module in experts.items():  # the model is what the graph is compared with
+        model.set_submodule(name, module)
 
 
 def write_seq2seq(model: Any, encoder: Path, decoder: Path, source: str) -> None:
