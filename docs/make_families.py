@@ -90,7 +90,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "config": {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}},
     },
     "Nomic v2 (experts, code of its own)": {
-        "of": "NomicBert", "config": {"num_experts": 8, "auto_map": {"AutoConfig": "x.NomicBertConfig", "AutoModel": "x.NomicBertModel"}},
+        "of": "NomicBert",
+        "config": {
+            "num_experts": 8, "auto_map": {"AutoConfig": "x.NomicBertConfig", "AutoModel": "x.NomicBertModel"},
+        },
         "without": "layers.1.",
     },
     "sums by the root of the length": {"of": "Bert", "pool": "mean_sqrt_len_tokens"},

@@ -787,3 +787,38 @@ def test_without_torch_the_message_names_the_extra(bert, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r'pip install "xqg-vdb\[export\]"'):
         export_encoder(str(bert), tmp_path / "model", say=silent)
+
+
+@pytest.mark.parametrize(
+    ("transposed", "gated", "biased"), [(False, True, False), (True, True, True), (True, False, True)]
+)
+def test_experts_in_a_graph_give_what_the_chosen_ones_give(transposed, gated, biased):
+    """Against the sum over each token's own experts, which is what transformers computes."""
+    torch = pytest.importorskip("torch")
+    from xqg_vdb.export import graphs
+
+    dim, inner, number = 6, 10, 4
+    model, random = torch.nn.Module(), torch.Generator().manual_seed(0)
+    model.layer = torch.nn.Module()
+    experts = model.layer.experts = torch.nn.Module()
+    experts.is_transposed, experts.has_gate, experts.has_bias = transposed, gated, biased
+    experts.act_fn, first = torch.nn.functional.gelu, "gate_up_proj" if gated else "up_proj"
+    experts._apply_gate = lambda rows: rows.chunk(2, dim=-1)[1] * experts.act_fn(rows.chunk(2, dim=-1)[0])
+    for name, (reads, gives) in {first: (dim, inner * (1 + gated)), "down_proj": (inner, dim)}.items():
+        shape = (number, reads, gives) if transposed else (number, gives, reads)
+        setattr(experts, name, torch.nn.Parameter(torch.randn(shape, generator=random)))
+        setattr(experts, f"{name}_bias", torch.nn.Parameter(torch.randn(number, gives, generator=random)))
+    hidden, shares = torch.randn(7, dim, generator=random), torch.rand(7, 2, generator=random)
+    chosen = torch.stack([torch.randperm(number, generator=random)[:2] for _ in hidden])
+
+    def linear(rows, name, i):
+        weight = getattr(experts, name)[i]
+        return rows @ (weight if transposed else weight.T) + (getattr(experts, f"{name}_bias")[i] if biased else 0)
+
+    wanted = torch.zeros_like(hidden)
+    for token, of in enumerate(chosen.tolist()):
+        for i, share in zip(of, shares[token], strict=True):
+            rows = linear(hidden[token], first, i)
+            wanted[token] += share * linear((experts._apply_gate if gated else experts.act_fn)(rows), "down_proj", i)
+    assert set(graphs._spread_experts(model)) == {"layer.experts"}
+    torch.testing.assert_close(model.layer.experts(hidden, chosen, shares), wanted)

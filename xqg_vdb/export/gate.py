@@ -171,7 +171,8 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
         version = transformers.__version__
         raise ModelError(f"transformers {version} cannot load {checkpoint.source}: {reason(error)}") from error
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # which nothing here uses
-        why = "it has experts, which that class does not know" if _has_experts(checkpoint) else "its files are incomplete, or of another model"
+        why = "its files are incomplete, or of another model"
+        why = "it has experts, which that class does not know" if _has_experts(checkpoint) else why
         raise ModelError(
             f"{checkpoint.source} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: {why}."
         )
@@ -214,7 +215,7 @@ def check_code(checkpoint: Checkpoint) -> None:
     if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 2):
         return
     if checkpoint.config.get("is_causal") is False or _has_experts(checkpoint):
-        is_one = "is a mixture of experts" if _has_experts(checkpoint) else "reads in both directions (is_causal: false)"
+        is_one = "is a mixture of experts" if _has_experts(checkpoint) else "reads both ways (is_causal: false)"
         raise ModelError(
             f"{source} {is_one}, which transformers {transformers.__version__} does not export:"
             ' pip install "transformers>=5.2".'
