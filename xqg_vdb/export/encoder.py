@@ -37,11 +37,11 @@ from xqg_vdb.export.checkpoints import (
 from xqg_vdb.export.gate import (
     export_facts,
     measure_parity,
-    need_torch,
     original_facts,
     parity_texts,
     save_tokenizer,
     torch_vectors,
+    write_graph,
 )
 from xqg_vdb.export.generator import cross_record, describe_generator, export_cross, export_generator
 from xqg_vdb.export.quantise import quantize_int8, tokens_first, write_composing
@@ -186,17 +186,9 @@ def _write_graphs(
 ) -> None:
     fp32 = folder.with_name("fp32") / GRAPH
     fp32.parent.mkdir()
+    write_graph(source, fp32, say=say)
     if source.onnx is not None:
-        say(f"using the ONNX graph that {source.source} ships")
-        for file in source.path.glob(source.onnx.name + "*"):
-            shutil.copyfile(file, fp32.parent / (GRAPH if file.name == source.onnx.name else file.name))
         tokens_first(fp32)
-    else:
-        say("exporting to ONNX (about a minute)")
-        need_torch()
-        from xqg_vdb.export.graphs import write_encoder
-
-        write_encoder(source, fp32)
     if source.dense:
         arrays: dict[str, Any] = {"activations": []}
         for i, (weight, bias, activation) in enumerate(map(read_dense, source.dense)):

@@ -43,7 +43,7 @@ def export_facts(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
     """How an export would use it. Raises ModelError for what would be refused."""
     spec, told = conventions(source, overrides)
     if source.onnx is None and find_spec("transformers"):
-        encoder_class(source)
+        model_class(source)
         check_code(source)
     prompts = read_json(source.path / "config_sentence_transformers.json", default={}).get("prompts") or {}
     used = (spec.query_prefix, spec.passage_prefix, None, "")
@@ -94,7 +94,7 @@ def original_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
 
 def _of_transformers(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     """The same of a checkpoint without modules: transformers pools nothing and knows no prompts."""
-    software, model = without_weights(source, encoder_class(source))
+    software, model = without_weights(source, model_class(source))
     encoder_inputs(source, model)
     tokenizer = load_tokenizer(source.path)
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or NO_LIMIT)
@@ -227,16 +227,29 @@ def _has_experts(checkpoint: Checkpoint) -> bool:
     return any(isinstance(number := checkpoint.config.get(name), int) and number > 1 for name in names)
 
 
-def encoder_class(checkpoint: Checkpoint) -> str:
-    """The class of transformers that gives vectors of tokens. Raises ModelError for what is no text encoder."""
+def model_class(checkpoint: Checkpoint, *, writes: bool = False) -> str:
+    """The class of transformers that gives vectors of tokens, or that writes. Raises ModelError where there is none."""
     kind = checkpoint.config["model_type"]
     if kind in T5:
-        return "AutoModelForTextEncoding"  # the encoder alone
+        return "AutoModelForSeq2SeqLM" if writes else "AutoModelForTextEncoding"  # the encoder alone
     if checkpoint.config.get("is_encoder_decoder"):
         raise ModelError(
             f"{checkpoint.source} is an encoder-decoder ({kind}): of these, only {', '.join(T5)} export: {ELSEWHERE}."
         )
-    return "AutoModel"
+    return "AutoModelForCausalLM" if writes else "AutoModel"
+
+
+def write_graph(source: Checkpoint, target: Path, *, cross: bool = False, say: Callable[[str], None]) -> None:
+    """Write `target`, the publisher's own graph or torch's. Raises ModelError, MissingExtra."""
+    if source.onnx is None:
+        say("exporting to ONNX (about a minute)")
+        need_torch()
+        from xqg_vdb.export import graphs
+
+        return graphs.write_encoder(source, target, cross=cross)
+    say(f"using the ONNX graph that {source.source} ships")
+    for file in source.path.glob(source.onnx.name + "*"):
+        shutil.copyfile(file, target.parent / (target.name if file.name == source.onnx.name else file.name))
 
 
 # A checkpoint's tokenizer.
@@ -301,6 +314,7 @@ def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[
     """
     questions, passages = parity_texts()
     theirs = np.concatenate(original)
+    theirs = unit_rows(theirs) if encoder.spec.normalize else theirs  # that ranks by cosine, whatever its rows' length
     if encoder.facts.dim < theirs.shape[1] and encoder.spec.truncated:
         theirs = theirs[:, : encoder.spec.dim]
     ours = np.concatenate([encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages)])
@@ -388,7 +402,7 @@ def _transformers_row(checkpoint: Checkpoint, spec: EncoderSpec) -> Callable[[st
     need_torch()
     import torch
 
-    tokenizer, model = load_tokenizer(checkpoint.path), load_weights(encoder_class(checkpoint), checkpoint).eval()
+    tokenizer, model = load_tokenizer(checkpoint.path), load_weights(model_class(checkpoint), checkpoint).eval()
     taken = inspect.signature(model.forward).parameters  # DistilBERT takes no segments
 
     def row(prompt: str, text: str) -> Vectors:

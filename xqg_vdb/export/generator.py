@@ -32,9 +32,11 @@ from xqg_vdb.export.gate import (
     load_tokenizer,
     load_weights,
     measure_pairs,
+    model_class,
     need_torch,
     save_tokenizer,
     without_weights,
+    write_graph,
 )
 from xqg_vdb.export.quantise import quantise_graph
 from xqg_vdb.files import new_folder
@@ -103,16 +105,7 @@ def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = pri
         source, folder = fetch_checkpoint(checkpoint, into=scratch / "checkpoint"), scratch / "model"
         folder.mkdir()
         record = cross_record(source)
-        if source.onnx is not None:
-            say(f"using the ONNX graph that {source.source} ships")
-            for file in source.path.glob(source.onnx.name + "*"):
-                shutil.copyfile(file, folder / (GRAPH if file.name == source.onnx.name else file.name))
-        else:
-            need_torch()
-            from xqg_vdb.export.graphs import write_encoder
-
-            say("exporting to ONNX (about a minute)")
-            write_encoder(source, folder / GRAPH, kind="AutoModelForSequenceClassification", output="logits")
+        write_graph(source, folder / GRAPH, cross=True, say=say)
         save_tokenizer(source.path, folder, ask=source.onnx is None)
         manifest = {"kind": "cross-encoder", **source.origin, "cross": record, "precision": "fp32", "asked": asked}
         made = write_manifest(folder, {**manifest, "made_with": versions(("xqg-vdb", "torch", "transformers"))})
@@ -144,25 +137,12 @@ def cross_record(source: Checkpoint) -> dict[str, Any]:
 
 def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Name and version of transformers, and facts by name: its class, and what an export would record."""
-    software, model = without_weights(source, _class_of(source))
+    software, model = without_weights(source, model_class(source, writes=True))
     with tempfile.TemporaryDirectory() as name:
         save_tokenizer(source.path, Path(name))
         record = _record(source, model, Path(name))
     kind = "encoder and decoder" if source.config["model_type"] in T5 else "decoder"
     return software, {"modules": type(model).__name__}, {"modules": kind, **record, "chat": bool(record.get("chat"))}
-
-
-def _class_of(source: Checkpoint) -> str:
-    """The class of transformers that writes. Raises ModelError for an encoder-decoder whose shape is not known."""
-    kind = source.config["model_type"]
-    if kind in T5:
-        return "AutoModelForSeq2SeqLM"
-    if source.config.get("is_encoder_decoder"):
-        raise ModelError(
-            f"{source.source} is an encoder-decoder of the type {kind}: of these, only {', '.join(T5)} can be exported:"
-            f" {ELSEWHERE}."
-        )
-    return "AutoModelForCausalLM"
 
 
 def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
@@ -173,7 +153,7 @@ def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]
     from xqg_vdb.export import graphs
 
     seq2seq = source.config["model_type"] in T5
-    model = load_weights(_class_of(source), source, attention="eager").eval()
+    model = load_weights(model_class(source, writes=True), source, attention="eager").eval()
     record = _record(source, model, folder)
     if seq2seq:
         graphs.write_seq2seq(model, folder / ENCODER_GRAPH, folder / GRAPH, source.source)

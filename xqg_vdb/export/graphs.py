@@ -31,7 +31,7 @@ from transformers import DynamicCache
 
 from xqg_vdb.errors import ModelError, reason
 from xqg_vdb.export.checkpoints import Checkpoint
-from xqg_vdb.export.gate import ELSEWHERE, TRACED, encoder_class, encoder_inputs, load_weights
+from xqg_vdb.export.gate import ELSEWHERE, TRACED, encoder_inputs, load_weights, model_class
 from xqg_vdb.export.quantise import save_graph
 
 OUTPUT = "last_hidden_state"
@@ -53,10 +53,11 @@ class _Output(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         return getattr(self.model(**dict(zip(self.names, values, strict=True))), self.output)
 
 
-def write_encoder(checkpoint: Checkpoint, target: Path, *, kind: str = "", output: str = OUTPUT) -> None:
-    """Write the fp32 graph of a checkpoint with free batch and length. Raises ModelError."""
-    traced, cross = checkpoint.config["model_type"] in TRACED, output != OUTPUT
-    model = load_weights(kind or encoder_class(checkpoint), checkpoint, attention="eager" if traced else None).eval()
+def write_encoder(checkpoint: Checkpoint, target: Path, *, cross: bool = False) -> None:
+    """Write the fp32 graph of an encoder or a cross-encoder with free batch and length. Raises ModelError."""
+    traced, output = checkpoint.config["model_type"] in TRACED, "logits" if cross else OUTPUT
+    kind = "AutoModelForSequenceClassification" if cross else model_class(checkpoint)
+    model = load_weights(kind, checkpoint, attention="eager" if traced else None).eval()
     _spread_experts(model)
     names = encoder_inputs(checkpoint, model, cross=cross)
     tokens = torch.arange(2 * 16).reshape(2, 16) % 7 + 1

@@ -25,7 +25,7 @@ from xqg_vdb.export.checkpoints import (
     Overrides,
     conventions,
 )
-from xqg_vdb.export.gate import encoder_class, load_tokenizer, load_weights
+from xqg_vdb.export.gate import load_tokenizer, load_weights, model_class
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
@@ -323,7 +323,7 @@ def _load(checkpoint: Checkpoint, spec: EncoderSpec, *, seed: int) -> tuple[Any,
         raise ModelError(
             f"{checkpoint.source} does not pool by cls or mean over all tokens, which alone is trained here."
         )
-    model = load_weights(encoder_class(checkpoint), checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_weights(model_class(checkpoint), checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     return model, load_tokenizer(checkpoint.path)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.export.checkpoints import Checkpoint
-from xqg_vdb.export.gate import T5, load_weights, save_tokenizer
+from xqg_vdb.export.gate import T5, load_weights, model_class, save_tokenizer
 from xqg_vdb.export.generator import FINETUNED_KEY, end_tokens, start_token
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, CausalPrompt, finetuned, passage_tokens, seq2seq_tokens
 from xqg_vdb.models.folder import TOKENIZER
@@ -209,8 +209,7 @@ def _model(checkpoint: Checkpoint, settings: GeneratorSettings) -> Any:
     import transformers
 
     seq2seq = checkpoint.config["model_type"] in T5
-    kind = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
-    model = load_weights(kind, checkpoint, attention="eager" if seq2seq else "sdpa")
+    model = load_weights(model_class(checkpoint, writes=True), checkpoint, attention="eager" if seq2seq else "sdpa")
     transformers.set_seed(settings.schedule.seed)  # for dropout
     model.config.use_cache = False
     if settings.freeze_embeddings:
