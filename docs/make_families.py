@@ -28,7 +28,6 @@ from xqg_vdb.export import graphs
 from xqg_vdb.export.encoder import export_encoder
 from xqg_vdb.export.gate import parity_texts
 from xqg_vdb.models.encoder import Encoder
-from xqg_vdb.texts.languages import question_bank
 
 OUT = Path(__file__).with_name("families.md")
 MARKS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -209,10 +208,10 @@ Written by `python docs/make_families.py` with transformers {version("transforme
 modules, prompts and files of the published ones, and random weights. The numbers are the lowest cosine to
 sentence-transformers over questions and passages: short, long (cut at 64 tokens), upper-case, of several scripts.
 The last column is what int8 does to ranking: of the ten passages that the original ranks first for a question (the
-export's own texts, a question in each of {len(question_bank())} languages, {len(parity_texts()[1])} passages), how
+export's own texts, a question in each of {len(parity_texts()[0])} languages, {len(parity_texts()[1])} passages), how
 many the int8 export ranks there too. Random weights put all texts close together, the hard case. With trained weights
-(multilingual E5 small, AfriQA, R@10): .694 in fp32 and .700 in int8, calibrated .766 and .758
-([benchmarks.md](benchmarks.md#afriqa-calibration)).
+(multilingual E5 small, AfriQA, R@10): .692 in fp32 and .700 in int8, calibrated .767 and .762
+([performance.md](performance.md#what-is-found)).
 `xqg-vdb export --explain CHECKPOINT` says of your checkpoint what is read and what is refused.
 
 | Family | Class of transformers | What is read | fp32 | int8 | int8: same ten hits |
