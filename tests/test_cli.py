@@ -111,6 +111,13 @@ def test_helps_fit_a_terminal_and_every_command_has_an_example():
         assert context.parent is None or "Example:\n    xqg-vdb " in text, context.command_path
 
 
+def test_what_a_user_does_not_say_is_accepted():
+    for context in contexts(cli, "xqg-vdb"):
+        for parameter in context.command.get_params(context):
+            if not parameter.required:
+                parameter.handle_parse_result(context, {}, [])  # raises BadParameter
+
+
 def test_the_options_of_load_stand_in_sections():
     text = CliRunner().invoke(cli, ["load", "--help"]).output
     sections = {part.split(":\n")[0].split("\n")[-1]: part for part in re.split(r"\n\n(?=\S)", text)}

@@ -4,6 +4,7 @@ A Python block whose first line is `# not run` is left alone. The others of a pa
 folder with the sample's corpus.jsonl and queries.jsonl, where a tiny encoder stands in for the starter.
 """
 
+import ast
 import re
 import shlex
 import shutil
@@ -94,10 +95,15 @@ def test_console_lines_are_accepted_by_the_commands(page):
             continue
         if arguments[:2] == ["bench", "diff"]:
             arguments = ["bench diff", *arguments[2:]]
-        command = cli.commands.get(arguments[0])
+        command, context = cli.commands.get(arguments[0]), click.Context(cli, **cli.context_settings)
         assert command is not None, f"{page.name}:{line}: no command {arguments[0]}"
         try:
-            command.make_context(arguments[0], arguments[1:], parent=click.Context(cli, **cli.context_settings))
+            while inner := getattr(command, "commands", {}).get(arguments[1] if arguments[1:] else ""):
+                context = command.make_context(arguments[0], arguments[1:], parent=context)
+                command, arguments = inner, arguments[1:]
+            command.make_context(arguments[0], arguments[1:], parent=context)
+        except click.BadParameter as error:
+            assert "does not exist" in error.format_message(), f"{page.name}:{line}: {error.format_message()}"
         except click.exceptions.Exit:
             pass  # --help
         except click.ClickException as error:
@@ -113,10 +119,14 @@ def unclear_words():
 
 
 def told():
-    """(where, text) of what people read: pages, and the helps of all commands."""
+    """(where, text) of what people read: pages, helps of all commands, and all texts in the code, docstrings too."""
     yield from ((page.name, _FENCE.sub("", text_of(page))) for page in PAGES)
     for name, command in cli.commands.items():
         yield name, command.get_help(click.Context(command, info_name=name))
+    yield from ((page.name, text_of(page)) for kind in ("j2", "html") for page in (ROOT / "xqg_vdb").rglob(f"*.{kind}"))
+    for module in sorted((ROOT / "xqg_vdb").rglob("*.py")):
+        texts = (node.value for node in ast.walk(ast.parse(text_of(module))) if isinstance(node, ast.Constant))
+        yield module.name, "\n".join(text for text in texts if isinstance(text, str))
 
 
 def test_pages_and_helps_have_none_of_the_unclear_words():
@@ -129,6 +139,15 @@ def test_pages_and_helps_have_none_of_the_unclear_words():
         for m in found.finditer(text)
     ]
     assert wrong == []
+
+
+def test_examples_do_not_show_what_the_pages_advise_against():
+    """The starter generator for languages that it cannot write, or to expand questions with."""
+    weak = re.compile(r"starter:generator.* -l (?!(?:de|es|en)\b)\w+|(?:translation|pseudo-document):starter")
+    texts = [*told(), *((page.name, text_of(page)) for page in PAGES)]
+    lines = [(where, line) for where, text in texts for line in text.replace("\\\n", " ").splitlines()]
+    recorded = "benchmarks/queries/xquad-en.starter.raw.jsonl"  # how the file was made that the page judges
+    assert [one for one in lines if weak.search(one[1]) and recorded not in one[1]] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

@@ -396,7 +396,7 @@ class CollectionWriter(Protocol):
 
 
 class CollectionUpdate(Protocol):
-    """The published version of a collection while its points are changed in place; searches go on."""
+    """The published version of a collection while its points are changed in place; searches continue."""
 
     @property
     def card(self) -> Card:

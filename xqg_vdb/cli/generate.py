@@ -52,7 +52,7 @@ class _Wishes:
 
 @command(
     example="xqg-vdb export starter:generator --accept-license\n"
-    "xqg-vdb generate corpus.jsonl queries.jsonl \\\n    --generator starter:generator -l de -l sw -n 3 --filter\n"
+    "xqg-vdb generate corpus.jsonl queries.jsonl \\\n    --generator starter:generator -l de -l es -n 3 --filter\n"
     "xqg-vdb generate new.jsonl new.out.jsonl --reuse old.out.jsonl \\\n    --generator starter:generator -l de -n 3"
 )
 @corpus_argument

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
+from shutil import which
 from textwrap import indent
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -265,7 +267,9 @@ class Model:
     """An encoder, and the threads of whatever computes."""
 
     encoder: str | None = option(
-        None, "Folder, hub id or starter  [default: the collection's, else starter]", metavar="MODEL"
+        None,
+        "Folder, hub id or starter  [default: that of the collection, if there is one, else starter]",
+        metavar="MODEL",
     )
     threads: int | None = option(None, "CPU threads  [default: all]", least=1)
     engine: Literal["onnxruntime", "openvino", "openvino-bf16"] = option("onnxruntime", "What runs the encoder.")
@@ -354,9 +358,18 @@ def say(line: str) -> None:
         complain(line)
 
 
+def as_typed(line: str) -> str:
+    """The line with `xqg-vdb` and `pip` as they are typed here, where the environment's programs are not on PATH."""
+    program = Path(sys.argv[0])
+    if program.stem != "xqg-vdb" or which("xqg-vdb") or not program.is_file():
+        return line
+    here = os.path.join(program.parent, "")
+    return re.sub(r"(?:(?<=`)|(?<=: )|(?<=  ))xqg-vdb (?=[a-z])|\bpip install ", lambda m: here + m[0], line)
+
+
 def complain(line: str) -> None:
     """A line that even --quiet lets through; a stderr that cannot be written does not hide the exit code."""
-    _SAID.info("%s", line)
+    _SAID.info("%s", line := as_typed(line))
     with suppress(OSError):
         click.echo("\n".join(map(printable, line.split("\n"))), err=True)
 

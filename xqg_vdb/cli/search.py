@@ -47,7 +47,7 @@ _SNIPPET = 160
 @command(
     example="xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3\n"
     "xqg-vdb search wiki 'Mto Nile una urefu gani?' --where source=wiki \\\n    --where 'year>=2020'\n"
-    "xqg-vdb search demo 'Mto Nile una urefu gani?' -k 3 \\\n    --rerank upr:starter:generator --rerank-depth 20"
+    "xqg-vdb search demo 'Wie lang ist der Nil?' -k 3 \\\n    --rerank upr:starter:generator --rerank-depth 20"
 )
 @collection_argument
 @click.argument("text", required=False)

@@ -37,7 +37,8 @@ def question_rows(
 
     values: system -> metric -> question -> value. first: system -> question -> the first passage that it found.
     """
-    texts, clusters = {p.id: _short(p.title_and_text) for p in task.passages}, task.clusters()
+    texts = {p.id: _short(f"{p.title}: {p.text}" if p.title else p.text) for p in task.passages}
+    clusters = task.clusters()
     for query in task.queries:
         relevant = sorted(d for d, grade in task.qrels.get(query.id, {}).items() if grade > 0)
         row = dict(zip(_FIRST, (

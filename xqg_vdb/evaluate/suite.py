@@ -160,7 +160,7 @@ class Suite:
 
 def check_methods(methods: Methods) -> None:
     """DataError for what a suite file or the command line says of generators and cannot mean."""
-    for method, example in (("rerank", "upr:starter:generator"), ("expand", "pseudo-document:starter:generator")):
+    for method, example in (("rerank", "upr:starter:generator"), ("expand", "translation:http://localhost:8000/v1")):
         changed = [
             name for name, usual in vars(Methods()).items()
             if name.startswith(f"{method}_") and getattr(methods, name) != usual

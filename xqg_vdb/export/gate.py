@@ -136,13 +136,14 @@ ELSEWHERE = "let a server run it (`generate --endpoint URL`, `export URL OUT --m
 """What to do with a model that cannot be exported."""
 
 
-def need_torch(purpose: str = "Exporting", *, extra: str = "export", also: str = "onnx") -> None:
-    """Raises MissingExtra before minutes of work; makes transformers say errors only, and draw no bars beside ours."""
+def need_torch(purpose: str = "Exporting", *, extra: str = "export", also: str = "onnx", of: str = "") -> None:
+    """Raises MissingExtra before minutes of work, or the download `of` a model; makes transformers say errors only, and draw no bars beside ours."""
     try:
         for name in (also, "torch", "transformers"):  # torch needs onnx, and says so late
             import_module(name)
     except ImportError as error:
-        raise MissingExtra(f'{purpose} needs {error.name}: pip install "xqg-vdb[{extra}]".') from error
+        then = f"; {of} is downloaded from the model hub after that" if of else ""
+        raise MissingExtra(f'{purpose} needs {error.name}: pip install "xqg-vdb[{extra}]"{then}.') from error
     import transformers
 
     hub = import_module("huggingface_hub.utils")

@@ -70,7 +70,7 @@ class CausalGenerator(_LocalGenerator):
             for passage in batch
         ]
         texts = self.model.write(trees, keys, samples=count, settings=self.decoding)
-        # a chat model may talk; what a base model goes on with is cut only
+        # a chat model may talk; what a base model continues with is cut only
         return list(map(query_of if self.prompt.name == "chat" else self.prompt.cut, texts))
 
     def _body(self, passage: Passage, ending: int) -> list[int]:

@@ -148,7 +148,7 @@ def generate_file(
 
     reuse: an output of an earlier run with the same settings; what it has about unchanged passages is taken from it.
     progress: counts passages, without those of which an earlier output has everything.
-    Run again after a kill, it goes on where it was: at most one batch is made twice. Run again after its end, it asks
+    Run again after a kill, it continues where it was: at most one batch is made twice. Run again after its end, it asks
     an endpoint once more about passages that have no query. Raises ServerError or DataError when nothing was written,
     MismatchError when `out`, its log or `reuse` were made with other settings, or the first two from another corpus.
     """

@@ -1,7 +1,7 @@
 """Augment a collection that somebody else made: a copy with fused vectors, behind an alias; and undo that.
 
 The collection itself is only read, twice: its vectors and its queries' sums go into a build, then every point, fused,
-into the copy. Either pass goes on where it was stopped. No passage is encoded, but a sample that checks the encoder.
+into the copy. Either pass continues where it was stopped. No passage is encoded, but a sample that checks the encoder.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def augment(
 ) -> AugmentReport:
     """Copy the collection `name` with generated queries folded into its vectors; `wishes` says under which name.
 
-    A run that was stopped goes on when the same call is made again. Raises MismatchError for another encoder, for
+    A run that was stopped continues when the same call is made again. Raises MismatchError for another encoder, for
     distances without fusion and for layouts that cannot be copied; DataError, ServerError, DiskError, LockedError.
     """
     recipe, wishes = recipe or Recipe(), wishes or Wishes()
@@ -257,7 +257,7 @@ def _encode(plan: _Plan, table: QueryFile, encoder: TextEncoder, progress: Progr
 
 
 def _publish(plan: _Plan, build: Build, card: Card, progress: Progress) -> None:
-    """Make the copy, or go on with it; the alias shows it when it is complete, and the copy before it goes away."""
+    """Make the copy, or continue it; the alias shows it when it is complete, and the copy before it goes away."""
     from xqg_vdb.store.server.foreign import open_copy, previous_target
 
     source = plan.source

@@ -2,7 +2,7 @@
 
     manifest.json  000000.npz  000001.npz  000002.npz …
 
-A window holds 512 rows of everything and never changes: it is written aside and renamed. To go on is to list the
+A window holds 512 rows of everything and never changes: it is written aside and renamed. To continue is to list the
 folder; a window that is lost or damaged can be deleted and is encoded anew. `np.load` reads them, too.
 """
 
@@ -123,7 +123,7 @@ class Build:
 
     @classmethod
     def open(cls, path: str | Path) -> Build:
-        """List what is there, even while a writer goes on. Raises DataError (no build), MismatchError, CorruptError."""
+        """List what is there, even while somebody writes. Raises DataError (no build), MismatchError, CorruptError."""
         path = Path(path)
         manifest, listed = _Manifest.read(path), _listed(path)
         size, rows = manifest.window, manifest.rows

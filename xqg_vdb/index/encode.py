@@ -73,7 +73,7 @@ def encode_corpus(
     cut: dict[str, Any] | None = None,
     progress: Progress = silent,
 ) -> tuple[Build, str, int]:
-    """Encode every passage and its queries into the build folder `path`, going on where an earlier run stopped.
+    """Encode every passage and its queries into the build folder `path`, continuing where an earlier run stopped.
 
     cut: gets what `count_cut` counts. Returns the build, `rows_digest` of the corpus, and how many passage
     vectors came from the builds `reuse` of this encoder. The corpus is read even when everything is encoded: to see

@@ -1,6 +1,6 @@
 """Corpus (and generated queries) into a collection: encode, fuse, write, publish; resumable and idempotent.
 
-Two steps, each of which goes on where an earlier run stopped: `encode_corpus` encodes into a build folder;
+Two steps, each of which continues where an earlier run stopped: `encode_corpus` encodes into a build folder;
 `write_collection` fuses its rows by a recipe and writes them, with the passages' text, into a new version of
 the collection, which replaces the published one at the end.
 """
@@ -114,7 +114,7 @@ def check_inputs(
 
 
 def rejects_of(what: str, *, like: Rejects) -> Rejects:
-    """Rejects for another input: as many are borne, and they are kept in a file beside the first."""
+    """Rejects for another input: as many are allowed, and they are kept in a file beside the first."""
     path = None if like.path is None else like.path.with_name(f"{like.path.stem}.{what}{like.path.suffix}")
     return Rejects(like.max_rejects, path)
 
@@ -178,7 +178,7 @@ def load(
     rejects: how many bad lines each input may have; those of the corpus are counted in it. With a path they are kept,
     the other inputs' in files beside it.
     Where the published version came from the same inputs, nothing is written (`LoadOptions.force`). A run that was
-    stopped goes on when the same call is made again. Raises DataError, MismatchError, LockedError, DiskError,
+    stopped continues when the same call is made again. Raises DataError, MismatchError, LockedError, DiskError,
     ServerError, CorruptError.
     """
     if isinstance(encoder, str | Path):
@@ -225,7 +225,7 @@ def _load(
         read = partial(read_rows, corpus, default_lang=options.default_lang, split=split)
 
         def again(queries: QueryFile | None = None) -> Iterator[Row]:
-            """The corpus once more: its bad lines are borne again, and not counted again."""
+            """The corpus once more: its bad lines are allowed again, and not counted again."""
             return read(queries=queries, rejects=Rejects(rejects.max_rejects))
 
         def report(passages: int) -> LoadReport:

@@ -1,4 +1,4 @@
-"""Copy a published collection into another store, vectors and all, without encoding again; a stopped copy goes on.
+"""Copy a published collection into another store, vectors and all, without encoding again; a stopped copy continues.
 
 In: two stores. Out: a published collection with the source's card. Both engines hand out points in the order of their
 ids, which makes "the first n" mean the same to every run, as long as the source stays the version that it was.
@@ -35,7 +35,7 @@ def migrate(
     the points are not those that the source's card promises, MismatchError for points that xqg-vdb did not write.
     """
     card = source.card(name)
-    # rows of a load come in the corpus's order: a copy must not go on where a load stopped
+    # rows of a load come in the corpus's order: a copy must not continue where a load stopped
     wanted = replace(card, rows_digest=card.rows_digest.removesuffix(_BY_ID) + _BY_ID, storage={}, count=0, digest="")
     digest, done = Digest(), 0
     with target.writer(to_name or name, card=wanted) as writer:

@@ -64,7 +64,7 @@ def load_dataset(
     dataset: columns as a line of a corpus has fields, in the corpus's order, and perhaps `generated_queries`.
     queries: else files of them. encoder: a model's folder. workers: actors that encode, of one thread each; as many
     write. They take XQG_VDB_API_KEY from their environment.
-    work: a folder for what is encoded; a job that was stopped goes on with it when it is run again. Without one, rows
+    work: a folder for what is encoded; a job that was stopped continues with it when it is run again. Without one, rows
     wait in Ray's object store, which spills. Folders and files lie at the same path on every machine.
     What searches see is the old version until the end. Raises what a worker raised: DataError for a bad row or
     passage, MismatchError for another encoder, ServerError.
@@ -124,7 +124,7 @@ def generate_dataset(
     """A `ray.data.Dataset` of passages with the column `generated_queries`, as JSON, for `load_dataset`.
 
     generator: a model's folder, at this path on every machine. Batches, and so queries, are those of `generate_file`.
-    work: a folder that all machines see; a job that was stopped goes on with it when it is run again. The dataset is
+    work: a folder that all machines see; a job that was stopped continues with it when it is run again. The dataset is
     lazy, as Ray's are: use it once, or `materialize` it. Raises ModelError, DataError.
     """
     job, decoding = Job(tuple(query_langs), n, query_filter=query_filter), decoding or Decoding()

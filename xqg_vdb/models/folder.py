@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -182,10 +183,10 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 
-def locate_model(model: str | Path) -> Path:
+def locate_model(model: str | Path, *, kind: str = "") -> Path:
     """The folder of MODEL: a path to a model folder, or the name (`starter`, a hub id) of one exported before.
 
-    Raises ModelError that says how to get it.
+    kind: what `xqg-vdb export` is told before the name. Raises ModelError that says how to get it.
     """
     folder = Path(model)
     if (folder / MANIFEST).is_file():
@@ -195,7 +196,10 @@ def locate_model(model: str | Path) -> Path:
         if cached := _exported(name):
             return cached
         checkpoint = STARTER_ENCODER if name == STARTER else name
-        raise ModelError(f"{name!r} has not been exported on this machine yet: run `xqg-vdb export {checkpoint}` once.")
+        extra = "" if name == STARTER or find_spec("torch") else 'pip install "xqg-vdb[export]", then '
+        raise ModelError(
+            f"{name!r} has not been exported on this machine yet: {extra}run `xqg-vdb export {kind}{checkpoint}` once."
+        )
     if folder.is_dir():
         raise ModelError(
             f"{folder} has no {MANIFEST}: if it is a checkpoint, run `xqg-vdb export {folder} OUT` and use OUT."
@@ -277,9 +281,9 @@ def generator_folder(model: str | Path) -> Path:
     """
     name = str(model).removeprefix(CROSS)
     if name != str(model):
-        return _exported(str(model)) or locate_model(name)
+        return _exported(str(model)) or locate_model(name, kind=CROSS)
     if str(model) not in (STARTER, STARTER_GENERATOR):
-        return locate_model(model)
+        return locate_model(model, kind="--generator ")
     if folder := _exported(STARTER_GENERATOR):
         return folder
     raise ModelError(

@@ -56,7 +56,7 @@ class Writer:
 
 
 class Expander:
-    """Expands questions with one model; `Retriever(..., expander=Expander("starter:generator", lang="en"))` uses it.
+    """Expands questions with one model; `Retriever(..., expander=Expander("http://host/v1", lang="en"))` uses it.
 
     model: a decoder-only generator's folder or name, an endpoint's URL (up to and with `/v1`), or a ready `Writer`.
     method: `translation` searches for the mean of the question's vector and its translation's, each calibrated for its
@@ -135,7 +135,7 @@ def expansion_spec(spec: str) -> tuple[_Method, str]:
     if name not in methods or not colon or not model:
         raise DataError(
             "An expansion is given as translation:MODEL or pseudo-document:MODEL, such as "
-            f"pseudo-document:starter:generator or translation:http://localhost:8000/v1, not {spec[:80]!r}."
+            f"translation:http://localhost:8000/v1 or pseudo-document:models/gemma-4b, not {spec[:80]!r}."
         )
     return methods[name], model
 
@@ -262,6 +262,8 @@ def open_writer(model: str | Path, *, endpoint_model: str = "default", threads: 
         return _EndpointWriter(str(model), model=endpoint_model)
     folder = open_model_folder(generator_folder(model))
     if folder.kind != "causal-generator":
-        needed = "expansion needs a decoder-only generator, such as starter:generator, or an endpoint's URL"
+        needed = (
+            "expansion needs a decoder-only generator, as `xqg-vdb export --generator` makes it, or an endpoint's URL"
+        )
         raise ModelError(f"{folder.path} holds a model of the kind {folder.kind}; {needed}.")
     return _LocalWriter(folder, threads=threads)

@@ -449,7 +449,7 @@ class AsyncRetriever:
         queries: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Records | None = None,
         rejects: Rejects | None = None,
     ) -> UpdateReport:
-        """`Collection.add` on a thread of its own, so that searches go on; cancelled, it still runs to its end."""
+        """`Collection.add` on a thread of its own, so that searches continue; cancelled, it still runs to its end."""
         collection = Collection(
             self.retriever.collection.name, self.retriever.collection.store, encoder=self.retriever.encoder
         )
@@ -466,5 +466,5 @@ class AsyncRetriever:
         await asyncio.to_thread(self._pool().shutdown)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        # with the caller's context: a trace goes on in the thread
+        # with the caller's context: a trace continues in the thread
         return await asyncio.get_running_loop().run_in_executor(self._pool(), copy_context().run, call)

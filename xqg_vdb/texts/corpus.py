@@ -72,7 +72,7 @@ def read_corpus(
 ) -> Iterator[Passage]:
     """Read passages from a `.jsonl`, `.json`, `.tsv`, `.csv` (also `.gz`) or `.parquet` file, or a folder of such.
 
-    rejects: counts, and how many bad records to bear; None stops at the first.
+    rejects: counts, and how many bad records to allow; None stops at the first.
     default_lang: language of records that name none; None asks detection, or gives `und` where `detect` is off.
     title_only: the title of a record without text is its text, as BEIR encodes it; else there is nothing to use.
     whole: refuse what is too large for one point.
@@ -97,7 +97,7 @@ def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[
 
     Records hold an id, `text`, `question` or `query`, and perhaps `lang`; a table of two columns may do without a
     header. Files of other names are JSON lines or text as their first line shows; ids of text are its line numbers.
-    Raises DataError when there is no question, or more bad records than `rejects` bears.
+    Raises DataError when there is no question, or more bad records than `rejects` allows.
     """
     path, rejects = Path(path), Rejects() if rejects is None else rejects
     kind = "" if path.is_fifo() else suffix_of(path)

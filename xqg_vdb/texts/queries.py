@@ -37,7 +37,7 @@ class QueryFile:
     fastest. Not for several threads.
 
     languages: the languages that occur, sorted. blank: how many blank questions were dropped.
-    Raises DataError when a file is missing, given twice, holds nothing, or has more bad lines than `rejects` bears.
+    Raises DataError when a file is missing, given twice, holds nothing, or has more bad lines than `rejects` allows.
     """
 
     def __init__(self, paths: Sequence[str | Path], *, rejects: Rejects | None = None) -> None:

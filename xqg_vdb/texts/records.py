@@ -148,7 +148,7 @@ class _Unpacker(gzip.GzipFile):
 class Rejects:
     """Counts what was read from one input: accepted + duplicates + blank + rejected = read, but for the record in hand.
 
-    max_rejects: how many refused records are borne; one more raises DataError. 0 stops at the first.
+    max_rejects: how many refused records are allowed; one more raises DataError. 0 stops at the first.
     path: JSON-lines file for refused records (file, line, offset, reason, head), replaced at the first of them.
     first: the first refused records: file, line, reason.
     left_out: columns with values that no record can hold, and what those were.

@@ -65,7 +65,7 @@ def table_rows(
 
 
 def _joined(sources: Iterator[Source], rejects: Rejects) -> Iterator[Source]:
-    """The rows of CSV: lines whose quoted cell goes on, with those that follow."""
+    """The rows of CSV: lines whose quoted cell continues, with those that follow."""
     for source in sources:
         raw, lines = source.raw, 1
         while raw.count(b'"') % 2 and lines < _MOST_CSV_LINES and (after := next(sources, None)) is not None:

@@ -216,7 +216,7 @@ def train_encoder(
     settings: EncoderSettings | None = None,
     say: Callable[[str], None],
 ) -> Outcome:
-    """Train `base` on `pairs` into the folder `out`; a run that was stopped goes on when it is called again.
+    """Train `base` on `pairs` into the folder `out`; a run that was stopped continues when it is called again.
 
     say: called with one line now and then. Raises DataError without two pairs, ModelError for a checkpoint that
     cannot be trained, MismatchError when `out` holds an unfinished run of something else, MissingExtra without torch.

@@ -169,7 +169,7 @@ def train_generator(
     settings: GeneratorSettings | None = None,
     say: Callable[[str], None],
 ) -> Outcome:
-    """Fine-tune `base` on `pairs` into the folder `out`; a run that was stopped goes on when it is called again.
+    """Fine-tune `base` on `pairs` into the folder `out`; a run that was stopped continues when it is called again.
 
     The loss is the mean negative log-probability of a question token (nats), the end token included. say: called
     with one line now and then. Raises DataError without pairs, ModelError for a checkpoint that cannot be trained,

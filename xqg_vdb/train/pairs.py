@@ -147,7 +147,7 @@ def read_pairs(
     Files: `.jsonl` (also `.gz`), SQuAD's `.json`, `.tsv` with text, translation and perhaps language.
 
     lang: of questions that name none, as SQuAD's do; None: detected. Repeated question-passage pairs are counted and
-    left out. Raises DataError for what is missing or unknown, for more bad records than `rejects` bears, and when
+    left out. Raises DataError for what is missing or unknown, for more bad records than `rejects` allows, and when
     nothing is left.
     """
     rejects = Rejects() if rejects is None else rejects

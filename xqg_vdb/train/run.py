@@ -1,4 +1,4 @@
-"""What both trainers share: the run folder, transformers' arguments, going on after a kill, the finished folder.
+"""What both trainers share: the run folder, transformers' arguments, continuing after a kill, the finished folder.
 
 `OUT/run/` holds an unfinished run: `identity.json` (what it depends on) and transformers' checkpoints. A checkpoint
 counts when its `trainer_state.json` can be read, which `Trainer` writes last. The finished files appear in `OUT` with
@@ -54,7 +54,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long and how fast. threads: 0 leaves torch's own. Raises ValueError for what cannot be."""
+    """How long and how fast. threads: None leaves torch's own. Raises ValueError for what cannot be."""
 
     epochs: float = option(3.0, "Rounds through the pairs.", least=0, above=True)
     max_steps: int | None = option(None, "Instead of --epochs.", least=1)
@@ -66,7 +66,7 @@ class Schedule:
     seed: int = option(313, "Of the order, and of what is drawn.")
     eval_every: int = option(0, "Steps; 0: before and after only.", least=0)
     save_minutes: float = option(10.0, "Between checkpoints.", least=0)
-    threads: int = option(0, "CPU threads  [default: all]", least=1)
+    threads: int | None = option(None, "CPU threads  [default: all]", least=1)
     bf16: bool = option(False, "Also on a CPU: half the time where it has AVX512-BF16 or AMX.")
 
     def __post_init__(self) -> None:
@@ -201,7 +201,7 @@ def carry_out(
     ],
     say: Callable[[str], None],
 ) -> Outcome:
-    """Train `base` into the folder `out`; goes on after a stop.
+    """Train `base` into the folder `out`; continues after a stop.
 
     train: trains a checkpoint in the run folder; returns what became of it, and what writes the weights into a folder,
     where tokenizer and model card join them. Raises ModelError when `out` holds something else or the base cannot be

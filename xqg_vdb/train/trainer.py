@@ -246,7 +246,7 @@ def run_training(
     if before:
         say(f"dev before training: {_spoken(before)}")
     if last:
-        say(f"going on from step {resumed_at}")
+        say(f"continuing from step {resumed_at}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="mtime may not be reliable")  # file times are not what we go by
         with unbroken() as pause:

@@ -250,7 +250,7 @@ class EmbeddedStore(Store):
             thread.join()
 
     def is_indexing(self, name: str) -> bool:
-        """Whether that is going on."""
+        """Whether that is under way."""
         return name in self._indexing
 
     def _index_later(self, name: str, reader: _Reader) -> None:

@@ -162,7 +162,7 @@ class ForeignCopy:
 
 
 def open_copy(source: ForeignCollection, name: str, *, record: Mapping[str, Any]) -> ForeignCopy:
-    """Go on with the unfinished copy that has an equal `run` in its record, else begin one; others of ours go away."""
+    """Continue the unfinished copy that has an equal `run` in its record, else begin one; others of ours go away."""
     names = source.names
     names.refuse_plain(name)
     taken = names.numbered(name)

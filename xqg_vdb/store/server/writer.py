@@ -125,7 +125,7 @@ def build_index(
     """End the bulk mode, then wait until the optimizers rest.
 
     indexed: told how many vectors are indexed so far. meanwhile: called at every look.
-    It goes on without the index, with a warning, when the server's deadline passes without a vector indexed: a search
+    It continues without the index, with a warning, when the server's deadline passes without a vector indexed: a search
     before that is right, but slow. Raises ServerError when the server says that it cannot.
     """
     server, client = names.server, names.client
@@ -417,7 +417,7 @@ def open_helper(names: Names, version: str, *, card: Card, options: CollectionOp
 
 
 def _continued(names: Names, name: str, current: int, *, card: Card, watch: Watch) -> str | None:
-    """The version to go on with; other unfinished ones above the published one are removed. Stops after a wait."""
+    """The version to continue; other unfinished ones above the published one are removed. Stops after a wait."""
     kept = None
     for version, record in reversed(names.records(name).items()):
         same = _same(record, card)
