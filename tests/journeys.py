@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "xqg_vdb/data/sample"
 
 
 def blocks(page: str, kind: str) -> list[str]:
@@ -34,9 +33,7 @@ def commands(page: str) -> Iterator[list[str]]:
 
 
 def readme(desk: Path) -> Iterator[tuple[str, list[str]]]:
-    """README's five lines of Python, over the sample corpus."""
-    for name in ("corpus.jsonl", "queries.jsonl"):
-        shutil.copyfile(SAMPLE / name, desk / name)
+    """README's lines of Python; they need no file."""
     (code,) = blocks("README.md", "python")
     yield "README's Python", ["-c", code]
 

@@ -138,7 +138,7 @@ def _counts(counts: Mapping[str, int], nothing: str = "") -> str:
 
 def _load_lines(report: LoadReport, typed: list[str]) -> Iterator[str]:
     if report.unchanged:
-        yield f"{report.collection}: {report.passages} passages; nothing changed, nothing written (or --force)"
+        yield f"{report.collection}: {report.passages} passages; nothing changed, so nothing was written (--force)"
     else:
         folded = _counts(report.queries, "none")
         of = f", chunks of {report.documents} documents" if report.documents else ""
