@@ -110,6 +110,14 @@ def test_console_lines_are_accepted_by_the_commands(page):
             pytest.fail(f"{page.name}:{line}: {error.format_message()}")
 
 
+def test_the_commands_that_the_compose_file_prints_are_accepted():
+    printed = re.findall(r"^#.* run --rm xqg-vdb (.*)", text_of(ROOT / "docker" / "compose.yml"), re.MULTILINE)
+    for name, *arguments in map(shlex.split, printed):
+        cli.commands[name].make_context(name, arguments, parent=click.Context(cli, **cli.context_settings))
+        assert all((ROOT / one[6:]).is_file() for one in arguments if one.startswith("/work/"))
+    assert len(printed) == 2
+
+
 def unclear_words():
     """What CONTRIBUTING's table says not to write, and what instead."""
     table = re.search(r"\| not \| say \|\n\|---\|---\|\n((?:\|.*\|\n)+)", text_of(ROOT / "CONTRIBUTING.md"))
