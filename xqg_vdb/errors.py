@@ -88,3 +88,9 @@ class CorruptError(XqgError):
     """A store or file of ours is damaged."""
 
     exit_code = 8
+
+
+def expect(what: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Raise DataError where what a caller gives is of another kind; True and False are no numbers."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise DataError(f"{what} must be {wanted}, found {value!r:.80}.")

@@ -116,12 +116,14 @@ class Recipe(Stored):
     )
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
+        if isinstance(self.alpha, str) or not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha must be a number between 0 and 1, got {self.alpha!r}")
         if self.pool not in ("shrunk", "mean", "sum"):
             raise ValueError(f"pool must be shrunk, mean or sum, got {self.pool!r}")
-        if not 0.0 <= self.shrink < float("inf"):
-            raise ValueError(f"shrink must be 0 or more, got {self.shrink}")
+        if isinstance(self.shrink, str) or not 0.0 <= self.shrink < float("inf"):
+            raise ValueError(f"shrink must be a number of 0 or more, got {self.shrink!r}")
+        if isinstance(self.query_langs, str):
+            raise ValueError(f"query_langs must be a list, such as [{self.query_langs!r}]")
         if self.query_langs is not None:
             object.__setattr__(self, "query_langs", tuple(self.query_langs))
 

@@ -6,6 +6,7 @@ torch, transformers and onnx are needed here only (extra `export`); not at all f
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import tempfile
@@ -326,6 +327,11 @@ def export(
     original does, MissingExtra, ServerError.
     """
     tell = say or logging.getLogger("xqg_vdb").info
+    checkpoint = os.fspath(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
+    if not isinstance(checkpoint, str) and not callable(checkpoint):
+        raise DataError(f"A checkpoint is a name, a folder, a URL or a callable, not {checkpoint!r:.80}.")
+    if precision not in ("int8", "fp32"):
+        raise DataError(f"precision must be int8 or fp32, found {precision!r:.80}.")
     if not isinstance(checkpoint, str) or checkpoint.startswith(("http://", "https://")):
         if out is None or not model:
             raise DataError("An encoder that runs elsewhere needs the folder OUT and --model NAME.")

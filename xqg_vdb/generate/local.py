@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_vdb.errors import ModelError
+from xqg_vdb.errors import DataError, ModelError, expect
 from xqg_vdb.generate.prompts import (
     SEQ2SEQ_TEMPLATE,
     CausalPrompt,
@@ -305,6 +306,10 @@ def generate(
     corpus: a file or folder as `load` takes it, or passages, dicts with `id` and `text`, or a data frame.
     generator: a model folder, or the name of one exported before. Raises ModelError, DataError.
     """
+    expect("generator", generator, (str, PathLike), "a model folder, or the name of one exported before")
+    expect("n", n, Integral, "a whole number")
+    if isinstance(query_langs, str):
+        raise DataError(f"query_langs must be a list, such as [{query_langs!r}].")
     ready = open_generator(generator, query_langs=query_langs, decoding=decoding, threads=threads)
     if isinstance(corpus, str | PathLike):
         passages = read_corpus(Path(corpus), detect=False)

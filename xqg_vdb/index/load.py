@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from xqg_vdb.calibration import ENOUGH_PASSAGES, TextEncoder, main_languages, pack_means
-from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
+from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, expect
 from xqg_vdb.files import disk_errors, lock_folder, refuse_pipe, sha256_of
 from xqg_vdb.index.build import Build
 from xqg_vdb.index.chunks import chunk_setting, splitter
@@ -40,6 +40,7 @@ from xqg_vdb.index.write import (
 )
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
+from xqg_vdb.search import ready_encoder
 from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
@@ -181,18 +182,21 @@ def load(
     stopped continues when the same call is made again. Raises DataError, MismatchError, LockedError, DiskError,
     ServerError, CorruptError.
     """
-    if isinstance(encoder, str | Path):
-        from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
-
-        encoder = Encoder(encoder)
+    check_name(name)
+    recipe, options = Recipe() if recipe is None else recipe, LoadOptions() if options is None else options
+    expect("recipe", recipe, Recipe, "a Recipe, such as Recipe(alpha=0.3)")
+    expect("options", options, LoadOptions, "LoadOptions(…)")
+    if not hasattr(store, "names") and store is not None:
+        raise DataError(f"store must be what open_store(…) returns, found {store!r:.80}.")
+    encoder = ready_encoder(encoder)
     chosen = open_store() if store is None else store
     try:
         with ExitStack() as stack:
             file, files = as_file(corpus, "corpus.jsonl", stack), as_files(queries, stack)
             check_inputs(file, name, queries=files, questions=questions)
             report = _load(
-                file, name, files, encoder=encoder, recipe=recipe or Recipe(), questions=questions, store=chosen,
-                options=options or LoadOptions(), rejects=rejects or Rejects(), progress=progress,
+                file, name, files, encoder=encoder, recipe=recipe, questions=questions, store=chosen, options=options,
+                rejects=rejects or Rejects(), progress=progress,
             )  # fmt: skip
     except BaseException:
         if store is None:

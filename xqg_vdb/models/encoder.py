@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
-from xqg_vdb.errors import DataError, ModelError
+from xqg_vdb.calibration import LanguageMeans, calibrated, chosen_strength, texts_of
+from xqg_vdb.errors import DataError, ModelError, expect
 from xqg_vdb.models.engine import CPU, Engine, cpu_has_vnni, open_encoder_graph, open_tokenizer
 from xqg_vdb.models.folder import (
     DENSE,
@@ -80,11 +82,12 @@ class Encoder:
         max_length: int | None = None,
         embed: Callable[[list[str]], Any] | None = None,
     ) -> None:
+        expect("The model of an encoder", model, (str, PathLike), "'starter', a hub id or a model folder")
         self.folder: ModelFolder = open_model_folder(encoder_folder(model))
         self.spec = self.folder.spec
         self.threads = _checked_threads(threads)
         self.provider = provider
-        self.calibration = self.folder.recommended_calibration if calibration is None else calibration
+        self.calibration = chosen_strength(calibration, self.folder.recommended_calibration)
         self.language_means: LanguageMeans = self.folder.language_means()
         self.max_length = min(max_length or self.spec.max_length, self.spec.max_length)
         self.again = partial(
@@ -181,6 +184,7 @@ class Encoder:
         longest = self.max_length * _CHARACTERS_PER_TOKEN
         shown = [without_long_blanks(text)[:longest] if isinstance(text, str) else "" for text in texts]
         for i, text in enumerate(shown):
+            expect(f"Text {first + i}", texts[i], str, "a text")
             if not text.strip():
                 raise DataError(f"Text {first + i} is blank; an encoder has nothing to say about it: leave it out.")
         cut = [prefix + text for text in shown]
@@ -323,6 +327,8 @@ POOL: dict[Pooling, Callable[[Vectors, NDArray[np.bool_]], Vectors]] = {
 
 def _checked_threads(threads: int | None) -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is not None:
+        expect("threads", threads, Integral, "a whole number")
     if threads is not None and threads < 1:
         raise ModelError(f"threads must be 1 or more, got {threads} (this process may use {available}).")
     return threads or available

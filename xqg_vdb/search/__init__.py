@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, resolve_languages, unpack_means
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.calibration import (
+    LanguageMeans,
+    TextEncoder,
+    calibrate,
+    chosen_strength,
+    resolve_languages,
+    unpack_means,
+)
+from xqg_vdb.errors import DataError, MismatchError, expect
 from xqg_vdb.progress import traced
 from xqg_vdb.store.layout import check_langs
 from xqg_vdb.texts.languages import normalize
@@ -44,7 +51,7 @@ class QuestionEncoder:
             check_same_encoder(encoder, card, name=collection.name.partition("@")[0])
             self.language_means = collection_means(encoder, card)
             recommended = card.calibration
-        self.strength = recommended if calibration is None else calibration
+        self.strength = chosen_strength(calibration, recommended)
 
     def encode(self, questions: Sequence[Question | str]) -> tuple[Vectors, list[str]]:
         """The rows (n, dim) float32 for the questions, each calibrated for its language, and these languages.
@@ -100,10 +107,18 @@ def ready_encoder(encoder: TextEncoder | str | Path) -> TextEncoder:
     return encoder
 
 
+def ready_part(part: Any, kind: str, *, can: str) -> Any:
+    """The part of a search itself. Raises DataError for what is none, such as the name of its model."""
+    if part is not None and not hasattr(part, can):
+        raise DataError(f"Give {kind}({part!r:.80}), not the model alone.")
+    return part
+
+
 def as_questions(asked: Sequence[Question | str]) -> list[Question]:
     """Questions; plain texts get their place in the list as an id. Raises DataError for a blank one and no text."""
     if isinstance(asked, str | Question):
         raise DataError(f"Give a list of questions, not one: [{asked!r:.60}].")
+    expect("Questions", asked, Iterable, "a list")
     questions = [text if isinstance(text, Question) else Question(str(row), text) for row, text in enumerate(asked)]
     for question in questions:
         if not isinstance(question.text, str):

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from xqg_vdb.calibration import TextEncoder
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import DataError, expect
 from xqg_vdb.fusion import mean_rows
 from xqg_vdb.models.folder import folder_of
 from xqg_vdb.progress import Progress, per_process, silent, traced
-from xqg_vdb.search import QuestionEncoder, as_questions, named, passage_languages, ready_encoder
+from xqg_vdb.search import QuestionEncoder, as_questions, named, passage_languages, ready_encoder, ready_part
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import (
     DEPTH,
@@ -237,8 +237,8 @@ class Retriever(_Asked):
             raise DataError(f"Retriever(encoder, collection) needs Collection.open(…), found {collection!r:.80}.")
         self.encoder = ready_encoder(encoder)
         self.collection = collection
-        self.expander = expander
-        self.reranker = reranker
+        self.expander = ready_part(expander, "Expander", can="expand")
+        self.reranker = ready_part(reranker, "Reranker", can="rerank")
         self._calibration = calibration
         self._hybrid = hybrid
         self._words: WordWriter | None = None
@@ -292,7 +292,8 @@ class Retriever(_Asked):
         progress: Progress = silent,
     ) -> list[Answer]:
         """`run`. look: makes a call to the store, or to its twin for coroutines; work: computes, here or beside."""
-        questions, search = as_questions(asked), search or Search()
+        questions, search = as_questions(asked), Search() if search is None else search
+        expect("search", search, Search, "a Search, such as Search(k=5)")
         if not questions:
             return []
         facts = {"collection": self.collection.name, "questions": len(questions), "k": search.k}

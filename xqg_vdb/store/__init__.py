@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from xqg_vdb.errors import expect
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Store
 
@@ -35,6 +36,8 @@ def open_store(
     """
     if path is not None and url is not None:
         raise ValueError("give path or url, not both")
+    for what, given in (("path", path), ("url", url)):
+        expect(what, "" if given is None else given, (str, os.PathLike), "text")
     if path is not None and "://" in str(path):
         path, url = None, str(path)
     if path is None and url is None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import DataError, MismatchError, expect
 from xqg_vdb.types import (
     UNKNOWN_LANGUAGE,
     Bm25Settings,
@@ -60,6 +60,7 @@ _MOST_CHUNKS = 1 << 16
 
 def check_name(name: str) -> str:
     """`name` itself when it may name a collection. Raises DataError: names become folders, aliases and URL parts."""
+    expect("The name of a collection", name, str, "text")
     if not _NAME.fullmatch(name):
         raise DataError(
             f"{name!r} cannot name a collection: use 1 to 128 letters, digits, '.', '_' or '-', not starting with a"
@@ -78,6 +79,7 @@ class Moved(DataError):
 
 def split_version(name: str) -> tuple[str, str | None]:
     """("wiki", "v0003") for wiki@v0003, ("wiki", None) for wiki. Raises DataError for other names."""
+    expect("The name of a collection", name, str, "text")
     base, at, version = name.partition("@")
     if at and not re.fullmatch(r"v\d{4,}", version):
         raise DataError(f"{name!r} names no version of a collection; write it like {base}@v0001.")

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import orjson
 
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import DataError, expect
 from xqg_vdb.files import atomic_file, disk_errors, refuse_foreign
 from xqg_vdb.texts.records import (
     ID_KEYS,
@@ -260,6 +260,8 @@ def plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
         for record in records:
             yield record if isinstance(record, Mapping) else _plain(record)
         return
+    if not hasattr(records, "__arrow_c_stream__"):
+        raise DataError(f"Give a file, a list of dicts or of Passages, or a data frame, not {records!r:.80}.")
     import pyarrow as pa
 
     for batch in pa.RecordBatchReader.from_stream(records):
@@ -270,5 +272,6 @@ def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
     if isinstance(record, GeneratedQueries):
         line = {"id": record.id, "generated_queries": dict(record.queries)}
         return {**line, "passage_digest": record.passage_digest} if record.passage_digest else line
+    expect("A record", record, Passage, 'a dict such as {"id": "1", "text": "…"}, or a Passage')
     line = {"id": record.id, "title": record.title, "text": record.text, "meta": dict(record.meta)}
     return line if record.lang == UNKNOWN_LANGUAGE else {**line, "lang": record.lang}
