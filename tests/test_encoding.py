@@ -230,7 +230,7 @@ def test_a_named_encoder_is_exported_when_it_is_first_used(tmp_path, monkeypatch
 def test_one_text_in_place_of_a_list_is_refused_with_the_cure(tmp_path):
     with Encoder(write_tiny_encoder(tmp_path / "m")) as encoder:
         for encode in (encoder.encode_queries, encoder.encode_passages):
-            with pytest.raises(DataError, match=r"Give a list of texts, not one text: \['w1 w2'\]\."):
+            with pytest.raises(DataError, match=r"Give a list of texts, not one: \['w1 w2'\]\."):
                 encode("w1 w2")
 
 

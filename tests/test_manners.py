@@ -1,13 +1,14 @@
 """What a Python user gets wrong is answered at once, in a sentence, and what is printed is worth reading."""
 
 import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb import AsyncRetriever, Collection, Encoder, Retriever, load
-from xqg_vdb.errors import DataError, LockedError
+from xqg_vdb import AsyncRetriever, Collection, Encoder, Recipe, Retriever, export, generate, load, tune
+from xqg_vdb.errors import DataError, LockedError, XqgError
 from xqg_vdb.search import QuestionEncoder
 from xqg_vdb.store import open_store
 from xqg_vdb.types import Question, Search
@@ -32,7 +33,7 @@ def wiki(place):
 
 def test_one_text_where_texts_belong(wiki):
     for encode in (wiki.encoder.encode_queries, wiki.encoder.encode_passages):
-        with pytest.raises(DataError, match=r"Give a list of texts, not one text: \['what\?'\]"):
+        with pytest.raises(DataError, match=r"Give a list of texts, not one: \['what\?'\]"):
             encode("what?")
     for one in ("what?", Question("0", "what?")):
         with pytest.raises(DataError, match=r"Give a list of questions, not one: \["):
@@ -85,6 +86,49 @@ def test_arguments_in_a_wrong_order(wiki):
         Collection("wiki", "xqg-data")
     with pytest.raises(DataError, match=r"AsyncRetriever needs a Retriever\(encoder, collection\), found Collection\("):
         AsyncRetriever(wiki)
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda wiki: Encoder(5), "model of an encoder must be 'starter', a hub id or a model folder, found 5"),
+    (lambda wiki: Encoder(wiki.encoder.folder.path, threads="2"), "threads must be a whole number, found '2'"),
+    (lambda wiki: Encoder(wiki.encoder.folder.path, calibration="0.5"), "calibration must be a number of 0 or more"),
+    (lambda wiki: wiki.encoder.encode_queries([1]), "Text 0 must be a text, found 1"),
+    (lambda wiki: wiki.encoder.encode_passages(None), "texts must be a list, found None"),
+    (lambda wiki: load("wiki", CORPUS, encoder=wiki.encoder), "name of a collection must be text, found [{'id'"),
+    (lambda wiki: load(None, "wiki", encoder=wiki.encoder), "Give a file, a list of dicts or of Passages, or a data f"),
+    (lambda wiki: load(["w1", "w2"], "x", encoder=wiki.encoder), 'A record must be a dict such as {"id": "1", '),
+    (lambda wiki: load(CORPUS, "x", encoder=5), "An encoder is needed (such as Encoder('starter') or its name), found"),
+    (lambda wiki: load(CORPUS, "x", encoder=wiki.encoder, recipe=0.3), "such as Recipe(alpha=0.3), found 0.3"),
+    (lambda wiki: load(CORPUS, "x", encoder=wiki.encoder, options={"keep": 1}), "options must be LoadOptions(…), foun"),
+    (lambda wiki: load(CORPUS, "x", encoder=wiki.encoder, store="here"), "what open_store(…) returns, found 'here'"),
+    (lambda wiki: wiki.run(["w3"], 5), "search must be a Search, such as Search(k=5), found 5"),
+    (lambda wiki: wiki.run(None), "questions must be a list, found None"),
+    (lambda wiki: wiki.delete("p1"), "Give a list of ids, not one: ['p1']"),
+    (lambda wiki: Collection.open(5), "The name of a collection must be text, found 5"),
+    (lambda wiki: Collection.open("wiki", path=5), "path must be text, found 5"),
+    (lambda wiki: Retriever(wiki.encoder, wiki, calibration=-1), "calibration must be a number of 0 or more, found -1"),
+    (lambda wiki: Retriever(wiki.encoder, wiki, reranker="upr:x"), "Give Reranker('upr:x'), not the model alone"),
+    (lambda wiki: export(5), "A checkpoint is a name, a folder, a URL or a callable, not 5"),
+    (lambda wiki: export(Path("nowhere"), "out"), "There is no checkpoint 'nowhere'"),
+    (lambda wiki: export("starter:encoder", "out", precision="int4"), "precision must be int8 or fp32, found 'int4'"),
+    (lambda wiki: generate(CORPUS, query_langs="de"), "query_langs must be a list, such as ['de']"),
+    (lambda wiki: generate(CORPUS, query_langs=["de"], n="3"), "n must be a whole number, found '3'"),
+    (lambda wiki: tune(CORPUS, queries=[], questions=[], qrels=None), "qrels must be a file, or grades by question"),
+])  # fmt: skip
+def test_what_is_of_another_kind_is_named_with_the_cure(wiki, call, said):
+    with pytest.raises(XqgError) as caught:
+        call(wiki)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"alpha": "0.3"}, "alpha must be a number between 0 and 1, got '0.3'"),
+    ({"shrink": "5"}, "shrink must be a number of 0 or more, got '5'"),
+    ({"query_langs": "sw"}, r"query_langs must be a list, such as \['sw'\]"),
+])  # fmt: skip
+def test_recipes_of_another_kind(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Recipe(**settings)
 
 
 def test_a_collection_that_is_missing_is_named_at_once(place):

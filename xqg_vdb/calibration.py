@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import DataError, ModelError, expect
+from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
 from xqg_vdb.texts.languages import as_written, detect, question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Vectors
@@ -135,14 +135,6 @@ def chosen_strength(asked: float | None, recommended: float) -> float:
     if not isinstance(asked, Real) or isinstance(asked, bool) or not 0 <= asked < math.inf:
         raise DataError(f"calibration must be a number of 0 or more, found {asked!r:.80}.")
     return asked
-
-
-def texts_of(texts: Iterable[str]) -> list[str]:
-    """The texts as a list. Raises DataError for a bare string, whose letters would be encoded one by one."""
-    if isinstance(texts, str):
-        raise DataError(f"Give a list of texts, not one text: [{texts[:40]!r}].")
-    expect("Texts", texts, Iterable, "a list")
-    return list(texts)
 
 
 def save_means(table: LanguageMeans) -> bytes:

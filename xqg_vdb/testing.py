@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from xqg_vdb.calibration import LanguageMeans, calibrated, texts_of
+from xqg_vdb.calibration import LanguageMeans, calibrated
+from xqg_vdb.errors import listed
 from xqg_vdb.types import EncoderFacts, Vectors
 
 
@@ -52,7 +53,7 @@ class HashEncoder:
         self, texts: Iterable[str], *, question_langs: Sequence[str | None] | None = None, calibrate: bool = True
     ) -> Vectors:
         """Rows (n, dim) float32, calibrated unless told otherwise."""
-        texts = texts_of(texts)
+        texts = listed(texts)
         rows = self._encode(texts)
         if not calibrate or not self.calibration or not self.language_means.means:
             return rows

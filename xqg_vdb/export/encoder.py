@@ -101,7 +101,7 @@ def export_encoder(
         # the int8 starter, used as it wants to be used, comes with its graph and needs no torch
         filled = checkpoint == STARTER_ENCODER and precision == "int8" and not changed
         if is_hub_id(checkpoint):
-            need_torch(checkpoint)
+            need_torch(of=checkpoint)
         source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", filled=filled)
         spec, learned_from = conventions(source, overrides or Overrides())
         say(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")

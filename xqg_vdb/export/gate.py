@@ -137,7 +137,7 @@ ELSEWHERE = "let a server run it (`generate --endpoint URL`, `export URL OUT --m
 
 
 def need_torch(purpose: str = "Exporting", *, extra: str = "export", also: str = "onnx", of: str = "") -> None:
-    """Raises MissingExtra before minutes of work, or the download `of` a model; makes transformers say errors only, and draw no bars beside ours."""
+    """Raises MissingExtra before minutes of work, or the download `of` a model; transformers then says errors only."""
     try:
         for name in (also, "torch", "transformers"):  # torch needs onnx, and says so late
             import_module(name)

@@ -82,7 +82,7 @@ def export_generator(
     with new_folder(out, result="model") as scratch:
         say(f"reading {checkpoint}")
         if is_hub_id(checkpoint):
-            need_torch(checkpoint)
+            need_torch(of=checkpoint)
         source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", accept_license=accept_license)
         plain = _fp32_folder(source, scratch / "fp32", say=say)
         folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", say=say)
@@ -106,7 +106,7 @@ def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = pri
     with new_folder(out, result="model") as scratch:
         say(f"reading {checkpoint}")
         if is_hub_id(checkpoint):
-            need_torch(checkpoint)
+            need_torch(of=checkpoint)
         source, folder = fetch_checkpoint(checkpoint, into=scratch / "checkpoint"), scratch / "model"
         folder.mkdir()
         record = cross_record(source)

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from xqg_vdb.calibration import ENOUGH_PASSAGES, LanguageMeans, TextEncoder, pack_means, passage_means, unpack_means
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import DataError, MismatchError, listed
 from xqg_vdb.index.build import WINDOW, Window
 from xqg_vdb.index.chunks import splitter
 from xqg_vdb.index.encode import EarlierBuild, Row, count_cut, digests_of, encode_rows, read_rows
@@ -93,6 +93,7 @@ def add(
 def delete(ids: Iterable[str], name: str, *, store: VectorStore) -> UpdateReport:
     """Delete passages, or documents with all their chunks; ids that `name` does not have are reported, and no error."""
     missing: list[str] = []
+    ids = listed(ids, "ids")
     with store.update(name) as update:
         settle(update)
         before = dict(update.card.since_load)

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xqg_vdb.calibration import LanguageMeans, calibrated, chosen_strength, texts_of
-from xqg_vdb.errors import DataError, ModelError, expect
+from xqg_vdb.calibration import LanguageMeans, calibrated, chosen_strength
+from xqg_vdb.errors import DataError, ModelError, expect, listed
 from xqg_vdb.models.engine import CPU, Engine, cpu_has_vnni, open_encoder_graph, open_tokenizer
 from xqg_vdb.models.folder import (
     DENSE,
@@ -122,8 +122,8 @@ class Encoder:
 
     def stream_passages(self, texts: Iterable[str]) -> Iterator[Vectors]:
         """The rows of `encode_passages`, a window at a time, for streams of any length in bounded memory."""
-        if isinstance(texts, str):
-            texts = texts_of(texts)
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            texts = listed(texts)
         return self._stream(texts, prefix=self.spec.passage_prefix)
 
     def encode_queries(
@@ -134,7 +134,7 @@ class Encoder:
         question_langs: one language code per text; None, for a text or for all, means detect it; `und` or a language
         without calibration takes the mean over languages. calibrate: False leaves the encoder's own rows.
         """
-        texts = texts_of(texts)
+        texts = listed(texts)
         vectors = self._stack(self._stream(texts, prefix=self.spec.query_prefix))
         if not calibrate or not self.calibration or not self.language_means.means:
             return vectors

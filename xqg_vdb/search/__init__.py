@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.calibration import (
-    LanguageMeans,
-    TextEncoder,
-    calibrate,
-    chosen_strength,
-    resolve_languages,
-    unpack_means,
-)
-from xqg_vdb.errors import DataError, MismatchError, expect
+from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, chosen_strength, resolve_languages, unpack_means
+from xqg_vdb.errors import DataError, MismatchError, listed
 from xqg_vdb.progress import traced
 from xqg_vdb.store.layout import check_langs
 from xqg_vdb.texts.languages import normalize
@@ -116,9 +109,9 @@ def ready_part(part: Any, kind: str, *, can: str) -> Any:
 
 def as_questions(asked: Sequence[Question | str]) -> list[Question]:
     """Questions; plain texts get their place in the list as an id. Raises DataError for a blank one and no text."""
-    if isinstance(asked, str | Question):
+    if isinstance(asked, Question):
         raise DataError(f"Give a list of questions, not one: [{asked!r:.60}].")
-    expect("Questions", asked, Iterable, "a list")
+    asked = listed(asked, "questions")
     questions = [text if isinstance(text, Question) else Question(str(row), text) for row, text in enumerate(asked)]
     for question in questions:
         if not isinstance(question.text, str):

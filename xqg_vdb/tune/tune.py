@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans, TextEncoder, pack_means
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import DataError, expect
 from xqg_vdb.evaluate.matrix import Setting, Values, id_order, judge, sweep
 from xqg_vdb.evaluate.metrics import FEW, Metric, Qrels, asked_passage, counted, parse_metrics
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
@@ -189,6 +189,7 @@ def tune(
     use for the passages. sample: passages to tune on. What was encoded is kept: the same call again takes seconds.
     """
     (measured,) = parse_metrics([metric])
+    expect("qrels", qrels, (str, PathLike, Mapping), "a file, or grades by question and passage")
     kept = None if build is None else Path(build)
     folder = cache_folder() / "tuning" if kept is None else kept.with_name(f"{kept.name}.tuning")
     with ExitStack() as stack:
