@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 _SHOWN = frozenset("\u00ad\u061c\u200c\u200d\u200e\u200f")  # of the format characters; others turn a line round
 
@@ -100,7 +98,7 @@ def expect(what: str, value: object, kind: type | tuple[type, ...], wanted: str)
         raise DataError(f"{what} must be {wanted}, found {value!r:.80}.")
 
 
-def listed(texts: Iterable[T], what: str = "texts") -> list[T]:
+def listed(texts: Iterable[Any], what: str = "texts") -> list[Any]:
     """The texts as a list. Raises DataError for a bare string, which is a list of letters, and for what is no list."""
     if isinstance(texts, str):
         raise DataError(f"Give a list of {what}, not one: [{texts[:40]!r}].")

@@ -100,8 +100,6 @@ def export_encoder(
         say(f"reading {checkpoint}")
         # the int8 starter, used as it wants to be used, comes with its graph and needs no torch
         filled = checkpoint == STARTER_ENCODER and precision == "int8" and not changed
-        if is_hub_id(checkpoint):
-            need_torch(of=checkpoint)
         source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", filled=filled)
         spec, learned_from = conventions(source, overrides or Overrides())
         say(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
@@ -296,6 +294,8 @@ def _speed(encoder: Encoder) -> dict[str, Any]:
 
 def export_on_first_use(checkpoint: str, out: Path, precision: Precision, say: Callable[[str], None] | None) -> None:
     """Export an encoder that somebody asked for by name; without a `say` a log line and a bar say so."""
+    if is_hub_id(checkpoint):
+        need_torch(of=checkpoint)
     began = f"exporting {checkpoint} once, into {out}"
     if say is not None:
         say(began)
@@ -336,7 +336,9 @@ def export(
         if out is None or not model:
             raise DataError("An encoder that runs elsewhere needs the folder OUT and --model NAME.")
         return export_remote(checkpoint, model, Path(out), overrides=overrides, say=tell)
-    if (name := checkpoint.removeprefix(CROSS)) != checkpoint:
+    if is_hub_id(name := checkpoint.removeprefix(CROSS)):
+        need_torch(of=name)
+    if name != checkpoint:
         target = Path(out) if out is not None else cached_model(checkpoint, precision="fp32")
         return export_cross(name, target, say=tell)
     if generator or checkpoint == STARTER_GENERATOR:

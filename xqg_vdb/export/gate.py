@@ -142,7 +142,7 @@ def need_torch(purpose: str = "Exporting", *, extra: str = "export", also: str =
         for name in (also, "torch", "transformers"):  # torch needs onnx, and says so late
             import_module(name)
     except ImportError as error:
-        then = f"; {of} is downloaded from the model hub after that" if of else ""
+        then = f"; {of} is downloaded from the model hub after that" if of and not Path(of).is_dir() else ""
         raise MissingExtra(f'{purpose} needs {error.name}: pip install "xqg-vdb[{extra}]"{then}.') from error
     import transformers
 

@@ -51,7 +51,6 @@ from xqg_vdb.models.folder import (
     ModelFolder,
     Precision,
     finished,
-    is_hub_id,
     open_model_folder,
     write_manifest,
 )
@@ -81,8 +80,6 @@ def export_generator(
         return done
     with new_folder(out, result="model") as scratch:
         say(f"reading {checkpoint}")
-        if is_hub_id(checkpoint):
-            need_torch(of=checkpoint)
         source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", accept_license=accept_license)
         plain = _fp32_folder(source, scratch / "fp32", say=say)
         folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", say=say)
@@ -105,8 +102,6 @@ def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = pri
         return done
     with new_folder(out, result="model") as scratch:
         say(f"reading {checkpoint}")
-        if is_hub_id(checkpoint):
-            need_torch(of=checkpoint)
         source, folder = fetch_checkpoint(checkpoint, into=scratch / "checkpoint"), scratch / "model"
         folder.mkdir()
         record = cross_record(source)
