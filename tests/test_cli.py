@@ -467,13 +467,13 @@ USAGE = {
     "not a number": ["load", "c", "wiki", "--alpha", "nan"],
     "pool": ["load", "c", "wiki", "--pool", "max"],
     "threads": ["load", "c", "wiki", "--threads", "0"],
-    "two places": ["info", "--path", "a", "--url", "http://localhost"],
+    "two places": ["list", "--path", "a", "--url", "http://localhost"],
     "no question": ["search", "wiki"],
     "two kinds of question": ["search", "wiki", "w1", "--queries", "questions.jsonl"],
     "k": ["search", "wiki", "w1", "-k", "0"],
     "huge k": ["search", "wiki", "w1", "-k", str(2**70)],
     "no such command": ["serach", "wiki", "w1"],
-    "a file for a store": ["info", "--path", __file__],
+    "a file for a store": ["list", "--path", __file__],
 }
 
 
@@ -542,8 +542,6 @@ def test_load_search_info_as_json(call, cwd, model):
     code, out, err = call("info", "wiki", "--json")
     card = json.loads(out)
     assert (code, err, card["count"], card["query_langs"], card["encoder"]["dim"]) == (0, "", 20, ["ar", "sw"], 12)
-    assert call("info", "--json") == (0, '[\n  "wiki"\n]\n', "")
-    assert call("info") == (0, "wiki\n", "")
 
 
 def test_info_in_words(call, loaded):
@@ -558,8 +556,8 @@ def test_info_in_words(call, loaded):
 
 
 def test_an_empty_store_has_no_names_on_stdout(call):
-    assert call("info") == (0, "", "No collections yet; make one with `xqg-vdb load` (see its --help).\n")
-    assert call("info", "--json") == (0, "[]\n", "")
+    assert call("list") == (0, "", "No collections yet; make one with `xqg-vdb load` (see its --help).\n")
+    assert call("list", "--json") == (0, "[]\n", "")
 
 
 def test_search_prints_hits_and_nothing_else(call, loaded, model):

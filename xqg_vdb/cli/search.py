@@ -16,7 +16,6 @@ from xqg_vdb.cli.options import (
     Model,
     Place,
     collection_argument,
-    collections,
     command,
     json_option,
     language_codes,
@@ -144,21 +143,15 @@ _MIB = 1 << 20
 
 
 @command(example="xqg-vdb info demo")
-@click.argument("collection", required=False, shell_complete=collections)
+@collection_argument
 @place_options
 @json_option
-def info(collection: str | None, place: Place) -> None:
+def info(collection: str, place: Place) -> None:
     """Show a collection's card (encoder, recipe, calibration), its counts by language, disk and index.
 
-    Without COLLECTION, list the collections. While another process has an embedded collection open, the card is all
-    that can be shown.
+    While another process has an embedded collection open, the card is all that can be shown.
     """
     with closing(place.open()) as store:
-        if collection is None:
-            names = store.names()
-            none = "No collections yet; make one with `xqg-vdb load` (see its --help)."
-            show(names, map(printable, names), nothing=none)
-            return
         card, state = store.card(collection), None
         try:
             state = store.admin.state(collection)

@@ -197,9 +197,12 @@ class Generators:
         weight = weight_for(methods.rerank, methods.rerank_weight)
         reranker = Reranker(scorer, depth=methods.rerank_depth, weight=weight)
         started, scorer.memo.fresh = time.perf_counter(), 0
-        text = {passage.id: passage for passage in passages}
+        of = {passage.id: passage for passage in passages}
         best = [ranked(run[question.id]) for question in questions]
-        hits = [[_hit(text[docid], score) for docid, score in pairs[: reranker.depth]] for pairs in best]
+        hits = [
+            [Hit(i, score, of[i].text, title=of[i].title, lang=of[i].lang) for i, score in pairs[: reranker.depth]]
+            for pairs in best
+        ]
         seconds: list[float] = []
         for done, row in enumerate(rows := timed_rows(len(questions))):
             self.progress("ranking again, one question at a time", done, len(rows))
@@ -260,10 +263,6 @@ class Generators:
             memo = self._log(f"expansions-{digest}", {"expansions of": digest}, field="text")
             self._writers[key] = MemoWriter(writer, memo=memo)
         return self._writers[key]
-
-
-def _hit(passage: Passage, score: float) -> Hit:
-    return Hit(passage.id, score, passage.text, title=passage.title, lang=passage.lang)
 
 
 def _digest(text: bytes) -> str:

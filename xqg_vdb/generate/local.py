@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -307,7 +306,7 @@ def generate(
     generator: a model folder, or the name of one exported before. Raises ModelError, DataError.
     """
     expect("generator", generator, (str, PathLike), "a model folder, or the name of one exported before")
-    expect("n", n, Integral, "a whole number")
+    expect("n", n, int, "a whole number")
     if isinstance(query_langs, str):
         raise DataError(f"query_langs must be a list, such as [{query_langs!r}].")
     ready = open_generator(generator, query_langs=query_langs, decoding=decoding, threads=threads)

@@ -339,13 +339,10 @@ def _read(path: Path, *names: str) -> dict[str, NDArray[Any]]:
         file = open(path, "rb")  # noqa: SIM115 - what is wrong inside is no error of the disk
     try:
         with file, zipfile.ZipFile(file) as archive:
-            return {name: _array(archive.read(f"{name}.npy")) for name in names}
+            files = {name: io.BytesIO(archive.read(f"{name}.npy")) for name in names}
+            return {name: np.lib.format.read_array(file, allow_pickle=False) for name, file in files.items()}
     except _DAMAGE as error:
         raise CorruptError(f"{path} is damaged ({error}); delete that file and {_ANEW}") from error
-
-
-def _array(data: bytes) -> NDArray[Any]:
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
 def _ids(spelled: NDArray[np.uint8]) -> list[str]:

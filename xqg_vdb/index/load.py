@@ -182,7 +182,6 @@ def load(
     stopped continues when the same call is made again. Raises DataError, MismatchError, LockedError, DiskError,
     ServerError, CorruptError.
     """
-    check_name(name)
     recipe, options = Recipe() if recipe is None else recipe, LoadOptions() if options is None else options
     expect("recipe", recipe, Recipe, "a Recipe, such as Recipe(alpha=0.3)")
     expect("options", options, LoadOptions, "LoadOptions(…)")

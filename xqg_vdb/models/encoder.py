@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -327,10 +326,8 @@ POOL: dict[Pooling, Callable[[Vectors, NDArray[np.bool_]], Vectors]] = {
 
 def _checked_threads(threads: int | None) -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads is not None:
-        expect("threads", threads, Integral, "a whole number")
-    if threads is not None and threads < 1:
-        raise ModelError(f"threads must be 1 or more, got {threads} (this process may use {available}).")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ModelError(f"threads must be 1 or more, got {threads!r} (this process may use {available}).")
     return threads or available
 
 

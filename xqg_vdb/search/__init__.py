@@ -100,13 +100,6 @@ def ready_encoder(encoder: TextEncoder | str | Path) -> TextEncoder:
     return encoder
 
 
-def ready_part(part: Any, kind: str, *, can: str) -> Any:
-    """The part of a search itself. Raises DataError for what is none, such as the name of its model."""
-    if part is not None and not hasattr(part, can):
-        raise DataError(f"Give {kind}({part!r:.80}), not the model alone.")
-    return part
-
-
 def as_questions(asked: Sequence[Question | str]) -> list[Question]:
     """Questions; plain texts get their place in the list as an id. Raises DataError for a blank one and no text."""
     if isinstance(asked, Question):

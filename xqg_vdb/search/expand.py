@@ -262,8 +262,6 @@ def open_writer(model: str | Path, *, endpoint_model: str = "default", threads: 
         return _EndpointWriter(str(model), model=endpoint_model)
     folder = open_model_folder(generator_folder(model))
     if folder.kind != "causal-generator":
-        needed = (
-            "expansion needs a decoder-only generator, as `xqg-vdb export --generator` makes it, or an endpoint's URL"
-        )
+        needed = "expansion needs a decoder-only generator (`xqg-vdb export --generator`) or an endpoint's URL"
         raise ModelError(f"{folder.path} holds a model of the kind {folder.kind}; {needed}.")
     return _LocalWriter(folder, threads=threads)

@@ -25,7 +25,7 @@ from xqg_vdb.errors import DataError, expect
 from xqg_vdb.fusion import mean_rows
 from xqg_vdb.models.folder import folder_of
 from xqg_vdb.progress import Progress, per_process, silent, traced
-from xqg_vdb.search import QuestionEncoder, as_questions, named, passage_languages, ready_encoder, ready_part
+from xqg_vdb.search import QuestionEncoder, as_questions, named, passage_languages, ready_encoder
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import (
     DEPTH,
@@ -237,8 +237,8 @@ class Retriever(_Asked):
             raise DataError(f"Retriever(encoder, collection) needs Collection.open(…), found {collection!r:.80}.")
         self.encoder = ready_encoder(encoder)
         self.collection = collection
-        self.expander = ready_part(expander, "Expander", can="expand")
-        self.reranker = ready_part(reranker, "Reranker", can="rerank")
+        self.expander = expander
+        self.reranker = reranker
         self._calibration = calibration
         self._hybrid = hybrid
         self._words: WordWriter | None = None
