@@ -107,10 +107,10 @@ def test_arguments_in_a_wrong_order(wiki):
     (lambda wiki: Collection.open(5), "The name of a collection must be text, found 5"),
     (lambda wiki: Collection.open("wiki", path=5), "path must be text, found 5"),
     (lambda wiki: Retriever(wiki.encoder, wiki, calibration=-1), "calibration must be a number of 0 or more, found -1"),
-    (lambda wiki: export(5), "A checkpoint is a name, a folder, a URL or a callable, not 5"),
+    (lambda wiki: export(5), "An encoder that runs elsewhere needs the folder OUT and --model NAME"),
     (lambda wiki: export(Path("nowhere"), "out"), "There is no checkpoint 'nowhere'"),
     (lambda wiki: export("starter:encoder", "out", precision="int4"), "precision must be int8 or fp32, found 'int4'"),
-    (lambda wiki: generate(CORPUS, query_langs="de"), "query_langs must be a list, such as ['de']"),
+    (lambda wiki: generate(CORPUS, query_langs="de"), "query_langs must be a list, such as ['de', 'sw'], found 'de'"),
     (lambda wiki: generate(CORPUS, query_langs=["de"], n="3"), "n must be a whole number, found '3'"),
     (lambda wiki: tune(CORPUS, queries=[], questions=[], qrels=None), "qrels must be a file, or grades by question"),
 ])  # fmt: skip

@@ -328,8 +328,6 @@ def export(
     """
     tell = say or logging.getLogger("xqg_vdb").info
     checkpoint = os.fspath(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
-    if not isinstance(checkpoint, str) and not callable(checkpoint):
-        raise DataError(f"A checkpoint is a name, a folder, a URL or a callable, not {checkpoint!r:.80}.")
     if precision not in ("int8", "fp32"):
         raise DataError(f"precision must be int8 or fp32, found {precision!r:.80}.")
     if not isinstance(checkpoint, str) or checkpoint.startswith(("http://", "https://")):

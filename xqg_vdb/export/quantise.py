@@ -212,7 +212,7 @@ class _Range:
         """By what to multiply each channel so that 8 bits add least noise: loud ones are turned down.
 
         One channel of a layer's input is often so large (65 where the others end at 5, for E5-small) that one scale for
-        all drowns the rest. Its weights grow by as much, and coarsen all others of their column: hence the search.
+        all drowns the rest. Its weights grow by as much, and coarsen all others of their column: so the search.
         """
         largest = np.maximum(-self.low, self.high)
         ranked = np.sort(largest)[::-1]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_vdb.errors import DataError, ModelError, expect
+from xqg_vdb.errors import ModelError, expect
 from xqg_vdb.generate.prompts import (
     SEQ2SEQ_TEMPLATE,
     CausalPrompt,
@@ -307,8 +307,7 @@ def generate(
     """
     expect("generator", generator, (str, PathLike), "a model folder, or the name of one exported before")
     expect("n", n, int, "a whole number")
-    if isinstance(query_langs, str):
-        raise DataError(f"query_langs must be a list, such as [{query_langs!r}].")
+    expect("query_langs", query_langs, (list, tuple, set), "a list, such as ['de', 'sw']")
     ready = open_generator(generator, query_langs=query_langs, decoding=decoding, threads=threads)
     if isinstance(corpus, str | PathLike):
         passages = read_corpus(Path(corpus), detect=False)

@@ -451,9 +451,8 @@ class AsyncRetriever:
         rejects: Rejects | None = None,
     ) -> UpdateReport:
         """`Collection.add` on a thread of its own, so that searches continue; cancelled, it still runs to its end."""
-        collection = Collection(
-            self.retriever.collection.name, self.retriever.collection.store, encoder=self.retriever.encoder
-        )
+        of = self.retriever
+        collection = Collection(of.collection.name, of.collection.store, encoder=of.encoder)
         return await asyncio.to_thread(partial(collection.add, passages, queries=queries, rejects=rejects))
 
     async def delete(self, ids: Iterable[str]) -> UpdateReport:

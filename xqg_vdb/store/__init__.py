@@ -36,8 +36,7 @@ def open_store(
     """
     if path is not None and url is not None:
         raise ValueError("give path or url, not both")
-    for what, given in (("path", path), ("url", url)):
-        expect(what, "" if given is None else given, (str, os.PathLike), "text")
+    expect("path", path or "", (str, os.PathLike), "text")
     if path is not None and "://" in str(path):
         path, url = None, str(path)
     if path is None and url is None:
