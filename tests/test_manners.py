@@ -91,7 +91,7 @@ def test_arguments_in_a_wrong_order(wiki):
 @pytest.mark.parametrize(("call", "said"), [
     (lambda wiki: Encoder(5), "model of an encoder must be 'starter', a hub id or a model folder, found 5"),
     (lambda wiki: Encoder(wiki.encoder.folder.path, threads="2"), "threads must be 1 or more, got '2'"),
-    (lambda wiki: Encoder(wiki.encoder.folder.path, calibration="0.5"), "calibration must be a number of 0 or more"),
+    (lambda wiki: Encoder(wiki.encoder.folder.path, calibration="0.5"), "calibration must be a number, found '0.5'"),
     (lambda wiki: wiki.encoder.encode_queries([1]), "Text 0 must be a text, found 1"),
     (lambda wiki: wiki.encoder.encode_passages(None), "texts must be a list, found None"),
     (lambda wiki: load("wiki", CORPUS, encoder=wiki.encoder), "name of a collection must be text, found [{'id'"),
@@ -106,7 +106,7 @@ def test_arguments_in_a_wrong_order(wiki):
     (lambda wiki: wiki.delete("p1"), "Give a list of ids, not one: ['p1']"),
     (lambda wiki: Collection.open(5), "The name of a collection must be text, found 5"),
     (lambda wiki: Collection.open("wiki", path=5), "path must be text, found 5"),
-    (lambda wiki: Retriever(wiki.encoder, wiki, calibration=-1), "calibration must be a number of 0 or more, found -1"),
+    (lambda wiki: Retriever(wiki.encoder, wiki, calibration="1"), "calibration must be a number, found '1'"),
     (lambda wiki: export(5), "An encoder that runs elsewhere needs the folder OUT and --model NAME"),
     (lambda wiki: export(Path("nowhere"), "out"), "There is no checkpoint 'nowhere'"),
     (lambda wiki: export("starter:encoder", "out", precision="int4"), "precision must be int8 or fp32, found 'int4'"),

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +21,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import DataError, ModelError
+from xqg_vdb.errors import ModelError
 from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
 from xqg_vdb.texts.languages import as_written, detect, question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, EncoderFacts, Vectors
@@ -126,15 +124,6 @@ def calibrated(
     """`calibrate` for the rows of `texts`, whose languages are detected where none is given."""
     known = resolve_languages(texts, [None] * len(texts) if langs is None else langs)
     return calibrate(rows, langs=known, table=table, strength=strength, normalize=normalize)
-
-
-def chosen_strength(asked: float | None, recommended: float) -> float:
-    """λ as asked for, else the recommended one. Raises DataError for what is no number of 0 or more."""
-    if asked is None:
-        return recommended
-    if not isinstance(asked, Real) or isinstance(asked, bool) or not 0 <= asked < math.inf:
-        raise DataError(f"calibration must be a number of 0 or more, found {asked!r:.80}.")
-    return asked
 
 
 def save_means(table: LanguageMeans) -> bytes:

@@ -127,10 +127,9 @@ def _lines(unit: str) -> Progress:
             return
         told = now
         rate = (done - first) / max(now - start, 1e-9)
-        fast = f", {rate:,.1f} a second" if rate else ""
         left = f", {timedelta(seconds=round((total - done) / rate))} to go" if total and rate else ""
         of = f" of {total:,}" if total else ""
-        sys.stderr.write(f"{stage}: {done:,}{of}{unit}{fast}{left}\n")
+        sys.stderr.write(f"{stage}: {done:,}{of}{unit}, {rate:,.1f} a second{left}\n")
 
     return show
 

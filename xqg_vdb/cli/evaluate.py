@@ -347,7 +347,7 @@ def tune(corpus: Path, files: tuple[Path, ...], model: Model, asked: _Tune) -> N
     if asked.passage_calibration:
         words += ["--passage-calibration", f"{asked.passage_calibration:g}"]
     command = shlex.join(words)
-    record = {**asdict(tuned), "command": command, "counts": {str(n): v for n, v in tuned.counts.items()}}
+    record = {**asdict(tuned), "command": command}
     show(record, [*_tune_lines(tuned), f"\n{command}"])
 
 
@@ -360,8 +360,6 @@ def _tune_lines(tuned: Tuned) -> Iterator[str]:
         yield f"  {_tune_words(trial):48s} {trial.value:.3f}"
     yield "α of the chosen      " + "  ".join(f"{alpha:g}: {value:.3f}" for alpha, value in tuned.alphas[::2])
     yield "λ of the chosen      " + "  ".join(f"{strength:g}: {value:.3f}" for strength, value in tuned.strengths)
-    if tuned.counts:
-        yield "queries a language   " + "  ".join(f"{n}: {value:.3f}" for n, value in tuned.counts.items())
     if tuned.without:
         yield "without              " + "  ".join(f"{lang}: {value:.3f}" for lang, value in tuned.without.items())
     yield f"\nchosen: {_tune_words(tuned.chosen)}; on {held} held-out questions"

@@ -181,7 +181,7 @@ def look(records: Iterable[GeneratedQueries]) -> tuple[dict[str, list[str]], lis
         most, times = max(counts.items(), key=lambda item: item[1], default=("", 0))
         if times >= 3 and 10 * times > len(passages):
             doubts.append(
-                f'{lang}: "{most}" stands under {times} of {len(passages)} passages: it tells them not apart.'
+                f'{lang}: "{most}" stands under {times} of {len(passages)} passages: it does not tell them apart.'
             )
         if loops := [text for text in counts if _loops(text)]:
             said = (

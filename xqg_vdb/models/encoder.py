@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xqg_vdb.calibration import LanguageMeans, calibrated, chosen_strength
+from xqg_vdb.calibration import LanguageMeans, calibrated
 from xqg_vdb.errors import DataError, ModelError, expect, listed
 from xqg_vdb.models.engine import CPU, Engine, cpu_has_vnni, open_encoder_graph, open_tokenizer
 from xqg_vdb.models.folder import (
@@ -86,7 +87,8 @@ class Encoder:
         self.spec = self.folder.spec
         self.threads = _checked_threads(threads)
         self.provider = provider
-        self.calibration = chosen_strength(calibration, self.folder.recommended_calibration)
+        self.calibration = self.folder.recommended_calibration if calibration is None else calibration
+        expect("calibration", self.calibration, Real, "a number")
         self.language_means: LanguageMeans = self.folder.language_means()
         self.max_length = min(max_length or self.spec.max_length, self.spec.max_length)
         self.again = partial(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, chosen_strength, resolve_languages, unpack_means
-from xqg_vdb.errors import DataError, MismatchError, listed
+from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, resolve_languages, unpack_means
+from xqg_vdb.errors import DataError, MismatchError, expect, listed
 from xqg_vdb.progress import traced
 from xqg_vdb.store.layout import check_langs
 from xqg_vdb.texts.languages import normalize
@@ -44,7 +45,8 @@ class QuestionEncoder:
             check_same_encoder(encoder, card, name=collection.name.partition("@")[0])
             self.language_means = collection_means(encoder, card)
             recommended = card.calibration
-        self.strength = chosen_strength(calibration, recommended)
+        self.strength = recommended if calibration is None else calibration
+        expect("calibration", self.strength, Real, "a number")
 
     def encode(self, questions: Sequence[Question | str]) -> tuple[Vectors, list[str]]:
         """The rows (n, dim) float32 for the questions, each calibrated for its language, and these languages.

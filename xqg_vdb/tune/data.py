@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -45,16 +45,13 @@ def hash_order(text: str) -> int:
 class TuneData:
     """Everything that tuning needs: passages (p, dim) and questions (q, dim) float32, not calibrated, with their names.
 
-    sums: the query sums of the passages with the first n queries of each passage and language, or with all (None).
-    most_queries: the most that a passage has in one language; None when only sums are known, and n cannot be tuned.
-    notes: what a reader of the result should know about the data.
+    sums: the query sums of the passages. notes: what a reader of the result should know about the data.
     """
 
     encoder: TextEncoder
     ids: Sequence[str]
     passages: Vectors
-    sums: Callable[[int | None], Sums]
-    most_queries: int | None
+    sums: Sums
     question_ids: Sequence[str] = ()
     questions: Vectors = field(default_factory=lambda: np.empty((0, 0), np.float32))
     langs: Sequence[str] = ()
@@ -176,7 +173,7 @@ def _of_build(folder: Path, wanted: set[str], *, encoder: TextEncoder, sample: i
     window = build.take(np.sort(np.array([row for *_, row in chosen], dtype=np.int64)))
     if not window.sums:
         raise DataError(f"{folder} holds no generated queries: {_LOAD} --build {folder}` first.")
-    return TuneData(encoder, window.ids, window.passages, lambda _: window.sums, None)
+    return TuneData(encoder, window.ids, window.passages, window.sums)
 
 
 def _of_files(
@@ -202,12 +199,12 @@ def _of_files(
         folder=folder, progress=progress, stage="passages",
     )  # fmt: skip
     flat = encode_query_files(queries, ids, encoder=encoder, folder=folder, progress=progress)
-    return TuneData(encoder, ids, rows, lambda n: flat.sums(passages=len(ids), n=n), int(flat.index.max()) + 1)
+    return TuneData(encoder, ids, rows, flat.sums(passages=len(ids)))
 
 
 def _bare_passages(data: TuneData, asked: set[str]) -> list[str]:
     """Warn when the passages that are asked for have queries more often than the others."""
-    has = np.add.reduce([counts for _, counts in data.sums(None).values()]) > 0
+    has = np.add.reduce([counts for _, counts in data.sums.values()]) > 0
     judged = np.array([docid in asked for docid in data.ids])
     if judged.all() or has[judged].mean() - has[~judged].mean() < 0.1:
         return []

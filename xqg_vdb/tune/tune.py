@@ -62,7 +62,7 @@ class _Half:
     def __init__(self, data: TuneData, rows: NDArray[np.int64], metric: Metric) -> None:
         self.ids = [data.question_ids[row] for row in rows.tolist()]
         self.langs = [data.langs[row] for row in rows.tolist()]
-        self.sums = data.sums(None)
+        self.sums = data.sums
         self._vectors = np.asarray(data.questions[rows])
         self._data, self._metric = data, metric
         self._judged = judge(data.qrels, query_ids=self.ids, passage_ids=data.ids)
@@ -78,10 +78,9 @@ class _Half:
         """Number of questions by language, sorted."""
         return {lang: self.langs.count(lang) for lang in sorted(set(self.langs))}
 
-    def rows(self, recipe: Recipe, settings: Sequence[Setting], *, n: int | None = None) -> Values:
-        """Values (settings, q) with the first n queries; the recipe's own α does not matter."""
-        sums = self.sums if n is None else self._data.sums(n)
-        folded = sums if recipe.query_langs is None else {lang: sums[lang] for lang in recipe.query_langs}
+    def rows(self, recipe: Recipe, settings: Sequence[Setting]) -> Values:
+        """Values (settings, q); the recipe's own α does not matter."""
+        folded = self.sums if recipe.query_langs is None else {lang: self.sums[lang] for lang in recipe.query_langs}
         table, facts, ids = self._data.means(folded), self._data.encoder.facts, self._data.ids
         means = pack_means(LanguageMeans({lang: table.means[lang] for lang in folded if lang in table.means}))
         distance: Distance = "cosine" if facts.normalize else "dot"
@@ -97,9 +96,9 @@ class _Half:
             tie_order=self._order,
         )  # fmt: skip
 
-    def scores(self, choice: Choice, *, n: int | None = None) -> Values:
+    def scores(self, choice: Choice) -> Values:
         """Value of each question (q,)."""
-        (values,) = self.rows(choice.recipe, [Setting(choice.recipe.alpha, choice.strength)], n=n)
+        (values,) = self.rows(choice.recipe, [Setting(choice.recipe.alpha, choice.strength)])
         return np.asarray(values)
 
     def mean(self, values: Values) -> float:
@@ -148,9 +147,8 @@ class Tuned:
     """What was tried and chosen. Values are macro means over languages; those of `held_out` were looked at once.
 
     trials: the best α and λ of each pooling. alphas, strengths: dev curves through the chosen recipe. without: dev
-    value when a language's queries are left out. counts: dev value with n queries a passage and language, empty where
-    only sums are known. held_out: `plain` (no queries, no calibration), `calibrated` (no queries) and `default`, each
-    as baseline of the chosen recipe.
+    value when a language's queries are left out. held_out: `plain` (no queries, no calibration), `calibrated` (no
+    queries) and `default`, each as baseline of the chosen recipe.
     """
 
     metric: str
@@ -163,7 +161,6 @@ class Tuned:
     alphas: tuple[tuple[float, float], ...]
     strengths: tuple[tuple[float, float], ...]
     without: dict[str, float]
-    counts: dict[int, float]
     held_out: dict[str, GroupComparison]
     notes: tuple[str, ...]
 
@@ -228,7 +225,6 @@ def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tu
         best = default
     alphas = dev.curve(best.recipe, [Setting(alpha, best.strength) for alpha in ALPHAS])
     strengths = dev.curve(best.recipe, [Setting(best.recipe.alpha, strength) for strength in STRENGTHS])
-    counts = {n: dev.mean(dev.scores(best, n=n)) for n in range(1, (data.most_queries or 0) + 1)}
     bare = replace(_DEFAULT, alpha=0.0)
     helped = dev.beats(best, Choice(bare, best.strength))
     baselines = {"plain": Choice(bare, 0.0), "calibrated": Choice(bare, recommended), "default": default}
@@ -244,7 +240,6 @@ def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tu
         alphas=tuple(zip(ALPHAS, alphas, strict=True)),
         strengths=tuple(zip(STRENGTHS, strengths, strict=True)),
         without=without,
-        counts=counts,
         held_out={
             name: compare_groups(held.by_id(baseline), mine, groups=groups, clusters=held.clusters)
             for name, baseline in baselines.items()
