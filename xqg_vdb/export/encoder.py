@@ -38,6 +38,7 @@ from xqg_vdb.export.checkpoints import (
 from xqg_vdb.export.gate import (
     export_facts,
     measure_parity,
+    need_torch,
     original_facts,
     parity_texts,
     save_tokenizer,
