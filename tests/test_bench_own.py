@@ -62,17 +62,17 @@ def test_own_data_from_files_to_questions_won_and_lost(desk):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    done = run_cli(desk, "bench", "diff", "two:plain", "two:calibrated", "--metric", "MRR@10")
+    done = run_cli(desk, "bench", "diff", "two:plain", "two:calibrated", "--metric", "MRR@10", "--csv", "changed.csv")
     assert done.returncode == 0, done.stderr
     assert "plain 0.500 → calibrated 0.625   +0.125" in done.stdout
     assert "1 questions won" in done.stdout and "2 [de] 0.5 → 1  Wo ist der Honig der Bienen?" in done.stdout
-    done = run_cli(desk, "bench", "diff", "two:plain", "two:calibrated", "--metric", "MRR@10", "--json")
-    (record,) = json.loads(done.stdout)
-    assert record["compared"]["difference"] == 0.125
-    assert [(change["question"], change["after"]) for what in ("won", "lost") for change in record[what]] == [
-        ("2", 1.0),
-        ("1", 0.25),
+    found = read_csv(desk / "changed.csv")
+    assert [(row["change"], row["question"], row["after"]) for row in found] == [
+        ("won", "2", "1.0"),
+        ("lost", "1", "0.25"),
     ]
+    done = run_cli(desk, "bench", "diff", "two:plain", "two:calibrated", "--metric", "MRR@10", "--json")
+    assert json.loads(done.stdout)[0]["compared"]["difference"] == 0.125
 
 
 def test_the_questions_may_say_what_is_relevant(desk):

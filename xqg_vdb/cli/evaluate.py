@@ -181,22 +181,24 @@ def _download(suite: Suite, data_dir: Path | None, *, progress: Progress) -> Non
 @command(
     "bench diff",
     example="xqg-vdb bench diff reports/before reports/after\n"
-    "xqg-vdb bench diff reports/mine:plain reports/mine:calibrated --json",
+    "xqg-vdb bench diff reports/mine:plain reports/mine:calibrated \\\n    --csv changed.csv",
 )
 @click.argument("before", metavar="A[:SYSTEM]")
 @click.argument("after", metavar="B[:SYSTEM]")
 @click.option("--metric", help="Metric to compare by, such as R@10  [default: the first that both have]")
 @click.option("-n", "shown", type=click.IntRange(0), default=5, show_default=True, help="Questions to show of each.")
+@click.option("--csv", "out", type=PATH, help="Write every question that changed to this file.")
 @json_option
-def bench_diff(before: str, after: str, metric: str | None, shown: int) -> None:
+def bench_diff(before: str, after: str, metric: str | None, shown: int, out: Path | None) -> None:
     """Tell which questions a run of `bench` won and lost against another one.
 
     A and B are two folders of `bench --out`, or two systems of one folder. The last system that both have is compared.
-    --json has every question that changed.
     """
-    from xqg_vdb.evaluate.questions import diff_runs
+    from xqg_vdb.evaluate.questions import diff_runs, write_changes
 
     diffs = diff_runs(before, after, metric=metric)
+    if out is not None:
+        write_changes(out, (diff for diff, _ in diffs))
     record = [
         {"dataset": diff.dataset, "metric": diff.metric, "before": diff.baseline, "after": diff.system,
          "compared": asdict(diff.macro), "won": list(map(asdict, diff.won)), "lost": list(map(asdict, diff.lost)),
@@ -204,6 +206,8 @@ def bench_diff(before: str, after: str, metric: str | None, shown: int) -> None:
         for diff, left_out in diffs
     ]  # fmt: skip
     show(record, (line for diff, left_out in diffs for line in _diff_lines(diff, left_out, shown)))
+    if out is not None:
+        say(f"written: {out}")
 
 
 def _diff_lines(diff: Compared, left_out: int, shown: int) -> Iterator[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from zlib import crc32
 
@@ -56,12 +57,16 @@ def write_questions(folder: Path, rows: Sequence[Mapping[str, str]]) -> Path:
     names = list(dict.fromkeys(name for row in rows for name in row if name not in _FIRST))
     systems = list(dict.fromkeys(name.rpartition(" | ")[0] for name in names))
     columns = sorted(names, key=lambda name: (name.endswith(_FOUND), systems.index(name.rpartition(" | ")[0])))
+    _write(folder / NAME, [*_FIRST, *columns], rows)
+    return folder / NAME
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*_FIRST, *columns], restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomic(folder / NAME, text.getvalue().encode("utf-8", "replace"))
-    return folder / NAME
+    write_atomic(path, text.getvalue().encode("utf-8", "replace"))
 
 
 def _short(text: str) -> str:
@@ -164,3 +169,14 @@ def changes(
     return tuple(change for change in found if change.after > change.before), tuple(
         change for change in found if change.after < change.before
     )
+
+
+def write_changes(path: Path, diffs: Iterable[Compared]) -> None:
+    """Write the questions that were won and lost as CSV, with their texts."""
+    rows = [
+        {"dataset": diff.dataset, "metric": diff.metric, "change": what, **asdict(change)}
+        for diff in diffs
+        for what, changed in (("won", diff.won), ("lost", diff.lost))
+        for change in changed
+    ]
+    _write(path, ["dataset", "metric", "change", *Change.__dataclass_fields__], rows)
