@@ -568,7 +568,16 @@ def test_search_prints_hits_and_nothing_else(call, loaded, model):
     code, out, err = call(*arguments, "--passage-langs", "yo")
     nothing = "Nothing found: no passage of the collection has these languages and fields.\n"
     assert (code, out, err) == (0, "", nothing)
-    assert call(*arguments, "--where", "year=1900") == (0, "", nothing)
+    assert call(*arguments, "--where", f"year={10**30}") == (0, "", nothing)
+    past = "Nothing found: no passage of the collection stands behind the first 99.\n"
+    assert call(*arguments, "--offset", 99) == (0, "", past)
+
+
+def test_questions_without_texts_are_named_with_what_can_be_done(call, loaded, model, tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"id": "1", "text": " "}\n')
+    code, _, err = call("search", "wiki", "--questions", tmp_path / "questions.jsonl", "--path", loaded / "store",
+                        "--encoder", model)  # fmt: skip
+    assert (code, err) == (3, f"Error: {tmp_path}/questions.jsonl line 1: text is blank; correct the data.\n")
 
 
 def test_no_calibration_changes_scores(call, loaded, model):

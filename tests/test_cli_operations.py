@@ -64,6 +64,19 @@ def test_versions_rollback_and_gc(desk):
     assert said(desk, "versions", "wikki", code=3).startswith("Error: There is no collection 'wikki'")
 
 
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        (b"\xef\xbb\xbfp2\r\n\r\np\xc2\x853\n", "wiki: 1 deleted, 1 not there; 29 passages\n"),
+        (b"p2\n\xff\n", "Error: ids.txt line 2: not UTF-8"),
+        (b"\xff\xfep\0", "Error: ids.txt is UTF-16"),
+    ],
+)
+def test_passages_are_deleted_by_a_file_of_ids(desk, ids, told):
+    (desk / "ids.txt").write_bytes(ids)
+    assert said(desk, "delete", "wiki", "--ids", "ids.txt", code=3 * told.startswith("Error")).startswith(told)
+
+
 def test_info_shows_the_state(desk):
     state = json.loads(said(desk, "info", "wiki", "--json"))["state"]
     assert (state["points"], state["languages"], state["status"]) == (30, {"de": 10, "en": 20}, "green")

@@ -209,6 +209,8 @@ async def test_pages_follow_each_other(retriever, hybrid):
         ({"year": {"above": 3}}, r"where\['year'\] must have gt, gte, lt, lte or not; found \['above'\]"),
         ({"year": {"gte": "last year"}}, "meta.year is compared with numbers or with dates such as 2026-01-31"),
         ({"year": []}, "meta.year: an empty list of values would find nothing"),
+        ({"year": {"gte": None}}, "meta.year is compared with None"),
+        ({"year": 10**400}, "meta.year is compared with numbers"),
         ({"year": [{}]}, "meta.year is compared with text, numbers"),
         ({"": 1}, "'' names no field"),
         ({'a"b': 1}, "names no field"),

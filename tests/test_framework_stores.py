@@ -131,6 +131,15 @@ def test_from_texts_needs_an_encoder_that_tells_questions_from_passages(tmp_path
         XqgVectorStore("wiki")
 
 
+def test_blank_documents_are_left_out_and_go(empty, caplog):
+    vectors = XqgVectorStore(empty)
+    assert vectors.add_texts(["", "one", " \n", "two"], ids=["a", "b", "c", "d"]) == ["a", "b", "c", "d"]
+    assert [document.id for document in vectors.get_by_ids(["a", "b", "c", "d"])] == ["b", "d"]
+    assert "2 blank documents are left out, the first 'a'" in caplog.text
+    vectors.add_texts(["", "three"], ids=["b", 5])
+    assert [document.page_content for document in vectors.get_by_ids(["b", 5])] == ["three"] and empty.count() == 2
+
+
 LONG = [
     {"id": f"d{i}", "lang": "en", "text": " ".join(f"Word{i}x{j} is  about maji {j % 3}." for j in range(5 + 60 * i))}
     for i in range(3)

@@ -183,8 +183,24 @@ def test_what_cannot_be_added_is_refused_and_changes_nothing(store, name):
     before, card = points(store, name), store.card(name)
     with pytest.raises(MismatchError, match="use that encoder"):
         add(passages(30, 31), name, encoder=an_encoder("other"), store=store)
-    with pytest.raises(DataError, match=r"corpus\.jsonl line 1"):
-        add([{"id": "x"}], name, encoder=an_encoder(), store=store)
+    for strange, said in [
+        ([{"id": "x"}], r"^Corpus record 1: no text .*; correct the data\.$"),
+        ([], "^The corpus in memory holds no passage"),
+        ({"id": "x", "text": "a"}, "Give a list of records"),
+        (None, "Give a list of records"),
+        ([("x", "a")], r"A record is a dict such as .*, not \('x', 'a'\)"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            add(strange, name, encoder=an_encoder(), store=store)
+    for strange, said in [
+        ("p0001", r"Give a list of ids, such as \['p12'\], not 'p0001'"),
+        (None, "Give a list of ids"),
+        ([None], "An id is a text or a whole number, not None"),
+        (["p0001", "\ud800"], "An id is a text"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            delete(strange, name, store=store)
+    assert delete([7], name, store=store).missing == ("7",)
     with pytest.raises(DataError, match=r"takes .* bytes, more than"):
         add([{"id": "x", "text": "a", "more": "b" * (1 << 20)}], name, encoder=an_encoder(), store=store)
     with pytest.raises(DataError, match="There is no collection"):

@@ -198,14 +198,14 @@ def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lan
 @json_option
 def delete(collection: str, ids: tuple[str, ...], file: Path | None, place: Place) -> None:
     """Delete passages of COLLECTION by their IDS; searches continue. Those that are not there are no error."""
-    from xqg_vdb.files import disk_errors
     from xqg_vdb.index.update import delete as run
+    from xqg_vdb.texts.records import Rejects, decoded, parsed, read_sources
 
     if bool(ids) == (file is not None):
         raise click.UsageError("give ids, or a file of them with --ids")
     if file is not None:
-        with disk_errors(file):
-            ids = tuple(line for line in file.read_text("utf-8").splitlines() if line)
+        lines = parsed(read_sources(file, rejects := Rejects()), decoded, rejects)
+        ids = tuple(text for _, text in lines)
     with closing(place.open()) as store:
         report = run(ids, collection, store=store)
     show(report, _update_lines(report))

@@ -102,7 +102,7 @@ def search(
         answers = retriever.run(asked, wanted, progress=progress)
     seconds = _report_methods(expander, reranker)
     records = [_record(answer) | ({"seconds": seconds} if seconds else {}) for answer in answers]
-    show(records, (line for answer in answers for line in _answer_lines(answer, named=questions is not None)))
+    show(records, (line for answer in answers for line in _answer_lines(answer, wanted, named=questions is not None)))
 
 
 def _report_methods(expander: Expander | None, reranker: Reranker | None) -> dict[str, float]:
@@ -120,11 +120,12 @@ def _report_methods(expander: Expander | None, reranker: Reranker | None) -> dic
     return seconds
 
 
-def _answer_lines(answer: Answer, *, named: bool) -> Iterator[str]:
+def _answer_lines(answer: Answer, wanted: Search, *, named: bool) -> Iterator[str]:
     if named:
         yield click.style(f"{printable(answer.question.id)}\t{printable(answer.question.text)}", bold=True)
     if not answer.hits:
-        say("Nothing found: no passage of the collection has these languages and fields.")
+        past = "has these languages and fields" if not wanted.offset else f"stands behind the first {wanted.offset}"
+        say(f"Nothing found: no passage of the collection {past}.")
     for rank, hit in enumerate(answer.hits, 1):
         text = " ".join(printable(hit.text).split())
         span = f"  characters {hit.span[0]}-{hit.span[1]}" if hit.span else ""

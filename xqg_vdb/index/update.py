@@ -7,6 +7,7 @@ what is really there, so that the same call again ends as one that was never sto
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,6 +33,7 @@ from xqg_vdb.texts.records import Rejects
 from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore
 
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # halves of characters, which no file and no point can hold
 MANY, FAR = 1 / 3, 0.1
 """The share of passages that came since the load, and the drift of a mean, from which on `since_load` advises a new
 load. Rules of thumb: no experiment chose them."""
@@ -92,12 +94,11 @@ def add(
 
 def delete(ids: Iterable[str], name: str, *, store: VectorStore) -> UpdateReport:
     """Delete passages, or documents with all their chunks; ids that `name` does not have are reported, and no error."""
-    missing: list[str] = []
-    ids = listed(ids, "ids")
+    docids, missing = dict.fromkeys(map(_docid, listed(ids, "ids"))), list[str]()
     with store.update(name) as update:
         settle(update)
         before = dict(update.card.since_load)
-        for part in windows(dict.fromkeys(ids), WINDOW):
+        for part in windows(docids, WINDOW):
             stored = update.find(part, chunks=bool(update.card.chunk))
             there = {point.payload.get("id") for point in stored.values()}
             missing += [docid for docid in part if docid not in there]
@@ -107,6 +108,14 @@ def delete(ids: Iterable[str], name: str, *, store: VectorStore) -> UpdateReport
                 settle(update)
         deleted = _since(update.card, before, "deleted")
         return UpdateReport(name, update.card.count, deleted=deleted, missing=tuple(missing))
+
+
+def _docid(docid: Any) -> str:
+    """As text; a number is spelled out, as that of a corpus is."""
+    text = str(docid) if type(docid) is int else docid
+    if not isinstance(text, str) or text != text.encode(errors="ignore").decode():
+        raise DataError(f"An id is a text or a whole number, not {docid!r:.60}.")
+    return text
 
 
 def settle(update: CollectionUpdate) -> None:

@@ -8,6 +8,7 @@ these languages" in the framework's words. No framework is imported here, so tha
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +24,10 @@ from xqg_vdb.search import QuestionEncoder
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store.layout import point_id
 from xqg_vdb.store.operations import finish, here
+from xqg_vdb.texts.records import has_content
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search
 
+_log = logging.getLogger(__name__)
 _AT_ONCE, _CHUNKS_AT_ONCE = 1000, 16  # passages that are looked up together; of each document
 
 
@@ -95,9 +98,16 @@ class Documents:
         return self._asked
 
     def add(self, passages: Iterable[Passage]) -> None:
-        """Add passages, or replace those of their ids; of several with one id, the last. Raises like `load`."""
-        last = list({passage.id: passage for passage in passages}.values())
+        """Add passages, or replace those of their ids; of several with one id, the last. Raises like `load`.
+
+        Blank ones, as an empty file makes them, are left out, and what had their ids is deleted: nothing finds them.
+        """
+        given = {passage.id: passage for passage in passages}
+        last = [passage for passage in given.values() if has_content(passage.text)]
         into = self.collection
+        if blank := [passage.id for passage in given.values() if not has_content(passage.text)]:
+            _log.warning("%d blank documents are left out, the first %r", len(blank), blank[0])
+            self.delete(blank)
         if not last:
             return
         with self._making:
@@ -148,7 +158,7 @@ class Documents:
         """Only passages, or documents, with these ids."""
         if self.asked() is not None and self.collection.card.chunk:
             return models.FieldCondition(key="id", match=models.MatchAny(any=list(ids)))
-        return models.HasIdCondition(has_id=[str(point_id(docid)) for docid in ids])
+        return models.HasIdCondition(has_id=[str(point_id(str(docid))) for docid in ids])
 
     def nearest(self, vector: Sequence[float], search: Search) -> list[Hit]:
         """The k best passages for one vector."""
@@ -188,7 +198,7 @@ class Documents:
         """The chunks of a document are numbered; as long as the last that was asked for is there, there may be more."""
         if await wait(self.asked) is None:
             return []
-        store, name, docids = self.collection.store, self.collection.name, list(dict.fromkeys(ids))
+        store, name, docids = self.collection.store, self.collection.name, list(dict.fromkeys(map(str, ids)))
 
         async def fetched(points: Iterable[str]) -> dict[str, Hit]:
             call = wait(partial(store.fetch, name, points)) if server is None else server.fetch(name, points)

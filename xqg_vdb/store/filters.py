@@ -67,14 +67,14 @@ def equal(path: str, wanted: Any) -> models.Condition:
     """A field with this value, or with one of these. Raises DataError for values that no field is compared with."""
     values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
     words = [value for value in values if isinstance(value, str)]
-    numbers = [value for value in values if type(value) is int]
+    numbers = [value for value in values if type(value) is int and abs(value) < 1 << 63]
     conditions: list[Any] = [_field(path, match=models.MatchAny(any=same)) for same in (words, numbers) if same]
     for value in values:
         if value is None:
             conditions.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=path)))
         elif isinstance(value, bool):
             conditions.append(_field(path, match=models.MatchValue(value=value)))
-        elif isinstance(value, float | date):
+        elif isinstance(value, float | date) or (isinstance(value, int) and value not in numbers):
             conditions.append(between(path, {"gte": value, "lte": value}))
         elif not isinstance(value, str | int):
             raise DataError(f"{path} is compared with text, numbers, true, false, dates or None, not {value!r:.80}.")
@@ -85,6 +85,8 @@ def equal(path: str, wanted: Any) -> models.Condition:
 
 def between(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
     """A field within numbers or dates. Raises DataError for other bounds."""
+    if None in bounds.values():  # to the engine, no bound at all
+        raise DataError(f"{path} is compared with None: give a number or a date, or leave the bound out.")
     numeric = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds.values())
     try:
         range_type = models.Range if numeric else models.DatetimeRange

@@ -9,7 +9,7 @@ import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib.resources import files
 from itertools import chain, islice
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import orjson
 
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import BEARING, DataError
 from xqg_vdb.files import disk_errors, refuse_foreign
 from xqg_vdb.progress import windows
 from xqg_vdb.texts import languages
@@ -322,8 +322,21 @@ def as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack)
     if isinstance(records, str | PathLike):
         return Path(records)
     path = Path(stack.enter_context(tempfile.TemporaryDirectory()), name)
+    stack.enter_context(_in_memory(path))
     write_records(path, records)
     return path
+
+
+@contextmanager
+def _in_memory(path: Path) -> Iterator[None]:
+    """Errors name the record in memory, not the file that it was written to for a moment."""
+    try:
+        yield
+    except DataError as error:
+        said = str(error).replace(BEARING, "").replace(f"{path} line ", f"{path.stem} record ")
+        said = said.replace(str(path), f"the {path.stem} in memory")
+        error.args = (said[0].upper() + said[1:],)
+        raise
 
 
 def as_files(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
 
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import BEARING, DataError
 from xqg_vdb.files import GZIP_MAGIC, disk_errors, refuse_foreign
 from xqg_vdb.texts import languages
 
@@ -191,7 +191,7 @@ class Rejects:
             kept += "".join(
                 f"; column {name} was left out: {why}" for name, why in list(self.left_out.items())[:_SHOWN]
             )
-            raise DataError(f"{shown}{kept}; correct the data, or use --max-rejects to continue without such records.")
+            raise DataError(f"{shown}{kept}; correct the data{BEARING}.")
 
     def counts(self) -> dict[str, int]:
         """Return the five counts by name, for reports."""
