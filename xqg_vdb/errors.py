@@ -38,10 +38,6 @@ def reason(error: BaseException) -> str:
     return printable(lines[0])[:250] if lines else type(error).__name__
 
 
-BEARING = ", or use --max-rejects to continue without such records"
-"""What the error of a bad record ends with; left out where nobody can type it."""
-
-
 class XqgError(Exception):
     """Root of all errors that this package raises on purpose; its text is meant for the user."""
 

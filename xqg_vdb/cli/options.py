@@ -23,7 +23,7 @@ import click
 import orjson
 from click.shell_completion import CompletionItem
 
-from xqg_vdb.errors import BEARING, DataError, XqgError, printable, redacted
+from xqg_vdb.errors import XqgError, printable, redacted
 from xqg_vdb.progress import QUIET
 from xqg_vdb.types import option
 
@@ -191,12 +191,7 @@ class _RecordCommand(click.Command):
                 ctx.params[str(group.name)] = given if group.changes else group.options()[0].record(**given)
             except ValueError as error:
                 raise click.UsageError(str(error), ctx) from error
-        try:
-            return super().invoke(ctx)
-        except DataError as error:
-            if not any("--max-rejects" in param.opts for param in self.get_params(ctx)):
-                error.args = (str(error).replace(BEARING, ""),)
-            raise
+        return super().invoke(ctx)
 
     @staticmethod
     def _given(ctx: click.Context, group: _Fields) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,6 @@ what is really there, so that the same call again ends as one that was never sto
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,7 +32,7 @@ from xqg_vdb.texts.records import Rejects
 from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore
 
-_NO_TEXT = re.compile("[\ud800-\udfff]")  # halves of characters, which no file and no point can hold
+_DONE = ("added", "replaced", "deleted")
 MANY, FAR = 1 / 3, 0.1
 """The share of passages that came since the load, and the drift of a mean, from which on `since_load` advises a new
 load. Rules of thumb: no experiment chose them."""
@@ -81,9 +80,7 @@ def add(
         return UpdateReport(
             name,
             update.card.count,
-            added=_since(update.card, before, "added"),
-            replaced=_since(update.card, before, "replaced"),
-            deleted=_since(update.card, before, "deleted"),
+            **_since(update.card, before),
             unchanged=unchanged,
             not_folded=tuple(sorted(strange)),
             unused_queries=table.unused_count if table is not None else 0,
@@ -106,8 +103,7 @@ def delete(ids: Iterable[str], name: str, *, store: VectorStore) -> UpdateReport
                 update.record(_intent(update.card, list(stored), stored))
                 update.delete(list(stored))
                 settle(update)
-        deleted = _since(update.card, before, "deleted")
-        return UpdateReport(name, update.card.count, deleted=deleted, missing=tuple(missing))
+        return UpdateReport(name, update.card.count, **_since(update.card, before), missing=tuple(missing))
 
 
 def _docid(docid: Any) -> str:
@@ -125,7 +121,7 @@ def settle(update: CollectionUpdate) -> None:
         return
     there = {docid: point for part in windows(card.pending, WINDOW) for docid, point in update.find(part).items()}
     count, total = card.count, int(card.digest or "0", 16)
-    done = {"added": 0, "replaced": 0, "deleted": 0}
+    done = dict.fromkeys(_DONE, 0)
     for docid, held in card.pending.items():
         point = there.get(docid)
         count += (point is not None) - bool(held)
@@ -144,7 +140,7 @@ def since_load(card: Card) -> str:
     since = card.since_load
     if not since:
         return ""
-    said = ", ".join(f"{since[what]:,} {what}" for what in ("added", "replaced", "deleted") if since.get(what))
+    said = ", ".join(f"{since[what]:,} {what}" for what in _DONE if since.get(what))
     share = (since.get("added", 0) + since.get("replaced", 0)) / max(card.count, 1)
     drifts = _drifts(card, min(share, 1.0))
     if drifts:
@@ -260,5 +256,5 @@ def _hash_of(point: StoredPoint) -> int:
     return content_hash(point.id, str(point.payload.get("content", "")))
 
 
-def _since(card: Card, before: Mapping[str, int], what: str) -> int:
-    return int(card.since_load.get(what, 0)) - int(before.get(what, 0))
+def _since(card: Card, before: Mapping[str, int]) -> dict[str, Any]:
+    return {what: card.since_load.get(what, 0) - before.get(what, 0) for what in _DONE}

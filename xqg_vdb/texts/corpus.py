@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import orjson
 
-from xqg_vdb.errors import BEARING, DataError
+from xqg_vdb.errors import DataError
 from xqg_vdb.files import disk_errors, refuse_foreign
 from xqg_vdb.progress import windows
 from xqg_vdb.texts import languages
@@ -319,24 +319,22 @@ def _check_size(passage: Passage) -> None:
 
 def as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack) -> Path:
     """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
-    if isinstance(records, str | PathLike):
-        return Path(records)
-    path = Path(stack.enter_context(tempfile.TemporaryDirectory()), name)
-    stack.enter_context(_in_memory(path))
-    write_records(path, records)
-    return path
+    return Path(records) if isinstance(records, str | PathLike) else stack.enter_context(_written(records, name))
 
 
 @contextmanager
-def _in_memory(path: Path) -> Iterator[None]:
-    """Errors name the record in memory, not the file that it was written to for a moment."""
-    try:
-        yield
-    except DataError as error:
-        said = str(error).replace(BEARING, "").replace(f"{path} line ", f"{path.stem} record ")
-        said = said.replace(str(path), f"the {path.stem} in memory")
-        error.args = (said[0].upper() + said[1:],)
-        raise
+def _written(records: Records, name: str) -> Iterator[Path]:
+    """A file for a while; errors name the record in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        try:
+            write_records(path, records)
+            yield path
+        except DataError as error:
+            said = str(error).replace(f"{path} line ", f"{path.stem} record ")
+            said = said.replace(str(path), f"the {path.stem} in memory")
+            error.args = (said[0].upper() + said[1:],)
+            raise
 
 
 def as_files(

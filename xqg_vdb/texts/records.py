@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
 
-from xqg_vdb.errors import BEARING, DataError
+from xqg_vdb.errors import DataError
 from xqg_vdb.files import GZIP_MAGIC, disk_errors, refuse_foreign
 from xqg_vdb.texts import languages
 
@@ -148,14 +148,14 @@ class _Unpacker(gzip.GzipFile):
 class Rejects:
     """Counts what was read from one input: accepted + duplicates + blank + rejected = read, but for the record in hand.
 
-    max_rejects: how many refused records are allowed; one more raises DataError. 0 stops at the first.
+    max_rejects: how many refused records are allowed; one more raises DataError. None: none, and none can be.
     path: JSON-lines file for refused records (file, line, offset, reason, head), replaced at the first of them.
     first: the first refused records: file, line, reason.
     left_out: columns with values that no record can hold, and what those were.
     """
 
-    def __init__(self, max_rejects: int = 0, path: str | Path | None = None) -> None:
-        if max_rejects < 0:
+    def __init__(self, max_rejects: int | None = None, path: str | Path | None = None) -> None:
+        if (max_rejects or 0) < 0:
             raise ValueError(f"max_rejects must be 0 or more, got {max_rejects}")
         self.max_rejects = max_rejects
         self.path = None if path is None else Path(path)
@@ -184,14 +184,13 @@ class Rejects:
             self._write(self.path, source, reason)
         if len(self.first) < _SHOWN:
             self.first.append(f"{source.file} line {source.line}: {reason}")
-        if self.rejected > self.max_rejects:
+        if self.rejected > (self.max_rejects or 0):
             more = self.rejected - len(self.first)
             shown = "; ".join(self.first) + (f"; and {more} more" if more else "")
             kept = f" (all in {self.path})" if self.path is not None else ""
-            kept += "".join(
-                f"; column {name} was left out: {why}" for name, why in list(self.left_out.items())[:_SHOWN]
-            )
-            raise DataError(f"{shown}{kept}; correct the data{BEARING}.")
+            kept += "".join(f"; column {name} was left out: {why}" for name, why in [*self.left_out.items()][:_SHOWN])
+            borne = "" if self.max_rejects is None else ", or use --max-rejects to continue without such records"
+            raise DataError(f"{shown}{kept}; correct the data{borne}.")
 
     def counts(self) -> dict[str, int]:
         """Return the five counts by name, for reports."""
