@@ -24,6 +24,7 @@ from xqg_vdb.export.checkpoints import (
     conventions,
     fetch_checkpoint,
     read_dense,
+    read_json,
     strip_code_keys,
 )
 from xqg_vdb.export.encoder import explain, export_encoder
@@ -822,3 +823,11 @@ def test_experts_in_a_graph_give_what_the_chosen_ones_give(transposed, gated, bi
             wanted[token] += share * linear((experts._apply_gate if gated else experts.act_fn)(rows), "down_proj", i)
     assert set(graphs._spread_experts(model)) == {"layer.experts"}
     torch.testing.assert_close(model.layer.experts(hidden, chosen, shares), wanted)
+
+
+@pytest.mark.parametrize("file", ["1_Pooling/config.json", "sentence_bert_config.json", "tokenizer_config.json"])
+def test_a_configuration_that_is_a_list_is_refused_by_name(file, tmp_path):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("[1]")
+    with pytest.raises(ModelError, match=rf"{file} holds a list, not names with values"):
+        read_json(tmp_path / file, default={})

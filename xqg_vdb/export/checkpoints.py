@@ -158,7 +158,7 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = NOTHING) -> tuple
 
 def shortened(spec: EncoderSpec, width: int, dim: int | None) -> EncoderSpec:
     """The conventions with rows cut to `dim` of their `width` numbers (None: all). Raises ModelError."""
-    if not 0 < (dim or width) <= width:
+    if not isinstance(dim, int | None) or not 0 < (dim or width) <= width:
         raise ModelError(f"The model makes rows of {width} numbers: --dim cannot be {dim}.")
     return replace(spec, dim=dim or width, truncated=(dim or width) < width)
 
@@ -216,6 +216,8 @@ def _check_text_module(checkpoint: Checkpoint) -> None:
 def _prompts(record: dict[str, Any], family: EncoderSpec) -> dict[str, str]:
     """Prefixes by the checkpoint's prompts; empty ones, which re-saving writes, do not wipe the family's."""
     prompts = record.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise ModelError(f"config_sentence_transformers.json has a {type(prompts).__name__} of prompts, not names.")
     usual = prompts.get(record.get("default_prompt_name")) or ""
     passage = prompts.get("document") or prompts.get("passage") or usual
     return {
@@ -280,7 +282,7 @@ def family_conventions(source: str) -> EncoderSpec | None:
 
 def _st_pooling(record: Mapping[str, Any]) -> Pooling:
     said = record.get("pooling_mode")
-    modes = [said] if isinstance(said, str) else list(said or ())
+    modes = [*map(str, said)] if isinstance(said, list) else [str(said)] if said else []
     modes = modes or [
         re.sub("^pooling_mode_|(?<=cls|max|ean)_tokens?$", "", key) for key, value in record.items()
         if value is True and key.startswith("pooling_mode_")
@@ -459,6 +461,9 @@ def read_json(path: Path, *, default: Any) -> Any:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise ModelError(f"{path} has over {_MAX_CONFIG_BYTES >> 20} MiB, too much for a configuration.")
     try:
-        return cast(Any, orjson.loads(path.read_bytes()))
+        found = cast(Any, orjson.loads(path.read_bytes()))
     except (OSError, orjson.JSONDecodeError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}).") from error
+    if isinstance(default, dict) and not isinstance(found, dict):
+        raise ModelError(f"{path} holds a {type(found).__name__}, not names with values.")
+    return found

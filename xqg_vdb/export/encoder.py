@@ -376,7 +376,7 @@ def explain(
                 software, theirs = original_facts(source)
         except MissingExtra as error:
             software = f"not asked ({error})"
-        except ModelError as error:
+        except Exception as error:  # also what a stranger's values make of the original software
             refused.append(str(error))
     facts = {name: (theirs.get(name), ours.get(name)) for name in dict.fromkeys([*theirs, *ours])}
     kind = "generator" if writes else "cross-encoder" if cross else "encoder"

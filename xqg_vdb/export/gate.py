@@ -169,8 +169,9 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
             local_files_only=True, trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, of safetensors, and of a stranger's values in the configuration
-        version = transformers.__version__
-        raise ModelError(f"transformers {version} cannot load {checkpoint.source}: {reason(error)}") from error
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot load {checkpoint.source}: {reason(error)}"
+        ) from error
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # which nothing here uses
         why = "its files are incomplete, or of another model"
         why = "it has experts, which that class does not know" if _has_experts(checkpoint) else why
@@ -192,8 +193,9 @@ def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any]:
         with torch.device("meta"):
             model = getattr(transformers, kind).from_config(config, trust_remote_code=False)
     except Exception as error:
-        version = transformers.__version__
-        raise ModelError(f"transformers {version} cannot load {source.source}: {reason(error)}") from error
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot load {source.source}: {reason(error)}"
+        ) from error
     return f"transformers {transformers.__version__}", model
 
 
