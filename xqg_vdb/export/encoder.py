@@ -361,9 +361,10 @@ def explain(
     with tempfile.TemporaryDirectory() as scratch:
         name, cross = checkpoint.removeprefix(CROSS), checkpoint.startswith(CROSS)
         source = fetch_checkpoint(name, into=Path(scratch) / "checkpoint", accept_license=accept_license)
-        writes = (
-            generator or checkpoint == STARTER_GENERATOR or (_writes(source) and overrides == NOTHING and not cross)
-        )
+        # of a model that writes text, and says nothing of vectors
+        plain = not modules_of(source.path) and family_conventions(source.source) is None and overrides == NOTHING
+        text = str(source.origin["architecture"]).endswith(("ForCausalLM", "ForConditionalGeneration"))
+        writes = generator or checkpoint == STARTER_GENERATOR or (plain and text and not cross)
         try:
             if writes:
                 software, theirs, ours = describe_generator(source)
@@ -381,9 +382,3 @@ def explain(
     facts = {name: (theirs.get(name), ours.get(name)) for name in dict.fromkeys([*theirs, *ours])}
     kind = "generator" if writes else "cross-encoder" if cross else "encoder"
     return {**source.origin, "kind": kind, "software": software, "facts": facts, "refused": [*dict.fromkeys(refused)]}
-
-
-def _writes(source: Checkpoint) -> bool:
-    """Whether a checkpoint is of a model that writes text, and says nothing of vectors."""
-    plain = not modules_of(source.path) and family_conventions(source.source) is None
-    return plain and str(source.origin["architecture"]).endswith(("ForCausalLM", "ForConditionalGeneration"))
