@@ -55,7 +55,7 @@ def test_a_suite_in_memory_and_in_a_store_of_ones_own(desk):
     assert store.returncode == 0, store.stderr
     ours, theirs = (json.loads(done.stdout)["results"] for done in (memory, store))
     assert [(r["system"], r["headline"]) for r in ours] == [(r["system"], r["headline"]) for r in theirs]
-    listed = run_cli(desk, "info", "--path", "store", "--json")
+    listed = run_cli(desk, "list", "--path", "store", "--json")
     assert "xqg-bench" not in listed.stdout
 
 

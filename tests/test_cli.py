@@ -311,7 +311,7 @@ def test_paths_below_a_regular_file(call, cwd, model):
     for arguments in (
         ["load", corpus, "wiki", "--encoder", model],
         ["search", "wiki", "w1"],
-        ["info"],
+        ["list"],
         ["info", "wiki"],
     ):
         code, out, err = call(*arguments, "--path", below)
@@ -438,7 +438,7 @@ def test_a_server_that_is_away(call, cwd, model, monkeypatch):
         "__init__",
         lambda self, where, *, deadline, secret: patient(self, where, deadline=0.2, secret=secret),
     )
-    for arguments in (["load", "corpus.jsonl", "wiki", "--encoder", model], ["search", "wiki", "w1"], ["info"]):
+    for arguments in (["load", "corpus.jsonl", "wiki", "--encoder", model], ["search", "wiki", "w1"], ["list"]):
         code, out, err = call(*arguments, "--url", "http://127.0.0.1:9")
         assert (code, out) == (5, "")
         assert re.fullmatch(
@@ -626,11 +626,11 @@ def test_plain_and_restricted_loads_say_what_was_folded_in(call, cwd, model):
 
 def test_environment_variables_say_where_the_data_lives(call, cwd, loaded, monkeypatch):
     monkeypatch.setenv("XQG_VDB_PATH", str(loaded / "store"))
-    assert call("info") == (0, "wiki\n", "")
+    assert call("list")[1].startswith("wiki  ")
     monkeypatch.setenv("XQG_VDB_URL", "ftp://nowhere")
-    code, _, err = call("info")
+    code, _, err = call("list")
     assert code == 3 and err.startswith("Error: The address of a Qdrant server looks like")
-    assert call("info", "--path", loaded / "store") == (0, "wiki\n", "")
+    assert call("list", "--path", loaded / "store")[1].startswith("wiki  ")
 
 
 def test_an_output_that_is_closed_ends_quietly(loaded, model):
@@ -710,7 +710,7 @@ def test_demo_end_to_end_with_a_stand_in(call, cwd):
 
 def test_an_error_of_our_own_making_keeps_its_traceback(monkeypatch, cwd):
     monkeypatch.setattr(embedded.EmbeddedStore, "names", lambda self: 1 / 0)
-    monkeypatch.setattr(sys, "argv", ["xqg-vdb", "info"])
+    monkeypatch.setattr(sys, "argv", ["xqg-vdb", "list"])
     with pytest.raises(ZeroDivisionError):
         main()
 

@@ -170,7 +170,7 @@ import itertools, xqg_vdb.store.server.client as retry, xqg_vdb.store.server.nam
 names.READ_DEADLINE = 6.0
 retry.Server.__init__.__kwdefaults__ |= {"clock": itertools.count(0.0).__next__, "sleep": lambda seconds: None}
 """
-        done = run_cli(tmp_path, "info", "--url", f"http://127.0.0.1:{port}", "--timeout", "1", before=before)
+        done = run_cli(tmp_path, "list", "--url", f"http://127.0.0.1:{port}", "--timeout", "1", before=before)
         assert done.returncode == 5
         assert f"127.0.0.1:{port} is away or overloaded (ReadTimeout" in done.stderr
         assert len(seen) >= 2

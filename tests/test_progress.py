@@ -91,7 +91,7 @@ store.open_store = open_store
 """
 
 
-@pytest.mark.parametrize("words", [("--verbose", "info"), ("info", "--verbose"), ("info",), ("--quiet", "info")])
+@pytest.mark.parametrize("words", [("--verbose", "list"), ("list", "--verbose"), ("list",), ("--quiet", "list")])
 def test_verbose_shows_what_the_parts_log(tmp_path, words):
     done = run_cli(tmp_path, *words, before=LOGS)
     assert done.returncode == 0

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
-from typing import Any
 
 _SHOWN = frozenset("\u00ad\u061c\u200c\u200d\u200e\u200f")  # of the format characters; others turn a line round
 
@@ -90,17 +88,3 @@ class CorruptError(XqgError):
     """A store or file of ours is damaged."""
 
     exit_code = 8
-
-
-def expect(what: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
-    """Raise DataError where what a caller gives is of another kind; True and False are no numbers."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise DataError(f"{what} must be {wanted}, found {value!r:.80}.")
-
-
-def listed(texts: Iterable[Any], what: str = "texts") -> list[Any]:
-    """The texts as a list. Raises DataError for a bare string, which is a list of letters, and for what is no list."""
-    if isinstance(texts, str):
-        raise DataError(f"Give a list of {what}, not one: [{texts[:40]!r}].")
-    expect(what, texts, Iterable, "a list")
-    return list(texts)

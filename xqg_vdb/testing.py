@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from xqg_vdb.calibration import LanguageMeans, calibrated
-from xqg_vdb.errors import listed
-from xqg_vdb.types import EncoderFacts, Vectors
+from xqg_vdb.types import EncoderFacts, Vectors, listed
 
 
 class HashEncoder:

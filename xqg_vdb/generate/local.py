@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_vdb.errors import ModelError, expect
+from xqg_vdb.errors import ModelError
 from xqg_vdb.generate.prompts import (
     SEQ2SEQ_TEMPLATE,
     CausalPrompt,
@@ -38,7 +38,7 @@ from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper
 from xqg_vdb.texts.corpus import as_passage, read_corpus
 from xqg_vdb.texts.languages import english_name, normalize, question_bank
 from xqg_vdb.texts.tables import Records, plain_records
-from xqg_vdb.types import GeneratedQueries, Passage
+from xqg_vdb.types import GeneratedQueries, Passage, expect
 
 
 class _LocalGenerator(BatchGenerator):

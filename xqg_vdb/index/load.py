@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from xqg_vdb.calibration import ENOUGH_PASSAGES, TextEncoder, main_languages, pack_means
-from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, expect
+from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError
 from xqg_vdb.files import disk_errors, lock_folder, refuse_pipe, sha256_of
 from xqg_vdb.index.build import Build
 from xqg_vdb.index.chunks import chunk_setting, splitter
@@ -49,7 +49,7 @@ from xqg_vdb.texts.corpus import as_file, as_files, files_of, read_corpus
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, open_lines
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
+from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, expect, option
 
 # What a load is asked for, checked before a model is opened.
 
@@ -187,7 +187,7 @@ def load(
     expect("options", options, LoadOptions, "LoadOptions(…)")
     if not hasattr(store, "names") and store is not None:
         raise DataError(f"store must be what open_store(…) returns, found {store!r:.80}.")
-    encoder = ready_encoder(encoder)
+    encoder = ready_encoder(encoder) if not hasattr(encoder, "facts") else encoder
     chosen = open_store() if store is None else store
     try:
         with ExitStack() as stack:

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from xqg_vdb.calibration import ENOUGH_PASSAGES, LanguageMeans, TextEncoder, pack_means, passage_means, unpack_means
-from xqg_vdb.errors import DataError, MismatchError, listed
+from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index.build import WINDOW, Window
 from xqg_vdb.index.chunks import splitter
 from xqg_vdb.index.encode import EarlierBuild, Row, count_cut, digests_of, encode_rows, read_rows
@@ -30,7 +30,7 @@ from xqg_vdb.texts.corpus import as_file, as_files
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore
+from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore, listed
 
 _DONE = ("added", "replaced", "deleted")
 MANY, FAR = 1 / 3, 0.1

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from xqg_vdb.calibration import LanguageMeans, calibrated
-from xqg_vdb.errors import DataError, ModelError, expect, listed
+from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.models.engine import CPU, Engine, cpu_has_vnni, open_encoder_graph, open_tokenizer
 from xqg_vdb.models.folder import (
     DENSE,
@@ -40,7 +40,7 @@ from xqg_vdb.models.folder import (
 )
 from xqg_vdb.progress import per_process, tick, windows
 from xqg_vdb.texts.languages import without_long_blanks
-from xqg_vdb.types import EncoderFacts, Pooling, Vectors
+from xqg_vdb.types import EncoderFacts, Pooling, Vectors, expect, listed
 
 if TYPE_CHECKING:
     from xqg_vdb.models.remote import Remote

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xqg_vdb.calibration import LanguageMeans, TextEncoder, calibrate, resolve_languages, unpack_means
-from xqg_vdb.errors import DataError, MismatchError, expect, listed
+from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.progress import traced
 from xqg_vdb.store.layout import check_langs
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.types import Card, Question, Vectors, option
+from xqg_vdb.types import Card, Question, Vectors, expect, listed, option
 
 if TYPE_CHECKING:
     from xqg_vdb.search.expand import Expander

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from xqg_vdb.calibration import TextEncoder
-from xqg_vdb.errors import DataError, expect
+from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import mean_rows
 from xqg_vdb.models.folder import folder_of
 from xqg_vdb.progress import Progress, per_process, silent, traced
@@ -39,7 +39,7 @@ from xqg_vdb.store.layout import (
 from xqg_vdb.store.operations import Store, finish, here
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors
+from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors, expect
 
 if TYPE_CHECKING:
     from xqg_vdb.search.expand import Expander

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 
-from xqg_vdb.errors import expect
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Store
+from xqg_vdb.types import expect
 
 DEFAULT_PATH = "./xqg-data"
 

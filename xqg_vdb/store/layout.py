@@ -20,7 +20,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from xqg_vdb.errors import DataError, MismatchError, expect
+from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.types import (
     UNKNOWN_LANGUAGE,
     Bm25Settings,
@@ -32,6 +32,7 @@ from xqg_vdb.types import (
     SparseVector,
     StoredPoint,
     Vectors,
+    expect,
     option,
 )
 

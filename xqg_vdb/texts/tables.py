@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import orjson
 
-from xqg_vdb.errors import DataError, expect
+from xqg_vdb.errors import DataError
 from xqg_vdb.files import atomic_file, disk_errors, refuse_foreign
 from xqg_vdb.texts.records import (
     ID_KEYS,
@@ -31,7 +31,7 @@ from xqg_vdb.texts.records import (
     parsed,
     read_sources,
 )
-from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage
+from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage, expect
 
 _PARQUET_BATCH = 512
 _MOST_CSV_LINES = 1000

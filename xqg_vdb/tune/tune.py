@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans, TextEncoder, pack_means
-from xqg_vdb.errors import DataError, expect
+from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.matrix import Setting, Values, id_order, judge, sweep
 from xqg_vdb.evaluate.metrics import FEW, Metric, Qrels, asked_passage, counted, parse_metrics
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
@@ -34,7 +34,7 @@ from xqg_vdb.texts.corpus import as_file, as_files
 from xqg_vdb.texts.records import open_lines
 from xqg_vdb.texts.tables import Records
 from xqg_vdb.tune.data import SAMPLE, TuneData, hash_order, labelled
-from xqg_vdb.types import Card, Distance, Recipe, Vectors
+from xqg_vdb.types import Card, Distance, Recipe, Vectors, expect
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(20))
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
