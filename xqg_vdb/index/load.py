@@ -187,7 +187,8 @@ def load(
     expect("options", options, LoadOptions, "LoadOptions(…)")
     if not hasattr(store, "names") and store is not None:
         raise DataError(f"store must be what open_store(…) returns, found {store!r:.80}.")
-    encoder = ready_encoder(encoder) if not hasattr(encoder, "facts") else encoder
+    if isinstance(encoder, str | Path) or not hasattr(encoder, "facts"):
+        encoder = ready_encoder(encoder)
     chosen = open_store() if store is None else store
     try:
         with ExitStack() as stack:
