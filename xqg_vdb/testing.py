@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from xqg_vdb.calibration import LanguageMeans, calibrated
-from xqg_vdb.types import EncoderFacts, Vectors, listed
+from xqg_vdb.texts.records import listed
+from xqg_vdb.types import EncoderFacts, Vectors
 
 
 class HashEncoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
@@ -12,8 +12,6 @@ from typing import Any, Literal, Protocol, Self, get_args, get_origin, get_type_
 
 import numpy as np
 from numpy.typing import NDArray
-
-from xqg_vdb.errors import DataError
 
 Pool = Literal["shrunk", "mean", "sum"]
 Pooling = Literal["mean", "cls", "last", "max", "weighted-mean"]
@@ -76,20 +74,6 @@ def checked(kind: Any, value: Any, name: str) -> Any:
         return float(value) if kind is float else value
     words = f"; it is one of {', '.join(map(str, inside))}" if origin is Literal else ""
     raise ValueError(f"{name} cannot be {value!r:.60}{words}")
-
-
-def expect(what: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
-    """Raise DataError where what a caller gives is of another kind; True and False are no numbers."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise DataError(f"{what} must be {wanted}, found {value!r:.80}.")
-
-
-def listed(texts: Iterable[Any], what: str = "texts") -> list[Any]:
-    """The texts as a list. Raises DataError for a bare string, which is a list of letters, and for what is no list."""
-    if isinstance(texts, str):
-        raise DataError(f"Give a list of {what}, not one: [{texts[:40]!r}].")
-    expect(what, texts, Iterable, "a list")
-    return list(texts)
 
 
 def option(

@@ -37,8 +37,9 @@ from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, generator_folde
 from xqg_vdb.models.forest import Bools, Clock, Forest, Ints, Stepper
 from xqg_vdb.texts.corpus import as_passage, read_corpus
 from xqg_vdb.texts.languages import english_name, normalize, question_bank
+from xqg_vdb.texts.records import expect
 from xqg_vdb.texts.tables import Records, plain_records
-from xqg_vdb.types import GeneratedQueries, Passage, expect
+from xqg_vdb.types import GeneratedQueries, Passage
 
 
 class _LocalGenerator(BatchGenerator):

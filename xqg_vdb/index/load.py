@@ -47,9 +47,9 @@ from xqg_vdb.store.layout import check_name
 from xqg_vdb.store.operations import Store
 from xqg_vdb.texts.corpus import as_file, as_files, files_of, read_corpus
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.texts.records import Rejects, open_lines
+from xqg_vdb.texts.records import Rejects, expect, open_lines
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, expect, option
+from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
 
 # What a load is asked for, checked before a model is opened.
 

@@ -28,9 +28,9 @@ from xqg_vdb.search import check_same_encoder
 from xqg_vdb.store.layout import TEXT_DENSE, content_hash, payload_of
 from xqg_vdb.texts.corpus import as_file, as_files
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.texts.records import Rejects
+from xqg_vdb.texts.records import Rejects, listed
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore, listed
+from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore
 
 _DONE = ("added", "replaced", "deleted")
 MANY, FAR = 1 / 3, 0.1

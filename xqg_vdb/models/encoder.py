@@ -40,7 +40,8 @@ from xqg_vdb.models.folder import (
 )
 from xqg_vdb.progress import per_process, tick, windows
 from xqg_vdb.texts.languages import without_long_blanks
-from xqg_vdb.types import EncoderFacts, Pooling, Vectors, expect, listed
+from xqg_vdb.texts.records import expect, listed
+from xqg_vdb.types import EncoderFacts, Pooling, Vectors
 
 if TYPE_CHECKING:
     from xqg_vdb.models.remote import Remote

@@ -14,7 +14,8 @@ from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.progress import traced
 from xqg_vdb.store.layout import check_langs
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.types import Card, Question, Vectors, expect, listed, option
+from xqg_vdb.texts.records import expect, listed
+from xqg_vdb.types import Card, Question, Vectors, option
 
 if TYPE_CHECKING:
     from xqg_vdb.search.expand import Expander

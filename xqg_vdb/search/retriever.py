@@ -37,9 +37,9 @@ from xqg_vdb.store.layout import (
     fuse_points,
 )
 from xqg_vdb.store.operations import Store, finish, here
-from xqg_vdb.texts.records import Rejects
+from xqg_vdb.texts.records import Rejects, expect
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors, expect
+from xqg_vdb.types import Card, Hit, Question, QuestionRows, Search, StoredPoint, UpdateReport, Vectors
 
 if TYPE_CHECKING:
     from xqg_vdb.search.expand import Expander

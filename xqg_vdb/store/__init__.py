@@ -9,7 +9,7 @@ import os
 
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Store
-from xqg_vdb.types import expect
+from xqg_vdb.texts.records import expect
 
 DEFAULT_PATH = "./xqg-data"
 

@@ -21,6 +21,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.texts.records import expect
 from xqg_vdb.types import (
     UNKNOWN_LANGUAGE,
     Bm25Settings,
@@ -32,7 +33,6 @@ from xqg_vdb.types import (
     SparseVector,
     StoredPoint,
     Vectors,
-    expect,
     option,
 )
 

@@ -412,3 +412,17 @@ def has_content(text: str) -> bool:
 
 def _name_of(value: Any) -> str:
     return _NAMES.get(type(value), type(value).__name__)
+
+
+def expect(what: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Raise DataError where what a caller gives is of another kind; True and False are no numbers."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise DataError(f"{what} must be {wanted}, found {value!r:.80}.")
+
+
+def listed(texts: Iterable[Any], what: str = "texts") -> list[Any]:
+    """The texts as a list. Raises DataError for a bare string, which is a list of letters, and for what is no list."""
+    if isinstance(texts, str):
+        raise DataError(f"Give a list of {what}, not one: [{texts[:40]!r}].")
+    expect(what, texts, Iterable, "a list")
+    return list(texts)

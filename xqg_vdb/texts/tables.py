@@ -28,10 +28,11 @@ from xqg_vdb.texts.records import (
     Source,
     check_record,
     decoded,
+    expect,
     parsed,
     read_sources,
 )
-from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage, expect
+from xqg_vdb.types import UNKNOWN_LANGUAGE, GeneratedQueries, Passage
 
 _PARQUET_BATCH = 512
 _MOST_CSV_LINES = 1000

@@ -31,10 +31,10 @@ from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store.layout import TEXT_DENSE
 from xqg_vdb.texts.corpus import as_file, as_files
-from xqg_vdb.texts.records import open_lines
+from xqg_vdb.texts.records import expect, open_lines
 from xqg_vdb.texts.tables import Records
 from xqg_vdb.tune.data import SAMPLE, TuneData, hash_order, labelled
-from xqg_vdb.types import Card, Distance, Recipe, Vectors, expect
+from xqg_vdb.types import Card, Distance, Recipe, Vectors
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(20))
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
