@@ -629,6 +629,15 @@ def test_after_a_power_cut_the_engines_log_alone_brings_back_what_was_changed(tm
             same(points(store, "wiki"), points(other, "again"))
 
 
+def test_a_file_that_the_engines_log_is_about_to_rename_is_no_damage(tmp_path):
+    with EmbeddedStore(tmp_path / "s", free_space_floor=0) as store:
+        load(passages(0, 3), "wiki", encoder=an_encoder(), store=store)
+        with store.reading("wiki") as reader:
+            (reader.version.shard / "wal" / "tmp-open-99").symlink_to("renamed meanwhile")
+        add(passages(3, 4), "wiki", encoder=an_encoder(), store=store)
+        check_card(store, "wiki")
+
+
 def test_a_shard_that_lost_points_is_still_found_out(tmp_path):
     """What is pending excuses its own ids only."""
     with EmbeddedStore(tmp_path / "s", free_space_floor=0) as store:

@@ -135,8 +135,9 @@ def sync_log(path: Path) -> None:
     """Make what was changed durable in the shard's write-ahead log, which `load` replays.
 
     `flush` does the same for all files, and holds Python's lock for as long as the disk takes: no thread can search.
+    A `tmp-` file holds nothing yet, and has another name as soon as the engine has made it, at any moment.
     """
-    for name in [*sorted((path / "wal").iterdir()), path / "wal"]:
+    for name in [*sorted((path / "wal").glob("[!t]*")), path / "wal"]:
         handle = os.open(name, os.O_RDONLY)
         try:
             os.fsync(handle)
