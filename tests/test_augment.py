@@ -31,6 +31,7 @@ from rankings import assert_best
 from xqg_vdb.calibration import unpack_means
 from xqg_vdb.errors import DataError, MismatchError, ServerError
 from xqg_vdb.index.augment import Wishes, augment, undo
+from xqg_vdb.index.verify import verify
 from xqg_vdb.search.retriever import Collection
 from xqg_vdb.types import Recipe
 
@@ -104,6 +105,7 @@ def test_a_langchain_collection_is_copied_behind_an_alias(fake, client, store, q
     expected = slow_fused(stored(client, "docs"), queries, ids(), an_encoder())
     np.testing.assert_allclose(stored(client, "docs-xqg"), expected, atol=2e-5)
     assert np.abs(stored(client, "docs-xqg") - stored(client, "docs")).max() > 0.05
+    assert verify(store, "docs-xqg").problems == ()
     after = everything(client, "docs-xqg")
     assert after[0] == before[0]
     assert [one["payload"] for one in after[1]] == [one["payload"] for one in before[1]]

@@ -161,7 +161,11 @@ def test_reports_say_which_passages_were_cut(tmp_path, monkeypatch):
         report = load(rows, "wiki", encoder=encoder, store=store).report
         assert report.cut == {"passages": 2, "tokens": 15 + 28, "lost": 1 + 14, "first": ["one-too-many", "twice"]}
         (note,) = report.notes
-        assert "2 passages are longer" in note and "35% of their tokens" in note and "(one-too-many, twice)" in note
+        assert (
+            "2 passages are longer" in note
+            and "35% of their tokens" in note
+            and "(one-too-many, twice); load with --chunk 10:2" in note
+        )
         more = [*rows, {"id": "more", "text": " ".join(["w4"] * 30), "lang": "en"}]
         assert add(more, "wiki", encoder=encoder, store=store).cut["first"] == ["more"]
         assert load(rows[:1], "short", encoder=encoder, store=store).report.cut == {}

@@ -147,9 +147,10 @@ def cut_in_words(cut: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for a report, where anything was cut."""
     if cut:
         ids = ", ".join(cut["first"]) + (", …" if cut["passages"] > len(cut["first"]) else "")
+        room = min(200, (cut["tokens"] - cut["lost"]) // cut["passages"] * 3 // 4)  # the prefix takes some, too
         yield (
             f"{cut['passages']:,} passages are longer than what the encoder reads: {cut['lost'] / cut['tokens']:.0%} of"
-            f" their tokens are in no vector ({ids}); load with --chunk 200:40 to search all of them"
+            f" their tokens are in no vector ({ids}); load with --chunk {room}:{room // 5} to search all of them"
         )
 
 

@@ -442,7 +442,7 @@ def _named(word: str) -> Callable[[list[str]], Any] | None:
         return None
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ModelError(f"XQG_VDB_CALLABLE={word} cannot be imported ({error}): give module:function.") from error
     if not callable(found):
         raise ModelError(f"XQG_VDB_CALLABLE={word} is no function.")

@@ -236,8 +236,8 @@ class ServerStore(Store):
         try:
             for page in self.looks.pages(physical, vectors=with_vectors):
                 for record in page:
-                    vectors: Any = record.vector if isinstance(record.vector, dict) else {}
-                    yield layout.stored_point(record.payload or {}, vectors)
+                    given: Any = record.vector or {}
+                    yield layout.stored_point(record.payload or {}, given if isinstance(given, dict) else {"": given})
         except NotFound as error:
             raise self.looks.missing(name) from error
 
