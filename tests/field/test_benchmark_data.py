@@ -190,6 +190,9 @@ def test_squad_files_that_are_packed_or_know_other_questions(tmp_path):
     task = load_task("xquad", tmp_path)
     assert [q.id for q in task.queries] == ["1_en"]
     assert task.notes == {"questions skipped: not in the English file": 1}
+    lines(tmp_path / "xquad-r/sw.json", squad("1").replace('{"text": "A", "answer_start": 0}', ""))
+    with pytest.raises(DataError, match=r"sw\.json has questions without an answer, .* leave them out: jq"):
+        load_task("xquad", tmp_path)
 
 
 def test_blank_lines_of_afriqa_and_packed_twins_of_miracl(tmp_path):

@@ -75,6 +75,9 @@ GOOD = [
     f"$\\boxed{{\\text{{{Q}}}}}$", f"<unk>{Q}", f"<pad> {Q}</s>", f"{Q}<end_of_utterance>", f"▁{Q.replace(' ', '▁')}",
     f"<unused94>thought\nhm?<unused95>{Q}", f'{{"thought": "Is it long?", "response": "{Q}"}}',
     f'[ask(question="{Q}")]', f'print("{Q}")', f'functools[{{"name": "ask", "arguments": {{"question": "{Q}"}}}}]',
+    *(f"{label} {Q}" for label in ("i.", "ii)", "a.", "AI:", "Model:", "Ndiyo, swali hili hapa:")),
+    f"<|think|><|think|>Nini?<|/think|>{Q}", f"<|think|>Nini?<|think|>\n{Q}",
+    Q.replace("Nile", "<b>Nile</b>"), Q.replace("Mto Nile", '<span class="x">Mto <i>Nile</i></span>'), f"<b>{Q}",
     f'<|channel|>commentary to=functions.ask <|constrain|>json<|message|>{{"question":"{Q}"}}<|call|>',
 ]  # fmt: skip
 
@@ -93,6 +96,9 @@ def test_the_query_is_found(answer):
      "I'm sorry, but I cannot do that.",
      "Here is a question in Swahili:", "a?\0", "a?\ud83d", "a?\x1b[2J", "???", "```\n```", "N/A", "undefined",
      "[DONE]", "1.", "No.",
+     "<!DOCTYPE html><html><head><title>502</title></head><body><h1>Who are you?</h1></body></html>",
+     "<html>\n<head><title>Login</title></head>\n<body>Forgot password?</body></html>", "event: message\ndata: why?",
+     'data: {"choices": [{"delta": {"content": "why?"}}]}\n\ndata: [DONE]', ': ping\n\ndata: {"a": "why?"}',
      "The user wants a question.", '{"error": {"message": "why?"}}', '{"detail": "Not Found"}', "ERROR: overloaded",
      "Thinking Process:\n1. **Analyze the request**", "The passage does not contain enough.", "x" * 20_000_000,
      "<think>" * 200_000, "wort " * 1000],
@@ -110,7 +116,9 @@ def test_an_answer_without_a_query_gives_none(answer):
      "Claro: who owns it?",
      "How about this song: who wrote it?", "We could ask who won?", "What does <div> do?", "error correction codes",
      "《红楼梦》的作者是谁？", "print('a') prints what?", "Question Time: who hosts it?",
-     "Who wrote “Faust”", "length of the nile", "ナイル川の長さは？", "What is 2 * 3 * 4?", "Was ist <script>?"],
+     "Who wrote “Faust”", "length of the nile", "ナイル川の長さは？", "What is 2 * 3 * 4?", "Was ist <script>?",
+     "Was macht <b> in HTML?",
+     "i. newton wrote which book?", "c. 1900 who ruled Siam?", "data: what is it?"],
 )  # fmt: skip
 def test_a_good_query_stays_as_it_is(query):
     assert query_of(query) == query
@@ -204,6 +212,7 @@ def test_a_passage_is_cleaned_as_a_query_is(answer):
     other = {f"1) {Q}\n2) Nini?", f"{Q} - How long is the Nile?", f"{Q}[1]", f"{Q} 😊"}  # the rest is the passage's
     other |= {f"<ol><li>{Q}</li><li>Nini?</li></ol>"}
     other |= {f"▁{Q.replace(' ', '▁')}", *(f"{Q} {label}: 6650" for label in ("Answer", "A", "Jibu", "答案"))}
+    other |= {answer for answer in GOOD if ">Nile" in answer or (">Mto" in answer and Q not in answer)}
     text = answer.replace(Q.replace("?", "&#63;"), PASSAGE).replace(Q, PASSAGE)
     assert answer in other or expanded(text, "pseudo-document") == (PASSAGE, "")
 

@@ -1,5 +1,6 @@
 """Texts with control sequences, line breaks and overriding directions: none of them acts on a terminal."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def test_no_command_writes_it(tmp_path):
         done = run_here(tmp_path, *words)
         for stream in (done.stdout, done.stderr):
             assert not set(stream) & set("\x1b\x07\x9b\u202e\u202c"), words
+    found = run_here(tmp_path, "search", "wiki", "w1 \u202e\u2028\x7f", "--encoder", model, "--json").stdout
+    assert not set(found) & set("\x7f\u202e\u2028") and json.loads(found)[0]["text"] == "w1 \u202e\u2028\x7f"
     failed = run_cli(tmp_path, "load", "no\x1b[2J.jsonl", "wiki", "--encoder", model)
     assert failed.stderr == "Error: There is no file no [2J.jsonl; that folder has q.jsonl.\n"
     hits = run_here(tmp_path, "search", "wiki", "w1", "--encoder", model).stdout

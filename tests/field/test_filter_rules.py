@@ -41,6 +41,9 @@ def test_searches_as_people_type_them_are_good(tmp_path):
      ("uk", "у якому році відкрили суецький канал для всіх кораблів світу нарешті"),
      ("he", "באיזו שנה נפתחה תעלת סואץ לכל האוניות של העולם כולו בפעם הראשונה"),
      ("fi", "minä vuonna suezin kanava avattiin kaikille maailman laivoille lopullisesti"),
+     ("en", "weather"), ("en", "is nairobi the capital of kenya"),
+     ("en", "please name the capital of kenya and of its neighbours now"),
+     ("de", "hauptstadt kenia"), ("en", "nairobi is where"), ("sv", "är nairobi huvudstad i kenya"),
      ("es", "síntomas de la gripe"), ("th", "แม่น้ำไนล์ยาวเท่าไร")],
 )  # fmt: skip
 def test_it_asks_or_searches(lang, text):
@@ -49,7 +52,10 @@ def test_it_asks_or_searches(lang, text):
 
 @pytest.mark.parametrize(
     ("lang", "text"),
-    [("de", "Die erste Universität wurde 1386 gegründet."), ("en", "The Nile is a river in Africa."), ("de", "nein"),
+    [("en", "Nairobi is the capital of Kenya."), ("en", "Nairobi is the capital of Kenya"), ("en", "Birds can fly."),
+     ("de", "Nairobi ist die Hauptstadt von Kenia."), ("nl", "Nairobi is de hoofdstad van Kenia"), ("en", "Nairobi"),
+     ("sv", "Nairobi är huvudstad i Kenya."), ("no", "Nairobi er hovedstaden i Kenya"),
+     ("de", "Die erste Universität wurde 1386 gegründet."), ("en", "The Nile is a river in Africa."), ("de", "nein"),
      ("pl", "Nil jest najdłuższą rzeką w Afryce."), ("ru", "Нил — самая длинная река Африки."),
      ("ja", "ナイル川は長い。"), ("en", "the nile is the longest river of africa and flows north to the sea")],
 )  # fmt: skip

@@ -374,6 +374,11 @@ def complain(line: str) -> None:
         click.echo("\n".join(map(printable, line.split("\n"))), err=True)
 
 
+_ACTING = re.compile(  # what turns, breaks or hides a terminal's line; JSON has escapes for it
+    "[\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0001-\U000e007f]"
+)
+
+
 def show(record: Any, lines: Iterable[str], *, nothing: str = "") -> None:
     """The result of a command: one JSON document after --json, else the lines, which are asked for only then.
 
@@ -391,4 +396,4 @@ def show(record: Any, lines: Iterable[str], *, nothing: str = "") -> None:
         text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONEncodeError:  # a path that is not Unicode
         text = json.dumps(value, indent=2)
-    click.echo(text)
+    click.echo(_ACTING.sub(lambda found: json.dumps(found[0])[1:-1].replace("\x7f", "\\u007f"), text))

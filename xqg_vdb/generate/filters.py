@@ -118,23 +118,29 @@ def is_question(text: str, lang: str) -> bool:
     marks = _MARKS if lang == "el" else _MARKS.replace(";", "")
     if any(mark in text for mark in marks):
         return True
-    asking = _question_words().get(lang, "").split()
+    asking, first, copulas = (part.split() for part in f"{_question_words().get(lang, '')}||".split("|")[:3])
     if lang in _UNSPACED:
         return any(word in text for word in asking) or _is_search(text, lang)
     if not asking and not _marks_questions(lang):
         return True
     words = re.findall(r"[^\s.,;:!।()\"]+", text.casefold())
-    return not set(words[:2] if lang in _FIRST.split() else words).isdisjoint(asking) or _is_search(text, lang)
+    if not set(words[:2] if lang in _FIRST.split() else words).isdisjoint(asking) or {*first, *copulas} & {*words[:1]}:
+        return True
+    return _is_search(text, lang) and (set(words).isdisjoint(copulas) or not set(words).isdisjoint(asking))
 
 
 def _is_search(text: str, lang: str) -> bool:
     words = len(text) / 3 if lang in _UNSPACED - {"ko"} else len(text.split())
-    return 1 < words <= _LONGEST_SEARCH and text.rstrip()[-1:] not in _STOP
+    known = words > 1 or (text.islower() and len(text) > len("nein"))  # "weather"; "Nairobi" is rather an answer
+    return known and words <= _LONGEST_SEARCH and text.rstrip()[-1:] not in _STOP
 
 
 @cache
 def _question_words() -> dict[str, str]:
-    """By language: its question words, and endings that ask, where a language writes no spaces."""
+    """By language: its question words, and endings that ask, where a language writes no spaces.
+
+    Behind | what asks as the first word only; behind another | forms of "to be", which elsewhere make a statement.
+    """
     return dict(orjson.loads(files("xqg_vdb").joinpath("data", "question_words.json").read_bytes()))
 
 

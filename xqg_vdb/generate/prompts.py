@@ -206,11 +206,16 @@ _ANSWER_TAG = re.compile(
     re.IGNORECASE,
 )
 _WRAPPED = re.compile(r"\A\s*<(\w+)>([^<>]*)</\1>\s*\Z")
-_BLOCK = re.compile(
-    r"</?(?:html|body|div|span|h\d|[ou]l|li|blockquote|t(?:able|head|body|r|d|h))\b[^<>]*>", re.IGNORECASE
+_BLOCK = re.compile(r"</?(?:html|body|div|h\d|[ou]l|li|blockquote|t(?:able|head|body|r|d|h))\b[^<>]*>", re.IGNORECASE)
+_NO_ANSWER = re.compile(  # an error's page, a stream of events
+    r"\s*(?:<!doctype html|<html|<head|<title)\b.*?<title\b|\s*(?:(?::|event:|id:|retry:)[^\n]*\n\s*)*data:\s*[\[{]"
+    r"|\s*event:[^\n]*\n\s*data:",
+    re.IGNORECASE | re.DOTALL,
 )
+_INLINE = re.compile(r"<(b|i|em|strong|code|u|span|mark|font|a|su[bp])(?:\s[^<>]*)?>([^<>]*)</\1>", re.IGNORECASE)
+_UNPAIRED = re.compile(r"^\s*(?:</?(?:b|i|em|strong|u)>\s*)+|(?:\s*</?(?:b|i|em|strong|u)>)+\s*$", re.I | re.M)
 _MARKUP = re.compile(
-    r"<[?!][^<>]*>|<arg_key>[^<>]*</arg_key>|</?(?:b|i|em|strong|p|br|code|u)\s*/?>|\$\$|~~"
+    r"<[?!][^<>]*>|<arg_key>[^<>]*</arg_key>|</?(?:p|br)\s*/?>|\$\$|~~"
     r"|\$?(?:\\boxed\{)?\\(?:boxed|text|textbf)\{([^{}]*)\}+\$?",
     re.IGNORECASE,
 )
@@ -220,7 +225,7 @@ _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]|#{2,6}|>+)[ \t]*", re.MULTILINE)
 _NUMBER = re.compile(  # numbers, letters, marks, and signs of no script, such as emoji
     r"^[ \t]*(?:\(?\d{1,2}(?:[.)：:、](?!\d)|[ \t]?[-–—][ \t](?=\D))|\[\d{1,2}\](?=[ \t]+[^ a-z])"
     r"|[-*•–—·①-⑳]|Q\d{0,2}(?:[.:)]|[ \t]?[-–—][ \t])"
-    r"|[#№]\d{1,2}(?:[.:)]|(?=[ \t]+[^ a-z]))|[a-z]\)|\d\ufe0f?\u20e3"
+    r"|[#№]\d{1,2}(?:[.:)]|(?=[ \t]+[^ a-z]))|[a-z]\)|(?:[a-d]|[ivx]{1,4})[.)](?=[ \t]+[^ a-z\d])|\d\ufe0f?\u20e3"
     r"|[\u2190-\u21ff\u2300-\u23ff\u25a0-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]+)[ \t]*(?=\S)"
 )
 _EDGES = re.compile(r"^[|\s]+|(?:[|\s]|\s[*_=#~-]{2,})+$")  # of a table's cell and of decoration
@@ -237,7 +242,8 @@ LABEL = (
 )
 _PREAMBLE = re.compile(
     rf"^[^:：?？]{{0,60}}(?:\b(?:{_QUESTION_NOUNS})\b|问题|問題|質問|질문)[^:：?？\w]*[:：]\s*(?=\S)"
-    rf"|^(?:{'|'.join(_WORDS['question'][4:])})(?:\s+\w+){{1,2}}\s*[:：]\s*(?=\S)"
+    rf"|^(?:(?:{_SURE})[,，、]\s*(?:[^:：?？]{{0,30}}\s)?)?(?:{'|'.join(_WORDS['question'][4:])})"
+    r"(?:\s+\w+){1,2}\s*[:：]\s*(?=\S)"
     r"|^(?:based on|as requested|one|an?|the|here|my|possible)\b[^:：?？]{0,80}\b(?:question|query)\b[^:：?？]{0,40}"
     r"(?:[:：]\s*|\b(?:is|be)\s+(?=[\"“]))(?=\S)",
     re.IGNORECASE,
@@ -295,13 +301,14 @@ def broken(text: str) -> bool:
 
 def said(answer: str) -> str:
     """What an answer says, in lines: no reasoning (unclosed: nothing is said), tokens, fences, emphasis and numbers."""
-    if broken(answer):
+    if broken(answer) or _NO_ANSWER.match(answer):
         return ""
     text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(_HEADED.sub("", answer))))).replace(
         "▁", " "
     )
     text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
-    text = _ANSWER_TAG.sub("\n", _WRAPPED.sub(r"\2", text))
+    text = _INLINE.sub(r"\2", _INLINE.sub(r"\2", _ANSWER_TAG.sub("\n", _WRAPPED.sub(r"\2", text))))
+    text = _UNPAIRED.sub("", text)
     text = _MARKUP.sub(lambda found: found[1] or "", _BLOCK.sub("\n", text) if "</" in text else text)
     text = _FENCE.sub("", text).strip().strip("`")
     text = _HEADING.sub("", _EMPHASIS.sub(lambda found: found[2] or found[4], _of_json(text)))
@@ -389,7 +396,7 @@ def _refusals() -> re.Pattern[str]:
 
 def _without_reasoning(text: str) -> str:
     kept: list[str] = []
-    start, thinking = 0, False
+    start, thinking, opened = 0, False, ""
     for tag in _REASONING.finditer(text):
         if tag["close"]:
             if not thinking:
@@ -397,7 +404,9 @@ def _without_reasoning(text: str) -> str:
             start, thinking = tag.end(), False
         elif not thinking:
             kept.append(text[start : tag.start()])
-            thinking = True
+            start, thinking, opened = tag.end(), True, tag[0]
+        elif opened == tag[0] and opened[1] in "|｜" and text[start : tag.start()].strip():
+            start, thinking = tag.end(), False  # one token at both ends
     return "" if thinking else "\n".join([*kept, text[start:]]).strip()
 
 

@@ -55,6 +55,7 @@ _ESCAPED = 6  # characters of JSON that one may take
 _LISTED = re.compile(  # numbers, letters, marks before each line; cells of a table without its name
     r"\s*(?:[\"'(\[]?[qQ]?(\d{1,9})(?:[\"')\]]*\s*[.．、:：,;|)]\s*|\s+)|[-*#•–—·◦▪●○►‣]\s+|[a-zA-Z][.)]\s+)\S"
 )
+_ONE_NUMBERED = re.compile(r"\s*(?:1[.)]|[qQ]1\s*[.):])\s+\S")  # a file of one line
 _QUESTION_KEYS = ("text", "question", "query")
 _QUESTION_IDS = (*ID_KEYS, "qid", "query_id", "question_id")
 _COLUMNS = {*_QUESTION_KEYS, *_QUESTION_IDS, "questions", "queries", "lang", "language", "answer", "answers"}
@@ -183,7 +184,7 @@ def _by_first_line(path: Path, rejects: Rejects) -> Rows:
         else:
             heads = [first, *islice(sources, 2)]
             lines_of_text = [source.raw.decode("utf-8", "replace") for source in heads]
-            if _is_list(lines_of_text):
+            if _is_list(lines_of_text) or (len(heads) == 1 and _ONE_NUMBERED.match(lines_of_text[0])):
                 raise DataError(
                     f"{path} is a list with numbers or marks; write a number, a tab and the question a line."
                 )
@@ -204,7 +205,10 @@ def _is_list(lines: list[str]) -> bool:
 def _plain_text(raw: bytes) -> str:
     if "\r" in (text := decoded(raw).strip()):
         raise BadRecord("a carriage return within the line; end lines by line feeds: tr '\\r' '\\n' < FILE > NEW")
-    return text.replace("\0", "")
+    if text.startswith("# "):
+        raise BadRecord("a comment, no question; take the line out")
+    quoted = text[:1] + text[-1:] in ('""', "“”", "«»", "„“", "「」") and not set(text[1:-1]) & {text[0], text[-1]}
+    return (text[1:-1].strip() if quoted else text).replace("\0", "")
 
 
 def _distinct(rows: Rows, make: Callable[[Mapping[str, Any]], _Text], rejects: Rejects) -> Iterator[_Text]:

@@ -375,6 +375,8 @@ def key_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
         (key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)), ""
     )
     hint = f"; make lines of what it lists: jq -c '.{nested}[]' FILE > NEW.jsonl" if nested else ""
+    if inner := next((key for key in ("_source", "payload", "fields") if isinstance(record.get(key), dict)), ""):
+        hint = f"; make records of what lies in {inner}: jq -c '.{inner} + {{id: (._id // .id)}}' FILE > NEW.jsonl"
     one_of = f" (expected one of the keys {', '.join(keys)})" if len(keys) > 1 else ""
     raise BadRecord(f"no {keys[0]}{one_of}; found {found}{hint}")
 
@@ -382,6 +384,8 @@ def key_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
 def record_id(record: Mapping[str, Any], keys: tuple[str, ...] = ID_KEYS) -> str:
     """Return the id as text; integers are spelled out. Raises BadRecord when it is missing, blank or no id."""
     key = key_of(record, keys)
+    if isinstance(record[key], dict) and "$oid" in record[key]:
+        raise BadRecord(f"{key} is an object of MongoDB's; write jq -c '.{key} |= .\"$oid\"' FILE > NEW.jsonl")
     return str(record[key]) if type(record[key]) is int else text_of(record, key, kind="text or a whole number")
 
 

@@ -53,7 +53,10 @@ def read_squad(path: Path) -> Iterator[_SquadParagraph]:
         articles = orjson.loads(raw)["data"]
         paragraphs = [(str(article.get("title", "")), p) for article in articles for p in article["paragraphs"]]
         yield from (_paragraph(number, title, p) for number, (title, p) in enumerate(paragraphs, start=1))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except IndexError:
+        typed = "jq -c '.data[].paragraphs[].qas |= map(select(.answers != []))' FILE > NEW"
+        raise DataError(f"{path} has questions without an answer, as SQuAD 2.0 has; leave them out: {typed}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not SQuAD v1.1 JSON ({type(error).__name__}: {error}); fetch it again.") from error
 
 
