@@ -9,7 +9,7 @@ from xqg_vdb.errors import DataError, MissingExtra, ModelError
 from xqg_vdb.export import starter_generator
 from xqg_vdb.export.starter_generator import build_generator_checkpoint, build_tokenizer
 from xqg_vdb.generate.filters import QueryFilter, filter_file, is_question, look, reasons_in
-from xqg_vdb.generate.prompts import EXAMPLES, chat, english_questions, few_shot, translation
+from xqg_vdb.generate.prompts import EXAMPLES, chat, few_shot, translation
 from xqg_vdb.models.decoder import Decoding, draw, row_key, uniforms
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import GeneratedQueries, Passage
@@ -119,7 +119,7 @@ def test_settings_out_of_range(wrong):
 
 def test_prompts_name_the_language_last_and_put_the_passage_before_it():
     passage = Passage("1", "Line one.\n Line  two.", title="A title")
-    for prompt in (few_shot(), english_questions(), chat("<user>", "<model>")):
+    for prompt in (few_shot(), few_shot(pivot=True), chat("<user>", "<model>")):
         before, after = prompt.passage_parts(passage)
         assert before == "Passage: A title. Line one. Line two." and after.startswith("\n")
     assert few_shot().ending("sw") == "Question in Swahili:"

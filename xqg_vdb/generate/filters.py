@@ -36,6 +36,10 @@ _UNSPACED = frozenset({"zh", "ja", "ko", "th", "lo", "km", "my"})
 _LONGEST_SEARCH = 8  # words of a search without a question word, such as "length of the nile"
 _STOP = ".!。！।።…"
 _LOOP = re.compile(r"(.{2,40}?)\1{3,}|(\S)\2{5,}", re.DOTALL)
+_WORD = r"(?!\d+\b)\S+"
+_ROUND = re.compile(  # a word stands four times in a row, or a phrase of two to four twice and then begins again
+    rf"(?<!\S)(?:({_WORD})(?: \1){{3}}|({_WORD})((?: {_WORD}){{1,3}}) \2\3 \2)(?!\S)"
+)
 LOOKED_AT = 2000  # passages of a finished file
 DETECTED = 100  # of a language's queries in them
 _NUMBER = re.compile(r"[\d\s.,:/-]*\d[\d\s.,:/-]*")
@@ -96,21 +100,10 @@ class QueryFilter:
             yield "repeated"
 
 
-def _goes_round(words: Sequence[str]) -> bool:
-    """Whether a word stands four times in a row, or a phrase of two to four twice and then begins again."""
-    for period in range(1, 5):
-        again = 0
-        for before, word in zip(words, words[period:], strict=False):
-            again = again + 1 if before == word and not word.isdigit() else 0
-            if again > max(period, 2):
-                return True
-    return False
-
-
 def _loops(text: str) -> bool:
     """Whether it says a thing again and again."""
     again = any(not _NUMBER.fullmatch(loop[0]) for loop in _LOOP.finditer(text))
-    return again or _goes_round(_plain(text).split())
+    return again or _ROUND.search(_plain(text)) is not None
 
 
 def is_question(text: str, lang: str) -> bool:

@@ -22,7 +22,6 @@ from xqg_vdb.generate.prompts import (
     SEQ2SEQ_TEMPLATE,
     CausalPrompt,
     chat,
-    english_questions,
     few_shot,
     finetuned,
     passage_tokens,
@@ -100,7 +99,7 @@ class _PivotGenerator(CausalGenerator):
     """A generator for `query_langs`, in two steps. Chance is in the first step only: translations are greedy."""
 
     def __init__(self, model: CausalModel, *, query_langs: Sequence[str], decoding: Decoding) -> None:
-        super().__init__(model, prompt=english_questions(), decoding=decoding)
+        super().__init__(model, prompt=few_shot(pivot=True), decoding=decoding)
         prompts = {lang: translation(lang, pairs=PAIRS) for lang in query_langs if lang != PIVOT}
         self._translations = {lang: (prompt, model.read(prompt.prefix)) for lang, prompt in prompts.items()}
         self.settings["translation"] = {"prompt": "question bank", "pairs": PAIRS, "mode": "greedy"}
@@ -269,7 +268,7 @@ def _prompt(folder: ModelFolder, name: str) -> CausalPrompt:
         return finetuned(max_passage_tokens=int(trained["max_passage_tokens"])) if trained else finetuned()
     if name not in ("pivot", "few-shot"):
         raise ModelError(f"There is no prompt {name!r}; there are chat, pivot, few-shot and finetuned.")
-    return english_questions() if name == "pivot" else few_shot()
+    return few_shot(pivot=name == "pivot")
 
 
 def _check_writable(folder: ModelFolder, query_langs: Sequence[str]) -> None:

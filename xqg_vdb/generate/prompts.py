@@ -70,28 +70,17 @@ class CausalPrompt:
         return " ".join(text.split())
 
 
-def english_questions() -> CausalPrompt:
-    """A few-shot prompt for base models that asks in English; the first half of `pivot`."""
-    return _by_examples("english", shown="Question:", ending="Question:")
+def few_shot(*, pivot: bool = False) -> CausalPrompt:
+    """A few-shot prompt for base models that asks in each language directly; the examples' questions are in English.
 
-
-def few_shot() -> CausalPrompt:
-    """A few-shot prompt for base models that asks in each language directly; the examples' questions are in English."""
-    return _by_examples("few-shot", shown="Question in English:", ending="Question in {language}:")
-
-
-def _by_examples(name: str, *, shown: str, ending: str) -> CausalPrompt:
-    """shown: stands before an example's question; ending: before the one to be written."""
-    parts = [
-        "\n".join([f"Passage: {text}", *(f"{shown} {question}" for question in questions)])
-        for text, questions in EXAMPLES
-    ]
-    return CausalPrompt(
-        name=name,
-        prefix="\n\n".join(parts) + "\n\n",
-        ending_part=ending,
-        examples=tuple(question for _, questions in EXAMPLES for question in questions),
+    pivot: it asks in English, too, as the first half of `pivot` does.
+    """
+    shown, ending = ("Question:", "Question:") if pivot else ("Question in English:", "Question in {language}:")
+    parts = (
+        "\n".join([f"Passage: {text}", *(f"{shown} {asked}" for asked in questions)]) for text, questions in EXAMPLES
     )
+    examples = tuple(question for _, questions in EXAMPLES for question in questions)
+    return CausalPrompt("english" if pivot else "few-shot", "\n\n".join(parts) + "\n\n", ending, examples=examples)
 
 
 def finetuned(*, max_passage_tokens: int = 160) -> CausalPrompt:
@@ -99,12 +88,7 @@ def finetuned(*, max_passage_tokens: int = 160) -> CausalPrompt:
 
     max_passage_tokens: as in training; the exported folder records it.
     """
-    return CausalPrompt(
-        name="finetuned",
-        prefix="",
-        ending_part="Question in {language}:",
-        max_passage_tokens=max_passage_tokens,
-    )
+    return CausalPrompt("finetuned", "", "Question in {language}:", max_passage_tokens=max_passage_tokens)
 
 
 def translation(lang: str, *, pairs: int = 16) -> CausalPrompt:
@@ -411,13 +395,11 @@ def _without_reasoning(text: str) -> str:
 
 
 def _after_channels(text: str) -> str:
-    if "<|channel|>" in text:
-        finals = list(_FINAL.finditer(text))
-        return text[finals[-1].end() :] if finals else ""
-    if _BARE_ANALYSIS.match(text):
-        bare = list(_BARE_FINAL.finditer(text))
-        return text[bare[-1].end() :] if bare else ""
-    return text
+    tokens = "<|channel|>" in text
+    if not tokens and not _BARE_ANALYSIS.match(text):
+        return text
+    finals = list((_FINAL if tokens else _BARE_FINAL).finditer(text))
+    return text[finals[-1].end() :] if finals else ""
 
 
 def _without_tokens(text: str) -> str:
