@@ -1,8 +1,11 @@
 """What `load` costs beside qdrant-client's own `upload_points` on a Qdrant server: the same points, in turn.
 
-Both write the same made-up passages and vectors into a new collection, wait for every write, and end when all points
-are counted and indexed. `load` also reads both from its files, checks every point, notes a cursor and moves an alias;
-its time is that of its report's "write", the client's begins with passages and vectors in memory.
+Both make a collection, write the same made-up passages and vectors into it, wait for every write, and end when all
+points are counted and indexed. `load` also reads both from its files, checks every point, notes a cursor, makes an
+index of languages and moves an alias; its time is that of its report's "write", the client's begins with passages and
+vectors in memory.
+
+CPU is that of this process: of `load` from its first point on, of the client in its whole time.
 
     python benchmarks/upload.py --url http://localhost:6333 --points 10000 --repeats 3
 
@@ -34,13 +37,13 @@ NAME = "upload-benchmark"
 BATCH = 512
 
 
-def by_client(client: QdrantClient, passages: Sequence[Any], rows: Vectors, *, parallel: int) -> float:
-    """Seconds of `upload_points`, which is given the points as it wants them."""
+def by_client(client: QdrantClient, passages: Sequence[Any], rows: Vectors, *, parallel: int) -> tuple[float, float]:
+    """Seconds and CPU seconds of `upload_points`, which is given the points as it wants them."""
     name = f"{NAME}-client"
     client.delete_collection(name)
+    begin, spent = time.perf_counter(), time.process_time()
     params = models.VectorParams(size=rows.shape[1], distance=models.Distance.COSINE)
     client.create_collection(name, vectors_config={TEXT_DENSE: params})
-    begin = time.perf_counter()
     points = [
         models.PointStruct(id=str(point_id(passage.id)), vector={TEXT_DENSE: row}, payload=payload_of(passage, []))
         for passage, row in zip(passages, rows.tolist(), strict=True)
@@ -49,7 +52,7 @@ def by_client(client: QdrantClient, passages: Sequence[Any], rows: Vectors, *, p
     assert client.count(name).count == len(points)
     while client.get_collection(name).status != models.CollectionStatus.GREEN:  # `load` ends with the index, too
         time.sleep(0.1)
-    taken = time.perf_counter() - begin
+    taken = time.perf_counter() - begin, time.process_time() - spent
     client.delete_collection(name)
     return taken
 
@@ -67,7 +70,8 @@ def main() -> None:
         f'{{"id": "p{i}", "lang": "en", "text": "{" ".join(f"w{rng.randrange(9999)}" for _ in range(80))}"}}\n'
         for i in range(options.points)
     )
-    took: dict[str, list[float]] = {"load": [], "upload_points": []}
+    spent: dict[str, float] = {}  # of CPU, when each stage of a load began
+    took: dict[str, list[tuple[float, float]]] = {"load": [], "upload_points": []}
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
         corpus.write_text("".join(lines), "utf-8")
@@ -76,20 +80,25 @@ def main() -> None:
         made = CollectionOptions(parallel=options.parallel, bulk=True)
         with open_store(url=options.url, options=made) as store:
             for _ in range(options.repeats):
+                spent.clear()
                 loaded = load(
-                    corpus, NAME, encoder=encoder, store=store, options=LoadOptions(build=Path(folder) / "build")
-                )
-                took["load"].append(loaded.report.seconds["write"])
+                    corpus, NAME, encoder=encoder, store=store, options=LoadOptions(build=Path(folder) / "build"),
+                    progress=lambda stage, done, total: spent.setdefault(stage, time.process_time()),
+                )  # fmt: skip
+                took["load"].append((loaded.report.seconds["write"], time.process_time() - spent["writing"]))
                 store.delete(NAME)
                 took["upload_points"].append(
                     by_client(store._client, passages, rows, parallel=options.parallel)  # type: ignore[attr-defined]
                 )
-    for name, seconds in took.items():
-        print(
-            f"{name:14}{statistics.median(seconds):7.2f} s{options.points / statistics.median(seconds):10,.0f} points/s"
-        )
-    pairs = zip(took["upload_points"], took["load"], strict=True)
-    print(f"load: {statistics.median(theirs / ours for theirs, ours in pairs):.2f} × the points a second")
+    for name, pairs in took.items():
+        wall, cpu = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(f"{name:14}{wall:7.2f} s{options.points / wall:10,.0f} points/s{cpu:7.2f} s of CPU")
+    ratios = [
+        (theirs[0] / ours[0], ours[1] / theirs[1])
+        for theirs, ours in zip(took["upload_points"], took["load"], strict=True)
+    ]
+    speed, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
+    print(f"load: {speed:.2f} × the points a second, {cpu:.2f} × the CPU")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import numpy as np
 from qdrant_client import QdrantClient, models
 
 
@@ -340,6 +341,8 @@ def _upsert(fake, record, name):
             said = f"number of ids and vectors must be equal ({len(batch['ids'])} != {len(rows)})"
             raise Refusal(422, f"Validation error in JSON body: [batch.batch: {said}]")
         _check_rows(fake, name, key, rows)
+        if isinstance(rows[0], list):  # a server keeps the nearest float32, the client's engine what it is given
+            batch["vectors"][key] = np.array(rows, np.float32).tolist()
     if {payload["id"] for payload in batch["payloads"]} & fake.refused:
         raise Refusal(400, "Wrong input: one of the points is not as it should be")
     fake.client.upsert(name, models.Batch(**batch))

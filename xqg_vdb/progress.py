@@ -18,7 +18,7 @@ from functools import cache
 from itertools import islice
 from threading import Event
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,6 +52,16 @@ def in_order(call: Callable[[T], R], items: Iterable[T], *, at_once: int = 1) ->
             yield first, result.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each made on a thread while the one before it is worked on; none is being made when it is closed."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="xqg-ahead") as pool:
+        coming: Future[T | object] = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield cast("T", item)
 
 
 def per_process(make: Callable[[], T]) -> Callable[[], T]:

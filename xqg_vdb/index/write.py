@@ -6,6 +6,7 @@ rows, query sums, a recipe and language means become vectors: loads, `verify`, `
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.fusion import Sums, fuse, recipe_languages, refuse_unequal_counts, unit_rows
 from xqg_vdb.index.build import Build, Window, changed_input
 from xqg_vdb.index.encode import Row, digests_of
-from xqg_vdb.progress import Progress
+from xqg_vdb.progress import Progress, ahead
 from xqg_vdb.store.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, Digest
 from xqg_vdb.texts.corpus import read_questions
 from xqg_vdb.texts.records import Rejects
@@ -212,23 +213,24 @@ def write_collection(
 
     Raises MismatchError when `rows` are not those that the vectors were made from.
     """
-    digest, languages, first = Digest(), Counter[str](), writer.committed
-    done = 0
+    digest, languages = Digest(), Counter[str]()
+    done = first = build.starts[bisect_right(build.starts, writer.committed) - 1]
 
     def missing() -> Iterator[tuple[Window, list[Passage]]]:
-        nonlocal done
+        at = 0
         for window, passages in _matched(rows, build):
             for passage in passages:
                 digest.add(passage.id, passage.text)
                 languages[passage.lang] += 1
-            done += len(window)
-            if done > first:
+            if at >= first:
                 yield window, passages
+            at += len(window)
 
-    progress("writing", first, build.rows)
-    for batch in points(missing(), card):
+    progress("writing", done, build.rows)
+    for batch in ahead(points(missing(), card)):
         writer.upsert(batch)
-        if done // COMMIT_EVERY > (done - len(batch.passages)) // COMMIT_EVERY:
+        done += len(batch.passages)
+        if done % COMMIT_EVERY < len(batch.passages):
             writer.commit(done)
         progress("writing", done, build.rows)
     writer.commit(done)

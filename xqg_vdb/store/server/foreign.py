@@ -134,7 +134,8 @@ class ForeignCopy:
             for point in points
         ]  # fmt: skip
         try:
-            self._names.server.call(lambda: completed(self._names.client.upsert(self.physical, structs, wait=True)))
+            upsert = partial(self._names.client.upsert, self.physical, structs, wait=True)
+            self._names.server.call(lambda: completed(upsert().status.value))
         except TooLarge:
             if len(points) == 1:
                 raise

@@ -277,10 +277,10 @@ def short(version: str) -> str:
     return version.rpartition("__")[2]
 
 
-def completed(result: models.UpdateResult) -> None:
+def completed(status: str) -> None:
     """Raise NotDone, so that the call is repeated, unless the server has carried it out."""
-    if result.status != models.UpdateStatus.COMPLETED:
-        raise NotDone(f"points were answered with {result.status.value}")
+    if status != models.UpdateStatus.COMPLETED.value:
+        raise NotDone(f"points were answered with {status}")
 
 
 def is_ours(record: Mapping[str, Any]) -> bool:

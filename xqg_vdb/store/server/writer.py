@@ -16,7 +16,10 @@ from functools import partial
 from itertools import chain
 from typing import Any, Self
 
-from qdrant_client import models
+import numpy as np
+import orjson
+from qdrant_client import grpc, models
+from qdrant_client.conversions.conversion import payload_to_grpc
 
 from xqg_vdb.errors import DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.store.gate import Rows, checked, to_publish, wrong_count
@@ -42,14 +45,14 @@ from xqg_vdb.store.server.names import (
     short,
     version_number,
 )
-from xqg_vdb.types import Card, CollectionWriter, PointBatch, StoredPoint
+from xqg_vdb.types import Card, CollectionWriter, PointBatch, SparseVector, StoredPoint, Vectors
 
 _log = logging.getLogger(__name__)
 
 # What a new collection on a server is made of, and its index, which is built after the last point.
 
-POLL = 0.5
-_LOOKS = 5
+POLL = 0.1
+_LOOKS = 25
 GREY_PATIENCE = 30.0
 """Seconds that a server may take to start what it says is to be done."""
 _WOKEN_EVERY = 10.0
@@ -281,19 +284,9 @@ class _ServerWriter:
 
     def _send(self, rows: Rows, points: PointBatch, start: int, stop: int) -> None:
         """Write these rows; by halves when the server finds them too large, or refuses a point that is to be found."""
-        vectors: dict[str, list[Any]] = {name: matrix[start:stop].tolist() for name, matrix in points.vectors.items()}
-        if points.sparse is not None:
-            vectors[TEXT_SPARSE] = [
-                models.SparseVector(indices=weights.indices.tolist(), values=weights.values.tolist())
-                for weights in points.sparse[start:stop]
-            ]
-        batch = models.Batch.model_construct(  # the gate has validated; doing it again would cost as much as the rest
-            ids=list(map(str, rows.ids[start:stop])),
-            vectors=vectors,
-            payloads=rows.payloads[start:stop],
-        )
+        write = self._request(rows, points, slice(start, stop))
         try:
-            self._server.call(lambda: completed(self._client.upsert(self._version, batch, wait=True)))
+            self._server.call(lambda: completed(write()))
         except (TooLarge, Refused) as error:
             if isinstance(error, TooLarge):  # later requests are made as small
                 self._most_bytes = min(self._most_bytes, _JSON_BYTES_PER_FLOAT32 * sum(rows.sizes[start:stop]) // 2)
@@ -305,6 +298,55 @@ class _ServerWriter:
             middle = (start + stop) // 2
             self._send(rows, points, start, middle)
             self._send(rows, points, middle, stop)
+
+    def _request(self, rows: Rows, points: PointBatch, part: slice) -> Callable[[], str]:
+        """Writes these rows, and returns the status; made by the client's own models it would take twice the CPU."""
+        ids, payloads = [str(id) for id in rows.ids[part]], rows.payloads[part]
+        vectors: dict[str, Any] = {name: matrix[part] for name, matrix in points.vectors.items()}
+        if points.sparse is not None:
+            vectors[TEXT_SPARSE] = points.sparse[part]
+        client, version = self._client, self._version
+        if client.init_options.get("prefer_grpc"):
+            named = (dict(zip(vectors, row, strict=True)) for row in zip(*map(_wired, vectors.values()), strict=True))
+            structs = [
+                grpc.PointStruct(
+                    id=grpc.PointId(uuid=id), payload=payload_to_grpc(payload),
+                    vectors=grpc.Vectors(vectors=grpc.NamedVectors(vectors=row)),
+                )
+                for id, payload, row in zip(ids, payloads, named, strict=True)
+            ]  # fmt: skip
+            upsert = grpc.UpsertPoints(collection_name=version, wait=True, points=structs)
+            answer = partial(client.grpc_points.Upsert, upsert, timeout=client.init_options["timeout"])
+            return lambda: grpc.UpdateStatus.Name(answer().result.status).lower()
+        if self._names.is_local:
+            lists = {
+                name: column.tolist() if isinstance(column, np.ndarray) else [
+                    models.SparseVector(indices=row.indices.tolist(), values=row.values.tolist()) for row in column
+                ]
+                for name, column in vectors.items()
+            }  # fmt: skip
+            local = models.Batch.model_construct(ids=ids, vectors=lists, payloads=payloads)
+            return lambda: client.upsert(version, local, wait=True).status.value
+        send = partial(
+            client.http.client.request, type_=dict[str, Any], method="PUT", url="/collections/{name}/points",
+            path_params={"name": version}, params={"wait": "true"}, headers={"Content-Type": "application/json"},
+            content=orjson.dumps(
+                {"batch": {"ids": ids, "vectors": vectors, "payloads": payloads}}, option=orjson.OPT_SERIALIZE_NUMPY
+            ),
+        )  # fmt: skip
+        return lambda: str(send()["result"]["status"])
+
+
+def _wired(rows: Vectors | list[SparseVector]) -> Iterator[grpc.Vector]:
+    """Each vector for gRPC: as it lies in memory, behind its length, which takes a fifth of the time of a list."""
+    if isinstance(rows, list):
+        for row in rows:
+            yield grpc.Vector(sparse=grpc.SparseVector(indices=row.indices.tolist(), values=row.values.tolist()))
+        return
+    first = grpc.DenseVector(data=rows[0].tolist()).SerializeToString()
+    head = first[: len(first) - 4 * rows.shape[1]]
+    for row in rows.astype("<f4", copy=False):
+        yield grpc.Vector(dense=grpc.DenseVector.FromString(head + row.tobytes()))
 
 
 class _ServerUpdate(_ServerWriter):
