@@ -182,7 +182,7 @@ def test_patience_ends_at_the_deadline(fake):
 
 
 def test_backoff_is_random_and_bounded():
-    waits = [client_errors._backoff(attempt) for attempt in range(40) for _ in range(20)]
+    waits = [client_errors.wait_before("", attempt) for attempt in range(40) for _ in range(20)]
     assert len(set(waits)) > 300
     assert 0.1 <= min(waits) < max(waits) <= 30
 

@@ -114,8 +114,9 @@ def test_an_index_that_does_not_move_is_waited_for_within_bounds(fake, status, s
         load(store, "wiki", passages(5), vectors(5), card=a_card())
         store._server.deadline = 40.0
         store._server.sleep = lambda pause: clock.__setitem__(0, clock[0] + pause)
+        store._server.clock = lambda: clock[0]
         fake.building = [(status, 1)] * 5000
-        server_index.build_index(store._names, "wiki__v0001", clock=lambda: clock[0])
+        server_index.build_index(store._names, "wiki__v0001")
     assert seconds <= clock[0] <= seconds + 2
     assert f"the index of wiki__v0001 is still {status}; continuing" in caplog.text
 

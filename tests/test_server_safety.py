@@ -239,7 +239,7 @@ def test_an_index_that_sleeps_since_a_restart_is_woken(fake, clock, caplog):
                 fake.grey.add("wiki__v0001")
 
         fake.before = restart
-        server_writer.build_index(store._names, "wiki__v0001", clock=lambda: clock[0])
+        server_writer.build_index(store._names, "wiki__v0001")
         assert fake.grey == set()
         assert 10 <= clock[0] < server_writer.GREY_PATIENCE
         fake.before = lambda method, path: None

@@ -112,7 +112,7 @@ def augment(
     files = [Path(file) for file in given]
     source = store.foreign(name)
     if source.record:  # a copy of ours is made again from what it was copied from
-        source, wishes = source.at(source.record["source"]), replace(wishes, to=wishes.to or name)
+        source, wishes = store.foreign(source.record["source"]), replace(wishes, to=wishes.to or name)
     started = time.perf_counter()
     with QueryFile(files, rejects=rejects) as table:
         plan = _planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
@@ -162,7 +162,7 @@ def undo(name: str, *, store: ServerStore, to: str | None = None) -> str:
     target = to or f"{name}-xqg"
     removed = remove_unfinished(collection, target)
     published = collection.names.target(target)
-    copied = {} if published is None else collection.at(published).record
+    copied = {} if published is None else store.foreign(published).record
     if published is not None and copied.get("source") == collection.physical:
         remove_copy(collection.names, target, published, previous=copied["previous"])
         removed.append(published)
@@ -223,7 +223,7 @@ def _hash(*parts: object) -> str:
 
 def _encode(plan: _Plan, table: QueryFile, encoder: TextEncoder, progress: Progress) -> tuple[Build, Counter[str]]:
     """A build of the points that have the vector, and what was seen (`AugmentReport.counts`)."""
-    counts, total, facts = Counter[str](), plan.source.count(), encoder.facts
+    counts, total, facts = Counter[str](), plan.source.names.count(plan.source.physical), encoder.facts
     counts.update(dict.fromkeys(("points", "without_text", "without_vector", "without_queries"), 0))
 
     def rows() -> Iterator[tuple[Passage, GeneratedQueries | None, Vectors]]:
@@ -273,7 +273,7 @@ def _publish(plan: _Plan, build: Build, card: Card, progress: Progress) -> None:
             progress("copying", last[0] + 1, build.rows)
         if page and number % _COMMIT_PAGES == 0:
             copy.commit(page[-1].id)
-    total, before = source.count(), source.card
+    total, before = source.names.count(source.physical), source.card
     progress("indexing", 0, total)
     # the digest is over ids and texts, which are the same
     card = finished(card, count=total, digest="" if before is None else before.digest)

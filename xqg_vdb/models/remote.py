@@ -14,6 +14,7 @@ import math
 import os
 import random
 import re
+import ssl
 import threading
 import time
 import zipfile
@@ -65,6 +66,14 @@ def proxy_errors() -> Iterator[None]:
         raise DataError(f"The proxy of the environment cannot be used ({error}): correct or unset it.") from None
 
 
+def certificates() -> ssl.SSLContext:
+    """What SSL_CERT_FILE names: httpx looks for it only where it looks for a proxy, too. Raises DataError."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise DataError(f"The certificates that SSL_CERT_FILE names cannot be read ({error}).") from None
+
+
 class Server:
     """One server that is asked over HTTP, from several threads; `counts` has requests and retries."""
 
@@ -86,7 +95,9 @@ class Server:
         local = is_loopback(urlsplit(url).hostname)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # a redirect would carry the key to another host; no proxy in the way of this machine
-        make = partial(httpx.Client, headers=headers, follow_redirects=False, trust_env=not local)
+        make = partial(
+            httpx.Client, headers=headers, follow_redirects=False, trust_env=not local, verify=certificates()
+        )
         self._client = per_process(lambda: ending(make(timeout=timeout), timeout))
         with proxy_errors():
             self._client()

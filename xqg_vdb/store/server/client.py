@@ -205,14 +205,10 @@ def wait_before(asked: str, attempt: int) -> float:
         try:
             moment = email.utils.parsedate_to_datetime(asked)
         except ValueError:
-            return _backoff(attempt)
+            ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 16))
+            return max(SHORTEST_ASKED, random.uniform(0, ceiling))  # noqa: S311 - not a secret
         seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return min(max(seconds, SHORTEST_ASKED), LONGEST_ASKED)
-
-
-def _backoff(attempt: int) -> float:
-    ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 16))
-    return max(SHORTEST_ASKED, random.uniform(0, ceiling))  # noqa: S311 - not a secret
 
 
 T = TypeVar("T")

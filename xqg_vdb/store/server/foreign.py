@@ -40,10 +40,6 @@ class ForeignCollection:
         self.physical = names.target(name) or name
         self.info()  # a wrong name is found out here
 
-    def at(self, physical: str) -> ForeignCollection:
-        """Another collection of the same server."""
-        return ForeignCollection(self.names, physical)
-
     @property
     def record(self) -> dict[str, Any]:
         """What `augment` noted about a copy that it made of another collection; empty for all others."""
@@ -68,10 +64,6 @@ class ForeignCollection:
         found = self.info().config.params.vectors or {}
         named = {"": found} if isinstance(found, models.VectorParams) else found
         return {name: params for name, params in named.items() if params.multivector_config is None}
-
-    def count(self) -> int:
-        """Exact number of points."""
-        return self.names.count(self.physical)
 
     def pages(self, *, vectors: Sequence[str] | None, after: int | str | None = None) -> Iterator[list[ForeignPoint]]:
         """All points from the one with the id `after` on; of their vectors those named, all with None."""
@@ -215,7 +207,7 @@ def previous_target(source: ForeignCollection, name: str) -> tuple[str | None, s
     target = source.names.target(name)
     if target in (None, source.physical):
         return target, None
-    found = source.at(str(target)).record
+    found = ForeignCollection(source.names, str(target)).record
     if found.get("source") != source.physical:
         raise MismatchError(
             f"{name!r} on {source.names.server.where} points to {target!r}, which is no copy of {source.name!r}: choose"

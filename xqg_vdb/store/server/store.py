@@ -23,7 +23,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.qdrant_remote import QdrantRemote
 
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.models.remote import ending, is_loopback, proxy_errors
+from xqg_vdb.models.remote import certificates, ending, is_loopback, proxy_errors
 from xqg_vdb.progress import windows
 from xqg_vdb.store import layout
 from xqg_vdb.store.filters import as_filter
@@ -117,14 +117,14 @@ class ServerStore(Store):
         address = checked_address(url, api_key=api_key, insecure=insecure, grpc=grpc, grpc_port=grpc_port)
         clients = []  # all are held: one that goes closes its connections
         proxied = not is_loopback(urlsplit(address.url).hostname)  # no proxy in the way of this machine
+        way: dict[str, Any] = {"trust_env": proxied, "verify": certificates()}
 
         def opened() -> QdrantClient:
             with proxy_errors(), warnings.catch_warnings():  # of a key over plain http: refused above, or asked for
                 warnings.simplefilter("ignore", UserWarning)
                 clients.append(QdrantClient(
                     url=address.url, api_key=api_key, timeout=timeout, check_compatibility=False,
-                    trust_env=proxied,
-                    headers={"accept-encoding": "identity"},  # what it packs comes in two pieces, one 40 ms late
+                    headers={"accept-encoding": "identity"}, **way,  # what it packs comes in two pieces, one 40 ms late
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),  # kept on loopback, too
                     prefer_grpc=address.grpc_port is not None, grpc_port=address.grpc_port or 6334,
                     grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
@@ -137,7 +137,7 @@ class ServerStore(Store):
         store = cls(client, where=address.where, deadline=deadline, secret=api_key, options=options)
         store._owned, store._grpc_port = True, address.grpc_port
         headers, base = {"api-key": api_key} if api_key else {}, cast(QdrantRemote, client._client).rest_uri
-        store._rest = lambda: httpx.Client(base_url=base, headers=headers, timeout=timeout, trust_env=proxied)
+        store._rest = lambda: httpx.Client(base_url=base, headers=headers, timeout=timeout, **way)
         store._server.before_first = partial(store._check_server, store._rest, address)
         store._server.after_fork = lambda: setattr(client, "_client", opened()._client)
         return store

@@ -7,7 +7,6 @@ changes nothing.
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, Self
 
-import numpy as np
 import orjson
 from qdrant_client import grpc, models
 from qdrant_client.conversions.conversion import payload_to_grpc
@@ -73,29 +71,6 @@ _QUANTIZATIONS: dict[str | None, Any] = {
 }
 
 
-def _create(names: Names, version: str, *, card: Card, options: CollectionOptions, metadata: Mapping[str, Any]) -> None:
-    """The empty collection."""
-    vectors = models.VectorParams(
-        size=card.encoder.dim, distance=_DISTANCES[card.distance], on_disk=options.on_disk_vectors
-    )
-    sparse = models.SparseVectorParams(modifier=models.Modifier.IDF if card.bm25 is not None else None)
-    graph = models.HnswConfigDiff(m=options.hnsw_m, ef_construct=options.hnsw_ef_construct)
-    create = partial(
-        names.client.create_collection,
-        version,
-        vectors_config=dict.fromkeys(card.vectors, vectors),
-        sparse_vectors_config={TEXT_SPARSE: sparse},
-        shard_number=options.shards,
-        replication_factor=options.replication_factor,
-        write_consistency_factor=options.write_consistency,
-        on_disk_payload=options.on_disk_payload,
-        hnsw_config=graph if graph.model_dump(exclude_none=True) else None,
-        quantization_config=_QUANTIZATIONS[options.quantization],
-        metadata=dict(metadata),
-    )
-    names.create(version, create)
-
-
 def _prepare(names: Names, version: str, *, chunks: bool, bulk: bool) -> None:
     """The indexes of fields, and no vector index yet in bulk mode; repeating it is harmless."""
     client, call = names.client, names.server.call
@@ -123,7 +98,6 @@ def build_index(
     *,
     indexed: Callable[[int], None] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """End the bulk mode, then wait until the optimizers rest.
 
@@ -131,7 +105,7 @@ def build_index(
     It continues without the index, with a warning, when the server's deadline passes without a vector indexed: a search
     before that is right, but slow. Raises ServerError when the server says that it cannot.
     """
-    server, client = names.server, names.client
+    server, client, clock = names.server, names.client, names.server.clock
     noted = names.metadata(version).get(BULK_KEY)
     threshold = int(noted["indexing_threshold"]) if isinstance(noted, dict) and noted else None
     if threshold is not None:  # what it was before; the server then starts to index
@@ -307,34 +281,31 @@ class _ServerWriter:
             vectors[TEXT_SPARSE] = points.sparse[part]
         client, version = self._client, self._version
         if client.init_options.get("prefer_grpc"):
-            named = (dict(zip(vectors, row, strict=True)) for row in zip(*map(_wired, vectors.values()), strict=True))
+            each = zip(*map(_wired, vectors.values()), strict=True)
+            named = (grpc.NamedVectors(vectors=dict(zip(vectors, row, strict=True))) for row in each)
             structs = [
                 grpc.PointStruct(
-                    id=grpc.PointId(uuid=id), payload=payload_to_grpc(payload),
-                    vectors=grpc.Vectors(vectors=grpc.NamedVectors(vectors=row)),
+                    id=grpc.PointId(uuid=id), payload=payload_to_grpc(payload), vectors=grpc.Vectors(vectors=row)
                 )
                 for id, payload, row in zip(ids, payloads, named, strict=True)
-            ]  # fmt: skip
+            ]
             upsert = grpc.UpsertPoints(collection_name=version, wait=True, points=structs)
-            answer = partial(client.grpc_points.Upsert, upsert, timeout=client.init_options["timeout"])
-            return lambda: grpc.UpdateStatus.Name(answer().result.status).lower()
+            timeout = client.init_options["timeout"]
+            return lambda: grpc.UpdateStatus.Name(client.grpc_points.Upsert(upsert, timeout).result.status).lower()
         if self._names.is_local:
-            lists = {
-                name: column.tolist() if isinstance(column, np.ndarray) else [
-                    models.SparseVector(indices=row.indices.tolist(), values=row.values.tolist()) for row in column
-                ]
-                for name, column in vectors.items()
-            }  # fmt: skip
-            local = models.Batch.model_construct(ids=ids, vectors=lists, payloads=payloads)
+            vectors = {name: matrix.tolist() for name, matrix in vectors.items() if name != TEXT_SPARSE}
+            if points.sparse is not None:
+                listed = ((row.indices.tolist(), row.values.tolist()) for row in points.sparse[part])
+                vectors[TEXT_SPARSE] = [models.SparseVector(indices=at, values=values) for at, values in listed]
+            local = models.Batch.model_construct(ids=ids, vectors=vectors, payloads=payloads)
             return lambda: client.upsert(version, local, wait=True).status.value
-        send = partial(
-            client.http.client.request, type_=dict[str, Any], method="PUT", url="/collections/{name}/points",
-            path_params={"name": version}, params={"wait": "true"}, headers={"Content-Type": "application/json"},
-            content=orjson.dumps(
-                {"batch": {"ids": ids, "vectors": vectors, "payloads": payloads}}, option=orjson.OPT_SERIALIZE_NUMPY
-            ),
-        )  # fmt: skip
-        return lambda: str(send()["result"]["status"])
+        batch = {"batch": {"ids": ids, "vectors": vectors, "payloads": payloads}}
+        put: Mapping[str, Any] = {
+            "url": "/collections/{name}/points", "path_params": {"name": version}, "params": {"wait": "true"},
+            "headers": {"Content-Type": "application/json"},
+            "content": orjson.dumps(batch, option=orjson.OPT_SERIALIZE_NUMPY),
+        }  # fmt: skip
+        return lambda: str(client.http.client.request(type_=dict[str, Any], method="PUT", **put)["result"]["status"])
 
 
 def _wired(rows: Vectors | list[SparseVector]) -> Iterator[grpc.Vector]:
@@ -497,8 +468,25 @@ def _begin_version(
 ) -> None:
     """Create the version; of two loaders that do so at once, the server lets one, and the other finds its record."""
     wanted = replace(card, version=short(version), count=0, digest="", created="")
-    signed = {CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()}
-    _create(names, version, card=card, options=options, metadata=signed)
+    vectors = models.VectorParams(
+        size=card.encoder.dim, distance=_DISTANCES[card.distance], on_disk=options.on_disk_vectors
+    )
+    sparse = models.SparseVectorParams(modifier=models.Modifier.IDF if card.bm25 is not None else None)
+    graph = models.HnswConfigDiff(m=options.hnsw_m, ef_construct=options.hnsw_ef_construct)
+    create = partial(
+        names.client.create_collection,
+        version,
+        vectors_config=dict.fromkeys(card.vectors, vectors),
+        sparse_vectors_config={TEXT_SPARSE: sparse},
+        shard_number=options.shards,
+        replication_factor=options.replication_factor,
+        write_consistency_factor=options.write_consistency,
+        on_disk_payload=options.on_disk_payload,
+        hnsw_config=graph if graph.model_dump(exclude_none=True) else None,
+        quantization_config=_QUANTIZATIONS[options.quantization],
+        metadata={CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()},
+    )
+    names.create(version, create)
     record = names.metadata(version)
     found = record.get(LOADER_KEY) or {}
     if found.get("id") != lease.id and not _same(record, card):
