@@ -93,11 +93,9 @@ class Server:
         if self._key and urlsplit(url).scheme == "http" and not is_loopback(urlsplit(url).hostname):
             raise DataError(f"A key would go unencrypted to {urlsplit(url).hostname}: use https.")
         local = is_loopback(urlsplit(url).hostname)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        head = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # a redirect would carry the key to another host; no proxy in the way of this machine
-        make = partial(
-            httpx.Client, headers=headers, follow_redirects=False, trust_env=not local, verify=certificates()
-        )
+        make = partial(httpx.Client, headers=head, follow_redirects=False, trust_env=not local, verify=certificates())
         self._client = per_process(lambda: ending(make(timeout=timeout), timeout))
         with proxy_errors():
             self._client()
