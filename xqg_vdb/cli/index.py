@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -227,36 +227,55 @@ def _update_lines(report: UpdateReport) -> Iterator[str]:
 
 @command(
     example="xqg-vdb augment docs --queries queries.jsonl --encoder my-model/ \\\n    --url http://localhost:6333\n"
-    "xqg-vdb augment docs --undo --url http://localhost:6333"
+    "xqg-vdb augment docs --undo --url http://localhost:6333\nxqg-vdb augment wiki --new --url http://localhost:6333"
 )
 @collection_argument
 @model_options
 @input_options
 @click.option("--undo", is_flag=True, help="Delete the copy; an alias points where it pointed before.")
+@click.option("--new", is_flag=True, help="Of a collection of `load`: take in what LangChain and others wrote into it.")
 @takes("wishes", "xqg_vdb.index.augment.Wishes")
 @recipe_options
 @place_options
 @json_option
 def augment(
-    collection: str, model: Model, inputs: Inputs, undo: bool, wishes: Wishes, recipe: Recipe, place: Place
+    collection: str, model: Model, inputs: Inputs, undo: bool, new: bool, wishes: Wishes, recipe: Recipe, place: Place
 ) -> None:
     """Fold generated queries into COLLECTION of a Qdrant server, whoever made it (LangChain, LlamaIndex, Haystack ...).
 
     Its passages are not encoded again, except a sample that shows whether the encoder is the one that made the
     vectors. A copy is made, and its name appears when it is complete. Stopped at any point, the same
     command continues.
+
+    --new adds the points that stock stores wrote into a collection of `xqg-vdb load` as `xqg-vdb add` would, and
+    removes theirs.
     """
+    from xqg_vdb.index.augment import Wishes as Made
     from xqg_vdb.index.augment import augment as run
     from xqg_vdb.index.augment import undo as take_back
+    from xqg_vdb.index.update import take_in
 
-    if undo == bool(inputs.queries):
-        raise click.UsageError("give --queries, or --undo")
+    if undo == (new or bool(inputs.queries)):
+        raise click.UsageError("give --queries, --new, or --undo")
+    if new and (wishes, recipe) != (Made(), Recipe()):
+        raise click.UsageError("--new takes no recipe and no options of a copy: the collection's card has them")
     with closing(_server(place)) as store:
         if undo:
             said = take_back(collection, store=store, to=wishes.to)
             show({"undone": said}, [said])
             return
         store.foreign(collection)  # a wrong name says so before a model is exported
+        if new:
+            card = store.card(collection)
+            with model.open(made=card, collection=collection) as encoder, bars(unit=" passages") as progress:
+                added, left = take_in(
+                    collection, store=store, encoder=encoder, queries=inputs.queries or None,
+                    rejects=inputs.rejects(), progress=progress,
+                )  # fmt: skip
+            show({**asdict(added), "left": left}, _update_lines(added))
+            for reason in left[:5]:
+                say(f"left as it is: point {reason}")
+            return
         with model.open() as encoder, bars(unit=" points") as progress:
             report = run(
                 collection, store=store, encoder=encoder, queries=inputs.queries, recipe=_spelt(recipe),

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -25,12 +26,15 @@ from xqg_vdb.index.load import check_inputs, rejects_of
 from xqg_vdb.index.write import generated_means, points
 from xqg_vdb.progress import Progress, silent, windows
 from xqg_vdb.search import check_same_encoder
-from xqg_vdb.store.layout import TEXT_DENSE, content_hash, payload_of
-from xqg_vdb.texts.corpus import as_file, as_files
+from xqg_vdb.store.layout import TEXT_DENSE, content_hash, id_of, payload_of, point_id
+from xqg_vdb.texts.corpus import as_file, as_files, as_passage
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, listed
 from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore
+
+if TYPE_CHECKING:
+    from xqg_vdb.store.server.store import ServerStore
 
 _DONE = ("added", "replaced", "deleted")
 MANY, FAR = 1 / 3, 0.1
@@ -87,6 +91,54 @@ def add(
             counts=rejects.counts(),
             cut=cut,
         )
+
+
+def take_in(
+    name: str,
+    *,
+    encoder: TextEncoder,
+    store: ServerStore,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None = None,
+    rejects: Rejects | None = None,
+    progress: Progress = silent,
+) -> tuple[UpdateReport, list[str]]:
+    """Add the passages that stock stores of LangChain, LlamaIndex and Haystack wrote into `name`, and remove theirs.
+
+    They are encoded anew, get the queries that are given, and keep text, fields and id (Haystack's own, else that of
+    the point). A point goes when its passage is durable, and stays when it changed meanwhile, or is no passage: second
+    comes which, and why. Raises like `add`; stopped anywhere, the same call again ends it.
+    """
+    from xqg_vdb.store.server.foreign import recognised
+
+    source, taken, left = store.foreign(name), dict[int | str, int](), list[str]()
+
+    def passages() -> Iterator[dict[str, Any]]:
+        for point in chain.from_iterable(source.pages(vectors=[])):
+            payload = point.payload
+            if str(point.id) == str(point_id(id_of(payload))):
+                continue
+            try:
+                layout = recognised([payload])
+                text, meta = (layout.wordings(payload) or ("",))[-1], layout.fields(payload)
+                meta.pop("query_langs", None)  # Haystack read it here, and wrote it again
+                passage = {"id": layout.key(point.id, payload), "text": text, "meta": meta}
+                as_passage(passage)
+            except DataError as error:
+                left.append(f"{point.id}: {error}")
+            else:
+                taken[point.id] = point.hash
+                yield passage
+
+    with ExitStack() as stack:
+        corpus = as_file(passages(), "corpus.jsonl", stack)
+        if not taken:
+            return UpdateReport(name, store.card(name).count), left
+        report = add(
+            corpus, name, encoder=encoder, store=store, queries=queries, rejects=rejects, progress=progress
+        )  # fmt: skip
+    for part in windows([] if report.counts["rejected"] else taken, WINDOW):
+        source.remove({point: taken[point] for point in part})
+    return report, left
 
 
 def delete(ids: Iterable[str], name: str, *, store: VectorStore) -> UpdateReport:

@@ -280,6 +280,7 @@ def _titled_passage(record: Mapping[str, Any]) -> Passage:
 def as_passage(record: Mapping[str, Any]) -> Passage:
     """What a line of a corpus says as a dict. Raises DataError for one that says no passage."""
     try:
+        check_record(record)
         return _passage(record)
     except BadRecord as error:
         raise DataError(f"{record!r:.60} is no passage: {error}.") from error

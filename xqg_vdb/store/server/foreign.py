@@ -15,6 +15,7 @@ from xqg_vdb.store.layout import missing_collection
 from xqg_vdb.store.server.client import NotFound, TooLarge
 from xqg_vdb.store.server.names import AUGMENT_KEY, CARD_KEY, CURSOR_KEY, Names, card_in, completed
 from xqg_vdb.store.server.writer import build_index
+from xqg_vdb.texts.records import hash64
 from xqg_vdb.types import Card, Distance
 
 PAGE = 256
@@ -30,6 +31,11 @@ class ForeignPoint:
     id: int | str
     payload: dict[str, Any]
     vectors: dict[str, Any]
+
+    @property
+    def hash(self) -> int:
+        """What tells its payload from another."""
+        return hash64(orjson.dumps(self.payload, option=orjson.OPT_SORT_KEYS))
 
 
 class ForeignCollection:
@@ -70,6 +76,16 @@ class ForeignCollection:
         wanted: bool | list[str] = True if vectors is None or "" in vectors else list(vectors)
         for page in self.names.pages(self.physical, page=PAGE, after=after, vectors=wanted or False):
             yield [_point(record) for record in page]
+
+    def remove(self, hashes: Mapping[int | str, int]) -> None:
+        """Delete those of the points whose payloads are still what they were."""
+        client, found = (
+            self.names.client,
+            self.names.look(lambda: self.names.client.retrieve(self.physical, list(hashes), with_payload=True)),
+        )
+        gone = [point.id for point in map(_point, found) if point.hash == hashes[point.id]]
+        selected = models.PointIdsList(points=list(gone))
+        self.names.server.call(lambda: completed(client.delete(self.physical, selected, wait=True)))
 
 
 def chosen_vector(vectors: Mapping[str, models.VectorParams], wanted: str | None, *, name: str) -> tuple[str, Distance]:
@@ -278,6 +294,15 @@ class PayloadLayout:
             return tuple(dict.fromkeys((_with_metadata(node, text), text)))
         title = _at(payload, "meta.title") if self.name == "haystack" else None
         return (f"{title} {text}", text) if isinstance(title, str) and title else (text,)
+
+    def fields(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What lies beside text and id; a node of LlamaIndex stays one, without its text, as in our own store."""
+        if node := _node(payload):
+            return {**payload, _NODE: orjson.dumps({**node, "text": ""}).decode()}
+        if self.name in ("langchain", "haystack"):
+            found = payload.get("metadata" if self.name == "langchain" else "meta")
+            return dict(found) if isinstance(found, Mapping) else {}
+        return {key: value for key, value in payload.items() if key not in (self.text_key, _NODE)}
 
 
 def recognised(
