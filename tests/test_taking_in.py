@@ -1,18 +1,22 @@
 """What the stock stores of three frameworks wrote into a collection of ours: told, and taken in by `augment --new`."""
 
 import json
+import uuid
 
 import pytest
 from cli_cases import run_here, write_lines
+from collection_cases import opened
 from integration_cases import loaded_on
 from qdrant_client import QdrantClient, models
 
 from xqg_vdb import Collection
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index import update
+from xqg_vdb.index.load import load
 from xqg_vdb.index.verify import verify
 from xqg_vdb.store.server import checked_address
 from xqg_vdb.store.server.foreign import ForeignCollection
+from xqg_vdb.testing import HashEncoder
 
 pytest.importorskip("langchain_qdrant")
 pytest.importorskip("llama_index.vector_stores.qdrant")
@@ -65,17 +69,17 @@ def write_as_they_do(loaded):
     return client
 
 
-def told(loaded):
-    return dict(verify(loaded.collection.store, loaded.name).others)
+def told(collection):
+    return dict(verify(collection.store, collection.name).others)
 
 
-def take_in(loaded, **options):
-    return update.take_in(loaded.name, encoder=loaded.encoder, store=loaded.collection.store, **options)
+def take_in(collection):
+    return update.take_in(collection.name, encoder=collection.encoder, store=collection.store)
 
 
 def test_what_they_wrote_is_told_and_taken_in(loaded, tmp_path):
     client = write_as_they_do(loaded)
-    assert told(loaded) == {"LangChain": 1, "LlamaIndex": 1, "Haystack": 2}
+    assert told(loaded.collection) == {"LangChain": 1, "LlamaIndex": 1, "Haystack": 2}
     queries = write_lines(tmp_path / "more.jsonl", [{"id": "own", "generated_queries": {"sw": ["maji ya mto"]}}])
     options = ["--url", loaded.url, "--encoder", loaded.model, "--queries", queries]
     more = {"XQG_VDB_API_KEY": loaded.key} if loaded.key else None
@@ -94,11 +98,12 @@ def test_what_they_wrote_is_told_and_taken_in(loaded, tmp_path):
     assert there[LLAMA].payload["meta"]["lang"] == "de"
     row = loaded.encoder.encode_passages([TEXTS[LLAMA]])[0]
     assert there[LLAMA].vectors["text-dense"] @ row == pytest.approx(1, abs=1e-3)
-    report, left = take_in(loaded)
+    collection = Collection(loaded.name, loaded.collection.store, encoder=loaded.encoder)
+    report, left = take_in(collection)
     assert (report.added, report.replaced, report.unchanged, left) == (0, 0, 0, [])
     from xqg_vdb.integrations.llama_index import XqgVectorStore
 
-    nodes = XqgVectorStore(Collection(loaded.name, loaded.collection.store, encoder=loaded.encoder))
+    nodes = XqgVectorStore(collection)
     (node,) = nodes.get_nodes([LLAMA])
     assert (node.text, node.metadata["page"], node.ref_doc_id) == (TEXTS[LLAMA], 4, "file-7")
     nodes.delete("file-7")
@@ -106,13 +111,23 @@ def test_what_they_wrote_is_told_and_taken_in(loaded, tmp_path):
     client.close()
 
 
+@pytest.fixture(params=["http", "server"])
+def here(request, tmp_path):
+    """Twenty passages, by an encoder that needs no time."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    with opened(request.param, tmp_path) as store:
+        corpus = [{"id": f"p{n}", "text": f"text {n}", "lang": "en"} for n in range(20)]
+        yield load(corpus, name, encoder=HashEncoder(dim=12), store=store).collection
+        store.delete(name)
+
+
 def a_stranger(number, text, **more):
     payload = {"page_content": text, "metadata": more}
     return models.PointStruct(id=number, vector={"text-dense": [0.5] * 12}, payload=payload)
 
 
-def test_stopped_it_goes_on_and_what_changes_meanwhile_stays(loaded, monkeypatch):
-    client, physical = loaded.collection.store._client, loaded.collection.store.physical(loaded.name)
+def test_stopped_it_goes_on_and_what_changes_meanwhile_stays(here, monkeypatch):
+    client, physical = here.store._client, here.store.physical(here.name)
     client.upsert(physical, [a_stranger(number, f"maji {number} ya mto") for number in range(5)], wait=True)
 
     def changed(*arguments, **options):
@@ -126,38 +141,38 @@ def test_stopped_it_goes_on_and_what_changes_meanwhile_stays(loaded, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(ForeignCollection, "remove", stopped)
         with pytest.raises(KeyboardInterrupt):
-            take_in(loaded)
-    assert told(loaded) == {"LangChain": 5} and loaded.collection.count() == 30
+            take_in(here)
+    assert told(here) == {"LangChain": 5} and here.count() == 30
     with monkeypatch.context() as patch:
         patch.setattr(update, "add", changed)
-        assert take_in(loaded)[0].unchanged == 5
-    assert told(loaded) == {"LangChain": 1}
-    report, left = take_in(loaded)
-    assert (report.replaced, told(loaded), left) == (1, {}, [])
-    found = verify(loaded.collection.store, loaded.name)
+        assert take_in(here)[0].unchanged == 5
+    assert told(here) == {"LangChain": 1}
+    report, left = take_in(here)
+    assert (report.replaced, told(here), left) == (1, {}, [])
+    found = verify(here.store, here.name)
     assert (found.problems, found.points) == ((), 25)
 
 
-def test_what_is_no_passage_stays_and_is_named(loaded, tmp_path):
-    client, physical = loaded.collection.store._client, loaded.collection.store.physical(loaded.name)
+def test_what_is_no_passage_stays_and_is_named(here, tmp_path):
+    client, physical = here.store._client, here.store.physical(here.name)
     odd = [models.PointStruct(id=9, vector={"text-dense": [0.5] * 12}, payload={"page": 1})]
     client.upsert(physical, [*odd, a_stranger(7, " "), a_stranger(8, "good", lang="und")], wait=True)
-    report, left = take_in(loaded)
-    assert report.added == 1 and told(loaded) == {"LangChain": 1, "others": 1}
+    report, left = take_in(here)
+    assert report.added == 1 and told(here) == {"LangChain": 1, "others": 1}
     assert left[0].startswith("7: ") and "blank" in left[0] and "known layout" in left[1]
     assert {point.id for point in client.retrieve(physical, [7, 8, 9])} == {7, 9}
     for more, said in [(["--undo"], "--new, or --undo"), (["--alpha", "0.2"], "the collection's card has them")]:
-        done = run_here(tmp_path, "augment", loaded.name, "--new", "--url", loaded.url, *more)
+        done = run_here(tmp_path, "augment", here.name, "--new", "--url", "http://127.0.0.1:9", *more)
         assert (done.returncode, said in done.stderr) == (2, True)
 
 
-def test_only_collections_of_a_load_take_in(loaded):
-    client, name = loaded.collection.store._client, f"{loaded.name}-plain"
+def test_only_collections_of_a_load_take_in(here):
+    client, name = here.store._client, f"{here.name}-plain"
     client.create_collection(name, vectors_config={"text-dense": models.VectorParams(size=12, distance="Cosine")})
     try:
         client.upsert(name, [a_stranger(1, "maji")], wait=True)
         with pytest.raises((DataError, MismatchError), match=r"card|was made"):
-            update.take_in(name, encoder=loaded.encoder, store=loaded.collection.store)
+            update.take_in(name, encoder=here.encoder, store=here.store)
         assert client.count(name).count == 1
     finally:
         client.delete_collection(name)
