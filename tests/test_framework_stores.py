@@ -12,6 +12,7 @@ from xqg_vdb import Collection, Retriever
 from xqg_vdb.errors import DataError
 from xqg_vdb.index.load import LoadOptions, load
 from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.operations import finish
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
 
@@ -161,8 +162,8 @@ async def test_documents_in_chunks_come_back_whole(empty):
     documents = vectors.documents
     assert (documents.count(), sorted(documents.ids())) == (3, ["d0", "d1", "d2"])
     only = models.Filter(must=[documents.with_ids(["d1", "d2"])])
-    assert {" ".join(hit.text.split()) for hit in documents.matching(only, most=10)} == set(wanted[1:])
-    assert {hit.id for hit in await documents.amatching(only, most=10)} == {"d1", "d2"}
+    assert {" ".join(hit.text.split()) for hit in finish(documents.matching(only, most=10))} == set(wanted[1:])
+    assert {hit.id for hit in await documents.matching(only, most=10, aside=True)} == {"d1", "d2"}
     vectors.delete(["d1"])
     assert vectors.get_by_ids(["d0", "d1"])[0].id == "d0" and documents.count() == 2
     assert vectors.delete() and empty.count() == 0

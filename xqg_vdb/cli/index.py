@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from xqg_vdb.index.load import LoadOptions, LoadReport
     from xqg_vdb.index.verify import Verification
     from xqg_vdb.store.layout import CollectionOptions
-    from xqg_vdb.store.server.store import ServerStore
 
 
 @dataclass(frozen=True)
@@ -254,12 +253,15 @@ def augment(
     from xqg_vdb.index.augment import augment as run
     from xqg_vdb.index.augment import undo as take_back
     from xqg_vdb.index.update import take_in
+    from xqg_vdb.store.server.store import ServerStore
 
     if undo == (new or bool(inputs.queries)):
         raise click.UsageError("give --queries, --new, or --undo")
     if new and (wishes, recipe) != (Made(), Recipe()):
         raise click.UsageError("--new takes no recipe and no options of a copy: the collection's card has them")
-    with closing(_server(place)) as store:
+    with closing(place.open()) as store:
+        if not isinstance(store, ServerStore):
+            raise DataError("augment is for collections on a Qdrant server: give its address with --url.")
         if undo:
             said = take_back(collection, store=store, to=wishes.to)
             show({"undone": said}, [said])
@@ -282,16 +284,6 @@ def augment(
                 wishes=wishes, rejects=inputs.rejects(), progress=progress,
             )  # fmt: skip
     show(report, _augment_lines(report))
-
-
-def _server(place: Place) -> ServerStore:
-    from xqg_vdb.store.server.store import ServerStore
-
-    store = place.open()
-    if not isinstance(store, ServerStore):
-        store.close()
-        raise DataError("augment is for collections on a Qdrant server: give its address with --url.")
-    return store
 
 
 def _augment_lines(report: AugmentReport) -> Iterator[str]:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from os import PathLike
@@ -30,6 +31,7 @@ from xqg_vdb.index.write import card_of, check_counts, finished, folded_langs, g
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store.layout import TEXT_DENSE
+from xqg_vdb.texts.corpus import as_files
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import (
@@ -108,8 +110,7 @@ def augment(
     distances without fusion and for layouts that cannot be copied; DataError, ServerError, DiskError, LockedError.
     """
     recipe, wishes = recipe or Recipe(), wishes or Wishes()
-    given = [queries] if isinstance(queries, str | PathLike) else queries
-    files = [Path(file) for file in given]
+    files = as_files(queries, ExitStack())
     source = store.foreign(name)
     if source.record:  # a copy of ours is made again from what it was copied from
         source, wishes = store.foreign(source.record["source"]), replace(wishes, to=wishes.to or name)

@@ -22,7 +22,7 @@ from xqg_vdb.progress import Progress, silent, traced
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import without_long_blanks
 from xqg_vdb.texts.queries import QueryFile, row_digest
-from xqg_vdb.texts.records import Rejects, open_lines
+from xqg_vdb.texts.records import Rejects, hash64, open_lines
 from xqg_vdb.types import EncoderFacts, GeneratedQueries, Passage, Vectors
 
 Row = tuple[Passage, GeneratedQueries | None]
@@ -264,7 +264,9 @@ def encode_cached(
         texts,
         dim=facts.dim,
         fingerprint=facts.fingerprint,
-        digests=lambda part: np.array([_text_digest(text) for text in part], dtype=np.uint64),
+        digests=lambda part: np.array(
+            [hash64(text.encode("utf-8", "surrogatepass")) for text in part], dtype=np.uint64
+        ),
         encode=lambda part, digests: Window([""] * len(part), digests, encode(part), {}),
         say=lambda done: progress(stage, done, len(texts)),
     )
@@ -278,10 +280,6 @@ def digest_of(texts: Sequence[str]) -> str:
         raw = text.encode("utf-8", "surrogatepass")
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
-
-
-def _text_digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 # Generated queries as vectors one by one, where a build folder has only their sums: for experiments and for tuning.

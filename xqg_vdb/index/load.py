@@ -107,8 +107,7 @@ def check_inputs(
     check_name(name)
     refuse_pipe(Path(corpus))  # it is read twice
     read_corpus(Path(corpus))
-    given = [queries] if isinstance(queries, str | PathLike) else queries or []
-    files = [Path(file) for file in given]
+    files = as_files(queries, ExitStack())
     for file in [*files, *([] if questions is None else [Path(questions)])]:
         open_lines(file)
     return files

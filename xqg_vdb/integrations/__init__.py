@@ -78,8 +78,7 @@ class Documents:
     """A collection that a framework writes into: the first documents make it, the next ones change it.
 
     collection: `Collection(name, open_store(…), encoder=…)`, which need not be there yet; where it is, its card says
-    how to encode what is added. Generated queries come by `load` and `Collection.add`. Threads may share it. What has
-    an asynchronous twin asks a server by an asynchronous client, and the embedded engine on a thread.
+    how to encode what is added. Generated queries come by `load` and `Collection.add`. Threads may share it.
     """
 
     def __init__(self, collection: Collection) -> None:
@@ -124,24 +123,8 @@ class Documents:
     def delete_matching(self, where: models.Filter) -> None:
         """Delete what a filter lets through."""
         search, anywhere = Search(_AT_ONCE, where=where, exact=True), [1.0] * self.collection.encoder.facts.dim
-        while gone := [hit.id for hit in self.nearest(anywhere, search)]:
+        while gone := [hit.id for hit in finish(self.nearest(anywhere, search))]:
             self.delete(gone)
-
-    def get(self, ids: Iterable[str]) -> list[Hit]:
-        """Those of the passages, or whole documents, that are there, in the order of their ids."""
-        return finish(self._get(ids, here, None))
-
-    async def aget(self, ids: Iterable[str]) -> list[Hit]:
-        """`get` for coroutines."""
-        return await self._get(ids, asyncio.to_thread, self._server)
-
-    def matching(self, where: Any, *, most: int) -> list[Hit]:
-        """Up to so many passages, or documents, that a filter lets through, or that there are, in no order."""
-        return finish(self._matching(where, most, here, None))
-
-    async def amatching(self, where: Any, *, most: int) -> list[Hit]:
-        """`matching` for coroutines."""
-        return await self._matching(where, most, asyncio.to_thread, self._server)
 
     def count(self) -> int:
         """How many passages, or documents, there are."""
@@ -160,42 +143,34 @@ class Documents:
             return models.FieldCondition(key="id", match=models.MatchAny(any=list(ids)))
         return models.HasIdCondition(has_id=[str(point_id(str(docid))) for docid in ids])
 
-    def nearest(self, vector: Sequence[float], search: Search) -> list[Hit]:
+    # For coroutines, too: `aside` a server is asked by an asynchronous client, and else all of it is on a thread.
+
+    async def nearest(self, vector: Sequence[float], search: Search, *, aside: bool = False) -> list[Hit]:
         """The k best passages for one vector."""
-        return finish(self._nearest(vector, search, here, None))
-
-    async def anearest(self, vector: Sequence[float], search: Search) -> list[Hit]:
-        """`nearest` for coroutines."""
-        return await self._nearest(vector, search, asyncio.to_thread, self._server)
-
-    def search(self, question: Question, search: Search) -> list[Hit]:
-        """The k best passages for one question."""
-        asked = self.asked()
-        return [] if asked is None else list(asked.retriever.run([question], search)[0].hits)
-
-    async def asearch(self, question: Question, search: Search) -> list[Hit]:
-        """`search` for coroutines."""
-        asked = await asyncio.to_thread(self.asked)
-        return [] if asked is None else list((await asked.run([question], search))[0].hits)
-
-    # One path each; wait: how a call is waited for. server: the asynchronous one, None for calls of the store.
-
-    async def _nearest(self, vector: Sequence[float], search: Search, wait: Any, server: Any) -> list[Hit]:
-        row = np.asarray(vector, np.float32)[None]
+        row, (wait, server) = np.asarray(vector, np.float32)[None], self._way(aside)
         if await wait(self.asked) is None:
             return []
         if server is None:
             return list((await wait(partial(self.collection.nearest, row, search)))[0])
         return list((await server.searches(self.collection.name, [(row, search)]))[0][0])
 
-    async def _matching(self, where: Any, most: int, wait: Any, server: Any) -> list[Hit]:
-        search = Search(most, where=where, exact=True)
-        hits = await self._nearest([1.0] * self.collection.encoder.facts.dim, search, wait, server)
-        parts = any(hit.span for hit in hits)
-        return await self._get((hit.id for hit in hits), wait, server) if parts else hits
+    async def search(self, question: Question, search: Search, *, aside: bool = False) -> list[Hit]:
+        """The k best passages for one question."""
+        asked = await self._way(aside)[0](self.asked)
+        if asked is None:
+            return []
+        return list((await asked.run([question], search) if aside else asked.retriever.run([question], search))[0].hits)
 
-    async def _get(self, ids: Iterable[str], wait: Any, server: Any) -> list[Hit]:
-        """The chunks of a document are numbered; as long as the last that was asked for is there, there may be more."""
+    async def matching(self, where: Any, *, most: int, aside: bool = False) -> list[Hit]:
+        """Up to so many passages, or documents, that a filter lets through, or that there are, in no order."""
+        search = Search(most, where=where, exact=True)
+        hits = await self.nearest([1.0] * self.collection.encoder.facts.dim, search, aside=aside)
+        return await self.get((hit.id for hit in hits), aside=aside) if any(hit.span for hit in hits) else hits
+
+    async def get(self, ids: Iterable[str], *, aside: bool = False) -> list[Hit]:
+        """Those of the passages, or whole documents, that are there, in the order of their ids."""
+        # the chunks of a document are numbered: as long as the last that was asked for is there, there may be more
+        wait, server = self._way(aside)
         if await wait(self.asked) is None:
             return []
         store, name, docids = self.collection.store, self.collection.name, list(dict.fromkeys(map(str, ids)))
@@ -218,6 +193,9 @@ class Documents:
             first += _CHUNKS_AT_ONCE
             longer = [docid for docid in longer if len(parts[docid]) == first]
         return [_whole(hits) for hits in parts.values() if hits]
+
+    def _way(self, aside: bool) -> tuple[Any, Any]:
+        return (asyncio.to_thread, self._server) if aside else (here, None)
 
 
 def _whole(chunks: Sequence[Hit]) -> Hit:

@@ -30,6 +30,7 @@ from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store import open_store
 from xqg_vdb.store.filters import equal
 from xqg_vdb.store.layout import LANG_KEY
+from xqg_vdb.store.operations import finish
 from xqg_vdb.types import Hit, Passage
 
 try:
@@ -249,19 +250,19 @@ class XqgDocumentStore(_Placed[Documents]):
 
     def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
         """The documents that the filters let through, up to 10,000."""
-        return list(map(_stored, self._ready().matching(_where(filters), most=10_000)))
+        return list(map(_stored, finish(self._ready().matching(_where(filters), most=10_000))))
 
     async def filter_documents_async(self, filters: dict[str, Any] | None = None) -> list[Document]:
         """`filter_documents` for coroutines."""
         documents = await asyncio.to_thread(self._ready)
-        return list(map(_stored, await documents.amatching(_where(filters), most=10_000)))
+        return list(map(_stored, await documents.matching(_where(filters), most=10_000, aside=True)))
 
     def write_documents(self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE) -> int:
         """Write documents; those that are there already are overwritten unless `policy` says otherwise."""
         if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
             raise ValueError(f"write_documents takes a list of Documents, found {documents!r:.80}.")
         if policy in (DuplicatePolicy.FAIL, DuplicatePolicy.SKIP):
-            there = {hit.id for hit in self._ready().get([document.id for document in documents])}
+            there = {hit.id for hit in finish(self._ready().get([document.id for document in documents]))}
             if there and policy == DuplicatePolicy.FAIL:
                 raise DuplicateDocumentError(f"There are documents already with the ids {', '.join(sorted(there))}.")
             documents = [document for document in documents if document.id not in there]

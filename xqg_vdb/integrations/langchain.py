@@ -19,6 +19,7 @@ from xqg_vdb.search import QuestionEncoder, passage_languages
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import LANG_KEY, check_hybrid
+from xqg_vdb.store.operations import finish
 from xqg_vdb.types import Hit, Passage, Question, Search
 
 try:
@@ -135,7 +136,7 @@ def _searching(made: Callable[[Hit], Any]) -> Any:
     ) -> list[Any]:
         """The k best documents, with their scores where the name says so, for a question in any language."""
         question = asked(query, k, filter, passage_langs, question_lang)
-        return list(map(made, self.documents.search(*question)))
+        return list(map(made, finish(self.documents.search(*question))))
 
     async def asearch(
         self: XqgVectorStore,
@@ -148,7 +149,7 @@ def _searching(made: Callable[[Hit], Any]) -> Any:
     ) -> list[Any]:
         """The same for coroutines."""
         question = asked(query, k, filter, passage_langs, question_lang)
-        return list(map(made, await self.documents.asearch(*question)))
+        return list(map(made, await self.documents.search(*question, aside=True)))
 
     return search, asearch
 
@@ -219,11 +220,11 @@ class XqgVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Those of the documents that are there; of a collection in chunks, whole."""
-        return list(map(_stored, self.documents.get(ids)))
+        return list(map(_stored, finish(self.documents.get(ids))))
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """`get_by_ids` for coroutines."""
-        return list(map(_stored, await self.documents.aget(ids)))
+        return list(map(_stored, await self.documents.get(ids, aside=True)))
 
     similarity_search, asimilarity_search = _searching(lambda hit: _stored(hit))
     similarity_search_with_score, asimilarity_search_with_score = _searching(lambda hit: (_stored(hit), hit.score))
@@ -232,13 +233,13 @@ class XqgVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None
     ) -> list[Document]:
         """The k best documents for one vector, such as one of `embeddings.embed_query`."""
-        return list(map(_stored, self.documents.nearest(embedding, Search(k, where=filter or None))))
+        return list(map(_stored, finish(self.documents.nearest(embedding, Search(k, where=filter or None)))))
 
     async def asimilarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: models.Filter | dict[str, Any] | None = None
     ) -> list[Document]:
         """`similarity_search_by_vector` for coroutines."""
-        return list(map(_stored, await self.documents.anearest(embedding, Search(k, where=filter or None))))
+        return list(map(_stored, await self.documents.nearest(embedding, Search(k, where=filter or None), aside=True)))
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda score: (1.0 + score) / 2.0  # a cosine

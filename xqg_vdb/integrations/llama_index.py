@@ -19,6 +19,7 @@ from xqg_vdb.search import QuestionEncoder, passage_languages
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store.filters import between, equal, payload_path
 from xqg_vdb.store.layout import LANG_KEY
+from xqg_vdb.store.operations import finish
 from xqg_vdb.types import Hit, Question, Search
 
 try:
@@ -180,14 +181,14 @@ class XqgVectorStore(BasePydanticVectorStore):
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Nodes by ids and filters, up to 10,000."""
-        return list(map(_stored, self._documents.matching(self._where(node_ids, None, filters), most=10_000)))
+        return list(map(_stored, finish(self._documents.matching(self._where(node_ids, None, filters), most=10_000))))
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
         """`get_nodes` for coroutines."""
         where = await asyncio.to_thread(self._where, node_ids, None, filters)
-        return list(map(_stored, await self._documents.amatching(where, most=10_000)))
+        return list(map(_stored, await self._documents.matching(where, most=10_000, aside=True)))
 
     def clear(self) -> None:
         """Delete all nodes."""
@@ -197,17 +198,19 @@ class XqgVectorStore(BasePydanticVectorStore):
 
     def query(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         """The best nodes for a question in any language, or for a vector where there is no text."""
-        search = self._search(query)
-        if query.query_str is None and query.query_embedding is not None:
-            return _result(self._documents.nearest(query.query_embedding, search))
-        return _result(self._documents.search(Question("0", query.query_str or ""), search))
+        return finish(self._asked(query, self._search(query)))
 
     async def aquery(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         """`query` for coroutines."""
-        search = await asyncio.to_thread(self._search, query)
+        return await self._asked(query, await asyncio.to_thread(self._search, query), aside=True)
+
+    async def _asked(self, query: VectorStoreQuery, search: Search, *, aside: bool = False) -> VectorStoreQueryResult:
         if query.query_str is None and query.query_embedding is not None:
-            return _result(await self._documents.anearest(query.query_embedding, search))
-        return _result(await self._documents.asearch(Question("0", query.query_str or ""), search))
+            hits = await self._documents.nearest(query.query_embedding, search, aside=aside)
+        else:
+            hits = await self._documents.search(Question("0", query.query_str or ""), search, aside=aside)
+        nodes, scores = list(map(_stored, hits)), [hit.score for hit in hits]
+        return VectorStoreQueryResult(nodes=nodes, similarities=scores, ids=[hit.id for hit in hits])
 
     def _search(self, query: VectorStoreQuery) -> Search:
         if query.mode != VectorStoreQueryMode.DEFAULT:
@@ -221,11 +224,6 @@ class XqgVectorStore(BasePydanticVectorStore):
         must += [] if not doc_ids else [equal(payload_path("ref_doc_id"), list(doc_ids))]
         must += [] if filters is None or not filters.filters else [qdrant_filter(filters)]
         return models.Filter(must=must) if must else None
-
-
-def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
-    nodes, scores = list(map(_stored, hits)), [hit.score for hit in hits]
-    return VectorStoreQueryResult(nodes=nodes, similarities=scores, ids=[hit.id for hit in hits])
 
 
 def _stored(hit: Hit) -> BaseNode:

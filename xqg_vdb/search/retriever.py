@@ -129,14 +129,6 @@ class Collection(_Asked):
             raise
         return cls(name, store, encoder=encoder)
 
-    @classmethod
-    def all(
-        cls, *, path: str | os.PathLike[str] | None = None, url: str | None = None, api_key: str | None = None
-    ) -> list[Collection]:
-        """Every collection of a store, by name; closing one closes the store, which they share."""
-        store = open_store(path, url=url, api_key=api_key)
-        return [cls(name, store) for name in store.names()]
-
     def __repr__(self) -> str:
         return f"Collection({self.name!r}, {self.store!r})"
 
