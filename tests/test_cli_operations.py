@@ -11,7 +11,6 @@ from cli_cases import run_cli, run_here, write_inputs
 from fake_qdrant import FakeQdrant
 from tiny_model import write_tiny_encoder
 
-from xqg_vdb import Collection
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.server.store import ServerStore
 
@@ -181,9 +180,6 @@ def test_list_names_every_collection_with_its_version_and_recipe(desk):
     assert re.fullmatch(told, said(desk, "list"))
     (record,) = json.loads(said(desk, "list", "--json"))
     assert (record["collection"], record["version"], record["passages"]) == ("wiki", "v0002", 30)
-    (wiki,) = Collection.all(path=desk / "store")
-    assert (wiki.name, wiki.version, wiki.card.count) == ("wiki", "v0002", 30)
-    wiki.close()
     shutil.copytree(desk / "store" / "wiki", desk / "store" / "broken")
     for card in (desk / "store" / "broken").rglob("card.json"):
         card.write_text("{")

@@ -264,9 +264,7 @@ def encode_cached(
         texts,
         dim=facts.dim,
         fingerprint=facts.fingerprint,
-        digests=lambda part: np.array(
-            [hash64(text.encode("utf-8", "surrogatepass")) for text in part], dtype=np.uint64
-        ),
+        digests=lambda part: np.array([hash64(text.encode("utf-8", "surrogatepass")) for text in part], np.uint64),
         encode=lambda part, digests: Window([""] * len(part), digests, encode(part), {}),
         say=lambda done: progress(stage, done, len(texts)),
     )

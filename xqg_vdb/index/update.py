@@ -104,9 +104,9 @@ def take_in(
 ) -> tuple[UpdateReport, list[str]]:
     """Add the passages that stock stores of LangChain, LlamaIndex and Haystack wrote into `name`, and remove theirs.
 
-    They are encoded anew, get the queries that are given, and keep text, fields and id (Haystack's own, else that of
-    the point). A point goes when its passage is durable, and stays when it changed meanwhile, or is no passage: second
-    comes which, and why. Raises like `add`; stopped anywhere, the same call again ends it.
+    They are encoded anew and keep text, fields and id (Haystack's own, else the point's). A point goes when its passage
+    is durable; one that changed meanwhile stays, and what is no passage: second comes which, and why. Raises like
+    `add`; stopped anywhere, the same call again ends it.
     """
     from xqg_vdb.store.server.foreign import recognised
 
