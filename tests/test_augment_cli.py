@@ -110,7 +110,7 @@ def test_what_the_command_refuses(desk):
     _, url = desk
     base = ("augment", "wiki", "--encoder", "tiny")
     for arguments, code, said in (
-        ((*base, "--url", url), 2, "--queries, or --undo"),
+        ((*base, "--url", url), 2, "--queries, --new, or --undo"),
         ((*base, "--queries", "queries.jsonl", "--path", "data"), 3, "--url"),
         (("augment", "wikki", "--queries", "queries.jsonl", "--url", url), 3, "no collection 'wikki'"),
         ((*base, "--queries", "queries.jsonl", "--to", "wiki__v0001", "--url", url), 3, "cannot name"),
