@@ -79,13 +79,11 @@ class ForeignCollection:
 
     def remove(self, hashes: Mapping[int | str, int]) -> None:
         """Delete those of the points whose payloads are still what they were."""
-        client, found = (
-            self.names.client,
-            self.names.look(lambda: self.names.client.retrieve(self.physical, list(hashes), with_payload=True)),
-        )
+        client = self.names.client
+        found = self.names.look(lambda: client.retrieve(self.physical, list(hashes), with_payload=True))
         gone = [point.id for point in map(_point, found) if point.hash == hashes[point.id]]
         selected = models.PointIdsList(points=list(gone))
-        self.names.server.call(lambda: completed(client.delete(self.physical, selected, wait=True)))
+        self.names.server.call(lambda: completed(client.delete(self.physical, selected, wait=True).status))
 
 
 def chosen_vector(vectors: Mapping[str, models.VectorParams], wanted: str | None, *, name: str) -> tuple[str, Distance]:
