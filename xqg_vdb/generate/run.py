@@ -36,7 +36,7 @@ from xqg_vdb.models.decoder import row_key
 from xqg_vdb.progress import Progress, in_order, silent, unbroken, windows
 from xqg_vdb.texts.corpus import read_corpus
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.queries import QueryFile, read_queries, row_digest
+from xqg_vdb.texts.queries import QueryFile, count_queries, read_queries, row_digest
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import GeneratedQueries, Passage
 
@@ -276,7 +276,7 @@ def _written(
         reasons.update(rejected)
         for i, record in zip(places, records, strict=True):
             queries[i].update(record.queries)
-            new += _count(record)
+            new += count_queries(record)
     lines: list[Mapping[str, Any]] = [
         {"id": p.id, "digest": passage_digest(p), "queries": {lang: texts[lang] for lang in job.query_langs}}
         for (p, *_), texts in zip(batch, queries, strict=True)
@@ -311,12 +311,8 @@ def good_records(
             kept[i] = GeneratedQueries(kept[i].id, queries)
     reasons = reasons_in(judged)
     if reasons:
-        reasons[REPLACED] = sum(reasons.values()) - sum(map(_count, records)) + sum(map(_count, kept))
+        reasons[REPLACED] = sum(reasons.values()) - sum(map(count_queries, records)) + sum(map(count_queries, kept))
     return kept, reasons
-
-
-def _count(record: GeneratedQueries) -> int:
-    return sum(map(len, record.queries.values()))
 
 
 # Queries of an earlier run for a corpus that has changed since: what it wrote about passages that are as they were.

@@ -130,7 +130,7 @@ class QueryFile:
             for source, record in parsed(read_sources(path, rejects), _parsed, rejects):
                 rejects.accepted += 1
                 kept = _without_blank(record)
-                self.blank += _count(record) - _count(kept)
+                self.blank += count_queries(record) - count_queries(kept)
                 yield kept, file.tell() if copied else cast(int, source.offset)
                 if copied:
                     file.write(source.raw + b"\n")
@@ -191,7 +191,8 @@ def _without_blank(record: GeneratedQueries) -> GeneratedQueries:
     return replace(record, queries={lang: questions for lang, questions in kept.items() if questions})
 
 
-def _count(record: GeneratedQueries) -> int:
+def count_queries(record: GeneratedQueries) -> int:
+    """How many queries a record holds, in all languages."""
     return sum(map(len, record.queries.values()))
 
 
