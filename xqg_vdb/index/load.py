@@ -184,7 +184,7 @@ def load(
     recipe, options = Recipe() if recipe is None else recipe, LoadOptions() if options is None else options
     expect("recipe", recipe, Recipe, "a Recipe, such as Recipe(alpha=0.3)")
     expect("options", options, LoadOptions, "LoadOptions(…)")
-    if not hasattr(store, "names") and store is not None:
+    if isinstance(store, str | PathLike | int):
         raise DataError(f"store must be what open_store(…) returns, found {store!r:.80}.")
     if isinstance(encoder, str | Path) or not hasattr(encoder, "facts"):
         encoder = ready_encoder(encoder)
