@@ -311,7 +311,7 @@ def test_a_suite_file(data):
         (('["afriqa"]', '["afrika"]'), "'afrika' is no dataset; expected afriqa"),
         (('["afriqa"]', '"afriqa"'), "datasets cannot be 'afriqa'"),
         (("calibration = 0", 'calibration = "0"'), "system 'plain': calibration cannot be '0'"),
-        (("alpha = 0.2", "alpha = 2"), "alpha must lie between 0 and 1"),
+        (("alpha = 0.2", "alpha = 2"), "alpha must be a number between 0 and 1"),
         (("alpha = 0.2", "alfa = 0.2"), "'alfa' is no key"),
         (('systems = ["xqg"]', 'systems = ["xqq"]'), "'xqq' is no system; expected xqg"),
         (('queries = "mine"', 'queries = "yours"'), "'yours' is no query set; expected mine"),
