@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--endpoint-model", default="default")
     given = parser.parse_args()
     task = some_questions(given)
-    encoder = Encoder(encoder_folder("starter", report=say), threads=given.threads)
+    encoder = Encoder(encoder_folder("starter", say=say), threads=given.threads)
     collection = collection_of(task, encoder, given.work)
     asked = open_writer(given.model, endpoint_model=given.endpoint_model, threads=given.threads)
     header = {"prompts": PROMPTS, "writer": asked.describe()}

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import click
@@ -72,6 +73,11 @@ def short(data_dir: Path, folder: Path, n: int) -> list[str]:
     return [fits[at] for at in np.random.default_rng(0).choice(len(fits), min(n, len(fits)), replace=False)]
 
 
+def one_row(encoder: Encoder, text: str) -> object:
+    """The calibrated vector of a question."""
+    return encoder.encode_queries([text])
+
+
 def contenders(folders: dict[Precision, Path], checkpoint: Path) -> tuple[dict[str, Ask], dict[str, list[str]]]:
     """How each is asked one question, and the command that asks its first one."""
     import torch
@@ -82,7 +88,7 @@ def contenders(folders: dict[Precision, Path], checkpoint: Path) -> tuple[dict[s
     for precision, folder in folders.items():
         for engine in engines():
             encoder, name = Encoder(folder, engine=engine), f"{precision} {engine}"
-            asks[name] = lambda text, encoder=encoder: encoder.encode_queries([text])  # type: ignore[misc]
+            asks[name] = partial(one_row, encoder)
             cold[name] = [sys.executable, "-c", COLD, str(folder), engine]
     torch.set_num_threads(encoder.threads)
     model = SentenceTransformer(str(checkpoint), device="cpu")

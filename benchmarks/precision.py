@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import click
 import numpy as np
@@ -49,7 +50,7 @@ def main(data_dir: Path | None, model: Path | None, base: Path | None, every: in
         if name == names[0] or not only or name in only:
             click.echo(f"encoding: {name}", err=True)
             precision, engine = name.split(" ")
-            rows[name] = encoded(folders[precision], engine, tasks)  # type: ignore[arg-type]
+            rows[name] = encoded(folders[precision], cast(Engine, engine), tasks)
     click.echo(f"{'':48}" + "".join(f"{task.name + ', ' + kind:>40}" for task in tasks for kind in KINDS))
     base_rows = rows[names[0]]
     for name, own in rows.items():

@@ -85,7 +85,7 @@ class KeptScorer:
 
 
 def rank_in_windows(
-    queries: Sequence[Question], first: dict[str, list[Hit]], reranker: Reranker, *, together: int
+    queries: Sequence[Question], first: dict[str, list[Hit]], reranker: Reranker, scorer: KeptScorer, *, together: int
 ) -> tuple[dict[str, list[Hit]], float]:
     """Question id -> hits by their new score, of the windows that were finished; seconds a question."""
     scored: dict[str, list[Hit]] = {}
@@ -93,19 +93,19 @@ def rank_in_windows(
     with bars(unit=" passages") as progress:
         for number, window in enumerate(windows(queries, together), 1):
             say(f"Questions {(number - 1) * together + 1} to {(number - 1) * together + len(window)} of {len(queries)}")
-            reranker.scorer.seconds = 0.0
+            scorer.seconds = 0.0
             try:
                 ranked = reranker.rerank_all(window, [first[query.id] for query in window], progress=progress)
             except TimeUp:
                 break
             scored |= {query.id: own for query, own in zip(window, ranked, strict=True)}
-            seconds += reranker.scorer.seconds
+            seconds += scorer.seconds
     return scored, seconds / max(1, len(scored))
 
 
-def one_by_one(queries: Sequence[Question], first: dict[str, list[Hit]], reranker: Reranker) -> dict[str, float]:
+def one_by_one(queries: Sequence[Question], first: dict[str, list[Hit]], scorer: Scorer) -> dict[str, float]:
     """Seconds of a question that is asked alone, nothing kept."""
-    alone = Reranker(reranker.scorer.scorer, weight=reranker.weight)
+    alone = Reranker(scorer, weight=1.0)
     seconds = []
     for query in queries:
         start = time.perf_counter()
@@ -124,7 +124,7 @@ def main() -> None:
     given = parser.parse_args()
     end = time.monotonic() + 60 * given.minutes
     task = some_questions(given)
-    encoder = Encoder(encoder_folder("starter", report=say), threads=given.threads)
+    encoder = Encoder(encoder_folder("starter", say=say), threads=given.threads)
     retriever = Retriever(encoder, collection_of(task, encoder, given.work))
     start = time.perf_counter()
     answers = retriever.run(task.queries, Search(given.depth, exact=True))
@@ -133,7 +133,7 @@ def main() -> None:
     scorer = KeptScorer(given.model, given.work / "upr-likelihoods.jsonl", threads=given.threads, end=end)
     reranker = Reranker(scorer, weight=1.0)  # the likelihoods themselves; `mixed` weighs them
     queries = in_turn(task)
-    scored, together = rank_in_windows(queries, first, reranker, together=given.together)
+    scored, together = rank_in_windows(queries, first, reranker, scorer, together=given.together)
     done = task.narrowed(scored)
     if not done.queries:
         sys.exit(f"No window of {given.together} questions is finished yet; repeat the command to go on.")
@@ -142,7 +142,7 @@ def main() -> None:
         found = {query.id: mixed(first[query.id], scored[query.id], weight) for query in done.queries}
         rows["UPR" if weight == 1 else f"UPR, weight {weight}"] = measured(done, found)
     if given.single:
-        latency |= one_by_one(queries[: given.single], first, reranker)
+        latency |= one_by_one(queries[: given.single], first, scorer.scorer)
     print_table(rows, given.langs)
     passages = len({hit.id for query in done.queries for hit in first[query.id]})
     print(
