@@ -15,9 +15,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Self
 
-import orjson
-from qdrant_client import grpc, models
-from qdrant_client.conversions.conversion import payload_to_grpc
+from qdrant_client import models
 
 from xqg_vdb.errors import DataError, LockedError, MismatchError, ServerError, XqgError
 from xqg_vdb.store.gate import Rows, checked, to_publish, wrong_count
@@ -43,7 +41,8 @@ from xqg_vdb.store.server.names import (
     short,
     version_number,
 )
-from xqg_vdb.types import Card, CollectionWriter, PointBatch, SparseVector, StoredPoint, Vectors
+from xqg_vdb.store.server.points import upserting
+from xqg_vdb.types import Card, CollectionWriter, PointBatch, StoredPoint
 
 _log = logging.getLogger(__name__)
 
@@ -258,7 +257,7 @@ class _ServerWriter:
 
     def _send(self, rows: Rows, points: PointBatch, start: int, stop: int) -> None:
         """Write these rows; by halves when the server finds them too large, or refuses a point that is to be found."""
-        write = self._request(rows, points, slice(start, stop))
+        write = upserting(self._names, self._version, rows, points, slice(start, stop))
         try:
             self._server.call(lambda: completed(write()))
         except (TooLarge, Refused) as error:
@@ -272,52 +271,6 @@ class _ServerWriter:
             middle = (start + stop) // 2
             self._send(rows, points, start, middle)
             self._send(rows, points, middle, stop)
-
-    def _request(self, rows: Rows, points: PointBatch, part: slice) -> Callable[[], str]:
-        """Writes these rows, and returns the status; made by the client's own models it would take twice the CPU."""
-        ids, payloads = [str(id) for id in rows.ids[part]], rows.payloads[part]
-        vectors: dict[str, Any] = {name: matrix[part] for name, matrix in points.vectors.items()}
-        if points.sparse is not None:
-            vectors[TEXT_SPARSE] = points.sparse[part]
-        client, version = self._client, self._version
-        if client.init_options.get("prefer_grpc"):
-            each = zip(*map(_wired, vectors.values()), strict=True)
-            named = (grpc.NamedVectors(vectors=dict(zip(vectors, row, strict=True))) for row in each)
-            structs = [
-                grpc.PointStruct(
-                    id=grpc.PointId(uuid=id), payload=payload_to_grpc(payload), vectors=grpc.Vectors(vectors=row)
-                )
-                for id, payload, row in zip(ids, payloads, named, strict=True)
-            ]
-            upsert = grpc.UpsertPoints(collection_name=version, wait=True, points=structs)
-            timeout = client.init_options["timeout"]
-            return lambda: grpc.UpdateStatus.Name(client.grpc_points.Upsert(upsert, timeout).result.status).lower()
-        if self._names.is_local:
-            vectors = {name: matrix.tolist() for name, matrix in vectors.items() if name != TEXT_SPARSE}
-            if points.sparse is not None:
-                listed = ((row.indices.tolist(), row.values.tolist()) for row in points.sparse[part])
-                vectors[TEXT_SPARSE] = [models.SparseVector(indices=at, values=values) for at, values in listed]
-            local = models.Batch.model_construct(ids=ids, vectors=vectors, payloads=payloads)
-            return lambda: client.upsert(version, local, wait=True).status.value
-        batch = {"batch": {"ids": ids, "vectors": vectors, "payloads": payloads}}
-        put: Mapping[str, Any] = {
-            "url": "/collections/{name}/points", "path_params": {"name": version}, "params": {"wait": "true"},
-            "headers": {"Content-Type": "application/json"},
-            "content": orjson.dumps(batch, option=orjson.OPT_SERIALIZE_NUMPY),
-        }  # fmt: skip
-        return lambda: str(client.http.client.request(type_=dict[str, Any], method="PUT", **put)["result"]["status"])
-
-
-def _wired(rows: Vectors | list[SparseVector]) -> Iterator[grpc.Vector]:
-    """Each vector for gRPC: as it lies in memory, behind its length, which takes a fifth of the time of a list."""
-    if isinstance(rows, list):
-        for row in rows:
-            yield grpc.Vector(sparse=grpc.SparseVector(indices=row.indices.tolist(), values=row.values.tolist()))
-        return
-    first = grpc.DenseVector(data=rows[0].tolist()).SerializeToString()
-    head = first[: len(first) - 4 * rows.shape[1]]
-    for row in rows.astype("<f4", copy=False):
-        yield grpc.Vector(dense=grpc.DenseVector.FromString(head + row.tobytes()))
 
 
 class _ServerUpdate(_ServerWriter):
