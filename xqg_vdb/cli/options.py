@@ -267,9 +267,7 @@ class Model:
     """An encoder, and the threads of whatever computes."""
 
     encoder: str | None = option(
-        None,
-        "Folder, hub id or starter  [default: that of the collection, if there is one, else starter]",
-        metavar="MODEL",
+        None, "Folder, hub id or starter  [default: the collection's, else starter]", metavar="MODEL"
     )
     threads: int | None = option(None, "CPU threads  [default: all]", least=1)
     engine: Literal["onnxruntime", "openvino", "openvino-bf16"] = option("onnxruntime", "What runs the encoder.")
