@@ -34,7 +34,7 @@ from xqg_vdb.cli.options import (
     show,
     takes,
 )
-from xqg_vdb.errors import DataError, XqgError
+from xqg_vdb.errors import CorruptError, DataError, MismatchError, XqgError
 from xqg_vdb.progress import bars
 from xqg_vdb.types import Hybrid, Recipe, UpdateReport, option
 
@@ -103,11 +103,11 @@ def load(
     if searches.hybrid:
         options = replace(options, hybrid=Hybrid(searches.hybrid_lang))
     strength = 0.0 if searches.no_calibration else searches.calibration
-    files = check_inputs(corpus, collection, queries=inputs.queries, questions=searches.questions)
+    check_inputs(corpus, collection, queries=inputs.queries, questions=searches.questions)
     with ExitStack() as stack:
         store = stack.enter_context(closing(place.open(options=layout)))
         card = None
-        with suppress(XqgError):  # none yet, or one that the load itself refuses
+        with suppress(DataError, MismatchError, CorruptError):  # none yet, or one that the load itself judges
             card = store.card(collection)
         encoder = stack.enter_context(model.open(made=card, collection=collection, calibration=strength))
         if ray is not None:
@@ -116,7 +116,7 @@ def load(
             encoder = stack.enter_context(on_cluster(ray, encoder, encoder.again, workers=model.threads))
         progress = stack.enter_context(bars(unit=" passages"))
         report = run(
-            corpus, collection, encoder=encoder, store=store, queries=files, recipe=_spelt(recipe),
+            corpus, collection, encoder=encoder, store=store, queries=inputs.queries, recipe=_spelt(recipe),
             questions=searches.questions, options=options, rejects=inputs.rejects(), progress=progress,
         ).report  # fmt: skip
     show(report, _load_lines(report, [*place.typed(), *model.typed()]))
@@ -349,7 +349,6 @@ def migrate(
 @json_option
 def verify(collection: str, build: Path | None, sample: int, place: Place) -> None:
     """Read every point of COLLECTION, compare counts, texts and vectors with its card; exit code 8 if they differ."""
-    from xqg_vdb.errors import CorruptError
     from xqg_vdb.index.verify import verify as check
 
     with closing(place.open()) as store, bars(unit=" points") as progress:

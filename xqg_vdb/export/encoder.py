@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import measure_calibration, save_means
-from xqg_vdb.errors import DataError, MismatchError, MissingExtra, ModelError
+from xqg_vdb.errors import DataError, MismatchError, MissingExtra, ModelError, reason
 from xqg_vdb.export.checkpoints import (
     NOTHING,
     Checkpoint,
@@ -378,7 +378,7 @@ def explain(
         except MissingExtra as error:
             software = f"not asked ({error})"
         except Exception as error:  # also what a stranger's values make of the original software
-            refused.append(str(error))
+            refused.append(str(error) if isinstance(error, ModelError) else f"its own software fails: {reason(error)}")
     facts = {name: (theirs.get(name), ours.get(name)) for name in dict.fromkeys([*theirs, *ours])}
     kind = "generator" if writes else "cross-encoder" if cross else "encoder"
     return {**source.origin, "kind": kind, "software": software, "facts": facts, "refused": [*dict.fromkeys(refused)]}

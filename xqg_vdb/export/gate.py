@@ -188,15 +188,14 @@ def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any]:
     import transformers
 
     check_code(source)
+    software = f"transformers {transformers.__version__}"
     try:
         config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model = getattr(transformers, kind).from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(
-            f"transformers {transformers.__version__} cannot load {source.source}: {reason(error)}"
-        ) from error
-    return f"transformers {transformers.__version__}", model
+        raise ModelError(f"{software} cannot load {source.source}: {reason(error)}") from error
+    return software, model
 
 
 def check_code(checkpoint: Checkpoint) -> None:

@@ -269,7 +269,7 @@ _MARKS = "?？؟\u037e;՞፧⁇"
 _BEHIND = re.compile(  # the question: its translation, sources, good wishes
     rf"(?<=[{_MARKS}])[\s\"”»*_]*(?:\([^()]*\s[^()]*\)|\[[^\[\]]*\]|[-–—/|→]\s.*|(?:{'|'.join(_WORDS['reply'])})\s?[:：]\s.*"
     r"|[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+"
-    r"||(?:i hope|let me know|would you like)\b.*)\s*$",
+    r"|(?:i hope|let me know|would you like)\b.*)\s*$",
     re.IGNORECASE,
 )
 QUOTES = "\"“”„«»‹›「」『』‘’‚'《》〈〉【】"
@@ -287,10 +287,8 @@ def said(answer: str) -> str:
     """What an answer says, in lines: no reasoning (unclosed: nothing is said), tokens, fences, emphasis and numbers."""
     if broken(answer) or _NO_ANSWER.match(answer):
         return ""
-    text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(_HEADED.sub("", answer))))).replace(
-        "▁", " "
-    )
-    text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(_HEADED.sub("", answer)))))
+    text = _ENTITY.sub(lambda found: html.unescape(found[0]), text.replace("▁", " "))
     text = _INLINE.sub(r"\2", _INLINE.sub(r"\2", _ANSWER_TAG.sub("\n", _WRAPPED.sub(r"\2", text))))
     text = _UNPAIRED.sub("", text)
     text = _MARKUP.sub(lambda found: found[1] or "", _BLOCK.sub("\n", text) if "</" in text else text)

@@ -34,6 +34,7 @@ from xqg_vdb.store.layout import TEXT_DENSE
 from xqg_vdb.texts.corpus import as_files
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
+from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import (
     UNKNOWN_LANGUAGE,
     Card,
@@ -98,7 +99,7 @@ def augment(
     *,
     store: ServerStore,
     encoder: TextEncoder,
-    queries: str | PathLike[str] | Sequence[str | PathLike[str]],
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records,
     recipe: Recipe | None = None,
     wishes: Wishes | None = None,
     rejects: Rejects | None = None,
@@ -110,12 +111,13 @@ def augment(
     distances without fusion and for layouts that cannot be copied; DataError, ServerError, DiskError, LockedError.
     """
     recipe, wishes = recipe or Recipe(), wishes or Wishes()
-    files = as_files(queries, ExitStack())
     source = store.foreign(name)
     if source.record:  # a copy of ours is made again from what it was copied from
         source, wishes = store.foreign(source.record["source"]), replace(wishes, to=wishes.to or name)
     started = time.perf_counter()
-    with QueryFile(files, rejects=rejects) as table:
+    with ExitStack() as stack:
+        files = as_files(queries, stack)
+        table = stack.enter_context(QueryFile(files, rejects=rejects))
         plan = _planned(source, wishes, facts=encoder.facts, recipe=recipe, queries=files)
         cosine = _checked(plan, encoder, sample=wishes.sample)
         try:

@@ -97,20 +97,18 @@ def check_inputs(
     corpus: str | PathLike[str],
     name: str,
     *,
-    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    queries: Sequence[Path] = (),
     questions: str | PathLike[str] | None = None,
-) -> list[Path]:
-    """Refuse wrong names at once, before a model is opened or exported; the query files as a list.
+) -> None:
+    """Refuse wrong names at once, before a model is opened or exported.
 
     Raises DataError for a name that cannot be a collection's, and for files that are missing or of an unknown kind.
     """
     check_name(name)
     refuse_pipe(Path(corpus))  # it is read twice
     read_corpus(Path(corpus))
-    files = as_files(queries, ExitStack())
-    for file in [*files, *([] if questions is None else [Path(questions)])]:
+    for file in [*queries, *([] if questions is None else [Path(questions)])]:
         open_lines(file)
-    return files
 
 
 def rejects_of(what: str, *, like: Rejects) -> Rejects:

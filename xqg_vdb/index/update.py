@@ -130,12 +130,10 @@ def take_in(
                 yield passage
 
     with ExitStack() as stack:
-        corpus = as_file(passages(), "corpus.jsonl", stack)
+        file = as_file(passages(), "corpus.jsonl", stack)
         if not taken:
             return UpdateReport(name, store.card(name).count), left
-        report = add(
-            corpus, name, encoder=encoder, store=store, queries=queries, rejects=rejects, progress=progress
-        )  # fmt: skip
+        report = add(file, name, encoder=encoder, store=store, queries=queries, rejects=rejects, progress=progress)
     for part in windows([] if report.counts["rejected"] else taken, WINDOW):
         source.remove({point: taken[point] for point in part})
     return report, left
