@@ -9,6 +9,7 @@ import shutil
 import threading
 import uuid
 from dataclasses import replace
+from pathlib import Path
 
 import killing
 import numpy as np
@@ -359,8 +360,33 @@ def build_index_here(path, *, nice=0, began=None):
     shard.close()
 
 
+WORK = """
+import json
+import xqg_vdb.store.embedded.store
+import xqg_vdb.index.update as updating
+from test_updating import an_encoder
+
+updating.WINDOW = 64
+xqg_vdb.store.embedded.store._MOST_UNFLUSHED = 1
+
+def work(path, what, corpus):
+    store = xqg_vdb.store.embedded.store.EmbeddedStore(path, free_space_floor=0)
+    if what == "add":
+        updating.add(corpus, "wiki", encoder=an_encoder(), store=store)
+    else:
+        updating.delete([json.loads(line)["id"] for line in open(corpus)], "wiki", store=store)
+    store.close()
+"""
+POINTS = [
+    "os.rename */wiki/v*/card.json 1", "os.rename */wiki/v*/card.json 2", "os.rename */wiki/v*/card.json 3",
+    "call EdgeShard.update 1", "call EdgeShard.update 2", "call sync_log 1", "call EdgeShard.flush 1",
+    "call _EmbeddedUpdate.find 3",
+]  # fmt: skip
+KILLED = killing.Workers(WORK, os.devnull)
+
+
 class Living(RuleBasedStateMachine):
-    """Loads, adds, deletes, stops, rollbacks, indexing, searches, against dicts of texts whose vectors numpy makes."""
+    """Loads, adds, deletes, stops, kills, rollbacks, indexing, searches, against dicts of texts and numpy."""
 
     kind = "embedded"
     some = st.lists(st.integers(0, 11), max_size=8, unique=True)
@@ -381,6 +407,7 @@ class Living(RuleBasedStateMachine):
         self.folder.enter_context(self.store)
         self.encoder, self.model, self.unsure = an_encoder(), {}, set()
         self.before = {}  # the models of other versions
+        self.path = Path(path)
         patch = self.folder.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(engine, "build_index", build_index_here)  # a process of its own costs a second
 
@@ -467,13 +494,29 @@ class Living(RuleBasedStateMachine):
                 else:
                     delete([row["id"] for row in rows], "wiki", store=self.store)
         except Stopped:
-            self.unsure = {row["id"] for row in rows}
-            self.check_unsure(rows, adding)
+            self.ended_amid(rows, adding)
         else:
-            ids = {row["id"]: row for row in rows}
-            self.model = (
-                {**self.model, **ids} if adding else {key: row for key, row in self.model.items() if key not in ids}
-            )
+            self.ended(rows, adding)
+
+    @precondition(lambda self: self.kind == "embedded" and not self.unsure)
+    @rule(numbers=some.filter(bool), edition=editions, point=st.sampled_from(POINTS), adding=st.booleans())
+    def kill(self, numbers, edition, point, adding):
+        """SIGKILL of a process that adds or deletes; a point that it does not pass lets it end."""
+        rows = self.texts(numbers, edition)
+        file = write_lines(self.path / "given.jsonl", rows)
+        self.store.close()
+        KILLED.said = self.path / "said"
+        code = KILLED.run(self.store.path, "add" if adding else "delete", file, env=killing.at(point))
+        assert code in (0, -9), (point, KILLED.said.read_text())
+        (self.ended_amid if code else self.ended)(rows, adding)
+
+    def ended(self, rows, adding):
+        ids = {row["id"]: row for row in rows}
+        self.model = {**self.model, **ids} if adding else {key: v for key, v in self.model.items() if key not in ids}
+
+    def ended_amid(self, rows, adding):
+        self.unsure = {row["id"] for row in rows}
+        self.check_unsure(rows, adding)
 
     def check_unsure(self, rows, adding):
         """Each of the points is as before, or as it was to be; the model takes what it is."""
@@ -539,35 +582,11 @@ def test_a_collection_that_is_loaded_or_replaced_meanwhile_is_refused(store, nam
     check_card(store, name)
 
 
-WORK = """
-import sys
-import xqg_vdb.store.embedded.store
-import xqg_vdb.index.update as updating
-from xqg_vdb.testing import HashEncoder
-
-updating.WINDOW = 64
-xqg_vdb.store.embedded.store._MOST_UNFLUSHED = 1
-
-def work(path, what, corpus):
-    store = xqg_vdb.store.embedded.store.EmbeddedStore(path, free_space_floor=0)
-    if what == "add":
-        updating.add(corpus, "wiki", encoder=HashEncoder(dim=16), store=store)
-    else:
-        updating.delete(open(corpus).read().split(), "wiki", store=store)
-    store.close()
-"""
-POINTS = [
-    "os.rename */wiki/v0001/card.json 1", "os.rename */wiki/v0001/card.json 2", "os.rename */wiki/v0001/card.json 3",
-    "call EdgeShard.update 1", "call EdgeShard.update 2", "call sync_log 1", "call EdgeShard.flush 1",
-    "call _EmbeddedUpdate.find 3",
-]  # fmt: skip
-
-
 def test_killed_at_every_point_the_same_call_again_ends_exactly(tmp_path, monkeypatch):
     monkeypatch.setenv("XQG_VDB_CACHE", str(tmp_path / "cache"))
-    encoder = HashEncoder(dim=16)
+    encoder = an_encoder()
     corpus = write_lines(tmp_path / "more.jsonl", passages(50, 250, tag="b"))
-    (tmp_path / "gone.txt").write_text("\n".join(f"p{i:04d}" for i in range(20, 200)))
+    gone = write_lines(tmp_path / "gone.jsonl", passages(20, 200))
     added = {row["id"]: row["text"] for row in [*passages(0, 50), *passages(50, 250, tag="b")]}
     kept = {key: text for key, text in added.items() if not "p0020" <= key < "p0200"}
     with killing.Workers(WORK, tmp_path / "said") as workers:
@@ -576,7 +595,7 @@ def test_killed_at_every_point_the_same_call_again_ends_exactly(tmp_path, monkey
             with EmbeddedStore(path, free_space_floor=0) as store:
                 load(passages(0, 100), "wiki", encoder=encoder, store=store)
             before = {row["id"]: row["text"] for row in passages(0, 100)}
-            for what, file, after in [("add", corpus, added), ("delete", tmp_path / "gone.txt", kept)]:
+            for what, file, after in [("add", corpus, added), ("delete", gone, kept)]:
                 assert workers.run(path, what, file, env=killing.at(point)) == -9, point
                 with EmbeddedStore(path, free_space_floor=0) as store:
                     for docid, text in {p.id: p.payload["content"] for p in store.scroll("wiki")}.items():
