@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Aligns the starter with translations, then trains it on AfriQA's pairs, and measures each step (docs/training.md).
+# Aligns the starter with translations, then trains it on AfriQA's pairs, and measures each step (docs/measurements.md).
 #
 #   benchmarks/align.sh DATA WORK
 #

@@ -15,7 +15,7 @@ from xqg_vdb import errors
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 COMPOSE = sorted(DOCKER.glob("compose*.yml"))
-GUIDE = (ROOT / "docs" / "operations.md").read_text("utf-8")
+ERRORS = (ROOT / "docs" / "errors.md").read_text("utf-8")
 
 
 def services(path):
@@ -74,7 +74,7 @@ def test_the_image_installs_what_the_package_asks_for_pinned():
 
 
 def test_the_table_of_errors_names_every_exit_code_and_class():
-    rows = {int(code): row for code, row in re.findall(r"^\| (\d+) \| (.*)$", GUIDE, re.MULTILINE)}
+    rows = {int(code): row for code, row in re.findall(r"^\| (\d+) \| (.*)$", ERRORS, re.MULTILINE)}
     kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.XqgError)]
     assert len(kinds) > 8
     for kind in kinds:
@@ -82,7 +82,7 @@ def test_the_table_of_errors_names_every_exit_code_and_class():
     assert set(rows) == {0, 2, 130, 143} | {kind.exit_code for kind in kinds}
 
 
-@pytest.mark.parametrize("said", re.findall(r'^- \*\*"([^"]+)"\*\*', GUIDE, re.MULTILINE))
+@pytest.mark.parametrize("said", re.findall(r'^- \*\*"([^"]+)"\*\*', ERRORS, re.MULTILINE))
 def test_messages_that_the_guide_explains_are_in_the_code(said):
     code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xqg_vdb").rglob("*.py"))
     for words in re.split(r"process N|20 points, 21|1\.9\.2| …", said):

@@ -190,11 +190,10 @@ def test_a_model_that_changed_under_its_name_is_found_out(server, tmp_path):
         Encoder(folder.path)
 
 
-def test_a_server_that_is_away_is_told(server, tmp_path, monkeypatch):
+def test_a_server_that_is_away_is_told(server, tmp_path):
     folder = export(server.url, tmp_path / "out", model="tiny", say=silent)
     server.httpd.shutdown()
     server.httpd.server_close()
-    monkeypatch.setattr(remote, "UNREACHED", 0.3)
     with pytest.raises(ServerError, match="is not there"):
         Encoder(folder.path)
     with pytest.raises(DataError, match="An endpoint is a URL such as"):

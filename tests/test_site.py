@@ -28,6 +28,16 @@ def test_every_page_is_in_the_menu():
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f": {page.name}\n" not in menu] == []
 
 
+def test_pages_that_say_how_to_leave_reasons_and_measurements_to_others():
+    menu = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = re.findall(r": (\S+\.md)", menu.partition("\n  - Do:\n")[2].partition("\n  - Understand:\n")[0])
+    other = re.compile(r"^#+ (Measured|Results|Speed|Why .*|What it costs|How it is fast.*|.* claims|Errors)$", re.MULTILINE)
+    texts = {name: (ROOT / "docs" / name).read_text("utf-8") for name in pages}
+    assert len(pages) > 12
+    assert {name: other.findall(text) for name, text in texts.items() if other.search(text)} == {}
+    assert [name for name, text in texts.items() if "```" not in text] == []
+
+
 def test_the_menu_has_four_kinds_of_pages_and_the_first_diagram_fits_a_phone():
     menu = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2].partition("\nmarkdown_extensions")[0]
     assert re.findall(r"^  - (.*):$", menu, re.MULTILINE) == ["Start", "Do", "Understand", "Look up"]

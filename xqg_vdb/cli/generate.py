@@ -59,7 +59,7 @@ class _Wishes:
 @click.argument("out", type=PATH)
 @takes("wishes", "xqg_vdb.cli.generate._Wishes")
 @ray_option
-@click.option("--price", nargs=2, type=click.FloatRange(min=0), metavar="READ WRITTEN", help="Per million tokens.")
+@click.option("--price", nargs=2, type=click.FloatRange(min=0), metavar="READ WRITTEN", help="Price per 1M tokens.")
 @takes("decoding", "xqg_vdb.models.decoder.Decoding")
 @click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
 @takes("rules", "xqg_vdb.generate.filters.QueryFilter", only=("skip",))

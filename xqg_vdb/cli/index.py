@@ -51,10 +51,10 @@ class _Searches:
 
     questions: Path | None = option(None, "Your users' questions, to calibrate on.")
     calibration: float | None = option(None, "λ of this collection's searches  [default: the encoder's]", least=0)
-    no_calibration: bool = option(False, "Searches of this collection shall not calibrate.")
+    no_calibration: bool = option(False, "Do not calibrate the questions of this collection.")
     hybrid: bool = option(False, "Also vectors of the words (BM25), for search --hybrid.")
     hybrid_lang: str | None = option(
-        None, "Whose stemmer and stop words, or none  [default: the passages']", metavar="LANG"
+        None, "Language of stemmer and stop words, or none  [default: the passages']", metavar="LANG"
     )
 
     def __post_init__(self) -> None:

@@ -81,7 +81,7 @@ def _facts(store: VectorStore, name: str) -> dict[str, object]:
 @click.option("--to", "version", metavar="VERSION", help="Such as v0001  [default: the one before the published]")
 @place_options
 def rollback(collection: str, version: str | None, place: Place) -> None:
-    """Publish an older version of COLLECTION again, in one step; --to also goes forward."""
+    """Publish an older version of COLLECTION again, in one step; --to may name a newer one, too."""
     with closing(place.open()) as store:
         published = store.admin.rollback(collection, version=version)
     click.echo(f"{collection}: searches see {published}")

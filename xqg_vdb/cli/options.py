@@ -153,12 +153,12 @@ def loudness(*, hidden: bool) -> list[click.Option]:
         click.Option([flag], is_flag=True, expose_value=False, hidden=hidden, callback=callback, help=told)
         for flag, callback, told in (
             ("--quiet", _set_quiet, "No progress and no notes, errors only."),
-            ("--verbose", _set_verbose, "Also what the parts of the program log."),
+            ("--verbose", _set_verbose, "Also say what each part of the program does."),
         )
     ]
     file = click.Option(
         ["--log-file"], metavar="FILE", type=click.Path(dir_okay=False), expose_value=False, hidden=hidden,
-        callback=_set_log_file, help="Append what is said, also after --quiet, and what the parts log.",
+        callback=_set_log_file, help="Append all messages to it, also after --quiet.",
     )  # fmt: skip
     return [*flags, file]
 

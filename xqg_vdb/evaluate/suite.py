@@ -1,7 +1,7 @@
 """A suite: which systems on which datasets, what is compared and swept; read from a TOML file or made for one dataset.
 
 Everything is checked when the file is read, so that a misspelt key costs no hour of encoding. Paths in a suite file are
-relative to it. `docs/bench.md` explains every key with examples.
+relative to it. `docs/suites.md` explains every key with examples.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def read_suite(path: str | Path) -> Suite:
         with disk_errors(path):
             table = tomllib.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} cannot be read as a suite: {error}; docs/bench.md shows one.") from error
+        raise DataError(f"{path} cannot be read as a suite: {error}; docs/suites.md shows one.") from error
     try:
         encoder = table.pop("encoder", "starter")
         table["systems"] = [_system({"encoder": encoder, **system}, path.parent) for system in table.get("systems", [])]
@@ -195,7 +195,7 @@ def read_suite(path: str | Path) -> Suite:
         }}, "a suite")  # fmt: skip
         _refuse_unknown(suite.datasets, [*DATASETS, *filter(is_dataset, suite.datasets)], "dataset")
     except (ValueError, TypeError, AttributeError, DataError) as error:
-        raise DataError(f"{path}: {str(error).rstrip('.')}; docs/bench.md shows a suite.") from error
+        raise DataError(f"{path}: {str(error).rstrip('.')}; docs/suites.md shows a suite.") from error
     return suite
 
 

@@ -35,10 +35,10 @@ class Decoding:
     mode: Literal["sample", "greedy"] = option(
         "sample", "Draw queries, or write the likeliest one, whatever -n is.", flags=("--decode",)
     )
-    top_k: int = option(10, "Likeliest tokens that are drawn from.", least=1, most=1000)
+    top_k: int = option(10, "Draw from so many of the likeliest tokens.", least=1, most=1000)
     temperature: float = option(1.0, "Above 1: bolder; below: safer.", least=0, most=10, above=True)
     max_tokens: int = option(48, "Longest query.", least=1, most=32_768)
-    seed: int = option(313, "Of the dice.")
+    seed: int = option(313, "The same number draws the same queries.")
 
     def __post_init__(self) -> None:
         if self.mode not in ("sample", "greedy"):

@@ -30,7 +30,7 @@ from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
 _Method = Literal["translation", "pseudo-document"]
 
 PROMPTS = 1  # version of the wordings below; what was written by another one is not used again
-MAX_TOKENS = 48  # of an answer; what docs/expansion.md measures
+MAX_TOKENS = 48  # of an answer; what docs/query-time.md measures
 BATCH = 8  # prompts that are answered together
 PAIRS = 8  # translated questions that lead a translation on
 LONGEST_QUESTION = 2000  # characters

@@ -34,7 +34,7 @@ INSTRUCTION = ". Please write a question based on this passage."  # between a pa
 MAX_PROMPT_TOKENS = 512  # passage and instruction; the paper's
 MAX_QUESTION_TOKENS = 128  # the paper's; what is longer is cut there
 _LABEL = "Passage: "
-WEIGHT = 0.25  # by the starter generator: R@1 +2.4 points on XQuAD, where UPR alone loses 13 (docs/reranking.md)
+WEIGHT = 0.25  # by the starter generator: R@1 +2.4 points on XQuAD, where UPR alone loses 13 (docs/query-time.md)
 
 
 class Scorer:

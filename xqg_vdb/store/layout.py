@@ -383,7 +383,7 @@ class CollectionOptions:
         None, "Search small copies of the vectors, and compare the best candidates again with the full ones."
     )
     hnsw_m: int | None = option(None, "Edges per node of the graph.", least=1, metavar="N")
-    hnsw_ef_construct: int | None = option(None, "Candidates while it is built.", least=4, metavar="N")
+    hnsw_ef_construct: int | None = option(None, "Candidates while the graph is built.", least=4, metavar="N")
     on_disk_vectors: bool | None = option(None, "Leave the full vectors on disk.")
     on_disk_payload: bool | None = option(None, "Leave the texts on disk.")
     shards: int | None = option(None, "Shards (server).", least=1, metavar="N")

@@ -46,10 +46,10 @@ class EncoderSettings:
     schedule: Schedule = field(default_factory=lambda: Schedule(batch_size=64, learning_rate=2e-5))
     negatives: int = option(0, "Hard negatives per pair and step  [default: 0]", least=0)
     mine: int = option(0, "Hard negatives to find for every pair before training, by the checkpoint itself.", least=0)
-    skip: int = option(0, "Leave out the best so many of those found  [default: 0]", least=0)
+    skip: int = option(0, "Leave out so many of the best found  [default: 0]", least=0)
     temperature: float | None = option(None, "[default: 0.02 for cosine, 1 for dot]", least=0, above=True)
-    query_tokens: int = option(64, "Questions are cut there in training.", least=8)
-    passage_tokens: int = option(192, "Passages are cut there in training.", least=8)
+    query_tokens: int = option(64, "Longest question in training; the rest is cut.", least=8)
+    passage_tokens: int = option(192, "Longest passage in training; the rest is cut.", least=8)
     ignore_copies: bool = True
     align: bool = option(False, "Move every text to its translation's vector instead; needs no answers.")
     align_passages: float = option(0.3, "Share of --align's pairs encoded as passages.", least=0, most=1)

@@ -147,7 +147,7 @@ class GeneratorSettings:
     """
 
     schedule: Schedule = field(default_factory=Schedule)
-    max_passage_tokens: int = option(160, "Passages, or an encoder-decoder's prompts, are cut there.", least=16)
+    max_passage_tokens: int = option(160, "Longest passage, or encoder-decoder's prompt; the rest is cut.", least=16)
     max_question_tokens: int = 48
     freeze_embeddings: bool = option(False, "Leave the token tables as they are.")
     dev_limit: int = option(200, "Dev examples, evenly spread.", least=1)

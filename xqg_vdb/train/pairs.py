@@ -323,7 +323,7 @@ class Sources:
 
     pairs: tuple[str, ...] = option((), "afriqa, tatoeba-all, a .jsonl, .tsv or SQuAD file.", metavar="SOURCE")
     dev: tuple[str, ...] = option((), "Pairs to evaluate on.", metavar="SOURCE")
-    data_dir: Path | None = option(None, "For afriqa  [default: XQG_DATA_DIR]")
+    data_dir: Path | None = option(None, "Folder of afriqa and the like  [default: XQG_DATA_DIR]")
     pairs_lang: str | None = option(None, "Language of questions that name none  [default: detected]")
     question_langs: tuple[str, ...] = option((), "Question language; repeat it  [default: all]")
     english: Literal["no", "also", "only"] = option("no", "The questions' human English translations.")

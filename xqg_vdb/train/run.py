@@ -57,15 +57,15 @@ class Schedule:
     """How long and how fast. threads: None leaves torch's own. Raises ValueError for what cannot be."""
 
     epochs: float = option(3.0, "Rounds through the pairs.", least=0, above=True)
-    max_steps: int | None = option(None, "Instead of --epochs.", least=1)
+    max_steps: int | None = option(None, "Steps, instead of --epochs.", least=1)
     batch_size: int = option(16, "Per step: pairs, or a decoder-only model's passages.", least=1, varies=True)
-    micro_batch: int | None = option(None, "As many in memory at a time  [default: all]", least=1)
-    learning_rate: float = option(1e-4, "At its highest.", least=0, above=True, varies=True)
-    warmup: float = option(0.1, "Share of the steps.", least=0, most=1)
+    micro_batch: int | None = option(None, "How many of them in memory at a time  [default: all]", least=1)
+    learning_rate: float = option(1e-4, "The highest one.", least=0, above=True, varies=True)
+    warmup: float = option(0.1, "Share of the steps in which the learning rate rises.", least=0, most=1)
     weight_decay: float = 0.0
-    seed: int = option(313, "Of the order, and of what is drawn.")
-    eval_every: int = option(0, "Steps; 0: before and after only.", least=0)
-    save_minutes: float = option(10.0, "Between checkpoints.", least=0)
+    seed: int = option(313, "Decides the order, and what is drawn.")
+    eval_every: int = option(0, "Evaluate after so many steps; 0: before and after only.", least=0)
+    save_minutes: float = option(10.0, "Minutes between checkpoints.", least=0)
     threads: int | None = option(None, "CPU threads  [default: all]", least=1)
     bf16: bool = option(False, "Also on a CPU: half the time where it has AVX512-BF16 or AMX.")
 

@@ -217,7 +217,6 @@ OLDEST_SERVER = (1, 16)
 READ_DEADLINE = 30.0
 """Seconds after which reading is given up: somebody waits for it."""
 _LOG_EVERY = 10.0
-_KNOCKS = 2
 _PROPOSAL_PATIENCE, _PROPOSAL_LOOK = 30.0, 1.0
 
 _log = logging.getLogger(__name__)
@@ -343,7 +342,7 @@ class Server:
             return 0.0
         wait = wait_before(asked, attempt)
         # one that answered before may be starting again; where nobody listens from the start, nobody will
-        nobody = not self._answered and attempt >= _KNOCKS and "refused" in said.lower()
+        nobody = not self._answered and attempt > 0 and "refused" in said.lower()
         if meaning is not _AGAIN or nobody or self.clock() + wait >= end:
             raise self._translated(meaning, said) from error
         if self.clock() - self._logged >= _LOG_EVERY:
