@@ -66,7 +66,7 @@ def test_a_suite_in_memory_and_in_a_store_of_ones_own(desk):
         (["afriqa"], 3, "--data-dir"),
         (["afriqa", "--data-dir", "absent"], 3, "no data folder"),
         (["suite.toml", "--data-dir", "data", "--queries", "queries.jsonl"], 2, "names its own query files"),
-        (["afriqa", "--data-dir", "data", "--ef", "64"], 3, "goes with graph search (--search graph), not exact"),
+        (["afriqa", "--data-dir", "data", "--ef", "64"], 3, "is for graph search (--search graph), not exact"),
         (["absent.toml", "--data-dir", "data"], 3, "absent.toml"),
         (["xquad", "--data-dir", "data"], 3, "xquad-r/en.json"),
         (["afriqa", "--data-dir", "data", "--queries", "absent.jsonl"], 3, "absent.jsonl"),

@@ -67,7 +67,7 @@ class _Bench:
         if len(numbers) > 1 or len(self.questions) > len(numbers) + 1 or "0" in numbers:
             raise ValueError("--questions takes one number of 1 or more, and one file")
         if self.file is None and self.qrels is not None:
-            raise ValueError("--qrels goes with your own questions: add --questions FILE")
+            raise ValueError("--qrels is for your own questions: add --questions FILE")
 
     @property
     def sample(self) -> int | None:
@@ -142,7 +142,7 @@ def _own(what: str, asked: _Bench) -> list[RetrievalTask]:
             raise click.UsageError(f"{what} is your own data: add --questions FILE, your users' questions about it")
         return []
     if brings_its_own:
-        raise click.UsageError(f"{what} brings its own questions; --questions FILE goes with a CORPUS file")
+        raise click.UsageError(f"{what} brings its own questions; --questions FILE is for a CORPUS file")
     return [read_own(Path(what), asked.file, asked.qrels)]
 
 
@@ -159,9 +159,9 @@ def _toml(what: str, asked: _Bench, methods: Methods) -> Suite:
     from xqg_vdb.evaluate.suite import read_suite
 
     if asked.queries is not None:
-        raise click.UsageError("a suite names its own query files; --queries goes with a DATASET")
+        raise click.UsageError("a suite names its own query files; --queries is for a DATASET")
     if methods != type(methods)():
-        raise click.UsageError("a suite names its own systems; --rerank and --expand go with a DATASET")
+        raise click.UsageError("a suite names its own systems; --rerank and --expand are for a DATASET")
     return read_suite(what)
 
 

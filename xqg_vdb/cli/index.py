@@ -63,7 +63,7 @@ class _Searches:
         if self.calibration is not None and self.no_calibration:
             raise ValueError("give --calibration or --no-calibration, not both")
         if self.hybrid_lang is not None and not self.hybrid:
-            raise ValueError("--hybrid-lang says how: give --hybrid with it")
+            raise ValueError("--hybrid-lang is for --hybrid: give that, too")
 
 
 @command(

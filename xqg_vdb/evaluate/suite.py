@@ -137,7 +137,7 @@ class Suite:
             _refuse_unknown([comparison.baseline, *comparison.systems], names, "system")
         _refuse_unknown([sweep.system for sweep in self.sweeps], bases, "system")
         if self.ef is not None and (self.search != "graph" or self.ef < 1):
-            raise DataError(f"ef must be 1 or more and goes with graph search (--search graph), not {self.search}.")
+            raise DataError(f"ef must be 1 or more and is for graph search (--search graph), not {self.search}.")
         if self.questions is not None and self.questions < 1:
             raise DataError(f"questions must be at least 1, got {self.questions}; leave it out to ask all.")
         _refuse_unknown([system.queries for system in self.systems if system.queries], list(self.queries), "query set")
