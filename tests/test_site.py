@@ -31,7 +31,9 @@ def test_every_page_is_in_the_menu():
 def test_pages_that_say_how_to_leave_reasons_and_measurements_to_others():
     menu = (ROOT / "mkdocs.yml").read_text("utf-8")
     pages = re.findall(r": (\S+\.md)", menu.partition("\n  - Do:\n")[2].partition("\n  - Understand:\n")[0])
-    other = re.compile(r"^#+ (Measured|Results|Speed|Why .*|What it costs|How it is fast.*|.* claims|Errors)$", re.MULTILINE)
+    other = re.compile(
+        r"^#+ (Measured|Results|Speed|Why .*|What it costs|How it is fast.*|.* claims|Errors)$", re.MULTILINE
+    )
     texts = {name: (ROOT / "docs" / name).read_text("utf-8") for name in pages}
     assert len(pages) > 12
     assert {name: other.findall(text) for name, text in texts.items() if other.search(text)} == {}
