@@ -161,7 +161,7 @@ class Bm25Settings(Stored):
     avg_len: float = 256.0
     k: float = 1.2
     b: float = 0.75
-    words: Literal[1, 2, 3] = 1  # cards that say nothing are of the first kind
+    words: Literal[1, 2, 3, 4] = 1  # cards that say nothing are of the first kind
 
 
 @dataclass(frozen=True, slots=True)

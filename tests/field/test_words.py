@@ -83,6 +83,17 @@ def test_the_words_of_a_question_find_their_passage(tmp_path, file, question, fi
         ("അവന്\u200d", "അവൻ"),
         ("هٔ ڪتاب", "ه كتاب"),
         ("Ni\u0332le\u0332", "Nile"),
+        ("U.S.A.", "USA"),
+        ("J. R. R. Tolkien", "J.R.R. Tolkien"),
+        ("ሠላም ዓለም ኃይል ፀሐይ", "ሰላም አለም ሀይል ጸሀይ"),
+        ("हिन्दी चाँद हज़ार", "हिंदी चांद हजार"),
+        ("București", "Bucureşti"),
+        ("เเม่น้ํา", "แม่น้ำ"),
+        ("+49 30 1234567", "+49-30-1234567"),
+        ("(555) 123-4567", "555.123.4567"),
+        ("👍🏽", "👍"),
+        ("1️⃣", "1"),
+        ('צה"ל', "צה״ל"),
     ],
 )
 def test_spellings_of_one_word_are_one_word(one, other):
@@ -103,8 +114,59 @@ def test_other_numbers_are_other_words(one, other):
     assert split_words(one).split() != split_words(other).split()
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("5km", "5 km"),
+        ("5 km", "5-km"),
+        ("e-mail", "email"),
+        ("e‐mail", "e mail"),
+        ("1.234.567", "1,234,567"),
+        ("1 234 567", "1234567"),
+        ("12 345km", "12,345 km"),
+        ("inter-\nnational", "international"),
+        ("inter\u00ad\r\n  national", "international"),
+        ("C++", "cplusplus"),
+        ("C#, F♯", "csharp"),
+        ("c＋＋17", "C++ 17"),
+        ("O’Brien", "OBrien"),
+        ("l’eau", "eau"),
+        ("F-16", "F16"),
+        ("COVID-19", "covid19"),
+        ("iPhone15", "iphone 15"),
+        ("intel·ligent", "intelligent"),
+        ('צה"ל', "צהל"),
+        ("AT&T", "att"),
+        ("🇰🇪🇹🇿", "🇹🇿"),
+        ("a 🍕!", "🍕"),
+    ],
+)
+def test_one_piece_and_two_share_words(one, other):
+    stop = {"a", "km", "c", "f", "l", "e", "o", "t"}
+    assert (set(split_words(one).split()) & set(split_words(other).split())) - stop
+
+
+@pytest.mark.parametrize(("one", "other"), [("C++", "C"), ("C#", "C"), ("🇰🇪", "🇰🇷"), ("Notepad++", "notepad")])
+def test_a_sign_makes_a_word_of_its_own(one, other):
+    assert set(split_words(one).split()) - set(split_words(other).split())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("plan b. i think", "plan b i think"),
+        ("in 2010 123 people", "in 2010 123 people"),
+        ("word--another -- 'quoted'", "word another quoted"),
+        ("H2O, b2b", "h2o b2b"),
+        ("a+b ++i #tag", "a b i tag"),
+    ],
+)
+def test_what_only_looks_like_it_stays(text, words):
+    assert split_words(text).split() == words.split()
+
+
 def test_marks_stay_in_the_words_that_they_are_part_of():
-    assert split_words("हिन्दी में लिखा").split() == ["हिन्दी", "में", "लिखा"]
+    assert split_words("हिन्दी में लिखा").split() == ["हिंदी", "में", "लिखा"]
 
 
 @pytest.mark.parametrize(
@@ -121,3 +183,5 @@ def test_a_collection_of_an_earlier_version_keeps_its_words():
     assert len(WordWriter(Bm25Settings(words=2)).question("13").indices) == 1
     assert len(WordWriter(Bm25Settings(words=2)).question("6,650").indices) == 2
     assert len(WordWriter(Bm25Settings(words=3)).question("6,650").indices) == 1
+    assert len(WordWriter(Bm25Settings(words=3)).question("e-mail").indices) == 2
+    assert len(WordWriter(Bm25Settings(words=4)).question("e-mail").indices) == 3

@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import qdrant_edge as edge
@@ -52,23 +52,54 @@ class WordWriter:
 def split_words(text: str) -> str:
     """The words of a text with a blank between them: lower case, digits of any script as 0 to 9, spellings made one.
 
+    As `third_words`; besides, what is written in one piece or in two is found either way: e-mail is e, mail and email,
+    5km is 5, km and 5km, 1 234 and 1.234 also 1234, a word that a line break cuts also whole. U.S.A. is usa, C++ also
+    cplusplus, an emoji a word; Amharic's letters of one sound, Hindi's signs for one nasal, Romanian's ş and ș are one.
+    """
+    folded = _fold(_WITHIN.sub("-", text)).replace("เเ", "แ")
+    folded = _NASAL.sub("ं", _INITIALS.sub(lambda found: found[0].replace(".", "").replace(" ", ""), folded))
+    folded = _SIGNED.sub(lambda found: f"{found[1]} {found[1]}{_SPOKEN[found[2]]} ", folded)
+    folded = _GROUPS.sub(lambda found: f"{re.sub(r'[. ]', '', found[0])} {found[0]}", folded)
+    return " ".join(map(_forms, _pairs(folded.translate(_PIECES)).split()))
+
+
+@lru_cache(1 << 14)
+def _forms(word: str) -> str:
+    """What stands between hyphens and apostrophes, then all of it at once; a number and its unit in pieces, too."""
+    parts = [part for part in word.split("-") if part]
+    units = [unit for part in parts if (found := _UNIT.fullmatch(part)) for unit in found.groups() if unit]
+    whole = "".join(parts)
+    joined = len(parts) > 1 and "--" not in word.strip("-") and not whole.isdigit()
+    return " ".join([*parts, *units, *([whole] if joined else [])])
+
+
+def third_words(text: str) -> str:
+    """The words as the third rule has them.
+
     1,234 is 1234; letters are without the points of Hebrew and the accents of Greek, dotless ı is i, ё is е, œ is oe,
     apostrophes are one, a mark such as ™ is none.
-    Otherwise as `earlier_words`.
+    Otherwise as `second_words`.
     """
+    return second_words(_fold(text))
+
+
+def _fold(text: str) -> str:
     text = _THOUSANDS.sub("", text).replace("´", "'")  # NFKC makes a blank and an accent of it
-    folded = unicodedata.normalize("NFKC", text).lower().translate(_FOLDED)
-    return earlier_words(folded)
+    return unicodedata.normalize("NFKC", text).lower().translate(_FOLDED)
 
 
-def earlier_words(text: str) -> str:
+def second_words(text: str) -> str:
     """The words as the second rule has them.
 
     Invisible characters go, ß is ss, Arabic letters that keyboards mix are one (Lucene's ArabicNormalizer and
     PersianNormalizer). Scripts without blanks, and Hangul with its endings, become overlapping pairs (Lucene's
     CJKBigramFilter): a question then finds them whatever language a dictionary would take its few signs for.
     """
-    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text).lower().translate(_LETTERS))
+    return _pairs(unicodedata.normalize("NFKC", text).lower().translate(_LETTERS))
+
+
+def _pairs(text: str) -> str:
+    plain = unicodedata.normalize("NFC", text)
     return _RUN.sub(lambda run: f" {' '.join(run[0][i : i + 2] for i in range(max(len(run[0]) - 1, 1)))} ", plain)
 
 
@@ -102,17 +133,33 @@ _FOLDED |= {sign: unicodedata.normalize("NFD", chr(sign))[0] for sign in range(0
 _THOUSANDS = re.compile(
     r"[™℠]|(?<=\d)(?:[,'’\u00a0\u2009\u202f\u066c，](?=\d{3}(?!\d))(?<!\d{4}.)|,(?=(?:\d\d,)+\d{3}(?!\d)))"
 )
+_JOINED = dict.fromkeys(map(ord, "-‐'’‘`׳&·"), "-")
+_EMOJI = {sign: f" {chr(sign)} " for sign in [*range(0x2600, 0x27C0), *range(0x1F000, 0x1FB00)]}
+_EMOJI |= {sign: chr(sign) for sign in range(0x1F1E6, 0x1F200)}  # flags are two of these
+_EMOJI |= dict.fromkeys([*range(0x1F3FB, 0x1F400), 0x20E3])  # colours of skin, keys
+_ONE_SOUND = [(0x1210, 0x1200), (0x1280, 0x1200), (0x1220, 0x1230), (0x12D0, 0x12A0), (0x1340, 0x1338)]  # Amharic's
+_ALIKE = {sign + row: meant + row for sign, meant in _ONE_SOUND for row in range(7)}
+_ALIKE |= str.maketrans("ሃሓኃኣዓșțँ", "ሀሀሀአአşţं", "़")
+_PIECES = _Letters(_LETTERS | _JOINED | _EMOJI | _ALIKE)
+_WITHIN = re.compile(r"[-‐\xad](?<=\w.)[ \t]*\r?\n\s*(?=\w)|[\"״](?<=[א-ת].)(?=[א-ת])")
+_NASAL = re.compile("[ङञणनम]्(?=[क-म])")
+_INITIALS = re.compile(r"(?<!\w)[^\W\d_](?:\.(?: (?=.\.))?[^\W\d_](?![\w\u0900-\u0dff]))+")
+_GROUPS = re.compile(r"\d(?<!0)(?<![\d.,].)\d{0,2}([. ])\d{3}(?:\1\d{3})*(?!\1?\d)")
+_SIGNED = re.compile(r"(?<![^\W_])([^\W\d_]+)(\+\+|[+#♯](?!\w))")
+_SPOKEN = {"+": "plus", "++": "plusplus", "#": "sharp", "♯": "sharp"}
+_UNIT = re.compile(r"(\d+)(\D+)|(\D+)(\d+)")
 _RUN = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003134f\u3005]+|[\u3041-\u3096\u309d\u309e]+"
-    "|[\u30a1-\u30fe]+|[\uac00-\ud7a3]+|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+"
+    "|[\u30a1-\u30fe]+|[\uac00-\ud7a3]+|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+|[\U0001f1e6-\U0001f1ff]+"
 )
-"""Han, hiragana, katakana, Hangul; Thai and Lao, Burmese, Khmer."""
+"""Han, hiragana, katakana, Hangul; Thai and Lao, Burmese, Khmer; flags."""
 
-WORDS: Literal[3] = 3
+WORDS: Literal[4] = 4
 """How a new collection finds words. 1: the engine's own dictionaries, which drop every number."""
 _PREPARED: dict[int, Callable[[str], str]] = {
     1: partial(unicodedata.normalize, "NFC"),
-    2: earlier_words,
+    2: second_words,
+    3: third_words,
     WORDS: split_words,
 }
 
