@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -13,8 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_qdrant import FakeQdrant
+from qdrant_processes import COMMAND, NO_COMMAND, running
 
 from xqg_vdb import Collection, Retriever, load
+from xqg_vdb.errors import DataError
 from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.models.remote import ask_endpoint
 from xqg_vdb.search.expand import Expander
@@ -96,3 +99,17 @@ def test_what_asks_a_server():
         waiting = AsyncRetriever(retriever, threads=2)
         same_in_children(lambda: [hit.id for hit in asyncio.run(waiting.search("w3 w4"))])
         asyncio.run(waiting.aclose())
+
+
+@pytest.mark.skipif(not COMMAND, reason=NO_COMMAND)
+def test_coroutines_that_ask_a_server_over_grpc(tmp_path):  # whose library does not survive a fork
+    encoder = HashEncoder(dim=16)
+    with running(tmp_path) as (node,), open_store(f"grpc://127.0.0.1:{node.grpc_port}") as store:
+        load([{"id": f"p{i}", "text": f"w{i} w{i % 7}"} for i in range(9)], "w", encoder=encoder, store=store)
+        waiting = AsyncRetriever(Retriever(encoder, Collection("w", store, encoder=encoder)), threads=1)
+        same_in_children(lambda: [hit.id for hit in asyncio.run(waiting.search("w3 w4", question_lang="en"))])
+
+
+def test_a_store_says_that_it_cannot_be_pickled(tmp_path):
+    with open_store(tmp_path / "store") as store, pytest.raises(DataError, match="Open it anew in each process"):
+        pickle.dumps(store)

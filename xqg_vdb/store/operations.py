@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.store.layout import CollectionOptions
@@ -153,6 +153,12 @@ class Store(VectorStore, Protocol):
 
     def indexed(self, name: str) -> None:
         """Wait until what was added is in the graph, where this process sees to it in the background."""
+
+    def __reduce__(self) -> NoReturn:
+        raise DataError(
+            f"{self!r} cannot be pickled or copied: its connections and locks belong to this process. Open it anew in"
+            " each process: open_store(…)."
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ cursor. A search asks the version that the alias points to by its own name, all 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 import warnings
@@ -411,7 +412,7 @@ class _AsyncReader(_Reader):
         # nothing may be left open when a loop ends that nobody closed us in: what the client does by default
         self._options = {name: value for name, value in options.items() if name != "limits"}
         self._clients: dict[asyncio.AbstractEventLoop, AsyncQdrantClient] = {}
-        self._mutex = threading.Lock()
+        self._mutex, self._process = threading.Lock(), os.getpid()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; the next search opens new ones."""
@@ -423,13 +424,14 @@ class _AsyncReader(_Reader):
     def _client(self) -> AsyncQdrantClient:
         loop = asyncio.get_running_loop()
         with self._mutex:
+            if os.getpid() != self._process:  # threads of gRPC stayed behind at a fork: REST, and nothing is freed
+                self._process, self._parents, self._clients = os.getpid(), self._clients, {}
+                self._options["prefer_grpc"] = False
             for closed in [known for known in self._clients if known.is_closed()]:
                 del self._clients[closed]
             if loop not in self._clients:
-                with (
-                    proxy_errors(),
-                    warnings.catch_warnings(),
-                ):  # of a key over plain http: the store has refused it, or was asked to
+                # warnings of a key over plain http: the store has refused it, or was asked to
+                with proxy_errors(), warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)
                     self._clients[loop] = AsyncQdrantClient(**self._options)
             return self._clients[loop]
