@@ -10,13 +10,13 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
 
@@ -233,7 +233,7 @@ def bytes_on_disk(path: Path) -> int:
     return 512 * blocks
 
 
-class FileLock:
+class FileLock(AbstractContextManager["FileLock"]):
     """A held exclusive lock on a file, which says who holds it; made by `take`, a context manager.
 
     It is flock: the kernel frees it however its holder ends. Two handles in one process exclude each other, too.
@@ -271,9 +271,6 @@ class FileLock:
         if os.getpid() == self._pid:  # a fork shares the lock: unlocking there would free the parent's
             _unlock(handle)
         os.close(handle)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.release()

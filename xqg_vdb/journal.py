@@ -11,10 +11,10 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import orjson
 
@@ -106,7 +106,7 @@ def _damaged(path: Path, at: int) -> CorruptError:
     )
 
 
-class RecordLog:
+class RecordLog(AbstractContextManager["RecordLog"]):
     """A log open for appending, by one process at a time."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -153,9 +153,6 @@ class RecordLog:
         with disk_errors(self._file.name):
             self._file.truncate(size)
         self._append()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()

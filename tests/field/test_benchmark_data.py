@@ -214,3 +214,17 @@ def test_qrels_of_three_columns_need_no_header(tmp_path):
     (tmp_path / "q.tsv").write_text("q1\td1\t1\nq2\t0\td2\t2\n")
     with pytest.raises(DataError, match="line 2: expected `query-id corpus-id score`, found 4 fields"):
         read_qrels(tmp_path / "q.tsv")
+
+
+def test_a_document_that_stands_in_two_files_counts_once(tmp_path):
+    base, corpus = tmp_path / "miracl/miracl-v1.0-ig", tmp_path / "miracl/miracl-corpus-v1.0-ig"
+    lines(base / "topics/topics.miracl-v1.0-ig-dev.tsv", "1\tq\n")
+    lines(base / "qrels/qrels.miracl-v1.0-ig-dev.tsv", "1\tQ0\td\t1\n")
+    lines(corpus / "docs-0.jsonl", {"docid": "d", "text": "x"}, {"docid": "e", "text": "y"})
+    lines(corpus / "docs-1.jsonl", {"docid": "d", "text": "x"}, {"docid": "e", "text": "z"})
+    task = load_task("miracl", tmp_path)
+    assert [(p.id, p.text) for p in task.passages] == [("ig:d", "x"), ("ig:e", "y")]
+    assert any("docs-1.jsonl line 2: id 'e' appeared before with other content" in note for note in task.notes)
+    lines(corpus / "docs-1.jsonl", {"docid": "d", "text": "z"})
+    with pytest.raises(DataError, match=r"docs-1\.jsonl line 1: .*'ig:d', which the qrels call relevant"):
+        load_task("miracl", tmp_path)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ _STOPPED = re.compile(r"filter|safety|recitation|prohibited|blocklist|spii", re.
 _log = logging.getLogger(__name__)
 
 
-class EndpointGenerator(BatchGenerator):
+class EndpointGenerator(BatchGenerator, AbstractContextManager["EndpointGenerator"]):
     """A generator that asks an endpoint, one request per query; close it, or use it in a `with` block.
 
     url: up to and with `/v1`. price: of a million tokens read and written, for the totals.
@@ -85,9 +86,6 @@ class EndpointGenerator(BatchGenerator):
         """Stop the threads and close the connections."""
         self._pool().shutdown(cancel_futures=True)
         self._server.close()
-
-    def __enter__(self) -> EndpointGenerator:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

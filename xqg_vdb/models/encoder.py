@@ -14,6 +14,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -55,7 +56,7 @@ _CHARACTERS_PER_TOKEN = (
 _MAX_ROWS = 256
 
 
-class Encoder:
+class Encoder(AbstractContextManager["Encoder"]):
     """A dual encoder exported by `xqg-vdb export`, ready to encode; safe to use from several threads at once.
 
     model: a model folder, a hub id, or `starter`; what has a name is exported when it is first used, which needs the
@@ -165,9 +166,6 @@ class Encoder:
     def close(self) -> None:
         """Stop the worker threads; the encoder cannot be used afterwards."""
         self._rows.close()
-
-    def __enter__(self) -> Encoder:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -89,7 +90,7 @@ class _Asked:
         return list(self.run([Question("0", text, question_lang)], search)[0].hits)
 
 
-class Collection(_Asked):
+class Collection(_Asked, AbstractContextManager["Collection"]):
     """One published collection of a store. A context manager that closes the store.
 
     encoder: ready, or its folder or name; without one, `search` opens the encoder that the card names.
@@ -131,9 +132,6 @@ class Collection(_Asked):
 
     def __repr__(self) -> str:
         return f"Collection({self.name!r}, {self.store!r})"
-
-    def __enter__(self) -> Collection:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

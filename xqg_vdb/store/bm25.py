@@ -133,14 +133,13 @@ _FOLDED |= {sign: unicodedata.normalize("NFD", chr(sign))[0] for sign in range(0
 _THOUSANDS = re.compile(
     r"[™℠]|(?<=\d)(?:[,'’\u00a0\u2009\u202f\u066c，](?=\d{3}(?!\d))(?<!\d{4}.)|,(?=(?:\d\d,)+\d{3}(?!\d)))"
 )
-_JOINED = dict.fromkeys(map(ord, "-‐'’‘`׳&·"), "-")
-_EMOJI = {sign: f" {chr(sign)} " for sign in [*range(0x2600, 0x27C0), *range(0x1F000, 0x1FB00)]}
-_EMOJI |= {sign: chr(sign) for sign in range(0x1F1E6, 0x1F200)}  # flags are two of these
-_EMOJI |= dict.fromkeys([*range(0x1F3FB, 0x1F400), 0x20E3])  # colours of skin, keys
 _ONE_SOUND = [(0x1210, 0x1200), (0x1280, 0x1200), (0x1220, 0x1230), (0x12D0, 0x12A0), (0x1340, 0x1338)]  # Amharic's
-_ALIKE = {sign + row: meant + row for sign, meant in _ONE_SOUND for row in range(7)}
-_ALIKE |= str.maketrans("ሃሓኃኣዓșțँ", "ሀሀሀአአşţं", "़")
-_PIECES = _Letters(_LETTERS | _JOINED | _EMOJI | _ALIKE)
+_PIECES = _Letters(_LETTERS | dict.fromkeys(map(ord, "-‐'’‘`׳&·"), "-"))
+_PIECES.update({sign: f" {chr(sign)} " for sign in [*range(0x2600, 0x27C0), *range(0x1F000, 0x1FB00)]})  # emoji
+_PIECES.update({sign: chr(sign) for sign in range(0x1F1E6, 0x1F200)})  # flags are two of these
+_PIECES.update(dict.fromkeys([*range(0x1F3FB, 0x1F400), 0x20E3, 0x093C]))  # colours of skin, keys, nukta
+_PIECES.update({sign + row: chr(meant + row) for sign, meant in _ONE_SOUND for row in range(7)})
+_PIECES.update(zip(map(ord, "ሃሓኃኣዓșțँ"), "ሀሀሀአአşţं", strict=True))
 _WITHIN = re.compile(r"[-‐\xad](?<=\w.)[ \t]*\r?\n\s*(?=\w)|[\"״](?<=[א-ת].)(?=[א-ת])")
 _NASAL = re.compile("[ङञणनम]्(?=[क-म])")
 _INITIALS = re.compile(r"(?<!\w)[^\W\d_](?:\.(?: (?=.\.))?[^\W\d_](?![\w\u0900-\u0dff]))+")

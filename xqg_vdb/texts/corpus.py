@@ -64,7 +64,7 @@ _Text = TypeVar("_Text", Passage, Question)
 
 def read_corpus(
     path: str | Path,
-    *,
+    *more: Path,
     rejects: Rejects | None = None,
     default_lang: str | None = None,
     detect: bool = True,
@@ -73,7 +73,7 @@ def read_corpus(
 ) -> Iterator[Passage]:
     """Read passages from a `.jsonl`, `.json`, `.tsv`, `.csv` (also `.gz`) or `.parquet` file, or a folder of such.
 
-    rejects: counts, and how many bad records to allow; None stops at the first.
+    more: further ones of the same corpus. rejects: counts, and how many bad records to allow; None stops at the first.
     default_lang: language of records that name none; None asks detection, or gives `und` where `detect` is off.
     title_only: the title of a record without text is its text, as BEIR encodes it; else there is nothing to use.
     whole: refuse what is too large for one point.
@@ -81,7 +81,7 @@ def read_corpus(
     An id seen before with equal content is skipped and counted; with other content it is rejected. Raises DataError at
     once when the path is missing or of an unknown kind, and at the end when there was no passage at all.
     """
-    inputs = files_of(Path(path))
+    inputs = [file for one in (path, *more) for file in files_of(Path(one))]
     fallback = None if default_lang is None else languages.normalize(default_lang)
     rejects = Rejects() if rejects is None else rejects
     rows = chain.from_iterable(_reader(file)(file, rejects) for file in inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -29,7 +29,7 @@ from xqg_vdb.texts.records import (
 from xqg_vdb.types import GeneratedQueries, Passage
 
 
-class QueryFile:
+class QueryFile(AbstractContextManager["QueryFile"]):
     """Generated queries of one or several files by passage id, in some 20 bytes a record; closes them as a context.
 
     Lines are `{"id", "generated_queries": {language: [question, ...]}}` (`_id` and `docid` too). Records of one id, be
@@ -95,9 +95,6 @@ class QueryFile:
     def close(self) -> None:
         """Close the files; temporary unpacked copies disappear."""
         self._open.close()
-
-    def __enter__(self) -> QueryFile:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

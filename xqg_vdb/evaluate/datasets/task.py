@@ -205,11 +205,10 @@ class CorpusFiles:
         self.skipped = []
         for pool, paths in self._files.items():
             rejects, prefix = Skipped(), f"{pool}:" if pool else ""
-            for path in paths:
-                lang = pool or self._lang
-                for passage in read_corpus(path, rejects=rejects, default_lang=lang, detect=False, title_only=True):
-                    meta = {**passage.meta, POOL: pool} if pool else passage.meta
-                    yield replace(passage, id=prefix + passage.id, meta=meta)
+            lang = pool or self._lang
+            for passage in read_corpus(*paths, rejects=rejects, default_lang=lang, detect=False, title_only=True):
+                meta = {**passage.meta, POOL: pool} if pool else passage.meta
+                yield replace(passage, id=prefix + passage.id, meta=meta)
             self.skipped += [(docid and prefix + docid, fault) for docid, fault in rejects.records]
 
 
@@ -258,14 +257,14 @@ def with_corpus_notes(task: RetrievalTask, skipped: Sequence[tuple[str, str]] = 
     if not isinstance(task.passages, CorpusFiles | list):
         return task
     asked = {query.id for query in task.queries}
-    lacking = {docid for of in task.qrels.values() for docid, grade in of.items() if grade > 0}
-    of_itself = 0
+    relevant = {docid for of in task.qrels.values() for docid, grade in of.items() if grade > 0}
+    lacking, of_itself = set(relevant), 0
     for passage in task.passages:
         lacking.discard(passage.id)
         of_itself += passage.id in asked
     skipped = [*skipped, *(task.passages.skipped if isinstance(task.passages, CorpusFiles) else ())]
     for docid, fault in skipped:
-        if lacking and (docid in lacking or not docid):
+        if docid in relevant or (lacking and not docid):
             raise DataError(
                 f"{fault}; so {docid or sorted(lacking)[0]!r}, which the qrels call relevant, would be left out: "
                 "correct the corpus, or take that passage out of the qrels."

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from xqg_vdb.errors import CorruptError, XqgError
@@ -36,7 +37,7 @@ _MARGIN = 100 * MIB
 _log = logging.getLogger(__name__)
 
 
-class _EmbeddedWriter:
+class _EmbeddedWriter(AbstractContextManager["_EmbeddedWriter"]):
     """A version that is being filled, by one thread.
 
     `publish` wants the last rows committed: a build that is stopped before anything was, starts over. It deletes older
@@ -64,9 +65,6 @@ class _EmbeddedWriter:
         self._committed = version.cursor()[0]
         self._pending = 0  # bytes since the last commit
         self._broken = False
-
-    def __enter__(self) -> _EmbeddedWriter:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
