@@ -96,7 +96,7 @@ def test_words_are_ranked_by_the_formula(loaded):
     _, collection, rows = loaded
     documents, settings = words_of(rows), collection.card.bm25
     average = sum(map(len, documents.values())) / N
-    assert settings == Bm25Settings(lang="en", avg_len=round(average, 1), words=3)
+    assert settings == Bm25Settings(lang="en", avg_len=round(average, 1), words=4)
     question = "w1 w2 w2 haword nothing"
     expected = bm25(documents, question.split(), avg_len=settings.avg_len)
     asked = WordWriter(settings).question(question)
@@ -247,7 +247,7 @@ ENGLISH = Passage("1", "The dogs were running in the parks", lang="en")
 def test_the_language_is_the_one_that_passages_share(langs, lang):
     sample = [replace(ENGLISH, lang=one) for one in langs]
     assert settings_of(sample, Hybrid()).lang == lang
-    assert settings_of(sample, Hybrid(lang="none")) == Bm25Settings("none", avg_len=7.0, words=3)
+    assert settings_of(sample, Hybrid(lang="none")) == Bm25Settings("none", avg_len=7.0, words=4)
     assert settings_of([], Hybrid()).avg_len == 1.0
 
 
@@ -270,7 +270,7 @@ def test_composed_and_decomposed_letters_are_the_same_word():
     text, other = "Hà Nội là thủ đô của Việt Nam", "Đâu là thủ đô?"
     composed, decomposed = ([unicodedata.normalize(form, one) for one in (text, other)] for form in ("NFC", "NFD"))
     assert composed != decomposed
-    words = WordWriter(Bm25Settings("none", words=3))
+    words = WordWriter(Bm25Settings("none", words=4))
     made, settings = [], []
     for own, asked in (composed, decomposed):
         passage = Passage("1", own, lang="vi")

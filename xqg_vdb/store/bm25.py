@@ -67,7 +67,7 @@ def split_words(text: str) -> str:
 def _forms(word: str) -> str:
     """What stands between hyphens and apostrophes, then all of it at once; a number and its unit in pieces, too."""
     parts = [part for part in word.split("-") if part]
-    units = [unit for part in parts if (found := _UNIT.fullmatch(part)) for unit in found.groups() if unit]
+    units = [unit for part in parts if (found := _UNIT.fullmatch(part)) for unit in found.groups()]
     whole = "".join(parts)
     joined = len(parts) > 1 and "--" not in word.strip("-") and not whole.isdigit()
     return " ".join([*parts, *units, *([whole] if joined else [])])
@@ -146,7 +146,7 @@ _INITIALS = re.compile(r"(?<!\w)[^\W\d_](?:\.(?: (?=.\.))?[^\W\d_](?![\w\u0900-\
 _GROUPS = re.compile(r"\d(?<!0)(?<![\d.,].)\d{0,2}([. ])\d{3}(?:\1\d{3})*(?!\1?\d)")
 _SIGNED = re.compile(r"(?<![^\W_])([^\W\d_]+)(\+\+|[+#♯](?!\w))")
 _SPOKEN = {"+": "plus", "++": "plusplus", "#": "sharp", "♯": "sharp"}
-_UNIT = re.compile(r"(\d+)(\D+)|(\D+)(\d+)")
+_UNIT = re.compile(r"(\d+)(\D+)")
 _RUN = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003134f\u3005]+|[\u3041-\u3096\u309d\u309e]+"
     "|[\u30a1-\u30fe]+|[\uac00-\ud7a3]+|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+|[\U0001f1e6-\U0001f1ff]+"
