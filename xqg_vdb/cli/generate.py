@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -163,12 +163,8 @@ def filter_queries(queries: Path, out: Path, rules: QueryFilter) -> None:
     from xqg_vdb.generate.filters import filter_file
 
     made = filter_file(queries, out, query_filter=rules)
-    show({"path": str(out), **made}, _filter_lines(out, made))
-
-
-def _filter_lines(out: Path, made: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{out}  {made['passages']} passages, {made['queries']} queries kept"
-    yield from _rejected_lines(made["rejected"], made["queries"])
+    head = f"{out}  {made['passages']} passages, {made['queries']} queries kept"
+    show({"path": str(out), **made}, [head, *_rejected_lines(made["rejected"], made["queries"])])
 
 
 def _rejected_lines(rejected: Mapping[str, int], kept: int) -> Iterator[str]:

@@ -104,7 +104,9 @@ def run_cell(
         part, ids = [passages[row] for row in rows], [task.queries[row].id for row in asked]
         started = time.perf_counter()
         if store is None:
-            run |= _rank_in_memory(inside, ids, passage_ids=[passage.id for passage in part], k=depth)
+            known = [passage.id for passage in part]  # what an exact search of the real collection finds
+            ranked = search_rows(inside.questions, inside.passages, k=depth, tie_order=id_order(known))
+            run |= as_run(*ranked, query_ids=ids, passage_ids=known)
         else:
             _write(store, part, inside)
             seconds["write"] += (written := time.perf_counter()) - started
@@ -139,14 +141,6 @@ def _pools(task: RetrievalTask, passages: Sequence[Passage]) -> Iterator[tuple[l
     for group in sorted(set(task.groups.values())):
         inside = [row for row, passage in enumerate(passages) if passage.meta[POOL] == group]
         yield inside, [row for row, query in enumerate(task.queries) if task.groups[query.id] == group]
-
-
-def _rank_in_memory(
-    placed: Placed, ids: Sequence[str], *, passage_ids: Sequence[str], k: int
-) -> dict[str, list[tuple[str, float]]]:
-    """What an exact search of the real collection finds, by matrix product; ids: of the questions."""
-    ranked = search_rows(placed.questions, placed.passages, k=k, tie_order=id_order(passage_ids))
-    return as_run(*ranked, query_ids=ids, passage_ids=passage_ids)
 
 
 def _write(store: VectorStore, passages: Sequence[Passage], placed: Placed) -> None:

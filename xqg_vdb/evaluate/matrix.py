@@ -228,7 +228,8 @@ def sweep(
     and passages.
     """
     known = sorted({lang or "" for lang in langs})
-    means = np.stack([_mean_of(table, lang, dim=questions.shape[1]) for lang in known])
+    none = np.zeros(questions.shape[1], np.float32)
+    means = np.stack([none if (mean := table.mean_of(lang)) is None else mean for lang in known]).astype(np.float32)
     mean_of = np.array([known.index(lang or "") for lang in langs], dtype=np.int64)
     rows = np.empty((len(settings), len(questions), min(metric.k, judged.n_passages)), dtype=np.int64)
     for alpha in dict.fromkeys(setting.alpha for setting in settings):
@@ -241,8 +242,3 @@ def sweep(
                     moved = scores - np.float32(setting.strength) * shared[mean_of[block]]
                     rows[row, block] = best_columns(moved, k=metric.k, tie_order=tie_order)
     return np.stack([per_row(of, judged, metric=metric) for of in rows])
-
-
-def _mean_of(table: LanguageMeans, lang: str, *, dim: int) -> Vectors:
-    mean = table.mean_of(lang)
-    return np.zeros(dim, np.float32) if mean is None else np.asarray(mean, dtype=np.float32)

@@ -337,13 +337,8 @@ _AXES = {
 """How many axes of an input are free, from the first on; of all other inputs (B, H, length, D) the first and third."""
 
 
-def _free(name: str) -> dict[int, Any]:
-    axes = range(_AXES[name]) if name in _AXES else (0, 2)
-    return dict.fromkeys(axes, _FREE)
-
-
 def _trace(module: nn.Module, example: dict[str, Tensor], outputs: Sequence[str], target: Path, source: str) -> None:
-    shapes = [_free(name) for name in example]
+    shapes = [dict.fromkeys(range(_AXES[name]) if name in _AXES else (0, 2), _FREE) for name in example]
     named = sum(p.kind is not p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
     nested = (*shapes[:named], *([tuple(shapes[named:])] if shapes[named:] else []))
     _write(module, example, outputs, target, source, {"dynamo": True, "dynamic_shapes": nested})

@@ -188,7 +188,10 @@ class Seq2SeqGenerator(_LocalGenerator):
         outputs = [self._encode(ids) for ids in inputs]
         names = [node.name for node in self._encoder.get_outputs()]
         longest = max(map(len, inputs))
-        context = {name: ort_value(_padded([output[i] for output in outputs], longest)) for i, name in enumerate(names)}
+        context = {}
+        for i, name in enumerate(names):
+            parts = [np.pad(of[i], ((0, 0), (0, 0), (0, longest - of[i].shape[2]), (0, 0))) for of in outputs]
+            context[name] = ort_value(np.concatenate(parts))
         seen: Bools = np.arange(longest)[None, :] < np.array([len(ids) for ids in inputs])[:, None]
         forest = self.stepper.empty(len(inputs), {**context, "cross_mask": ort_value(seen)})
         self.clock.add("prefill", now)
@@ -208,10 +211,6 @@ class Seq2SeqGenerator(_LocalGenerator):
         best = forest.step(first + self.start, first, mask, np.arange(trees), k=self.decoding.width)
         self.clock.add("decode", now)
         return Stems(best, np.arange(trees), mask[:, 0], np.ones(trees, np.int64))
-
-
-def _padded(parts: Sequence[np.ndarray], length: int) -> np.ndarray:
-    return np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, length - part.shape[2]), (0, 0))) for part in parts])
 
 
 # One door to all of them; languages that a tokenizer cannot write are refused here, before hours of run.

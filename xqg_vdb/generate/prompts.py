@@ -287,7 +287,10 @@ def said(answer: str) -> str:
     """What an answer says, in lines: no reasoning (unclosed: nothing is said), tokens, fences, emphasis and numbers."""
     if broken(answer) or _NO_ANSWER.match(answer):
         return ""
-    text = _without_tokens(_TOOL.sub("\n", _after_channels(_without_reasoning(_HEADED.sub("", answer)))))
+    text = _TOOL.sub("\n", _after_channels(_without_reasoning(_HEADED.sub("", answer))))
+    while lead := _LEADING.match(text):
+        text = text[lead.end() :]
+    text = _END.split(text, maxsplit=1)[0]
     text = _ENTITY.sub(lambda found: html.unescape(found[0]), text.replace("▁", " "))
     text = _INLINE.sub(r"\2", _INLINE.sub(r"\2", _ANSWER_TAG.sub("\n", _WRAPPED.sub(r"\2", text))))
     text = _UNPAIRED.sub("", text)
@@ -398,12 +401,6 @@ def _after_channels(text: str) -> str:
         return text
     finals = list((_FINAL if tokens else _BARE_FINAL).finditer(text))
     return text[finals[-1].end() :] if finals else ""
-
-
-def _without_tokens(text: str) -> str:
-    while lead := _LEADING.match(text):
-        text = text[lead.end() :]
-    return _END.split(text, maxsplit=1)[0]
 
 
 def _of_json(text: str) -> str:
