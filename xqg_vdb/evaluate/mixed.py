@@ -19,7 +19,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.matrix import id_order, row_blocks
@@ -127,14 +126,10 @@ def whole_average_precision(
         scores = questions[block] @ rows.T
         for line, query in zip(scores, task.queries[block], strict=True):
             relevant = [docid for docid, grade in task.qrels.get(query.id, {}).items() if grade > 0]
-            places = _places(line, [row_of[docid] for docid in relevant if docid in row_of], order)
+            wanted = [row_of[docid] for docid in relevant if docid in row_of]
+            # places from 1 when the scores are ranked, equal ones by `order`
+            higher = np.array([np.count_nonzero(line > line[column]) for column in wanted], np.int64)
+            places = 1 + higher + [np.count_nonzero(order[line == line[c]] < order[c]) for c in wanted]
             hits = np.arange(1, len(places) + 1)
             values[query.id] = float((hits / np.sort(places)).sum() / len(relevant)) if relevant else 0.0
     return values
-
-
-def _places(line: NDArray[np.float32], wanted: Sequence[int], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The places (from 1) of the wanted columns when a line of scores is ranked, equal scores by `order`."""
-    higher = (np.count_nonzero(line > line[column]) for column in wanted)
-    earlier = (np.count_nonzero(order[line == line[column]] < order[column]) for column in wanted)
-    return np.array([1 + above + tied for above, tied in zip(higher, earlier, strict=True)], np.int64)

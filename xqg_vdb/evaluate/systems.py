@@ -127,7 +127,10 @@ def place(
     centred = [(material.passage_vectors, passage_langs)] if system.passage_calibration else []
     centres = passage_means(centred)
     if system.passage_means == "own offsets":
-        centres = _less_pivot(centres)
+        # what a pool's own passages say of SHIFT's vectors: means less that of English, or of the first language
+        pivot = centres.means.get("en", centres.means[min(centres.counts)])
+        offsets = {lang: mean - pivot for lang, mean in centres.means.items()}
+        centres = LanguageMeans(offsets, centres.counts, centres.source)
     card = Card(
         encoder=facts,
         distance="cosine" if facts.normalize else "dot",
@@ -258,12 +261,6 @@ def offsets(pairs: Mapping[str, tuple[Vectors, Vectors]], *, dim: int) -> Langua
     zero = np.zeros(dim, np.float32)
     counts = {lang: len(rows) for lang, (rows, _) in pairs.items()}
     return LanguageMeans({UNKNOWN_LANGUAGE: zero, "en": zero, **means}, counts, "parallel sentences")
-
-
-def _less_pivot(table: LanguageMeans) -> LanguageMeans:
-    """What a pool's own passages say of SHIFT's vectors: means less that of English, or of the first language."""
-    pivot = table.means.get("en", table.means[min(table.counts)])
-    return LanguageMeans({lang: mean - pivot for lang, mean in table.means.items()}, table.counts, table.source)
 
 
 def read_vectors(path: Path, *, dim: int) -> LanguageMeans:

@@ -228,7 +228,8 @@ class _Graph:
 
     def rows(self, texts: Sequence[str], *, prefix: str) -> Vectors:
         """Rows (n, dim). Raises UnicodeError."""
-        ids = self._tokenize(texts)
+        encodings = self._encodings(texts, self._tokenizer.encode_batch_fast)
+        ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         skip = 0 if self._spec.pool_prompt or not prefix else self._prompt_tokens(prefix)
         batches = token_budget_batches(list(map(len, ids)), budget=self._batch_tokens, max_rows=_MAX_ROWS)
         run = map if len(batches) == 1 else self._pool().map  # a single question needs no thread switch
@@ -250,10 +251,6 @@ class _Graph:
             spans = [span for part in parts for span in part.offsets]
             found.append([span for span, mark in zip(spans, special, strict=True) if not mark])
         return found
-
-    def _tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        encodings = self._encodings(texts, self._tokenizer.encode_batch_fast)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def _encodings(self, texts: Sequence[str], together: Callable[[Sequence[str]], list[Any]]) -> list[Any]:
         try:

@@ -233,13 +233,11 @@ def read_objects(path: Path, rejects: Rejects) -> Rows:
 
     One a line; of a file named .json also an array of them, or objects that are spread over lines.
     """
-    spread = ".json" in [suffix.lower() for suffix in path.suffixes[-2:]] and _is_spread(path)
+    spread = False
+    if ".json" in [suffix.lower() for suffix in path.suffixes[-2:]]:
+        line = next((source.raw.strip() for source in open_lines(path) if source.raw.strip()), b"")
+        spread = line.startswith(b"[") or line == b"{"
     return parsed(_spread_sources(path, rejects) if spread else read_sources(path, rejects), parse_object, rejects)
-
-
-def _is_spread(path: Path) -> bool:
-    line = next((source.raw.strip() for source in open_lines(path) if source.raw.strip()), b"")
-    return line.startswith(b"[") or line == b"{"
 
 
 def _spread_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
