@@ -1,6 +1,7 @@
 """The text filter on queries that people type: searches without a mark, other languages, numbers."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli_cases import run_cli, write_lines
 
 from xqg_vdb.generate.filters import QueryFilter, is_question
+from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import GeneratedQueries
 
 INPUTS = Path(__file__).parent / "inputs"
@@ -60,6 +62,28 @@ def test_it_asks_or_searches(lang, text):
      ("ja", "ナイル川は長い。"), ("en", "the nile is the longest river of africa and flows north to the sea")],
 )  # fmt: skip
 def test_a_statement_does_not(lang, text):
+    assert not is_question(text, lang)
+
+
+@pytest.mark.parametrize("lang", sorted(question_bank()))
+def test_questions_that_end_with_a_full_stop_are_questions_in_every_language_of_the_prompts(lang):
+    """Eight in ten: yes and no are asked for by the order of words alone, or by "or"."""
+    texts = [re.sub(r"[?؟？;՞፧]", "", text).strip() + "." for text in question_bank()[lang]]
+    assert sum(is_question(text, lang) for text in texts) >= 0.8 * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("lang", "text"),
+    [("fr", "Nairobi est la capitale du Kenya"), ("es", "Nairobi es la capital de Kenia"),
+     ("pt", "Nairóbi é a capital do Quênia"), ("it", "Nairobi è la capitale del Kenya"),
+     ("pl", "Nairobi jest stolicą Kenii"), ("ru", "Найроби является столицей Кении"),
+     ("hi", "नैरोबी केन्या की राजधानी है"), ("fa", "نایروبی پایتخت کنیا است"), ("vi", "Nairobi là thủ đô của Kenya"),
+     ("id", "Nairobi adalah ibu kota Kenya"), ("el", "Το Ναϊρόμπι είναι η πρωτεύουσα της Κένυας"),
+     ("fi", "Nairobi on Kenian pääkaupunki"), ("sw", "Nairobi ni mji mkuu wa Kenya."),
+     ("ka", "ნაირობი კენიის დედაქალაქია."), ("af", "Nairobi is die hoofstad van Kenia"),
+     ("gu", "નૈરોબી કેન્યાની રાજધાની છે"), ("he", "ניירובי היא בירת קניה"), ("lt", "Nairobis yra Kenijos sostinė")],
+)  # fmt: skip
+def test_a_statement_in_other_languages_does_not(lang, text):
     assert not is_question(text, lang)
 
 

@@ -111,12 +111,12 @@ def is_question(text: str, lang: str) -> bool:
     marks = _MARKS if lang == "el" else _MARKS.replace(";", "")
     if any(mark in text for mark in marks):
         return True
-    asking, first, copulas = (part.split() for part in f"{_question_words().get(lang, '')}||".split("|")[:3])
+    asking, first, copulas = (part.split() for part in f"{_question_words().get(lang, '')}||".casefold().split("|")[:3])
     if lang in _UNSPACED:
         return any(word in text for word in asking) or _is_search(text, lang)
     if not asking and not _marks_questions(lang):
         return True
-    words = re.findall(r"[^\s.,;:!।()\"]+", text.casefold())
+    words = re.findall(r"[^\s.,;:!¿¡।()\"]+", text.casefold())
     if not set(words[:2] if lang in _FIRST.split() else words).isdisjoint(asking) or {*first, *copulas} & {*words[:1]}:
         return True
     return _is_search(text, lang) and (set(words).isdisjoint(copulas) or not set(words).isdisjoint(asking))
