@@ -36,9 +36,6 @@ def outline(report: Report) -> Iterator[_Block]:
     yield "title", title(report)
     yield from (("text", part) for part in re.split(r"\n\s*\n", report.description.strip()) if part)
     yield from _verdicts(report)
-    if report.notes:
-        yield "part", "Notes"
-        yield "list", report.notes
     for dataset, metrics in measured(report):
         yield "part", dataset
         yield "note", _size(report, dataset)
@@ -53,6 +50,9 @@ def outline(report: Report) -> Iterator[_Block]:
         yield "part", "Language of the question and of the passages"
         yield from (("folded", tables.heat_table(grid)) for grid in report.heatmaps if grid.columns)
     yield from _provenance(report)
+    if report.notes:
+        yield "part", "Notes"
+        yield "list", report.notes
 
 
 def title(report: Report) -> str:
@@ -106,7 +106,7 @@ def _sentences(report: Report, dataset: str, metrics: Sequence[str]) -> Iterator
         against = against_baseline(report, dataset, metric)
         yield from map(sentence, against[: 1 if place else _SENTENCES])
         if not place and len(against) > _SENTENCES:
-            yield f"{len(against) - _SENTENCES} more systems are in the table."
+            yield f"More systems in the table: {len(against) - _SENTENCES}."
 
 
 def sentence(compared: Compared) -> str:
