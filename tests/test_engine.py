@@ -48,6 +48,11 @@ def test_the_engine_keeps_no_device_id_and_no_events(tmp_path, model):
     assert files_after(tmp_path, model) == []
 
 
+def test_nor_where_the_client_of_a_server_imports_it_first(tmp_path, model):
+    code = "from xqg_vdb.store import open_store\nopen_store('http://127.0.0.1:9').close()\n" + WORK
+    assert files_after(tmp_path, model, code) == []
+
+
 def test_a_provider_that_is_not_here_is_named(model):
     with pytest.raises(ModelError, match=r"no TpuExecutionProvider here; available: .*CPUExecutionProvider"):
         open_session(model / "model.onnx", threads=1, provider="TpuExecutionProvider")

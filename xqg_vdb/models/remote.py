@@ -39,7 +39,6 @@ from xqg_vdb.types import Vectors
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 525), 529})
 UNREACHED, REFUSED = 5.0, 0.5  # seconds of patience with a host that has never answered, and where nobody listens
-_NOBODY = "Connection refused"
 LONGEST_BODY = 4_000_000  # bytes of an answer in which a gateway's error is looked for
 
 _log = logging.getLogger(__name__)
@@ -136,7 +135,7 @@ class Server:
                 if status not in RETRIED or b"insufficient_quota" in response.content:  # nobody pays: it stays so
                     self.give_up(self._refusal(response))
             except httpx.HTTPError as error:
-                reason = _NOBODY if "refused" in str(error).lower() else type(error).__name__
+                reason = "Connection refused" if "refused" in str(error) else type(error).__name__
                 if isinstance(error, httpx.ReadTimeout):
                     slow(sent)
             wait = max(wait, random.uniform(0.1, pause))  # noqa: S311 -- jitter, not a secret
@@ -159,7 +158,7 @@ class Server:
 
     def _wait_or_give_up(self, reason: str, wait: float, *, spent: float) -> None:
         patience = self.patience
-        if not self._reached and spent + wait > min(REFUSED if reason == _NOBODY else UNREACHED, patience):
+        if not self._reached and spent + wait > min(REFUSED if "refused" in reason else UNREACHED, patience):
             away = "is not there" if reason.startswith("Connect") else "gives no answer that can be read"
             self.give_up(f"{self.host} {away} ({reason}{self._proxy()}): start it, or correct the URL.")
         if spent + wait > patience:

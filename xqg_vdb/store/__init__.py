@@ -42,6 +42,7 @@ def open_store(
     if path is None and url is None:
         url, path = os.environ.get("XQG_VDB_URL") or None, os.environ.get("XQG_VDB_PATH") or DEFAULT_PATH
     if url is not None:
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # the client may import onnxruntime; see `engine.runtime`
         from xqg_vdb.store.server import port_number
         from xqg_vdb.store.server.store import ServerStore
 
