@@ -10,12 +10,13 @@ import json
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from hashlib import blake2b
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -268,8 +269,9 @@ async def best(
     k documents.
     """
     k, hits = search.offset + search.k, list[list[Hit]]()
+    order = _one_a_document if search.texts else partial(sorted, key=itemgetter(0), reverse=True)
     for at, found in enumerate(first):
-        limit, ranked = first_limit(search), _one_a_document(found)
+        limit, ranked = first_limit(search), order(found)
         while len(found) == limit:
             tied = len(ranked) >= k and found[-1][0] == ranked[k - 1][0]
             most = k + _MOST_TIES if tied else _MOST_CHUNKS
@@ -277,7 +279,7 @@ async def best(
                 break
             limit = min(4 * limit, most)
             (found,) = await ask(rows[at : at + 1], limit)
-            ranked = _one_a_document(found)
+            ranked = order(found)
         if search.texts:
             hits.append([hit_of(score, payload) for score, payload in ranked[search.offset : k]])
         else:
@@ -292,14 +294,13 @@ def first_limit(search: Search) -> int:
 
 def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, k: int) -> list[Hit]:
     """The k best of rankings that are ordered by score, then id, by reciprocal rank fusion, with the fused scores."""
-    scores: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
+    scores = defaultdict[str, float](float)
     for ranking in rankings:
         for rank, hit in enumerate(ranking, 1):
-            scores[hit.id] = scores.get(hit.id, 0.0) + 1.0 / (CONSTANT + rank)
-            hits.setdefault(hit.id, hit)
-    best = sorted(scores, key=lambda docid: (-scores[docid], docid))[:k]
-    return [replace(hits[docid], score=scores[docid]) for docid in best]
+            scores[hit.id] += 1.0 / (CONSTANT + rank)
+    best = sorted((-score, docid) for docid, score in scores.items())[:k]
+    hits = {hit.id: hit for ranking in reversed(rankings) for hit in ranking}
+    return [replace(hits[docid], score=-score) for score, docid in best]
 
 
 def contenders(rankings: Sequence[Sequence[Hit]], known: Mapping[str, Hit | None], *, k: int) -> set[str]:
@@ -317,23 +318,20 @@ def contenders(rankings: Sequence[Sequence[Hit]], known: Mapping[str, Hit | None
             for point in equals[-1]:
                 best[point] += 1.0 / (CONSTANT + first)
                 worst[point] += 1.0 / (CONSTANT + last) if last <= max(k, DEPTH) else 0.0
-    least = sorted(worst.values(), reverse=True)[:k][-1:]
-    found = {point for point, score in best.items() if [score] >= least}
+    least = min(sorted(worst.values(), reverse=True)[:k], default=0.0)
+    found = {point for point, score in best.items() if score >= least}
     return found.union(*(group for group in equals if not found.isdisjoint(group))) - known.keys()
 
 
 def fuse_points(rankings: Sequence[Sequence[Hit]], known: Mapping[str, Hit | None], *, k: int) -> list[Hit]:
     """`fuse_ranks` of rankings by point id. known: the passages of their `contenders`, None for what is gone."""
-    named = (
-        [replace(known[hit.id] or hit, score=hit.score) if hit.id in known else hit for hit in _left(ranking, known)]
-        for ranking in rankings
-    )
-    ranked = (sorted(hits, key=lambda hit: (-hit.score, hit.id)) for hits in named)
-    return fuse_ranks([hits[: max(k, DEPTH)] for hits in ranked], k=k)
+    named = ([(-hit.score, known.get(hit.id) or hit) for hit in _left(ranking, known)] for ranking in rankings)
+    ranked = (sorted(hits, key=lambda one: (one[0], one[1].id)) for hits in named)
+    return fuse_ranks([[hit for _, hit in hits[: max(k, DEPTH)]] for hits in ranked], k=k)
 
 
-def _left(ranking: Sequence[Hit], known: Mapping[str, Hit | None]) -> Iterator[Hit]:
-    return (hit for hit in ranking if known.get(hit.id, hit) is not None)
+def _left(ranking: Sequence[Hit], known: Mapping[str, Hit | None]) -> Sequence[Hit]:
+    return [hit for hit in ranking if known.get(hit.id, hit) is not None] if None in known.values() else ranking
 
 
 def _one_a_document(found: Sequence[Found]) -> list[Found]:
