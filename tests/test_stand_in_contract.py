@@ -1,7 +1,9 @@
 """The stand-in answers as a real Qdrant 1.19.0 did: status, keys, types, values and words of every recorded exchange.
 
 `qdrant-1.19.0.jsonl` is what that server answered to the requests in it, one after the other. Where XQG_TEST_QDRANT_URL
-is set, the same requests are sent there too: it makes and deletes collections named cf-*.
+is set, the same requests are sent there too: it makes and deletes collections named cf-*. Not compared are times, sizes,
+sums, operation numbers and points' versions, the order of equal scores, rough counts, and vectors that are added to,
+dropped from or updated in a collection that exists: nothing here asks for those.
 """
 
 from __future__ import annotations
@@ -92,3 +94,22 @@ def test_every_recorded_exchange_comes_out_alike(kind):
                 )
     assert len(EXCHANGES) > 90
     assert differing == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/collections/cf-wiki/vectors/text-dense-plain"),
+        ("DELETE", "/collections/cf-wiki/vectors/text-dense-plain"),
+        ("PUT", "/collections/cf-wiki/points/vectors"),
+    ],
+)
+def test_what_the_stand_in_lacks_is_not_found(method, path):
+    """A real server adds, drops and updates vectors there. Nothing here asks for that, and what did would fail."""
+    with FakeQdrant() as fake:
+        body = {"vectors": {"text-dense": {"size": 4, "distance": "Dot"}}}
+        assert httpx.put(f"{fake.url}/collections/cf-wiki", json=body).status_code == httpx.codes.OK
+        answer = httpx.request(
+            method, f"{fake.url}{path}", json={"points": []} if path.endswith("points/vectors") else {}
+        )
+        assert answer.status_code == httpx.codes.NOT_FOUND
