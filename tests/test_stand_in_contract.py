@@ -1,7 +1,7 @@
 """The stand-in answers as a real Qdrant 1.19.0 did: status, keys, types, values and words of every recorded exchange.
 
 `qdrant-1.19.0.jsonl` is what that server answered to the requests in it, one after the other. Where XQG_TEST_QDRANT_URL
-is set, the same requests are sent there too: it makes and deletes collections named cf-*. Not compared are times, sizes,
+is set, they are sent there too: it makes and deletes collections named cf-*. Not compared are times, sizes,
 sums, operation numbers and points' versions, the order of equal scores, rough counts, and vectors that are added to,
 dropped from or updated in a collection that exists: nothing here asks for those.
 """
