@@ -66,6 +66,7 @@ ROWS = [  # status, code, words, error, what the error says
     (403, CODES.PERMISSION_DENIED, "Forbidden: Access to collection x is required",
      NoAccess, "may not see this"),
     (404, CODES.NOT_FOUND, "Not found: Collection `x` doesn't exist!", NotFound, "no such collection"),
+    (404, None, "", NotFound, "check its port and its path"),
     (507, None, "Insufficient storage: disk usage", ServerError, "has reached its quota"),
     (422, CODES.INVALID_ARGUMENT, "Validation error in JSON body: [limit: value 0 invalid]",
      Refused, "for good"),
@@ -169,13 +170,16 @@ def test_what_the_local_mode_refuses_is_the_datas_fault():
         server.call(lambda: (_ for _ in ()).throw(ValueError("odd")))
 
 
-def test_where_nobody_listens_from_the_start_it_is_said_at_once_and_a_restart_is_waited_for():
+@pytest.mark.parametrize(
+    "words", ["[Errno 111] Connection refused", "[Errno -2] Name or service not known", "Domain name not found"]
+)
+def test_where_nobody_listens_from_the_start_it_is_said_at_once_and_a_restart_is_waited_for(words):
     waited, calls = [], []
     server = Server("here:1", deadline=600, sleep=waited.append, clock=lambda: sum(waited))
 
     def refused():
         calls.append(1)
-        raise ResponseHandlingException(httpx.ConnectError("[Errno 111] Connection refused"))
+        raise ResponseHandlingException(httpx.ConnectError(words))
 
     with pytest.raises(ServerError, match="here:1 is away or overloaded"):
         server.call(refused)

@@ -106,6 +106,8 @@ def test_an_alias_of_others_is_not_moved(fake, store, tmp_path):
             lambda: store.writer("wiki", card=a_card()),
             lambda: store.admin.restore_snapshot("wiki", tmp_path / "file"),
             lambda: store.admin.create_snapshot("wiki"),
+            lambda: store.admin.versions("wiki"),
+            lambda: store.admin.gc("wiki", keep=1),
             lambda: store.delete("wiki"),
             lambda: migrate(other, "docs", store, to_name="wiki"),
         ):
@@ -219,6 +221,20 @@ def test_a_rollback_to_what_is_being_deleted_is_taken_back(fake, store):
         fake.client.update_collection("wiki__v0001", metadata={**record, LEAVING_KEY: {"by": 1}})
         if (method, path) == ("POST", "/collections/aliases")
         else None
+    )
+    with pytest.raises(LockedError, match=r"wiki__v0001 .*is being deleted"):
+        store.admin.rollback("wiki")
+    assert behind(fake) == {"wiki": "wiki__v0002"}
+
+
+@pytest.mark.parametrize(
+    "moment", [("POST", "/collections/wiki__v0001/points/count"), ("POST", "/collections/aliases")]
+)
+def test_a_rollback_to_what_was_just_deleted_says_so(fake, store, moment):
+    edition(store, 1)
+    edition(store, 2)
+    fake.before = lambda method, path: (
+        fake.client.delete_collection("wiki__v0001") if (method, path) == moment else None
     )
     with pytest.raises(LockedError, match=r"wiki__v0001 .*is being deleted"):
         store.admin.rollback("wiki")

@@ -144,7 +144,7 @@ def one_round(place, servers, victim, delay, tally, before, after):
     tally.hit += worker.is_alive()
     victim.kill()
     victim.start()
-    worker.join(timeout=300)
+    worker.join(timeout=900)  # a restore waits 600 s for its copies
     tally.tried += 1
     where = f"killed after {delay:.2f} s, port {victim.port}"
     if not outcome:

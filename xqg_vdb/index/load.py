@@ -338,7 +338,7 @@ def _in_words(before: Card | None, card: Card) -> str:
         return ""
     folded = ", ".join(before.query_langs) or "no"
     same = (before.rows_digest, before.encoder) == (card.rows_digest, card.encoder)
-    change = "the same vectors, by another recipe or other options" if same else "other passages, queries or encoder"
+    change = "the same vectors, by other options or by --force" if same else "other passages, queries or encoder"
     of = f"{before.count:,} passages, {folded} queries at α {before.recipe.alpha:g}, {before.created}"
     return f"{before.version} ({of}): {change}"
 

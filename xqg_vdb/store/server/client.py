@@ -111,6 +111,8 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
      (NoAccess, "The API key may not write on {where} ({said}); set XQG_VDB_API_KEY to one with manage access.")),
     (frozenset({403}), "",
      (NoAccess, "The API key may not see this on {where} ({said}); set XQG_VDB_API_KEY to one that may read it.")),
+    (frozenset({404}), r"^404( Not Found)?$",
+     (NotFound, "{where} has nothing under this address ({said}); check its port and its path.")),
     (frozenset({404}), "", _MISSING),
     (frozenset({409}), "", _EXISTS),
     (frozenset({413}), "", _TOO_LARGE),
@@ -217,6 +219,7 @@ OLDEST_SERVER = (1, 16)
 READ_DEADLINE = 30.0
 """Seconds after which reading is given up: somebody waits for it."""
 _LOG_EVERY = 10.0
+_NOBODY = re.compile("refused|name or service not known|nodename nor|name not found", re.IGNORECASE)
 _PROPOSAL_PATIENCE, _PROPOSAL_LOOK = 30.0, 1.0
 
 _log = logging.getLogger(__name__)
@@ -342,7 +345,7 @@ class Server:
             return 0.0
         wait = wait_before(asked, attempt)
         # one that answered before may be starting again; where nobody listens from the start, nobody will
-        nobody = not self._answered and attempt > 0 and "refused" in said.lower()
+        nobody = not self._answered and attempt > 0 and _NOBODY.search(said)
         if meaning is not _AGAIN or nobody or self.clock() + wait >= end:
             raise self._translated(meaning, said) from error
         if self.clock() - self._logged >= _LOG_EVERY:

@@ -172,8 +172,8 @@ class Names:
         Raises LockedError when somebody is deleting that version; the alias is then where it was.
         """
         before = self.target(name)
-        self._point(name, version)
         try:
+            self._point(name, version)
             leaving = self.metadata(version).get(LEAVING_KEY)
         except NotFound:
             leaving = True

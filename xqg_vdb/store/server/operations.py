@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_LANGUAGES = 10_000
 _REPLICA_PATIENCE, _REPLICA_LOOK = 600.0, 1.0
+_UPLOADED = "{}-restored.snapshot"
 _LONGEST_RESTORE = 6 * 3600.0
 """Seconds that a server may take to unpack what it was sent."""
 
@@ -84,6 +85,7 @@ class _ServerAdmin:
                 finished = version == published or is_finished(record)
                 states.append(VersionState(short(version), version == published, finished, card_in(record)))
         if not states or published is None:
+            self._names.refuse_foreign(name)
             problem = self._names.missing(name)
             if not states or isinstance(problem, NoAccess):
                 raise problem
@@ -95,7 +97,8 @@ class _ServerAdmin:
         target, card = f"{name}__{wanted}", next(state.card for state in states if state.name == wanted)
         if card is None:
             raise CorruptError(f"{target} on {self._server.where} has no card; load the collection again.")
-        self._check_count(target, card)
+        with suppress(NotFound):  # then it is being deleted, as `publish` says
+            self._check_count(target, card)
         if left == target:
             return wanted
         if left is not None:  # a load of the same build shall write it anew, not put it back as it is
@@ -246,7 +249,7 @@ class _ServerAdmin:
             if not self._forget_uploads(version):
                 _log.warning(
                     "%s may keep the upload as snapshots/%s/%s; the next restore under this name replaces it.",
-                    self._server.where, version, _upload_name(version),
+                    self._server.where, version, _UPLOADED.format(version),
                 )  # fmt: skip
             self._names.remove(version)
             raise
@@ -343,13 +346,9 @@ def _upload(rest: Callable[[], httpx.Client], version: str, file: Path) -> None:
         params = {"wait": "true", "priority": "snapshot"}
         if _sum_file(file).exists():
             params["checksum"] = _sum_file(file).read_text("utf-8").partition(" ")[0].strip()
-        path, sent = f"/collections/{quote(version, safe='')}/snapshots/upload", (_upload_name(version), snapshot)
+        path, sent = f"/collections/{quote(version, safe='')}/snapshots/upload", (_UPLOADED.format(version), snapshot)
         timeout = httpx.Timeout(client.timeout.connect, read=_LONGEST_RESTORE)
         _refuse_failure(client.post(path, params=params, files={"snapshot": sent}, timeout=timeout))
-
-
-def _upload_name(version: str) -> str:
-    return f"{version}-restored.snapshot"
 
 
 def _sum_file(file: Path) -> Path:
