@@ -34,7 +34,7 @@ licence_option = click.option(
 )
 @click.argument("checkpoint")
 @click.argument("out", required=False, type=PATH)
-@click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
+@click.option("--precision", type=click.Choice(["int8", "fp32"]), help="[default: int8, but fp32 of cross:]")
 @takes("overrides", "xqg_vdb.export.encoder.Overrides")
 @click.option("--model", metavar="NAME", help="What CHECKPOINT, a URL, calls its model.")
 @click.option("--explain", is_flag=True, help="Say what CHECKPOINT is and what is refused; export nothing.")
@@ -44,7 +44,7 @@ licence_option = click.option(
 def export(
     checkpoint: str,
     out: Path | None,
-    precision: Literal["int8", "fp32"],
+    precision: Literal["int8", "fp32"] | None,
     overrides: Overrides,
     model: str | None,
     explain: bool,

@@ -24,24 +24,16 @@ import orjson
 from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.export.starter_generator import PACKAGE, SOURCE, VERSION, build_generator_checkpoint
 from xqg_vdb.models.encoder import ACTIVATIONS
-from xqg_vdb.models.folder import (
-    STARTER_ENCODER,
-    STARTER_GENERATOR,
-    EncoderSpec,
-    is_hub_id,
-)
+from xqg_vdb.models.folder import STARTER_ENCODER, STARTER_GENERATOR, EncoderSpec, family_conventions, is_hub_id
 from xqg_vdb.types import Pooling, Vectors, option
 
 _SAFE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jinja")
 _HUB_ONNX = ("onnx/model.onnx", "model.onnx")
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation", "attn_impl")
 _MAX_CONFIG_BYTES = 4 << 20
+LEAST_TOKENS = 8  # of a text that are worth reading
 NO_LIMIT = 1 << 20  # tokens; transformers writes 10^30 where there is none
 _TABLES = ("tokenizer.json", "vocab.json", "merges.json")  # large, and no configuration: copied as they are
-TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
-    "chat_template.jinja",
-)  # fmt: skip
 POOLING: Mapping[str, Pooling] = {
     "mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last", "weightedmean": "weighted-mean",
 }  # fmt: skip
@@ -51,6 +43,15 @@ _HARMLESS = frozenset({
     "unpad_inputs", "use_memory_efficient_attention", "padding_side", "use_fast",
 })  # fmt: skip
 """What sentence-transformers may pass to transformers and no row depends on."""
+_USUAL_STEPS = {"last_hidden_state", "token_embeddings", "feature-extraction", "forward"}
+_TYPES: Mapping[str, Any] = {
+    "model_type": str, "architectures": list, "auto_map": dict, "text_config": dict, "quantization_config": dict,
+    "max_seq_length": int, "model_max_length": int | float, "max_position_embeddings": int | float,
+    "prompts": dict, "default_prompt_name": str, "similarity_fn_name": str, "truncate_dim": int,
+    "modality_config": dict, "activation_function": str, "activation_fn": str, "id2label": dict,
+    "sentence_transformers": dict, "base_model_name_or_path": str,
+}  # fmt: skip
+"""Of values that are read here, whatever file they stand in; null is allowed too."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def fetch_checkpoint(name: str, *, into: Path, filled: bool = False, accept_lice
     if name == STARTER_ENCODER:
         from xqg_vdb.export import starter_encoder
 
-        build = starter_encoder.build_filled_starter if filled else starter_encoder.build_encoder_checkpoint
-        origin, revision = build(starter), f"{starter_encoder.PACKAGE}=={starter_encoder.VERSION}"
+        origin = starter_encoder.build_encoder_checkpoint(starter, filled=filled)
+        revision = f"{starter_encoder.PACKAGE}=={starter_encoder.VERSION}"
     elif name == STARTER_GENERATOR:
         origin = build_generator_checkpoint(starter, accept_license=accept_license)
         source, revision = SOURCE, f"{PACKAGE}=={VERSION}"
@@ -111,8 +112,13 @@ class Overrides:
     normalize: bool | None = option(None, "Cosine or dot  [default: the checkpoint's]")
     query_prefix: str | None = option(None, "Such as 'query: '  [default: the checkpoint's]")
     passage_prefix: str | None = option(None, "Such as 'passage: '  [default: the checkpoint's]")
-    max_length: int | None = option(None, "Tokens that are read of a text.", least=8)
+    max_length: int | None = option(None, "Tokens that are read of a text.", least=LEAST_TOKENS)
     dim: int | None = option(None, "Numbers kept of a longer row (Matryoshka)  [default: all]", least=1, metavar="N")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are not None."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
 NOTHING = Overrides()
@@ -123,21 +129,19 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = NOTHING) -> tuple
 
     Raises ModelError that names a module, an order or a flag which cannot be reproduced and is not overridden.
     """
-    family = family_conventions(checkpoint.source)
+    family, given = family_conventions(checkpoint.source), overrides.given
     spec = family or EncoderSpec(dim=0, pooling="mean", normalize=True)
-    given = {key: value for key, value in overrides.__dict__.items() if value is not None and key != "dim"}
-    values: dict[str, Any] = {**spec.__dict__, "dim": width(checkpoint), **given}
     modules = modules_of(checkpoint.path)
     ends_in = _check_modules(checkpoint.source, modules)
     record = read_json(checkpoint.path / "config_sentence_transformers.json", default={})
-    pool_prompt = True
+    values: dict[str, Any] = {**spec.__dict__, **_prompts(record, spec)}
     if modules:
         pooling = read_json(dict(modules)["Pooling"] / "config.json", default={})
-        if not pooling and overrides.pooling is None:
+        if not pooling and "pooling" not in given:
             raise ModelError(f"{checkpoint.source} has a Pooling module without a config.json: give --pooling.")
         _check_text_module(checkpoint)
         values["pooling"] = overrides.pooling or _st_pooling(pooling)
-        pool_prompt = pooling.get("include_prompt") is not False
+        values["pool_prompt"] = bool(pooling.get("include_prompt", True))
         ranked_by = record.get("similarity_fn_name")
         values["normalize"] = given.get("normalize", ends_in == "Normalize" or ranked_by == "cosine")
         if ranked_by in ("euclidean", "manhattan") and "normalize" not in given and not values["normalize"]:
@@ -147,20 +151,18 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = NOTHING) -> tuple
             f"{checkpoint.source} is a language model ({checkpoint.origin['architecture']}) that says nothing of"
             " pooling: --generator exports it as a generator; as an encoder, give --pooling."
         )
-    if checkpoint.dense:
-        values["dim"] = int(read_dense(checkpoint.dense[-1])[0].shape[1])
-    values.update(_prompts(record, spec) | {key: given[key] for key in given if key.endswith("_prefix")})
-    values["pool_prompt"] = pool_prompt
+    whole = int(read_dense(checkpoint.dense[-1])[0].shape[1]) if checkpoint.dense else width(checkpoint)
     values["max_length"] = overrides.max_length or longest_text(checkpoint, default=values["max_length"])
     told = "sentence-transformers files" if modules else "family" if family else "default"
-    return shortened(EncoderSpec(**values), values["dim"], overrides.dim or record.get("truncate_dim")), told
+    cut = min(record.get("truncate_dim") or whole, whole)  # the original cuts nothing where there is less
+    return shortened(EncoderSpec(**values | given | {"dim": whole}), whole, overrides.dim or cut), told
 
 
 def shortened(spec: EncoderSpec, width: int, dim: int | None) -> EncoderSpec:
     """The conventions with rows cut to `dim` of their `width` numbers (None: all). Raises ModelError."""
-    if not isinstance(dim, int | None) or not 0 < (dim or width) <= width:
+    if not 0 < (dim := width if dim is None else dim) <= width:
         raise ModelError(f"The model makes rows of {width} numbers: --dim cannot be {dim}.")
-    return replace(spec, dim=dim or width, truncated=(dim or width) < width)
+    return replace(spec, dim=dim, truncated=dim < width)
 
 
 def modules_of(path: Path) -> list[tuple[str, Path]]:
@@ -187,7 +189,7 @@ def _check_modules(source: str, modules: list[tuple[str, Path]]) -> str:
     if kinds and not re.fullmatch("Transformer Pooling( Dense| Dropout)*( Normalize)?", kinds):
         raise ModelError(
             f"{source} runs {kinds.replace(' ', ', ')}; only Transformer, Pooling, Dense and Normalize in this order"
-            " can be reproduced."
+            " can be reproduced: let a server run it (`export URL OUT --model NAME`)."
         )
     return kinds.rpartition(" ")[2]
 
@@ -202,11 +204,12 @@ def _check_text_module(checkpoint: Checkpoint) -> None:
     record = _text_module(checkpoint)
     passed = {f"{key}.{name}" for key, value in record.items() if re.search("_(args|kwargs)$", key) and value
               for name in value if name not in _HARMLESS}  # fmt: skip
-    text = (record.get("modality_config") or {}).get("text") or {}
-    given = {text.get("method_output_name", "last_hidden_state"), record.get("module_output_name", "token_embeddings")}
+    text = (record.get("modality_config") or {"text": {}}).get("text")
+    given = {record.get("module_output_name", "token_embeddings"), record.get("transformer_task", "feature-extraction")}
+    given |= set(map(str, text.values())) if isinstance(text, dict) else {f"modality_config.text = {text}"}
     tokenizer = read_json(checkpoint.path / "tokenizer_config.json", default={})
     passed |= {"truncation_side"} if tokenizer.get("truncation_side", "right") != "right" else set()
-    if other := sorted(passed | (given - {"last_hidden_state", "token_embeddings"})):
+    if other := sorted(passed | (given - _USUAL_STEPS)):
         raise ModelError(
             f"{checkpoint.source} changes what its transformer does by {', '.join(other)} (sentence_bert_config.json,"
             " tokenizer_config.json), which cannot be reproduced."
@@ -216,10 +219,10 @@ def _check_text_module(checkpoint: Checkpoint) -> None:
 def _prompts(record: dict[str, Any], family: EncoderSpec) -> dict[str, str]:
     """Prefixes by the checkpoint's prompts; empty ones, which re-saving writes, do not wipe the family's."""
     prompts = record.get("prompts") or {}
-    if not isinstance(prompts, dict):
-        raise ModelError(f"config_sentence_transformers.json has a {type(prompts).__name__} of prompts, not names.")
+    if other := {name: text for name, text in prompts.items() if not isinstance(text, str | None)}:
+        raise ModelError(f"config_sentence_transformers.json has prompts that are no texts ({other!r:.80}).")
     usual = prompts.get(record.get("default_prompt_name")) or ""
-    passage = prompts.get("document") or prompts.get("passage") or usual
+    passage = prompts.get("document") or prompts.get("passage") or prompts.get("corpus") or usual
     return {
         "query_prefix": prompts.get("query") or usual or family.query_prefix,
         "passage_prefix": passage or family.passage_prefix,
@@ -242,8 +245,11 @@ def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
     told = config.get("activation_function", "")
     activation = "Identity" if told is None else told.rsplit(".", 1)[-1] if told.startswith("torch.") else "Tanh"
     reads = config.get("module_input_name", "sentence_embedding")
-    if {reads, config.get("module_output_name") or reads} != {"sentence_embedding"}:
-        raise ModelError(f"{module.name} of the checkpoint projects {reads}; only sentence embeddings can be.")
+    gives = config.get("module_output_name") or reads
+    if {reads, gives} != {"sentence_embedding"}:
+        raise ModelError(
+            f"{module.name} of the checkpoint projects {reads} to {gives}, not sentence_embedding to itself."
+        )
     if activation not in ACTIVATIONS:
         raise ModelError(f"{module.name} of the checkpoint ends in {activation}; supported: {', '.join(ACTIVATIONS)}.")
     try:
@@ -251,33 +257,17 @@ def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
 
         weights = load_file(module / "model.safetensors")
         matrix = np.ascontiguousarray(weights["linear.weight"].T, np.float32)
+        bias = np.asarray(weights.get("linear.bias", np.zeros(matrix.shape[1])), np.float32)
     except ImportError as error:
         raise MissingExtra(f'Projections need {error.name}: pip install "xqg-vdb[export]".') from error
     except Exception as error:  # safetensors raises a class of its own
         raise ModelError(f"{module.name} of the checkpoint has no weights in safetensors ({error}).") from error
-    return matrix, np.asarray(weights.get("linear.bias", np.zeros(matrix.shape[1])), np.float32), activation
+    return matrix, bias, activation
 
 
 def lower_cases(checkpoint: Checkpoint) -> bool:
     """Whether the original lowers texts before its tokenizer sees them."""
-    return _text_module(checkpoint).get("do_lower_case") is True
-
-
-def family_conventions(source: str) -> EncoderSpec | None:
-    """The published rule of a model family, recognised by the name it was published under; `dim` is left open."""
-    name = Path(source.lower().replace("_", "-")).name  # of a folder: its own, not those above it
-    if "xor-tydi" in name or "xdr" in name:  # Tevatron: CLS of the last layer, no normalisation, dot product
-        return EncoderSpec(0, "cls", normalize=False, max_length=128)
-    if "-e5-" in f"-{name}-" and "instruct" not in name:
-        return EncoderSpec(0, "mean", normalize=True, query_prefix="query: ", passage_prefix="passage: ")
-    if "bge-m3" in name:
-        return EncoderSpec(0, "cls", normalize=True, max_length=8192)
-    if "bge-" in name and "-en" in name:
-        prefix = "Represent this sentence for searching relevant passages: "
-        return EncoderSpec(0, "cls", normalize=True, query_prefix=prefix)
-    if "labse" in name:
-        return EncoderSpec(0, "cls", normalize=True, max_length=256)
-    return None
+    return bool(_text_module(checkpoint).get("do_lower_case"))
 
 
 def _st_pooling(record: Mapping[str, Any]) -> Pooling:
@@ -300,13 +290,16 @@ def longest_text(checkpoint: Checkpoint, *, default: int) -> int:
     told = _text_module(checkpoint).get("max_seq_length")
     if told is None:
         told = read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
-    table = checkpoint.config.get("max_position_embeddings")
-    table = table if isinstance(table, int) and table > 0 else NO_LIMIT
+    table = int(checkpoint.config.get("max_position_embeddings") or NO_LIMIT)
     if checkpoint.config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         table -= 2  # their position table starts after the padding index
-    if not isinstance(told, int) or told > NO_LIMIT:  # sentence-transformers reads as far as the table goes
+    if told is None or told > NO_LIMIT:  # sentence-transformers reads as far as the table goes
         told = table if modules_of(checkpoint.path) and table < NO_LIMIT else default
-    return max(8, min(told, table))
+    elif any("rope" in key for key in checkpoint.config):
+        table = NO_LIMIT  # angles go on where the number of trained positions ends
+    if (longest := int(min(told, table))) < LEAST_TOKENS:
+        raise ModelError(f"{checkpoint.source} reads {longest} tokens of a text: give --max-length {LEAST_TOKENS}.")
+    return longest
 
 
 def _download(name: str) -> tuple[Path, str]:
@@ -337,9 +330,9 @@ def _download(name: str) -> tuple[Path, str]:
 def _clean_copy(origin: Path, *, into: Path, source: str, revision: str) -> Checkpoint:
     modules = modules_of(origin)
     top = modules[0][1] if modules else origin
-    config = read_json(top / "config.json", default=None)
-    adapter = read_json(top / "adapter_config.json", default=None)
-    if adapter or not isinstance(config, dict) or "model_type" not in config:
+    config = read_json(top / "config.json", default={})
+    adapter = read_json(top / "adapter_config.json", default={})
+    if adapter or not config.get("model_type"):
         _check_modules(source, modules)
         raise ModelError(f"{origin} {_what_it_is(origin, adapter)}")
     onnx = next((origin / name for name in _HUB_ONNX if (origin / name).is_file()), None)
@@ -397,9 +390,11 @@ target, files = sys.argv[1], sys.argv[2:]
 where = {}
 for number, file in enumerate(files):
     weights = torch.load(file, map_location="cpu", weights_only=True)
+    print("loaded")
     weights = {key: value.contiguous().clone() for key, value in weights.items() if isinstance(value, torch.Tensor)}
     name = "model.safetensors" if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
     save_file(weights, f"{target}/{name}", metadata={"format": "pt"})
+    print("written")
     where |= dict.fromkeys(weights, name)
 if len(files) > 1:
     with open(f"{target}/model.safetensors.index.json", "w") as index:
@@ -423,11 +418,12 @@ def _convert_pickles(origin: Path, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own program
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-        raise ModelError(
-            f"{files[0]} is refused by torch's restricted loader ({said[:200]}), so it may hold code: take a checkpoint"
-            " with safetensors."
-        )
+        lines = done.stderr.strip().splitlines() or ["it was killed"]
+        said = next((line.strip() for line in lines if "Unsupported" in line), lines[-1])[:200]
+        number, loaded = done.stdout.count("written"), done.stdout.endswith("loaded\n")
+        why = "holds no plain weights by name" if loaded else "is refused by torch's restricted loader"
+        why += f" ({said})" + ("" if loaded else ", so it may hold code")
+        raise ModelError(f"{files[number]} {why}: take a checkpoint with safetensors.")
 
 
 def _copy_safe(file: Path, target: Path) -> None:
@@ -466,4 +462,8 @@ def read_json(path: Path, *, default: Any) -> Any:
         raise ModelError(f"{path} cannot be read as JSON ({error}).") from error
     if isinstance(default, dict) and not isinstance(found, dict):
         raise ModelError(f"{path} holds a {type(found).__name__}, not names with values.")
+    for key in _TYPES.keys() & (found if "config" in path.name and isinstance(found, dict) else {}):
+        if not isinstance(value := found[key], _TYPES[key] | None) or isinstance(value, bool):
+            wanted = getattr(_TYPES[key], "__name__", _TYPES[key])
+            raise ModelError(f"{path} has {key} = {value!r:.80}, where a value of type {wanted} belongs.")
     return found

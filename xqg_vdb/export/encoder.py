@@ -12,8 +12,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from xqg_vdb.export.checkpoints import (
     Checkpoint,
     Overrides,
     conventions,
-    family_conventions,
     fetch_checkpoint,
     lower_cases,
     modules_of,
@@ -39,6 +39,7 @@ from xqg_vdb.export.gate import (
     export_facts,
     measure_parity,
     need_torch,
+    original_cross_facts,
     original_facts,
     parity_texts,
     save_tokenizer,
@@ -65,6 +66,7 @@ from xqg_vdb.models.folder import (
     ModelFolder,
     Precision,
     cached_model,
+    family_conventions,
     finished,
     is_hub_id,
     open_model_folder,
@@ -93,16 +95,16 @@ def export_encoder(
     the measured and the wanted cosine) when the export does not compute what the original computes, MissingExtra
     without torch.
     """
-    changed = {name: value for name, value in asdict(overrides or Overrides()).items() if value is not None}
-    asked = {"checkpoint": checkpoint, "precision": precision, **changed}
+    overrides = overrides or NOTHING
+    asked = {"checkpoint": checkpoint, "precision": precision, **overrides.given}
     if done := finished(out, asked, say=say):
         return done
     with new_folder(out, result="model") as scratch:
         say(f"reading {checkpoint}")
         # the int8 starter, used as it wants to be used, comes with its graph and needs no torch
-        filled = checkpoint == STARTER_ENCODER and precision == "int8" and not changed
+        filled = checkpoint == STARTER_ENCODER and precision == "int8" and overrides == NOTHING
         source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", filled=filled)
-        spec, learned_from = conventions(source, overrides or Overrides())
+        spec, learned_from = conventions(source, overrides)
         say(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
         folder = scratch / "model"
         folder.mkdir()
@@ -113,7 +115,7 @@ def export_encoder(
             "machine": {"processor": platform.machine(), "vnni": cpu_has_vnni()}, "asked": asked,
         }  # fmt: skip
         write_manifest(folder, manifest)
-        manifest |= _gate(source, folder, spec, overrides or Overrides(), precision=precision, say=say)
+        manifest |= _gate(source, folder, spec, overrides, precision=precision, say=say)
         _calibrate(folder, manifest, say=say)
     return open_model_folder(out)
 
@@ -150,7 +152,7 @@ def export_remote(
     It holds the conventions, the language means and the rows of a few texts, by which every opening checks the model.
     Rows are given length 1 unless `normalize` says otherwise. Raises ServerError, ModelError, DataError.
     """
-    changed = {name: value for name, value in asdict(overrides or Overrides()).items() if value is not None}
+    changed = (overrides or NOTHING).given
     url, embed = (server, None) if isinstance(server, str) else (None, server)
     asked = {"checkpoint": str(url), "model": model, **changed}
     if done := finished(out, asked, say=say):
@@ -234,51 +236,50 @@ def _gate(
     say("comparing with the original")
     wanted = FP32_COSINE if precision == "fp32" else INT8_COSINE
     measured: dict[str, Any] = {}
-    with Encoder(folder, calibration=0.0) as encoder:
-        if source.onnx is None:
-            rows = torch_vectors(source, spec, overrides)
-        else:
-            rows = _rows_of_its_graph(source, folder, spec, encoder, precision=precision)
-        parity, speed = measure_parity(encoder, rows), _speed(encoder)
-    lowest = parity["cosine_min"]
-    say(f"cosine to the original, {parity['texts']} texts: min {lowest:.5f}, mean {parity['cosine_mean']:.5f}")
-    if not lowest >= wanted:
-        raise MismatchError(
-            f"The {precision} export is not the model it was made from: lowest cosine {lowest:.5f}, wanted {wanted}"
-            f" (text {parity['worst_text']!r}); nothing was written. "
-            + ("Try --precision fp32." if precision == "int8" else "Please report the checkpoint.")
-        )
-    for engine in engines():
+    rows, parity, speed = _original_rows(source, folder, spec, overrides, precision=precision), {}, {}
+    for engine in engines():  # onnxruntime, which is always here, comes first, and what it computes decides
         with Encoder(folder, engine=engine, calibration=0.0) as encoder:
-            figures = measure_parity(encoder, rows)
-            cosine, hits = figures["cosine_min"], figures["same_hits"]
-            rate = _speed(encoder)["passages_per_second"] if cosine >= wanted else 0.0
-        measured[engine] = {"cosine_min": cosine, "same_hits": hits, "passages_per_second": rate}
+            figures, timed = measure_parity(encoder, rows), _speed(encoder)
+        lowest, hits = figures["cosine_min"], figures["same_hits"]
+        if not measured:
+            parity, speed = figures, timed
+            say(f"cosine to the original, {parity['texts']} texts: min {lowest:.5f}, mean {parity['cosine_mean']:.5f}")
+            if not lowest >= wanted:
+                own = "Its own graph may be of other weights: delete its onnx folder." if source.onnx else ""
+                raise MismatchError(
+                    f"The {precision} export is not the model it was made from: lowest cosine {lowest:.5f}, wanted"
+                    f" {wanted} (text {parity['worst_text']!r}); nothing was written. "
+                    + ("Try --precision fp32." if precision == "int8" else own or "Please report the checkpoint.")
+                )
+        rate = timed["passages_per_second"] if lowest >= wanted else 0.0
+        measured[engine] = {"cosine_min": lowest, "same_hits": hits, "passages_per_second": rate}
         told = f"{rate} passages/s" if rate else "refused"
-        say(f"{engine}: {told}, lowest cosine {cosine:.5f}, {hits:.2%} of ten hits the same")
-    own_graph = source.onnx is not None and precision == "fp32"
-    fastest = max(measured, key=lambda name: measured[name]["passages_per_second"], default="onnxruntime")
-    return {
-        "parity": None if own_graph else parity, "speed": speed, "engines": measured, "fastest_engine": fastest
-    }  # fmt: skip
+        say(f"{engine}: {told}, lowest cosine {lowest:.5f}, {hits:.2%} of ten hits the same")
+    fastest = max(measured, key=lambda name: measured[name]["passages_per_second"])
+    return {"parity": parity, "speed": speed, "engines": measured, "fastest_engine": fastest}
 
 
-def _rows_of_its_graph(
-    source: Checkpoint, folder: Path, spec: EncoderSpec, encoder: Encoder, *, precision: Precision
+def _original_rows(
+    source: Checkpoint, folder: Path, spec: EncoderSpec, overrides: Overrides, *, precision: Precision
 ) -> tuple[Vectors, Vectors]:
-    """Of the starter's file, or of the publisher's own fp32 graph."""
+    """Of the original software; without it, or without weights, of the publisher's own fp32 graph."""
     if _is_filled_starter(source):
         return stored_rows()
+    if source.onnx is None:
+        return torch_vectors(source, spec, overrides)
+    if not source.code and find_spec("sentence_transformers") and list(source.path.glob("*.safetensors")):
+        with suppress(ModelError):  # a model that only its publisher's code knows
+            return torch_vectors(source, spec, overrides)
+    original = folder
+    if precision == "int8":
+        original = folder.with_name("fp32")
+        for name in (TOKENIZER, DENSE):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, original / name)
+        write_manifest(original, {"kind": "encoder", "source": "fp32", "encoder": asdict(spec)})
     questions, passages = parity_texts()
-    if precision == "fp32":
+    with Encoder(original, calibration=0.0) as encoder:
         return encoder.encode_queries(questions, calibrate=False), encoder.encode_passages(passages)
-    fp32 = folder.with_name("fp32")
-    for name in (TOKENIZER, DENSE):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, fp32 / name)
-    write_manifest(fp32, {"kind": "encoder", "source": "fp32", "encoder": asdict(spec)})
-    with Encoder(fp32, calibration=0.0) as original:
-        return original.encode_queries(questions, calibrate=False), original.encode_passages(passages)
 
 
 def _speed(encoder: Encoder) -> dict[str, Any]:
@@ -297,22 +298,17 @@ def export_on_first_use(checkpoint: str, out: Path, precision: Precision, say: C
     """Export an encoder that somebody asked for by name; without a `say` a log line and a bar say so."""
     if is_hub_id(checkpoint):
         need_torch(of=checkpoint)
-    began = f"exporting {checkpoint} once, into {out}"
-    if say is not None:
-        say(began)
-        export_encoder(checkpoint, out, precision=precision, say=say)
-        return
-    logging.getLogger("xqg_vdb").warning("%s", began)
+    (say or logging.getLogger("xqg_vdb").warning)(f"exporting {checkpoint} once, into {out}")
     steps = count(1)
     with bars(unit=" steps") as show:
-        export_encoder(checkpoint, out, precision=precision, say=lambda line: show(line, next(steps), None))
+        export_encoder(checkpoint, out, precision=precision, say=say or (lambda line: show(line, next(steps), None)))
 
 
 def export(
     checkpoint: str | Callable[[list[str]], Any],
     out: str | Path | None = None,
     *,
-    precision: Precision = "int8",
+    precision: Precision | None = None,
     overrides: Overrides | None = None,
     generator: bool = False,
     accept_license: bool = False,
@@ -323,13 +319,13 @@ def export(
 
     Or a server's URL (OpenAI-compatible, up to `/v1`), or a callable from texts to rows: the folder then says what runs
     there, `model`, and how it is calibrated. out: a new folder; without one, hub ids and starters go to the cache,
-    where they are found by name. overrides: an encoder's conventions. generator: the checkpoint writes queries. say:
-    told each step, by default the log. Raises ModelError, MismatchError when the export does not compute what the
-    original does, MissingExtra, ServerError.
+    where they are found by name. precision: int8, but fp32 of a cross-encoder. overrides: an encoder's conventions.
+    generator: the checkpoint writes queries. say: told each step, by default the log. Raises ModelError, MismatchError
+    when the export does not compute what the original does, MissingExtra, ServerError.
     """
     tell = say or logging.getLogger("xqg_vdb").info
     checkpoint = os.fspath(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
-    if precision not in ("int8", "fp32"):
+    if precision not in ("int8", "fp32", None):
         raise DataError(f"precision must be int8 or fp32, found {precision!r:.80}.")
     if not isinstance(checkpoint, str) or checkpoint.startswith(("http://", "https://")):
         if out is None or not model:
@@ -337,16 +333,17 @@ def export(
         return export_remote(checkpoint, model, Path(out), overrides=overrides, say=tell)
     if is_hub_id(name := checkpoint.removeprefix(CROSS)):
         need_torch(of=name)
-    if name != checkpoint:
-        target = Path(out) if out is not None else cached_model(checkpoint, precision="fp32")
+    if out is None and name not in (STARTER_ENCODER, STARTER_GENERATOR) and not is_hub_id(name):
+        raise ModelError(f"Say where to export the folder {checkpoint!r} to: xqg-vdb export {checkpoint} OUT")
+    cross, precision = name != checkpoint, precision or ("int8" if name == checkpoint else "fp32")
+    known = STARTER if checkpoint == STARTER_ENCODER else checkpoint
+    target = Path(out) if out is not None else cached_model(known, precision=precision)
+    if cross and precision == "int8":
+        raise ModelError("Cross-encoders are exported in fp32 alone: leave --precision away.")
+    if cross:
         return export_cross(name, target, say=tell)
     if generator or checkpoint == STARTER_GENERATOR:
-        target = Path(out) if out is not None else cached_model(checkpoint, precision=precision)
         return export_generator(checkpoint, target, precision=precision, accept_license=accept_license, say=tell)
-    name = STARTER if checkpoint == STARTER_ENCODER else checkpoint
-    if out is None and name != STARTER and not is_hub_id(name):
-        raise ModelError(f"Say where to export the folder {checkpoint!r} to: xqg-vdb export {checkpoint} OUT")
-    target = Path(out) if out is not None else cached_model(name, precision=precision)
     return export_encoder(checkpoint, target, precision=precision, overrides=overrides, say=tell)
 
 
@@ -373,8 +370,8 @@ def explain(
         except (ModelError, MissingExtra) as error:
             refused.append(str(error))
         try:
-            if not writes and not cross:
-                software, theirs = original_facts(source)
+            if not writes:
+                software, theirs = (original_cross_facts if cross else original_facts)(source)
         except MissingExtra as error:
             software = f"not asked ({error})"
         except Exception as error:  # also what a stranger's values make of the original software

@@ -29,7 +29,7 @@ from xqg_vdb.export.checkpoints import (
     width,
 )
 from xqg_vdb.fusion import unit_rows
-from xqg_vdb.models.encoder import ACTIVATIONS, POOL, Encoder
+from xqg_vdb.models.encoder import POOL, Encoder
 from xqg_vdb.models.folder import TOKENIZER, EncoderSpec, ModelFolder
 from xqg_vdb.search.rerank import open_pairs
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus
@@ -92,6 +92,16 @@ def original_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     }
 
 
+def original_cross_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """The same of a cross-encoder."""
+    model = sentence_transformer(source, "CrossEncoder")
+    return f"sentence-transformers {version('sentence-transformers')}", {
+        "modules": type(model[0].model).__name__,
+        "activation": type(model.activation_fn).__name__,
+        "max_length": model.max_seq_length,
+    }
+
+
 def _of_transformers(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     """The same of a checkpoint without modules: transformers pools nothing and knows no prompts."""
     software, model = without_weights(source, model_class(source))
@@ -115,9 +125,10 @@ def encoder_inputs(checkpoint: Checkpoint, model: Any, *, cross: bool = False) -
     # its tokenizer decides: without them a model takes zeros for both texts of a pair
     segments = segments and "token_type_ids" in load_tokenizer(checkpoint.path).model_input_names
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
-    missing = [name for name in names if name not in taken]
-    if missing:
+    if missing := [name for name in names if name not in taken]:
         raise ModelError(f"{checkpoint.source} takes no {', '.join(missing)}, so it is no text encoder.")
+    if hasattr(model, "get_text_features"):  # CLIP and its like
+        raise ModelError(f"{checkpoint.source} embeds images and texts ({type(model).__name__}): {ELSEWHERE}.")
     return names
 
 
@@ -334,19 +345,14 @@ def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[
 
 
 def measure_pairs(checkpoint: Checkpoint, made: ModelFolder) -> float:
-    """How far a cross-encoder's scores are from those of its torch model, at most, over pairs of `parity_texts`."""
-    import torch
-
+    """How far a cross-encoder's scores are from those of the original, at most, over pairs of `parity_texts`."""
     questions, passages = parity_texts()
     pairs = [(question, passages[i * 7 % len(passages)]) for i, question in enumerate(questions)] + [
         (questions[0], passage) for passage in passages
     ]
-    tokenizer = load_tokenizer(checkpoint.path)
-    model = load_weights("AutoModelForSequenceClassification", checkpoint).eval()
-    cut: dict[str, Any] = {"truncation": True, "max_length": made.manifest["cross"]["max_length"]}
-    with torch.inference_mode():
-        logits = [float(model(**tokenizer(*pair, return_tensors="pt", **cut)).logits[0, 0]) for pair in pairs]
-    wanted = ACTIVATIONS[made.manifest["cross"]["activation"]](np.array(logits))
+    original = sentence_transformer(checkpoint, "CrossEncoder")
+    original.max_seq_length = made.manifest["cross"]["max_length"]
+    wanted = np.array([original.predict([pair], show_progress_bar=False)[0] for pair in pairs])
     score = open_pairs(made, threads=0)
     ours = np.concatenate([score(pairs[start : start + 8])[0] for start in range(0, len(pairs), 8)])
     return float(np.abs(ours - wanted).max())
@@ -369,15 +375,15 @@ def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec, overrides: Override
         ) from error
 
 
-def sentence_transformer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint in its original software. Raises MissingExtra, ModelError."""
+def sentence_transformer(checkpoint: Checkpoint, kind: str = "SentenceTransformer") -> Any:
+    """The checkpoint in its original software. kind: a class of it. Raises MissingExtra, ModelError."""
     need_torch()
     try:
-        from sentence_transformers import SentenceTransformer
+        import sentence_transformers
     except ImportError as error:
         raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
     try:
-        return SentenceTransformer(
+        return getattr(sentence_transformers, kind)(
             str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False,
             model_kwargs={"dtype": "float32"},  # whatever the weights are stored in: as they are exported
         )  # fmt: skip

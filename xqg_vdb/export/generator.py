@@ -20,12 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from xqg_vdb.errors import MismatchError, ModelError
-from xqg_vdb.export.checkpoints import (
-    Checkpoint,
-    fetch_checkpoint,
-    longest_text,
-    read_json,
-)
+from xqg_vdb.export.checkpoints import Checkpoint, fetch_checkpoint, longest_text, read_json
 from xqg_vdb.export.gate import (
     ELSEWHERE,
     T5,

@@ -393,19 +393,19 @@ def by_instance(graph: Any) -> None:
 
 
 def tokens_first(graph: Path) -> None:
-    """Let a publisher's graph give its vectors of tokens first, in place.
-
-    Raises ModelError where it has none, or wants an input that nobody can give.
-    """
+    """Let a publisher's graph give its vectors of tokens first, in place. Raises ModelError where that cannot be."""
     session = open_session(graph, threads=1)
-    unknown = sorted({node.name for node in session.get_inputs()} - set(INPUTS))
-    if unknown:
-        raise ModelError(f"The checkpoint's own graph wants {', '.join(unknown)}: delete its onnx folder.")
-    outputs = session.get_outputs()
-    tokens = [node.name for node in outputs if node.type == "tensor(float)" and len(node.shape) == 3]
+    inputs, outputs = ({node.name: node for node in nodes} for nodes in (session.get_inputs(), session.get_outputs()))
+    wrong = [f"{n.name} ({n.type}, {n.shape})" for n in inputs.values() if n.name not in INPUTS or "int64" not in n.type
+             or any(isinstance(size, int) for size in n.shape)]  # fmt: skip
+    wrong += [] if "attention_mask" in inputs else ["no attention_mask"]
+    if wrong:
+        raise ModelError(f"The checkpoint's own graph wants {', '.join(wrong)}: delete its onnx folder.")
+    tokens = [node.name for node in outputs.values() if node.type == "tensor(float)" and len(node.shape) == 3]
     if not tokens:
-        raise ModelError("The checkpoint's own graph gives no vectors of tokens: delete its onnx folder.")
-    if outputs[0].name == tokens[0]:
+        gives = ", ".join(f"{node.name} ({node.type})" for node in outputs.values())
+        raise ModelError(f"The checkpoint's own graph gives {gives}, no vectors of tokens: delete its onnx folder.")
+    if next(iter(outputs)) == tokens[0]:
         return
     import onnx
 

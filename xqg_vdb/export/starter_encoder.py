@@ -7,7 +7,7 @@ comes an ordinary Hugging Face checkpoint folder, with float32 weights or with o
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -192,14 +192,13 @@ SOURCE = "intfloat/multilingual-e5-small"
 CHUNK = Q4_BLOCK.itemsize << 16  # bytes of blocks expanded at a time: the embedding table alone would be 384 MB
 
 
-def build_encoder_checkpoint(out: Path) -> Path:
+def build_encoder_checkpoint(out: Path, *, filled: bool = False) -> Path:
     """Write multilingual-e5-small as a Hugging Face checkpoint folder (0.5 GB, fp32) at `out`, and return `out`.
 
-    The folder appears whole or not at all. Raises MissingExtra, and ModelError for a damaged file or a taken `out`.
+    filled: with our int8 graph in place of the weights. The folder appears whole or not at all. Raises MissingExtra,
+    and ModelError for a damaged file.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ModelError(f"Cannot build the starter encoder: {out} exists. Remove it or name another folder.")
-    return write_checkpoint(read_weights(locate_weights()), out)
+    return write_checkpoint(read_weights(locate_weights()), out, filled=filled)
 
 
 def locate_weights() -> Path:
@@ -210,15 +209,10 @@ def locate_weights() -> Path:
     return path
 
 
-def write_checkpoint(
-    weights: _WeightFile, out: Path, *, save: Callable[[_WeightFile, Path], None] | None = None
-) -> Path:
-    """Write the checkpoint into a folder beside `out` (absent, or empty), rename it into place, and return `out`.
-
-    save: writes the weights into the folder, in place of safetensors.
-    """
+def write_checkpoint(weights: _WeightFile, out: Path, *, filled: bool = False) -> Path:
+    """Write the checkpoint into a folder beside `out` (absent, or empty), rename it into place, and return `out`."""
     with new_folder(out) as building:
-        (save or _write_tensors)(weights, building)
+        (_write_graph if filled else _write_tensors)(weights, building)
         build_tokenizer(weights).save(str(building / "tokenizer.json"))
         for name, content in settings(weights).items():
             (building / name).parent.mkdir(exist_ok=True)
@@ -317,13 +311,8 @@ attention mask, and normalise.
 TEMPLATE = Path(__file__).parents[1] / "data" / "starter.npz"
 
 
-def build_filled_starter(out: Path) -> Path:
-    """The starter as a checkpoint whose own graph is the int8 one, without torch. Raises MissingExtra, ModelError."""
-
-    def save(weights: _WeightFile, folder: Path) -> None:
-        fill_template(weights, folder / GRAPH, seven_bits=not cpu_has_vnni())
-
-    return write_checkpoint(read_weights(locate_weights()), out, save=save)
+def _write_graph(weights: _WeightFile, folder: Path) -> None:
+    fill_template(weights, folder / GRAPH, seven_bits=not cpu_has_vnni())
 
 
 def stored_rows() -> tuple[Vectors, Vectors]:

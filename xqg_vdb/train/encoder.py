@@ -20,11 +20,7 @@ import orjson
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.evaluate.matrix import id_order, judge, per_row, search_rows
 from xqg_vdb.evaluate.metrics import Metric
-from xqg_vdb.export.checkpoints import (
-    Checkpoint,
-    Overrides,
-    conventions,
-)
+from xqg_vdb.export.checkpoints import Checkpoint, Overrides, conventions
 from xqg_vdb.export.gate import load_tokenizer, load_weights, model_class
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec

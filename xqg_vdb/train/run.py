@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 
 from xqg_vdb.errors import MismatchError, ModelError
-from xqg_vdb.export.checkpoints import TOKENIZER_FILES, Checkpoint, fetch_checkpoint
+from xqg_vdb.export.checkpoints import Checkpoint, fetch_checkpoint
 from xqg_vdb.export.gate import need_torch
 from xqg_vdb.export.starter_generator import TERMS_URL
 from xqg_vdb.files import lock_folder, sync_folder, write_atomic
@@ -83,6 +83,10 @@ class Schedule:
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
+    "chat_template.jinja",
+)  # fmt: skip
 _PACKAGES = ("xqg-vdb", "torch", "transformers", "accelerate", "tokenizers")
 
 
@@ -228,7 +232,7 @@ def carry_out(
         shutil.rmtree(finished, ignore_errors=True)
         finished.mkdir()
         save(finished)
-        for file in (file for pattern in TOKENIZER_FILES for file in checkpoint.path.glob(pattern)):
+        for file in (file for pattern in _TOKENIZER_FILES for file in checkpoint.path.glob(pattern)):
             shutil.copyfile(file, finished / file.name)  # training does not touch the vocabulary
         _write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
         for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
