@@ -27,7 +27,7 @@ from xqg_vdb.export.checkpoints import (
     read_json,
     strip_code_keys,
 )
-from xqg_vdb.export.encoder import explain, export_encoder
+from xqg_vdb.export.encoder import explain, export, export_encoder
 from xqg_vdb.export.gate import (
     load_tokenizer,
     load_weights,
@@ -232,6 +232,22 @@ def test_other_pickles_are_not_even_tried(tmp_path):
         export_encoder(str(folder), tmp_path / "out", say=silent)
 
 
+def test_pickles_that_hold_no_weights_are_not_called_code(bert, tmp_path):
+    torch = pytest.importorskip("torch")
+    folder = shutil.copytree(bert, tmp_path / "c")
+    (folder / "model.safetensors").unlink()
+    torch.save([torch.zeros(3)], folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin holds no plain weights by name \(AttributeError"):
+        fetch_checkpoint(str(folder), into=tmp_path / "clean")
+
+
+def test_what_cannot_be_asked_of_an_export_is_said_before_it_begins(tmp_path):
+    with pytest.raises(ModelError, match="Cross-encoders are exported in fp32 alone: leave --precision away"):
+        export(f"cross:{tmp_path}", tmp_path / "out", precision="int8")
+    with pytest.raises(ModelError, match="Say where to export the folder"):
+        export(str(tmp_path), generator=True)
+
+
 def test_honest_pickled_weights_are_converted(bert, tmp_path):
     """Two shards of the transformer, and a projection in one file."""
     torch = pytest.importorskip("torch")
@@ -392,6 +408,17 @@ FOREIGN = {"AutoModel": "modeling_qwen.Qwen2Model"}
         ({"config_sentence_transformers.json": {"similarity_fn_name": "euclidean"}}, "ranks by euclidean distance"),
         ({"modules.json": [{"type": "custom_st.Transformer", "path": ""}, *PIPELINE[1:]]}, r"runs custom_st\.Transf"),
         ({"modules.json": [PIPELINE[0], {"type": ST + "Pooling", "path": "../1_Pooling"}]}, "does not list modules"),
+        ({"sentence_bert_config.json": {"transformer_task": "fill-mask"}}, "does by fill-mask"),
+        ({"sentence_bert_config.json": {"modality_config": {"message": {}}}}, "does by modality_config.text = None"),
+        (
+            {"sentence_bert_config.json": {"modality_config": ["text"]}},
+            "modality_config = .*, where a value of type dict",
+        ),
+        ({"sentence_bert_config.json": {"max_seq_length": "40"}}, "max_seq_length = '40', where a value of type int"),
+        ({"sentence_bert_config.json": {"max_seq_length": 4}}, "reads 4 tokens of a text: give --max-length 8"),
+        ({"config_sentence_transformers.json": {"truncate_dim": "16"}}, "truncate_dim = '16', where .* type int"),
+        ({"config_sentence_transformers.json": {"prompts": {"query": 3}}}, r"prompts that are no texts \({'query': 3}"),
+        ({"adapter_config.json": [1]}, "adapter_config.json holds a list"),
         ({"1_Pooling/config.json": {}}, "has a Pooling module without a config.json: give --pooling"),
         ({"adapter_config.json": {"base_model_name_or_path": "a/b"}}, "is an adapter of a/b: merge it into that model"),
         ({"config.json": {"model_type": "qwen2", "auto_map": FOREIGN}}, "has a qwen2 that may compute something else"),
@@ -450,6 +477,18 @@ def test_a_length_that_stands_in_the_tokenizer_alone(tmp_path):
     assert checkpoint(tmp_path / "c", "x/y", files=files)[0].max_length == 64
     written = orjson.loads((tmp_path / "clean" / "tokenizer_config.json").read_bytes())
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_a_length_beyond_the_trained_positions_counts_where_positions_are_angles(tmp_path):
+    files = {
+        "modules.json": PIPELINE, "1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": None},
+        "sentence_bert_config.json": {"max_seq_length": 300}, "config_sentence_transformers.json": {"truncate_dim": 99},
+    }  # fmt: skip
+    config = {"max_position_embeddings": 130}
+    (tmp_path / "more").mkdir()
+    assert checkpoint(tmp_path / "c", "x/y", config=config, files=files)[0].max_length == 130
+    spec, _ = checkpoint(tmp_path / "more" / "c", "x/y", config=config | {"rope_theta": 10000.0}, files=files)
+    assert (spec.max_length, spec.pool_prompt, spec.dim) == (300, False, 32)
 
 
 def test_ranking_by_cosine_is_kept_where_no_module_normalises(tmp_path):

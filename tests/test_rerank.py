@@ -328,12 +328,15 @@ def test_search_ranks_again_and_says_what_it_took(folders, tmp_path):
 def test_a_cross_encoder_scores_as_sentence_transformers_does(tmp_path, family, activation):
     torch, library = pytest.importorskip("torch"), pytest.importorskip("sentence_transformers")
     from xqg_vdb import export
+    from xqg_vdb.export.encoder import explain
     from xqg_vdb.models.folder import open_model_folder
 
     checkpoint = cross_checkpoint(tmp_path / "checkpoint", family, activation=activation)
     folder = export(f"cross:{checkpoint}", tmp_path / "out", say=lambda line: None)
     assert folder.kind == "cross-encoder" and folder.manifest["parity"]["difference_max"] <= 1e-4
     assert open_model_folder(tmp_path / "out").fingerprint == folder.fingerprint
+    facts = explain(f"cross:{checkpoint}")["facts"]
+    assert all(len(set(facts[name])) == 1 for name in ("activation", "max_length")), facts
     reranker, hits = Reranker(f"cross:{tmp_path / 'out'}", depth=20), [*HITS, LONG]
     assert reranker.weight == 1.0
     ranked = reranker.rerank(QUESTION, hits)

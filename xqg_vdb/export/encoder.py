@@ -39,14 +39,19 @@ from xqg_vdb.export.gate import (
     export_facts,
     measure_parity,
     need_torch,
-    original_cross_facts,
     original_facts,
     parity_texts,
     save_tokenizer,
     torch_vectors,
     write_graph,
 )
-from xqg_vdb.export.generator import cross_record, describe_generator, export_cross, export_generator
+from xqg_vdb.export.generator import (
+    cross_record,
+    describe_generator,
+    export_cross,
+    export_generator,
+    original_cross_facts,
+)
 from xqg_vdb.export.quantise import quantize_int8, tokens_first, write_composing
 from xqg_vdb.export.starter_encoder import stored_rows
 from xqg_vdb.files import new_folder

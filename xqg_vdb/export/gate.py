@@ -92,16 +92,6 @@ def original_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     }
 
 
-def original_cross_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
-    """The same of a cross-encoder."""
-    model = sentence_transformer(source, "CrossEncoder")
-    return f"sentence-transformers {version('sentence-transformers')}", {
-        "modules": type(model[0].model).__name__,
-        "activation": type(model.activation_fn).__name__,
-        "max_length": model.max_seq_length,
-    }
-
-
 def _of_transformers(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     """The same of a checkpoint without modules: transformers pools nothing and knows no prompts."""
     software, model = without_weights(source, model_class(source))

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from xqg_vdb.export.gate import (
     model_class,
     need_torch,
     save_tokenizer,
+    sentence_transformer,
     without_weights,
     write_graph,
 )
@@ -128,6 +130,16 @@ def cross_record(source: Checkpoint) -> dict[str, Any]:
     if name not in ACTIVATIONS:
         raise ModelError(f"{source.source} puts {told} on its logits; supported: {', '.join(ACTIVATIONS)}.")
     return {"activation": name, "max_length": longest_text(source, default=512)}
+
+
+def original_cross_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """Name and version of sentence-transformers, and what it would do with a cross-encoder."""
+    model = sentence_transformer(source, "CrossEncoder")
+    return f"sentence-transformers {version('sentence-transformers')}", {
+        "modules": type(model[0].model).__name__,
+        "activation": type(model.activation_fn).__name__,
+        "max_length": model.max_seq_length,
+    }
 
 
 def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[str, Any]]:

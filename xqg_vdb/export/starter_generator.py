@@ -61,9 +61,9 @@ def build_generator_checkpoint(out: Path, *, accept_license: bool) -> Path:
     """
     if not accept_license:
         raise ModelError(
-            "The starter generator is Gemma 3 270M by Google. Gemma is provided under and subject to the Gemma Terms of "
-            f"Use found at {TERMS_URL} (full text on this machine: {_locate(PACKAGE, TERMS)}); they restrict some uses "
-            "and bind whoever receives the model or a derivative of it. Read them, then add --accept-license."
+            "The starter generator is Gemma 3 270M by Google. Gemma is provided under and subject to the Gemma Terms "
+            f"of Use found at {TERMS_URL} (full text on this machine: {_locate(PACKAGE, TERMS)}); they restrict some "
+            "uses and bind whoever receives the model or a derivative of it. Read them, then add --accept-license."
         )
     with new_folder(out) as building:
         weights = _assemble(building / "weights.gguf")
