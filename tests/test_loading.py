@@ -257,6 +257,8 @@ def test_a_load_that_is_not_the_same_is_written_and_says_what_it_replaces(store,
         assert load(files[0], "wiki", **given).report.unchanged
     without = load(files[0], "wiki", **given | {"queries": None}).report
     assert without.replaced.endswith("): other passages, queries or encoder")
+    after = load(files[0], "wiki", encoder=an_encoder(), store=store, options=LoadOptions(force=True)).report.replaced
+    assert after.split(", ")[1] == "no queries"
 
 
 @pytest.mark.parametrize("change", ["corpus", "queries", "meta", "encoder", "layout", "lost point"])

@@ -336,11 +336,11 @@ def _is_whole(store: VectorStore, name: str, card: Card) -> bool:
 def _in_words(before: Card | None, card: Card) -> str:
     if before is None:
         return ""
-    folded = ", ".join(before.query_langs) or "no"
+    langs, alpha = ", ".join(before.query_langs), before.recipe.alpha
     same = (before.rows_digest, before.encoder) == (card.rows_digest, card.encoder)
     change = "the same vectors, by other options or by --force" if same else "other passages, queries or encoder"
-    of = f"{before.count:,} passages, {folded} queries at α {before.recipe.alpha:g}, {before.created}"
-    return f"{before.version} ({of}): {change}"
+    folded = f"{langs} queries at α {alpha:g}" if langs else "no queries"
+    return f"{before.version} ({before.count:,} passages, {folded}, {before.created}): {change}"
 
 
 def _notes(languages: Mapping[str, int], *, asked_for: float, card: Card) -> list[str]:
