@@ -387,6 +387,7 @@ def test_every_spelling_of_pooling(tmp_path, config, pooling):
         ({"1_Pooling/config.json": {"pooling_mode": ["mean", "max"]}}, "pools by mean and max; supported: mean"),
         ({"modules.json": [*PIPELINE, {"type": ST + "LayerNorm", "path": "2_LayerNorm"}]}, "runs .*, LayerNorm; only"),
         ({"modules.json": PIPELINE[::-1]}, "runs Pooling, Transformer; only"),
+        ({"modules.json": [{"type": "evil.\x1b[31m\nM", "path": ""}, *PIPELINE[1:]]}, r"evil[^\x1b\n]*M, Pool"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_reproduced_is_refused_by_name(tmp_path, files, said):

@@ -21,7 +21,7 @@ from typing import Any, cast, get_args
 import numpy as np
 import orjson
 
-from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.errors import MissingExtra, ModelError, printable
 from xqg_vdb.export.starter_generator import PACKAGE, SOURCE, VERSION, build_generator_checkpoint
 from xqg_vdb.models.encoder import ACTIVATIONS
 from xqg_vdb.models.folder import STARTER_ENCODER, STARTER_GENERATOR, EncoderSpec, family_conventions, is_hub_id
@@ -188,8 +188,8 @@ def _check_modules(source: str, modules: list[tuple[str, Path]]) -> str:
     kinds = " ".join(kind for kind, _ in modules)
     if kinds and not re.fullmatch("Transformer Pooling( Dense| Dropout)*( Normalize)?", kinds):
         raise ModelError(
-            f"{source} runs {kinds.replace(' ', ', ')}; only Transformer, Pooling, Dense and Normalize in this order"
-            " can be reproduced: let a server run it (`export URL OUT --model NAME`)."
+            f"{source} runs {printable(kinds.replace(' ', ', '))}; only Transformer, Pooling, Dense and Normalize in this"
+            " order can be reproduced: let a server run it (`export URL OUT --model NAME`)."
         )
     return kinds.rpartition(" ")[2]
 

@@ -271,12 +271,10 @@ class _Graph:
         mask = np.arange(lengths.max()) < lengths[:, None]
         input_ids = np.full(mask.shape, self._pad_id, dtype=np.int64)
         input_ids[mask] = np.concatenate(token_ids)
+        positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
         feeds = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64)}
-        if "token_type_ids" in self._inputs:
-            feeds["token_type_ids"] = np.zeros_like(input_ids)
-        if "position_ids" in self._inputs:
-            feeds["position_ids"] = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
-        hidden = self._hidden(feeds)
+        feeds |= {"token_type_ids": np.zeros_like(input_ids), "position_ids": positions}
+        hidden = self._hidden({name: values for name, values in feeds.items() if name in self._inputs})
         mask[:, :skip] = False
         rows = POOL[self._spec.pooling](hidden, mask)
         for weight, bias, activation in self._dense:
