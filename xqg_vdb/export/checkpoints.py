@@ -188,8 +188,8 @@ def _check_modules(source: str, modules: list[tuple[str, Path]]) -> str:
     kinds = " ".join(kind for kind, _ in modules)
     if kinds and not re.fullmatch("Transformer Pooling( Dense| Dropout)*( Normalize)?", kinds):
         raise ModelError(
-            f"{source} runs {printable(kinds.replace(' ', ', '))}; only Transformer, Pooling, Dense and Normalize in this"
-            " order can be reproduced: let a server run it (`export URL OUT --model NAME`)."
+            f"{source} runs {printable(kinds.replace(' ', ', '))}; only Transformer, Pooling, Dense and Normalize in"
+            " this order can be reproduced: let a server run it (`export URL OUT --model NAME`)."
         )
     return kinds.rpartition(" ")[2]
 
@@ -222,7 +222,7 @@ def _prompts(record: dict[str, Any], family: EncoderSpec) -> dict[str, str]:
     if other := {name: text for name, text in prompts.items() if not isinstance(text, str | None)}:
         raise ModelError(f"config_sentence_transformers.json has prompts that are no texts ({other!r:.80}).")
     usual = prompts.get(record.get("default_prompt_name")) or ""
-    passage = prompts.get("document") or prompts.get("passage") or prompts.get("corpus") or usual
+    passage = prompts.get("document") or prompts.get("passage") or usual
     return {
         "query_prefix": prompts.get("query") or usual or family.query_prefix,
         "passage_prefix": passage or family.passage_prefix,
