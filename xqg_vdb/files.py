@@ -170,7 +170,7 @@ def _wide_encoding(head: bytes) -> str:
     if [byte == 0 for byte in head[:4]] in ([True, True, True, False], [False, True, True, True]):
         return f"UTF-32{order} without a mark"
     low, high = (head[1:64:2], head[:64:2]) if order == "BE" else (head[:64:2], head[1:64:2])
-    wide = min(len(low), len(high)) >= 8 and high.count(0) * 3 > 2 * len(high) and 0 not in low
+    wide = min(len(low), len(high)) >= 4 and high.count(0) * 3 > 2 * len(high) and 0 not in low
     return f"UTF-16{order} without a mark" if wide else ""
 
 

@@ -531,3 +531,8 @@ def test_no_proxy_stands_before_this_machine(serve, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     assert ask(serve(lambda body: ok(Q)))[0] == (Q,)
+
+
+def test_of_several_choices_the_first_that_says_something_counts(serve):
+    choices = [ok(text)[1]["choices"][0] for text in ("", Q, "Nini?")]
+    assert ask(serve(lambda body: (200, {"choices": choices})))[0] == (Q,)

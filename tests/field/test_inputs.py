@@ -541,3 +541,32 @@ def test_a_language_that_is_a_number(tmp_path):
         read_beir(folder)
     with pytest.raises(DataError, match="must be text, not 5"):
         normalize(5)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        (
+            "a.jsonl",
+            b'{"uuid": "1", "properties": {"text": "x"}}',
+            r"\.properties \+ \{id: \(\._id // \.id // \.uuid\)\}",
+        ),
+        ("b.jsonl", b'{"__data__": {"id_": "1", "text": "x"}}', "what lies in __data__"),
+        ("c.jsonl", b'{"id": "1", "values": [1], "metadata": {"text": "x"}}', "what lies in metadata"),
+    ],
+)
+def test_records_inside_those_of_other_stores_are_named_with_what_to_type(tmp_path, name, data, told):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=told):
+        list(read_corpus(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [("Who?\n".encode("utf-16-le"), "UTF-16LE without a mark"), (b"- id: 1\n  text: Who?\n", "no lines of text"),
+     (b"---\n", "no lines of text")],
+)  # fmt: skip
+def test_what_is_no_list_of_questions(tmp_path, data, told):
+    (tmp_path / "q.txt").write_bytes(data)
+    with pytest.raises(DataError, match=told):
+        read_questions(tmp_path / "q.txt")

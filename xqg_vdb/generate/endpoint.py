@@ -114,7 +114,8 @@ class EndpointGenerator(BatchGenerator, AbstractContextManager["EndpointGenerato
         if len(response.content) > LONGEST_BODY:
             raise _NoAnswerError(f"an answer of {len(response.content):,} bytes")
         try:
-            choice = response.json()["choices"][0]
+            choices = response.json()["choices"]  # several, where a server was told so: the first that says something
+            choice = next((one for one in choices if _joined(one["message"].get("content")).strip()), choices[0])
             message, finish = choice["message"], choice.get("finish_reason")
             content = _joined(message.get("content")) or _argument(message)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):

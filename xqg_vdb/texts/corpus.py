@@ -175,7 +175,7 @@ def _by_first_line(path: Path, rejects: Rejects) -> Rows:
     sources = read_sources(path, rejects)
     for first in sources:
         raw, lines = first.raw.lstrip(), chain([first], sources)
-        if raw.startswith((b"[", b"<")):
+        if re.match(rb"[\[<]|---|- \w+:", raw):
             raise DataError(f"{path} holds no lines of text; name it by its kind: .json, .jsonl, .tsv, .csv, .parquet.")
         if raw.startswith(b"{"):
             yield from parsed(lines, parse_object, rejects)

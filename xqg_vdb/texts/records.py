@@ -42,6 +42,7 @@ _BLOCK = 1 << 16
 _RATIO_FREE_BYTES = 16 << 20  # small files may shrink as much as they like
 _HEAD_CHARACTERS = 200
 _SHOWN = 5
+_INNER = ("_source", "payload", "fields", "properties", "__data__", "metadata")  # where stores keep a record
 _JSON_GAP = re.compile(r"[\s,\[\]]*")
 _LONG_INTEGER = re.compile(rb"\d{20}")
 _KEY = re.compile(rb'"[ \t\r\n]*:')
@@ -369,12 +370,10 @@ def key_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
         if record.get(key) is not None:
             return key
     found = ", ".join(repr(key[:40]) for key in list(record)[:5]) or "nothing"
-    nested = next(
-        (key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)), ""
-    )
-    hint = f"; make lines of what it lists: jq -c '.{nested}[]' FILE > NEW.jsonl" if nested else ""
-    if inner := next((key for key in ("_source", "payload", "fields") if isinstance(record.get(key), dict)), ""):
-        hint = f"; make records of what lies in {inner}: jq -c '.{inner} + {{id: (._id // .id)}}' FILE > NEW.jsonl"
+    lists = [key for key, value in record.items() if isinstance(value, list) and isinstance([*value, 0][0], dict)]
+    hint = f"; make lines of what it lists: jq -c '.{lists[0]}[]' FILE > NEW.jsonl" if lists else ""
+    if inner := next((key for key in _INNER if isinstance(record.get(key), dict)), ""):
+        hint = f"; make records of what lies in {inner}: jq -c '.{inner} + {{id: (._id // .id // .uuid)}}' FILE > NEW"
     one_of = f" (expected one of the keys {', '.join(keys)})" if len(keys) > 1 else ""
     raise BadRecord(f"no {keys[0]}{one_of}; found {found}{hint}")
 
