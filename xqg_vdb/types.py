@@ -304,7 +304,7 @@ QuestionRows = Vectors | Sequence[SparseVector]
 class Search:
     """What to look up for each question. using: the vector.
 
-    ef: measured at 256, where questions off the passages' cone, as calibrated ones are, lose hardly a neighbour.
+    ef: measured among a million passages, where 512 finds .99 of the exact ten and 256 not always .96.
     where: conditions on the passages' fields (`store.filters`), or a `qdrant_client.models.Filter`.
     texts: False for hits with a score and the point's id alone, at least k, and all that score as the kth does.
     """
@@ -314,7 +314,7 @@ class Search:
     using: str = "text-dense"
     exact: bool = option(False, "Compare with every passage instead of walking the graph.")
     ef: int = option(
-        256, "Candidates that the graph search keeps: more find more, and take longer.", least=1, metavar="N"
+        512, "Candidates that the graph search keeps: more find more, and take longer.", least=1, metavar="N"
     )
     where: Any = None
     offset: int = option(0, "Leave out this many of the best, for the next page.", least=0, most=10_000)

@@ -114,6 +114,10 @@ def test_other_numbers_are_other_words(one, other):
     assert split_words(one).split() != split_words(other).split()
 
 
+def test_two_initials_are_found_where_together_they_are_a_stop_word():
+    assert {"it", "t"} <= set(split_words("I.T.").split()) and "eu" in split_words("E.U.").split()
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

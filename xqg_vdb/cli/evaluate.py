@@ -53,7 +53,7 @@ class _Bench:
         None, "Exact or graph search of a real collection, or ranking in memory  [default: exact, or the suite's]"
     )
     ef: int | None = option(
-        None, "Candidates that a graph search keeps, with --search graph  [default: 256]", least=1, metavar="N"
+        None, "Candidates that a graph search keeps, with --search graph  [default: 512]", least=1, metavar="N"
     )
     questions: tuple[str, ...] = option(
         (),

@@ -57,7 +57,9 @@ def split_words(text: str) -> str:
     cplusplus, an emoji a word; Amharic's letters of one sound, Hindi's signs for one nasal, Romanian's ş and ș are one.
     """
     folded = _fold(_WITHIN.sub("-", text)).replace("เเ", "แ")
-    folded = _NASAL.sub("ं", _INITIALS.sub(lambda found: found[0].replace(".", "").replace(" ", ""), folded))
+    # also letter by letter where they are two: "it" of I.T. may be a stop word
+    folded = _INITIALS.sub(lambda u: re.sub("[. ]", "", u[0]) + f" {u[0]}".replace(".", " ") * (len(u[0]) == 3), folded)
+    folded = _NASAL.sub("ं", folded)
     folded = _SIGNED.sub(lambda found: f"{found[1]} {found[1]}{_SPOKEN[found[2]]} ", folded)
     folded = _GROUPS.sub(lambda found: f"{re.sub(r'[. ]', '', found[0])} {found[0]}", folded)
     return " ".join(map(_forms, _pairs(folded.translate(_PIECES)).split()))
