@@ -58,6 +58,9 @@ def test_no_command_writes_it(tmp_path):
             assert not set(stream) & set("\x1b\x07\x9b\u202e\u202c\u2028"), words
     found = run_here(tmp_path, "search", "wiki", "w1 \u202e\u2028\x7f", "--encoder", model, "--json").stdout
     assert not set(found) & set("\x7f\u202e\u2028") and json.loads(found)[0]["text"] == "w1 \u202e\u2028\x7f"
+    for words in (("mcp", hostile), ("search", f"--{hostile}")):  # the parser's own messages
+        said = run_cli(tmp_path, *words).stderr
+        assert "Error: " in said and not set(said) & set("\x1b\x07\u202e\u2028")
     failed = run_cli(tmp_path, "load", "no\x1b[2J.jsonl", "wiki", "--encoder", model)
     assert failed.stderr.startswith("Error: There is no file no [2J.jsonl; that folder has ")
     hits = run_here(tmp_path, "search", "wiki", "w1", "--encoder", model).stdout

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from itertools import chain
 from typing import NoReturn
 
@@ -102,14 +102,15 @@ def run() -> None:
 def _explained(error: BaseException) -> int:
     """Say what happened, and return the exit code. An error that is nobody's but ours is raised again."""
     if isinstance(error, click.ClickException):
-        error.show()
+        error.show(said := StringIO())
+        complain(said.getvalue().rstrip("\n"))
         return error.exit_code
     if isinstance(error, OSError):  # outside the places that know what they were doing
         try:
             with disk_errors(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file"):
                 raise error
-        except XqgError as said:
-            error = said
+        except XqgError as told:
+            error = told
     if not isinstance(error, XqgError):
         raise error
     complain(f"Error: {error}")
