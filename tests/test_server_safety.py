@@ -18,7 +18,7 @@ from xqg_vdb.store.layout import CollectionOptions, Moved, point_id
 from xqg_vdb.store.server import checked_address, port_number
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server import writer as server_writer
-from xqg_vdb.store.server.client import Pending, Server
+from xqg_vdb.store.server.client import NoAccess, Pending, Server
 from xqg_vdb.store.server.names import LEAVING_KEY, LOADER_KEY
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Search
@@ -393,6 +393,14 @@ def test_a_snapshot_whose_request_timed_out_is_made_once(fake, store):
     with pytest.raises(ServerError):
         store.admin.create_snapshot("wiki")
     assert fake.count("POST", "/snapshots") == 2
+
+
+def test_a_snapshot_that_a_key_may_not_make_is_not_waited_for(fake, store):
+    edition(store, 1)
+    fake.faults = [Fault(403, only="POST .*/snapshots")]
+    with pytest.raises(NoAccess):
+        store.admin.create_snapshot("wiki")
+    assert fake.count("GET", "/snapshots") == 1
 
 
 @pytest.mark.parametrize("with_sum", [True, False])

@@ -182,8 +182,8 @@ class _ServerAdmin:
         before = {shot.name for shot in self._snapshots(version)}
         try:  # once: what timed out may be made all the same, and each is a whole copy
             made = self._server.call(lambda: self._client.create_snapshot(version, wait=True), deadline=0.0)
-        except ServerError:
-            made = self._appeared(version, before)
+        except ServerError as error:  # of which its kinds are certain
+            made = self._appeared(version, before) if type(error) is ServerError else None
             if made is None:
                 raise
         return _described(made or next(shot for shot in self._snapshots(version) if shot.name not in before))
