@@ -143,6 +143,7 @@ def test_every_row_of_the_table_has_its_test():
         (ResponseHandlingException(httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number")),
          "http:// or https://"),
         (Refusal(CODES.UNAVAILABLE, "Trying to connect an http1.x server"), "check the port"),
+        (Refusal(CODES.UNAVAILABLE, "Expected SETTINGS frame as the first frame, got frame type 80"), "check the port"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "as a Qdrant server"),
         (ResponseHandlingException(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")),
          "SSL_CERT_FILE"),
