@@ -1,8 +1,10 @@
 """What the stock stores of three frameworks wrote into a collection of ours: told, and taken in by `augment --new`."""
 
 import json
+import os
 import uuid
 
+import killing
 import pytest
 from cli_cases import run_here, write_lines
 from collection_cases import opened
@@ -12,6 +14,7 @@ from qdrant_client import QdrantClient, models
 from xqg_vdb import Collection
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index import update
+from xqg_vdb.index.update import delete
 from xqg_vdb.index.load import load
 from xqg_vdb.index.verify import verify
 from xqg_vdb.store.server import checked_address
@@ -151,6 +154,42 @@ def test_stopped_it_goes_on_and_what_changes_meanwhile_stays(here, monkeypatch):
     assert (report.replaced, told(here), left) == (1, {}, [])
     found = verify(here.store, here.name)
     assert (found.problems, found.points) == ((), 25)
+
+
+KILLED = """
+import os
+import xqg_vdb.index.update as updating
+from xqg_vdb.store.server.store import ServerStore
+from xqg_vdb.testing import HashEncoder
+
+updating.WINDOW = 2
+
+def work(url, name):
+    with ServerStore.connect(url, api_key=os.environ.get("XQG_TEST_QDRANT_API_KEY")) as store:
+        updating.take_in(name, encoder=HashEncoder(dim=12), store=store)
+"""
+
+
+def test_killed_between_adding_and_removing_the_same_call_again_ends_exactly(here, request, tmp_path):
+    """Five passages in windows of two: amid adding, after it, amid removing."""
+    client, physical = here.store._client, here.store.physical(here.name)
+    real = request.node.callspec.params["here"] == "server"
+    url = os.environ["XQG_TEST_QDRANT_URL"] if real else f"http://{here.store._server.where}"
+    texts = {f"00000000-0000-0000-0000-00000000000{n}": f"maji {n} ya mto" for n in range(5)}
+    client.upsert(physical, [a_stranger(docid, text, lang="sw") for docid, text in texts.items()], wait=True)
+    wanted = {**{f"p{n}": f"text {n}" for n in range(20)}, **texts}
+    points = [("_ServerUpdate.record", 4), ("ForeignCollection.remove", 1), ("ForeignCollection.remove", 2)]
+    with killing.Workers(KILLED, tmp_path / "said") as workers:
+        for name, number in points:
+            client.upsert(physical, [a_stranger(docid, text, lang="sw") for docid, text in texts.items()], wait=True)
+            assert workers.run(url, here.name, env=killing.at(f"call {name} {number}")) == -9, (name, number)
+            payloads = [point.payload for point in here.scroll()]
+            assert {found.get("content", found.get("page_content")) for found in payloads} == set(wanted.values())
+            assert workers.run(url, here.name) == 0, (tmp_path / "said").read_text()
+            assert {point.id: point.payload["content"] for point in here.scroll()} == wanted
+            found = verify(here.store, here.name)
+            assert (found.problems, found.others, found.points) == ((), {}, 25)
+            delete(texts, here.name, store=here.store)
 
 
 def test_what_is_no_passage_stays_and_is_named(here, tmp_path):
