@@ -39,20 +39,21 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     with open_store() as store, Encoder(os.environ.get("ENCODER", "starter")) as encoder:
         app.state.store, app.state.encoder, app.state.retriever = store, encoder, None
         app.state.writing = asyncio.Lock()
-        if NAME in store.names():
-            await connect(app)
+        await connect(app)
         yield
         if app.state.retriever is not None:
             await app.state.retriever.aclose()
 
 
 async def connect(app: FastAPI) -> None:
-    """The retriever of the collection, for all requests."""
-    collection = Collection(NAME, app.state.store, encoder=app.state.encoder)
-    app.state.retriever = AsyncRetriever(Retriever(app.state.encoder, collection))
+    """The retriever of the collection, for all requests, as soon as there is one: another worker may have made it."""
+    if app.state.retriever is None and NAME in await asyncio.to_thread(app.state.store.names):
+        collection = Collection(NAME, app.state.store, encoder=app.state.encoder)
+        app.state.retriever = AsyncRetriever(Retriever(app.state.encoder, collection))
 
 
-def retriever() -> AsyncRetriever:
+async def retriever() -> AsyncRetriever:
+    await connect(app)
     if app.state.retriever is None:
         raise HTTPException(404, "There are no passages yet: POST some to /passages.")
     return app.state.retriever
@@ -70,6 +71,7 @@ async def explain(request: Request, error: XqgError) -> JSONResponse:
 async def add(passages: Annotated[list[NewPassage], Field(min_length=1)]) -> dict[str, Any]:
     records = [{key: value for key, value in asdict_of(passage).items() if value is not None} for passage in passages]
     async with app.state.writing:  # the first passages make the collection
+        await connect(app)
         if app.state.retriever is None:
             await asyncio.to_thread(load, records, NAME, encoder=app.state.encoder, store=app.state.store)
             await connect(app)
@@ -87,7 +89,7 @@ def asdict_of(passage: NewPassage) -> dict[str, Any]:
 @app.delete("/passages/{docid}")
 async def delete(docid: str) -> dict[str, int]:
     async with app.state.writing:
-        report = await retriever().delete([docid])
+        report = await (await retriever()).delete([docid])
     if report.missing:
         raise HTTPException(404, f"There is no passage {docid!r}.")
     return {"deleted": report.deleted}
@@ -100,7 +102,7 @@ async def search(
     lang: str | None = None,
     passage_lang: Annotated[list[str] | None, Query()] = None,
 ) -> list[dict[str, Any]]:
-    hits = await retriever().search(q, k=k, question_lang=lang, passage_langs=passage_lang)
+    hits = await (await retriever()).search(q, k=k, question_lang=lang, passage_langs=passage_lang)
     return [asdict(hit) for hit in hits]
 
 
