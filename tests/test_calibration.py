@@ -95,7 +95,7 @@ def test_damaged_calibration_is_refused(tmp_path):
     good = save_means(table(sw=[[1.0, 2.0]]))
     for bad in (b"", good[:40], b"PK" + good[2:50], np.array([{"a": 1}], dtype=object).dumps()):
         path.write_bytes(bad)
-        with pytest.raises(ModelError, match=r"is not a calibration file .*; export the encoder again"):
+        with pytest.raises(ModelError, match=r"holds no calibration .*; export the model again"):
             load_means(path, dim=2)
     path.write_bytes(good)
     with pytest.raises(ModelError, match=r"shape \(1, 2\), expected \(1, 3\)"):

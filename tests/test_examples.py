@@ -86,6 +86,9 @@ def test_fastapi_service_adds_searches_deletes_and_stops_gracefully(tmp_path):
         assert client.get("/search", params={"q": "w1", "lang": "klingonese"}).status_code == 400
         assert client.delete("/passages/p3").json() == {"deleted": 1}
         assert client.delete("/passages/p3").status_code == 404 and "p3" not in ask(3)
+    second = [sys.executable, str(EXAMPLES / "fastapi_service.py")]
+    refused = subprocess.run(second, cwd=tmp_path, env=environment(tmp_path, PORT=0), capture_output=True, text=True)
+    assert refused.returncode and f"is in use by process {service.pid}" in refused.stderr
     service.send_signal(signal.SIGTERM)
     said = service.communicate(timeout=60)[1]
     assert "Application shutdown complete" in said and "Traceback" not in said

@@ -13,9 +13,10 @@ from fake_qdrant import FakeQdrant
 from tiny_model import WORDS, write_tiny_encoder
 
 from xqg_vdb import load
-from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError
+from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, XqgError
 from xqg_vdb.export.checkpoints import Overrides
 from xqg_vdb.export.encoder import export
+from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.models import remote
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import open_model_folder
@@ -183,11 +184,80 @@ def test_rows_may_be_cut_and_long_texts_are(server, tmp_path):
 def test_a_model_that_changed_under_its_name_is_found_out(server, tmp_path):
     folder = export(server.url, tmp_path / "out", model="tiny", say=silent)
     server.quirks = {"another model"}
-    with pytest.raises(MismatchError, match=r"tiny is not the model that .*out was made of"):
+    with pytest.raises(MismatchError, match=r"tiny at \S+ is not the model that .*out was made of"):
         Encoder(folder.path)
     server.quirks = {"broken"}
     with pytest.raises(ServerError, match="answers without vectors"):
         Encoder(folder.path)
+
+
+def test_a_model_that_changes_within_a_load_or_a_service_is_found_out(server, tiny, tmp_path, monkeypatch):
+    """Nothing that another model made is kept; the same load ends exactly when the first one is back."""
+    folder = export(server.url, tmp_path / "out", model="tiny", overrides=PREFIXES, say=silent)
+    records = [{"id": str(i), "text": f"{TEXTS[i % 300]} {i}", "lang": "en"} for i in range(1200)]
+    with open_store(tmp_path / "data") as store, Encoder(folder.path) as encoder:
+        answer, asked = server.answer, len(server.asked)
+
+        def changing(body):
+            server.quirks = {"another model"} if len(server.asked) > asked + 12 else set()
+            return answer(body)
+
+        monkeypatch.setattr(server, "answer", changing)
+        options = LoadOptions(build=tmp_path / "build")
+        with pytest.raises(MismatchError, match="is not the model that"):
+            load(records, "wiki", encoder=encoder, store=store, options=options)
+        monkeypatch.undo()
+        assert store.names() == []
+        server.quirks = set()
+        collection = load(records, "wiki", encoder=encoder, store=store, options=options).collection
+        rows = tiny.encode_passages([row["text"] for row in records])
+        stored = {point.id: point.vectors["text-dense"] for point in store.scroll("wiki", with_vectors=True)}
+        np.testing.assert_allclose(np.stack([stored[row["id"]] for row in records]), rows, atol=1e-5)
+        server.quirks = {"another model"}
+        collection.search("w1 w2", k=1)  # within the minute
+        with pytest.raises(MismatchError, match="is not the model that"):
+            encoder.encode_queries(["w1"] * 9)
+        monkeypatch.setattr(remote, "_AGAIN", -1.0)
+        with pytest.raises(MismatchError, match="is not the model that"):
+            collection.search("w1", k=1)
+        server.quirks = set()
+        assert collection.search("w1 w2", k=1)
+
+
+ODD = {
+    "half floats": r"rows of different dimensions: \[6, 12\]",
+    "fewer": r"answers without vectors \(8 vectors for 9 texts\)",
+    "no number": r"The vector of text 0 is not finite",
+    "words": "gives no rows of numbers",
+    "wider": "gives no rows of numbers that are equally long",
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_odd_servers_answer_is_one_sentence_and_never_a_vector(server, tmp_path, monkeypatch, odd):
+    folder = export(server.url, tmp_path / "out", model="tiny", overrides=PREFIXES, say=silent)
+    answer = server.answer
+
+    def oddly(body):
+        status, found = answer({**body, "encoding_format": "float"})
+        rows = sorted(found["data"], key=lambda entry: entry["index"])
+        if odd == "half floats" and body["encoding_format"] == "base64":
+            for entry in rows:
+                entry["embedding"] = base64.b64encode(np.array(entry["embedding"], "<f2").tobytes()).decode()
+        elif len(rows) != len(remote.CANARY_TEXTS):
+            first = rows[0]["embedding"]
+            wrong = {"no number": [float("nan"), *first[1:]], "words": ["a", *first[1:]], "wider": [*first, 0.5]}
+            rows[0]["embedding"] = wrong.get(odd, first)
+            rows = rows[odd == "fewer" :]
+        return status, {"data": rows}
+
+    with Encoder(folder.path) as encoder:
+        monkeypatch.setattr(server, "answer", oddly)
+        with pytest.raises(XqgError, match=ODD[odd]):
+            encoder.encode_passages(TEXTS[:9])
+    if odd == "half floats":
+        with pytest.raises(XqgError, match=ODD[odd]):
+            export(server.url, tmp_path / "again", model="tiny", say=silent)
 
 
 def test_a_server_that_is_away_is_told(server, tmp_path):

@@ -14,8 +14,8 @@ from qdrant_client import QdrantClient, models
 from xqg_vdb import Collection
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.index import update
-from xqg_vdb.index.update import delete
 from xqg_vdb.index.load import load
+from xqg_vdb.index.update import delete
 from xqg_vdb.index.verify import verify
 from xqg_vdb.store.server import checked_address
 from xqg_vdb.store.server.foreign import ForeignCollection

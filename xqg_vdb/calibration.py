@@ -12,7 +12,8 @@ import io
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -140,15 +141,22 @@ def save_means(table: LanguageMeans) -> bytes:
     return buffer.getvalue()
 
 
-def load_means(path: Path, *, dim: int) -> LanguageMeans:
-    """The table in `path`. Raises ModelError when the file is not one, or is of another dimension."""
+@contextmanager
+def model_arrays(path: Path, what: str) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The arrays in a file of a model, while they are looked up; `what` they are, for the ModelError if not."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            langs = [str(lang) for lang in arrays["langs"]]
-            means, counts = np.asarray(arrays["means"], dtype=np.float32), arrays["counts"].tolist()
-            source = str(arrays["source"])
+            yield arrays
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise ModelError(f"{path} is not a calibration file ({error}); export the encoder again.") from error
+        raise ModelError(f"{path} holds no {what} ({error}); export the model again.") from error
+
+
+def load_means(path: Path, *, dim: int) -> LanguageMeans:
+    """The table in `path`. Raises ModelError when the file is not one, or is of another dimension."""
+    with model_arrays(path, "calibration") as arrays:
+        langs = [str(lang) for lang in arrays["langs"]]
+        means, counts = np.asarray(arrays["means"], dtype=np.float32), arrays["counts"].tolist()
+        source = str(arrays["source"])
     if langs and (means.shape != (len(langs), dim) or len(counts) != len(langs) or not np.isfinite(means).all()):
         raise ModelError(f"{path} holds means of shape {means.shape}, expected ({len(langs)}, {dim}); export again.")
     return LanguageMeans(dict(zip(langs, means, strict=True)), dict(zip(langs, counts, strict=True)), source)

@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """The start of a text that somebody else wrote, safe to print."""
+    return " ".join(printable(text).split())[:300]
+
+
 def redacted(text: str, key: str) -> str:
     """`text` without any piece of the key that has eight characters or more, or without all of a shorter key."""
     size = min(len(key), 8)

@@ -21,9 +21,10 @@ from typing import Any
 
 import httpx
 
+from xqg_vdb.errors import one_line
 from xqg_vdb.generate.prompts import CausalPrompt, asks, broken, chat, query_of, said
 from xqg_vdb.generate.run import BatchGenerator
-from xqg_vdb.models.remote import LONGEST_BODY, Server, one_line, reason_of
+from xqg_vdb.models.remote import LONGEST_BODY, Server, reason_of
 from xqg_vdb.progress import per_process
 from xqg_vdb.types import Passage
 

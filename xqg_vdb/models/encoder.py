@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xqg_vdb.calibration import LanguageMeans, calibrated
+from xqg_vdb.calibration import LanguageMeans, calibrated, model_arrays
 from xqg_vdb.errors import DataError, ModelError
 from xqg_vdb.models.engine import CPU, Engine, cpu_has_vnni, open_encoder_graph, open_tokenizer
 from xqg_vdb.models.folder import (
@@ -284,11 +283,8 @@ class _Graph:
 
 def _open_dense(path: Path) -> list[tuple[Vectors, Vectors, str]]:
     """The projections after pooling, in order: weights (in, out), bias (out,), activation."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return [(data[f"{i}.weight"], data[f"{i}.bias"], str(name)) for i, name in enumerate(data["activations"])]
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} holds no projections ({error}); export the model again.") from error
+    with model_arrays(path, "projections") as data:
+        return [(data[f"{i}.weight"], data[f"{i}.bias"], str(name)) for i, name in enumerate(data["activations"])]
 
 
 ACTIVATIONS: dict[str, Callable[[Vectors], Any]] = {
@@ -339,7 +335,7 @@ def _refuse_bad_rows(norms: NDArray[np.float32], texts: Sequence[str], *, first:
         i = int(bad[0])
         kind = "zero" if norms[i] == 0.0 else "not finite"
         raise ModelError(
-            f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model folder may be damaged."
+            f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model may be damaged."
         )
 
 

@@ -17,14 +17,14 @@ import re
 import ssl
 import threading
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -32,7 +32,9 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 import numpy as np
 
-from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, printable, redacted
+from xqg_vdb.calibration import model_arrays
+from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, one_line, redacted
+from xqg_vdb.fusion import unit_rows
 from xqg_vdb.models.folder import MANIFEST, ModelFolder
 from xqg_vdb.progress import per_process, tick
 from xqg_vdb.types import Vectors
@@ -129,7 +131,7 @@ class Server:
                 if status == 200:
                     return response
                 reason = self.without_key(f"status {status} {reason_of(response)}".strip())
-                wait = _retry_after(response)
+                wait = seconds_asked(response.headers.get("Retry-After", "")) or 0.0
                 if status in (400, 413, 422, 501) and adapted(sent, response):
                     continue
                 if status not in RETRIED or b"insufficient_quota" in response.content:  # nobody pays: it stays so
@@ -228,13 +230,10 @@ def ending(client: httpx.Client, seconds: float) -> httpx.Client:
 
 def _status(response: httpx.Response) -> int:
     """The status, also one that a gateway wrote into the `error` of a body under status 200."""
-    if not response.is_success or len(response.content) > LONGEST_BODY:
-        return 200 if response.is_success else response.status_code
-    try:
-        code = response.json()["error"]["code"]
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return 200
-    return code if isinstance(code, int) and code in RETRIED else 200
+    with suppress(ValueError, KeyError, TypeError, IndexError, RecursionError):
+        if response.is_success and len(response.content) <= LONGEST_BODY:
+            return int(code) if (code := response.json()["error"]["code"]) in RETRIED else 200
+    return 200 if response.is_success else response.status_code
 
 
 def reason_of(response: httpx.Response) -> str:
@@ -257,11 +256,6 @@ def reason_of(response: httpx.Response) -> str:
 _REASONS = ("error", "errors", "message", "Message", "detail", "msg", "title")
 
 
-def one_line(text: str) -> str:
-    """The start of a text that somebody else wrote, safe to print."""
-    return " ".join(printable(text).split())[:300]
-
-
 def is_loopback(host: str | None) -> bool:
     """Whether a host, by name or address, is this machine."""
     try:
@@ -271,17 +265,15 @@ def is_loopback(host: str | None) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks for, at most 120; 0 when it says nothing sensible."""
-    value = response.headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return 0.0
-    return min(max(seconds, 0.0), 120.0) if seconds == seconds else 0.0
+def seconds_asked(value: str) -> float | None:
+    """What a `Retry-After` asks for, from now on, at most 120; None for nothing sensible."""
+    with suppress(ValueError, TypeError, OverflowError):
+        if re.fullmatch(r"\s*\d+(\.\d*)?\s*", value):
+            return min(float(value), 120.0)
+        moment = email.utils.parsedate_to_datetime(value)
+        left = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        return min(max(left, 0.0), 120.0)
+    return None
 
 
 # Rows from elsewhere.
@@ -298,6 +290,7 @@ PROMPT = "prompt_name:"
 _TOO_LONG = re.compile(r"token(?!iz)|context|length|too (long|large)|maximum", re.IGNORECASE)
 _SHORT = 200  # characters; what is refused at this length is refused for another reason
 _TEXTS, _CHARACTERS = 64, 100_000  # of a request; a server that takes less says so, and gets halves
+_MANY, _AGAIN = 8, 60.0  # after more texts than that, and after so many seconds, the model is checked
 
 
 class Remote:
@@ -307,6 +300,7 @@ class Remote:
         self, embed: Callable[..., Any], *, name: str, concurrency: int = 1, close: Callable[[], object] = int
     ) -> None:
         self._embed, self._name, self._close = embed, name, close
+        self._known, self._folder, self._checked_at = np.zeros((0, 0), np.float32), Path(), 0.0
         self._pool = per_process(partial(ThreadPoolExecutor, concurrency, thread_name_prefix="xqg-embed"))
 
     def close(self) -> None:
@@ -314,32 +308,57 @@ class Remote:
         self._pool().shutdown(cancel_futures=True)
         self._close()
 
+    def expect(self, folder: Path) -> None:
+        """From here on the rows of the canaries must be those in `folder`. Raises ModelError, MismatchError."""
+        with model_arrays(folder / CANARY, "rows") as arrays:
+            self._known, self._folder = arrays["rows"], folder
+        self._check()
+
+    def _check(self) -> None:
+        rows, lowest = self._asked(CANARY_TEXTS, self._embed, set()), -1.0
+        if rows.shape == self._known.shape:
+            lowest = float(np.min(np.sum(unit_rows(rows) * unit_rows(self._known), axis=1)))
+        if not lowest >= SAME_MODEL:
+            raise MismatchError(
+                f"{self._name} is not the model that {self._folder} was made of (cosine {lowest:.3f} to its rows of"
+                " then): its vectors do not fit those of before. Export it to another folder, and load with that."
+            )
+        self._checked_at = time.monotonic()
+
     def rows(self, texts: Sequence[str], *, prefix: str = "") -> Vectors:
-        """Rows (n, dim) float32. Raises ModelError for what is none, ServerError, UnicodeError."""
+        """Rows (n, dim) float32. Raises ModelError for what is none, ServerError, UnicodeError.
+
+        Many, and now and then a few, only if the model is the expected one after it: MismatchError.
+        """
         for text in texts:
             text.encode()
         embed, prompt = self._embed, prefix.removeprefix(PROMPT)
         if prompt != prefix:
             texts, embed = [text[len(prefix) :] for text in texts], partial(embed, prompt=prompt)
+        rows = self._asked(texts, embed, {self._known.shape[1]} - {0})
+        if len(self._known) and (len(texts) > _MANY or time.monotonic() > self._checked_at + _AGAIN):
+            self._check()
+        return rows
+
+    def _asked(self, texts: Sequence[str], embed: Callable[..., Any], widths: set[int]) -> Vectors:
         step = max(1, min(_TEXTS, _CHARACTERS // max(map(len, texts))))
         batches = [list(texts[start : start + step]) for start in range(0, len(texts), step)]
         made = self._pool().map(embed, batches)
         parts = []
         for rows, batch in zip(made, batches, strict=True):
-            parts.append(self._checked(rows, batch))
+            try:
+                part = np.asarray(rows, np.float32)
+            except (ValueError, TypeError) as error:
+                raise ModelError(f"{self._name} gives no rows of numbers that are equally long.") from error
+            if part.ndim != 2 or len(part) != len(batch) or not part.shape[1]:
+                raise ModelError(
+                    f"{self._name} gives an array of {part.shape} for {len(batch)} texts: one row for each."
+                )
+            parts.append(part)
             tick(len(batch))
-        if len({part.shape[1] for part in parts}) > 1:
-            raise ModelError(f"{self._name} gives rows of different dimensions.")
+        if len(widths := widths | {part.shape[1] for part in parts}) > 1:
+            raise ModelError(f"{self._name} gives rows of different dimensions: {sorted(widths)}.")
         return np.concatenate(parts)
-
-    def _checked(self, rows: Any, batch: Sequence[str]) -> Vectors:
-        try:
-            matrix = np.asarray(rows, np.float32)
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"{self._name} gives no rows of numbers: {str(error)[:200]}") from error
-        if matrix.ndim != 2 or len(matrix) != len(batch) or not matrix.shape[1]:
-            raise ModelError(f"{self._name} gives an array of {matrix.shape} for {len(batch)} texts: one row for each.")
-        return matrix
 
 
 class _Endpoint:
@@ -348,7 +367,7 @@ class _Endpoint:
     def __init__(self, server: Server) -> None:
         self.server, self._embed = server, takes_prompts(server.url)
         # lengths are this side's business, and a text too long is cut there
-        self._settings = {"normalize": False, "truncate": True} if self._embed else {"encoding_format": "base64"}
+        self._settings = dict[str, Any](normalize=False, truncate=True) if self._embed else {"encoding_format": "float"}
 
     def __call__(self, texts: list[str], prompt: str = "") -> list[Any]:
         self.server.given_up = ""
@@ -362,7 +381,10 @@ class _Endpoint:
             if not (_TOO_LONG.search(str(error)) and len(texts[0]) > _SHORT):
                 self.server.give_up(f"{self.server.host} refused a text ({texts[0][:60]!r}): {error}.")
             return self([texts[0][: len(texts[0]) * 3 // 4]], prompt)  # cut, as an encoder of ours cuts
-        return self._read(response, len(texts))
+        rows = self._read(response, len(texts))
+        if "encoding_format" in self._settings:  # shorter, once the canaries have told what is meant
+            self._settings["encoding_format"] = "base64"
+        return rows
 
     def _adapted(self, sent: Mapping[str, Any], response: httpx.Response) -> bool:
         reason = self.server.without_key(reason_of(response))
@@ -418,54 +440,31 @@ def open_remote(folder: ModelFolder, *, embed: Callable[[list[str]], Any] | None
     A callable that is not given is the one that XQG_VDB_CALLABLE names, as module:function.
     Raises MismatchError when it is another, ModelError without the callable, ServerError.
     """
-    record = folder.manifest["remote"]
     try:
-        url, model = record["url"], str(record["model"])
+        url, model = (folder.manifest["remote"][key] for key in ("url", "model"))
     except (TypeError, KeyError) as error:
         raise ModelError(f"{folder.path / MANIFEST} does not say where its model runs; export it again.") from error
-    if url is None and embed is None:
-        embed = _named(os.environ.get("XQG_VDB_CALLABLE", ""))
-    if url is None and embed is None:
+    if url is None and not (embed := embed or _named(os.environ.get("XQG_VDB_CALLABLE", ""))):
         raise ModelError(
             f"{folder.path} was made of a Python callable ({model}): open it by Encoder(folder, embed=…), or name it in"
             " XQG_VDB_CALLABLE as module:function."
         )
     remote = ask_endpoint(str(url), model) if embed is None else Remote(embed, name=model)
     try:
-        lowest = _same_as(remote.rows(CANARY_TEXTS), folder.path / CANARY)
+        remote.expect(folder.path)
     except BaseException:
         remote.close()
         raise
-    if not lowest >= SAME_MODEL:
-        remote.close()
-        raise MismatchError(
-            f"{model} is not the model that {folder.path} was made of (cosine {lowest:.3f} to its rows of then): its"
-            " vectors do not fit those of before. Export it to another folder, and load with that."
-        )
     return remote
 
 
 def _named(word: str) -> Callable[[list[str]], Any] | None:
-    module, _, name = word.partition(":")
     if not word:
         return None
     try:
-        found = getattr(import_module(module), name)
+        found = resolve_name(word)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ModelError(f"XQG_VDB_CALLABLE={word} cannot be imported ({error}): give module:function.") from error
     if not callable(found):
         raise ModelError(f"XQG_VDB_CALLABLE={word} is no function.")
     return cast(Callable[[list[str]], Any], found)
-
-
-def _same_as(rows: Vectors, path: Path) -> float:
-    """The lowest cosine to the rows of then; -1 for other dimensions."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            before = data["rows"]
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} cannot be read ({error}); export the model again.") from error
-    if before.shape != rows.shape:
-        return -1.0
-    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(before, axis=1)
-    return float(np.min(np.einsum("ij,ij->i", rows, before) / np.maximum(lengths, np.float32(1e-12))))

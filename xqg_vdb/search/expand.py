@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xqg_vdb.calibration import resolve_languages
-from xqg_vdb.errors import DataError, ModelError, ServerError
+from xqg_vdb.errors import DataError, ModelError, ServerError, one_line
 from xqg_vdb.generate.endpoint import EndpointGenerator
 from xqg_vdb.generate.prompts import LABEL, CausalPrompt, bare, query_of, refuses, said, without_talk
 from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.folder import ModelFolder, generator_folder, open_model_folder
 from xqg_vdb.models.forest import common_length
-from xqg_vdb.models.remote import one_line
 from xqg_vdb.progress import windows
 from xqg_vdb.texts.languages import english_name, normalize, question_bank
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Question

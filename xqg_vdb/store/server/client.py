@@ -7,7 +7,6 @@ file is why nothing here uses them. No key ever reaches a message.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import logging
 import math
@@ -18,7 +17,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import grpc
@@ -28,6 +26,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError, XqgError, redacted
+from xqg_vdb.models.remote import seconds_asked
 from xqg_vdb.store.operations import finish
 
 
@@ -131,8 +130,7 @@ _STATUS_OF_CODE = {
 }  # fmt: skip
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-SHORTEST_ASKED, LONGEST_ASKED = 0.1, 120.0
-"""Bounds on what `Retry-After` may ask for, in seconds."""
+SHORTEST_ASKED = 0.1  # seconds, whatever `Retry-After` says
 _BAD_RETRY_AFTER = re.compile(r"Retry-After header value is not a valid integer: (.*)")
 _NO_COLLECTION = re.compile(r"^Collection \S+ not found", re.IGNORECASE)
 
@@ -200,17 +198,10 @@ def _words(error: Exception) -> str:
 
 def wait_before(asked: str, attempt: int) -> float:
     """Seconds to wait before the next attempt: what the server asks for (seconds or a date), else with full jitter."""
-    asked = asked.strip()
-    try:
-        seconds = float(asked)
-    except ValueError:
-        try:
-            moment = email.utils.parsedate_to_datetime(asked)
-        except ValueError:
-            ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 16))
-            return max(SHORTEST_ASKED, random.uniform(0, ceiling))  # noqa: S311 - not a secret
-        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, SHORTEST_ASKED), LONGEST_ASKED)
+    seconds = seconds_asked(asked)
+    if seconds is None:
+        seconds = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 16)))  # noqa: S311 - not a secret
+    return max(SHORTEST_ASKED, seconds)
 
 
 T = TypeVar("T")
