@@ -334,9 +334,7 @@ def _refuse_bad_rows(norms: NDArray[np.float32], texts: Sequence[str], *, first:
     if len(bad):
         i = int(bad[0])
         kind = "zero" if norms[i] == 0.0 else "not finite"
-        raise ModelError(
-            f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model may be damaged."
-        )
+        raise ModelError(f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model may be damaged.")
 
 
 def _is_unicode(text: str) -> bool:
