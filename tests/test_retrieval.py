@@ -134,7 +134,7 @@ def test_without_calibration_nothing_is_detected(collection, monkeypatch):
         lambda name, asked: seen.extend(search.ef for _, search in asked) or searches(name, asked),
     )
     (answer,) = Retriever(an_encoder(), collection, calibration=0.0).run([Question("q", SWAHILI)])
-    assert seen == [256] and answer.lang == ""
+    assert seen == [512] and answer.lang == ""
 
 
 def test_every_question_walks_as_wide_as_was_asked(collection, monkeypatch):
@@ -148,7 +148,7 @@ def test_every_question_walks_as_wide_as_was_asked(collection, monkeypatch):
     retriever = Retriever(an_encoder(), collection)
     retriever.search(SWAHILI)
     retriever.run([Question("q", SWAHILI)], Search(ef=64))
-    assert seen == [256, 64]
+    assert seen == [512, 64]
 
 
 def test_an_encoder_without_means_is_not_calibrated_but_works(tmp_path):
