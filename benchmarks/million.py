@@ -81,7 +81,7 @@ def loaded(work: Path, count: int, quantization: str | None) -> None:
             seen[0] = max(seen[0], private())
 
     threading.Thread(target=look).start()
-    options = CollectionOptions(quantization=quantization)  # type: ignore[arg-type]
+    options = CollectionOptions(quantization=quantization)
     with closing(open_store(work / f"store-{count}", options=options)) as store:
         report = load(
             corpus, "drawn", encoder=Drawn(), queries=queries, store=store, recipe=Recipe(pool="mean", alpha=0.4),
