@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import sys
 
 import grpc
 import httpx
@@ -189,3 +192,15 @@ def test_where_nobody_listens_from_the_start_it_is_said_at_once_and_a_restart_is
     with pytest.raises(ServerError, match="here:1 is away or overloaded"):
         server.call(refused)
     assert sum(waited) > 300
+
+
+def test_a_port_where_nobody_listens_is_told_before_the_client_is_imported():
+    with socket.socket() as taken:  # bound, but it does not listen
+        taken.bind(("127.0.0.1", 0))
+        code = (
+            "import sys; from xqg_vdb.errors import ServerError; from xqg_vdb.store import open_store\n"
+            f"try: open_store(url='http://127.0.0.1:{taken.getsockname()[1]}')\n"
+            "except ServerError as error: print(error, 'qdrant_client' in sys.modules)"
+        )
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
+    assert "is away" in said and said.endswith("same command again. False\n")

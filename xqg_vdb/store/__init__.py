@@ -32,7 +32,7 @@ def open_store(
     options: of the collections that it makes.
     timeout: seconds for one request to a server. grpc: speak gRPC instead of REST, on the port after that of `url` or
     on XQG_VDB_GRPC_PORT; a url may also be grpc://host:port.
-    Raises ValueError when both are given.
+    Raises ValueError when both are given, ServerError where nobody listens at `url`.
     """
     if path is not None and url is not None:
         raise ValueError("give path or url, not both")
@@ -43,7 +43,10 @@ def open_store(
         url, path = os.environ.get("XQG_VDB_URL") or None, os.environ.get("XQG_VDB_PATH") or DEFAULT_PATH
     if url is not None:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # the client may import onnxruntime; see `engine.runtime`
-        from xqg_vdb.store.server import port_number
+        from xqg_vdb.store.server import knock, port_number
+
+        if url != ":memory:":
+            knock(url)
         from xqg_vdb.store.server.store import ServerStore
 
         key, port = api_key or os.environ.get("XQG_VDB_API_KEY") or None, os.environ.get("XQG_VDB_GRPC_PORT")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.models.remote import is_loopback
@@ -89,3 +92,20 @@ def port_number(text: str, *, of: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise DataError(f"{of} must be a port from 1 to 65535, usually 6334; found {text!r}.")
     return int(text)
+
+
+def knock(url: str) -> None:
+    """Raise ServerError where nobody listens at `url`, before a second is spent on importing the client."""
+    parts = urlsplit(checked_address(url, api_key=None, insecure=False).url)
+    if getproxies() and not is_loopback(parts.hostname):
+        return
+    for last in (False, True):
+        try:
+            return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1).close()
+        except ConnectionRefusedError as error:
+            if last:
+                where, again = f"{parts.hostname}:{parts.port}", "check that it runs, then run the same command again"
+                raise ServerError(f"{where} is away ({error}); {again}.") from None
+            time.sleep(0.3)  # it may be starting again
+        except OSError:
+            return  # the client says it better
