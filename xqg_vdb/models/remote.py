@@ -98,7 +98,7 @@ class Server:
         head = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # a redirect would carry the key to another host; no proxy in the way of this machine
         make = partial(httpx.Client, headers=head, follow_redirects=False, trust_env=not local, verify=certificates())
-        self._client = per_process(lambda: ending(make(timeout=timeout), timeout))
+        self._client = per_process(lambda: ending(make(timeout=timeout), lambda: timeout))
         with proxy_errors():
             self._client()
 
@@ -196,31 +196,31 @@ class Server:
 class _Ending:
     """What opens connections (httpcore's backend), and one of them, whose answer ends `seconds` after the request."""
 
-    def __init__(self, inner: Any, seconds: float) -> None:
+    def __init__(self, inner: Any, seconds: Callable[[], float]) -> None:
         self._inner, self._seconds, self._end = inner, seconds, math.inf
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def connect_tcp(
-        self, host: str, port: int, timeout: float | None, local_address: str | None, socket_options: Any
-    ) -> _Ending:
-        return _Ending(self._inner.connect_tcp(host, port, timeout, local_address, socket_options), self._seconds)
+    def connect_tcp(self, host: str, port: int, timeout: float, local_address: str | None, socket_options: Any) -> Any:
+        return _Ending(
+            self._inner.connect_tcp(host, port, self._seconds(), local_address, socket_options), self._seconds
+        )
 
     def start_tls(self, ssl_context: Any, server_hostname: str | None, timeout: float | None) -> _Ending:
-        return _Ending(self._inner.start_tls(ssl_context, server_hostname, timeout), self._seconds)
+        return _Ending(self._inner.start_tls(ssl_context, server_hostname, self._seconds()), self._seconds)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._end = time.monotonic() + self._seconds
-        self._inner.write(buffer, timeout)
+        self._end = time.monotonic() + self._seconds()
+        self._inner.write(buffer, self._seconds())
 
     def read(self, max_bytes: int, timeout: float | None = None) -> Any:
         if (left := self._end - time.monotonic()) <= 0:
             raise httpx.ReadTimeout("the answer comes too slowly")
-        return self._inner.read(max_bytes, left if timeout is None else min(timeout, left))
+        return self._inner.read(max_bytes, left)
 
 
-def ending(client: httpx.Client, seconds: float) -> httpx.Client:
+def ending(client: httpx.Client, seconds: Callable[[], float]) -> httpx.Client:
     """The client, no answer to which takes longer: its own timeout begins anew with each byte that drips."""
     for transport in filter(None, (client._transport, *client._mounts.values())):
         pool = transport._pool  # type: ignore[attr-defined]  # it has no public name

@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import grpc
 import httpx
@@ -101,7 +102,7 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
      (CorruptError, "{where} cannot read the snapshot ({said}); take another copy of it.")),
     (_ANY, r"dimension error|not existing vector name|not aligned|is not found in the collection",
      (MismatchError, "The vectors do not fit the collection on {where}: {said}.")),
-    (_ANY, r"http1\.x server|illegal \w+ line|wrong_version_number|unknown protocol|settings frame", _NOT_QDRANT),
+    (_ANY, r"http1\.x server|illegal \w+ line|wrong_version_number|unknown protocol|expected settings frame", _NOT_QDRANT),
     (_ANY, r"certificate.verify.failed|ssl handshake failed|ssl_error_ssl", _UNTRUSTED),
     (frozenset({400, 409}), r"already exists", _EXISTS),
     (frozenset({401}), "",
@@ -206,6 +207,24 @@ def wait_before(asked: str, attempt: int) -> float:
 
 T = TypeVar("T")
 
+_until: ContextVar[float] = ContextVar("until", default=math.inf)
+
+
+def seconds_left() -> float:
+    """How long the request that this thread sends may take, as its caller's deadline has it."""
+    return max(_until.get() - time.monotonic(), SHORTEST_ASKED)
+
+
+class _Timed(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # it has no types
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(details._replace(timeout=min(details.timeout, seconds_left())), request)
+
+
+def timed(channel: grpc.Channel) -> grpc.Channel:
+    """The channel, no call over which takes longer than the seconds that are left."""
+    return grpc.intercept_channel(channel, _Timed())
+
+
 OLDEST_SERVER = (1, 16)
 READ_DEADLINE = 30.0
 """Seconds after which reading is given up: somebody waits for it."""
@@ -257,7 +276,8 @@ class Server:
                 self.before_first = check
                 raise
 
-        async def once(_: float) -> T:
+        async def once(seconds: float) -> T:
+            _until.set(time.monotonic() + seconds if deadline != 0 else math.inf)
             with self._turn:
                 return request()
 

@@ -31,7 +31,7 @@ from xqg_vdb.store.filters import as_filter
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Admin, Store, finish, here
 from xqg_vdb.store.server import Address, checked_address, checked_key
-from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server
+from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server, seconds_left, timed
 from xqg_vdb.store.server.names import Names, any_of, card_in, short
 from xqg_vdb.store.server.operations import server_admin
 from xqg_vdb.store.server.writer import open_helper, open_update, open_writer
@@ -130,8 +130,16 @@ class ServerStore(Store):
                     prefer_grpc=address.grpc_port is not None, grpc_port=address.grpc_port or 6334,
                     grpc_options={"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1},
                 ))  # fmt: skip
-            if address.grpc_port is None:
-                ending(cast(QdrantRemote, clients[-1]._client).openapi_client.client._client, timeout)
+            remote = cast(QdrantRemote, clients[-1]._client)
+            ending(remote.openapi_client.client._client, lambda: min(timeout, seconds_left()))
+            begin = remote._init_grpc_channel
+
+            def begun() -> None:  # when gRPC is first used
+                if not remote._grpc_channel_pool:
+                    begin()
+                    remote._grpc_channel_pool[:] = map(timed, remote._grpc_channel_pool)
+
+            setattr(remote, "_init_grpc_channel", begun)  # noqa: B010 - as mypy wants it
             return clients[-1]
 
         client = opened()
