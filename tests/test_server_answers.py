@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 
 import grpc
 import httpx
@@ -15,6 +16,8 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError
+from xqg_vdb.store import open_store
+from xqg_vdb.store.server import client
 from xqg_vdb.store.server.client import (
     ANSWERS,
     Exists,
@@ -28,6 +31,7 @@ from xqg_vdb.store.server.client import (
     answer_of,
 )
 
+FIRST_FRAME = b"\0\0\0\4\0\0\0\0\0"  # of HTTP/2: no settings
 CODES = grpc.StatusCode
 ROWS = [  # status, code, words, error, what the error says
     (500, CODES.INTERNAL, "Service internal error: No space left on device: WAL buffer size exceeds available space",
@@ -161,6 +165,32 @@ def test_a_wrong_end_is_certain_at_the_first_try(error, says):
 @pytest.mark.parametrize("source", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.ReadError("reset")])
 def test_a_broken_conversation_may_go_better(source):
     assert answer_of(ResponseHandlingException(source))[0][0] is None
+
+
+@pytest.mark.parametrize(("scheme", "hello"), [("http", b""), ("grpc", FIRST_FRAME)], ids=["rest", "grpc"])
+def test_a_server_that_takes_a_request_and_never_answers_is_given_up_in_time(monkeypatch, scheme, hello):
+    def hold():
+        for connection, _ in iter(listening.accept, None):
+            connection.sendall(hello)
+            held.append(connection)
+            breaking = threading.Timer(10.0, connection.close)  # what waits longer sees it break
+            breaking.daemon = True
+            breaking.start()
+
+    held = []
+    monkeypatch.setattr(client, "READ_DEADLINE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=hold, daemon=True).start()
+        with (
+            open_store(url=f"{scheme}://127.0.0.1:{listening.getsockname()[1]}", timeout=60) as store,
+            pytest.raises(ServerError, match=r"away or overloaded .*(ReadTimeout|DEADLINE_EXCEEDED)"),
+        ):
+            store.admin.versions("wiki")
+
+
+def test_a_server_that_stalls_before_its_first_frame_may_come_back():
+    stalled = Refusal(CODES.UNAVAILABLE, "connection attempt timed out before receiving SETTINGS frame")
+    assert answer_of(stalled)[0][0] is None
 
 
 def test_a_rate_limit_is_waited_for_as_it_asks():

@@ -102,7 +102,7 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
      (CorruptError, "{where} cannot read the snapshot ({said}); take another copy of it.")),
     (_ANY, r"dimension error|not existing vector name|not aligned|is not found in the collection",
      (MismatchError, "The vectors do not fit the collection on {where}: {said}.")),
-    (_ANY, r"http1\.x server|illegal \w+ line|wrong_version_number|unknown protocol|expected settings frame", _NOT_QDRANT),
+    (_ANY, r"http1\.x server|illegal \w+ line|wrong_version_number|unknown protocol|expected settings", _NOT_QDRANT),
     (_ANY, r"certificate.verify.failed|ssl handshake failed|ssl_error_ssl", _UNTRUSTED),
     (frozenset({400, 409}), r"already exists", _EXISTS),
     (frozenset({401}), "",
