@@ -27,7 +27,7 @@ from xqg_vdb.evaluate.mixed import WHOLE, measure_mixed, mixed_depth, whole_aver
 from xqg_vdb.evaluate.systems import Placed
 from xqg_vdb.files import write_atomic
 from xqg_vdb.progress import windows
-from xqg_vdb.store.layout import DEPTH, TEXT_DENSE, TEXT_SPARSE, Digest, fuse_ranks
+from xqg_vdb.store.layout import DEPTH, TEXT_DENSE, TEXT_SPARSE, digest, fuse_ranks
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, PointBatch, Search, Vectors, VectorStore
 
 NEAREST = "F1@1"
@@ -148,9 +148,6 @@ def _write(store: VectorStore, passages: Sequence[Passage], placed: Placed) -> N
     if _NAME in store.names():
         store.delete(_NAME)
     rows: Vectors = np.ascontiguousarray(placed.passages, dtype=np.float32)
-    digest = Digest()
-    for passage in passages:
-        digest.add(passage.id, passage.text)
     card = replace(placed.card, rows_digest=hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest())
     with store.writer(_NAME, card=card) as writer:
         for start in range(0, len(passages), _PASSAGES_AT_ONCE):
@@ -159,7 +156,8 @@ def _write(store: VectorStore, passages: Sequence[Passage], placed: Placed) -> N
             words = placed.words and placed.words[0][window]
             writer.upsert(PointBatch(part, {TEXT_DENSE: rows[window]}, [()] * len(part), sparse=words))
         writer.commit(len(passages))
-        writer.publish(replace(card, count=len(passages), digest=digest.hexdigest()))
+        texts = ((passage.id, passage.text) for passage in passages)
+        writer.publish(replace(card, count=len(passages), digest=digest(texts)))
 
 
 def _ask(

@@ -32,7 +32,7 @@ from xqg_vdb.index.write import means_of, points, query_totals
 from xqg_vdb.models.decoder import Decoding
 from xqg_vdb.progress import windows
 from xqg_vdb.store import open_store
-from xqg_vdb.store.layout import Digest
+from xqg_vdb.store.layout import content_hash, digest_of
 from xqg_vdb.texts.corpus import as_passage, with_languages
 from xqg_vdb.texts.queries import QueryFile, as_queries
 from xqg_vdb.texts.records import hash64
@@ -250,13 +250,11 @@ def totals(encoded: pa.Table) -> pa.Table:
     """One row of an encoded table: its ids as hashes, digests of rows and points, the queries' sums and counts."""
     window, passages = _decoded(encoded)
     digest = combined_digest(window.digests, hashlib.sha256(b"".join(map(payload_bytes, passages))).hexdigest())
-    points = Digest()
-    for passage in passages:
-        points.add(passage.id, passage.text)
+    points = sum(content_hash(passage.id, passage.text) for passage in passages)
     ids = np.array([hash64(docid.encode()) for docid in window.ids], np.uint64)
     sums = [{"lang": lang, "sum": total.tolist(), "count": n} for lang, (total, n) in query_totals(window.sums).items()]
     kind = pa.list_(pa.struct([("lang", pa.string()), ("sum", pa.list_(pa.float64())), ("count", pa.int64())]))
-    row = {"ids": [ids.tobytes()], "digest": [digest], "points": [points.hexdigest()], "sums": pa.array([sums], kind)}
+    row = {"ids": [ids.tobytes()], "digest": [digest], "points": [digest_of(points)], "sums": pa.array([sums], kind)}
     return pa.table(row)
 
 
@@ -282,7 +280,7 @@ def combined(parts: Iterable[Mapping[str, Any]]) -> tuple[int, str, str, Languag
         at = again[order[again + 1].argmin()]
         first, second = order[at : at + 2] + 1
         raise DataError(f"Rows {first} and {second} of the dataset have the same id: leave one of them out.")
-    return len(hashes), rows.hexdigest(), f"{points % (1 << 128):032x}", means, files
+    return len(hashes), rows.hexdigest(), digest_of(points), means, files
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 from xqg_vdb.errors import CorruptError, MismatchError
 from xqg_vdb.index.build import WINDOW
 from xqg_vdb.progress import Progress, silent, windows
-from xqg_vdb.store.layout import Digest, is_chunk, payload_of, sparse_vector
+from xqg_vdb.store.layout import content_hash, digest_of, is_chunk, payload_of, sparse_vector
 from xqg_vdb.types import Card, Passage, PointBatch, StoredPoint, VectorStore
 
 COMMIT_EVERY = 8192
@@ -37,12 +37,11 @@ def migrate(
     card = source.card(name)
     # rows of a load come in the corpus's order: a copy must not continue where a load stopped
     wanted = replace(card, rows_digest=card.rows_digest.removesuffix(_BY_ID) + _BY_ID, storage={}, count=0, digest="")
-    digest, done = Digest(), 0
+    total = done = 0
     with target.writer(to_name or name, card=wanted) as writer:
         for batch in windows(source.scroll(name, with_vectors=True), WINDOW):
             passages = [_passage(point, name) for point in batch]
-            for passage in passages:
-                digest.add(passage.id, passage.text)
+            total += sum(content_hash(passage.id, passage.text) for passage in passages)
             stop = done + len(batch)
             if stop > writer.committed:
                 writer.upsert(_points(batch, passages, card))
@@ -50,14 +49,15 @@ def migrate(
                     writer.commit(stop)
             done = stop
             progress("copying", done, card.count)
-        if (done, digest.hexdigest()) != (card.count, card.digest or digest.hexdigest()):
+        digest = digest_of(total)
+        if (done, digest) != (card.count, card.digest or digest):
             raise CorruptError(
                 f"Collection {name!r} is not what its card says ({done:,} points of {card.count:,}, or other texts);"
                 " look at it with `xqg-vdb verify`."
             )
         writer.commit(done)
         progress("indexing", 0, done)
-        final = replace(wanted, count=card.count, digest=digest.hexdigest(), created=card.created)
+        final = replace(wanted, count=card.count, digest=digest, created=card.created)
         writer.publish(final, indexed=lambda count: progress("indexing", min(count, done), done))
         progress("indexing", done, done)
     return target.card(to_name or name)

@@ -26,7 +26,7 @@ from xqg_vdb.index.load import check_inputs, rejects_of
 from xqg_vdb.index.write import generated_means, points
 from xqg_vdb.progress import Progress, silent, windows
 from xqg_vdb.search import check_same_encoder
-from xqg_vdb.store.layout import TEXT_DENSE, content_hash, id_of, payload_of, point_id
+from xqg_vdb.store.layout import TEXT_DENSE, content_hash, digest_of, id_of, payload_of, point_id
 from xqg_vdb.texts.corpus import as_file, as_files, as_passage
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, listed
@@ -179,7 +179,7 @@ def settle(update: CollectionUpdate) -> None:
         if held or point is not None:
             done["replaced" if held and point else "added" if point else "deleted"] += 1
     since = {**card.since_load, **{what: card.since_load.get(what, 0) + n for what, n in done.items()}}
-    update.record(replace(card, count=count, digest=f"{total % (1 << 128):032x}", since_load=since, pending={}))
+    update.record(replace(card, count=count, digest=digest_of(total), since_load=since, pending={}))
 
 
 def since_load(card: Card) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -13,7 +14,7 @@ from xqg_vdb.index.build import Build
 from xqg_vdb.index.update import since_load
 from xqg_vdb.index.write import vectors_of
 from xqg_vdb.progress import Progress, silent
-from xqg_vdb.store.layout import TEXT_DENSE, Digest, written_by
+from xqg_vdb.store.layout import TEXT_DENSE, content_hash, digest_of, written_by
 from xqg_vdb.texts.queries import row_digest
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Card, Passage, StoredPoint, VectorStore
 
@@ -64,25 +65,23 @@ def verify(
             f"{kept.path} was encoded by another encoder (fingerprint {kept.fingerprint}) than {name!r}"
             f" ({card.encoder.fingerprint}); give the build that it was loaded from."
         )
-    digest, points, unfit, chosen = Digest(), 0, 0, []
-    languages: dict[str, int] = {}
-    others: dict[str, int] = {}
+    total, points, unfit, chosen = 0, 0, 0, []
+    languages, others = Counter[str](), Counter[str]()
     step = max(card.count // max(sample, 1), 1)
     for point in store.scroll(name, with_vectors=True):
         library = written_by(point.payload) if card.digest else None
         if library is not None:
-            others[library] = others.get(library, 0) + 1
+            others[library] += 1
             continue
-        digest.add(point.id, str(point.payload.get("content", "")))
-        lang = _lang_of(point)
-        languages[lang] = languages.get(lang, 0) + 1
+        total += content_hash(point.id, str(point.payload.get("content", "")))
+        languages[_lang_of(point)] += 1
         unfit += not _is_fit(point, card)
         if kept is not None and points % step == 0:
             chosen.append(point)
         points += 1
         if points % 1024 == 0:
             progress("verifying", points, card.count)
-    problems = _differences(card, points=points, digest=digest.hexdigest(), unfit=unfit)
+    problems = _differences(card, points=points, digest=digest_of(total), unfit=unfit)
     lowest, compared = None, 0
     if kept is not None:
         cosines, more = _compared(chosen, kept, card)
@@ -91,7 +90,7 @@ def verify(
     return Verification(
         name,
         card.version,
-        points + sum(others.values()),
+        points + others.total(),
         dict(sorted(languages.items())),
         others,
         compared,

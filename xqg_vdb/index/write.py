@@ -34,7 +34,7 @@ from xqg_vdb.fusion import Sums, fuse, recipe_languages, refuse_unequal_counts, 
 from xqg_vdb.index.build import Build, Window, changed_input
 from xqg_vdb.index.encode import Row, digests_of
 from xqg_vdb.progress import Progress, ahead
-from xqg_vdb.store.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, Digest
+from xqg_vdb.store.layout import TEXT_DENSE, TEXT_DENSE_PLAIN, content_hash, digest_of
 from xqg_vdb.texts.corpus import read_questions
 from xqg_vdb.texts.records import Rejects
 from xqg_vdb.types import Card, CollectionWriter, Distance, Hybrid, Passage, PointBatch, Recipe, Vectors
@@ -213,14 +213,15 @@ def write_collection(
 
     Raises MismatchError when `rows` are not those that the vectors were made from.
     """
-    digest, languages = Digest(), Counter[str]()
+    total, languages = 0, Counter[str]()
     done = first = build.starts[bisect_right(build.starts, writer.committed) - 1]
 
     def missing() -> Iterator[tuple[Window, list[Passage]]]:
+        nonlocal total
         at = 0
         for window, passages in _matched(rows, build):
             for passage in passages:
-                digest.add(passage.id, passage.text)
+                total += content_hash(passage.id, passage.text)
                 languages[passage.lang] += 1
             if at >= first:
                 yield window, passages
@@ -234,7 +235,7 @@ def write_collection(
             writer.commit(done)
         progress("writing", done, build.rows)
     writer.commit(done)
-    return digest.hexdigest(), languages
+    return digest_of(total), languages
 
 
 def _matched(rows: Iterable[Row], build: Build, *, compare: bool = True) -> Iterator[tuple[Window, list[Passage]]]:

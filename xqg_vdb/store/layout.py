@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from hashlib import blake2b
-from itertools import groupby
+from itertools import groupby, starmap
 from operator import attrgetter, itemgetter
 from typing import Any, Literal, cast, get_args
 
@@ -157,34 +157,21 @@ def sparse_vector(indices: Sequence[int], values: Sequence[float]) -> SparseVect
 
 
 def content_hash(docid: str, text: str) -> int:
-    """What one passage adds to the `Digest` of its collection."""
-    return int.from_bytes(blake2b(f"{docid}\0{text}".encode(), digest_size=16).digest(), "little")
-
-
-class Digest:
-    """Order-free digest over (id, text): the sum modulo 2**128 of a blake2b-128 per passage; any scroll order will do.
+    """What one passage adds to the digest of its collection, a sum modulo 2**128: any order will do.
 
     Ids hold no NUL (the gate refuses them), which makes id, NUL, text unambiguous.
     """
+    return int.from_bytes(blake2b(f"{docid}\0{text}".encode(), digest_size=16).digest(), "little")
 
-    def __init__(self) -> None:
-        self._sum = 0
 
-    def add(self, docid: str, text: str) -> None:
-        """Count one passage in; adding a passage twice is seen."""
-        self._sum += content_hash(docid, text)
-
-    def hexdigest(self) -> str:
-        """32 hexadecimal digits."""
-        return f"{self._sum % (1 << 128):032x}"
+def digest_of(total: int) -> str:
+    """The digest, 32 hexadecimal digits, of a sum of `content_hash`es; a passage that comes twice is seen."""
+    return f"{total % (1 << 128):032x}"
 
 
 def digest(passages: Iterable[tuple[str, str]]) -> str:
-    """The digest of (id, text) pairs in any order."""
-    total = Digest()
-    for passage in passages:
-        total.add(*passage)
-    return total.hexdigest()
+    """The digest of (id, text) pairs."""
+    return digest_of(sum(starmap(content_hash, passages)))
 
 
 _BUILD = (

@@ -92,9 +92,11 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
      (ServerError, "The disk of {where} is full ({said}); make room there, then run it again.")),
     (_ANY, r"is larger than allowed|larger than max|length too large|larger than rate limiter capacity", _TOO_LARGE),
     (_ANY, r"limit exceeded \S+ > \S+ for \"upsert limit\"", _TOO_LARGE),
-    (_ANY, r"rate limit", _AGAIN),
-    (_ANY, r"limit exceeded|limit reached|limit of \S+ reached|exact search disabled",
-     (Limited, "A limit of {where} (its strict mode) forbids this: {said}.")),
+    (_ANY, r"rate limit",
+     (None, "{where} limits how much may be read or written ({said}); run the same command again later, or raise that"
+      " limit there.")),
+    (_ANY, r"limit exceeded|limit reached|limit of \S+ reached|exact search disabled|index required",
+     (Limited, "A limit of {where} (its strict mode) forbids this ({said}); ask for less, or raise the limit there.")),
     (_ANY, r"waiting for consensus operation|no leader|consensus is not",
      (Pending, "The cluster of {where} has no quorum ({said}). The change may still be carried out: look at `xqg-vdb"
       " versions` when the cluster is whole, before you repeat it.")),
@@ -230,7 +232,6 @@ READ_DEADLINE = 30.0
 """Seconds after which reading is given up: somebody waits for it."""
 _LOG_EVERY = 10.0
 _NOBODY = re.compile("refused|name or service not known|nodename nor|name not found", re.IGNORECASE)
-_PROPOSAL_PATIENCE, _PROPOSAL_LOOK = 30.0, 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -254,7 +255,8 @@ class Server:
         self.sleep, self.clock = sleep, clock
         self._logged = -_LOG_EVERY
         self._answered = False
-        self._most: dict[str, int] = {}
+        self.limits: dict[str, int] = {}
+        """What the strict mode allows, by its words for each limit."""
         # the client's own engine in this process is not made for threads
         self._turn: AbstractContextManager[object] = threading.RLock() if where == ":memory:" else nullcontext()
         self._process = os.getpid()
@@ -318,32 +320,14 @@ class Server:
             await sleep(wait)
             attempt += 1
 
-    def read(self, request: Callable[[], T]) -> T:
-        """`call` for somebody who waits: given up after 30 s at the latest."""
-        return self.call(request, deadline=self.read_deadline)
-
     @property
     def read_deadline(self) -> float:
         """Seconds after which reading is given up."""
         return min(READ_DEADLINE, self.deadline)
 
-    def propose(
-        self, request: Callable[[], object], *, done: Callable[[], bool], deadline: float | None = None
-    ) -> None:
-        """Send a change that a cluster agrees on, once: of one that it only noted, the effect is waited for."""
-        try:
-            self.call(request, deadline=deadline)
-        except Pending:
-            end = self._end(_PROPOSAL_PATIENCE)
-            while self.clock() < end:
-                self.sleep(_PROPOSAL_LOOK)
-                if self.read(done):
-                    return
-            raise
-
     def most(self, what: str, wanted: int) -> int:
         """`wanted`, or less where the server's strict mode said so."""
-        return min(wanted, self._most.get(what, wanted))
+        return min(wanted, self.limits.get(what, wanted))
 
     def _end(self, deadline: float | None) -> float:
         return self.clock() + (self.deadline if deadline is None else deadline)
@@ -357,7 +341,7 @@ class Server:
         wait = wait_before(asked, attempt)
         # one that answered before may be starting again; where nobody listens from the start, nobody will
         nobody = not self._answered and attempt > 0 and _NOBODY.search(said)
-        if meaning is not _AGAIN or nobody or self.clock() + wait >= end:
+        if meaning[0] is not None or nobody or self.clock() + wait >= end:
             raise self._translated(meaning, said) from error
         if self.clock() - self._logged >= _LOG_EVERY:
             self._logged = self.clock()
@@ -367,9 +351,9 @@ class Server:
     def _learnt(self, said: str) -> bool:
         """Note what the strict mode allows, which a request looks up in `most`; False when it was known, or nothing."""
         limit = re.search(r'> (\d+)\S* for "([^"]+)"', said)
-        if limit is None or not 0 < int(limit[1]) < self._most.get(limit[2], math.inf):
+        if limit is None or not 0 < int(limit[1]) < self.limits.get(limit[2], math.inf):
             return False
-        self._most[limit[2]] = int(limit[1])
+        self.limits[limit[2]] = int(limit[1])
         return True
 
     def _translated(self, meaning: _Meaning, said: str) -> XqgError:

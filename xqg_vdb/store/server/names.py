@@ -22,7 +22,7 @@ from qdrant_client.local.qdrant_local import QdrantLocal
 from xqg_vdb.errors import LockedError, MismatchError, XqgError
 from xqg_vdb.store.layout import Moved, missing_collection, split_version
 from xqg_vdb.store.operations import absent
-from xqg_vdb.store.server.client import Exists, Limited, NoAccess, NotDone, NotFound, Server
+from xqg_vdb.store.server.client import Exists, Limited, NoAccess, NotDone, NotFound, Pending, Server
 from xqg_vdb.types import Card
 
 CARD_KEY = "xqg_card"
@@ -37,6 +37,7 @@ LEAVING_KEY = "xqg_leaving"
 then looks for it: whichever comes second sees the other and gives way, without a lock."""
 _OURS = frozenset({CARD_KEY, CURSOR_KEY, LOADER_KEY, BULK_KEY, AUGMENT_KEY})
 _PAGE = 512
+_PROPOSAL_PATIENCE, _PROPOSAL_LOOK = 30.0, 1.0
 
 T = TypeVar("T")
 
@@ -130,7 +131,7 @@ class Names:
         """Why `name`, which may be wiki@v0003, cannot be read, with the names that could."""
         base, version = split_version(name)
         try:
-            self.server.read(lambda: self.client.get_collection(base))
+            self.look(lambda: self.client.get_collection(base))
         except NoAccess as error:
             return error
         except NotFound:
@@ -158,8 +159,16 @@ class Names:
         self.server.call(lambda: self.client.update_collection(version, metadata=dict(record)), deadline=deadline)
 
     def propose(self, request: Callable[[], object], *, done: Callable[[], bool]) -> None:
-        """A change that a cluster agrees on, sent once; see `Server.propose`."""
-        self.server.propose(request, done=done, deadline=self._deadline)
+        """Send a change that a cluster agrees on, once: of one that it only noted, the effect is waited for."""
+        try:
+            self.look(request)
+        except Pending:
+            end = self.server.clock() + _PROPOSAL_PATIENCE
+            while self.server.clock() < end:
+                self.server.sleep(_PROPOSAL_LOOK)
+                if self.look(done):
+                    return
+            raise
 
     def create(self, version: str, request: Callable[[], object]) -> None:
         """Make a collection; of two that make it at once, the second finds the first one's."""
@@ -215,7 +224,7 @@ class Names:
         if self.is_local:
             return
         with suppress(XqgError):
-            if left := [shot.name for shot in self.server.read(lambda: self.client.list_snapshots(version))]:
+            if left := [shot.name for shot in self.look(lambda: self.client.list_snapshots(version))]:
                 _log.warning(
                     "%s: the snapshots of %s stay in its folder snapshots/%s, out of reach for `xqg-vdb snapshot`: %s",
                     self.server.where, version, version, ", ".join(left),

@@ -31,7 +31,7 @@ from xqg_vdb.store.filters import as_filter
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.operations import Admin, Store, finish, here
 from xqg_vdb.store.server import Address, checked_address, checked_key
-from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server, seconds_left, timed
+from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server, TooLarge, seconds_left, timed
 from xqg_vdb.store.server.names import Names, any_of, card_in, short
 from xqg_vdb.store.server.operations import server_admin
 from xqg_vdb.store.server.writer import open_helper, open_update, open_writer
@@ -88,7 +88,7 @@ class ServerStore(Store):
         self.looks = Names(client, self._server, waited_for=True)
 
         async def ask(send: _Send) -> Any:
-            return self._server.read(partial(send, client))
+            return self.looks.look(partial(send, client))
 
         self._reader = _Reader(self.looks, ask)
 
@@ -178,7 +178,7 @@ class ServerStore(Store):
         base, version = layout.split_version(name)
         physical = f"{base}__{version}" if version else base
         try:
-            info = self._server.read(lambda: self._client.get_collection(physical))
+            info = self.looks.look(lambda: self._client.get_collection(physical))
         except NotFound as error:
             raise self.looks.missing(name) from error
         card = card_in(info.config.metadata or {})
@@ -370,12 +370,20 @@ class _Reader:
             return client.query_batch_points(physical, [self._request(*row, quantized=quantized) for row in batch])
 
         while len(found) < len(rows):
-            answers = await self._ask(send)
-            found += [[(point.score, _payload(point)) for point in answer.points] for answer in answers]
+            try:
+                answers = await self._ask(send)
+            except TooLarge:  # for a rate limit, of which each question takes one
+                size = self._most("search batch size", min(_QUERY_BATCH, len(rows) - len(found)))
+                if size == 1:
+                    raise
+                self._looks.server.limits["search batch size"] = size // 2
+            else:
+                found += [[(point.score, _payload(point)) for point in answer.points] for answer in answers]
         return found
 
     def _request(self, row: Any, search: Search, limit: int, *, quantized: bool) -> models.QueryRequest:
         wanted, most, params = any_of(layout.LANG_KEY, search.passage_langs), self._most, None
+        limit = max(most("limit", limit), (search.offset + search.k) * search.per_document if search.texts else 1)
         if search.where is not None:
             asked = as_filter(search.where)
             wanted = asked if wanted is None else models.Filter(must=[wanted, asked])
