@@ -95,7 +95,7 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
     (_ANY, r"rate limit",
      (None, "{where} limits how much may be read or written ({said}); run the same command again later, or raise that"
       " limit there.")),
-    (_ANY, r"limit exceeded|limit reached|limit of \S+ reached|exact search disabled|index required",
+    (_ANY, r"limit exceeded|limit reached|limit of \S+ reached|search disabled|index required|maximum number of",
      (Limited, "A limit of {where} (its strict mode) forbids this ({said}); ask for less, or raise the limit there.")),
     (_ANY, r"waiting for consensus operation|no leader|consensus is not",
      (Pending, "The cluster of {where} has no quorum ({said}). The change may still be carried out: look at `xqg-vdb"
@@ -304,7 +304,7 @@ class Server:
         sleep: Callable[[float], Awaitable[None]],
     ) -> T:
         """once: makes the request, in so many seconds."""
-        end, attempt = self._end(deadline), 0
+        end, attempt = self.clock() + (self.deadline if deadline is None else deadline), 0
         while True:
             try:
                 answer = await once(max(end - self.clock(), 1.0))
@@ -328,9 +328,6 @@ class Server:
     def most(self, what: str, wanted: int) -> int:
         """`wanted`, or less where the server's strict mode said so."""
         return min(wanted, self.limits.get(what, wanted))
-
-    def _end(self, deadline: float | None) -> float:
-        return self.clock() + (self.deadline if deadline is None else deadline)
 
     def _pause(self, error: Exception, attempt: int, *, end: float) -> float:
         """Seconds to wait before trying again; raises when that cannot help, or not in time."""

@@ -132,14 +132,9 @@ class ServerStore(Store):
                 ))  # fmt: skip
             remote = cast(QdrantRemote, clients[-1]._client)
             ending(remote.openapi_client.client._client, lambda: min(timeout, seconds_left()))
-            begin = remote._init_grpc_channel
-
-            def begun() -> None:  # when gRPC is first used
-                if not remote._grpc_channel_pool:
-                    begin()
-                    remote._grpc_channel_pool[:] = map(timed, remote._grpc_channel_pool)
-
-            setattr(remote, "_init_grpc_channel", begun)  # noqa: B010 - as mypy wants it
+            if address.grpc_port is not None:
+                remote._init_grpc_channel()
+                remote._grpc_channel_pool[:] = map(timed, remote._grpc_channel_pool)
             return clients[-1]
 
         client = opened()

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -21,7 +22,7 @@ from xqg_vdb.errors import DataError, LockedError, MismatchError, ServerError, X
 from xqg_vdb.store.gate import Rows, checked, to_publish, wrong_count
 from xqg_vdb.store.layout import LANG_KEY, TEXT_SPARSE, CollectionOptions, point_id, same_build, stored_point
 from xqg_vdb.store.operations import latest
-from xqg_vdb.store.server.client import Refused, TooLarge
+from xqg_vdb.store.server.client import Limited, Refused, TooLarge
 from xqg_vdb.store.server.names import (
     AUGMENT_KEY,
     BULK_KEY,
@@ -75,7 +76,8 @@ def _prepare(names: Names, version: str, *, chunks: bool, bulk: bool) -> None:
     client, call = names.client, names.server.call
     keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
     for key in [LANG_KEY, "id"] if chunks else [LANG_KEY]:
-        call(partial(client.create_payload_index, version, key, field_schema=keyword, wait=True))
+        with suppress(Limited):  # it makes filters fast, and nothing needs it
+            call(partial(client.create_payload_index, version, key, field_schema=keyword, wait=True))
     if not bulk:
         return
     config = call(lambda: client.get_collection(version)).config
