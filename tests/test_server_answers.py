@@ -17,7 +17,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError
 from xqg_vdb.store import open_store
-from xqg_vdb.store.server import client
+from xqg_vdb.store.server import names
 from xqg_vdb.store.server.client import (
     ANSWERS,
     Exists,
@@ -178,7 +178,7 @@ def test_a_server_that_takes_a_request_and_never_answers_is_given_up_in_time(mon
             breaking.start()
 
     held = []
-    monkeypatch.setattr(client, "READ_DEADLINE", 0.1)
+    monkeypatch.setattr(names, "READ_DEADLINE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=hold, daemon=True).start()
         with (

@@ -228,8 +228,6 @@ def timed(channel: grpc.Channel) -> grpc.Channel:
 
 
 OLDEST_SERVER = (1, 16)
-READ_DEADLINE = 30.0
-"""Seconds after which reading is given up: somebody waits for it."""
 _LOG_EVERY = 10.0
 _NOBODY = re.compile("refused|name or service not known|nodename nor|name not found", re.IGNORECASE)
 
@@ -319,11 +317,6 @@ class Server:
                 return answer
             await sleep(wait)
             attempt += 1
-
-    @property
-    def read_deadline(self) -> float:
-        """Seconds after which reading is given up."""
-        return min(READ_DEADLINE, self.deadline)
 
     def most(self, what: str, wanted: int) -> int:
         """`wanted`, or less where the server's strict mode said so."""

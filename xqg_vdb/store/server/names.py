@@ -37,6 +37,8 @@ LEAVING_KEY = "xqg_leaving"
 then looks for it: whichever comes second sees the other and gives way, without a lock."""
 _OURS = frozenset({CARD_KEY, CURSOR_KEY, LOADER_KEY, BULK_KEY, AUGMENT_KEY})
 _PAGE = 512
+READ_DEADLINE = 30.0
+"""Seconds after which reading is given up: somebody waits for it."""
 _PROPOSAL_PATIENCE, _PROPOSAL_LOOK = 30.0, 1.0
 
 T = TypeVar("T")
@@ -56,16 +58,13 @@ class Names:
     """What a server has under a name. waited_for: somebody waits, so that it is given up as soon as reading is."""
 
     def __init__(self, client: QdrantClient, server: Server, *, waited_for: bool = False) -> None:
-        self.client, self.server, self._waited_for = client, server, waited_for
+        self.client, self.server = client, server
+        self.deadline = min(READ_DEADLINE, server.deadline) if waited_for else server.deadline
         self.is_local = isinstance(client._client, QdrantLocal)
 
     def look(self, request: Callable[[], T]) -> T:
         """What the request returns."""
-        return self.server.call(request, deadline=self._deadline)
-
-    @property
-    def _deadline(self) -> float | None:
-        return self.server.read_deadline if self._waited_for else None
+        return self.server.call(request, deadline=self.deadline)
 
     def collections(self) -> list[str]:
         """Every collection, whoever made it."""
@@ -155,7 +154,7 @@ class Names:
 
     def write_metadata(self, version: str, record: Mapping[str, Any], *, deadline: float | None = None) -> None:
         """Add or replace entries of a version's metadata."""
-        deadline = self._deadline if deadline is None else deadline
+        deadline = self.deadline if deadline is None else deadline
         self.server.call(lambda: self.client.update_collection(version, metadata=dict(record)), deadline=deadline)
 
     def propose(self, request: Callable[[], object], *, done: Callable[[], bool]) -> None:

@@ -190,7 +190,7 @@ class _ServerAdmin:
 
     def _appeared(self, version: str, before: set[str]) -> models.SnapshotDescription | None:
         """A snapshot that is made although its request failed; it is waited for as long as a read."""
-        end = self._server.clock() + self._server.read_deadline
+        end = self._server.clock() + self._names.deadline
         while self._server.clock() < end:
             if new := [shot for shot in self._snapshots(version) if shot.name not in before]:
                 return new[0]

@@ -417,7 +417,7 @@ class _AsyncReader(_Reader):
 
     def __init__(self, looks: Names, options: Mapping[str, Any]) -> None:
         async def ask(send: _Send) -> Any:
-            return await looks.server.call_async(lambda: send(self._client()), deadline=looks.server.read_deadline)
+            return await looks.server.call_async(lambda: send(self._client()), deadline=looks.deadline)
 
         super().__init__(looks, ask, aside=asyncio.to_thread)
         # nothing may be left open when a loop ends that nobody closed us in: what the client does by default
