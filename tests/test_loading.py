@@ -252,7 +252,7 @@ def test_a_load_that_is_not_the_same_is_written_and_says_what_it_replaces(store,
     report = load(files[0], "wiki", **given).report
     assert not report.unchanged and store.version("wiki") == "v0002"
     assert report.replaced.startswith("v0001 (5 passages, ha, sw queries at α 0.3, ")
-    assert report.replaced.endswith("): the same vectors, by other options or by --force")
+    assert report.replaced.endswith("): the same passages, by other options or by --force")
     if setting != "force":
         assert load(files[0], "wiki", **given).report.unchanged
     without = load(files[0], "wiki", **given | {"queries": None}).report

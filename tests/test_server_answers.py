@@ -43,13 +43,16 @@ ROWS = [  # status, code, words, error, what the error says
     (429, CODES.RESOURCE_EXHAUSTED, "Rate limiting exceeded: request larger than rate limiter capacity, please try to"
      " split your request", TooLarge, "use smaller batches"),
     (429, CODES.RESOURCE_EXHAUSTED, "Rate limiting exceeded: Write rate limit exceeded: Operation requires 128 tokens"
-     " but only 4.4 were available. Retry after 31s", ServerError, "away or overloaded"),
+     " but only 4.4 were available. Retry after 31s", ServerError, "raise that limit there"),
     (400, CODES.INVALID_ARGUMENT, 'Bad request: Limit exceeded 90 > 10 for "upsert limit". Help: Reduce it.',
      TooLarge, "use smaller batches"),
     (400, CODES.INVALID_ARGUMENT, 'Bad request: Limit exceeded 512 > 100 for "limit". Help: Reduce the "limit".',
      Limited, "strict mode"),
     (400, CODES.INVALID_ARGUMENT, "Bad request: Max points count limit of 10 reached!",
      Limited, "strict mode"),
+    (400, CODES.INVALID_ARGUMENT, 'Bad request: Index required but not found for "meta.year" of one of the following'
+     " types: [float, integer]. Help: Create an index for this key or use a different filter.",
+     Limited, "Create an index"),
     (500, CODES.INTERNAL, "Service internal error: Waiting for consensus operation commit failed. Timeout set at: 10",
      Pending, "may still be carried out"),
     (500, CODES.INTERNAL, "Service internal error: File IO error: Malformed tar archive, reached unknown entry",

@@ -459,6 +459,32 @@ def test_what_strict_mode_forbids_is_sent_smaller(fake, store):
         store.search("wiki", vectors(1), Search(k=3, exact=True))
 
 
+def test_more_than_the_user_asks_for_is_not_asked_of_a_server_that_forbids_it(fake, store):
+    edition(store, 1)
+    free = store.search("wiki", vectors(2), Search(k=5))
+    fake.strict = {"limit": 5}
+    assert store.search("wiki", vectors(2), Search(k=5)) == free  # not one more, which would show a tie
+    assert len(store.search("wiki", vectors(2), Search(k=100, texts=False))[0]) == 5  # as a hybrid search asks
+    with pytest.raises(ServerError, match=r'Limit exceeded 6 > 5 for "limit".*raise the limit there'):
+        store.search("wiki", vectors(2), Search(k=4, offset=2))
+
+
+def test_questions_are_asked_by_fewer_when_a_rate_takes_no_more(fake, store):
+    edition(store, 1)
+    free, said = store.search("wiki", vectors(20), Search(k=3)), "request larger than rate limiter capacity"
+    body = b'{"status":{"error":"Rate limiting exceeded: %s, please try to split your request"}}' % said.encode()
+    fake.faults = [Fault(429, body=body, only="query/batch") for _ in range(2)]
+    assert store.search("wiki", vectors(20), Search(k=3)) == free
+    assert fake.count("POST", "query/batch") == 1 + 2 + 4  # of 20 and 10, refused, then of 5
+
+
+def test_a_limit_of_indexes_stops_no_load(fake, store):
+    said = b'{"status":{"error":"Bad request: Collection already has the maximum number of payload indices (0)."}}'
+    fake.faults = [Fault(400, body=said, only="PUT .*/index")]
+    edition(store, 1)
+    assert (store.count("wiki"), store.admin.state("wiki").languages) == (20, {})
+
+
 def test_oversampling_is_sent_where_vectors_are_quantised_and_as_allowed(fake, clock):
     fake.strict = {"oversampling": 2}
     with ServerStore.connect(fake.url, options=CollectionOptions(quantization="scalar")) as store:

@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isfinite
-from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -338,9 +337,8 @@ def _in_words(before: Card | None, card: Card) -> str:
     if before is None:
         return ""
     langs, alpha = ", ".join(before.query_langs), before.recipe.alpha
-    made_of = attrgetter("rows_digest", "encoder", "recipe", "passage_calibration")
-    same = "the same vectors, by other options or by --force"
-    change = same if made_of(before) == made_of(card) else "other passages, queries, recipe or encoder"
+    same = (before.rows_digest, before.encoder) == (card.rows_digest, card.encoder)
+    change = "the same passages, by other options or by --force" if same else "other passages, queries or encoder"
     folded = f"{langs} queries at α {alpha:g}" if langs else "no queries"
     return f"{before.version} ({before.count:,} passages, {folded}, {before.created}): {change}"
 

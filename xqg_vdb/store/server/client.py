@@ -253,8 +253,7 @@ class Server:
         self.sleep, self.clock = sleep, clock
         self._logged = -_LOG_EVERY
         self._answered = False
-        self.limits: dict[str, int] = {}
-        """What the strict mode allows, by its words for each limit."""
+        self.limits: dict[str, int] = {}  # what the strict mode allows, by its words for each limit
         # the client's own engine in this process is not made for threads
         self._turn: AbstractContextManager[object] = threading.RLock() if where == ":memory:" else nullcontext()
         self._process = os.getpid()

@@ -6,6 +6,7 @@ Nothing is deleted that has none of our records, or that an alias points to.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import socket
@@ -58,13 +59,17 @@ class Names:
     """What a server has under a name. waited_for: somebody waits, so that it is given up as soon as reading is."""
 
     def __init__(self, client: QdrantClient, server: Server, *, waited_for: bool = False) -> None:
-        self.client, self.server = client, server
-        self.deadline = min(READ_DEADLINE, server.deadline) if waited_for else server.deadline
+        self.client, self.server, self._longest = client, server, READ_DEADLINE if waited_for else math.inf
         self.is_local = isinstance(client._client, QdrantLocal)
 
     def look(self, request: Callable[[], T]) -> T:
         """What the request returns."""
         return self.server.call(request, deadline=self.deadline)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which a request is given up."""
+        return min(self._longest, self.server.deadline)
 
     def collections(self) -> list[str]:
         """Every collection, whoever made it."""
@@ -220,8 +225,6 @@ class Names:
 
     def _warn_of_snapshots(self, version: str) -> None:
         """Snapshots stay on the server's disk when their version goes, where only its operator reaches them."""
-        if self.is_local:
-            return
         with suppress(XqgError):
             if left := [shot.name for shot in self.look(lambda: self.client.list_snapshots(version))]:
                 _log.warning(
