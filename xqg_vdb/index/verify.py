@@ -81,20 +81,16 @@ def verify(
         points += 1
         if points % 1024 == 0:
             progress("verifying", points, card.count)
-    problems = _differences(card, points=points, digest=digest_of(total), unfit=unfit)
-    lowest, compared = None, 0
-    if kept is not None:
-        cosines, more = _compared(chosen, kept, card)
-        problems += more
-        lowest, compared = min(cosines, default=None), len(cosines)
+    cosines, problems = ([], []) if kept is None else _compared(chosen, kept, card)
+    problems = _differences(card, points=points, digest=digest_of(total), unfit=unfit) + problems
     return Verification(
         name,
         card.version,
         points + others.total(),
         dict(sorted(languages.items())),
         others,
-        compared,
-        lowest,
+        len(cosines),
+        min(cosines, default=None),
         tuple(problems),
         since_load(card),
     )

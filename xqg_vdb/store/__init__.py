@@ -45,17 +45,18 @@ def open_store(
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # the client may import onnxruntime; see `engine.runtime`
         from xqg_vdb.store.server import knock, port_number
 
+        key, port = api_key or os.environ.get("XQG_VDB_API_KEY") or None, os.environ.get("XQG_VDB_GRPC_PORT")
+        grpc_port = port_number(port, of="XQG_VDB_GRPC_PORT") if grpc and port else None
         if url != ":memory:":
-            knock(url)
+            knock(url, grpc=grpc, grpc_port=grpc_port)
         from xqg_vdb.store.server.store import ServerStore
 
-        key, port = api_key or os.environ.get("XQG_VDB_API_KEY") or None, os.environ.get("XQG_VDB_GRPC_PORT")
         return ServerStore.connect(
             url,
             api_key=key,
             timeout=timeout,
             grpc=grpc,
-            grpc_port=port_number(port, of="XQG_VDB_GRPC_PORT") if grpc and port else None,
+            grpc_port=grpc_port,
             options=options,
             insecure=os.environ.get("XQG_VDB_INSECURE") == "1",
         )

@@ -94,18 +94,20 @@ def port_number(text: str, *, of: str) -> int:
     return int(text)
 
 
-def knock(url: str) -> None:
+def knock(url: str, *, grpc: bool, grpc_port: int | None) -> None:
     """Raise ServerError where nobody listens at `url`, before a second is spent on importing the client."""
-    parts = urlsplit(checked_address(url, api_key=None, insecure=False).url)
+    address = checked_address(url, api_key=None, insecure=False, grpc=grpc, grpc_port=grpc_port)
+    parts = urlsplit(address.url)
     if getproxies() and not is_loopback(parts.hostname):
         return
     for last in (False, True):
-        try:
-            return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1).close()
+        try:  # REST's port may be closed to who speaks gRPC
+            to = parts.hostname or "", address.grpc_port or parts.port or 0
+            return socket.create_connection(to, timeout=1).close()
         except ConnectionRefusedError as error:
             if last:
-                where, again = f"{parts.hostname}:{parts.port}", "check that it runs, then run the same command again"
-                raise ServerError(f"{where} is away ({error}); {again}.") from None
+                again = "check that it runs, then run the same command again"
+                raise ServerError(f"{address.where} is away ({error}); {again}.") from None
             time.sleep(0.3)  # it may be starting again
         except OSError:
             return  # the client says it better
