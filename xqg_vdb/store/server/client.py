@@ -188,14 +188,14 @@ def _words(error: Exception) -> str:
     """What went wrong, on one line."""
     if isinstance(error, UnexpectedResponse):
         try:
-            said = str(error.structured()["status"]["error"])[:300]
+            said = " ".join(str(error.structured()["status"]["error"]).split())[:300]
         except (ValueError, KeyError, TypeError):
             said = error.content[:100].decode("utf-8", "replace").partition("\n")[0]
         return f"{error.status_code} {error.reason_phrase} {said}".strip()
     if isinstance(error, ResponseHandlingException):
         return f"{type(error.source).__name__}: {error.source}".partition("\n")[0][:200]
     if isinstance(error, grpc.RpcError) and (details := getattr(error, "details", None)):
-        return f"{_code(error)}: {details()}".partition("\n")[0][:300]
+        return " ".join(f"{_code(error)}: {details()}".split())[:300]
     return str(error).partition("\n")[0][:200] or type(error).__name__
 
 

@@ -62,9 +62,9 @@ class Names:
         self.client, self.server, self._longest = client, server, READ_DEADLINE if waited_for else math.inf
         self.is_local = isinstance(client._client, QdrantLocal)
 
-    def look(self, request: Callable[[], T]) -> T:
+    def look(self, request: Callable[[], T], *, deadline: float | None = None) -> T:
         """What the request returns."""
-        return self.server.call(request, deadline=self.deadline)
+        return self.server.call(request, deadline=self.deadline if deadline is None else deadline)
 
     @property
     def deadline(self) -> float:
@@ -153,14 +153,13 @@ class Names:
         unfinished = absent(base, at=f"on {self.server.where}", begun=bool(records), finished=finished)
         return unfinished or missing_collection(base, self.published(), where=self.server.where)
 
-    def metadata(self, version: str) -> Mapping[str, Any]:
+    def metadata(self, version: str, *, deadline: float | None = None) -> Mapping[str, Any]:
         """All entries of a version's metadata."""
-        return self.look(lambda: self.client.get_collection(version)).config.metadata or {}
+        return self.look(lambda: self.client.get_collection(version), deadline=deadline).config.metadata or {}
 
     def write_metadata(self, version: str, record: Mapping[str, Any], *, deadline: float | None = None) -> None:
         """Add or replace entries of a version's metadata."""
-        deadline = self.deadline if deadline is None else deadline
-        self.server.call(lambda: self.client.update_collection(version, metadata=dict(record)), deadline=deadline)
+        self.look(lambda: self.client.update_collection(version, metadata=dict(record)), deadline=deadline)
 
     def propose(self, request: Callable[[], object], *, done: Callable[[], bool]) -> None:
         """Send a change that a cluster agrees on, once: of one that it only noted, the effect is waited for."""

@@ -72,10 +72,10 @@ class _ServerAdmin:
 
     def versions(self, name: str) -> list[VersionState]:
         published = self._names.target(check_name(name))
-        states = []
+        states, end = [], self._server.clock() + self._names.deadline  # for all of those that are out of reach
         for version in self._names.numbered(name):
             try:
-                record = self._names.metadata(version)
+                record = self._names.metadata(version, deadline=max(end - self._server.clock(), 1.0))
             except NotFound:  # deleted meanwhile
                 continue
             except ServerError:
@@ -107,13 +107,13 @@ class _ServerAdmin:
         return wanted
 
     def gc(self, name: str, *, keep: int, unfinished: bool = False) -> list[str]:
-        states = [state for state in self.versions(name) if state.reachable]
+        states = self.versions(name)
         check_published(name, states)
         others = [state.name for state in states if state.finished and not state.published]
         staying = latest(others, keep - 1)
         chosen = [version for version in others if version not in staying]
         if unfinished:
-            chosen += [state.name for state in states if not state.finished]
+            chosen += [state.name for state in states if state.reachable and not state.finished]
         gone = []
         for version in chosen:
             by = Watch(self._names).holder(f"{name}__{version}")
