@@ -228,7 +228,7 @@ def timed(channel: grpc.Channel) -> grpc.Channel:
 
 
 OLDEST_SERVER = (1, 16)
-_LOG_EVERY = 10.0
+_LOG_EVERY, _SOON = 10.0, 5.0
 _NOBODY = re.compile("refused|name or service not known|nodename nor|name not found", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ class Server:
     ) -> None:
         self.where, self.deadline, self._secret = where, deadline, secret
         self.sleep, self.clock = sleep, clock
-        self._logged = -_LOG_EVERY
+        self._logged, self._gave_up = -_LOG_EVERY, -math.inf
         self._answered = False
         self.limits: dict[str, int] = {}  # what the strict mode allows, by its words for each limit
         # the client's own engine in this process is not made for threads
@@ -301,7 +301,10 @@ class Server:
         sleep: Callable[[float], Awaitable[None]],
     ) -> T:
         """once: makes the request, in so many seconds."""
-        end, attempt = self.clock() + (self.deadline if deadline is None else deadline), 0
+        patience, attempt = self.deadline if deadline is None else deadline, 0
+        if patience < self.deadline and self.clock() - self._gave_up < _SOON:  # they have waited for the same node
+            patience = min(patience, 1.0)
+        end = self.clock() + patience
         while True:
             try:
                 answer = await once(max(end - self.clock(), 1.0))
@@ -331,6 +334,7 @@ class Server:
         # one that answered before may be starting again; where nobody listens from the start, nobody will
         nobody = not self._answered and attempt > 0 and _NOBODY.search(said)
         if meaning[0] is not None or nobody or self.clock() + wait >= end:
+            self._gave_up = self.clock() if meaning[0] is None else self._gave_up
             raise self._translated(meaning, said) from error
         if self.clock() - self._logged >= _LOG_EVERY:
             self._logged = self.clock()

@@ -153,9 +153,9 @@ class Names:
         unfinished = absent(base, at=f"on {self.server.where}", begun=bool(records), finished=finished)
         return unfinished or missing_collection(base, self.published(), where=self.server.where)
 
-    def metadata(self, version: str, *, deadline: float | None = None) -> Mapping[str, Any]:
+    def metadata(self, version: str) -> Mapping[str, Any]:
         """All entries of a version's metadata."""
-        return self.look(lambda: self.client.get_collection(version), deadline=deadline).config.metadata or {}
+        return self.look(lambda: self.client.get_collection(version)).config.metadata or {}
 
     def write_metadata(self, version: str, record: Mapping[str, Any], *, deadline: float | None = None) -> None:
         """Add or replace entries of a version's metadata."""

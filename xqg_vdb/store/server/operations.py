@@ -72,10 +72,10 @@ class _ServerAdmin:
 
     def versions(self, name: str) -> list[VersionState]:
         published = self._names.target(check_name(name))
-        states, end = [], self._server.clock() + self._names.deadline  # for all of those that are out of reach
+        states = []
         for version in self._names.numbered(name):
             try:
-                record = self._names.metadata(version, deadline=max(end - self._server.clock(), 1.0))
+                record = self._names.metadata(version)
             except NotFound:  # deleted meanwhile
                 continue
             except ServerError:
@@ -114,14 +114,10 @@ class _ServerAdmin:
         chosen = [version for version in others if version not in staying]
         if unfinished:
             chosen += [state.name for state in states if state.reachable and not state.finished]
-        gone = []
         for version in chosen:
-            by = Watch(self._names).holder(f"{name}__{version}")
-            if by is not None:
+            if by := Watch(self._names).holder(f"{name}__{version}"):
                 raise LockedError(f"{name}__{version} on {self._server.where} is being loaded by {by}.")
-            if self._names.remove(f"{name}__{version}"):
-                gone.append(version)
-        return sorted(gone)
+        return sorted(version for version in chosen if self._names.remove(f"{name}__{version}"))
 
     def state(self, name: str) -> CollectionState:
         version = self._published(name)
