@@ -140,6 +140,46 @@ def _missing(path: Path) -> str:
     return f"There is no file {path}; check the path."
 
 
+def damaged_weights(folder: Path) -> str:
+    """What is wrong with model.safetensors or the files that its index names, and what to do; "" where nothing is."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    names = {whole.name}
+    if index.is_file() and not whole.exists():
+        try:
+            names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return f"{index} does not say which file holds which weights: {_AGAIN}"
+    return next(filter(None, (damage(folder / name) for name in sorted(names))), "")
+
+
+_AGAIN = "download it again (`hf download`, or `git lfs pull` in a clone)."
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a file that was downloaded, safetensors or any other, and what to do; "" where nothing is."""
+    what = "is not there, or a link to nothing"
+    if path.is_file():
+        path = path.resolve()
+        with open(path, "rb") as file:
+            start, size = file.read(40), path.stat().st_size
+            header = _header(file, int.from_bytes(start[:8], "little"), size)
+        what = "is empty" if not size else "" if path.suffix != ".safetensors" else header
+        what = "is a pointer of Git LFS, not the file itself" if start.startswith(b"version https://git-lfs") else what
+    return f"{path} {what}: {_AGAIN}" if what else ""
+
+
+def _header(file: BinaryIO, length: int, size: int) -> str:
+    """What is wrong with the header of safetensors, which says where each tensor ends."""
+    file.seek(8)
+    try:
+        tensors = json.loads(file.read(min(length, size)))
+        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "does not begin as safetensors do"
+    return "" if whole == size else f"has {size:,} bytes of {whole:,}"
+
+
 GZIP_MAGIC = b"\x1f\x8b"
 
 

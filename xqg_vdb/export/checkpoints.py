@@ -23,6 +23,7 @@ import orjson
 
 from xqg_vdb.errors import MissingExtra, ModelError, printable
 from xqg_vdb.export.starter_generator import PACKAGE, SOURCE, VERSION, build_generator_checkpoint
+from xqg_vdb.files import damage
 from xqg_vdb.models.encoder import ACTIVATIONS
 from xqg_vdb.models.folder import STARTER_ENCODER, STARTER_GENERATOR, EncoderSpec, family_conventions, is_hub_id
 from xqg_vdb.types import Pooling, Vectors, option
@@ -49,7 +50,8 @@ _TYPES: Mapping[str, Any] = {
     "max_seq_length": int, "model_max_length": int | float, "max_position_embeddings": int | float,
     "prompts": dict, "default_prompt_name": str, "similarity_fn_name": str, "truncate_dim": int,
     "modality_config": dict, "activation_function": str, "activation_fn": str, "id2label": dict,
-    "sentence_transformers": dict, "base_model_name_or_path": str,
+    "sentence_transformers": dict, "base_model_name_or_path": str, "vocab_size": int, "num_hidden_layers": int,
+    "type_vocab_size": int, "layer_norm_eps": int | float, "rms_norm_eps": int | float, "hidden_act": str,
 }  # fmt: skip
 """Of values that are read here, whatever file they stand in; null is allowed too."""
 
@@ -261,7 +263,8 @@ def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
     except ImportError as error:
         raise MissingExtra(f'Projections need {error.name}: pip install "xqg-vdb[export]".') from error
     except Exception as error:  # safetensors raises a class of its own
-        raise ModelError(f"{module.name} of the checkpoint has no weights in safetensors ({error}).") from error
+        why = damage(module / "model.safetensors") or f"It has no linear.weight ({error})."
+        raise ModelError(f"{module.name} of the checkpoint cannot be read. {why}") from error
     return matrix, bias, activation
 
 
@@ -379,26 +382,20 @@ def _what_it_is(origin: Path, adapter: Any) -> str:
 
 
 _CONVERT = """
-import json, sys
+import sys
 def refuse(event, details):
     if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork")):
         raise RuntimeError(event)
 import torch
 from safetensors.torch import save_file
 sys.addaudithook(refuse)
-target, files = sys.argv[1], sys.argv[2:]
-where = {}
-for number, file in enumerate(files):
-    weights = torch.load(file, map_location="cpu", weights_only=True)
+weights = {}
+for file in sys.argv[2:]:
+    found = torch.load(file, map_location="cpu", weights_only=True)
     print("loaded")
-    weights = {key: value.contiguous().clone() for key, value in weights.items() if isinstance(value, torch.Tensor)}
-    name = "model.safetensors" if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
-    save_file(weights, f"{target}/{name}", metadata={"format": "pt"})
-    print("written")
-    where |= dict.fromkeys(weights, name)
-if len(files) > 1:
-    with open(f"{target}/model.safetensors.index.json", "w") as index:
-        json.dump({"metadata": {}, "weight_map": where}, index)
+    weights |= {key: value.contiguous().clone() for key, value in found.items() if isinstance(value, torch.Tensor)}
+    print("read")
+save_file(weights, sys.argv[1], metadata={"format": "pt"})
 """
 
 
@@ -409,21 +406,22 @@ def _convert_pickles(origin: Path, into: Path) -> None:
     """
     files = sorted(origin.glob("pytorch_model*.bin"))
     if not files:
-        kinds = ("*.bin", "*.pt", "*.h5", "*.msgpack", "*.gguf")
+        kinds = ("*.bin", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.index.json")
         others = ", ".join(sorted(p.name for kind in kinds for p in origin.glob(kind))) or "no weights"
         raise ModelError(f"{origin} has {others} but neither safetensors nor pytorch_model.bin: take another revision.")
     if find_spec("torch") is None:
         raise MissingExtra('Reading pytorch_model.bin needs torch: pip install "xqg-vdb[export]".')
-    command = [sys.executable, "-I", "-c", _CONVERT, str(into.resolve()), *(str(file.resolve()) for file in files)]
     into.mkdir(parents=True, exist_ok=True)
+    paths = [str(path.resolve()) for path in (into / "model.safetensors", *files)]
+    command = [sys.executable, "-I", "-c", _CONVERT, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own program
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it was killed"]
         said = next((line.strip() for line in lines if "Unsupported" in line), lines[-1])[:200]
-        number, loaded = done.stdout.count("written"), done.stdout.endswith("loaded\n")
+        file, loaded = [*files, files[-1]][done.stdout.count("read")], done.stdout.endswith("loaded\n")
         why = "holds no plain weights by name" if loaded else "is refused by torch's restricted loader"
         why += f" ({said})" + ("" if loaded else ", so it may hold code")
-        raise ModelError(f"{files[number]} {why}: take a checkpoint with safetensors.")
+        raise ModelError(f"{damage(file) or f'{file} {why}: take a checkpoint with safetensors.'}")
 
 
 def _copy_safe(file: Path, target: Path) -> None:
@@ -459,7 +457,7 @@ def read_json(path: Path, *, default: Any) -> Any:
     try:
         found = cast(Any, orjson.loads(path.read_bytes()))
     except (OSError, orjson.JSONDecodeError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}).") from error
+        raise ModelError(damage(path) or f"{path} cannot be read as JSON ({error}).") from error
     if isinstance(default, dict) and not isinstance(found, dict):
         raise ModelError(f"{path} holds a {type(found).__name__}, not names with values.")
     for key in _TYPES.keys() & (found if "config" in path.name and isinstance(found, dict) else {}):

@@ -205,7 +205,7 @@ def _write_graphs(
             arrays["activations"].append(activation)
         np.savez(folder / DENSE, **arrays)
     write_composing(
-        save_tokenizer(source.path, fp32.parent, ask=source.onnx is None), folder / TOKENIZER, lower=lower_cases(source)
+        save_tokenizer(source, fp32.parent, ask=source.onnx is None), folder / TOKENIZER, lower=lower_cases(source)
     )
     if precision == "int8" and not _is_filled_starter(source):
         say(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")

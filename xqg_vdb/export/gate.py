@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,10 +29,10 @@ from xqg_vdb.export.checkpoints import (
     read_json,
     width,
 )
+from xqg_vdb.files import damage, damaged_weights
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.models.encoder import POOL, Encoder
-from xqg_vdb.models.folder import TOKENIZER, EncoderSpec, ModelFolder
-from xqg_vdb.search.rerank import open_pairs
+from xqg_vdb.models.folder import TOKENIZER, EncoderSpec
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Vectors
@@ -170,9 +171,9 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
             local_files_only=True, trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, of safetensors, and of a stranger's values in the configuration
-        raise ModelError(
-            f"transformers {transformers.__version__} cannot load {checkpoint.source}: {reason(error)}"
-        ) from error
+        broken = damaged_weights(checkpoint.path).replace(str(checkpoint.path), checkpoint.source)
+        why = f"transformers {transformers.__version__} cannot load {checkpoint.source}: {_corrected(error)}"
+        raise ModelError(broken or why) from error
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # which nothing here uses
         why = "its files are incomplete, or of another model"
         why = "it has experts, which that class does not know" if _has_experts(checkpoint) else why
@@ -195,8 +196,12 @@ def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any]:
         with torch.device("meta"):
             model = getattr(transformers, kind).from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"{software} cannot load {source.source}: {reason(error)}") from error
+        raise ModelError(f"{software} cannot load {source.source}: {_corrected(error)}") from error
     return software, model
+
+
+def _corrected(error: Exception) -> str:
+    return f"{reason(error).rstrip('.')}; correct its config.json, or take another revision."
 
 
 def check_code(checkpoint: Checkpoint) -> None:
@@ -212,6 +217,11 @@ def check_code(checkpoint: Checkpoint) -> None:
             f"{source} brings Python code of its own ({own}), which is never run, and transformers"
             f" {transformers.__version__} {knows}: take a checkpoint without auto_map in its config.json, or one with"
             " an ONNX graph."
+        )
+    if kind not in KNOWN:
+        raise ModelError(
+            f"transformers {transformers.__version__} knows no type {kind!r}, which config.json of {source} names:"
+            f" pip install -U transformers, or {ELSEWHERE}."
         )
     if method := (checkpoint.config.get("quantization_config") or {}).get("quant_method"):
         raise ModelError(f"{source} has weights quantised by {method}: export the checkpoint they were made from.")
@@ -251,6 +261,8 @@ def write_graph(source: Checkpoint, target: Path, *, cross: bool = False, say: C
 
         return graphs.write_encoder(source, target, cross=cross)
     say(f"using the ONNX graph that {source.source} ships")
+    if broken := damage(source.onnx):
+        raise ModelError(f"{broken} Or delete its onnx folder.")
     for file in source.path.glob(source.onnx.name + "*"):
         shutil.copyfile(file, target.parent / (target.name if file.name == source.onnx.name else file.name))
 
@@ -258,45 +270,58 @@ def write_graph(source: Checkpoint, target: Path, *, cross: bool = False, say: C
 # A checkpoint's tokenizer.
 
 
+COPY = "copy tokenizer.json of the model that it was trained from."
+
+
 def load_tokenizer(checkpoint: Path) -> Any:
     """The checkpoint's tokenizer in transformers. Raises ModelError."""
     from transformers import AutoTokenizer
 
     if not any(file for pattern in ("tokenizer*", "vocab*", "*.model") for file in checkpoint.glob(pattern)):
-        raise ModelError("The checkpoint has no tokenizer: copy tokenizer.json of the model that it was trained from.")
+        raise ModelError(f"The checkpoint has no tokenizer: {COPY}")
     try:
         return AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of transformers and of what it reads tokenizers with
-        raise ModelError(f"transformers cannot load the checkpoint's tokenizer: {reason(error)}") from error
+        own = damage(checkpoint / TOKENIZER) if (checkpoint / TOKENIZER).is_file() else ""
+        why = f"transformers cannot load the checkpoint's tokenizer: {reason(error).rstrip('.')}; {COPY}"
+        raise ModelError(own or why) from error
 
 
-def save_tokenizer(checkpoint: Path, folder: Path, *, ask: bool = True) -> Path:
+def save_tokenizer(source: Checkpoint, folder: Path, *, ask: bool = True) -> Path:
     """Write tokenizer.json: the checkpoint's own, or where transformers reads texts otherwise or needs none, its one.
 
-    ask: whether transformers, which may change what stands there by tokenizer_config.json, is asked. Raises ModelError.
+    ask: whether transformers, which may change what stands there by tokenizer_config.json, is asked. Raises ModelError,
+    also for a tokenizer of another model, whose tokens this one does not know.
     """
-    own, made = checkpoint / TOKENIZER, folder / TOKENIZER
-    if own.is_file():
-        shutil.copyfile(own, made)
-        if not ask or not (checkpoint / "tokenizer_config.json").is_file():
-            return made
+    own, made = source.path / TOKENIZER, folder / TOKENIZER
+    texts = [text for lines in question_bank().values() for text in (lines[0], lines[0].upper())]
     try:
-        tokenizer = load_tokenizer(checkpoint)
-        if not own.is_file() or not _reads_alike(tokenizer, Tokenizer.from_file(str(own))):
-            tokenizer.backend_tokenizer.save(str(made))
+        if own.is_file():
+            shutil.copyfile(own, made)
+        if not own.is_file() or (ask and (source.path / "tokenizer_config.json").is_file()):
+            with suppress(*([ModelError] if own.is_file() else [])):
+                theirs = load_tokenizer(source.path)
+                if not own.is_file() or theirs(texts)["input_ids"] != _ids(own, texts):
+                    theirs.backend_tokenizer.save(str(made))
+        largest = max(max(ids, default=0) for ids in _ids(made, texts))
     except ModelError:
-        if not own.is_file():
-            raise
+        raise
     except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"The checkpoint's tokenizer cannot be made into a tokenizer.json: {reason(error)}") from error
+        why = damage(own) or f"The checkpoint's tokenizer cannot be made into a tokenizer.json: {reason(error)}"
+        raise ModelError(why) from error
+    if largest >= (known := source.config.get("vocab_size") or NO_LIMIT):
+        raise ModelError(
+            f"The tokenizer of {source.source} writes tokens up to {largest}, and the model knows {known} of them, so"
+            f" it is of another model: {COPY}"
+        )
     return made
 
 
-def _reads_alike(theirs: Any, ours: Tokenizer) -> bool:
-    ours.no_truncation()
-    ours.no_padding()
-    texts = [text for lines in question_bank().values() for text in (lines[0], lines[0].upper())]
-    return bool([encoding.ids for encoding in ours.encode_batch(texts)] == theirs(texts)["input_ids"])
+def _ids(tokenizer: Path, texts: list[str]) -> list[list[int]]:
+    reader = Tokenizer.from_file(str(tokenizer))
+    reader.no_truncation()
+    reader.no_padding()
+    return [encoding.ids for encoding in reader.encode_batch(texts)]
 
 
 # An encoder's rows.
@@ -332,20 +357,6 @@ def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[
         "texts": len(ours), "cosine_min": float(cosines[worst]), "cosine_mean": float(cosines.mean()),
         "same_hits": float(same.mean()), "worst_text": [*questions, *passages][worst][:80],
     }  # fmt: skip
-
-
-def measure_pairs(checkpoint: Checkpoint, made: ModelFolder) -> float:
-    """How far a cross-encoder's scores are from those of the original, at most, over pairs of `parity_texts`."""
-    questions, passages = parity_texts()
-    pairs = [(question, passages[i * 7 % len(passages)]) for i, question in enumerate(questions)] + [
-        (questions[0], passage) for passage in passages
-    ]
-    original = sentence_transformer(checkpoint, "CrossEncoder")
-    original.max_seq_length = made.manifest["cross"]["max_length"]
-    wanted = np.array([original.predict([pair], show_progress_bar=False)[0] for pair in pairs])
-    score = open_pairs(made, threads=0)
-    ours = np.concatenate([score(pairs[start : start + 8])[0] for start in range(0, len(pairs), 8)])
-    return float(np.abs(ours - wanted).max())
 
 
 def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec, overrides: Overrides = NOTHING) -> tuple[Vectors, Vectors]:

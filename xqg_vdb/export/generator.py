@@ -27,9 +27,9 @@ from xqg_vdb.export.gate import (
     T5,
     load_tokenizer,
     load_weights,
-    measure_pairs,
     model_class,
     need_torch,
+    parity_texts,
     save_tokenizer,
     sentence_transformer,
     without_weights,
@@ -52,6 +52,7 @@ from xqg_vdb.models.folder import (
     write_manifest,
 )
 from xqg_vdb.models.forest import Bools, Forest
+from xqg_vdb.search.rerank import open_pairs
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 
 FINETUNED_KEY = "xqg_vdb_finetuned"
@@ -103,7 +104,7 @@ def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = pri
         folder.mkdir()
         record = cross_record(source)
         write_graph(source, folder / GRAPH, cross=True, say=say)
-        save_tokenizer(source.path, folder, ask=source.onnx is None)
+        save_tokenizer(source, folder, ask=source.onnx is None)
         manifest = {"kind": "cross-encoder", **source.origin, "cross": record, "precision": "fp32", "asked": asked}
         made = write_manifest(folder, {**manifest, "made_with": versions(("xqg-vdb", "torch", "transformers"))})
         if source.onnx is None:
@@ -113,6 +114,20 @@ def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = pri
                 raise MismatchError(f"The graph's scores are {off:.1e} off those of {checkpoint}; nothing was written.")
             write_manifest(folder, {**made.manifest, "parity": {"difference_max": off}})
     return open_model_folder(out)
+
+
+def measure_pairs(checkpoint: Checkpoint, made: ModelFolder) -> float:
+    """How far a cross-encoder's scores are from those of the original, at most, over pairs of `parity_texts`."""
+    questions, passages = parity_texts()
+    pairs = [(question, passages[i * 7 % len(passages)]) for i, question in enumerate(questions)] + [
+        (questions[0], passage) for passage in passages
+    ]
+    original = sentence_transformer(checkpoint, "CrossEncoder")
+    original.max_seq_length = made.manifest["cross"]["max_length"]
+    wanted = np.array([original.predict([pair], show_progress_bar=False)[0] for pair in pairs])
+    score = open_pairs(made, threads=0)
+    ours = np.concatenate([score(pairs[start : start + 8])[0] for start in range(0, len(pairs), 8)])
+    return float(np.abs(ours - wanted).max())
 
 
 def cross_record(source: Checkpoint) -> dict[str, Any]:
@@ -146,7 +161,7 @@ def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[st
     """Name and version of transformers, and facts by name: its class, and what an export would record."""
     software, model = without_weights(source, model_class(source, writes=True))
     with tempfile.TemporaryDirectory() as name:
-        save_tokenizer(source.path, Path(name))
+        save_tokenizer(source, Path(name))
         record = _record(source, model, Path(name))
     kind = "encoder and decoder" if source.config["model_type"] in T5 else "decoder"
     return software, {"modules": type(model).__name__}, {"modules": kind, **record, "chat": bool(record.get("chat"))}
@@ -155,7 +170,7 @@ def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[st
 def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
     need_torch()
     folder.mkdir()
-    save_tokenizer(source.path, folder)
+    save_tokenizer(source, folder)
     say("exporting to ONNX (a minute or two)")
     from xqg_vdb.export import graphs
 

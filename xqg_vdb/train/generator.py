@@ -224,7 +224,7 @@ def _shape(
     """What makes examples of pairs, and what makes a batch of them: all in which the architectures differ."""
     from tokenizers import Tokenizer
 
-    save_tokenizer(checkpoint.path, run)
+    save_tokenizer(checkpoint, run)
     tokenizer = Tokenizer.from_file(str(run / TOKENIZER))
     ends = end_tokens(checkpoint, run)
     if not ends:
