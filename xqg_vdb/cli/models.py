@@ -219,15 +219,7 @@ def encoder(
 
 
 def _show(outcome: Outcome) -> None:
-    record = {
-        "path": str(outcome.folder),
-        "steps": outcome.steps,
-        "seconds": round(outcome.seconds, 1),
-        "final_loss": outcome.losses[-1] if outcome.losses else None,
-        "dev_before": dict(outcome.before),
-        "dev_after": dict(outcome.after),
-    }
     lines = [f"{outcome.folder}  {outcome.steps} steps in {outcome.seconds:.0f} s"]
     for name, value in outcome.after.items():
         lines.append(f"dev {name:<8}{outcome.before.get(name, float('nan')):.4f} -> {value:.4f}")
-    show(record, lines)
+    show({"path": str(outcome.folder), **outcome.results}, lines)

@@ -90,7 +90,8 @@ def fetch_checkpoint(name: str, *, into: Path, filled: bool = False, accept_lice
     if name == STARTER_ENCODER:
         from xqg_vdb.export import starter_encoder
 
-        origin = starter_encoder.build_encoder_checkpoint(starter, filled=filled)
+        weights = starter_encoder.read_weights(starter_encoder.locate_weights())
+        origin = starter_encoder.write_checkpoint(weights, starter, filled=filled)
         revision = f"{starter_encoder.PACKAGE}=={starter_encoder.VERSION}"
     elif name == STARTER_GENERATOR:
         origin = build_generator_checkpoint(starter, accept_license=accept_license)
@@ -196,14 +197,14 @@ def _check_modules(source: str, modules: list[tuple[str, Path]]) -> str:
     return kinds.rpartition(" ")[2]
 
 
-def _text_module(checkpoint: Checkpoint) -> dict[str, Any]:
+def text_module(checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration of the module Transformer; before 2021 its name had the architecture in it."""
     names = ["sentence_bert_config.json", *sorted(p.name for p in checkpoint.path.glob("sentence_*_config.json"))]
     return next((record for name in names if (record := read_json(checkpoint.path / name, default={}))), {})
 
 
 def _check_text_module(checkpoint: Checkpoint) -> None:
-    record = _text_module(checkpoint)
+    record = text_module(checkpoint)
     passed = {f"{key}.{name}" for key, value in record.items() if re.search("_(args|kwargs)$", key) and value
               for name in value if name not in _HARMLESS}  # fmt: skip
     text = (record.get("modality_config") or {"text": {}}).get("text")
@@ -268,11 +269,6 @@ def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
     return matrix, bias, activation
 
 
-def lower_cases(checkpoint: Checkpoint) -> bool:
-    """Whether the original lowers texts before its tokenizer sees them."""
-    return bool(_text_module(checkpoint).get("do_lower_case"))
-
-
 def _st_pooling(record: Mapping[str, Any]) -> Pooling:
     said = record.get("pooling_mode")
     modes = [*map(str, said)] if isinstance(said, list) else [str(said)] if said else []
@@ -290,7 +286,7 @@ def _st_pooling(record: Mapping[str, Any]) -> Pooling:
 
 def longest_text(checkpoint: Checkpoint, *, default: int) -> int:
     """Tokens that it reads of a text."""
-    told = _text_module(checkpoint).get("max_seq_length")
+    told = text_module(checkpoint).get("max_seq_length")
     if told is None:
         told = read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
     table = int(checkpoint.config.get("max_position_embeddings") or NO_LIMIT)
@@ -428,6 +424,8 @@ def _copy_safe(file: Path, target: Path) -> None:
     real = file.resolve()  # hub snapshots are links into the hub's own store
     if not real.is_file():
         return
+    if file.name in _TABLES and (broken := damage(real)):
+        raise ModelError(broken)
     if file.suffix == ".json" and file.name not in _TABLES and not file.name.endswith(".index.json"):
         record = strip_code_keys(read_json(real, default=None))
         if isinstance(record, dict) and record.get("tokenizer_class") == "TokenizersBackend":

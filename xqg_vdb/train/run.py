@@ -110,6 +110,13 @@ class Outcome:
         """Training loss of every step."""
         return [float(record["loss"]) for record in self.history if "loss" in record]
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """The figures by name."""
+        loss = self.losses[-1] if self.losses else None
+        figures = {"steps": self.steps, "seconds": round(self.seconds, 1), "final_loss": loss}
+        return figures | {"dev_before": dict(self.before), "dev_after": dict(self.after)}
+
 
 def open_run(out: Path, identity: Mapping[str, Any]) -> Path:
     """The run folder inside `out`, new or that of an unfinished run of equal `identity`.
@@ -145,14 +152,7 @@ def _write_card(folder: Path, *, identity: Mapping[str, Any], outcome: Outcome, 
     """The record beside trained weights: training.json for machines, README.md for people and the model hub."""
     import torch
 
-    results = {
-        "steps": outcome.steps,
-        "seconds": round(outcome.seconds, 1),
-        "resumed_at": outcome.resumed_at,
-        "final_loss": outcome.losses[-1] if outcome.losses else None,
-        "dev_before": dict(outcome.before),
-        "dev_after": dict(outcome.after),
-    }
+    results = {**outcome.results, "resumed_at": outcome.resumed_at}
     record = {
         **identity,
         "licence": licence,
