@@ -737,7 +737,7 @@ def test_a_plain_checkpoint_is_explained_by_transformers(bert, tmp_path):
     ("config", "said"),
     [
         ({"model_type": "mbart", "is_encoder_decoder": True}, r"is an encoder-decoder \(mbart\): of these, only t5"),
-        ({"model_type": "of_next_year"}, "transformers .* cannot load .*of_next_year"),
+        ({"model_type": "of_next_year"}, "transformers .* cannot load .*of_next_year.*pip install -U transformers"),
         ({"hidden_size": "wide"}, "does not say how wide|cannot load"),
         ({"num_attention_heads": 5}, "cannot load .*hidden size .* multiple of the number of attention heads"),
         ({"model_type": "vit"}, "takes no input_ids.*, so it is no text encoder"),
@@ -753,12 +753,69 @@ def test_what_transformers_cannot_do_is_one_line_before_anything_is_exported(ber
         export_encoder(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=silent)
 
 
-def test_weights_that_are_cut_are_one_line(bert, tmp_path):
-    shutil.copytree(bert, tmp_path / "c")
-    with open(tmp_path / "c" / "model.safetensors", "r+b") as file:
-        file.truncate(5000)
-    with pytest.raises(ModelError, match=r"^transformers .* cannot load [^\n]*$"):
-        export_encoder(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=silent)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors", POINTER, "c/model.safetensors is a pointer of Git LFS, not the file itself: download it"),
+        ("model.safetensors", b"", "c/model.safetensors is empty"),
+        ("model.safetensors", b"<html>" * 9, "c/model.safetensors is cut or damaged"),
+        ("model.safetensors", None, "has no weights but neither safetensors nor"),
+        ("tokenizer.json", POINTER, "c/tokenizer.json is a pointer of Git LFS"),
+        ("config.json", POINTER, "c/config.json is a pointer of Git LFS"),
+        ("onnx/model.onnx", POINTER, "model.onnx is a pointer of Git LFS.* Or delete its onnx folder"),
+        ("config.json", b'{"model_type": "bert", "vocab_size": "many"}', "has vocab_size = 'many', where a value"),
+        (
+            "config.json",
+            b'{"model_type": "bert", "hidden_size": 48, "vocab_size": 9}',
+            "size mismatch.*correct its conf",
+        ),
+    ],
+)
+def test_what_is_damaged_is_named(bert, tmp_path, file, content, said):
+    pytest.importorskip("torch")
+    folder = shutil.copytree(bert, tmp_path / "c")
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).unlink(missing_ok=True)
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises(ModelError) as error:
+        export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    assert re.search(said, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_a_shard_that_is_cut_or_missing_is_named(bert, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(bert, tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    for part, name in enumerate(names):
+        save_file(
+            {key: weights[key] for key in sorted(weights)[part::2]}, str(folder / name), metadata={"format": "pt"}
+        )
+    where = {key: names[i % 2] for i, key in enumerate(sorted(weights))}
+    (folder / "model.safetensors.index.json").write_bytes(orjson.dumps({"metadata": {}, "weight_map": where}))
+    load_weights("AutoModel", fetch_checkpoint(str(folder), into=tmp_path / "whole"))
+    with open(folder / names[1], "r+b") as file:
+        file.truncate(file.seek(0, 2) - 4)
+    with pytest.raises(ModelError, match=rf"c/{names[1]} is cut or damaged"):
+        load_weights("AutoModel", fetch_checkpoint(str(folder), into=tmp_path / "cut"))
+    (folder / names[1]).unlink()
+    with pytest.raises(ModelError, match=rf"c/{names[1]} is not there, or a link to nothing"):
+        load_weights("AutoModel", fetch_checkpoint(str(folder), into=tmp_path / "less"))
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_the_export(bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "c")
+    record = orjson.loads((folder / "tokenizer.json").read_bytes())
+    record["model"]["vocab"]["a"] = 5000
+    (folder / "tokenizer.json").write_bytes(orjson.dumps(record))
+    (refused,) = explain(str(folder))["refused"]
+    assert re.search(r"writes tokens up to 5000, and the model knows \d+ of them, so it is of another model", refused)
 
 
 def test_distilbert_calls_its_width_otherwise_and_takes_no_segments(bert, tmp_path):
