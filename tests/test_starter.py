@@ -121,6 +121,7 @@ def safetensors_of(path: Path) -> dict[str, tuple[list[int], bytes]]:
 
 
 def test_tiny_file_round_trip(tmp_path):
+    pytest.importorskip("safetensors")
     weights = read_weights(saved(tmp_path / "tiny.bin", weight_bytes()))
     assert weights.header == HEADER | dict(pieces=11, bos=0, eos=2, pad=1, unk=3)
     assert weights.eps == 1e-12
@@ -140,6 +141,7 @@ def test_tiny_file_round_trip(tmp_path):
 
 
 def test_tiny_checkpoint_tells_its_sizes_and_prompts(tmp_path):
+    pytest.importorskip("safetensors")
     out = write_checkpoint(read_weights(saved(tmp_path / "tiny.bin", weight_bytes())), tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     assert (config["model_type"], config["hidden_size"], config["vocab_size"]) == ("bert", 32, 14)
@@ -183,6 +185,7 @@ def test_missing_tensor_is_named(tmp_path):
 
 
 def test_character_map_that_the_normaliser_does_not_follow(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
     monkeypatch.setitem(MAP, ord("x"), "y")
     with pytest.raises(ModelError) as error:
         write_checkpoint(read_weights(saved(tmp_path / "x.bin", weight_bytes())), tmp_path / "out")
@@ -191,6 +194,7 @@ def test_character_map_that_the_normaliser_does_not_follow(tmp_path, monkeypatch
 
 
 def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
     weights = read_weights(saved(tmp_path / "tiny.bin", weight_bytes()))
 
     def full(*_: object) -> Tokenizer:
@@ -203,6 +207,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_out_may_be_an_empty_folder(tmp_path):
+    pytest.importorskip("safetensors")
     weights = read_weights(saved(tmp_path / "tiny.bin", weight_bytes()))
     (tmp_path / "empty").mkdir()
     assert (write_checkpoint(weights, tmp_path / "empty") / "config.json").is_file()
