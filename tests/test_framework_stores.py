@@ -27,9 +27,9 @@ from qdrant_client import models
 from xqg_vdb.integrations.langchain import XqgEmbeddings, XqgVectorStore
 
 
-@pytest.fixture(params=["embedded", "http", "server"])
+@pytest.fixture(params=["embedded", "http", "server", "grpc"])
 def store(request, tmp_path):
-    if request.param == "server" and not SERVER:
+    if request.param in ("server", "grpc") and not SERVER:
         pytest.skip("XQG_TEST_QDRANT_URL is not set")
     with contextlib.ExitStack() as stack:
         if request.param == "embedded":
@@ -37,7 +37,7 @@ def store(request, tmp_path):
         elif request.param == "http":
             opened = ServerStore.connect(stack.enter_context(FakeQdrant()).url)
         else:
-            opened = ServerStore.connect(SERVER, api_key=KEY)
+            opened = ServerStore.connect(SERVER, api_key=KEY, grpc=request.param == "grpc")
         yield stack.enter_context(opened)
 
 

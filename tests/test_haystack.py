@@ -1,7 +1,9 @@
 """The Haystack components, alone, in pipelines, and written to YAML and back; its own suite for the document store."""
 
 import asyncio
+import uuid
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from haystack.testing.document_store_async import (
     WriteDocumentsAsyncTest,
 )
 from haystack.utils import Secret
-from integration_cases import questions
+from integration_cases import KEY, SERVER, questions
 from rankings import assert_best
 from tiny_model import write_tiny_encoder
 
@@ -252,10 +254,20 @@ class TestDocumentStore(
 ):
     """Haystack's own suite; a collection keeps no embeddings, and says what language it found."""
 
-    @pytest.fixture
-    def document_store(self, tmp_path, arguments):
-        made = XqgDocumentStore(encoder=arguments["encoder"], path=str(tmp_path / "documents"))
+    @pytest.fixture(params=["embedded", "server", "grpc"])
+    def document_store(self, request, tmp_path, arguments, monkeypatch):
+        where = {"path": str(tmp_path / "documents")}
+        if request.param != "embedded":
+            if not SERVER:
+                pytest.skip("XQG_TEST_QDRANT_URL is not set")
+            monkeypatch.setenv("XQG_VDB_API_KEY", KEY or "")
+            url = urlsplit(SERVER)
+            where = {"url": f"grpc://{url.hostname}:{url.port + 1}" if request.param == "grpc" else SERVER}
+        made = XqgDocumentStore(f"test-{uuid.uuid4().hex[:12]}", encoder=arguments["encoder"], **where)
         yield made
+        store = made._ready().collection.store
+        if made.collection in store.names():
+            store.delete(made.collection)
         made.close()
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Loads and generation on a local cluster of Ray, two cores: the collection is the one that `load` makes.
 
-Workers and drivers get SIGKILL at random moments, `XQG_TEST_KILLS` times each (1; `make scale` 10).
+Workers and drivers get SIGKILL at random moments, `XQG_TEST_KILLS` times each (1; `make scale` 20 and 10), on the
+stand-in and, where XQG_TEST_QDRANT_URL is set, on that server, which nobody else uses meanwhile: requests are counted.
 """
 
 import json
@@ -10,11 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
+import httpx
 import pytest
 from cli_cases import command, environment, run_cli
 from fake_qdrant import FakeQdrant
@@ -23,13 +28,14 @@ from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Encoder
 from xqg_vdb.errors import DataError
+from xqg_vdb.index import batches
 from xqg_vdb.index.load import load
 from xqg_vdb.store import open_store
 
 ray = pytest.importorskip("ray", reason="needs Ray Data: pip install 'xqg-vdb[ray]'")
 N = 1300  # three windows
 KILLS = int(os.environ.get("XQG_TEST_KILLS", "1"))
-pytestmark = pytest.mark.timeout(300 + 120 * KILLS)
+pytestmark = pytest.mark.timeout(300 + 240 * KILLS)
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +60,25 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(params=["stand-in", "server"])
-def url(request):
+def server(request):
+    """A server's address, and a function that says how many requests it has answered."""
     if request.param == "stand-in":
         with FakeQdrant() as fake:
-            yield fake.url
-    elif "XQG_TEST_QDRANT_URL" in os.environ:
-        yield os.environ["XQG_TEST_QDRANT_URL"]
+            yield fake.url, lambda: len(fake.requests)
+    elif url := os.environ.get("XQG_TEST_QDRANT_URL"):
+
+        def answered():
+            told = httpx.get(f"{url}/telemetry?details_level=3").json()["result"]["requests"]["rest"]["responses"]
+            return sum(one["count"] for kinds in told.values() for one in kinds.values())
+
+        yield url, answered
     else:
         pytest.skip("XQG_TEST_QDRANT_URL names no server")
+
+
+@pytest.fixture
+def url(server):
+    return server[0]
 
 
 def test_a_job_makes_what_a_load_makes(cluster, model, url):
@@ -106,26 +123,62 @@ def inputs(folder, n=N):
     return folder / "corpus.jsonl", query_files(folder, n)
 
 
-@pytest.fixture(scope="module")
-def whole(model, tmp_path_factory):
-    """What a load on one machine makes: its points and its card's digests."""
-    folder = tmp_path_factory.mktemp("whole")
-    corpus, files = inputs(folder)
-    with FakeQdrant() as fake:
-        store = open_store(url=fake.url)
-        load(corpus, "wiki", encoder=Encoder(model), queries=files, store=store)
-        card, points = store.card("wiki"), points_of(store, "wiki")
-        store.close()
+@pytest.fixture
+def whole(model, url, tmp_path):
+    """What a load on one machine makes there: its points and its card's digests."""
+    corpus, files = inputs(tmp_path)
+    store, name = open_store(url=url), fresh_name()
+    load(corpus, name, encoder=Encoder(model), queries=files, store=store)
+    card, points = store.card(name), points_of(store, name)
+    store.delete(name)
+    store.close()
     return points, (card.count, card.digest, card.query_means)
 
 
-def check(url, whole):
+def fresh_name():
+    return f"ray-{uuid.uuid4().hex[:8]}"
+
+
+def check(url, name, whole):
+    """The collection is the one of one machine; then it goes."""
     store = open_store(url=url)
-    card = store.card("wiki")
+    card = store.card(name)
     assert (card.count, card.digest, card.query_means) == whole[1]
-    assert points_of(store, "wiki") == whole[0]
-    assert store.names() == ["wiki"]
+    assert points_of(store, name) == whole[0]
+    store.delete(name)
+    left = httpx.get(f"{url}/collections").json()["result"]["collections"]
+    assert not [one for one in left if name in one["name"]]
     store.close()
+
+
+WORK = {"Encode": "encode_rows", "Fuse": "points", "Upsert": "_connected"}
+"""Of each step, what it calls when it begins a table that is not done yet."""
+
+
+def counted(step, log):
+    """A step that notes in a file when it begins its work on a table."""
+
+    class Counted(step):
+        def __call__(self, table):
+            begin = getattr(batches, WORK[step.__name__])
+
+            def noted(*arguments):
+                with open(log, "a") as file:
+                    file.write(f"{step.__name__}\n")
+                return begin(*arguments)
+
+            with patch.object(batches, WORK[step.__name__], noted):
+                return super().__call__(table)
+
+    return Counted
+
+
+def count_steps(replace, log):
+    """Have all jobs of this process note what their workers begin."""
+    from xqg_vdb.integrations import ray as ours
+
+    for name in WORK:
+        replace(ours, name, counted(getattr(batches, name), log))
 
 
 def below(pid):
@@ -157,45 +210,84 @@ def kill_one(pid, pattern, wait, chance):
     return False
 
 
-def test_actors_that_are_killed_cost_no_more_than_what_they_were_at(cluster, model, whole, tmp_path):
+class Tally:
+    """What kills cost: tables begun again and requests, beside a job that was left alone."""
+
+    def __init__(self, server, log):
+        self.server, self.log = server, log
+        self.alone, self.rows = 0, []
+
+    def __enter__(self):
+        self.log.write_text("")
+        self.before = self.server[1]()
+
+    def __exit__(self, *failed):
+        begun = Counter(self.log.read_text().split())
+        self.again, self.requests = {step: begun[step] - 3 for step in WORK}, self.server[1]() - self.before
+        self.alone = self.alone or self.requests
+        self.rows.append((self.again, self.requests / self.alone))
+
+    def __str__(self):
+        again, ratios = zip(*self.rows[1:], strict=True)
+        tables = ", ".join(f"{step} {sum(one[step] for one in again)}" for step in WORK)
+        most = max(sum(one.values()) for one in again)
+        return (
+            f"of {len(again)} jobs of 9 tables, begun again: {tables}, at most {most} in a job; requests beside the"
+            f" {self.alone} of a job left alone: {sum(ratios) / len(ratios):.2f} ×, at most {max(ratios):.2f} ×"
+        )
+
+
+def test_actors_that_are_killed_cost_no_more_than_what_they_were_at(
+    cluster, model, whole, server, tmp_path, monkeypatch
+):
     from xqg_vdb.integrations.ray import load_dataset
 
     _, files = inputs(tmp_path)
-    dataset, chance = cluster.data.from_items(passages(N), override_num_blocks=7), random.Random(7)
+    dataset, chance, name = cluster.data.from_items(passages(N), override_num_blocks=7), random.Random(7), fresh_name()
+    count_steps(monkeypatch.setattr, tmp_path / "begun")
+    tally, hits = Tally(server, tmp_path / "begun"), 0
     with ThreadPoolExecutor() as beside:
-        for number in range(KILLS):
-            with FakeQdrant() as fake:
-                hit = beside.submit(kill_one, os.getpid(), "MapWorker", chance.random() * 4, chance)
-                load_dataset(dataset, "wiki", url=fake.url, encoder=model, queries=files, work=tmp_path / str(number))
-                print("an actor was hit" if hit.result() else "the job had ended")
-                check(fake.url, whole)
+        for number in range(KILLS + 1):  # the first one is left alone
+            with tally:
+                if number:
+                    hit = beside.submit(kill_one, os.getpid(), "MapWorker", chance.random() * 4, chance)
+                options = {"encoder": model, "queries": files, "work": tmp_path / str(number)}
+                load_dataset(dataset, name, url=server[0], **options)
+            hits += number > 0 and hit.result()
+            check(server[0], name, whole)
+            assert sum(tally.again.values()) <= 1 and tally.requests <= 1.5 * tally.alone, tally.again
+    print(f"kills of actors, {hits} met: {tally}")
 
 
 DRIVER = """
 import sys, ray
 ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
 from test_batches import passages
+from test_ray import count_steps
 from xqg_vdb.integrations.ray import load_dataset
 
-n, url, model, work, *files = sys.argv[1:]
+n, url, name, model, begun, work, *files = sys.argv[1:]
+count_steps(setattr, begun)
 dataset = ray.data.from_items(passages(int(n)), override_num_blocks=7)
-load_dataset(dataset, "wiki", url=url, encoder=model, queries=files, work=work)
+load_dataset(dataset, name, url=url, encoder=model, queries=files, work=work)
 """
 
 
-def test_a_driver_that_is_killed_goes_on_when_it_is_run_again(model, whole, tmp_path):
+def test_a_driver_that_is_killed_goes_on_when_it_is_run_again(model, whole, server, tmp_path):
     _, files = inputs(tmp_path)
-    chance, longest = random.Random(11), 0.0
-    for number in range(KILLS + 1):  # the first one is left alone, to know how long a job takes
+    chance, longest, (url, _), name = random.Random(11), 0.0, server, fresh_name()
+    tally, paths = Tally(server, tmp_path / "begun"), [str(Path(__file__).parent), environment(tmp_path)["PYTHONPATH"]]
+    run = {"env": environment(tmp_path, PYTHONPATH=os.pathsep.join(paths)), "stderr": subprocess.PIPE, "text": True}
+    met = 0
+    for number in range((KILLS + 1) // 2 + 1):  # the first one is left alone, to know how long a job takes
         work, started = tmp_path / str(number), time.monotonic()
-        paths = os.pathsep.join([str(Path(__file__).parent), environment(tmp_path)["PYTHONPATH"]])
-        with FakeQdrant() as fake:
-            argv = [sys.executable, "-c", DRIVER, str(N), fake.url, str(model), str(work), *files]
-            run = {"env": environment(tmp_path, PYTHONPATH=paths), "stderr": subprocess.PIPE, "text": True}
+        argv = [sys.executable, "-c", DRIVER, str(N), url, name, str(model), str(tally.log), str(work), *files]
+        with tally:
             driver = subprocess.Popen(argv, **run)
             if number:
                 with suppress(subprocess.TimeoutExpired):
                     driver.wait(chance.uniform(longest / 4, longest))
+                met += driver.poll() is None
                 driver.kill()
                 driver.communicate()
                 made = {path: path.stat().st_mtime_ns for path in work.rglob("*.parquet")}
@@ -203,12 +295,13 @@ def test_a_driver_that_is_killed_goes_on_when_it_is_run_again(model, whole, tmp_
             said = driver.communicate()[1]
             assert driver.returncode == 0, said
             longest = longest or time.monotonic() - started
-            check(fake.url, whole)
             if number:
                 assert {path: path.stat().st_mtime_ns for path in made} == made, "encoded again"
+        check(url, name, whole)
+    print(f"kills of drivers, {met} met: {tally}")
 
 
-def test_load_on_a_cluster_by_the_command_line(cluster, model, whole, tmp_path):
+def test_load_on_a_cluster_by_the_command_line(cluster, model, tmp_path):
     """All else as ever: options, stores, resuming. An actor that is killed is asked again."""
     inputs(tmp_path)
     address = cluster.get_runtime_context().gcs_address
