@@ -7,20 +7,21 @@ to one process; several workers share a server.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from xqg_vdb import AsyncRetriever, Collection, Encoder, Retriever, load
-from xqg_vdb.errors import DataError, XqgError
+from xqg_vdb.errors import DataError, LockedError, XqgError
 from xqg_vdb.store import open_store
 
 NAME = "service"
+Answer = TypeVar("Answer")
 
 
 class NewPassage(BaseModel):
@@ -70,14 +71,28 @@ async def explain(request: Request, error: XqgError) -> JSONResponse:
 @app.post("/passages")
 async def add(passages: Annotated[list[NewPassage], Field(min_length=1)]) -> dict[str, Any]:
     records = [{key: value for key, value in asdict_of(passage).items() if value is not None} for passage in passages]
-    async with app.state.writing:  # the first passages make the collection
+    return await in_turn(lambda: add_records(records))
+
+
+async def add_records(records: list[dict[str, Any]]) -> dict[str, Any]:
+    await connect(app)
+    if app.state.retriever is None:  # the first passages make the collection
+        await asyncio.to_thread(load, records, NAME, encoder=app.state.encoder, store=app.state.store)
         await connect(app)
-        if app.state.retriever is None:
-            await asyncio.to_thread(load, records, NAME, encoder=app.state.encoder, store=app.state.store)
-            await connect(app)
-            return {"added": len(records), "replaced": 0, "unchanged": 0}
-        report = await app.state.retriever.add(records)
+        return {"added": len({record["id"] for record in records}), "replaced": 0, "unchanged": 0}
+    report = await app.state.retriever.add(records)
     return {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
+
+
+async def in_turn(write: Callable[[], Awaitable[Answer]]) -> Answer:
+    """One write at a time; what another worker is writing, or the collection that it is making, is waited for."""
+    async with app.state.writing:
+        for _ in range(60):
+            try:
+                return await write()
+            except LockedError:
+                await asyncio.sleep(0.5)
+        return await write()
 
 
 def asdict_of(passage: NewPassage) -> dict[str, Any]:
@@ -88,8 +103,8 @@ def asdict_of(passage: NewPassage) -> dict[str, Any]:
 
 @app.delete("/passages/{docid}")
 async def delete(docid: str) -> dict[str, int]:
-    async with app.state.writing:
-        report = await (await retriever()).delete([docid])
+    asked = await retriever()
+    report = await in_turn(lambda: asked.delete([docid]))
     if report.missing:
         raise HTTPException(404, f"There is no passage {docid!r}.")
     return {"deleted": report.deleted}

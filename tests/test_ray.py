@@ -151,6 +151,17 @@ def check(url, name, whole):
     store.close()
 
 
+def kill_at_table(log, number):
+    """SIGKILL to the actor that has just begun the table of this number, of all steps together."""
+    ends = time.monotonic() + 120
+    while len(begun := log.read_text().splitlines()) < number and time.monotonic() < ends:
+        time.sleep(0.002)
+    with suppress(ProcessLookupError):
+        os.kill(int(begun[number - 1].split()[1]), signal.SIGKILL)
+        return True
+    return False
+
+
 WORK = {"Encode": "encode_rows", "Fuse": "points", "Upsert": "_connected"}
 """Of each step, what it calls when it begins a table that is not done yet."""
 
@@ -164,7 +175,7 @@ def counted(step, log):
 
             def noted(*arguments):
                 with open(log, "a") as file:
-                    file.write(f"{step.__name__}\n")
+                    file.write(f"{step.__name__} {os.getpid()}\n")
                 return begin(*arguments)
 
             with patch.object(batches, WORK[step.__name__], noted):
@@ -249,7 +260,9 @@ def test_actors_that_are_killed_cost_no_more_than_what_they_were_at(
     with ThreadPoolExecutor() as beside:
         for number in range(KILLS + 1):  # the first one is left alone
             with tally:
-                if number:
+                if number % 2:
+                    hit = beside.submit(kill_at_table, tally.log, chance.randrange(1, 10))
+                elif number:
                     hit = beside.submit(kill_one, os.getpid(), "MapWorker", chance.random() * 4, chance)
                 options = {"encoder": model, "queries": files, "work": tmp_path / str(number)}
                 load_dataset(dataset, name, url=server[0], **options)

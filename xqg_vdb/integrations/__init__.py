@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import models
 
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import DataError, LockedError
 from xqg_vdb.index.load import load
 from xqg_vdb.search import QuestionEncoder
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
@@ -29,6 +30,7 @@ from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search
 
 _log = logging.getLogger(__name__)
 _AT_ONCE, _CHUNKS_AT_ONCE = 1000, 16  # passages that are looked up together; of each document
+_TURNS = 60  # looks, half a second apart, at a collection that another process makes
 
 
 def question_vector(encoder: QuestionEncoder, text: str, question_lang: str | None) -> list[float]:
@@ -110,9 +112,14 @@ class Documents:
         if not last:
             return
         with self._making:
-            if self.asked() is None:
-                load(last, into.name, encoder=into.encoder, store=into.store)
-                return
+            for _ in range(_TURNS):
+                if self.asked() is not None:
+                    break
+                try:
+                    load(last, into.name, encoder=into.encoder, store=into.store)
+                    return
+                except LockedError:  # another process makes it, or has just made it
+                    time.sleep(0.5)
         into.add(last)
 
     def delete(self, ids: Iterable[str]) -> None:

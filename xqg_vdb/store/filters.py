@@ -7,6 +7,7 @@ list matches when one of its values does. Dots lead into objects: `author.name`;
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -20,7 +21,7 @@ from xqg_vdb.errors import DataError
 _BOUNDS = ("gt", "gte", "lt", "lte")
 _COMPARED = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _TYPED = re.compile(r"\s*([^=<>!]+?)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*")
-_PART = r'"[^"]+"|[^."]+'
+_PART = r'"[^"\\]+"|[^."\\]+'
 _PATH = re.compile(rf"(?:{_PART})(?:\.(?:{_PART}))*")
 _PLAIN = re.compile(r"[\w-]+(\[\d*\])?")
 
@@ -28,7 +29,7 @@ _PLAIN = re.compile(r"[\w-]+(\[\d*\])?")
 def as_filter(where: Any) -> models.Filter:
     """Qdrant's filter for the short form; its own as it is. Raises DataError for anything else."""
     if isinstance(where, models.Filter):
-        return where
+        return _sendable(where)
     if not isinstance(where, Mapping) or not where:
         raise DataError(
             "where must be a dict of fields, such as {'source': 'wiki', 'year': {'gte': 2020}}, or a"
@@ -47,7 +48,16 @@ def as_filter(where: Any) -> models.Filter:
             must_not.append(equal(path, wanted["not"]))
         if bounds := {name: wanted[name] for name in _BOUNDS if name in wanted}:
             must.append(between(path, bounds))
-    return models.Filter(must=must or None, must_not=must_not or None)
+    return _sendable(models.Filter(must=must or None, must_not=must_not or None))
+
+
+def _sendable(where: models.Filter) -> models.Filter:
+    """The filter, if it can be sent: in JSON, NaN and infinity become null, which is no bound at all."""
+    try:
+        json.dumps(where.model_dump(exclude_none=True), default=str, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise DataError(f"where has a number or a text that no field can have ({error}).") from error
+    return where
 
 
 def payload_path(field: Any) -> str:
