@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _VECTOR = "vector "
 _OURS = {"generated_queries", "passage_digest"}
+_query_files = lru_cache(maxsize=1)(QueryFile)
 
 
 @dataclass
@@ -168,11 +169,6 @@ def _opened(folder: str) -> TextEncoder:
     from xqg_vdb.models.encoder import Encoder  # brings onnxruntime
 
     return Encoder(folder, threads=1)
-
-
-@lru_cache(maxsize=1)
-def _query_files(paths: tuple[str, ...]) -> QueryFile:
-    return QueryFile(paths)
 
 
 @lru_cache(maxsize=1)

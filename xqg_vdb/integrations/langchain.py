@@ -18,6 +18,7 @@ from xqg_vdb.integrations import Documents, metadata_of, passage_of, question_ve
 from xqg_vdb.search import QuestionEncoder, passage_languages
 from xqg_vdb.search.retriever import AsyncRetriever, Collection, Retriever
 from xqg_vdb.store import open_store
+from xqg_vdb.store.filters import equal
 from xqg_vdb.store.layout import LANG_KEY, check_hybrid
 from xqg_vdb.store.operations import finish
 from xqg_vdb.types import Hit, Passage, Question, Search
@@ -274,9 +275,7 @@ def language_filter(passage_langs: Sequence[str]) -> models.Filter:
 
     Raises DataError for an empty list and for what is no language code.
     """
-    return models.Filter(
-        must=[models.FieldCondition(key=LANG_KEY, match=models.MatchAny(any=passage_languages(passage_langs) or []))]
-    )
+    return models.Filter(must=[equal(LANG_KEY, passage_languages(passage_langs) or [])])
 
 
 def _document(hit: Hit) -> Document:

@@ -78,12 +78,12 @@ def equal(path: str, wanted: Any) -> models.Condition:
     values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
     words = [value for value in values if isinstance(value, str)]
     numbers = [value for value in values if type(value) is int and abs(value) < 1 << 63]
-    conditions: list[Any] = [_field(path, match=models.MatchAny(any=same)) for same in (words, numbers) if same]
+    matches: list[Any] = [models.MatchAny(any=same) for same in (words, numbers) if same]
+    matches += [models.MatchValue(value=value) for value in values if isinstance(value, bool)]
+    conditions: list[Any] = [models.FieldCondition(key=path, match=match) for match in matches]
     for value in values:
         if value is None:
             conditions.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=path)))
-        elif isinstance(value, bool):
-            conditions.append(_field(path, match=models.MatchValue(value=value)))
         elif isinstance(value, float | date) or (isinstance(value, int) and value not in numbers):
             conditions.append(between(path, {"gte": value, "lte": value}))
         elif not isinstance(value, str | int):
@@ -103,15 +103,11 @@ def between(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
         plain: dict[str, Any] = {
             name: bound.isoformat() if type(bound) is date else bound for name, bound in bounds.items()
         }
-        return _field(path, range=range_type(**plain))
+        return models.FieldCondition(key=path, range=range_type(**plain))
     except ValidationError as error:
         raise DataError(
             f"{path} is compared with numbers or with dates such as 2026-01-31, not {dict(bounds)!r:.80}."
         ) from error
-
-
-def _field(path: str, *, match: Any = None, range: Any = None) -> models.FieldCondition:
-    return models.FieldCondition(key=path, match=match, range=range)
 
 
 def parse_where(typed: Iterable[str]) -> dict[str, Any] | None:
