@@ -41,7 +41,7 @@ journeys: ## what a newcomer types, from README and the tutorial: a fresh clone,
 
 scale: .venv/.all ## loads and generation on a local cluster of Ray, with kills, its speed and what a corpus costs (extra ray, 280 MB)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'ray[data]>=2.50'
-	XQG_TEST_KILLS=10 $(BIN)/python -m pytest tests/test_ray.py
+	XQG_TEST_KILLS=20 $(BIN)/python -m pytest tests/test_ray.py
 	$(BIN)/python benchmarks/scale.py
 
 faults: .venv/.all ## the fault rig, 100 rounds of each attack (an hour; some need root or strace); writes docs/reliability.md

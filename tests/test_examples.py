@@ -18,6 +18,7 @@ import httpx
 import processes
 import pytest
 from cli_cases import environment, run_cli, write_lines, write_starter
+from fake_qdrant import FakeQdrant
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NEEDS = {"langchain_rag": "langchain_core", "llama_index_rag": "llama_index", "haystack_rag": "haystack"}
@@ -58,18 +59,45 @@ def test_choosing_alpha(tmp_path):
     assert out[-2].startswith("chosen: Recipe(")
 
 
-def test_fastapi_service_adds_searches_deletes_and_stops_gracefully(tmp_path):
+@pytest.fixture
+def start_service(tmp_path):
+    """A function that starts the service, and gives its process and port when it answers."""
     for needed in ("fastapi", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed")
     write_starter(tmp_path / "cache")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    service = processes.start(
-        [sys.executable, str(EXAMPLES / "fastapi_service.py")],
-        cwd=tmp_path, env=environment(tmp_path, PORT=port), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while "Uvicorn running" not in (line := service.stderr.readline()):
-        assert line, "it did not start"
+
+    def start(**more):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        service = processes.start(
+            [sys.executable, str(EXAMPLES / "fastapi_service.py")],
+            cwd=tmp_path, env=environment(tmp_path, PORT=port, **more), stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while "Uvicorn running" not in (line := service.stderr.readline()):
+            assert line, "it did not start"
+        return service, port
+
+    return start
+
+
+def test_fastapi_services_that_get_the_first_passages_together_make_one_collection(start_service):
+    with FakeQdrant() as fake:
+        ports = [start_service(XQG_VDB_URL=fake.url)[1] for _ in range(2)]
+
+        def post(number):
+            passages = [{"id": f"{number}-{n}", "text": f"w{n} w{number}", "lang": "en"} for n in range(3)]
+            url = f"http://127.0.0.1:{ports[number % 2]}/passages"
+            return httpx.post(url, json=passages, timeout=60).json()
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(post, range(4))) == [{"added": 3, "replaced": 0, "unchanged": 0}] * 4
+        for port in ports:
+            found = httpx.get(f"http://127.0.0.1:{port}/search", params={"q": "w1", "k": 20}, timeout=60).json()
+            assert len(found) == 12
+
+
+def test_fastapi_service_adds_searches_deletes_and_stops_gracefully(tmp_path, start_service):
+    service, port = start_service()
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         assert "POST some to /passages" in client.get("/search", params={"q": "w1"}).json()["detail"]
         passages = [{"id": f"p{i}", "text": f"w{i} w{i + 1}", "lang": "en", "meta": {"n": i}} for i in range(9)]

@@ -104,6 +104,15 @@ def test_qdrants_own_filters(retriever):
     assert {hit.id for hit in retriever.search("w3", where={"id": ["p1", "p2"]})} == {"p1", "p2"}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+def test_what_json_cannot_say_is_refused_by_every_engine(retriever, value):
+    """As null, NaN would be no bound at all, and the filter would let everything through."""
+    kind = {"match": models.MatchValue(value=value)} if isinstance(value, str) else {"range": models.Range(gte=value)}
+    for where in ({"year": value}, models.Filter(must=[models.FieldCondition(key="meta.year", **kind)])):
+        with pytest.raises(DataError, match="a number or a text that no field can have"):
+            retriever.search("w3", where=where)
+
+
 async def test_coroutines_hybrid_and_batches_filter_too(retriever):
     where, texts = {"tenant": "acme"}, ["w3 w9", "w12"]
     async with AsyncRetriever(retriever) as coroutine:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_qdrant import FakeQdrant
@@ -196,6 +198,20 @@ def test_several_threads_make_one_collection(empty):
 
     asyncio.run(added())
     assert empty.count() == 12 == empty.card.count
+
+
+def test_several_processes_make_one_collection(empty):
+    """Who comes second is told that the collection is being made, waits, and adds."""
+    shelves = [XqgVectorStore(Collection(empty.name, empty.store, encoder=empty.encoder)) for _ in range(3)]
+    together = threading.Barrier(3)
+
+    def write(number):
+        together.wait()
+        return shelves[number].add_texts([f"shelf {number} text {n}" for n in range(4)])
+
+    with ThreadPoolExecutor(3) as pool:
+        ids = [docid for made in pool.map(write, range(3)) for docid in made]
+    assert empty.count() == 12 == empty.card.count and len(shelves[0].get_by_ids(ids)) == 12
 
 
 def sources(files):

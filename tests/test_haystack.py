@@ -105,11 +105,11 @@ def test_without_a_collection_the_encoders_calibration_counts(folder, encoder):
 
 async def test_documents_are_embedded_with_their_titles(folder, encoder):
     documents = [Document(content=text, meta={"title": "w7", "n": i}) for i, text in enumerate(questions(3))]
-    documents.append(Document(content="w1 w2", meta={"title": 7}))
+    documents.append(Document(content="w1 w2", meta={"title": 7}))  # as the store writes it
     embedder = XqgDocumentEmbedder(str(folder / "tiny"))
     found = embedder.run(documents=documents)["documents"]
     assert found == (await embedder.run_async(documents=documents))["documents"]
-    expected = encoder.encode_passages([*(f"w7 {text}" for text in questions(3)), "w1 w2"])
+    expected = encoder.encode_passages([*(f"w7 {text}" for text in questions(3)), "7 w1 w2"])
     np.testing.assert_array_equal([one.embedding for one in found], expected)
     assert [one.embedding for one in documents] == [None] * 4  # the caller's own stay as they are
     assert [(one.id, one.content, one.meta) for one in found] == [(one.id, one.content, one.meta) for one in documents]

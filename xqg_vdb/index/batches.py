@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _VECTOR = "vector "
 _OURS = {"generated_queries", "passage_digest"}
 _query_files = lru_cache(maxsize=1)(QueryFile)
+_connected = lru_cache(maxsize=1)(lambda url: cast("ServerStore", open_store(url=url)))
 
 
 @dataclass
@@ -317,8 +318,3 @@ class Upsert:
         with _connected(self.url).helper(self.version, card=self.card) as writer:
             writer.upsert(batch)
         return pa.table({"points": [len(passages)]})
-
-
-@lru_cache(maxsize=1)
-def _connected(url: str) -> ServerStore:
-    return cast("ServerStore", open_store(url=url))

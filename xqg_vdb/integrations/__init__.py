@@ -30,7 +30,6 @@ from xqg_vdb.types import UNKNOWN_LANGUAGE, Hit, Passage, Question, Search
 
 _log = logging.getLogger(__name__)
 _AT_ONCE, _CHUNKS_AT_ONCE = 1000, 16  # passages that are looked up together; of each document
-_TURNS = 60  # looks, half a second apart, at a collection that another process makes
 
 
 def question_vector(encoder: QuestionEncoder, text: str, question_lang: str | None) -> list[float]:
@@ -112,7 +111,7 @@ class Documents:
         if not last:
             return
         with self._making:
-            for _ in range(_TURNS):
+            for _ in range(60):
                 if self.asked() is not None:
                     break
                 try:
@@ -129,8 +128,7 @@ class Documents:
 
     def delete_matching(self, where: models.Filter) -> None:
         """Delete what a filter lets through."""
-        search, anywhere = Search(_AT_ONCE, where=where, exact=True), [1.0] * self.collection.encoder.facts.dim
-        while gone := [hit.id for hit in finish(self.nearest(anywhere, search))]:
+        while gone := [hit.id for hit in finish(self.matching(where, most=_AT_ONCE))]:
             self.delete(gone)
 
     def count(self) -> int:

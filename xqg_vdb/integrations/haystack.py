@@ -31,7 +31,7 @@ from xqg_vdb.store import open_store
 from xqg_vdb.store.filters import equal
 from xqg_vdb.store.layout import LANG_KEY
 from xqg_vdb.store.operations import finish
-from xqg_vdb.types import Hit, Passage
+from xqg_vdb.types import Hit
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -317,8 +317,7 @@ def _where(filters: dict[str, Any] | None) -> models.Filter | None:
 
 
 def _text(document: Document) -> str:
-    title = document.meta.get("title")
-    return Passage(document.id, document.content or "", title=title if isinstance(title, str) else "").title_and_text
+    return passage_of(document.id, document.content or "", document.meta).title_and_text
 
 
 def _document(hit: Hit) -> Document:

@@ -208,8 +208,7 @@ class XqgVectorStore(VectorStore):
         batch_size: what the indexing API says; not looked at.
         """
         texts = list(texts)
-        given = list(ids) if ids is not None else [None] * len(texts)
-        made = [docid or str(uuid4()) for docid in given]
+        made = [docid or str(uuid4()) for docid in ([None] * len(texts) if ids is None else ids)]
         each = zip(made, texts, metadatas or [{} for _ in texts], strict=True)
         self.documents.add(passage_of(docid, text, metadata) for docid, text, metadata in each)
         return made

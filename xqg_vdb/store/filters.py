@@ -84,7 +84,7 @@ def equal(path: str, wanted: Any) -> models.Condition:
     for value in values:
         if value is None:
             conditions.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=path)))
-        elif isinstance(value, float | date) or (isinstance(value, int) and value not in numbers):
+        elif isinstance(value, float | date) or (type(value) is int and value not in numbers):
             conditions.append(between(path, {"gte": value, "lte": value}))
         elif not isinstance(value, str | int):
             raise DataError(f"{path} is compared with text, numbers, true, false, dates or None, not {value!r:.80}.")
