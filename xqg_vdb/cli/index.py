@@ -198,13 +198,12 @@ def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lan
 def delete(collection: str, ids: tuple[str, ...], file: Path | None, place: Place) -> None:
     """Delete passages of COLLECTION by their IDS; searches continue. Those that are not there are no error."""
     from xqg_vdb.index.update import delete as run
-    from xqg_vdb.texts.records import Rejects, decoded, parsed, read_sources
+    from xqg_vdb.texts.records import line_of, text_lines
 
     if bool(ids) == (file is not None):
         raise click.UsageError("give ids, or a file of them with --ids")
     if file is not None:
-        lines = parsed(read_sources(file, rejects := Rejects()), decoded, rejects)
-        ids = tuple(text for _, text in lines)
+        ids = tuple(text for _, text in text_lines(file, line_of))
     with closing(place.open()) as store:
         report = run(ids, collection, store=store)
     show(report, _update_lines(report))

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from xqg_vdb.errors import DataError, MissingExtra
 from xqg_vdb.files import write_atomic
-from xqg_vdb.texts.records import BadRecord, decoded, open_lines
+from xqg_vdb.texts.records import line_of, text_lines
 
 Run = Mapping[str, Sequence[tuple[str, float]]]
 """Question id -> (passage id, score) pairs in any order; higher scores are better."""
@@ -224,21 +224,8 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines that hold something, with their numbers. DataError, with the line, for what is too long or no UTF-8."""
-    for source in open_lines(path):
-        if source.cut:
-            raise DataError(f"{path} line {source.line}: {source.cut:,} bytes are too long for a line.")
-        try:
-            text = decoded(source.raw)
-        except BadRecord as bad:
-            raise DataError(f"{path} line {source.line}: {bad}.") from None
-        if text.strip():
-            yield source.line, text
-
-
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    return ((f"{path} line {line}", text.split()) for line, text in text_lines(path))
+    return ((f"{path} line {line}", text.split()) for line, text in text_lines(path, line_of))
 
 
 def _number(text: str, place: str) -> float:

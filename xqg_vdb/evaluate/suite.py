@@ -16,10 +16,10 @@ from typing import Any, Literal, get_args
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import DATASETS, is_dataset
-from xqg_vdb.files import disk_errors
 from xqg_vdb.search import Methods
 from xqg_vdb.search.expand import expansion_spec, target_language
 from xqg_vdb.search.rerank import reranker_spec
+from xqg_vdb.texts.records import read_whole
 from xqg_vdb.types import Recipe, Search, checked
 
 ANY_DATASET = "*"
@@ -180,9 +180,9 @@ def check_methods(methods: Methods) -> None:
 def read_suite(path: str | Path) -> Suite:
     """Read a suite file. DataError, naming key and file, for what is unknown, missing or of the wrong type."""
     path = Path(path)
+    text = read_whole(path)
     try:
-        with disk_errors(path):
-            table = tomllib.loads(path.read_text("utf-8"))
+        table = tomllib.loads(text)
     except ValueError as error:
         raise DataError(f"{path} cannot be read as a suite: {error}; docs/suites.md shows one.") from error
     try:

@@ -30,11 +30,12 @@ from xqg_vdb.texts.records import (
     Rejects,
     Rows,
     check_record,
-    decoded,
     has_content,
     hash64,
     key_of,
     language_of,
+    line_of,
+    made,
     parse_object,
     parsed,
     read_objects,
@@ -57,8 +58,8 @@ _LISTED = re.compile(  # numbers, letters, marks before each line; cells of a ta
 )
 _ONE_NUMBERED = re.compile(r"\s*(?:1[.)]|[qQ]1\s*[.):])\s+\S")  # a file of one line
 _QUESTION_KEYS = ("text", "question", "query")
-_QUESTION_IDS = (*ID_KEYS, "qid", "query_id", "question_id")
-_COLUMNS = {*_QUESTION_KEYS, *_QUESTION_IDS, "questions", "queries", "lang", "language", "answer", "answers"}
+QUESTION_IDS = (*ID_KEYS, "qid", "query_id", "question_id")
+_COLUMNS = {*_QUESTION_KEYS, *QUESTION_IDS, "questions", "queries", "lang", "language", "answer", "answers"}
 _Text = TypeVar("_Text", Passage, Question)
 
 
@@ -103,7 +104,7 @@ def read_questions(path: str | Path, *, rejects: Rejects | None = None) -> list[
     path, rejects = Path(path), Rejects() if rejects is None else rejects
     kind = "" if path.is_fifo() else suffix_of(path)
     if kind in (".tsv", ".csv"):
-        rows = read_table(path, rejects, ids=_QUESTION_IDS, texts=_QUESTION_KEYS)
+        rows = read_table(path, rejects, ids=QUESTION_IDS, texts=_QUESTION_KEYS)
     else:
         rows = READERS.get(kind, _by_first_line)(path, rejects)
     expected = "one a line, as text or as JSON with id and text"
@@ -180,7 +181,7 @@ def _by_first_line(path: Path, rejects: Rejects) -> Rows:
         if raw.startswith(b"{"):
             yield from parsed(lines, parse_object, rejects)
         elif b"\t" in raw:
-            yield from table_rows(lines, "\t", rejects, ids=_QUESTION_IDS, texts=_QUESTION_KEYS)
+            yield from table_rows(lines, "\t", rejects, ids=QUESTION_IDS, texts=_QUESTION_KEYS)
         else:
             heads = [first, *islice(sources, 2)]
             lines_of_text = [source.raw.decode("utf-8", "replace") for source in heads]
@@ -203,9 +204,7 @@ def _is_list(lines: list[str]) -> bool:
 
 
 def _plain_text(raw: bytes) -> str:
-    if "\r" in (text := decoded(raw).strip()):
-        raise BadRecord("a carriage return within the line; end lines by line feeds: tr '\\r' '\\n' < FILE > NEW")
-    if text.startswith("# "):
+    if (text := line_of(raw).strip()).startswith("# "):
         raise BadRecord("a comment, no question; take the line out")
     quoted = text[:1] + text[-1:] in ('""', "“”", "«»", "„“", "「」") and not set(text[1:-1]) & {text[0], text[-1]}
     return (text[1:-1].strip() if quoted else text).replace("\0", "")
@@ -214,18 +213,15 @@ def _plain_text(raw: bytes) -> str:
 def _distinct(rows: Rows, make: Callable[[Mapping[str, Any]], _Text], rejects: Rejects) -> Iterator[_Text]:
     """What is made of each row, but for repeated ones: those are counted, or rejected where they say something else."""
     seen = _Seen()
-    for source, record in rows:
-        made = rejects.attempt(source, make, record)
-        if made is None:
-            continue
-        before = seen.add(made.id, orjson.dumps(made, option=orjson.OPT_SORT_KEYS))
+    for source, text in made(rows, make, rejects):
+        before = seen.add(text.id, orjson.dumps(text, option=orjson.OPT_SORT_KEYS))
         if before == "different":
-            rejects.reject(source, f"id {made.id[:80]!r} appeared before with other content")
+            rejects.reject(source, f"id {text.id[:80]!r} appeared before with other content")
         elif before == "same":
             rejects.duplicates += 1
         else:
             rejects.accepted += 1
-            yield made
+            yield text
 
 
 def _not_none(texts: Iterable[_Text], rejects: Rejects, missing: str, expected: str) -> Iterator[_Text]:
@@ -243,7 +239,7 @@ def _question(record: Mapping[str, Any]) -> Question:
     code = language_of(record.get("lang"))
     code = _named_language(record.get("language")) if code == UNKNOWN_LANGUAGE else code
     text = text_of(record, key_of(record, _QUESTION_KEYS))
-    return Question(record_id(record, _QUESTION_IDS), text, None if code == UNKNOWN_LANGUAGE else code)
+    return Question(record_id(record, QUESTION_IDS), text, None if code == UNKNOWN_LANGUAGE else code)
 
 
 def _passage(record: Mapping[str, Any]) -> Passage:

@@ -21,9 +21,10 @@ from xqg_vdb.texts.records import (
     has_content,
     hash64,
     language_of,
+    made,
+    may_spread,
     parse_object,
-    parsed,
-    read_sources,
+    read_objects,
     record_id,
 )
 from xqg_vdb.types import GeneratedQueries, Passage
@@ -124,13 +125,13 @@ class QueryFile(AbstractContextManager["QueryFile"]):
             copied = _must_copy(path)
             file: IO[bytes] = tempfile.TemporaryFile() if copied else open(path, "rb")  # noqa: SIM115 - see close
             self._files.append(self._open.enter_context(file))
-            for source, record in parsed(read_sources(path, rejects), _parsed, rejects):
+            for source, record in made(read_objects(path, rejects), _queries, rejects):
                 rejects.accepted += 1
                 kept = _without_blank(record)
                 self.blank += count_queries(record) - count_queries(kept)
                 yield kept, file.tell() if copied else cast(int, source.offset)
                 if copied:
-                    file.write(source.raw + b"\n")
+                    file.write(source.raw.replace(b"\n", b" ") + b"\n")  # JSON has line feeds between values only
 
     def _read(self, row: int, wanted: int) -> GeneratedQueries:
         number = int(self._numbers[row])
@@ -148,8 +149,8 @@ class QueryFile(AbstractContextManager["QueryFile"]):
 
 
 def _must_copy(path: Path) -> bool:
-    """Tell whether `path` cannot be sought in: gzip data, and pipes, which can be read only once."""
-    if path.is_fifo() or path.suffix == ".gz":
+    """Tell whether `path` cannot be sought in: gzip data, arrays, and pipes, which can be read only once."""
+    if path.is_fifo() or may_spread(path):
         return True
     with open(path, "rb") as file:
         return file.read(2) == GZIP_MAGIC
@@ -196,7 +197,7 @@ def count_queries(record: GeneratedQueries) -> int:
 def read_queries(path: str | Path) -> Iterator[GeneratedQueries]:
     """Read the records of one file in order, as they were written; DataError at the first that is none."""
     rejects = Rejects()
-    for _, record in parsed(read_sources(Path(path), rejects), _parsed, rejects):
+    for _, record in made(read_objects(Path(path), rejects), _queries, rejects):
         yield record
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import orjson
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.files import GZIP_MAGIC, disk_errors, refuse_foreign
+from xqg_vdb.files import GZIP_MAGIC, disk_errors, refuse_foreign, refuse_pipe
 from xqg_vdb.texts import languages
 
 MAX_LINE_BYTES = 16 << 20
@@ -33,6 +33,7 @@ ID_KEYS = ("id", "_id", "docid", "id_")
 """Where an id may stand: ours, BEIR's, the paper's data set's, LlamaIndex's; the first that is there counts."""
 TEXT_KEYS = ("text", "content", "contents", "page_content")
 """Where a passage may stand: ours, Haystack's, Pyserini's, LangChain's; the first that is there counts."""
+LINE_FEEDS = "end lines by line feeds: tr '\\r' '\\n' < FILE > NEW"
 
 _BOM = b"\xef\xbb\xbf"
 _CONTROLS = frozenset(range(9)) | frozenset(range(14, 32))
@@ -100,7 +101,7 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
             while line := stream.readline(max_bytes + 2):
                 number += 1
                 if number == 1:
-                    refuse_foreign(path, line)
+                    refuse_foreign(path, line + stream.peek()[:64])
                 if not line.strip() and not (ahead := stream.peek())[:_BLANKS].strip() and len(ahead) >= _BLANKS:
                     run = stream.read(ahead.rfind(b"\n", 0, len(ahead) - len(ahead.lstrip(b" \t\r\n"))) + 1)
                     offset, number = offset + len(line) + len(run) - 1, number + run.count(b"\n")
@@ -221,12 +222,16 @@ def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
             yield source
 
 
-def parsed(sources: Iterable[Source], parse: Callable[[bytes], _T], rejects: Rejects) -> Iterator[tuple[Source, _T]]:
-    """What `parse` makes of each line; where it raises BadRecord, the line goes to `rejects`."""
-    for source in sources:
-        record = rejects.attempt(source, parse, source.raw)
-        if record is not None:
+def made(rows: Iterable[tuple[Source, _V]], make: Callable[[_V], _T], rejects: Rejects) -> Iterator[tuple[Source, _T]]:
+    """What `make` makes of each row; where it raises BadRecord, the row goes to `rejects`."""
+    for source, value in rows:
+        if (record := rejects.attempt(source, make, value)) is not None:
             yield source, record
+
+
+def parsed(sources: Iterable[Source], parse: Callable[[bytes], _T], rejects: Rejects) -> Iterator[tuple[Source, _T]]:
+    """What `parse` makes of each line, like `made`."""
+    return made(((source, source.raw) for source in sources), parse, rejects)
 
 
 def read_objects(path: Path, rejects: Rejects) -> Rows:
@@ -235,25 +240,35 @@ def read_objects(path: Path, rejects: Rejects) -> Rows:
     One a line; of a file named .json also an array of them, or objects that are spread over lines.
     """
     spread = False
-    if ".json" in [suffix.lower() for suffix in path.suffixes[-2:]]:
+    if may_spread(path):
+        refuse_pipe(path)
         line = next((source.raw.strip() for source in open_lines(path) if source.raw.strip()), b"")
         spread = line.startswith(b"[") or line == b"{"
     return parsed(_spread_sources(path, rejects) if spread else read_sources(path, rejects), parse_object, rejects)
 
 
-def _spread_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
+def may_spread(path: Path) -> bool:
+    """Whether a file's name allows an array, or objects that are spread over lines."""
+    return ".json" in [suffix.lower() for suffix in path.suffixes[-2:]]
+
+
+def read_whole(path: Path, *, most: int = MAX_JSON_BYTES) -> str:
+    """The text of a file that is read at once. Raises DataError like `open_lines`, and for more than `most` bytes."""
     held, size = [], 0
-    for source in open_lines(path, max_bytes=MAX_JSON_BYTES):
+    for source in open_lines(path, max_bytes=most):
         size += source.cut or len(source.raw) + 1
-        if size > MAX_JSON_BYTES:
-            raise DataError(f"{path} is over {MAX_JSON_BYTES:,} bytes; make JSON lines of it: jq -c '.[]' FILE > NEW.")
-        held.append(source.raw)
+        if size > most:
+            raise DataError(f"{path} is over {most:,} bytes; make JSON lines of it: jq -c '.[]' FILE > NEW.")
+        held.append(source.raw.removeprefix(_BOM))
     try:
-        text = b"\n".join(held).decode()
+        return b"\n".join(held).decode()
     except UnicodeDecodeError as error:
         said = "convert it from its encoding: iconv -f ENCODING -t UTF-8 FILE > NEW"
         raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); {said}.") from None
-    decoder = json.JSONDecoder()
+
+
+def _spread_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
+    text, decoder = read_whole(path), json.JSONDecoder()
     at, line, before, opened = 0, 1, 0, 0
     while True:
         gap = cast(re.Match[str], _JSON_GAP.match(text, at))
@@ -276,14 +291,27 @@ def _spread_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
 
 
 def decoded(raw: bytes) -> str:
-    """The text of a line. Raises BadRecord when it is not UTF-8."""
+    """The text of a line, without the BOM of files that were joined. Raises BadRecord when it is not UTF-8."""
     try:
-        return raw.decode("utf-8")
+        return raw.removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRecord(
             f"not UTF-8: {error.reason} at byte {error.start} of the line; convert the file from its encoding:"
             " iconv -f ENCODING -t UTF-8 FILE > NEW"
         ) from None
+
+
+def line_of(raw: bytes) -> str:
+    """The text of a line. Raises BadRecord like `decoded`, and where lines end with carriage returns alone."""
+    if "\r" in (text := decoded(raw)).strip():
+        raise BadRecord(f"a carriage return within the line; {LINE_FEEDS}")
+    return text
+
+
+def text_lines(path: str | Path, parse: Callable[[bytes], str] = decoded) -> Iterator[tuple[int, str]]:
+    """The lines that hold something, with their numbers. DataError, with the line, for what cannot be used."""
+    sources = read_sources(Path(path), rejects := Rejects())
+    return ((source.line, text) for source, text in parsed(sources, parse, rejects) if text.strip())
 
 
 def hash64(data: bytes) -> int:
@@ -298,12 +326,12 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     for what would bite later: repeated keys, NUL characters, nesting deeper than `MAX_DEPTH`.
     """
     try:
-        record = orjson.loads(raw)
+        record = orjson.loads(raw.removeprefix(_BOM))
     except orjson.JSONDecodeError as error:
         decoded(raw)
         hint = "; write null for NaN and Infinity" if b"NaN" in raw or b"Infinity" in raw else ""
         hint = "; name a file whose objects are spread over lines .json" if raw.strip() in (b"{", b"[") else hint
-        hint = "; end lines by line feeds: tr '\\r' '\\n' < FILE > NEW" if b"\r" in raw else hint
+        hint = f"; {LINE_FEEDS}" if b"\r" in raw else hint
         raise BadRecord(f"not JSON: {error}{hint}") from None
     if not isinstance(record, dict):
         hint = "; name a file that is an array .json" if isinstance(record, list) else ""

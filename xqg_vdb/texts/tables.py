@@ -21,6 +21,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.files import atomic_file, disk_errors, refuse_foreign
 from xqg_vdb.texts.records import (
     ID_KEYS,
+    LINE_FEEDS,
     TEXT_KEYS,
     BadRecord,
     Rejects,
@@ -90,6 +91,7 @@ def _header(source: Source, mark: str, ids: tuple[str, ...], texts: tuple[str, .
     example = mark.join(("id", texts[0], "title")).replace("\t", "<TAB>")
     columns = [name[:40] for name in names[:5]]
     hint = "; separate columns by commas, not semicolons" if mark == "," and ";" in names[0] else ""
+    hint = f"; {LINE_FEEDS}" if b"\r" in source.raw else hint
     raise DataError(f"{source.file} line {source.line}: expected a header such as {example}, found {columns}{hint}.")
 
 

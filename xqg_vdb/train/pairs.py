@@ -15,16 +15,19 @@ import orjson
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets import RetrievalTask, data_folder, is_dataset, load_task
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
-from xqg_vdb.files import disk_errors
+from xqg_vdb.evaluate.datasets.xquad import squad_paragraphs
 from xqg_vdb.texts import languages
+from xqg_vdb.texts.corpus import suffix_of
 from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.records import (
     BadRecord,
     Rejects,
     Source,
-    decoded,
+    check_record,
     hash64,
     language_of,
+    line_of,
+    made,
     parsed,
     read_objects,
     read_sources,
@@ -134,7 +137,6 @@ def describe_pairs(pairs: Sequence[TrainingPair]) -> dict[str, Any]:
 
 # Where pairs come from: AfriQA's gold passages by name, or a file: plain JSON lines, Tevatron's, or SQuAD's format.
 
-_MAX_DOCUMENT = 2 << 30  # bytes of a SQuAD file, which is read at once
 _PARENT = "_parentSection"
 
 
@@ -154,18 +156,20 @@ def read_pairs(
     if source == "afriqa":
         return afriqa_pairs(data_folder(data_dir), split=split)
     path = Path(source)
+    kind = suffix_of(path)
     if is_dataset(source):
         return _translations(load_task(source, data_dir))
-    if path.name.endswith((".tsv", ".tsv.gz")):
+    if kind == ".tsv":
         found = parsed(read_sources(path, rejects), _row_pair, rejects)
-    elif path.name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
-        found = _line_pairs(path, rejects)
-    elif path.suffix == ".json":
-        found = _squad_pairs(path, rejects)
+    elif kind in (".jsonl", ".ndjson"):
+        rows = ((at, {"id": f"{path.name}:{at.line}", **record}) for at, record in read_objects(path, rejects))
+        found = made(rows, _pair_of, rejects)
+    elif kind == ".json":
+        found = made(_squad_questions(path, rejects), _squad_pair, rejects)
     else:
         raise DataError(
             f"There are no pairs {source!r}: give afriqa, translations by name (tatoeba-all), or a file that ends in "
-            ".jsonl, .jsonl.gz, .json or .tsv."
+            ".jsonl, .json or .tsv (also .gz)."
         )
     pairs = _whole(found, rejects, lang and normalize(lang))
     if not pairs:
@@ -204,22 +208,16 @@ def _translations(task: RetrievalTask) -> list[TrainingPair]:
 
 def _row_pair(raw: bytes) -> TrainingPair:
     """A text, its translation and perhaps its language, between tabs. Raises BadRecord."""
-    cells = decoded(raw).split("\t")
+    cells = line_of(raw).split("\t")
     if not 2 <= len(cells) <= 3:
         raise BadRecord(f"{len(cells)} columns; expected text, translation and perhaps a language code, between tabs")
     record = dict(zip(("query", "translation", "lang"), map(str.strip, cells), strict=False))
+    check_record(record)
     translation = text_of(record, "translation")
     passage = Passage("", translation)
     passage = replace(passage, id=content_key(passage))
     name, lang = f"{hash64(raw):016x}", language_of(record.get("lang") or None)
     return TrainingPair(name, text_of(record, "query"), lang, passage, translation=translation)
-
-
-def _line_pairs(path: Path, rejects: Rejects) -> Iterator[tuple[Source, TrainingPair]]:
-    for source, record in read_objects(path, rejects):
-        pair = rejects.attempt(source, _pair_of, {"id": f"{path.name}:{source.line}", **record})
-        if pair is not None:
-            yield source, pair
 
 
 def _pair_of(record: Mapping[str, Any]) -> TrainingPair:
@@ -264,24 +262,12 @@ def _passage(value: Any, key: str) -> Passage:
     return replace(passage, id=record_id(value) if named else content_key(passage))
 
 
-def _squad_pairs(path: Path, rejects: Rejects) -> Iterator[tuple[Source, TrainingPair]]:
-    with disk_errors(path):
-        if path.stat().st_size > _MAX_DOCUMENT:
-            raise DataError(f"{path} has more than 2 GiB; split it, or write its pairs as JSON lines.")
-        raw = path.read_bytes()
-    try:
-        articles = orjson.loads(raw)["data"]
-        paragraphs = [(article.get("title"), paragraph) for article in articles for paragraph in article["paragraphs"]]
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not SQuAD JSON ({type(error).__name__}: {error}); fetch it again.") from error
-    for number, (title, paragraph) in enumerate(paragraphs, start=1):
+def _squad_questions(path: Path, rejects: Rejects) -> Iterator[tuple[Source, tuple[Any, Any, Any]]]:
+    for number, (title, paragraph) in enumerate(squad_paragraphs(path), start=1):  # the line is the paragraph here
         questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
         for question in questions if isinstance(questions, list) else [None]:
-            source = Source(str(path), number, None, orjson.dumps(question)[:800])  # "line" is the paragraph here
             rejects.read += 1
-            pair = rejects.attempt(source, _squad_pair, (title, paragraph, question))
-            if pair is not None:
-                yield source, pair
+            yield Source(str(path), number, None, orjson.dumps(question)[:800]), (title, paragraph, question)
 
 
 def _squad_pair(parts: tuple[Any, Any, Any]) -> TrainingPair:

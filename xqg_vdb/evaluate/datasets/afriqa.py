@@ -16,8 +16,8 @@ from pathlib import Path
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, language_files
-from xqg_vdb.evaluate.metrics import text_lines
 from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.records import text_lines
 from xqg_vdb.types import Passage, Question
 
 _SOURCE = "https://github.com/masakhane-io/afriqa (data/gold_passages)"

@@ -14,8 +14,9 @@ from typing import Any
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask, Skipped, with_corpus_notes
 from xqg_vdb.evaluate.metrics import read_qrels
+from xqg_vdb.files import refuse_pipe
 from xqg_vdb.texts import languages
-from xqg_vdb.texts.corpus import read_corpus, read_questions
+from xqg_vdb.texts.corpus import QUESTION_IDS, read_corpus, read_questions
 from xqg_vdb.texts.records import Rejects, open_lines, read_objects, record_id
 
 _KEYS = ("relevant", "passages", "passage_id", "passage", "positive_ids")
@@ -27,6 +28,8 @@ def read_own(corpus: Path, questions: Path, qrels: Path | None = None) -> Retrie
     Questions that nothing is relevant for are left out and counted. Raises DataError when nobody says which passages
     are relevant, when they are none of the corpus, or when a relevant one cannot be used.
     """
+    if qrels is None:
+        refuse_pipe(questions)
     asked = read_questions(questions)
     judged = read_qrels(qrels) if qrels is not None else _relevant_in(questions)
     if not judged:
@@ -62,14 +65,14 @@ def _strangers(what: str, file: Path, ids: Sequence[str], other: Path, named: Se
 
 
 def _relevant_in(path: Path) -> dict[str, dict[str, int]]:
-    """What JSON lines of questions say themselves of relevant passages; {} for other files."""
+    """What questions in JSON say themselves of relevant passages; {} for other files."""
     first = next((source.raw for source in open_lines(path) if source.raw.strip()), b"")
-    if not first.lstrip().startswith(b"{"):
+    if first.lstrip()[:1] not in (b"{", b"["):
         return {}
     judged: dict[str, dict[str, int]] = {}
     for _, record in read_objects(path, Rejects()):
         given: Any = next((record[key] for key in _KEYS if record.get(key)), [])
         ids = [str(docid) for docid in (given if isinstance(given, list) else [given]) if isinstance(docid, str | int)]
         if ids:
-            judged[record_id(record)] = dict.fromkeys(ids, 1)
+            judged[record_id(record, QUESTION_IDS)] = dict.fromkeys(ids, 1)
     return judged

@@ -17,8 +17,8 @@ from typing import Literal
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, find_file, language_files
-from xqg_vdb.evaluate.metrics import text_lines
 from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.records import text_lines
 from xqg_vdb.types import Passage, Question
 
 _TATOEBA = "https://github.com/facebookresearch/LASER (data/tatoeba/v1)"

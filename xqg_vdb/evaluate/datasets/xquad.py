@@ -23,10 +23,11 @@ import orjson
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa_passages
 from xqg_vdb.evaluate.datasets.task import POOL, RetrievalTask, language_files
-from xqg_vdb.texts.records import MAX_JSON_BYTES, open_lines
+from xqg_vdb.texts.records import read_whole
 from xqg_vdb.types import Passage, Question
 
 _SOURCE = "https://github.com/google-research-datasets/lareqa"
+_MAX_DOCUMENT = 2 << 30  # bytes of a file, which is read at once
 _XQUAD_FILES = ("xquad-r/{lang}.json", "xquad/xquad.{lang}.json")
 
 
@@ -46,13 +47,21 @@ class _SquadParagraph:
     questions: tuple[tuple[str, str, tuple[str, ...], str | None], ...]
 
 
+def squad_paragraphs(path: Path) -> list[tuple[Any, Any]]:
+    """The titles and paragraphs of a file in SQuAD's format, as they stand there. DataError when it is none."""
+    text = read_whole(path, most=_MAX_DOCUMENT)
+    try:
+        return [(article.get("title"), p) for article in orjson.loads(text)["data"] for p in article["paragraphs"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f"{path} is not SQuAD JSON ({type(error).__name__}: {error}); name JSON lines .jsonl."
+        raise DataError(said) from error
+
+
 def read_squad(path: Path) -> Iterator[_SquadParagraph]:
     """Read the paragraphs of one file. Raises DataError when it is missing or not SQuAD JSON."""
-    raw = b"\n".join(source.raw for source in open_lines(path, max_bytes=MAX_JSON_BYTES))
     try:
-        articles = orjson.loads(raw)["data"]
-        paragraphs = [(str(article.get("title", "")), p) for article in articles for p in article["paragraphs"]]
-        yield from (_paragraph(number, title, p) for number, (title, p) in enumerate(paragraphs, start=1))
+        for number, (title, paragraph) in enumerate(squad_paragraphs(path), start=1):
+            yield _paragraph(number, str(title or ""), paragraph)
     except IndexError:
         typed = "jq -c '.data[].paragraphs[].qas |= map(select(.answers != []))' FILE > NEW"
         raise DataError(f"{path} has questions without an answer, as SQuAD 2.0 has; leave them out: {typed}.") from None
