@@ -176,7 +176,8 @@ class Rejects:
         try:
             return make(value)
         except BadRecord as bad:
-            self.reject(source, str(bad))
+            each = "(arrays[], objects) | " if source.offset is None else ""  # in an array
+            self.reject(source, str(bad).replace("jq -c '", f"jq -c '{each}", 1))
             return None
 
     def reject(self, source: Source, reason: str) -> None:
@@ -398,12 +399,31 @@ def key_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
         if record.get(key) is not None:
             return key
     found = ", ".join(repr(key[:40]) for key in list(record)[:5]) or "nothing"
-    lists = [key for key, value in record.items() if isinstance(value, list) and isinstance([*value, 0][0], dict)]
-    hint = f"; make lines of what it lists: jq -c '.{lists[0]}[]' FILE > NEW.jsonl" if lists else ""
-    if inner := next((key for key in _INNER if isinstance(record.get(key), dict)), ""):
-        hint = f"; make records of what lies in {inner}: jq -c '.{inner} + {{id: (._id // .id // .uuid)}}' FILE > NEW"
     one_of = f" (expected one of the keys {', '.join(keys)})" if len(keys) > 1 else ""
-    raise BadRecord(f"no {keys[0]}{one_of}; found {found}{hint}")
+    raise BadRecord(f"no {keys[0]}{one_of}; found {found}{_what_to_type(record)}")
+
+
+def _what_to_type(record: Mapping[str, Any]) -> str:
+    """What makes records of those that lie in this one, or of one that lacks an id alone; "" where nothing is known."""
+    if any(isinstance(record.get(key), str) for key in (*TEXT_KEYS, "question", "query")):
+        return "; number them: jq -c '.' FILE | jq -c '. + {id: \"\\(input_line_number)\"}' > NEW.jsonl"
+    if isinstance(record.get("kwargs"), dict):  # what LangChain's dumps writes
+        return "; make records of what lies in kwargs: jq -c '.kwargs' FILE > NEW.jsonl"
+    if inner := next((key for key in _INNER if isinstance(record.get(key), dict)), ""):
+        return f"; make records of what lies in {inner}: jq -c '.{inner} + {{id: (._id // .id // .uuid)}}' FILE > NEW"
+    places = {_step(key): of for key, of in record.items()}
+    inside = {way + _step(key): of[key] for way, of in places.items() if isinstance(of, dict) for key in of}
+    for way, of in {**places, ".": record, **inside}.items():
+        parts = of if isinstance(of, list) else [*of.values()] if isinstance(of, dict) else []
+        if parts and all(isinstance(part, dict) for part in parts):
+            way += "[].__data__" if "__data__" in parts[0] else "[]"  # LlamaIndex's nodes, SQuAD's articles
+            way += ".paragraphs[] | {id: .qas[0].id, text: .context}" if "paragraphs" in parts[0] else ""
+            return f"; make lines of what it lists: jq -c '{way}' FILE > NEW.jsonl"
+    return ""
+
+
+def _step(key: str) -> str:
+    return f".{key}" if key.isidentifier() and key.isascii() else f".{json.dumps(key)}"
 
 
 def record_id(record: Mapping[str, Any], keys: tuple[str, ...] = ID_KEYS) -> str:

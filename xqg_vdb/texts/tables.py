@@ -276,5 +276,5 @@ def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
         line = {"id": record.id, "generated_queries": dict(record.queries)}
         return {**line, "passage_digest": record.passage_digest} if record.passage_digest else line
     expect("A record", record, Passage, 'a dict such as {"id": "1", "text": "…"}, or a Passage')
-    line = {"id": record.id, "title": record.title, "text": record.text, "meta": dict(record.meta)}
+    line = {"id": record.id, "title": record.title, "text": record.text, "meta": dict(record.meta or {})}
     return line if record.lang == UNKNOWN_LANGUAGE else {**line, "lang": record.lang}
