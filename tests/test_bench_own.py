@@ -8,7 +8,7 @@ from cli_cases import run_cli, write_starter
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.own import read_own
-from xqg_vdb.evaluate.questions import diff_runs
+from xqg_vdb.evaluate.questions import diff_runs, write_questions
 
 CORPUS = [
     ("p1", "The river Nile is long.", "en"), ("p2", "Bees store honey in wax.", "en"),
@@ -115,3 +115,19 @@ def test_files_that_do_not_belong_together_are_told(desk):
     (desk / "empty/questions.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="make it again with xqg-vdb bench"):
         diff_runs(str(desk / "empty"), str(desk / "empty"))
+
+
+@pytest.mark.parametrize("name", ["asked.json", "asked.jsonl"])
+def test_questions_by_qid_say_themselves_what_is_relevant(tmp_path, name):
+    lines(tmp_path / "corpus.jsonl", [{"id": i, "text": t, "lang": lang} for i, t, lang in CORPUS])
+    asked = [{"qid": "q7", "question": "Where?", "lang": "en", "relevant": ["p1"]}]
+    (tmp_path / name).write_text(json.dumps(asked if name == "asked.json" else asked[0]))
+    assert read_own(tmp_path / "corpus.jsonl", tmp_path / name).qrels == {"q7": {"p1": 1}}
+
+
+def test_no_cell_is_computed(tmp_path):
+    given = {"question": "=1+1", "text": "-1+cmd|'x'!A", "a | R@1": "-0.5", "a | found": "@x"}
+    row = read_csv(write_questions(tmp_path, [given]))[0]
+    assert {key: row[key] for key in given} == {
+        key: cell if key == "a | R@1" else f"'{cell}" for key, cell in given.items()
+    }

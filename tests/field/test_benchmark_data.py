@@ -141,7 +141,7 @@ def titles(tmp_path: Path, **changed: str) -> Path:
     ("changed", "told"),
     [({"qrels": "query-id\tcorpus-id\tscore\nq1\td1\t0.5\n"}, r"test\.tsv line 2: a grade is a whole number, not 0\.5"),
      ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, r"line 2: 'd1' was given another grade for 'q1' before"),
-     ({"queries": '{"_id": "q1", "text": "a?"}\n{"_id": "q1", "text": "b?"}\n'}, "two questions have the id 'q1'")],
+     ({"queries": '{"_id": "q1", "text": "a?"}\n{"_id": "q1", "text": "b?"}\n'}, "line 2: id 'q1' appeared")],
 )  # fmt: skip
 def test_what_would_be_counted_twice_or_half_is_an_error(tmp_path, changed, told):
     with pytest.raises(DataError, match=told):

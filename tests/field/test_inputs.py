@@ -6,7 +6,9 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.beir import read_beir
+from xqg_vdb.evaluate.suite import read_suite
 from xqg_vdb.index.load import load
 from xqg_vdb.store import open_store
 from xqg_vdb.store.bm25 import WordWriter, settings_of
@@ -21,7 +24,9 @@ from xqg_vdb.store.gate import checked
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.texts.corpus import read_corpus, read_questions
 from xqg_vdb.texts.languages import normalize
+from xqg_vdb.texts.queries import QueryFile, read_queries
 from xqg_vdb.texts.records import Rejects
+from xqg_vdb.train.pairs import read_pairs
 from xqg_vdb.types import Bm25Settings, Card, Hybrid, Passage, PointBatch, Recipe
 
 INPUTS = Path(__file__).parent / "inputs"
@@ -570,3 +575,80 @@ def test_what_is_no_list_of_questions(tmp_path, data, told):
     (tmp_path / "q.txt").write_bytes(data)
     with pytest.raises(DataError, match=told):
         read_questions(tmp_path / "q.txt")
+
+
+BOM = b"\xef\xbb\xbf"
+QUERIES = {"id": "1", "generated_queries": {"sw": ["Mto Nile una urefu gani?"]}}
+PAIR = {"query": "Wo ist der Nil?", "lang": "de", "positive": NILE}
+SQUAD = {"data": [{"paragraphs": [{"context": NILE, "qas": [{"id": "q", "question": "Wo?", "lang": "de"}]}]}]}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("mark", [b"", BOM])
+@pytest.mark.parametrize(
+    ("name", "record", "read_it", "found"),
+    [
+        ("p.JSONL", PAIR, lambda path: read_pairs(str(path), split="train")[0].positive.text, NILE),
+        ("p.Json", SQUAD, lambda path: read_pairs(str(path), split="train")[0].positive.text, NILE),
+        ("q.JSON", [QUERIES], lambda path: next(read_queries(path)).queries["sw"], ("Mto Nile una urefu gani?",)),
+        ("s.toml", None, lambda path: read_suite(path).name, "mine"),
+    ],
+)
+def test_every_reader_takes_any_case_packing_and_mark(tmp_path, name, record, read_it, found, pack, mark):
+    text = json.dumps(record, indent=1 if isinstance(record, list) else None)
+    suite = 'name = "mine"\ndatasets = ["beir/x"]\n[[systems]]\nname = "a"\n'
+    (tmp_path / name).write_bytes(pack(mark + (text if record else suite).encode()))
+    assert read_it(tmp_path / name) == found
+
+
+def test_queries_are_found_in_an_array(tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps([{**QUERIES, "id": "0"}, QUERIES], indent=1))
+    with QueryFile([tmp_path / "q.json"]) as table:
+        assert table.get("1").queries == {"sw": ("Mto Nile una urefu gani?",)} and table.unused(2) == ["0"]
+
+
+def test_files_that_were_joined_have_a_mark_each(tmp_path):
+    path, line = tmp_path / "c.jsonl", json.dumps({"id": "1", "text": NILE}).encode() + b"\n"
+    path.write_bytes(BOM + line + BOM + line.replace(b'"1"', b'"2"'))
+    assert [passage.id for passage in read(path)] == ["1", "2"]
+    table = tmp_path / "c.tsv"
+    table.write_bytes(BOM + b"id\ttext\n1\tw\n" + BOM + b"2\tw\n")
+    assert [passage.id for passage in read(table)] == ["1", "2"]
+
+
+LANGCHAIN = {"lc": 1, "type": "constructor", "id": ["langchain"], "kwargs": {"page_content": "w"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "ids"),
+    [
+        ("a.jsonl", LANGCHAIN, ["1"]),
+        ("a.json", [LANGCHAIN], ["1"]),
+        ("a.json", [{"text": "w"}, {"text": "v"}], ["1", "2"]),
+        ("a.json", [{"_id": "7", "_source": {"text": "w"}}], ["7"]),
+        ("a.json", {"took": 1, "hits": {"total": 1, "hits": [{"_id": "7", "_source": {"text": "w"}}]}}, ["7"]),
+        ("a.json", {"response": {"docs": [{"id": "7", "text": "w"}]}}, ["7"]),
+        ("a.json", {"docstore/data": {"7": {"__data__": {"id_": "7", "text": "w"}}}, "docstore/metadata": {}}, ["7"]),
+        ("a.json", {"7": {"id": "7", "text": "w", "vector": [1.0]}}, ["7"]),
+        ("a.json", {"my docs": [{"id": "7", "text": "w"}]}, ["7"]),
+        ("a.json", {"data": [{"paragraphs": [{"context": "w", "qas": [{"id": "7"}]}]}]}, ["7"]),
+        ("a.jsonl", {"_id": {"$oid": "7"}, "text": "w"}, ["7"]),
+        ("a.json", [{"_id": {"$oid": "7"}, "text": "w"}], ["7"]),
+    ],
+)
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+def test_what_is_said_to_type_makes_a_corpus(tmp_path, name, record, ids):
+    path = tmp_path / name
+    path.write_text(json.dumps(record) + "\n")
+    for step in range(4):
+        try:
+            assert [passage.id for passage in read(path)] == ids
+            break
+        except DataError as error:
+            command = re.search(r"(jq -c [^;]* > )NEW\.jsonl", str(error))
+            assert command, error
+            new = tmp_path / f"{step}.jsonl"
+            subprocess.run(["sh", "-c", command[1].replace("FILE", str(path)) + str(new)], check=True)
+            path = new
+    else:
+        pytest.fail("four commands did not make a corpus")

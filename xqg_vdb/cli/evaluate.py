@@ -28,7 +28,7 @@ from xqg_vdb.cli.options import (
     show,
     takes,
 )
-from xqg_vdb.types import Recipe, option
+from xqg_vdb.types import option
 
 if TYPE_CHECKING:
     from xqg_vdb.evaluate.datasets import RetrievalTask
@@ -347,7 +347,12 @@ def tune(corpus: Path, files: tuple[Path, ...], model: Model, asked: _Tune) -> N
     words = ["xqg-vdb", "load", str(corpus), "NAME"]
     words += [part for file in files for part in ("--queries", str(file))] + model.typed()
     words += [] if asked.build is None else ["--build", str(asked.build)]
-    words += [*_recipe_options(tuned.chosen.recipe), "--calibration", f"{tuned.chosen.strength:g}"]
+    recipe = tuned.chosen.recipe
+    words += ["--alpha", f"{recipe.alpha:g}", "--pool", recipe.pool]
+    if recipe.pool == "shrunk":
+        words += ["--shrink", f"{recipe.shrink:g}", *([] if recipe.center else ["--no-center"])]
+    words += [part for lang in recipe.query_langs or () for part in ("--query-langs", lang)]
+    words += ["--calibration", f"{tuned.chosen.strength:g}"]
     if asked.passage_calibration:
         words += ["--passage-calibration", f"{asked.passage_calibration:g}"]
     command = shlex.join(words)
@@ -378,10 +383,3 @@ def _tune_words(choice: Choice) -> str:
     shrunk = f" k={recipe.shrink:g}{' centred' if recipe.center else ''}" if recipe.pool == "shrunk" else ""
     langs = f", languages {' '.join(recipe.query_langs)}" if recipe.query_langs is not None else ""
     return f"{recipe.pool}{shrunk}, α={recipe.alpha:g}, λ={choice.strength:g}{langs}"
-
-
-def _recipe_options(recipe: Recipe) -> list[str]:
-    options = ["--alpha", f"{recipe.alpha:g}", "--pool", recipe.pool]
-    if recipe.pool == "shrunk":
-        options += ["--shrink", f"{recipe.shrink:g}", *([] if recipe.center else ["--no-center"])]
-    return options + [part for lang in recipe.query_langs or () for part in ("--query-langs", lang)]

@@ -168,7 +168,9 @@ def write_run(path: str | Path, run: Run, *, tag: str) -> None:
         for qid in sorted(run)
         for rank, (docid, score) in enumerate(ranked(run[qid]), start=1)
     )
-    _write(Path(path), lines)
+    data = "".join(lines).encode()
+    # mtime 0: equal runs give equal files
+    write_atomic(path, gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
 
 
 def read_run(path: str | Path) -> dict[str, list[tuple[str, float]]]:
@@ -244,12 +246,6 @@ def _word(text: str) -> str:
     return text
 
 
-def _write(path: Path, lines: Iterable[str]) -> None:
-    data = "".join(lines).encode()
-    # mtime 0: equal runs give equal files
-    write_atomic(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-
-
 # R@2kt and R@5kt of XOR-Retrieve: how often a gold answer stands in the first 2,000 (5,000) tokens of a ranking.
 #
 # Defined in Asai et al. 2021 (arXiv 2010.11856, §3.1) and, exactly, by the authors' `evals/eval_xor_retrieve.py`.
@@ -299,14 +295,10 @@ def answer_recall(
         joined = " ".join(tokens[:budget])
         if strict:  # spaces at both ends make the substring test one for whole tokens
             joined = f" {joined} "
-            forms = [f" {' '.join(form)} " for gold in spans[qid] for form in _token_forms(gold, words) if form]
+            both = (form for gold in spans[qid] for form in (words(gold), words(f"{gold} ,")[:-1]))  # "U.S." amid more
+            forms = [f" {' '.join(form)} " for form in both if form]
         hits[qid] = float(any(form in joined for form in (forms if strict else spans[qid])))
     return hits
-
-
-def _token_forms(gold: str, words: Callable[[str], list[str]]) -> tuple[list[str], list[str]]:
-    """Tokenise an answer as a sentence of its own, and before more text, where "U.S." keeps its last full stop."""
-    return words(gold), words(f"{gold} ,")[:-1]
 
 
 @functools.cache

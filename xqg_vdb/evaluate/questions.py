@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ NAME = "questions.csv"
 _FIRST = ("dataset", "average", "question", "group", "cluster", "text", "relevant", "relevant text")
 _FOUND = (" | found", " | found text")
 _SHOWN = 300
+_FORMULA = re.compile(r"^(?=[=@+-])(?!-[\d.]+(?:e-\d+)?$)")  # what a spreadsheet would compute gets an apostrophe
 
 
 def question_rows(
@@ -65,7 +67,7 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, objec
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _FORMULA.sub("'", str(cell)) for name, cell in row.items()} for row in rows)
     write_atomic(path, text.getvalue().encode("utf-8", "replace"))
 
 

@@ -70,9 +70,12 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
     cells = _run_cells(bench, store)
     rows = _write_questions(bench, cells)
     tokenizer = next((cell.tokenizer for cell in cells.values() if cell.tokenizer), "")
+    limits = [] if suite.questions is None else [f"Only {_limit(suite.questions)}."]
+    if suite.choices:
+        limits.append("Half of the questions, by what they are about, chose settings; all figures are of the others.")
     return Report(
         suite=suite.name,
-        description=_without_folders(_description(suite)),
+        description=_without_folders(" ".join([suite.description.rstrip(), *limits]).lstrip()),
         command=_without_folders(command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment={**environment(threads=threads), "tokenizer": tokenizer},
@@ -94,13 +97,6 @@ def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: 
             *(f"{dataset}: {system}: {note}" for (dataset, system), cell in cells.items() for note in cell.notes),
         ],
     )
-
-
-def _description(suite: Suite) -> str:
-    limits = [] if suite.questions is None else [f"Only {_limit(suite.questions)}."]
-    if suite.choices:
-        limits.append("Half of the questions, by what they are about, chose settings; all figures are of the others.")
-    return " ".join([suite.description.rstrip(), *limits]).lstrip()
 
 
 def _without_folders(value: Any) -> Any:

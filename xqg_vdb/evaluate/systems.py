@@ -144,7 +144,10 @@ def place(
     )
     window = rows_of(system, material, queries if langs else None, means=unpack_means(card.query_means, dim=facts.dim))
     fused = vectors_of(window, langs=passage_langs, card=card)[TEXT_DENSE]
-    said = wordings or _plain_wordings(system, material)
+    said = wordings or Wordings(
+        [query.text for query in material.task.queries], question_languages(system, material),
+        material.question_vectors, np.arange(len(material.task.queries)),
+    )  # fmt: skip
     questions = calibrate(
         said.vectors, langs=said.langs, table=table, strength=card.calibration, normalize=facts.normalize
     )
@@ -159,12 +162,6 @@ def place(
     if system.csls:
         fused, questions = with_hub_columns(fused, questions, question_languages(system, material), bank, system.csls)
     return Placed(fused, questions, card, None if card.bm25 is None else _words(card.bm25, material.passages, said))
-
-
-def _plain_wordings(system: System, material: Material) -> Wordings:
-    asked = material.task.queries
-    langs = question_languages(system, material)
-    return Wordings([query.text for query in asked], langs, material.question_vectors, np.arange(len(asked)))
 
 
 def _words(

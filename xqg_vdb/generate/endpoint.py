@@ -118,7 +118,10 @@ class EndpointGenerator(BatchGenerator, AbstractContextManager["EndpointGenerato
             choices = response.json()["choices"]  # several, where a server was told so: the first that says something
             choice = next((one for one in choices if _joined(one["message"].get("content")).strip()), choices[0])
             message, finish = choice["message"], choice.get("finish_reason")
-            content = _joined(message.get("content")) or _argument(message)
+            calls = message.get("tool_calls") or [
+                {"function": message.get("function_call")}
+            ]  # by a model without tools
+            content = _joined(message.get("content")) or str((calls[0].get("function") or {}).get("arguments") or "")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             hint = "" if b'"error"' in response.content else " (no chat completion: check the URL)"
             raise _NoAnswerError((reason_of(response) or "an empty body") + hint) from None
@@ -191,12 +194,6 @@ def _silence(choice: Mapping[str, Any], message: Mapping[str, Any]) -> str:
     if any(message[key] for key in message if re.search("reason|think|thought", key)):
         return "it only reasoned"
     return "the answer is empty"
-
-
-def _argument(message: Mapping[str, Any]) -> str:
-    """What a model that was given no tools calls one with, as JSON."""
-    calls = message.get("tool_calls") or [{"function": message.get("function_call")}]
-    return str((calls[0].get("function") or {}).get("arguments") or "")
 
 
 class _NoAnswerError(Exception):

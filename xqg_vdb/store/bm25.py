@@ -169,7 +169,11 @@ def settings_of(sample: Sequence[Passage], hybrid: Hybrid) -> Bm25Settings:
     """The settings for a corpus that begins with `sample`."""
     if hybrid.lang is not None:
         check_language(hybrid.lang)
-    lang = hybrid.lang or _language_of([passage.lang for passage in sample])
+    if not (lang := hybrid.lang):  # the one language of nine passages in ten, where there are stop words for it
+        counted = Counter(passage.lang.split("-", 1)[0] for passage in sample)
+        lang, count = counted.most_common(1)[0] if counted else (UNKNOWN_LANGUAGE, 0)
+        enough = lang != UNKNOWN_LANGUAGE and count >= _ENOUGH_SHARE * len(sample)
+        lang = lang if enough and _is_known(lang) else NO_LANGUAGE
     settings = Bm25Settings(lang=lang, words=WORDS)
     counting = _model(settings, k=_COUNTING_K, b=0.0, avg_len=1.0)
     lengths = [sum(counting.embed_document(split_words(passage.title_and_text)).values) for passage in sample]
@@ -189,13 +193,6 @@ def _is_known(lang: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _language_of(langs: Sequence[str]) -> str:
-    """The one language of nine passages in ten, where there are stop words for it; else `none`."""
-    counted = Counter(lang.split("-", 1)[0] for lang in langs)
-    lang, count = counted.most_common(1)[0] if counted else (UNKNOWN_LANGUAGE, 0)
-    return lang if lang != UNKNOWN_LANGUAGE and count >= _ENOUGH_SHARE * len(langs) and _is_known(lang) else NO_LANGUAGE
 
 
 def _model(settings: Bm25Settings, *, k: float, b: float, avg_len: float) -> edge.Bm25:

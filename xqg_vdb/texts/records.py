@@ -43,7 +43,7 @@ _BLOCK = 1 << 16
 _RATIO_FREE_BYTES = 16 << 20  # small files may shrink as much as they like
 _HEAD_CHARACTERS = 200
 _SHOWN = 5
-_INNER = ("_source", "payload", "fields", "properties", "__data__", "metadata")  # where stores keep a record
+_INNER = ("kwargs", "_source", "payload", "fields", "properties", "__data__", "metadata")  # where stores keep a record
 _JSON_GAP = re.compile(r"[\s,\[\]]*")
 _LONG_INTEGER = re.compile(rb"\d{20}")
 _KEY = re.compile(rb'"[ \t\r\n]*:')
@@ -77,27 +77,25 @@ Rows = Iterator[tuple[Source, dict[str, Any]]]
 """Records with where they stand."""
 
 
-def open_lines(
-    path: str | Path, *, max_bytes: int = MAX_LINE_BYTES, max_ratio: int = MAX_GZIP_RATIO
-) -> Iterator[Source]:
+def open_lines(path: str | Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Source]:
     r"""Read the lines of `path`, plain or gzip, split on b"\n" only, without one trailing b"\r" and a leading BOM.
 
     What a line has over `max_bytes` is never held in memory. Of hundreds of blank lines on end only some come.
     Raises DataError now when `path` is missing, and while reading when gzip data is damaged or unpacks to over
-    `max_ratio` times its size, and for UTF-16.
+    `MAX_GZIP_RATIO` times its size, and for UTF-16.
     """
     path = Path(path)
     with disk_errors(path):
         if not path.is_fifo():
             open(path, "rb").close()  # now: a generator would report a wrong name only when it is first read
-    return _lines(path, max_bytes, max_ratio)
+    return _lines(path, max_bytes)
 
 
-def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
+def _lines(path: Path, max_bytes: int) -> Iterator[Source]:
     number, offset = 0, 0
     with disk_errors(path), open(path, "rb") as file:
         try:
-            stream = _unpacked(path, file, max_ratio)
+            stream = _unpacked(path, file)
             while line := stream.readline(max_bytes + 2):
                 number += 1
                 if number == 1:
@@ -118,20 +116,19 @@ def _lines(path: Path, max_bytes: int, max_ratio: int) -> Iterator[Source]:
             raise DataError(f"{path} is cut short or damaged after line {number} ({error}); fetch it again.") from error
 
 
-def _unpacked(path: Path, file: io.BufferedReader, max_ratio: int) -> io.BufferedReader:
+def _unpacked(path: Path, file: io.BufferedReader) -> io.BufferedReader:
     head = file.peek(64)[:64]
     if head[:2] != GZIP_MAGIC:
         if path.suffix.lower() == ".gz" and _CONTROLS & set(head):
             raise gzip.BadGzipFile("it begins as neither gzip nor text does")
         return file
     unpacker = _Unpacker(fileobj=file, mode="rb")
-    unpacker.packed, unpacker.max_ratio = file, max_ratio
+    unpacker.packed = file
     return io.BufferedReader(cast(io.RawIOBase, unpacker), _BLOCK)  # its own buffer is small and slow
 
 
 class _Unpacker(gzip.GzipFile):
     packed: io.BufferedReader
-    max_ratio: int
     unpacked = 0
 
     def read(self, size: int | None = -1) -> bytes:
@@ -139,9 +136,9 @@ class _Unpacker(gzip.GzipFile):
         self.unpacked += len(data)
         if self.unpacked > _RATIO_FREE_BYTES:  # a bomb shows here already, long before its end
             done = self.packed.tell() if self.packed.seekable() else 0
-            if self.unpacked > self.max_ratio * done:
+            if self.unpacked > MAX_GZIP_RATIO * done:
                 raise DataError(
-                    f"{self.packed.name} unpacks to over {self.max_ratio} times its size, unlike text; unpack it"
+                    f"{self.packed.name} unpacks to over {MAX_GZIP_RATIO} times its size, unlike text; unpack it"
                     " yourself if you trust it."
                 )
         return data
@@ -170,15 +167,6 @@ class Rejects:
         path = self.path if self.path is not None and self.path.exists() else None
         if path is not None and any(file.exists() and file.samefile(path) for file in files):
             raise DataError(f"{path} is an input of this command: give --rejects another file.")
-
-    def attempt(self, source: Source, make: Callable[[_V], _T], value: _V) -> _T | None:
-        """Return `make(value)`, or None when it raises BadRecord, which is then recorded for `source`."""
-        try:
-            return make(value)
-        except BadRecord as bad:
-            each = "(arrays[], objects) | " if source.offset is None else ""  # in an array
-            self.reject(source, str(bad).replace("jq -c '", f"jq -c '{each}", 1))
-            return None
 
     def reject(self, source: Source, reason: str) -> None:
         """Record that `source` cannot be used. Raises DataError when that is one too many."""
@@ -226,7 +214,12 @@ def read_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
 def made(rows: Iterable[tuple[Source, _V]], make: Callable[[_V], _T], rejects: Rejects) -> Iterator[tuple[Source, _T]]:
     """What `make` makes of each row; where it raises BadRecord, the row goes to `rejects`."""
     for source, value in rows:
-        if (record := rejects.attempt(source, make, value)) is not None:
+        try:
+            record = make(value)
+        except BadRecord as bad:
+            each = "(arrays[], objects) | " if source.offset is None else ""  # in an array
+            rejects.reject(source, str(bad).replace("jq -c '", f"jq -c '{each}", 1))
+        else:
             yield source, record
 
 
@@ -407,10 +400,9 @@ def _what_to_type(record: Mapping[str, Any]) -> str:
     """What makes records of those that lie in this one, or of one that lacks an id alone; "" where nothing is known."""
     if any(isinstance(record.get(key), str) for key in (*TEXT_KEYS, "question", "query")):
         return "; number them: jq -c '.' FILE | jq -c '. + {id: \"\\(input_line_number)\"}' > NEW.jsonl"
-    if isinstance(record.get("kwargs"), dict):  # what LangChain's dumps writes
-        return "; make records of what lies in kwargs: jq -c '.kwargs' FILE > NEW.jsonl"
     if inner := next((key for key in _INNER if isinstance(record.get(key), dict)), ""):
-        return f"; make records of what lies in {inner}: jq -c '.{inner} + {{id: (._id // .id // .uuid)}}' FILE > NEW"
+        way = inner if inner == "kwargs" else f"{inner} + {{id: (._id // .id // .uuid)}}"
+        return f"; make records of what lies in {inner}: jq -c '.{way}' FILE > NEW.jsonl"
     places = {_step(key): of for key, of in record.items()}
     inside = {way + _step(key): of[key] for way, of in places.items() if isinstance(of, dict) for key in of}
     for way, of in {**places, ".": record, **inside}.items():

@@ -143,7 +143,11 @@ def read_parquet(path: Path, rejects: Rejects) -> Rows:
                         number += 1
                         rejects.read += 1
                         source = Source(str(path), number, None, repr(row)[:800].encode("utf-8", "replace"))
-                        if rejects.attempt(source, check_record, row) is not None:
+                        try:
+                            check_record(row)
+                        except BadRecord as bad:
+                            rejects.reject(source, str(bad))
+                        else:
                             yield source, row
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:

@@ -229,6 +229,9 @@ def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tu
     helped = dev.beats(best, Choice(bare, best.strength))
     baselines = {"plain": Choice(bare, 0.0), "calibrated": Choice(bare, recommended), "default": default}
     mine, groups = held.by_id(best), dict(zip(held.ids, held.langs, strict=True))
+    few = ", ".join(lang for lang, n in held.languages().items() if n < FEW)
+    left_out = "" if max(held.languages().values(), default=0) < FEW else ", and are not in the means"
+    said = [f"fewer than {FEW} held-out questions in {few}: their own numbers say little{left_out}"] if few else []
     return Tuned(
         metric=str(metric),
         passages=len(data.ids),
@@ -244,7 +247,7 @@ def choose(data: TuneData, *, metric: Metric, progress: Progress = silent) -> Tu
             name: compare_groups(held.by_id(baseline), mine, groups=groups, clusters=held.clusters)
             for name, baseline in baselines.items()
         },
-        notes=(*data.notes, *_few(held.languages()), *([] if helped else [NO_HELP])),
+        notes=(*data.notes, *said, *([] if helped else [NO_HELP])),
     )
 
 
@@ -277,9 +280,3 @@ def _split(data: TuneData, metric: Metric) -> tuple[_Half, _Half]:
             f"{len(data.question_ids)} questions about one or two passages cannot be split in halves; give more."
         )
     return _Half(data, dev, metric), _Half(data, held, metric)
-
-
-def _few(questions: dict[str, int]) -> list[str]:
-    few = ", ".join(lang for lang, n in questions.items() if n < FEW)
-    left_out = "" if max(questions.values(), default=0) < FEW else ", and are not in the means"
-    return [f"fewer than {FEW} held-out questions in {few}: their own numbers say little{left_out}"] if few else []

@@ -7,14 +7,15 @@ question's own id is not among what it finds (ArguAna and Quora ask with passage
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, find_file, look_for, missing, such_as
 from xqg_vdb.evaluate.metrics import read_qrels
+from xqg_vdb.texts.corpus import read_questions
 from xqg_vdb.texts.languages import normalize
-from xqg_vdb.texts.records import BadRecord, Rejects, language_of, read_objects, record_id, text_of
-from xqg_vdb.types import UNKNOWN_LANGUAGE, Question
+from xqg_vdb.types import UNKNOWN_LANGUAGE
 
 _SOURCE = "https://github.com/beir-cellar/beir"
 
@@ -33,14 +34,7 @@ def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> 
         raise DataError(missing(folder, f"qrels/{split}.tsv", source=_SOURCE) + there)
     qrels = read_qrels(judgements)
     default = None if lang is None else normalize(lang)
-    queries: list[Question] = []
-    for source, record in read_objects(questions, Rejects()):
-        try:
-            qid, text, code = record_id(record), text_of(record, "text"), language_of(record.get("lang"))
-        except BadRecord as bad:
-            raise DataError(f"{questions} line {source.line}: {bad}.") from None
-        if qid in qrels:
-            queries.append(Question(qid, text, default if code == UNKNOWN_LANGUAGE else code))
+    queries = [replace(query, lang=query.lang or default) for query in read_questions(questions) if query.id in qrels]
     if not queries:
         raise DataError(f"no question of qrels/{split}.tsv is in {questions}; do the two belong together?")
     without = qrels.keys() - {query.id for query in queries}
