@@ -5,8 +5,8 @@
 
 AfriQA's dev questions and XQuAD's (every fifth, eleven languages) search the English passages of AfriQA and XQuAD, once
 as they are and once calibrated as the folder says. Each row encodes both passages and questions, except the last ones,
-where only the passages are another engine's: may they share a collection? Below each is how near its vectors are. Intervals: paired bootstrap
-over questions (95 %), of the mean over languages. Needs the extra `bench`.
+where only the passages are another engine's: may they share a collection? Below each is how near its vectors are.
+Intervals: paired bootstrap over questions (95 %), of the mean over languages. Needs the extra `bench`.
 """
 
 from __future__ import annotations
