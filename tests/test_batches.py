@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,3 +210,34 @@ def test_a_server_that_is_busy_is_asked_again_and_a_bad_point_is_named():
             run(fake.url, "bad", encoder, encoder)
         assert "bad" not in store.names()
         store.close()
+
+
+@pytest.mark.parametrize("engine", ["pyspark", "daft"])
+def test_the_recipes_of_other_engines_make_what_a_load_makes(engine, tmp_path, monkeypatch):
+    """As docs/scale.md has them."""
+    module = pytest.importorskip(engine, reason=f"{engine} is not installed")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    rows = [row for table in tables(1300) for row in table.to_pylist()]
+    model = str(write_tiny_encoder(tmp_path / "tiny", calibration=0.5))
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text().partition("## Other engines")[2]
+    spark, daft, driver = page.split("```py\n")[1:]
+    with FakeQdrant() as fake, open_store(url=fake.url) as store:
+        names = {"pa": pa, "url": fake.url, "Encoder": Encoder, "Recipe": Recipe, "open_store": open_store}
+        names |= {name: getattr(batches, name) for name in ("Encode", "Fuse", "Upsert", "combined")}
+        names |= {"card_of": card_of, "finished": finished, engine: module}
+        if engine == "pyspark":
+            from pyspark.sql import SparkSession
+
+            names["spark"] = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+            names["frame"] = names["spark"].createDataFrame(pa.Table.from_pylist(rows)).coalesce(1)
+        else:
+            names["frame"] = module.from_arrow(pa.Table.from_pylist(rows))
+        for block in (spark if engine == "pyspark" else daft, driver):
+            code = (
+                block.partition("```")[0].replace("/shared/my-model", model).replace("/shared/work", f"{tmp_path}/work")
+            )
+            exec(code, names)
+        records = [{"id": docid, "generated_queries": asked} for docid, asked in queries(1300).items()]
+        load(passages(1300), "whole", encoder=Encoder(model), queries=records, store=store)
+        assert (store.card("wiki").digest, store.card("wiki").count) == (store.card("whole").digest, 1300)
+        assert points_of(store, "wiki") == points_of(store, "whole")
