@@ -652,3 +652,23 @@ def test_what_is_said_to_type_makes_a_corpus(tmp_path, name, record, ids):
             path = new
     else:
         pytest.fail("four commands did not make a corpus")
+
+
+@pytest.mark.parametrize(
+    ("zone", "told"),
+    [
+        ("Mars/Olympus", "10:40:00+00:00"),
+        ("utc", "10:40:00+00:00"),
+        ("Z", "10:40:00+00:00"),
+        ("+02:00", "12:40:00+02:00"),
+    ],
+)
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_an_instant_is_known_in_any_zone(tmp_path, zone, told, unit):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    at = pa.array([1714560000 * {"s": 1, "ns": 10**9}[unit]], pa.timestamp(unit, zone))
+    pq.write_table(pa.table({"id": ["1"], "text": ["w"], "at": at}), tmp_path / "c.parquet")
+    assert read(tmp_path / "c.parquet")[0].meta["at"] == f"2024-05-01T{told}"
+    pq.write_table(pa.table({"id": [None], "text": ["w"]}), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="found 'text'; correct the data"):  # jq does not read Parquet
+        read(tmp_path / "c.parquet")

@@ -241,22 +241,17 @@ def open_generator(
         if prompt is not None:
             raise ModelError(f"{folder.path} is an encoder-decoder, which has its own prompt: leave --prompt out.")
         return Seq2SeqGenerator(folder, decoding=decoding, threads=threads)
-    text = _prompt(folder, prompt or _suited(folder, langs))
+    text = _prompt(folder, prompt, langs)
     causal = CausalModel(folder, stop=text.stop, threads=threads)
     if text.name == "english":
         return _PivotGenerator(causal, query_langs=langs, decoding=decoding)
     return CausalGenerator(causal, prompt=text, decoding=decoding)
 
 
-def _suited(folder: ModelFolder, langs: Sequence[str]) -> str:
+def _prompt(folder: ModelFolder, name: str | None, langs: Sequence[str]) -> CausalPrompt:
     record = folder.manifest.get("generator") or {}
-    if record.get("finetuned"):
-        return "finetuned"
-    return "chat" if record.get("chat") else "pivot" if set(langs) <= question_bank().keys() else "few-shot"
-
-
-def _prompt(folder: ModelFolder, name: str) -> CausalPrompt:
-    record = folder.manifest.get("generator") or {}
+    suited = "pivot" if set(langs) <= question_bank().keys() else "few-shot"
+    name = name or next((kind for kind in ("finetuned", "chat") if record.get(kind)), suited)
     if name == "chat":
         if not record.get("chat"):
             raise ModelError(f"{folder.path} has no chat template: it is a base model, use --prompt pivot or few-shot.")

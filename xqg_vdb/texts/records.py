@@ -217,8 +217,11 @@ def made(rows: Iterable[tuple[Source, _V]], make: Callable[[_V], _T], rejects: R
         try:
             record = make(value)
         except BadRecord as bad:
-            each = "(arrays[], objects) | " if source.offset is None else ""  # in an array
-            rejects.reject(source, str(bad).replace("jq -c '", f"jq -c '{each}", 1))
+            said = str(bad)
+            if source.offset is None:  # in an array; or a row of Parquet, which jq does not read
+                each = said.replace("jq -c '", "jq -c '(arrays[], objects) | ", 1)
+                said = each if may_spread(Path(source.file)) else re.sub("; [^;]+jq -c .*", "", said)
+            rejects.reject(source, said)
         else:
             yield source, record
 

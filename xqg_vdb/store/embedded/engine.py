@@ -239,8 +239,13 @@ def _condition(wanted: Any) -> Any:
     if kind != "FieldCondition" or wanted.geo_bounding_box or wanted.geo_radius or wanted.geo_polygon:
         raise DataError(f"An embedded collection cannot filter by {kind}({wanted!r:.80}); use a Qdrant server (--url).")
     count = wanted.values_count and edge.ValuesCount(**wanted.values_count.model_dump())
+    bounds = wanted.range
+    if bounds and type(bounds).__name__ == "Range":
+        bounds = edge.RangeFloat(**bounds.model_dump())
+    elif bounds:
+        bounds = edge.RangeDateTime(**{name: value and value.isoformat() for name, value in bounds})
     return edge.FieldCondition(
-        wanted.key, match=wanted.match and _same(wanted.match), range=wanted.range and _range(wanted.range),
+        wanted.key, match=wanted.match and _same(wanted.match), range=bounds,
         values_count=count, is_empty=wanted.is_empty, is_null=wanted.is_null,
     )  # fmt: skip
 
@@ -255,12 +260,6 @@ _TRUTH = {
     truth: type("bool_", (), {"__module__": "numpy", "__bool__": lambda self, truth=truth: truth})()
     for truth in (False, True)
 }
-
-
-def _range(bounds: Any) -> Any:
-    if type(bounds).__name__ == "Range":
-        return edge.RangeFloat(**bounds.model_dump())
-    return edge.RangeDateTime(**{name: value and value.isoformat() for name, value in bounds})
 
 
 @contextmanager
