@@ -100,3 +100,38 @@ def test_a_rule_that_takes_more_than_half_is_named_and_can_be_switched_off(tmp_p
     assert 'The rule "no question" rejected more than half' in done.stderr and '--skip "no question"' in done.stderr
     done = run_cli(tmp_path, "filter", "q.jsonl", "all.jsonl", "--skip", "no question", "--json")
     assert json.loads(done.stdout)["queries"] == 3 and "more than half" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lang", "query"),
+    [
+        ("en", "has Egypt ever been ruled by a queen of Greek descent before"),
+        ("en", "must one pay tax on income that was earned in another country"),
+        ("de", "gibt es Krokodile im oberen Teil des Nils in Ägypten heute noch"),
+        ("de", "fließt der Nil durch den Sudan bevor er nach Ägypten kommt"),
+        ("nl", "heeft Napoleon op het eiland Sint Helena gewoond tot zijn dood"),
+        ("sv", "har Napoleon bott på ön Sankta Helena tills han dog där"),
+        ("da", "har Napoleon boet på øen Sankt Helena indtil han døde der"),
+        ("no", "kan bier fly om natten når månen lyser veldig klart"),
+        ("fr", "le Nil est-il le plus long fleuve du monde entier aujourd'hui"),
+        ("fr", "peut-on boire l'eau du Nil quand on voyage en Égypte"),
+        ("fi", "asuuko Niilin yläjuoksulla vielä krokotiileja nykyään kuten ennen vanhaan myös"),
+        ("hu", "létezik-e krokodil a Nílus felső folyásán manapság is még mindig"),
+        ("bg", "дали Нил е най-дългата река в целия свят в наши дни"),
+    ],
+)
+def test_what_is_answered_by_yes_or_no_asks_by_its_order(lang, query):
+    assert is_question(query, lang)
+
+
+@pytest.mark.parametrize(
+    ("lang", "statement"),
+    [
+        ("en", "Napoleon has lived on the island of Saint Helena until he died"),
+        ("de", "Der Nil fließt durch den Sudan bevor er nach Ägypten kommt"),
+        ("fr", "Le Nil est le plus long fleuve du monde entier aujourd'hui encore"),
+        ("sv", "Napoleon har bott på ön Sankta Helena tills han dog där"),
+    ],
+)
+def test_the_same_words_in_another_order_do_not_ask(lang, statement):
+    assert not is_question(statement, lang)

@@ -169,8 +169,7 @@ def write_run(path: str | Path, run: Run, *, tag: str) -> None:
         for rank, (docid, score) in enumerate(ranked(run[qid]), start=1)
     )
     data = "".join(lines).encode()
-    # mtime 0: equal runs give equal files
-    write_atomic(path, gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
+    write_atomic(path, gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)  # equal for equal runs
 
 
 def read_run(path: str | Path) -> dict[str, list[tuple[str, float]]]:

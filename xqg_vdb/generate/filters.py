@@ -111,13 +111,15 @@ def is_question(text: str, lang: str) -> bool:
     marks = _MARKS if lang == "el" else _MARKS.replace(";", "")
     if any(mark in text for mark in marks):
         return True
-    asking, first, copulas = (part.split() for part in f"{_question_words().get(lang, '')}||".casefold().split("|")[:3])
+    known = f"{_question_words().get(lang, '')}|||".casefold().split("|")
+    asking, first, copulas, inside = map(str.split, known[:4])
     if lang in _UNSPACED:
         return any(word in text for word in asking) or _is_search(text, lang)
     if not asking and not _marks_questions(lang):
         return True
     words = re.findall(r"[^\s.,;:!¿¡।()\"]+", text.casefold())
-    if not set(words[:2] if lang in _FIRST.split() else words).isdisjoint(asking) or {*first, *copulas} & {*words[:1]}:
+    early = words[:2] if lang in _FIRST.split() else words
+    if {*early} & {*asking} or {*words[:1]} & {*first, *copulas} or {*words} & {*inside}:
         return True
     return _is_search(text, lang) and (set(words).isdisjoint(copulas) or not set(words).isdisjoint(asking))
 
@@ -132,7 +134,8 @@ def _is_search(text: str, lang: str) -> bool:
 def _question_words() -> dict[str, str]:
     """By language: its question words, and endings that ask, where a language writes no spaces.
 
-    Behind | what asks as the first word only; behind another | forms of "to be", which elsewhere make a statement.
+    Behind | what asks as the first word only; behind another | forms of "to be", which elsewhere make a statement; then
+    what asks anywhere, where other question words must come first ("le Nil est-il …").
     """
     return dict(orjson.loads(files("xqg_vdb").joinpath("data", "question_words.json").read_bytes()))
 
