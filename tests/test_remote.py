@@ -227,7 +227,7 @@ def test_a_model_that_changes_within_a_load_or_a_service_is_found_out(server, ti
 ODD = {
     "half floats": r"rows of different dimensions: \[6, 12\]",
     "fewer": r"answers without vectors \(8 vectors for 9 texts\)",
-    "no number": r"The vector of text 0 is not finite",
+    "no number": "gives a vector that is not finite, or all zeros",
     "words": "gives no rows of numbers",
     "wider": "gives no rows of numbers that are equally long",
 }
@@ -288,8 +288,14 @@ def test_a_callable_is_an_encoder_like_any_other(tiny, tmp_path):
         assert encoder.facts.fingerprint == open_model_folder(folder.path).fingerprint and max(calls) <= 64
         with load(corpus, "mine", encoder=encoder, store=open_store(tmp_path / "data")).collection as collection:
             assert collection.search(TEXTS[7], k=1)[0].text == TEXTS[7]
-    with pytest.raises(ModelError, match="for 4 texts: one row for each"):
-        export(lambda texts: [[1.0]], tmp_path / "wrong", model="mine", say=silent)
+    for wrong, said in [
+        (lambda texts: [[1.0]], "for 4 texts: one row for each"),
+        (lambda texts: [[float("nan")]] * 4, "mine gives a vector that is not finite, or all zeros"),
+        (lambda texts: texts / 2, r"gives no rows .* \(TypeError: unsupported operand"),
+        (5, r"\(TypeError: 'int' object is not callable\)"),
+    ]:
+        with pytest.raises(ModelError, match=said):
+            export(wrong, tmp_path / "wrong", model="mine", say=silent)
 
 
 def test_the_command_line_takes_a_callable_by_its_name(tmp_path, monkeypatch):

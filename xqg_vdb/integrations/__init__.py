@@ -133,9 +133,8 @@ class Documents:
 
     def count(self) -> int:
         """How many passages, or documents, there are."""
-        if self.asked() is None:
-            return 0
-        return len(self.ids()) if self.collection.card.chunk else self.collection.count()
+        there = self.asked() is not None
+        return self.collection.count() if there and not self.collection.card.chunk else len(self.ids())
 
     def ids(self) -> list[str]:
         """The id of every passage, or document."""

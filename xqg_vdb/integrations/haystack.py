@@ -152,7 +152,8 @@ class XqgDocumentEmbedder(_OpenedOnce[Encoder]):
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
         """`documents`: copies with `embedding` set, in their order. Raises DataError for one without text."""
-        rows = self._ready().encode_passages(map(_text, documents)).tolist()
+        passages = (passage_of(document.id, document.content or "", document.meta) for document in documents)
+        rows = self._ready().encode_passages(passage.title_and_text for passage in passages).tolist()
         return {"documents": [replace(text, embedding=row) for text, row in zip(documents, rows, strict=True)]}
 
     @component.output_types(documents=list[Document])
@@ -314,10 +315,6 @@ def _where(filters: dict[str, Any] | None) -> models.Filter | None:
             must_not=[missing] if operator == "!=" else None,
         )
     return convert_filters_to_qdrant(filters)
-
-
-def _text(document: Document) -> str:
-    return passage_of(document.id, document.content or "", document.meta).title_and_text
 
 
 def _document(hit: Hit) -> Document:

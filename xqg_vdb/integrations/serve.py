@@ -120,22 +120,18 @@ class Service:
 
         name: "" where there is one only.
         """
-        name = self._named(name)
+        names = self._store.names()
+        if name not in names:
+            if name or len(names) != 1:
+                what = f"There is no collection {name!r}" if name else "Say which collection"
+                raise DataError(f"{what}: there are {', '.join(names) or 'none yet'}.")
+            name = names[0]
         collection = Collection(name, self._store)
         fingerprint = collection.card.encoder.fingerprint
         with self._lock:
             if fingerprint not in self._encoders:
                 self._encoders[fingerprint] = self._open_encoder(collection)
         return Collection(name, self._store, encoder=self._encoders[fingerprint])
-
-    def _named(self, name: str) -> str:
-        names = self._store.names()
-        if name in names:
-            return name
-        if name or len(names) != 1:
-            what = f"There is no collection {name!r}" if name else "Say which collection"
-            raise DataError(f"{what}: there are {', '.join(names) or 'none yet'}.")
-        return names[0]
 
 
 def explained(error: Exception) -> tuple[int, str]:

@@ -33,7 +33,7 @@ import httpx
 import numpy as np
 
 from xqg_vdb.calibration import model_arrays
-from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, one_line, redacted
+from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, XqgError, one_line, redacted
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.models.folder import MANIFEST, ModelFolder
 from xqg_vdb.progress import per_process, tick
@@ -343,17 +343,24 @@ class Remote:
     def _asked(self, texts: Sequence[str], embed: Callable[..., Any], widths: set[int]) -> Vectors:
         step = max(1, min(_TEXTS, _CHARACTERS // max(map(len, texts))))
         batches = [list(texts[start : start + step]) for start in range(0, len(texts), step)]
-        made = self._pool().map(embed, batches)
-        parts = []
-        for rows, batch in zip(made, batches, strict=True):
+
+        def asked(batch: list[str]) -> Vectors:
             try:
-                part = np.asarray(rows, np.float32)
-            except (ValueError, TypeError) as error:
-                raise ModelError(f"{self._name} gives no rows of numbers that are equally long.") from error
+                return np.asarray(embed(list(batch)), np.float32)
+            except XqgError:
+                raise
+            except Exception as error:  # whatever a callable of the user's raises
+                why = one_line(f"{type(error).__name__}: {error}")
+                raise ModelError(f"{self._name} gives no rows of numbers that are equally long ({why}).") from error
+
+        parts = []
+        for part, batch in zip(self._pool().map(asked, batches), batches, strict=True):
             if part.ndim != 2 or len(part) != len(batch) or not part.shape[1]:
                 raise ModelError(
                     f"{self._name} gives an array of {part.shape} for {len(batch)} texts: one row for each."
                 )
+            if not np.isfinite(part).all() or not part.any(axis=1).all():
+                raise ModelError(f"{self._name} gives a vector that is not finite, or all zeros.")
             parts.append(part)
             tick(len(batch))
         if len(widths := widths | {part.shape[1] for part in parts}) > 1:
