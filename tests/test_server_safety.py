@@ -288,6 +288,24 @@ def test_versions_on_a_node_that_is_away_are_listed_and_marked(fake, store, cloc
     assert store.admin.gc("wiki", keep=1, unfinished=True) == ["v0001", "v0002"]  # what is published is away, not lost
 
 
+@pytest.mark.parametrize("what", ["delete", "add", "augment", "migrate"])
+def test_a_server_that_is_away_from_the_start_is_told_soon(fake, store, clock, what):
+    fake.faults = [Fault(503) for _ in range(999)]
+    with pytest.raises(ServerError, match="away or overloaded"):
+        if what == "delete":
+            store.delete("wiki")
+        elif what == "add":
+            with store.update("wiki"):
+                pass
+        elif what == "augment":
+            store.foreign("wiki")
+        else:
+            with ServerStore.connect(":memory:") as other:
+                load(other, "docs", passages(5), vectors(5), card=a_card())
+                migrate(other, "docs", store)
+    assert clock[0] < 35  # where a write may be repeated for ten minutes
+
+
 # searches and the switch
 
 

@@ -35,6 +35,7 @@ def migrate(
     the points are not those that the source's card promises, MismatchError for points that xqg-vdb did not write.
     """
     card = source.card(name)
+    target.names()  # a server that is away says so soon
     # rows of a load come in the corpus's order: a copy must not continue where a load stopped
     wanted = replace(card, rows_digest=card.rows_digest.removesuffix(_BY_ID) + _BY_ID, storage={}, count=0, digest="")
     total = done = 0

@@ -158,6 +158,7 @@ class ServerStore(Store):
         """Any collection of the server, whoever made it. Raises DataError when there is none of that name."""
         from xqg_vdb.store.server.foreign import ForeignCollection
 
+        self.looks.collections()  # a server that is away says so soon, though a copy is waited for
         return ForeignCollection(self._names, name)
 
     def names(self) -> list[str]:
@@ -199,7 +200,7 @@ class ServerStore(Store):
 
         Raises LockedError, MismatchError for a collection that is not ours, `Moved` when a load replaced the version.
         """
-        version = self._names.refuse_foreign(layout.check_name(name))
+        version = self.looks.refuse_foreign(layout.check_name(name))
         if version is None:
             raise self.looks.missing(name)
         try:
@@ -247,7 +248,7 @@ class ServerStore(Store):
 
     def delete(self, name: str) -> None:
         """Remove the collection with all its versions. Raises DataError when unknown, MismatchError when not ours."""
-        target = self._names.refuse_foreign(layout.check_name(name))
+        target = self.looks.refuse_foreign(layout.check_name(name))
         if target is None and not self._names.records(name):
             raise self.looks.missing(name)
         self._names.drop(name)
