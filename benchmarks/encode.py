@@ -33,7 +33,7 @@ from xqg_vdb import Encoder
 from xqg_vdb.evaluate.datasets import data_folder
 from xqg_vdb.evaluate.datasets.afriqa import read_afriqa
 from xqg_vdb.export.checkpoints import STARTER_ENCODER
-from xqg_vdb.export.encoder import export_encoder
+from xqg_vdb.export.encoder import export
 from xqg_vdb.export.gate import parity_texts
 from xqg_vdb.export.starter_encoder import locate_weights, read_weights, write_checkpoint
 from xqg_vdb.generate.output import versions
@@ -125,7 +125,7 @@ def build(scratch: Path, threads: int) -> dict[str, Contender]:
     for precision in precisions:
         folder = cached_model(STARTER, precision=precision)
         if not (folder / "model.json").is_file():
-            export_encoder(STARTER_ENCODER, folder, precision=precision, say=lambda line: click.echo(line, err=True))
+            export(STARTER_ENCODER, folder, precision=precision, say=lambda line: click.echo(line, err=True))
         contenders[f"xqg-vdb {precision}"] = Encoder(folder, threads=threads).encode_passages
         contenders[f"sorted onnxruntime loop {precision}"] = sorted_loop(folder, threads)
         contenders[f"fastembed {precision}"] = fastembed(folder, checkpoint, scratch / precision, threads)

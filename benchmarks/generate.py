@@ -25,7 +25,7 @@ THREADS = 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from xqg_vdb.export.generator import export_generator  # noqa: E402
+from xqg_vdb.export.encoder import export  # noqa: E402
 from xqg_vdb.export.starter_generator import build_generator_checkpoint  # noqa: E402
 from xqg_vdb.generate.local import (  # noqa: E402
     CausalGenerator,
@@ -80,7 +80,8 @@ def starter(folder: Path) -> Path:
 
 def exported(checkpoint: Path, out: Path, precision: str) -> Path:
     if not out.exists():
-        export_generator(str(checkpoint), out, precision=precision, say=lambda line: print("  ", line, file=sys.stderr))
+        tell = lambda line: print("  ", line, file=sys.stderr)  # noqa: E731
+        export(str(checkpoint), out, precision=precision, generator=True, say=tell)
     return out
 
 

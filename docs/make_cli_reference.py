@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from xqg_vdb.cli import cli
+from xqg_vdb.cli.commands import cli
 
 OUT = Path(__file__).with_name("cli.md")
 WIDTH = 100

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from xqg_vdb.errors import XqgError
 from xqg_vdb.export import graphs
-from xqg_vdb.export.encoder import export_encoder
+from xqg_vdb.export.encoder import export
 from xqg_vdb.export.gate import parity_texts
 from xqg_vdb.models.encoder import Encoder
 
@@ -193,7 +193,7 @@ def row(name: str, scratch: Path) -> str:
     try:
         write_checkpoint(scratch / "checkpoint", **of)
         for precision in ("fp32", "int8"):
-            made = export_encoder(str(scratch / "checkpoint"), scratch / precision, precision=precision, say=silent)
+            made = export(str(scratch / "checkpoint"), scratch / precision, precision=precision, say=silent)
             cells.append(f"{lowest_cosine(scratch / 'checkpoint', scratch / precision):.5f}")
         cells.append(f"{made.manifest['parity']['same_hits']:.1%}")
     except XqgError as error:

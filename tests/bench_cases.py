@@ -9,6 +9,7 @@ import numpy as np
 
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.evaluate.run import run_suite
+from xqg_vdb.evaluate.workbench import Workbench
 from xqg_vdb.testing import HashEncoder
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -59,12 +60,12 @@ def encoder(*, calibration=0.7):
     return HashEncoder(dim=DIM, calibration=calibration, language_means=bank)
 
 
-def run(suite, tmp_path, *, made=None, **options):
+def run(suite, tmp_path, *, made=None, store=None, command="", resamples=200, **options):
     """The report of a suite over the miniature data in `tmp_path`."""
-    made = made or encoder()
-    return run_suite(
-        suite, data_dir=tmp_path, out=tmp_path / "out", open_encoder=lambda name: made, resamples=200, **options
-    )
+    made, out = made or encoder(), options.pop("out", tmp_path / "out")
+    kept = options.pop("vectors", out / "vectors")
+    bench = Workbench(suite, lambda name: made, out, kept, tmp_path, **options)
+    return run_suite(bench, store=store, command=command, resamples=resamples)
 
 
 def value(report, system, metric="R@10"):

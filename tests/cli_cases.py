@@ -14,7 +14,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from tiny_model import WORDS, write_tiny_encoder
 
-from xqg_vdb.cli import cli
+from xqg_vdb.cli.commands import cli
 from xqg_vdb.errors import XqgError
 from xqg_vdb.models.folder import write_manifest
 

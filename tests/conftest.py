@@ -46,20 +46,18 @@ def tiny_generator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     pytest.importorskip("onnx")
     from generation_cases import tiny_checkpoint
 
-    from xqg_vdb.export.generator import export_generator
+    from xqg_vdb.export.encoder import export
 
     torch.set_num_threads(1)
 
     def made(kind: str) -> tuple[Path, Path]:
         checkpoint = of_all_workers(tmp_path_factory) / f"tiny-{kind}"
-        export = checkpoint.with_name(f"tiny-{kind}-fp32")
+        folder = checkpoint.with_name(f"tiny-{kind}-fp32")
         with open(checkpoint.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not export.exists():
-                export_generator(
-                    str(tiny_checkpoint(kind, checkpoint)), export, precision="fp32", say=lambda line: None
-                )
-        return checkpoint, export
+            if not folder.exists():
+                export(str(tiny_checkpoint(kind, checkpoint)), folder, precision="fp32", generator=True)
+        return checkpoint, folder
 
     return made
 

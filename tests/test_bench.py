@@ -34,8 +34,8 @@ def data(tmp_path):
 
 
 def suite(data, **more):
-    made = preset("afriqa", queries=data / "queries.jsonl", search="memory", depth=10)
-    return replace(made, **more)
+    made = preset("afriqa", queries=data / "queries.jsonl")
+    return replace(made, **{"search": "memory", "depth": 10, **more})
 
 
 def test_a_system_is_what_load_and_retriever_do(data):
@@ -254,7 +254,7 @@ def test_a_row_shows_one_mean_and_small_groups_are_marked(tmp_path, monkeypatch,
     write_afriqa(tmp_path, per_lang=31, langs=("ibo",), seed=1)
     write_afriqa(tmp_path, per_lang=2, langs=("zul",), seed=2)
     monkeypatch.setattr(workbench, "load_task", lambda *given: replace(load_task(*given), average=average))
-    report = run(replace(preset("afriqa", search="memory"), metrics=("MRR@10",)), tmp_path)
+    report = run(replace(preset("afriqa"), search="memory", metrics=("MRR@10",)), tmp_path)
     before, after = (
         next(r for r in report.results if r.system == system).headline for system in ("plain", "calibrated")
     )

@@ -46,8 +46,15 @@ def data(tmp_path):
 
 
 def suite(data, *systems, **more):
-    made = preset("afriqa", queries=data / "queries.jsonl", search="memory", depth=DEPTH)
-    options = {"systems": systems, "comparisons": (), "sweeps": (), "metrics": ("R@1", "MRR@5")} | more
+    made = preset("afriqa", queries=data / "queries.jsonl")
+    options = {
+        "search": "memory",
+        "depth": DEPTH,
+        "systems": systems,
+        "comparisons": (),
+        "sweeps": (),
+        "metrics": ("R@1", "MRR@5"),
+    } | more
     return replace(made, **options)
 
 

@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import files as disk
-from xqg_vdb.cli import cli, main
+from xqg_vdb.cli import main
+from xqg_vdb.cli.commands import cli
 from xqg_vdb.store.embedded import store as embedded
 
 COMMANDS = sorted(cli.commands)

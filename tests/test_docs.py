@@ -17,7 +17,7 @@ import click
 import pytest
 from cli_cases import environment, write_starter
 
-from xqg_vdb.cli import cli
+from xqg_vdb.cli.commands import cli
 from xqg_vdb.texts.corpus import sample_corpus
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ from xqg_vdb.export.checkpoints import (
     read_json,
     strip_code_keys,
 )
-from xqg_vdb.export.encoder import explain, export, export_encoder
+from xqg_vdb.export.encoder import explain, export
 from xqg_vdb.export.gate import (
     load_tokenizer,
     load_weights,
@@ -82,7 +82,7 @@ def bert(tmp_path_factory):
 
 
 def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path, whole_gate):
-    folder = export_encoder(str(bert), tmp_path / "out", precision="fp32", say=silent)
+    folder = export(str(bert), tmp_path / "out", precision="fp32", say=silent)
     parity = folder.manifest["parity"]
     assert parity["cosine_min"] >= 0.9999 and parity["texts"] > 100
     assert folder.manifest["speed"]["passages_per_second"] > 0
@@ -97,7 +97,7 @@ def test_fp32_export_passes_the_gate_and_records_it(bert, tmp_path, whole_gate):
 
 def test_int8_and_overrides(bert, tmp_path):
     overrides = Overrides(pooling="cls", normalize=False, query_prefix="q: ", max_length=64)
-    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", overrides=overrides, say=silent)
+    folder = export(str(bert), tmp_path / "out", precision="int8", overrides=overrides, say=silent)
     assert folder.manifest["parity"]["cosine_min"] >= 0.98
     assert (folder.spec.pooling, folder.spec.normalize, folder.spec.query_prefix) == ("cls", False, "q: ")
     assert folder.spec.max_length == 64 and folder.manifest["precision"] == "int8"
@@ -105,7 +105,7 @@ def test_int8_and_overrides(bert, tmp_path):
 
 def test_an_int8_vector_depends_on_its_text_alone(bert, tmp_path):
     """Alone, in a batch, in another order: the same bits. With run-time ranges the neighbours change it."""
-    folder = export_encoder(str(bert), tmp_path / "out", precision="int8", say=silent).path
+    folder = export(str(bert), tmp_path / "out", precision="int8", say=silent).path
     texts = ["a", "Hello there", "абв", "!!!!!!!!!!!!!! ????????????", "one two three four five six seven eight"]
     with Encoder(folder, threads=1) as encoder:
         together = encoder.encode_queries(texts, calibrate=False)
@@ -126,7 +126,7 @@ def test_a_wrong_export_is_refused_with_both_figures(bert, tmp_path, monkeypatch
 
     monkeypatch.setattr(module, "torch_vectors", other_weights)
     with pytest.raises(MismatchError, match=r"lowest cosine -?0\.\d+, wanted 0\.9999 .*nothing was written"):
-        export_encoder(str(bert), tmp_path / "out", precision="fp32", say=silent)
+        export(str(bert), tmp_path / "out", precision="fp32", say=silent)
     assert not list(tmp_path.iterdir())
 
 
@@ -145,7 +145,7 @@ def test_an_export_never_overwrites(bert, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
     with pytest.raises(ModelError, match="out exists and is not empty: remove it, or export to another folder"):
-        export_encoder(str(bert), tmp_path / "out", say=silent)
+        export(str(bert), tmp_path / "out", say=silent)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_an_export_never_overwrites(bert, tmp_path):
 )
 def test_unknown_checkpoints(name, message, tmp_path):
     with pytest.raises(ModelError, match=message):
-        export_encoder(name, tmp_path / "out", say=silent)
+        export(name, tmp_path / "out", say=silent)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(ModelError, match=r"has no config\.json with a model_type"):
-        export_encoder(str(tmp_path / "c"), tmp_path / "out", say=silent)
+        export(str(tmp_path / "c"), tmp_path / "out", say=silent)
 
 
 CANARY = "import pathlib; pathlib.Path({path!r}).write_text('ran')\n"
@@ -221,7 +221,7 @@ def test_pickled_code_never_runs(tmp_path):
     marker = tmp_path / "marker"
     folder = hostile(tmp_path / "evil", marker, weights=False)
     with pytest.raises(ModelError, match=r"pytorch_model\.bin is refused by torch's restricted loader"):
-        export_encoder(str(folder), tmp_path / "out", say=silent)
+        export(str(folder), tmp_path / "out", say=silent)
     assert not marker.exists()
 
 
@@ -229,7 +229,7 @@ def test_other_pickles_are_not_even_tried(tmp_path):
     folder = hostile(tmp_path / "evil", tmp_path / "marker", weights=False)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(ModelError, match=r"has model\.pt, training_args\.bin but neither safetensors nor"):
-        export_encoder(str(folder), tmp_path / "out", say=silent)
+        export(str(folder), tmp_path / "out", say=silent)
 
 
 def test_pickles_that_hold_no_weights_are_not_called_code(bert, tmp_path):
@@ -289,7 +289,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
     assert names == {"config.json", "tokenizer_config.json", "model.safetensors"}
     assert b"evil" not in (clean.path / "config.json").read_bytes().replace(b"Evil", b"")
     with pytest.raises(ModelError, match=r"brings Python code of its own \(modeling_evil\.Evil\), which is never run"):
-        export_encoder(str(folder), tmp_path / "out", say=silent)
+        export(str(folder), tmp_path / "out", say=silent)
     with pytest.raises(ModelError, match=r"lacks .* weights of BertModel, such as"):
         load_weights("AutoModel", dataclasses.replace(clean, code={}))
     with pytest.raises(ModelError, match="cannot load the checkpoint's tokenizer"):
@@ -304,7 +304,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "c" / "config.json")
     os.mkfifo(tmp_path / "c" / "model.json")
     with pytest.raises(ModelError, match=r"has no config\.json with a model_type"):
-        export_encoder(str(tmp_path / "c"), tmp_path / "out", say=silent)
+        export(str(tmp_path / "c"), tmp_path / "out", say=silent)
     with pytest.raises(ModelError, match=r"has no model\.json|is not a model folder"):
         Encoder(tmp_path / "c")
 
@@ -523,14 +523,14 @@ def test_pooling_equals_sentence_transformers(bert, tmp_path, pooling):
     others = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     config = {f"pooling_mode_{name}": f"pooling_mode_{name}" == pooling for name in others}
     folder = sentence_transformer(tmp_path / "st", config, bert=bert, prompts={"query": "ask: "})
-    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    exported = export(str(folder), tmp_path / "out", precision="fp32", say=silent)
     assert exported.manifest["parity"]["cosine_min"] >= 0.9999 and exported.spec.query_prefix == "ask: "
 
 
 def test_lower_case_equals_sentence_transformers(bert, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = sentence_transformer(tmp_path / "st", {"pooling_mode_mean_tokens": True}, bert=bert, lower=True)
-    export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    export(str(folder), tmp_path / "out", precision="fp32", say=silent)
     texts = ["WHERE Is The Nile?", "ПРИВЕТ Мир"]
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts, prompt="")
     with Encoder(tmp_path / "out", calibration=0.0) as encoder:
@@ -555,7 +555,7 @@ def test_families_that_are_not_traced(bert, tmp_path, family):
     tokenizer = orjson.loads((folder / "tokenizer_config.json").read_bytes())
     tokenizer |= {"tokenizer_class": "TokenizersBackend", "model_input_names": ["input_ids", "attention_mask"]}
     (folder / "tokenizer_config.json").write_bytes(orjson.dumps(tokenizer))
-    exported = export_encoder(str(folder), tmp_path / "out", precision="int8", say=silent)
+    exported = export(str(folder), tmp_path / "out", precision="int8", say=silent)
     assert exported.manifest["parity"]["cosine_min"] >= 0.99
 
 
@@ -596,7 +596,7 @@ def with_dense(folder, *, bert, pooling, layers):
 def test_all_projections_are_part_of_the_export(bert, tmp_path, pooling, layers):
     pytest.importorskip("sentence_transformers")
     folder = with_dense(tmp_path / "st", bert=bert, pooling=pooling, layers=layers)
-    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    exported = export(str(folder), tmp_path / "out", precision="fp32", say=silent)
     assert exported.spec.dim == layers[-1][0] and exported.manifest["parity"]["cosine_min"] >= 0.9999
 
 
@@ -618,7 +618,7 @@ def test_a_checkpoint_whose_files_lie_otherwise_equals_sentence_transformers(ber
     dense = orjson.loads((folder / "2_Dense" / "config.json").read_bytes())
     del dense["activation_function"]
     (folder / "2_Dense" / "config.json").write_bytes(orjson.dumps(dense))
-    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    exported = export(str(folder), tmp_path / "out", precision="fp32", say=silent)
     assert (exported.spec.max_length, exported.spec.pooling, exported.spec.dim) == (20, "cls", 16)
     texts = ["WHERE Is The Nile?", "the river runs on " * 20]
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts)
@@ -630,7 +630,7 @@ def test_overrides_change_what_the_original_is_compared_by(bert, tmp_path):
     pytest.importorskip("sentence_transformers")
     folder = sentence_transformer(tmp_path / "st", {"pooling_mode_mean_tokens": True}, bert=bert)
     overrides = Overrides(pooling="last", max_length=16, dim=8)
-    exported = export_encoder(str(folder), tmp_path / "out", precision="fp32", overrides=overrides, say=silent)
+    exported = export(str(folder), tmp_path / "out", precision="fp32", overrides=overrides, say=silent)
     assert exported.manifest["parity"]["cosine_min"] > 0.9999 and exported.spec.pooling == "last"
 
 
@@ -653,13 +653,13 @@ def test_weights_that_are_not_there_are_refused(bert, tmp_path):
     weights = {name: array for name, array in load_file(folder / "model.safetensors").items() if "layer.1" not in name}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 16 weights of BertModel, such as encoder\.layer\.1"):
-        export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+        export(str(folder), tmp_path / "out", precision="fp32", say=silent)
 
 
 def test_an_unknown_activation_is_refused_by_name(bert, tmp_path):
     folder = with_dense(tmp_path / "st", bert=bert, pooling="pooling_mode_mean_tokens", layers=[(16, "Hardswish")])
     with pytest.raises(ModelError, match="2_Dense of the checkpoint ends in Hardswish; supported: Identity, Tanh"):
-        export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+        export(str(folder), tmp_path / "out", precision="fp32", say=silent)
 
 
 @pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "lasttoken"])
@@ -668,7 +668,7 @@ def test_prompts_that_are_not_pooled_equal_sentence_transformers(bert, tmp_path,
     prompts = {"query": "Represent this question: ", "document": ""}
     pooling = {f"pooling_mode_{mode}": True, "include_prompt": False}
     folder = sentence_transformer(tmp_path / "st", pooling, bert=bert, prompts=prompts)
-    export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+    export(str(folder), tmp_path / "out", precision="fp32", say=silent)
     texts = ["where is the Nile?", "Привет", "x"]
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts, prompt_name="query")
     with Encoder(tmp_path / "out", calibration=0.0) as encoder:
@@ -676,15 +676,15 @@ def test_prompts_that_are_not_pooled_equal_sentence_transformers(bert, tmp_path,
 
 
 def test_rows_may_be_cut_to_their_first_numbers(bert, tmp_path):
-    whole = export_encoder(str(bert), tmp_path / "whole", precision="fp32", say=silent)
-    cut = export_encoder(str(bert), tmp_path / "cut", precision="fp32", overrides=Overrides(dim=8), say=silent)
+    whole = export(str(bert), tmp_path / "whole", precision="fp32", say=silent)
+    cut = export(str(bert), tmp_path / "cut", precision="fp32", overrides=Overrides(dim=8), say=silent)
     assert cut.spec.dim == 8 and cut.fingerprint != whole.fingerprint
     with Encoder(whole.path) as long, Encoder(cut.path) as short:
         rows = long.encode_passages(["abc", "x y"])[:, :8]
         expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         np.testing.assert_allclose(short.encode_passages(["abc", "x y"]), expected, atol=1e-6)
     with pytest.raises(ModelError, match="rows of 32 numbers: --dim cannot be 33"):
-        export_encoder(str(bert), tmp_path / "more", precision="fp32", overrides=Overrides(dim=33), say=silent)
+        export(str(bert), tmp_path / "more", precision="fp32", overrides=Overrides(dim=33), say=silent)
 
 
 def test_the_same_export_again_is_done_and_another_is_refused(bert, tmp_path):
@@ -692,21 +692,21 @@ def test_the_same_export_again_is_done_and_another_is_refused(bert, tmp_path):
     source, out, said = tmp_path / "bert", tmp_path / "out", []
     shutil.copytree(bert, source)
     (tmp_path / ".out.new" / "checkpoint").mkdir(parents=True)
-    first = export_encoder(str(source), out, precision="fp32", say=silent)
+    first = export(str(source), out, precision="fp32", say=silent)
     assert {path.name for path in tmp_path.iterdir()} == {"bert", "out"}
-    assert export_encoder(str(source), out, precision="fp32", say=said.append).fingerprint == first.fingerprint
+    assert export(str(source), out, precision="fp32", say=said.append).fingerprint == first.fingerprint
     assert said == [f"{out} is there already, made by the same command"]
     with pytest.raises(ModelError, match="exists and is not empty"):
-        export_encoder(str(source), out, precision="int8", say=silent)
+        export(str(source), out, precision="int8", say=silent)
     os.utime(source / "config.json", (2e9, 2e9))  # it was trained further
     with pytest.raises(ModelError, match="exists and is not empty"):
-        export_encoder(str(source), out, precision="fp32", say=silent)
+        export(str(source), out, precision="fp32", say=silent)
 
 
 def test_a_folders_name_is_never_one_of_the_hubs(bert, tmp_path, monkeypatch):
     shutil.copytree(bert, tmp_path / "owner" / "model")
     monkeypatch.chdir(tmp_path)
-    folder = export_encoder("owner/model", tmp_path / "out", precision="fp32", say=silent)
+    folder = export("owner/model", tmp_path / "out", precision="fp32", say=silent)
     assert (folder.manifest["from"], folder.facts.source) == ("folder", "folder:model")
 
 
@@ -750,7 +750,7 @@ def test_what_transformers_cannot_do_is_one_line_before_anything_is_exported(ber
     refused = explain(str(tmp_path / "c"))["refused"]
     assert len(refused) >= 1 and re.search(said, refused[-1]) and "\n" not in refused[-1]
     with pytest.raises(ModelError):
-        export_encoder(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=silent)
+        export(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=silent)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
@@ -782,7 +782,7 @@ def test_what_is_damaged_is_named(bert, tmp_path, file, content, said):
     if content is not None:
         (folder / file).write_bytes(content)
     with pytest.raises(ModelError) as error:
-        export_encoder(str(folder), tmp_path / "out", precision="fp32", say=silent)
+        export(str(folder), tmp_path / "out", precision="fp32", say=silent)
     assert re.search(said, str(error.value)) and "\n" not in str(error.value)
 
 
@@ -830,7 +830,7 @@ def test_distilbert_calls_its_width_otherwise_and_takes_no_segments(bert, tmp_pa
 
 def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
     """A checkpoint that ships its graph: no torch, and int8 is compared with that graph."""
-    first = export_encoder(str(bert), tmp_path / "first", precision="fp32", say=silent)
+    first = export(str(bert), tmp_path / "first", precision="fp32", say=silent)
     folder = tmp_path / "shipped"
     folder.mkdir()
     (folder / "onnx").mkdir()
@@ -839,8 +839,8 @@ def test_a_hub_repository_with_onnx_needs_no_torch(tmp_path, bert):
         (folder / name).write_bytes((bert / name).read_bytes())
     script = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        "from pathlib import Path; from xqg_vdb.export.encoder import export_encoder\n"
-        f"export_encoder({str(folder)!r}, Path({str(tmp_path / 'out')!r}), precision='fp32', say=lambda l: None)"
+        "from pathlib import Path; from xqg_vdb.export.encoder import export\n"
+        f"export({str(folder)!r}, Path({str(tmp_path / 'out')!r}), precision='fp32', say=lambda l: None)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -884,7 +884,7 @@ def test_what_is_taken_from_the_hub(there, wanted, tmp_path, monkeypatch):
 def test_without_torch_the_message_names_the_extra(bert, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r'pip install "xqg-vdb\[export\]"'):
-        export_encoder(str(bert), tmp_path / "model", say=silent)
+        export(str(bert), tmp_path / "model", say=silent)
 
 
 @pytest.mark.parametrize(

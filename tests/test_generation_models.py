@@ -158,10 +158,10 @@ def exported_before(folders, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["mt5", "gemma"])
 def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path, exported_before):
-    from xqg_vdb.export.generator import export_generator
+    from xqg_vdb.export.encoder import export
 
     checkpoint, plain = folders[kind]
-    folder = export_generator(str(checkpoint), tmp_path / "int8", precision="int8", say=lambda _: None)
+    folder = export(str(checkpoint), tmp_path / "int8", precision="int8", generator=True, say=lambda _: None)
     parity = folder.manifest["parity"]
     assert parity["token_agreement"] > 0.9 and parity["tokens"] == 128
     assert open_model_folder(folder.path).fingerprint != plain.fingerprint
@@ -169,25 +169,25 @@ def test_int8_export_is_measured_and_smaller(folders, kind, tmp_path, exported_b
 
 
 def test_a_wrecked_quantisation_is_refused(folders, tmp_path, monkeypatch, exported_before):
-    from xqg_vdb.export import generator as export
-    from xqg_vdb.export import quantise
+    from xqg_vdb.export import generator, quantise
+    from xqg_vdb.export.encoder import export
 
     monkeypatch.setattr(quantise, "ZERO", 96)  # as if blocks were read with another zero point
-    monkeypatch.setattr(export, "quantise_graph", quantise.quantise_graph)
+    monkeypatch.setattr(generator, "quantise_graph", quantise.quantise_graph)
     with pytest.raises(MismatchError, match="8-bit weights change this model too much: same next token"):
-        export.export_generator(str(folders["llama"][0]), tmp_path / "int8", say=lambda _: None)
+        export(str(folders["llama"][0]), tmp_path / "int8", generator=True, say=lambda _: None)
     assert not (tmp_path / "int8").exists() and not list(tmp_path.iterdir())
 
 
 def test_encoder_decoders_without_t5s_shape_are_refused_by_name(folders, tmp_path):
-    from xqg_vdb.export.generator import export_generator
+    from xqg_vdb.export.encoder import export
 
     shutil.copytree(folders["llama"][0], tmp_path / "c")
     config = orjson.loads((tmp_path / "c" / "config.json").read_bytes())
     config |= {"model_type": "mbart", "is_encoder_decoder": True}
     (tmp_path / "c" / "config.json").write_bytes(orjson.dumps(config))
     with pytest.raises(ModelError, match=r"encoder-decoder \(mbart\): of these, only t5, mt5, umt5 export"):
-        export_generator(str(tmp_path / "c"), tmp_path / "out", precision="fp32", say=lambda _: None)
+        export(str(tmp_path / "c"), tmp_path / "out", precision="fp32", generator=True, say=lambda _: None)
 
 
 def test_explain_says_that_it_is_a_generator_and_what_would_be_refused(folders, tmp_path):

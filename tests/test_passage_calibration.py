@@ -28,7 +28,7 @@ from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import same_build
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
-from xqg_vdb.tune.data import labelled
+from xqg_vdb.tune.tune import labelled
 from xqg_vdb.types import Card, Recipe
 
 DIM = 16
@@ -344,15 +344,13 @@ def labels(folder, ids):
     return write(folder / "all.jsonl", records), files
 
 
-@pytest.mark.parametrize("built", [True, False])
-def test_tuning_sees_the_passages_that_a_load_will_write(tmp_path, files, built):
-    build = tmp_path / "build" if built else None
+def test_tuning_sees_the_passages_that_a_load_will_write(tmp_path, files):
     queries, asked = labels(tmp_path, [p["id"] for p in a_corpus(SIZES)])
     with ServerStore.connect(":memory:") as store:
-        options = {"queries": queries, "options": LoadOptions(passage_calibration=0.5, build=tmp_path / "build")}
+        options = {"queries": queries, "options": LoadOptions(passage_calibration=0.5)}
         load(files[0], "wiki", encoder=an_encoder(), store=store, recipe=Recipe(alpha=0.0), **options)
         written = of(store)
-    data = labelled(files[0], [queries], encoder=an_encoder(), build=build, passage_calibration=0.5, **asked)
+    data = labelled(files[0], [queries], encoder=an_encoder(), passage_calibration=0.5, **asked)
     assert data.notes == () and len(data.ids) == len(written)
     for docid, row in zip(data.ids, data.passages, strict=True):
         np.testing.assert_allclose(row, written[docid], atol=2e-4)  # the card has float16 means

@@ -366,11 +366,11 @@ def test_generation_on_a_cluster_is_that_of_one_machine(cluster, tmp_path):
     pytest.importorskip("torch", reason="a generator is exported")
     from generation_cases import tiny_checkpoint, write_corpus
 
-    from xqg_vdb.export.generator import export_generator
+    from xqg_vdb.export.encoder import export
     from xqg_vdb.integrations.ray import generate_dataset
 
     checkpoint = tiny_checkpoint("mt5", tmp_path / "mt5")
-    model = export_generator(str(checkpoint), tmp_path / "model", precision="fp32", say=lambda _: None).path
+    model = export(str(checkpoint), tmp_path / "model", precision="fp32", generator=True, say=lambda _: None).path
     corpus = write_corpus(tmp_path / "corpus.jsonl", 100)
     asked = ["--generator", str(model), "-l", "de", "-l", "sw", "-n", "2", "--filter"]
     address = cluster.get_runtime_context().gcs_address

@@ -388,11 +388,11 @@ def cross_checkpoint(folder, family, *, activation=None, labels=1):
 
 
 def test_what_is_no_cross_encoder_is_refused_by_name(tmp_path, folders):
-    from xqg_vdb.export.generator import export_cross
+    from xqg_vdb.export.encoder import export
 
     several = cross_checkpoint(tmp_path / "several", "bert", labels=3)
     with pytest.raises(ModelError, match="with 3 labels; a cross-encoder is"):
-        export_cross(str(several), tmp_path / "out", say=lambda line: None)
+        export(f"cross:{several}", tmp_path / "out")
     with pytest.raises(ModelError, match="cross:MODEL a cross-encoder"):
         Scorer(f"cross:{folders['llama'][1]}")
     with pytest.raises(ModelError, match="There is no model"):

@@ -95,4 +95,4 @@ def test_a_user_who_overrides_something_gets_the_export_through_torch(tmp_path, 
 
     monkeypatch.setattr(encoder, "fetch_checkpoint", fetch)
     with pytest.raises(ModelError, match=f"filled: {filled}"):
-        encoder.export_encoder("starter:encoder", tmp_path / "out", **asked)
+        encoder.export("starter:encoder", tmp_path / "out", **asked)

@@ -9,12 +9,12 @@ from tiny_model import write_tiny_encoder
 from training_cases import tiny_bert, twenty_pairs
 
 from xqg_vdb.errors import DataError, ModelError
-from xqg_vdb.export.encoder import Overrides, export_encoder
+from xqg_vdb.export.encoder import Overrides, export
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, mine_negatives, pair_batch, train_encoder
 from xqg_vdb.train.pairs import TrainingPair, content_key, hybrid, read_pairs
-from xqg_vdb.train.run import Base, Schedule
+from xqg_vdb.train.run import Job, Schedule
 from xqg_vdb.types import Passage
 
 torch = pytest.importorskip("torch")
@@ -181,15 +181,14 @@ def test_a_tiny_encoder_overfits_and_its_export_passes_the_gate(bert, tmp_path):
         schedule=Schedule(max_steps=60, batch_size=20, micro_batch=8, learning_rate=3e-3, warmup=0.0, eval_every=30),
         mine=2, negatives=1, overrides=Overrides(query_prefix="q: ", passage_prefix="p: ", max_length=100),
     )  # fmt: skip
-    outcome = train_encoder(
-        Base(str(bert)), tmp_path / "out", pairs=pairs, dev=pairs, settings=settings, say=lines.append
-    )
+    job = Job(str(bert), tmp_path / "out", settings, pairs=pairs, dev=pairs, say=lines.append)
+    outcome = train_encoder(job)
     assert outcome.losses[-1] < 0.1 < 1 < outcome.losses[0]
     assert outcome.before["MRR@10"] < 0.8 and outcome.after["MRR@10"] > 0.95 and outcome.after["R@10"] == 1.0
     assert any(line.startswith("step 30 of 60, dev: R@10") for line in lines), lines
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| MRR@10 |" in card and "20 pairs about 10 passages (de 10, sw 10)" in card and str(bert) in card
-    folder = export_encoder(str(tmp_path / "out"), tmp_path / "model", precision="fp32", say=silent)
+    folder = export(str(tmp_path / "out"), tmp_path / "model", precision="fp32", say=silent)
     assert folder.manifest["conventions_from"] == "sentence-transformers files"
     assert folder.manifest["parity"]["cosine_min"] > 0.9999
     assert (folder.spec.query_prefix, folder.spec.max_length, folder.spec.pooling) == ("q: ", 100, "mean")
@@ -216,11 +215,11 @@ def test_alignment_closes_a_gap_that_was_made(bert, tmp_path, micro_batch):
         align=True, overrides=Overrides(query_prefix="q: ", passage_prefix="p: ", max_length=100),
     )  # fmt: skip
     out = tmp_path / "out"
-    outcome = train_encoder(Base(str(bert)), out, pairs=pairs, dev=pairs, settings=settings, say=lines.append)
+    outcome = train_encoder(Job(str(bert), out, settings, pairs=pairs, dev=pairs, say=lines.append))
     assert outcome.losses[-1] < 0.6 * outcome.losses[0]
     assert outcome.before["MRR@10"] < 0.8 and outcome.after["MRR@10"] > 0.95, (outcome.before, outcome.after)
     before, after = (
-        export_encoder(str(folder), tmp_path / name, precision="fp32", overrides=settings.overrides, say=silent)
+        export(str(folder), tmp_path / name, precision="fp32", overrides=settings.overrides, say=silent)
         for folder, name in ((bert, "before"), (out, "after"))
     )
     with Encoder(before.path, calibration=0.0) as old, Encoder(after.path, calibration=0.0) as new:
@@ -250,10 +249,10 @@ def test_alignment_says_what_it_needs(bert, tmp_path):
     pairs = twenty_pairs()
     with pytest.raises(DataError, match=r"1 of 20 pairs have no translation, the first is '0-sw': --align takes \.tsv"):
         bare = [replace(pairs[0], translation=""), *pairs[1:]]
-        train_encoder(Base(str(bert)), tmp_path / "a", pairs=bare, settings=EncoderSettings(align=True), say=silent)
+        train_encoder(Job(str(bert), tmp_path / "a", EncoderSettings(align=True), pairs=bare, say=silent))
     with pytest.raises(DataError, match="no hard negatives: leave --mine"):
         settings = EncoderSettings(align=True, mine=2)
-        train_encoder(Base(str(bert)), tmp_path / "a", pairs=pairs, settings=settings, say=silent)
+        train_encoder(Job(str(bert), tmp_path / "a", settings, pairs=pairs, say=silent))
     assert not (tmp_path / "a").exists()
 
 
@@ -261,7 +260,7 @@ def test_the_papers_preset(bert, tmp_path):
     assert (XQG_PRESET.schedule.batch_size, XQG_PRESET.negatives, XQG_PRESET.schedule.epochs) == (128, 7, 40)
     assert (XQG_PRESET.query_tokens, XQG_PRESET.passage_tokens, XQG_PRESET.temperature) == (32, 128, 1.0)
     short = replace(XQG_PRESET, schedule=Schedule(max_steps=2, batch_size=8))
-    train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs(), settings=short, say=silent)
+    train_encoder(Job(str(bert), tmp_path / "out", short, pairs=twenty_pairs(), say=silent))
     pooling = orjson.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_bytes())
     assert pooling["pooling_mode_cls_token"] and not pooling["pooling_mode_mean_tokens"]
     modules = orjson.loads((tmp_path / "out" / "modules.json").read_bytes())
@@ -270,13 +269,15 @@ def test_the_papers_preset(bert, tmp_path):
 
 def test_what_cannot_be_trained_is_refused(bert, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="two training pairs"):
-        train_encoder(Base(str(bert)), tmp_path / "out", pairs=twenty_pairs()[:1], say=silent)
+        train_encoder(Job(str(bert), tmp_path / "out", EncoderSettings(), pairs=twenty_pairs()[:1], say=silent))
     with pytest.raises(ModelError, match="no checkpoint"):
-        train_encoder(Base(str(tmp_path / "nothing")), tmp_path / "a", pairs=twenty_pairs(), say=silent)
+        train_encoder(
+            Job(str(tmp_path / "nothing"), tmp_path / "a", EncoderSettings(), pairs=twenty_pairs(), say=silent)
+        )
     for pooling in ("last", "max"):
         settings = EncoderSettings(overrides=Overrides(pooling=pooling))
         with pytest.raises(ModelError, match="does not pool by cls or mean"):
-            train_encoder(Base(str(bert)), tmp_path / pooling, pairs=twenty_pairs(), settings=settings, say=silent)
+            train_encoder(Job(str(bert), tmp_path / pooling, settings, pairs=twenty_pairs(), say=silent))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ModelError, match="without torchrun"):
-        train_encoder(Base(str(bert)), tmp_path / "b", pairs=twenty_pairs(), say=silent)
+        train_encoder(Job(str(bert), tmp_path / "b", EncoderSettings(), pairs=twenty_pairs(), say=silent))

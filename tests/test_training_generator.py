@@ -6,12 +6,12 @@ from generation_cases import tiny_checkpoint
 from training_cases import twenty_pairs
 
 from xqg_vdb.errors import DataError, LockedError, MismatchError, MissingExtra, ModelError
-from xqg_vdb.export.generator import export_generator
+from xqg_vdb.export.encoder import export
 from xqg_vdb.files import lock_folder
 from xqg_vdb.generate.local import open_generator
 from xqg_vdb.models.decoder import Decoding
 from xqg_vdb.train.generator import GeneratorSettings, _Tree, train_generator, tree_collator
-from xqg_vdb.train.run import Base, Schedule, open_run
+from xqg_vdb.train.run import Job, Schedule, open_run
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -68,15 +68,14 @@ def test_the_loss_of_a_row_of_trees_is_that_of_its_questions_one_by_one(checkpoi
 @pytest.mark.parametrize(("kind", "steps"), [("gemma", 60), ("mt5", 150)])
 def test_a_tiny_generator_overfits_and_its_export_writes_the_questions(checkpoints, kind, steps, tmp_path):
     pairs, out = twenty_pairs(), tmp_path / "out"
-    outcome = train_generator(
-        Base(str(checkpoints[kind])), out, pairs=pairs, dev=pairs[:4], settings=settings(steps), say=silent
-    )
+    job = Job(str(checkpoints[kind]), out, settings(steps), pairs=pairs, dev=pairs[:4], say=silent)
+    outcome = train_generator(job)
     assert outcome.steps == steps and outcome.losses[0] > 2 and outcome.losses[-1] < 0.1
     assert outcome.after["loss"] < 0.1 < outcome.before["loss"]
     assert (
         not (out / "run").exists() and orjson.loads((out / "training.json").read_bytes())["results"]["steps"] == steps
     )
-    folder = export_generator(str(out), tmp_path / "model", precision="int8", say=silent)
+    folder = export(str(out), tmp_path / "model", generator=True, say=silent)
     generator = open_generator(folder.path, query_langs=["sw", "de"], decoding=Decoding("greedy"), threads=1)
     written = list(generator.generate([pair.positive for pair in pairs[::2]], query_langs=["sw", "de"], n=1))
     right = sum(
@@ -93,10 +92,8 @@ def test_frozen_embeddings_leave_the_table_as_it_is(checkpoints, tmp_path):
     for name, more in {"frozen": {"freeze_embeddings": True}, "all": {}}.items():
         out = tmp_path / name
         lines = []
-        train_generator(
-            Base(str(checkpoints["llama"])), out, pairs=twenty_pairs()[:4], settings=settings(3, **more),
-            say=lines.append,
-        )  # fmt: skip
+        pairs = twenty_pairs()[:4]
+        train_generator(Job(str(checkpoints["llama"]), out, settings(3, **more), pairs=pairs, say=lines.append))
         after = load_file(out / "model.safetensors")
         assert set(after) == set(before), name
         same = {key for key in before if torch.equal(before[key], after[key])}
@@ -110,10 +107,8 @@ def test_micro_batches_give_the_step_of_the_whole_batch(checkpoints, tmp_path):
     losses = {}
     for micro in (None, 1):
         schedule = {"micro_batch": micro, "batch_size": 5}
-        outcome = train_generator(
-            Base(str(checkpoints["llama"])), tmp_path / str(micro), pairs=twenty_pairs(),
-            settings=settings(4, schedule=schedule), say=silent,
-        )  # fmt: skip
+        how, pairs = settings(4, schedule=schedule), twenty_pairs()
+        outcome = train_generator(Job(str(checkpoints["llama"]), tmp_path / str(micro), how, pairs=pairs, say=silent))
         losses[micro] = outcome.losses
     assert losses[1] == pytest.approx(losses[None], rel=1e-3) and len(losses[1]) == 4
 
@@ -135,9 +130,9 @@ def test_a_long_passage_is_cut_and_its_questions_are_not(checkpoints):
 
 
 def test_runs_are_held_apart(checkpoints, tmp_path):
-    base = Base(str(checkpoints["llama"]))
+    base = str(checkpoints["llama"])
     with pytest.raises(DataError, match="no training pair"):
-        train_generator(base, tmp_path / "a", pairs=[], say=silent)
+        train_generator(Job(base, tmp_path / "a", settings(1), pairs=[], say=silent))
     run = open_run(tmp_path / "b", {"base": "one", "pairs": 3})
     assert open_run(tmp_path / "b", {"base": "one", "pairs": 3}) == run
     with pytest.raises(MismatchError, match="another base, pairs: repeat that run's command"):
@@ -149,10 +144,8 @@ def test_runs_are_held_apart(checkpoints, tmp_path):
     with pytest.raises(ModelError, match="already holds something"):
         open_run(tmp_path / "c", {})
     with pytest.raises(DataError, match="no multiple"):
-        train_generator(
-            base, tmp_path / "d", pairs=twenty_pairs(), say=silent,
-            settings=settings(2, schedule={"batch_size": 5, "micro_batch": 2}),
-        )  # fmt: skip
+        how = settings(2, schedule={"batch_size": 5, "micro_batch": 2})
+        train_generator(Job(base, tmp_path / "d", how, pairs=twenty_pairs(), say=silent))
     # without the packages of the extra that is asked for first
     with pytest.raises((ModelError, MissingExtra), match=r"--accept-license|starter-generator"):
-        train_generator(Base("starter:generator"), tmp_path / "e", pairs=twenty_pairs(), say=silent)
+        train_generator(Job("starter:generator", tmp_path / "e", settings(1), pairs=twenty_pairs(), say=silent))

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from generation_cases import tiny_checkpoint
 from training_cases import tiny_bert, twenty_pairs, write_pairs
 
-from xqg_vdb.cli import cli
+from xqg_vdb.cli.commands import cli
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")

@@ -12,20 +12,17 @@ from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Recipe, Retriever, load
 from xqg_vdb.calibration import LanguageMeans
-from xqg_vdb.cli import cli
+from xqg_vdb.cli.commands import cli
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.evaluate.metrics import parse_metrics
-from xqg_vdb.index.build import Build
-from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.tune.audit import audit
-from xqg_vdb.tune.data import hash_order, labelled
-from xqg_vdb.tune.tune import NO_HELP, _split, choose, tune
+from xqg_vdb.tune.tune import NO_HELP, _split, choose, hash_order, labelled, tune
 from xqg_vdb.types import Question, Search
 
 (R1,) = parse_metrics(["R@1"])
-SETTINGS = {"build": None, "sample": 500, "progress": lambda *_: None}
+SETTINGS = {"sample": 500, "progress": lambda *_: None}
 
 
 def encoder(**options):
@@ -144,54 +141,6 @@ def test_nothing_is_encoded_twice(tmp_path):
     seen = made.texts_seen
     read_labelled(tmp_path, made)
     assert made.texts_seen == seen
-
-
-def test_a_build_gives_the_same_questions_and_sums(tmp_path):
-    made = encoder()
-    write_world(tmp_path)
-    load(
-        tmp_path / "corpus.jsonl",
-        "w",
-        encoder=made,
-        queries=tmp_path / "queries.jsonl",
-        store=open_store(tmp_path / "store"),
-        options=LoadOptions(build=tmp_path / "b"),
-    ).collection.close()
-    without, with_build = read_labelled(tmp_path, made), read_labelled(tmp_path, made, build=tmp_path / "b")
-    assert without.question_ids == with_build.question_ids
-    place = [with_build.ids.index(docid) for docid in without.ids]
-    for lang, (total, counts) in without.sums.items():
-        other, other_counts = with_build.sums[lang]
-        np.testing.assert_allclose(total, other[place], atol=1e-5)
-        assert counts.tolist() == other_counts[place].tolist()
-    one, other = (choose(data, metric=R1).chosen for data in (without, with_build))
-    # the sums differ in their last bits, which may turn a question or two whose best passages are as good
-    assert one.recipe.pool == other.recipe.pool and one.value == pytest.approx(other.value, abs=0.05)
-
-
-def test_a_build_that_does_not_fit_is_refused(tmp_path):
-    made = encoder()
-    write_world(tmp_path)
-    load(
-        tmp_path / "corpus.jsonl",
-        "w",
-        encoder=made,
-        queries=tmp_path / "queries.jsonl",
-        store=open_store(tmp_path / "store"),
-        options=LoadOptions(build=tmp_path / "b"),
-    ).collection.close()
-    with pytest.raises(MismatchError, match=r"was made by the encoder .* tune with that encoder"):
-        read_labelled(tmp_path, encoder(name="other"), build=tmp_path / "b")
-    load(
-        tmp_path / "corpus.jsonl",
-        "bare",
-        encoder=made,
-        store=open_store(tmp_path / "store"),
-        options=LoadOptions(build=tmp_path / "bare"),
-    ).collection.close()
-    with pytest.raises(DataError, match=r"holds no generated queries: run `xqg-vdb load"):
-        read_labelled(tmp_path, made, build=tmp_path / "bare")
-    assert Build.open(tmp_path / "b").rows == 60
 
 
 def test_questions_of_another_corpus(tmp_path):

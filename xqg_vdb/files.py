@@ -362,11 +362,8 @@ def _inode(path: Path) -> int | None:
 
 
 def _sign(handle: int) -> None:
-    record = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(record).encode(), 0)
 

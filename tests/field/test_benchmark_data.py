@@ -15,6 +15,7 @@ from xqg_vdb.evaluate.datasets import load_task
 from xqg_vdb.evaluate.metrics import read_qrels, read_run
 from xqg_vdb.evaluate.run import run_suite
 from xqg_vdb.evaluate.suite import Suite, SweepPlan, System
+from xqg_vdb.evaluate.workbench import Workbench
 from xqg_vdb.testing import HashEncoder
 
 INPUTS = Path(__file__).parent / "inputs"
@@ -25,7 +26,7 @@ def report(data: Path, dataset: str, out: Path, *, search="memory", sweeps=(), m
         "field", (dataset,), (System("plain", calibration=0.0),), search=search, sweeps=sweeps, metrics=metrics
     )
     made = HashEncoder(dim=256)
-    return run_suite(suite, data_dir=data, out=out, open_encoder=lambda name: made, resamples=50)
+    return run_suite(Workbench(suite, lambda name: made, out, out / "vectors", data), resamples=50)
 
 
 @pytest.mark.parametrize("search", ["memory", "exact"])

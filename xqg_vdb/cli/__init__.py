@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from xqg_vdb.cli.commands import cli as cli
 
 
 def main() -> None:
@@ -23,9 +19,3 @@ def main() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def __getattr__(name: str) -> object:
-    if name != "cli":
-        raise AttributeError(name)
-    return import_module("xqg_vdb.cli.commands").cli

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 
-from xqg_vdb.cli.options import PATH, Model, command, json_option, say, show
+from xqg_vdb.cli.options import PATH, Model, command, say, show
 from xqg_vdb.store.operations import Store
 from xqg_vdb.texts.corpus import read_questions, sample_corpus
 from xqg_vdb.types import Hit, Question, Recipe, Search
@@ -25,7 +26,6 @@ SYSTEMS = ("plain", "calibrated", "calibrated + xQG")
 
 @command(example="xqg-vdb demo")
 @click.option("--path", metavar="DIR", type=PATH, default="./xqg-data", show_default=True, help="For the collections.")
-@json_option
 def demo(path: Path) -> None:
     """Run the whole flow on the sample corpus with a real multilingual encoder, and show what it gains.
 
@@ -40,10 +40,10 @@ def demo(path: Path) -> None:
     answers = {record["id"]: record["passage"] for record in records}
     right = {name: {q.id: hits[q.id].id == answers[q.id] for q in questions} for name, hits in found.items()}
     recall = {
-        lang: {name: _mean([right[name][q.id] for q in questions if q.lang == lang]) for name in SYSTEMS}
+        lang: {name: fmean([right[name][q.id] for q in questions if q.lang == lang]) for name in SYSTEMS}
         for lang in sorted({str(question.lang) for question in questions})
     }
-    macro = {name: _mean([row[name] for row in recall.values()]) for name in SYSTEMS}
+    macro = {name: fmean([row[name] for row in recall.values()]) for name in SYSTEMS}
     result = {"recall": recall, "macro": macro, "questions": len(questions), "passages": passages, "example": None}
     won = [q for q in questions if [right[name][q.id] for name in SYSTEMS] == [False, True, True]]
     example = [(won[0], {name: found[name][won[0].id] for name in SYSTEMS})] if won else []
@@ -73,10 +73,6 @@ def _asked(encoder: Encoder, store: Store, build: Path) -> tuple[list[Question],
 
     retrievers = (Retriever(encoder, plain, calibration=0.0), Retriever(encoder, plain), Retriever(encoder, fused))
     return questions, dict(zip(SYSTEMS, map(first, retrievers), strict=True)), plain.count()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _demo_lines(record: dict[str, Any], example: list[tuple[Question, dict[str, Hit]]], path: Path) -> Iterator[str]:

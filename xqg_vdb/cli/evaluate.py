@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from xqg_vdb.cli.options import (
     Place,
     command,
     corpus_argument,
-    json_option,
     methods_options,
     model_options,
     place_options,
@@ -91,7 +90,6 @@ class _Bench:
 @model_options
 @methods_options
 @place_options
-@json_option
 def bench(what: str, out: Path, asked: _Bench, model: Model, methods: Methods, place: Place) -> None:
     """Measure systems on benchmarks or your own data: recall per language, with intervals and paired tests.
 
@@ -105,10 +103,22 @@ def bench(what: str, out: Path, asked: _Bench, model: Model, methods: Methods, p
     """
     from xqg_vdb.evaluate.report import render_terminal, write_report
     from xqg_vdb.evaluate.run import run_suite
+    from xqg_vdb.evaluate.suite import preset, read_suite, with_methods
+    from xqg_vdb.evaluate.workbench import Workbench
     from xqg_vdb.progress import bars
 
     own = _own(what, asked)
-    suite = _toml(what, asked, methods) if what.endswith(".toml") else _preset(what, asked, own, model.name, methods)
+    if what.endswith(".toml"):
+        if asked.queries is not None:
+            raise click.UsageError("a suite names its own query files; --queries is for a DATASET")
+        if methods != type(methods)():
+            raise click.UsageError("a suite names its own systems; --rerank and --expand are for a DATASET")
+        suite = read_suite(what)
+    else:
+        name = own[0].name if own else what
+        several = len({passage.lang for passage in own[0].passages}) > 1 if own else None
+        suite = preset(name, encoder=model.name, queries=asked.queries, several_languages=several)
+        suite = with_methods(suite, methods)
     suite = replace(
         suite, search=asked.search or suite.search, ef=asked.ef or suite.ef, questions=asked.sample or suite.questions
     )
@@ -121,11 +131,11 @@ def bench(what: str, out: Path, asked: _Bench, model: Model, methods: Methods, p
         progress = stack.enter_context(bars(unit=""))
         if asked.download:
             _download(suite, asked.data_dir, progress=progress)
-        report = run_suite(
-            suite, data_dir=asked.data_dir, out=out, open_encoder=open_encoder, vectors=asked.vectors, store=store,
-            threads=model.threads or len(os.sched_getaffinity(0)), command=shlex.join(["xqg-vdb", *sys.argv[1:]]),
-            progress=progress, own={task.name: task for task in own},
+        desk = Workbench(
+            suite, open_encoder, out, asked.vectors or out / "vectors", asked.data_dir, progress,
+            threads=model.threads or len(os.sched_getaffinity(0)), own={task.name: task for task in own},
         )  # fmt: skip
+        report = run_suite(desk, store=store, command=shlex.join(["xqg-vdb", *sys.argv[1:]]))
     written = write_report(report, out)
     show(report.to_json(), [render_terminal(report)])
     say("reports: " + ", ".join(map(str, written)))
@@ -144,25 +154,6 @@ def _own(what: str, asked: _Bench) -> list[RetrievalTask]:
     if brings_its_own:
         raise click.UsageError(f"{what} brings its own questions; --questions FILE is for a CORPUS file")
     return [read_own(Path(what), asked.file, asked.qrels)]
-
-
-def _preset(what: str, asked: _Bench, own: Sequence[RetrievalTask], model: str, methods: Methods) -> Suite:
-    from xqg_vdb.evaluate.suite import preset, with_methods
-
-    name, several = what, None
-    for task in own:
-        name, several = task.name, len({passage.lang for passage in task.passages}) > 1
-    return with_methods(preset(name, encoder=model, queries=asked.queries, several_languages=several), methods)
-
-
-def _toml(what: str, asked: _Bench, methods: Methods) -> Suite:
-    from xqg_vdb.evaluate.suite import read_suite
-
-    if asked.queries is not None:
-        raise click.UsageError("a suite names its own query files; --queries is for a DATASET")
-    if methods != type(methods)():
-        raise click.UsageError("a suite names its own systems; --rerank and --expand are for a DATASET")
-    return read_suite(what)
 
 
 def _download(suite: Suite, data_dir: Path | None, *, progress: Progress) -> None:
@@ -188,7 +179,6 @@ def _download(suite: Suite, data_dir: Path | None, *, progress: Progress) -> Non
 @click.option("--metric", help="Metric to compare by, such as R@10  [default: the first that both have]")
 @click.option("-n", "shown", type=click.IntRange(0), default=5, show_default=True, help="Questions to show of each.")
 @click.option("--csv", "out", type=PATH, help="Write every question that changed to this file.")
-@json_option
 def bench_diff(before: str, after: str, metric: str | None, shown: int, out: Path | None) -> None:
     """Tell which questions a run of `bench` won and lost against another one.
 
@@ -246,7 +236,6 @@ _SHOWN = 5
 @click.option("--sample", type=click.IntRange(min=10), default=2000, show_default=True, help="Passages to ask for.")
 @model_options
 @place_options
-@json_option
 def audit(collection: str, query_files: tuple[Path, ...], k: int, sample: int, model: Model, place: Place) -> None:
     """Tell which languages COLLECTION fails, worst first, without labels.
 
@@ -307,7 +296,6 @@ class _Tune:
 
     questions: Path | None = option(None, "Your users' questions, a hundred or more.")
     qrels: Path | None = option(None, "Which passages answer --questions (TREC or BEIR).")
-    build: Path | None = option(None, "Take vectors from this folder of `load --build`.")
     passage_calibration: float = option(
         0.0, "λ that the load shall use for the passages, of a corpus in several languages.", least=0, most=10
     )
@@ -322,7 +310,6 @@ class _Tune:
 @click.option("--queries", "files", multiple=True, required=True, type=PATH, help="Generated queries; repeatable.")
 @model_options
 @takes("asked", "xqg_vdb.cli.evaluate._Tune")
-@json_option
 def tune(corpus: Path, files: tuple[Path, ...], model: Model, asked: _Tune) -> None:
     """Choose the recipe for CORPUS: α, λ, pooling, shrinkage and languages.
 
@@ -342,11 +329,10 @@ def tune(corpus: Path, files: tuple[Path, ...], model: Model, asked: _Tune) -> N
     with model.open() as encoder, bars(unit="") as progress:
         tuned = run(
             corpus, queries=files, questions=asked.questions, qrels=asked.qrels, encoder=encoder, metric=asked.metric,
-            build=asked.build, passage_calibration=asked.passage_calibration, sample=asked.sample, progress=progress,
+            passage_calibration=asked.passage_calibration, sample=asked.sample, progress=progress,
         )  # fmt: skip
     words = ["xqg-vdb", "load", str(corpus), "NAME"]
     words += [part for file in files for part in ("--queries", str(file))] + model.typed()
-    words += [] if asked.build is None else ["--build", str(asked.build)]
     recipe = tuned.chosen.recipe
     words += ["--alpha", f"{recipe.alpha:g}", "--pool", recipe.pool]
     if recipe.pool == "shrunk":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from xqg_vdb.cli.options import PATH, command, corpus_argument, json_option, ray_option, say, show, takes
+from xqg_vdb.cli.options import PATH, command, corpus_argument, ray_option, say, show, takes
 from xqg_vdb.errors import printable
 from xqg_vdb.progress import bars
 from xqg_vdb.types import option
@@ -63,7 +63,6 @@ class _Wishes:
 @takes("decoding", "xqg_vdb.models.decoder.Decoding")
 @click.option("--filter/--no-filter", "filtered", default=False, help="Leave out bad queries, after a second try.")
 @takes("rules", "xqg_vdb.generate.filters.QueryFilter", only=("skip",))
-@json_option
 def generate(
     corpus: Path,
     out: Path,
@@ -140,7 +139,6 @@ def _summary_lines(summary: Summary, examples: Mapping[str, list[str]]) -> Itera
 @command(example="xqg-vdb merge queries.jsonl")
 @click.argument("out", type=PATH)
 @click.option("--keep-shards", is_flag=True, help="Leave the shards' logs where they are.")
-@json_option
 def merge(out: Path, keep_shards: bool) -> None:
     """Join the finished shards of OUT (OUT.shard-1-of-4 and so on, copied into one folder); say which are missing."""
     from xqg_vdb.generate.output import merge_shards
@@ -154,7 +152,6 @@ def merge(out: Path, keep_shards: bool) -> None:
 @click.argument("queries", type=PATH)
 @click.argument("out", type=PATH)
 @takes("rules", "xqg_vdb.generate.filters.QueryFilter")
-@json_option
 def filter_queries(queries: Path, out: Path, rules: QueryFilter) -> None:
     """Write the good ones of the generated QUERIES to OUT, and say how many were left out and why.
 

@@ -22,7 +22,6 @@ from xqg_vdb.cli.options import (
     command,
     corpus_argument,
     input_options,
-    json_option,
     language_codes,
     layout_options,
     load_options,
@@ -79,7 +78,6 @@ class _Searches:
 @load_options
 @layout_options
 @place_options
-@json_option
 def load(
     corpus: Path,
     collection: str,
@@ -167,7 +165,6 @@ def _load_lines(report: LoadReport, typed: list[str]) -> Iterator[str]:
     help="Language of passages that name none  [default: detected]",
 )  # fmt: skip
 @place_options
-@json_option
 def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lang: str | None, place: Place) -> None:
     """Add the passages of CORPUS to COLLECTION, or replace those of their ids; searches continue meanwhile.
 
@@ -194,7 +191,6 @@ def add(corpus: Path, collection: str, model: Model, inputs: Inputs, default_lan
 @click.argument("ids", nargs=-1)
 @click.option("--ids", "file", type=PATH, help="A file of ids, one a line.")
 @place_options
-@json_option
 def delete(collection: str, ids: tuple[str, ...], file: Path | None, place: Place) -> None:
     """Delete passages of COLLECTION by their IDS; searches continue. Those that are not there are no error."""
     from xqg_vdb.index.update import delete as run
@@ -235,7 +231,6 @@ def _update_lines(report: UpdateReport) -> Iterator[str]:
 @takes("wishes", "xqg_vdb.index.augment.Wishes")
 @recipe_options
 @place_options
-@json_option
 def augment(
     collection: str, model: Model, inputs: Inputs, undo: bool, new: bool, wishes: Wishes, recipe: Recipe, place: Place
 ) -> None:
@@ -306,7 +301,6 @@ def _augment_lines(report: AugmentReport) -> Iterator[str]:
 @click.option("--to-name", metavar="NAME", help="Under this name  [default: the same]")
 @layout_options
 @place_options
-@json_option
 def migrate(
     collection: str,
     to_path: str | None,
@@ -345,7 +339,6 @@ def migrate(
 @click.option("--build", type=PATH, help="Compare sampled vectors with what this build makes.")
 @click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="How many of them.")
 @place_options
-@json_option
 def verify(collection: str, build: Path | None, sample: int, place: Place) -> None:
     """Read every point of COLLECTION, compare counts, texts and vectors with its card; exit code 8 if they differ."""
     from xqg_vdb.index.verify import verify as check

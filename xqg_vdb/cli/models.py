@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from xqg_vdb.cli.options import PATH, F, command, json_option, say, show, takes
+from xqg_vdb.cli.options import PATH, F, command, say, show, takes
 
 if TYPE_CHECKING:
     from xqg_vdb.export.checkpoints import Overrides
@@ -40,7 +40,6 @@ licence_option = click.option(
 @click.option("--explain", is_flag=True, help="Say what CHECKPOINT is and what is refused; export nothing.")
 @click.option("--generator", is_flag=True, help="CHECKPOINT writes queries (mT5 or a causal model).")
 @licence_option
-@json_option
 def export(
     checkpoint: str,
     out: Path | None,
@@ -162,7 +161,6 @@ def _changed(start: S, schedule: Mapping[str, Any], own: Mapping[str, Any]) -> S
 )
 @training_options("xqg_vdb.train.generator.GeneratorSettings")
 @licence_option
-@json_option
 def generator(
     checkpoint: str,
     out: Path,
@@ -178,11 +176,11 @@ def generator(
     run that was stopped continues when the same command is run again.
     """
     from xqg_vdb.train.generator import XQG_PRESET, GeneratorSettings, train_generator
-    from xqg_vdb.train.run import Base
+    from xqg_vdb.train.run import Job
 
     pairs, dev = _read(sources)
     settings = _changed(XQG_PRESET if preset else GeneratorSettings(), schedule, own)
-    _show(train_generator(Base(checkpoint, accept_license), out, pairs=pairs, dev=dev, settings=settings, say=say))
+    _show(train_generator(Job(checkpoint, out, settings, pairs, dev, accept_license, say)))
 
 
 @command(
@@ -193,7 +191,6 @@ def generator(
 )
 @training_options("xqg_vdb.train.encoder.EncoderSettings")
 @takes("overrides", "xqg_vdb.export.encoder.Overrides", changes=True)
-@json_option
 def encoder(
     checkpoint: str,
     out: Path,
@@ -210,12 +207,12 @@ def encoder(
     continues when the same command is run again.
     """
     from xqg_vdb.train.encoder import XQG_PRESET, EncoderSettings, train_encoder
-    from xqg_vdb.train.run import Base
+    from xqg_vdb.train.run import Job
 
     pairs, dev = _read(sources)
     settings = _changed(XQG_PRESET if preset else EncoderSettings(), schedule, own)
     settings = replace(settings, overrides=replace(settings.overrides, **overrides))
-    _show(train_encoder(Base(checkpoint), out, pairs=pairs, dev=dev, settings=settings, say=say))
+    _show(train_encoder(Job(checkpoint, out, settings, pairs, dev, say=say)))
 
 
 def _show(outcome: Outcome) -> None:

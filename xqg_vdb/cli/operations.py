@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xqg_vdb.cli.options import Place, collection_argument, command, json_option, place_options, say, show
+from xqg_vdb.cli.options import Place, collection_argument, command, place_options, say, show
 from xqg_vdb.errors import XqgError, printable
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 @command(example="xqg-vdb versions wiki")
 @collection_argument
 @place_options
-@json_option
 def versions(collection: str, place: Place) -> None:
     """List the versions of COLLECTION; * marks the one that searches see.
 
@@ -50,7 +49,6 @@ def _version(state: VersionState) -> str:
 
 @command("list", example="xqg-vdb list")
 @place_options
-@json_option
 def list_collections(place: Place) -> None:
     """List the collections of a store: version, number of passages, recipe, and when each was loaded."""
     with closing(place.open()) as store:
@@ -76,7 +74,7 @@ def _facts(store: VectorStore, name: str) -> dict[str, object]:
     }
 
 
-@command(example="xqg-vdb rollback wiki")
+@command(example="xqg-vdb rollback wiki", json=False)
 @collection_argument
 @click.option("--to", "version", metavar="VERSION", help="Such as v0001  [default: the one before the published]")
 @place_options
@@ -87,7 +85,7 @@ def rollback(collection: str, version: str | None, place: Place) -> None:
     click.echo(f"{collection}: searches see {published}")
 
 
-@command(example="xqg-vdb gc wiki --keep 2")
+@command(example="xqg-vdb gc wiki --keep 2", json=False)
 @collection_argument
 @click.option("--keep", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Versions to keep.")
 @click.option("--unfinished", is_flag=True, help="Also delete what stopped loads left, which could be continued.")
@@ -114,7 +112,7 @@ def snapshot() -> None:
     """  # noqa: D301 - \b is click's
 
 
-@command(of=snapshot, example="xqg-vdb snapshot create wiki")
+@command(of=snapshot, example="xqg-vdb snapshot create wiki", json=False)
 @collection_argument
 @place_options
 def create(collection: str, place: Place) -> None:
@@ -130,7 +128,6 @@ def create(collection: str, place: Place) -> None:
 @command("list", of=snapshot, example="xqg-vdb snapshot list wiki")
 @collection_argument
 @place_options
-@json_option
 def list_(collection: str, place: Place) -> None:
     """List the snapshots of COLLECTION that its store keeps."""
     with closing(place.open()) as store:
@@ -145,6 +142,7 @@ def list_(collection: str, place: Place) -> None:
 @command(
     of=snapshot,
     example="xqg-vdb snapshot download wiki \\\n    wiki-v0001-20261123T061500000000Z.tar.gz backup.tar.gz",
+    json=False,
 )
 @collection_argument
 @click.argument("name")
@@ -160,7 +158,7 @@ def download(collection: str, name: str, file: Path, place: Place) -> None:
     click.echo(str(file))
 
 
-@command(of=snapshot, example="xqg-vdb snapshot restore wiki backup.tar.gz")
+@command(of=snapshot, example="xqg-vdb snapshot restore wiki backup.tar.gz", json=False)
 @collection_argument
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @place_options

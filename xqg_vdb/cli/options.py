@@ -205,13 +205,17 @@ class _RecordCommand(click.Command):
 
 
 def command(
-    name: str | None = None, *, example: str, of: click.Group | None = None
+    name: str | None = None, *, example: str, of: click.Group | None = None, json: bool = True
 ) -> Callable[[Callable[..., None]], _RecordCommand]:
-    """`click.command` for functions that take records; example: lines that the help shows; of: the command above it."""
+    """`click.command` for functions that take records.
+
+    example: lines that the help shows. of: the command above it. json: its result can be had as JSON (`show`).
+    """
 
     def make(function: Callable[..., None]) -> _RecordCommand:
         told = f"{cleandoc(function.__doc__ or '')}\n\n\b\nExample:\n{indent(example, '  ')}"
         made = click.command(name, cls=_RecordCommand, help=told)(function)
+        made.params += [_json_option] if json else []
         if of is not None:
             of.add_command(made)
         return made
@@ -320,8 +324,8 @@ recipe_options = takes("recipe", "xqg_vdb.types.Recipe", title="Recipe: how quer
 layout_options = takes("layout", "xqg_vdb.store.layout.CollectionOptions", title="Layout of the collection")
 methods_options = takes("methods", "xqg_vdb.search.Methods", title="Expansion and re-ranking")
 input_options = takes("inputs", "xqg_vdb.cli.options.Inputs", title="Input")
-json_option = click.option(
-    "--json", is_flag=True, expose_value=False, help="Print JSON.",
+_json_option = click.Option(
+    ["--json"], is_flag=True, expose_value=False, help="Print JSON.",
     callback=lambda ctx, param, value: ctx.meta.update({_JSON: value}),
 )  # fmt: skip
 ray_option = click.option(

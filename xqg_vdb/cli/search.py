@@ -17,7 +17,6 @@ from xqg_vdb.cli.options import (
     Place,
     collection_argument,
     command,
-    json_option,
     language_codes,
     methods_options,
     model_options,
@@ -64,7 +63,6 @@ _SNIPPET = 160
 @model_options
 @methods_options
 @place_options
-@json_option
 def search(
     collection: str,
     text: str | None,
@@ -146,7 +144,6 @@ _MIB = 1 << 20
 @command(example="xqg-vdb info demo")
 @collection_argument
 @place_options
-@json_option
 def info(collection: str, place: Place) -> None:
     """Show a collection's card (encoder, recipe, calibration), its counts by language, disk and index.
 
@@ -264,7 +261,7 @@ def _service(model: Model, place: Place) -> Iterator[Service]:
         yield Service(store, lambda asked: stack.enter_context(model.open(made=asked.card, collection=asked.name)))
 
 
-@command(example="xqg-vdb serve --path xqg-data")
+@command(example="xqg-vdb serve --path xqg-data", json=False)
 @takes("door", "xqg_vdb.cli.search._Door")
 @model_options
 @place_options
@@ -280,7 +277,7 @@ def serve(door: _Door, model: Model, place: Place) -> None:
         door.listen(make_app(service, **rules))
 
 
-@command(example="xqg-vdb mcp --path xqg-data\nxqg-vdb mcp --http --port 8766 --url http://localhost:6333")
+@command(example="xqg-vdb mcp --path xqg-data\nxqg-vdb mcp --http --port 8766 --url http://localhost:6333", json=False)
 @click.option("--http", is_flag=True, help="Answer over streamable HTTP at /mcp, not on standard input and output.")
 @click.option("--write", is_flag=True, help="Also offer tools that add and delete passages.")
 @takes("door", "xqg_vdb.cli.search._Door", title="Where --http listens")

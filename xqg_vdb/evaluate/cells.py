@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import orjson
@@ -226,19 +225,16 @@ def _language_shares(task: RetrievalTask, passages: Sequence[Passage], run: Run)
 # Metric names of a suite -> the value of every question, by each metric's own module.
 
 
-def _kind(metric: str) -> Literal["ranking", "answers", "mixed", "other"]:
-    """Who computes it."""
-    if _ANSWERS.fullmatch(metric):
-        return "answers"
-    if metric in (WHOLE, NEAREST):
-        return "other"
-    return "ranking" if mixed_depth(metric) is None else "mixed"
+def _rankings(metrics: Sequence[str]) -> list[str]:
+    """Those that `per_query` computes, or nobody."""
+    others = (WHOLE, NEAREST)
+    return [name for name in metrics if not (name in others or _ANSWERS.fullmatch(name) or mixed_depth(name))]
 
 
 def needed_depth(metrics: Sequence[str]) -> int:
     """How many passages a question must have for these metrics. DataError for what is no metric."""
-    depths = [metric.k for metric in parse_metrics(name for name in metrics if _kind(name) == "ranking")]
-    depths += [_DEPTH_FOR_ANSWERS if _kind(name) == "answers" else mixed_depth(name) or 1 for name in metrics]
+    depths = [metric.k for metric in parse_metrics(_rankings(metrics))]
+    depths += [_DEPTH_FOR_ANSWERS if _ANSWERS.fullmatch(name) else mixed_depth(name) or 1 for name in metrics]
     return max(depths, default=1)
 
 
@@ -246,9 +242,10 @@ def check_metrics(metrics: Sequence[str], task: RetrievalTask) -> None:
     """DataError when a metric is unknown or needs what the task lacks (answers, judgements)."""
     needed_depth(metrics)
     for name in metrics:
-        if _kind(name) == "answers" and not task.answers:
+        answers = _ANSWERS.fullmatch(name)
+        if answers and not task.answers:
             raise DataError(f"{name} needs gold answers, and {task.name} has none.")
-        if _kind(name) != "answers" and not task.qrels:
+        if not answers and not task.qrels:
             raise DataError(f"{name} needs relevance judgements, and {task.name} has answers only.")
 
 
@@ -266,7 +263,7 @@ def judge_run(
     by_vectors: the run is what the vectors alone give; else there is no whole ranking, and mAP without a cut-off is
     left out.
     """
-    names = [name for name in metrics if _kind(name) == "ranking"]
+    names = _rankings(metrics)
     ranking = per_query(run, task.qrels, metrics=parse_metrics(names)) if names else {}
     values = {name: ranking[metric] for name, metric in zip(names, parse_metrics(names), strict=True)}
     tokenizer = ""
@@ -277,7 +274,7 @@ def judge_run(
             values[name] = nearest_f1(run, task.qrels)
         elif name == WHOLE and by_vectors and not task.pooled:
             values[name] = whole_average_precision(task, passages, questions=placed.questions, rows=placed.passages)
-        elif _kind(name) == "mixed":
+        elif mixed_depth(name):
             values[name] = measure_mixed(name, run, task, passages)
     return {name: values[name] for name in metrics if values.get(name)}, tokenizer
 

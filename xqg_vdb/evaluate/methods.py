@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,23 +72,21 @@ class MemoScorer(Scorer):
     """Asks its model, opened when first needed, only for likelihoods that `memo` does not hold."""
 
     def __init__(self, model: str, *, memo: Memo, threads: int) -> None:
-        self._name, self.memo, self._threads = model, memo, threads
-        self._scorer: Scorer | None = None
-        self.truncated = 0
+        self._opened = cache(partial(Scorer, model, threads=threads))
+        self.memo, self.truncated = memo, 0
 
     def score(self, passage: str, questions: Sequence[str]) -> NDArray[np.float64]:
         """See `Scorer`."""
         keys = [_digest(orjson.dumps([passage, INSTRUCTION, question])) for question in questions]
-        if self._scorer is None and not self.memo.has(keys):
-            self._scorer = Scorer(self._name, threads=self._threads)
+        if not self.memo.has(keys):
+            self._opened()  # outside of what is timed
         scores = self.memo.recall(keys, lambda places: self._compute(passage, [questions[i] for i in places]))
         return np.array(scores, np.float64)
 
     def _compute(self, passage: str, questions: Sequence[str]) -> list[float]:
-        if self._scorer is None:
-            raise RuntimeError("the scorer is not open")
-        scores = self._scorer.score(passage, questions)
-        self.truncated = self._scorer.truncated
+        scorer = self._opened()
+        scores = scorer.score(passage, questions)
+        self.truncated = scorer.truncated
         return [float(score) for score in scores]
 
 

@@ -19,7 +19,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.records import Change, Compared
 from xqg_vdb.evaluate.report.tables import clean
-from xqg_vdb.evaluate.significance import compare_groups
+from xqg_vdb.evaluate.significance import RESAMPLES, compare_groups
 from xqg_vdb.files import disk_errors, write_atomic
 
 NAME = "questions.csv"
@@ -94,7 +94,10 @@ def diff_runs(before: str, after: str, *, metric: str | None = None) -> list[tup
         raise DataError(f"the two have no metric {wanted!r} in common; they share {', '.join(shared) or 'none'}.")
     columns = f"{name_before} | {wanted}", f"{name_after} | {wanted}"
     datasets = [d for d in dict.fromkeys(r["dataset"] for r in earlier) if any(r["dataset"] == d for r in later)]
-    parts = [_diff([[r for r in rows if r["dataset"] == d] for rows in (earlier, later)], columns) for d in datasets]
+    parts = [
+        compare_rows([[row for row in rows if row["dataset"] == name] for rows in (earlier, later)], columns)
+        for name in datasets
+    ]
     if not parts:
         raise DataError(f"{before} and {after} have no dataset in common.")
     return parts
@@ -125,8 +128,13 @@ def _metrics(rows: Sequence[Mapping[str, str]], system: str) -> list[str]:
     return [name for name in names if name not in ("found", "found text")]
 
 
-def _diff(runs: Sequence[Sequence[dict[str, str]]], columns: tuple[str, str]) -> tuple[Compared, int]:
-    rows, others = ({row["question"]: row for row in run if row[name]} for run, name in zip(runs, columns, strict=True))
+def compare_rows(
+    runs: Sequence[Sequence[dict[str, str]]], columns: tuple[str, str], *, resamples: int = RESAMPLES
+) -> tuple[Compared, int]:
+    """A column of one run's rows of a dataset against one of another's, and how many rows are in one of them only."""
+    rows, others = (
+        {row["question"]: row for row in run if row.get(name)} for run, name in zip(runs, columns, strict=True)
+    )
     both = [qid for qid in rows if qid in others]
     dataset, average = runs[0][0]["dataset"], runs[0][0]["average"]
     if not both:
@@ -134,17 +142,16 @@ def _diff(runs: Sequence[Sequence[dict[str, str]]], columns: tuple[str, str]) ->
     before, after = ({q: float(of[q][name]) for q in both} for of, name in zip((rows, others), columns, strict=True))
     tested = compare_groups(
         before, after, groups={q: rows[q]["group"] for q in both}, clusters={q: rows[q]["cluster"] for q in both},
-        average="groups" if average == "groups" else "queries",
+        average="groups" if average == "groups" else "queries", resamples=resamples,
     )  # fmt: skip
-    won, lost = changes(rows, others, columns)
+    won, lost = _changes(rows, others, columns)
     (baseline, _, metric), (system, _, _) = (name.rpartition(" | ") for name in columns)
-    compared = Compared(
-        dataset, metric, baseline, system, tested.macro, tested.groups, won, lost, (len(won), len(lost))
-    )
-    return compared, len(rows.keys() ^ others.keys())
+    counts = (len(won), len(lost))
+    found = Compared(dataset, metric, baseline, system, tested.macro, tested.groups, won, lost, counts)
+    return found, len(rows.keys() ^ others.keys())
 
 
-def changes(
+def _changes(
     rows: Mapping[str, Mapping[str, str]], others: Mapping[str, Mapping[str, str]], columns: tuple[str, str]
 ) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
     """Return the questions won and lost from the first column to the second, the largest change first.

@@ -10,25 +10,23 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from xqg_vdb.calibration import TextEncoder
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.cells import SHARE_DEPTH, Cell, check_metrics, run_cell
-from xqg_vdb.evaluate.datasets.task import RetrievalTask
 from xqg_vdb.evaluate.metrics import counted, group_means, headline, macro_mean, ranked, read_run
-from xqg_vdb.evaluate.questions import changes, question_rows, write_questions
+from xqg_vdb.evaluate.questions import compare_rows, question_rows, write_questions
 from xqg_vdb.evaluate.records import Compared, HeatMap, Point, Report, Result, Sweep, Value, environment
-from xqg_vdb.evaluate.significance import RESAMPLES, compare_groups, mean_interval
-from xqg_vdb.evaluate.suite import Choice, Suite, SweepPlan, System
+from xqg_vdb.evaluate.significance import RESAMPLES, mean_interval
+from xqg_vdb.evaluate.suite import Choice, SweepPlan, System
 from xqg_vdb.evaluate.workbench import Workbench
 from xqg_vdb.files import disk_errors, sha256_of
-from xqg_vdb.progress import Progress, silent
 from xqg_vdb.search import Methods
 from xqg_vdb.store import open_store
 from xqg_vdb.types import VectorStore
@@ -39,64 +37,49 @@ Cells = Mapping[tuple[str, str], Cell]
 
 
 def run_suite(
-    suite: Suite,
-    *,
-    data_dir: Path | None,
-    out: Path,
-    open_encoder: Callable[[str], TextEncoder],
-    vectors: Path | None = None,
-    store: VectorStore | None = None,
-    threads: int = 1,
-    command: str = "",
-    resamples: int = RESAMPLES,
-    progress: Progress = silent,
-    own: Mapping[str, RetrievalTask] | None = None,
+    bench: Workbench, *, store: VectorStore | None = None, command: str = "", resamples: int = RESAMPLES
 ) -> Report:
-    """Run everything that `out` does not hold yet, and report; `out/runs` and `out/questions.csv` are there afterwards.
+    """Run everything that `bench.out` does not hold yet, and report; `runs` and `questions.csv` are there afterwards.
 
-    open_encoder: model name -> encoder. vectors: where texts' vectors are kept, `out/vectors` by default. store: where
-    collections are written, a temporary embedded one by default; each is removed after use.
+    store: where collections are written, a temporary embedded one by default; each is removed after use.
     Raises DataError for what is wrong with suite or data before anything is encoded, and what encoding, writing and
-    searching raise. own: datasets of the suite that are read already.
+    searching raise.
     """
-    bench = Workbench(suite, data_dir, out, vectors or out / "vectors", open_encoder, progress, threads, own or {})
-    with closing(bench):
-        return _run(bench, store, threads=threads, command=command, resamples=resamples)
-
-
-def _run(bench: Workbench, store: VectorStore | None, *, threads: int, command: str, resamples: int) -> Report:
     suite = bench.suite
-    _check(bench)
-    cells = _run_cells(bench, store)
-    rows = _write_questions(bench, cells)
-    tokenizer = next((cell.tokenizer for cell in cells.values() if cell.tokenizer), "")
     limits = [] if suite.questions is None else [f"Only {_limit(suite.questions)}."]
     if suite.choices:
         limits.append("Half of the questions, by what they are about, chose settings; all figures are of the others.")
-    return Report(
-        suite=suite.name,
-        description=_without_folders(" ".join([suite.description.rstrip(), *limits]).lstrip()),
-        command=_without_folders(command),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment={**environment(threads=threads), "tokenizer": tokenizer},
-        datasets={name: _dataset_facts(bench, name) for name in suite.datasets},
-        encoders={
-            _without_folders(name): {key: _without_folders(v) for key, v in asdict(encoder.facts).items()}
-            for name, encoder in bench.encoders.items()
-        },
-        query_files=_query_facts(bench),
-        systems={system.name: _system_facts(bench, system) for system in suite.systems}
-        | {choice.name: {"chosen": choice.system, "among": dict(choice.grid)} for choice in suite.choices},
-        results=list(_results(bench, cells, resamples)),
-        comparisons=list(_comparisons(bench, cells, rows, resamples)),
-        sweeps=[_sweep(bench, plan, dataset) for plan in suite.sweeps for dataset in suite.datasets],
-        heatmaps=list(_heat_maps(cells)),
-        notes=[
-            *(f"{name}: {what}: {n}" for name in suite.datasets for what, n in bench.task(name).notes.items()),
-            *_own_language(cells),
-            *(f"{dataset}: {system}: {note}" for (dataset, system), cell in cells.items() for note in cell.notes),
-        ],
-    )
+    with closing(bench.generators):
+        _check(bench)
+        cells = _run_cells(bench, store)
+        rows = _write_questions(bench, cells)
+        tokenizer = next((cell.tokenizer for cell in cells.values() if cell.tokenizer), "")
+        return Report(
+            suite=suite.name,
+            description=_without_folders(" ".join([suite.description.rstrip(), *limits]).lstrip()),
+            command=_without_folders(command),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            environment={**environment(threads=bench.threads), "tokenizer": tokenizer},
+            datasets={name: _dataset_facts(bench, name) for name in suite.datasets},
+            encoders={
+                _without_folders(name): {
+                    key: _without_folders(v) for key, v in asdict(bench.encoder(name).facts).items()
+                }
+                for name in dict.fromkeys(system.encoder for system in suite.systems)
+            },
+            query_files=_query_facts(bench),
+            systems={system.name: _system_facts(bench, system) for system in suite.systems}
+            | {choice.name: {"chosen": choice.system, "among": dict(choice.grid)} for choice in suite.choices},
+            results=list(_results(bench, cells, resamples)),
+            comparisons=list(_comparisons(bench, cells, rows, resamples)),
+            sweeps=[_sweep(bench, plan, dataset) for plan in suite.sweeps for dataset in suite.datasets],
+            heatmaps=list(_heat_maps(cells)),
+            notes=[
+                *(f"{name}: {what}: {n}" for name in suite.datasets for what, n in bench.task(name).notes.items()),
+                *_own_language(cells),
+                *(f"{dataset}: {system}: {note}" for (dataset, system), cell in cells.items() for note in cell.notes),
+            ],
+        )
 
 
 def _without_folders(value: Any) -> Any:
@@ -110,7 +93,7 @@ def _limit(questions: int) -> str:
 
 def _check(bench: Workbench) -> None:
     for system in bench.suite.systems:
-        bench.method_facts(system)  # a missing generator is told before hours of encoding
+        bench.generators.facts(system.methods)  # a missing generator is told before hours of encoding
         bench.check_means(system)
     for dataset in bench.suite.datasets:
         check_metrics(bench.metrics(dataset), bench.task(dataset))
@@ -128,17 +111,21 @@ def _run_cells(bench: Workbench, store: VectorStore | None) -> dict[tuple[str, s
     with disk_errors(runs):
         runs.mkdir(parents=True, exist_ok=True)
     cells: dict[tuple[str, str], Cell] = {}
-    with _chosen_store(suite, store) as chosen:
-        for dataset in suite.datasets:
-            for system in suite.systems:
-                bench.progress(f"{dataset}: {system.name}", len(cells), len(suite.datasets) * len(suite.systems))
-                cells[dataset, system.name], run = bench.cell(system, dataset, store=chosen)
-                with disk_errors(runs):
-                    shutil.copyfile(run, _run_file(bench, dataset, system.name))
-            for choice in suite.choices:
-                cells[dataset, choice.name], run = _chosen(bench, choice, dataset, chosen)
-                with disk_errors(runs):
-                    shutil.copyfile(run, _run_file(bench, dataset, choice.name))
+    with ExitStack() as stack:
+        if suite.search == "memory":
+            store = None
+        elif store is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="xqg-bench-"))
+            store = stack.enter_context(closing(open_store(folder)))
+        entries: list[System | Choice] = [*suite.systems, *suite.choices]
+        for dataset, entry in product(suite.datasets, entries):
+            bench.progress(f"{dataset}: {entry.name}", len(cells), len(suite.datasets) * len(entries))
+            if isinstance(entry, Choice):
+                cells[dataset, entry.name], run = _chosen(bench, entry, dataset, store)
+            else:
+                cells[dataset, entry.name], run = bench.cell(entry, dataset, store=store)
+            with disk_errors(runs):
+                shutil.copyfile(run, _run_file(bench, dataset, entry.name))
     if not suite.choices:
         return cells
     return {
@@ -174,7 +161,8 @@ def _half(
 
 
 def _run_file(bench: Workbench, dataset: str, system: str) -> Path:
-    return bench.out / "runs" / f"{_file_name(dataset)}.{_file_name(system)}.trec.gz"
+    name = "".join(char if char.isalnum() or char in "+-_." else "-" for char in f"{dataset}.{system}")
+    return bench.out / "runs" / f"{name}.trec.gz"
 
 
 def _write_questions(bench: Workbench, cells: Cells) -> list[dict[str, str]]:
@@ -193,20 +181,6 @@ def _write_questions(bench: Workbench, cells: Cells) -> list[dict[str, str]]:
     if rows:
         write_questions(bench.out, rows)
     return rows
-
-
-@contextmanager
-def _chosen_store(suite: Suite, store: VectorStore | None) -> Iterator[VectorStore | None]:
-    """The caller's store, a temporary one, or none when everything is ranked in memory."""
-    if suite.search == "memory" or store is not None:
-        yield None if suite.search == "memory" else store
-        return
-    with tempfile.TemporaryDirectory(prefix="xqg-bench-") as folder:
-        temporary = open_store(folder)
-        try:
-            yield temporary
-        finally:
-            temporary.close()
 
 
 def _results(bench: Workbench, cells: Cells, resamples: int) -> Iterator[Result]:
@@ -240,17 +214,12 @@ def _comparisons(bench: Workbench, cells: Cells, rows: Sequence[dict[str, str]],
         before, after = (cells[dataset, name].values.get(metric) for name in (baseline, system))
         if before is None or after is None:
             continue
-        task = bench.task(dataset)
-        tested = compare_groups(
-            before, after, groups=task.groups, clusters=task.clusters(), average=task.average, resamples=resamples
-        )
-        first = metric == bench.metrics(dataset)[0]
-        of = {row["question"]: row for row in rows if first and row["dataset"] == dataset}
-        won, lost = changes(of, of, (f"{baseline} | {metric}", f"{system} | {metric}"))
-        counts = (len(won), len(lost))
-        yield Compared(
-            dataset, metric, baseline, system, tested.macro, tested.groups, won[:_EXAMPLES], lost[:_EXAMPLES], counts
-        )
+        of = [row for row in rows if row["dataset"] == dataset]
+        compared, _ = compare_rows([of, of], (f"{baseline} | {metric}", f"{system} | {metric}"), resamples=resamples)
+        if metric == bench.metrics(dataset)[0]:
+            yield replace(compared, won=compared.won[:_EXAMPLES], lost=compared.lost[:_EXAMPLES])
+        else:
+            yield replace(compared, won=(), lost=(), counts=(0, 0))
 
 
 def _sweep(bench: Workbench, plan: SweepPlan, dataset: str) -> Sweep:
@@ -347,12 +316,8 @@ def _query_facts(bench: Workbench) -> dict[str, dict[str, Any]]:
 def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
     """As a report shows them."""
     strength = bench.encoder(system.encoder).calibration if system.calibration is None else system.calibration
-    facts = {
-        "encoder": _without_folders(system.encoder),
-        "λ": strength,
-        "means": system.means,
-        "languages": system.languages,
-    }
+    facts = {"encoder": _without_folders(system.encoder), "λ": strength}
+    facts |= {"means": system.means, "languages": system.languages}
     if system.queries:
         recipe = system.recipe.to_json()
         facts |= {"queries": system.queries, "content": system.content, "n": system.n, "recipe": recipe}
@@ -361,13 +326,7 @@ def _system_facts(bench: Workbench, system: System) -> dict[str, Any]:
     facts |= {name: value for name, value in (("lir", system.lir), ("csls", system.csls)) if value}
     if system.hybrid:
         facts["hybrid"] = "words of passages"
-    used = bench.method_facts(system)
-    if "expand" in used:
-        facts |= {"expand": system.methods.expand, "expansion": used["expand"]}
-    if "rerank" in used:
-        facts |= {"rerank": system.methods.rerank, "reranking": used["rerank"]}
+    for method, used in bench.generators.facts(system.methods).items():
+        name = {"expand": "expansion", "rerank": "reranking"}[method]
+        facts |= {method: getattr(system.methods, method), name: used}
     return facts
-
-
-def _file_name(name: str) -> str:
-    return "".join(char if char.isalnum() or char in "+-_." else "-" for char in name)

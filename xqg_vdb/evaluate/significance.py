@@ -206,14 +206,13 @@ def compare_groups(
         return compare(before, after, groups=parts, clusters=clusters, resamples=resamples, seed=seed)
 
     each = {name: within(qids) for name, qids in _members(baseline, groups).items()}
-    corrected = zip(
-        each.items(), holm([d.p_t for d in each.values()]), holm([d.p_permutation for d in each.values()]), strict=True
-    )
+    by_t, by_permutation = holm([d.p_t for d in each.values()]), holm([d.p_permutation for d in each.values()])
+    corrected = {
+        name: replace(own, holm_t=t, holm_permutation=p)
+        for (name, own), t, p in zip(each.items(), by_t, by_permutation, strict=True)
+    }
     parts = counted(baseline, groups=groups, average=average)
-    return GroupComparison(
-        {name: replace(own, holm_t=t, holm_permutation=permutation) for (name, own), t, permutation in corrected},
-        within(list(parts), parts if average == "groups" else None),
-    )
+    return GroupComparison(corrected, within(list(parts), parts if average == "groups" else None))
 
 
 def mean_interval(

@@ -245,8 +245,6 @@ def preset(
     *,
     encoder: str = "starter",
     queries: Path | None = None,
-    search: Literal["exact", "graph", "memory"] = "exact",
-    depth: int = 100,
     several_languages: bool | None = None,
 ) -> Suite:
     """Plain against calibrated; with generated queries also xQG, both together, and the controls that xQG must beat.
@@ -277,8 +275,6 @@ def preset(
         systems=tuple(systems),
         description=f"{dataset} with {encoder}: what calibration {gain}",
         queries={} if queries is None else {"queries": {ANY_DATASET: str(queries)}},
-        depth=depth,
-        search=search,
         comparisons=tuple(comparisons),
         sweeps=tuple(SweepPlan("calibrated + xQG", what) for what in get_args(Parameter) if queries is not None),
     )

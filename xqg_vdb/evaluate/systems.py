@@ -144,10 +144,9 @@ def place(
     )
     window = rows_of(system, material, queries if langs else None, means=unpack_means(card.query_means, dim=facts.dim))
     fused = vectors_of(window, langs=passage_langs, card=card)[TEXT_DENSE]
-    said = wordings or Wordings(
-        [query.text for query in material.task.queries], question_languages(system, material),
-        material.question_vectors, np.arange(len(material.task.queries)),
-    )  # fmt: skip
+    asked_in = question_languages(system, material)
+    texts = [query.text for query in material.task.queries]
+    said = wordings or Wordings(texts, asked_in, material.question_vectors, np.arange(len(texts)))
     questions = calibrate(
         said.vectors, langs=said.langs, table=table, strength=card.calibration, normalize=facts.normalize
     )
@@ -157,10 +156,9 @@ def place(
         lang_of = np.array(passage_langs)
         rows = {lang: material.passage_vectors[lang_of == lang] for lang in sorted(set(passage_langs))}
         fused = without_directions(fused, passage_langs, rows, rank=system.lir, normalize=facts.normalize)
-        asked_in = question_languages(system, material)
         questions = without_directions(questions, asked_in, bank, rank=system.lir, normalize=facts.normalize)
     if system.csls:
-        fused, questions = with_hub_columns(fused, questions, question_languages(system, material), bank, system.csls)
+        fused, questions = with_hub_columns(fused, questions, asked_in, bank, system.csls)
     return Placed(fused, questions, card, None if card.bm25 is None else _words(card.bm25, material.passages, said))
 
 
@@ -221,12 +219,10 @@ def rows_of(system: System, material: Material, queries: QueryVectors | None, *,
     window = Window(ids, np.zeros(n, np.uint64), material.passage_vectors, sums)
     if system.content == "own" or not sums:
         return window
-    return direction_only(window, means) if system.content == "direction" else shuffled(window)
-
-
-def direction_only(window: Window, means: LanguageMeans) -> Window:
-    """The control in which every query is its language's mean: no content."""
-    sums = {lang: (n.astype(np.float32)[:, None] * means.means[lang], n) for lang, (_, n) in window.sums.items()}
+    if system.content == "shuffled":
+        return shuffled(window)
+    # the control in which every query is its language's mean: no content
+    sums = {lang: (n.astype(np.float32)[:, None] * means.means[lang], n) for lang, (_, n) in sums.items()}
     return replace(window, sums=sums)
 
 

@@ -40,7 +40,7 @@ from xqg_vdb.evaluate.systems import (
 )
 from xqg_vdb.files import disk_errors, sha256_of
 from xqg_vdb.index.encode import QueryVectors, digest_of, encode_cached, encode_query_files
-from xqg_vdb.progress import Progress
+from xqg_vdb.progress import Progress, silent
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Question, Vectors, VectorStore
 
@@ -51,26 +51,22 @@ T = TypeVar("T")
 class Workbench:
     """One run of a suite; everything is made when it is first asked for, and kept.
 
-    threads: of generators. own: datasets that are read already.
+    open_encoder: model name -> encoder. out: of cells, runs and reports. vectors: where texts' vectors are kept.
+    data_dir: of the benchmarks. threads: of generators. own: datasets that are read already.
     """
 
     suite: Suite
-    data_dir: Path | None
+    open_encoder: Callable[[str], TextEncoder]
     out: Path
     vectors: Path
-    open_encoder: Callable[[str], TextEncoder]
-    progress: Progress
-    threads: int
+    data_dir: Path | None = None
+    progress: Progress = silent
+    threads: int = 1
     own: Mapping[str, RetrievalTask] = field(default_factory=dict)
-    encoders: dict[str, TextEncoder] = field(default_factory=dict)
     _made: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._generators = Generators(self.vectors, threads=self.threads, progress=self.progress)
-
-    def close(self) -> None:
-        """Release what generators hold."""
-        self._generators.close()
+        self.generators = Generators(self.vectors, threads=self.threads, progress=self.progress)
 
     def _once(self, make: Callable[[], T], *key: str) -> T:
         if key not in self._made:
@@ -80,9 +76,7 @@ class Workbench:
 
     def encoder(self, model: str) -> TextEncoder:
         """The encoder of that name."""
-        if model not in self.encoders:
-            self.encoders[model] = self.open_encoder(model)
-        return self.encoders[model]
+        return self._once(partial(self.open_encoder, model), "encoder", model)
 
     def task(self, dataset: str) -> RetrievalTask:
         """The dataset, with the suite's questions only."""
@@ -214,10 +208,10 @@ class Workbench:
         wordings = spent = again = None
         if methods.expand:
             stage = f"{dataset}: expansions of {system.name}"
-            expanded, spent = self._generators.expand(methods, asked, stage=stage)
+            expanded, spent = self.generators.expand(methods, asked, stage=stage)
             wordings = self._encoded(expanded, system, dataset)
         if methods.rerank:
-            again = partial(self._generators.rank_again, methods, questions=asked, passages=material.passages)
+            again = partial(self.generators.rank_again, methods, questions=asked, passages=material.passages)
         cell, ranking = run_cell(
             material.task, material.passages, self.placed(system, dataset, wordings), metrics=self.metrics(dataset),
             depth=max(self.suite.depth, methods.rerank_depth if methods.rerank else 0), search=self.suite.asked,
@@ -235,17 +229,13 @@ class Workbench:
         starts = np.cumsum([0, *(len(several) for several in expanded[:-1])])
         return Wordings(texts, [question.lang or "" for question in flat], vectors, starts)
 
-    def method_facts(self, system: System) -> dict[str, Any]:
-        """What the system's generators are; raises ModelError when one is not there."""
-        return self._generators.facts(system.methods)
-
     def _facts(self, system: System, dataset: str) -> dict[str, Any]:
         """All that a cell depends on: change any of it and it is another cell."""
         encoder = self.encoder(system.encoder)
         file = self.suite.query_file(system, dataset)
         usual = asdict(System(""))  # a setting that a later version adds changes no old cell
         settings = {name: value for name, value in asdict(system).items() if value != usual[name] and name != "methods"}
-        settings.update(name="", encoder="", queries=file and sha256_of(file), **self.method_facts(system))
+        settings.update(name="", encoder="", queries=file and sha256_of(file), **self.generators.facts(system.methods))
         if self.task(dataset).not_itself:
             settings["not itself"] = True  # cells of the time before it found themselves
         for source in (system.means, system.passage_means):

@@ -11,9 +11,10 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -48,8 +49,8 @@ from xqg_vdb.export.gate import (
 from xqg_vdb.export.generator import (
     cross_record,
     describe_generator,
-    export_cross,
-    export_generator,
+    fill_cross,
+    fill_generator,
     original_cross_facts,
 )
 from xqg_vdb.export.quantise import quantize_int8, tokens_first, write_composing
@@ -82,56 +83,35 @@ from xqg_vdb.progress import bars
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.types import Vectors
 
+_Say = Callable[[str], None]  # told one line a step
+_Embed = Callable[[list[str]], Any]
 FP32_COSINE = 0.9999
 INT8_COSINE = 0.98
 
 
-def export_encoder(
-    checkpoint: str,
-    out: Path,
-    *,
-    precision: Precision = "int8",
-    overrides: Overrides | None = None,
-    say: Callable[[str], None] = print,
-) -> ModelFolder:
-    """Export `checkpoint` into the new folder `out` and return it; `out` appears only when everything was accepted.
-
-    say: called with one line per step. Raises ModelError for a checkpoint that cannot be read, MismatchError (with
-    the measured and the wanted cosine) when the export does not compute what the original computes, MissingExtra
-    without torch.
-    """
-    overrides = overrides or NOTHING
-    asked = {"checkpoint": checkpoint, "precision": precision, **overrides.given}
-    if done := finished(out, asked, say=say):
-        return done
-    with new_folder(out, result="model") as scratch:
-        say(f"reading {checkpoint}")
-        # the int8 starter, used as it wants to be used, comes with its graph and needs no torch
-        filled = checkpoint == STARTER_ENCODER and precision == "int8" and overrides == NOTHING
-        source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", filled=filled)
-        spec, learned_from = conventions(source, overrides)
-        say(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
-        folder = scratch / "model"
-        folder.mkdir()
-        _write_graphs(source, folder, spec, precision=precision, say=say)
-        manifest = {
-            "kind": "encoder", **source.origin, "encoder": asdict(spec), "conventions_from": learned_from,
-            "precision": precision, "made_with": versions(("onnxruntime", "tokenizers", "xqg-vdb")),
-            "machine": {"processor": platform.machine(), "vnni": cpu_has_vnni()}, "asked": asked,
-        }  # fmt: skip
-        write_manifest(folder, manifest)
-        manifest |= _gate(source, folder, spec, overrides, precision=precision, say=say)
-        _calibrate(folder, manifest, say=say)
-    return open_model_folder(out)
-
-
-def _calibrate(
-    folder: Path,
-    manifest: dict[str, Any],
-    *,
-    say: Callable[[str], None],
-    embed: Callable[[list[str]], Any] | None = None,
+def _fill_encoder(
+    checkpoint: str, precision: Precision, overrides: Overrides, scratch: Path, asked: Mapping[str, Any], say: _Say
 ) -> None:
+    say(f"reading {checkpoint}")
+    # the int8 starter, used as it wants to be used, comes with its graph and needs no torch
+    filled = checkpoint == STARTER_ENCODER and precision == "int8" and overrides == NOTHING
+    source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", filled=filled)
+    spec, learned_from = conventions(source, overrides)
+    say(f"conventions from {learned_from}: {spec.pooling} pooling, normalize={spec.normalize}, dim {spec.dim}")
+    folder = scratch / "model"
+    folder.mkdir()
+    _write_graphs(source, folder, spec, precision=precision, say=say)
+    manifest = {
+        "kind": "encoder", **source.origin, "encoder": asdict(spec), "conventions_from": learned_from,
+        "precision": precision, "made_with": versions(("onnxruntime", "tokenizers", "xqg-vdb")),
+        "machine": {"processor": platform.machine(), "vnni": cpu_has_vnni()}, "asked": asked,
+    }  # fmt: skip
+    write_manifest(folder, manifest)
+    manifest |= _gate(source, folder, spec, overrides, precision=precision, say=say)
+    _calibrate(folder, manifest, say=say)
+
+
+def _calibrate(folder: Path, manifest: dict[str, Any], *, say: _Say, embed: _Embed | None = None) -> None:
     """Measure and write the language means and the gain of calibration, and with it the manifest again."""
     say("measuring language means and the gain of calibration")
     with Encoder(folder, calibration=0.0, embed=embed) as encoder:
@@ -144,55 +124,41 @@ REMOTE_LENGTH = 8192
 """Tokens, where nobody knows what a server reads of a text: it cuts by itself."""
 
 
-def export_remote(
-    server: str | Callable[[list[str]], Any],
-    model: str,
-    out: Path,
-    *,
-    overrides: Overrides | None = None,
-    say: Callable[[str], None] = print,
-) -> ModelFolder:
-    """The folder of an encoder that runs elsewhere: a server's URL up to `/v1` or `/embed`, or a callable.
+def _fill_remote(
+    server: str | _Embed, model: str, overrides: Overrides, scratch: Path, asked: Mapping[str, Any], say: _Say
+) -> None:
+    """Of an encoder that runs elsewhere: its conventions, its language means, and the rows of a few texts.
 
-    It holds the conventions, the language means and the rows of a few texts, by which every opening checks the model.
-    Rows are given length 1 unless `normalize` says otherwise. Raises ServerError, ModelError, DataError.
+    By those every opening checks the model. Rows are given length 1 unless `normalize` says otherwise.
     """
-    changed = (overrides or NOTHING).given
+    say(f"asking {model}")
     url, embed = (server, None) if isinstance(server, str) else (None, server)
-    asked = {"checkpoint": str(url), "model": model, **changed}
-    if done := finished(out, asked, say=say):
-        return done
-    with new_folder(out, result="model") as scratch:
-        say(f"asking {model}")
-        with closing(Remote(embed, name=model) if embed else ask_endpoint(str(url), model)) as remote:
-            rows = remote.rows(CANARY_TEXTS)
-        width = rows.shape[1]
-        family = family_conventions(model)
-        start = family or EncoderSpec(width, "mean", normalize=True, max_length=REMOTE_LENGTH)
-        spec = shortened(replace(start, **changed), width, changed.get("dim"))
-        if PROMPT in spec.query_prefix + spec.passage_prefix and not takes_prompts(str(url)):
-            raise DataError(f"{PROMPT}NAME is for a server's own /embed; give {model} the prompt itself as a prefix.")
-        folder = scratch / "model"
-        folder.mkdir()
-        np.savez(folder / CANARY, rows=rows)
-        manifest: dict[str, Any] = {
-            "kind": "encoder", "from": "server" if url else "callable", "source": model, "revision": "",
-            "remote": {"url": url, "model": model}, "encoder": asdict(spec), "precision": "remote",
-            "conventions_from": "family" if family else "default", "asked": asked,
-            "made_with": versions(["xqg-vdb"]), "parity": None, "speed": None,
-        }  # fmt: skip
-        write_manifest(folder, manifest)
-        _calibrate(folder, manifest, say=say, embed=embed)
-    return open_model_folder(out)
+    with closing(Remote(embed, name=model) if embed else ask_endpoint(str(url), model)) as remote:
+        rows = remote.rows(CANARY_TEXTS)
+    width = rows.shape[1]
+    family, changed = family_conventions(model), overrides.given
+    start = family or EncoderSpec(width, "mean", normalize=True, max_length=REMOTE_LENGTH)
+    spec = shortened(replace(start, **changed), width, changed.get("dim"))
+    if PROMPT in spec.query_prefix + spec.passage_prefix and not takes_prompts(str(url)):
+        raise DataError(f"{PROMPT}NAME is for a server's own /embed; give {model} the prompt itself as a prefix.")
+    folder = scratch / "model"
+    folder.mkdir()
+    np.savez(folder / CANARY, rows=rows)
+    manifest: dict[str, Any] = {
+        "kind": "encoder", "from": "server" if url else "callable", "source": model, "revision": "",
+        "remote": {"url": url, "model": model}, "encoder": asdict(spec), "precision": "remote",
+        "conventions_from": "family" if family else "default", "asked": asked,
+        "made_with": versions(["xqg-vdb"]), "parity": None, "speed": None,
+    }  # fmt: skip
+    write_manifest(folder, manifest)
+    _calibrate(folder, manifest, say=say, embed=embed)
 
 
 def _is_filled_starter(source: Checkpoint) -> bool:
     return source.source == STARTER_ENCODER and source.onnx is not None
 
 
-def _write_graphs(
-    source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, say: Callable[[str], None]
-) -> None:
+def _write_graphs(source: Checkpoint, folder: Path, spec: EncoderSpec, *, precision: Precision, say: _Say) -> None:
     fp32 = folder.with_name("fp32") / GRAPH
     fp32.parent.mkdir()
     write_graph(source, fp32, say=say)
@@ -228,13 +194,7 @@ def _sample_ids(tokenizer: Path, spec: EncoderSpec) -> list[NDArray[np.int64]]:
 
 
 def _gate(
-    source: Checkpoint,
-    folder: Path,
-    spec: EncoderSpec,
-    overrides: Overrides,
-    *,
-    precision: Precision,
-    say: Callable[[str], None],
+    source: Checkpoint, folder: Path, spec: EncoderSpec, overrides: Overrides, *, precision: Precision, say: _Say
 ) -> dict[str, Any]:
     """Parity and speed of every engine that is here; raises MismatchError instead of accepting what differs."""
     say("comparing with the original")
@@ -298,18 +258,18 @@ def _speed(encoder: Encoder) -> dict[str, Any]:
 # Models by name: the exported folder of MODEL, exporting it into the cache the first time it is asked for.
 
 
-def export_on_first_use(checkpoint: str, out: Path, precision: Precision, say: Callable[[str], None] | None) -> None:
+def export_on_first_use(checkpoint: str, out: Path, precision: Precision, say: _Say | None) -> None:
     """Export an encoder that somebody asked for by name; without a `say` a log line and a bar say so."""
     if is_hub_id(checkpoint):
         need_torch(of=checkpoint)
     (say or logging.getLogger("xqg_vdb").warning)(f"exporting {checkpoint} once, into {out}")
     steps = count(1)
     with bars(unit=" steps") as show:
-        export_encoder(checkpoint, out, precision=precision, say=say or (lambda line: show(line, next(steps), None)))
+        export(checkpoint, out, precision=precision, say=say or (lambda line: show(line, next(steps), None)))
 
 
 def export(
-    checkpoint: str | Callable[[list[str]], Any],
+    checkpoint: str | _Embed,
     out: str | Path | None = None,
     *,
     precision: Precision | None = None,
@@ -317,7 +277,7 @@ def export(
     generator: bool = False,
     accept_license: bool = False,
     model: str | None = None,
-    say: Callable[[str], None] | None = None,
+    say: _Say | None = None,
 ) -> ModelFolder:
     """Export a hub id, a checkpoint folder, `starter:encoder` or `starter:generator`, checked against the original.
 
@@ -327,14 +287,15 @@ def export(
     generator: the checkpoint writes queries. say: told each step, by default the log. Raises ModelError, MismatchError
     when the export does not compute what the original does, MissingExtra, ServerError.
     """
-    tell = say or logging.getLogger("xqg_vdb").info
+    tell, overrides = say or logging.getLogger("xqg_vdb").info, overrides or NOTHING
     checkpoint = os.fspath(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
     if precision not in ("int8", "fp32", None):
         raise DataError(f"precision must be int8 or fp32, found {precision!r:.80}.")
     if not isinstance(checkpoint, str) or checkpoint.startswith(("http://", "https://")):
         if out is None or not model:
             raise DataError("An encoder that runs elsewhere needs the folder OUT and --model NAME.")
-        return export_remote(checkpoint, model, Path(out), overrides=overrides, say=tell)
+        asked = {"checkpoint": checkpoint if isinstance(checkpoint, str) else "None", "model": model, **overrides.given}
+        return _made(Path(out), asked, partial(_fill_remote, checkpoint, model, overrides), tell)
     if is_hub_id(name := checkpoint.removeprefix(CROSS)):
         need_torch(of=name)
     if out is None and name not in (STARTER_ENCODER, STARTER_GENERATOR) and not is_hub_id(name):
@@ -345,10 +306,25 @@ def export(
     if cross and precision == "int8":
         raise ModelError("Cross-encoders are exported in fp32 alone: leave --precision away.")
     if cross:
-        return export_cross(name, target, say=tell)
+        return _made(target, {"checkpoint": checkpoint}, partial(fill_cross, name), tell)
+    asked = {"checkpoint": checkpoint, "precision": precision}
     if generator or checkpoint == STARTER_GENERATOR:
-        return export_generator(checkpoint, target, precision=precision, accept_license=accept_license, say=tell)
-    return export_encoder(checkpoint, target, precision=precision, overrides=overrides, say=tell)
+        return _made(target, asked, partial(fill_generator, checkpoint, precision, accept_license), tell)
+    return _made(target, asked | overrides.given, partial(_fill_encoder, checkpoint, precision, overrides), tell)
+
+
+def _made(
+    out: Path, asked: dict[str, Any], fill: Callable[[Path, Mapping[str, Any], _Say], None], say: _Say
+) -> ModelFolder:
+    """The new folder `out`, which appears only when all was accepted; one that the very same made before is as good.
+
+    fill: makes `model` in a scratch folder, whose manifest says what was `asked` for.
+    """
+    if done := finished(out, asked, say=say):
+        return done
+    with new_folder(out, result="model") as scratch:
+        fill(scratch, asked, say)
+    return open_model_folder(out)
 
 
 def explain(

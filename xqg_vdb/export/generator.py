@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
@@ -36,84 +36,65 @@ from xqg_vdb.export.gate import (
     write_graph,
 )
 from xqg_vdb.export.quantise import quantise_graph
-from xqg_vdb.files import new_folder
 from xqg_vdb.generate.local import ENCODER_GRAPH, Seq2SeqGenerator
 from xqg_vdb.generate.output import versions
 from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.encoder import ACTIVATIONS
 from xqg_vdb.models.folder import (
-    CROSS,
     GRAPH,
     TOKENIZER,
     ModelFolder,
     Precision,
-    finished,
-    open_model_folder,
     write_manifest,
 )
 from xqg_vdb.models.forest import Bools, Forest
 from xqg_vdb.search.rerank import open_pairs
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus
 
+_Say = Callable[[str], None]  # told one line a step
 FINETUNED_KEY = "xqg_vdb_finetuned"
 """In a checkpoint's config.json: what `train generator` trained it on, `{"max_passage_tokens": int}`."""
 
 
-def export_generator(
-    checkpoint: str,
-    out: Path,
-    *,
-    precision: Precision = "int8",
-    accept_license: bool = False,
-    say: Callable[[str], None] = print,
-) -> ModelFolder:
-    """Export `checkpoint` into the new folder `out`, which appears only when everything was accepted.
+def fill_generator(
+    checkpoint: str, precision: Precision, accept_license: bool, scratch: Path, asked: Mapping[str, Any], say: _Say
+) -> None:
+    """Make the folder `model` of a generator in `scratch`.
 
-    say: called with one line per step. Raises ModelError for what cannot be exported (also when the starter's
-    licence was not accepted), MismatchError when 8-bit weights change what the model writes too much, MissingExtra
-    without torch.
+    Raises ModelError for what cannot be exported (also when the starter's licence was not accepted), MismatchError when
+    8-bit weights change what the model writes too much, MissingExtra without torch.
     """
-    asked = {"checkpoint": checkpoint, "precision": precision}
-    if done := finished(out, asked, say=say):
-        return done
-    with new_folder(out, result="model") as scratch:
-        say(f"reading {checkpoint}")
-        source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", accept_license=accept_license)
-        plain = _fp32_folder(source, scratch / "fp32", say=say)
-        folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", say=say)
-        manifest = write_manifest(folder.path, {**folder.manifest, "asked": asked}).manifest
-        folder.path.rename(scratch / "model")
-    return ModelFolder(out, manifest)
+    say(f"reading {checkpoint}")
+    source = fetch_checkpoint(checkpoint, into=scratch / "checkpoint", accept_license=accept_license)
+    plain = _fp32_folder(source, scratch / "fp32", say=say)
+    folder = plain if precision == "fp32" else _int8_folder(plain, scratch / "int8", say=say)
+    write_manifest(folder.path, {**folder.manifest, "asked": asked})
+    folder.path.rename(scratch / "model")
 
 
 CROSS_PARITY = 1e-4
 """Most that a score of a cross-encoder's export may be off the original's."""
 
 
-def export_cross(checkpoint: str, out: Path, *, say: Callable[[str], None] = print) -> ModelFolder:
-    """Export a cross-encoder (a classifier of text pairs with one logit) into the new folder `out`, in fp32.
+def fill_cross(checkpoint: str, scratch: Path, asked: Mapping[str, Any], say: _Say) -> None:
+    """Make the folder `model` of a cross-encoder (a classifier of text pairs with one logit) in `scratch`, in fp32.
 
     Raises ModelError for what is none, MismatchError when the graph does not score as the original, MissingExtra.
     """
-    asked = {"checkpoint": CROSS + checkpoint}
-    if done := finished(out, asked, say=say):
-        return done
-    with new_folder(out, result="model") as scratch:
-        say(f"reading {checkpoint}")
-        source, folder = fetch_checkpoint(checkpoint, into=scratch / "checkpoint"), scratch / "model"
-        folder.mkdir()
-        record = cross_record(source)
-        write_graph(source, folder / GRAPH, cross=True, say=say)
-        save_tokenizer(source, folder, ask=source.onnx is None)
-        manifest = {"kind": "cross-encoder", **source.origin, "cross": record, "precision": "fp32", "asked": asked}
-        made = write_manifest(folder, {**manifest, "made_with": versions(("xqg-vdb", "torch", "transformers"))})
-        if source.onnx is None:
-            off = measure_pairs(source, made)
-            say(f"scores of pairs compared with the original: {off:.1e} apart at most")
-            if not off <= CROSS_PARITY:
-                raise MismatchError(f"The graph's scores are {off:.1e} off those of {checkpoint}; nothing was written.")
-            write_manifest(folder, {**made.manifest, "parity": {"difference_max": off}})
-    return open_model_folder(out)
+    say(f"reading {checkpoint}")
+    source, folder = fetch_checkpoint(checkpoint, into=scratch / "checkpoint"), scratch / "model"
+    folder.mkdir()
+    record = cross_record(source)
+    write_graph(source, folder / GRAPH, cross=True, say=say)
+    save_tokenizer(source, folder, ask=source.onnx is None)
+    manifest = {"kind": "cross-encoder", **source.origin, "cross": record, "precision": "fp32", "asked": asked}
+    made = write_manifest(folder, {**manifest, "made_with": versions(("xqg-vdb", "torch", "transformers"))})
+    if source.onnx is None:
+        off = measure_pairs(source, made)
+        say(f"scores of pairs compared with the original: {off:.1e} apart at most")
+        if not off <= CROSS_PARITY:
+            raise MismatchError(f"The graph's scores are {off:.1e} off those of {checkpoint}; nothing was written.")
+        write_manifest(folder, {**made.manifest, "parity": {"difference_max": off}})
 
 
 def measure_pairs(checkpoint: Checkpoint, made: ModelFolder) -> float:
@@ -167,7 +148,7 @@ def describe_generator(source: Checkpoint) -> tuple[str, dict[str, Any], dict[st
     return software, {"modules": type(model).__name__}, {"modules": kind, **record, "chat": bool(record.get("chat"))}
 
 
-def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
+def _fp32_folder(source: Checkpoint, folder: Path, *, say: _Say) -> ModelFolder:
     need_torch()
     folder.mkdir()
     save_tokenizer(source, folder)
@@ -196,7 +177,7 @@ def _fp32_folder(source: Checkpoint, folder: Path, *, say: Callable[[str], None]
     return write_manifest(folder, {**plain.manifest, "parity": parity})
 
 
-def _int8_folder(plain: ModelFolder, folder: Path, *, say: Callable[[str], None]) -> ModelFolder:
+def _int8_folder(plain: ModelFolder, folder: Path, *, say: _Say) -> ModelFolder:
     say("packing weights to 8 bits in blocks of 32")
     folder.mkdir()
     shutil.copyfile(plain.path / TOKENIZER, folder / TOKENIZER)

@@ -232,12 +232,9 @@ class _DecoderGraph(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.embed, self.blocks, self.norm = (
-            model.decoder.embed_tokens,
-            model.decoder.block,
-            model.decoder.final_layer_norm,
-        )
-        self.head, self.layers = model.lm_head, len(model.decoder.block)
+        decoder = model.decoder
+        self.embed, self.blocks, self.norm = decoder.embed_tokens, decoder.block, decoder.final_layer_norm
+        self.head, self.layers = model.lm_head, len(self.blocks)
         old = int(transformers.__version__.split(".")[0]) < 5 and getattr(model.config, "tie_word_embeddings", False)
         tied = getattr(model.config, "scale_decoder_outputs", old)
         self.scale = model.config.d_model**-0.5 if tied else 1.0

@@ -26,7 +26,7 @@ from xqg_vdb.export.starter_encoder import convention_files
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.train.pairs import TrainingPair, content_key, pool_of
-from xqg_vdb.train.run import Base, Outcome, Schedule, carry_out, spread
+from xqg_vdb.train.run import Job, Outcome, Schedule, carry_out, spread
 from xqg_vdb.types import Passage, Vectors, option
 
 _Pairs = Sequence[TrainingPair]
@@ -178,13 +178,7 @@ def dev_figures(dev: _Pairs, encode: _Encode) -> dict[str, float]:
     return {str(metric): float(np.mean(per_row(rows, judged, metric=metric))) for metric in METRICS}
 
 
-def mine_negatives(
-    pairs: _Pairs,
-    encode: _Encode,
-    *,
-    count: int,
-    skip: int = 0,
-) -> list[TrainingPair]:
+def mine_negatives(pairs: _Pairs, encode: _Encode, *, count: int, skip: int = 0) -> list[TrainingPair]:
     """Each pair with the `count` passages that rank highest and that do not answer, after its own.
 
     The pool is all positives and negatives of `pairs`. Passages that answer the same question are never negatives.
@@ -204,42 +198,26 @@ def mine_negatives(
     return mined
 
 
-def train_encoder(
-    base: Base,
-    out: Path,
-    *,
-    pairs: _Pairs,
-    dev: _Pairs = (),
-    settings: EncoderSettings | None = None,
-    say: Callable[[str], None],
-) -> Outcome:
-    """Train `base` on `pairs` into the folder `out`; a run that was stopped continues when it is called again.
+def train_encoder(job: Job[EncoderSettings]) -> Outcome:
+    """Train an encoder; a run that was stopped continues when it is called again.
 
-    say: called with one line now and then. Raises DataError without two pairs, ModelError for a checkpoint that
-    cannot be trained, MismatchError when `out` holds an unfinished run of something else, MissingExtra without torch.
+    Raises DataError without two pairs, ModelError for a checkpoint that cannot be trained, MismatchError when `out`
+    holds an unfinished run of something else, MissingExtra without torch.
     """
-    if len(pairs) < 2:
+    if len(job.pairs) < 2:
         raise DataError("In-batch negatives need two training pairs or more: give --pairs with more of them.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ModelError(
             "The encoder trains on one device, where all negatives of a batch are; run it without torchrun."
         )
-    chosen = settings or EncoderSettings()
-    if chosen.align:
-        _need_translations(pairs)
-        if chosen.mine or chosen.negatives:
+    if job.settings.align:
+        _need_translations(job.pairs)
+        if job.settings.mine or job.settings.negatives:
             raise DataError("Alignment knows no hard negatives: leave --mine and --negatives to the training after it.")
-    return carry_out("encoder", base, out, pairs=pairs, dev=dev, settings=chosen, train=_train, say=say)
+    return carry_out("encoder", job, _train)
 
 
-def _train(
-    checkpoint: Checkpoint,
-    run: Path,
-    pairs: _Pairs,
-    dev: _Pairs,
-    settings: EncoderSettings,
-    say: Callable[[str], None],
-) -> tuple[Outcome, Callable[[Path], None]]:
+def _train(job: Job[EncoderSettings], checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Callable[[Path], None]]:
     from xqg_vdb.train.trainer import (
         alignment_loss,
         contrastive_loss,
@@ -249,7 +227,8 @@ def _train(
         run_training,
     )
 
-    schedule, spec = settings.schedule, conventions(checkpoint, settings.overrides)[0]
+    settings, schedule = job.settings, job.settings.schedule
+    spec, _ = conventions(checkpoint, settings.overrides)
     model, tokenizer = _load(checkpoint, spec, seed=schedule.seed)
     temperature = settings.temperature or (0.02 if spec.normalize else 1.0)
     chunk = schedule.micro_batch or schedule.batch_size * (1 + settings.negatives)
@@ -274,36 +253,31 @@ def _train(
         )  # fmt: skip
 
     if settings.align:
-        say(f"encoding the translations of {len(pairs)} pairs")
+        job.say(f"encoding the translations of {len(job.pairs)} pairs")
         collate = align_batches(
-            pairs, run, tokenizer=tokenizer, spec=spec, settings=settings,
+            job.pairs, run, tokenizer=tokenizer, spec=spec, settings=settings,
             embed=partial(rows, length=settings.query_tokens),
         )  # fmt: skip
     else:
         collate = partial(pair_batch, tokenizer=tokenizer, spec=spec, settings=settings)
-    held_out = spread(dev, settings.dev_limit)
+    held_out = spread(job.dev, settings.dev_limit)
     outcome = run_training(
-        model, run, schedule, examples=_mined(pairs, encode, run, settings, say), held_out=held_out, say=say,
-        collate=collate, loss=loss, dev=partial(dev_figures, held_out, encode),
+        job, model, run, examples=_mined(job, encode, run), held_out=held_out, collate=collate, loss=loss,
+        dev=partial(dev_figures, held_out, encode),
     )  # fmt: skip
     return outcome, partial(_save, model, spec)
 
 
-def _mined(
-    pairs: _Pairs,
-    encode: _Encode,
-    run: Path,
-    settings: EncoderSettings,
-    say: Callable[[str], None],
-) -> list[TrainingPair]:
+def _mined(job: Job[EncoderSettings], encode: _Encode, run: Path) -> list[TrainingPair]:
     """The pairs with mined negatives; those of an earlier try are in the run folder, so a resumed run has the same."""
+    pairs, settings = job.pairs, job.settings
     if not settings.mine:
         return list(pairs)
     kept, pool = run / "negatives.json", pool_of(pairs)
     if kept.exists():
         rows = orjson.loads(kept.read_bytes())
         return [replace(p, negatives=tuple(pool[key] for key in keys)) for p, keys in zip(pairs, rows, strict=True)]
-    say(f"mining {settings.mine} hard negatives for each of {len(pairs)} pairs")
+    job.say(f"mining {settings.mine} hard negatives for each of {len(pairs)} pairs")
     mined = mine_negatives(pairs, encode, count=settings.mine, skip=settings.skip)
     write_atomic(kept, orjson.dumps([[content_key(passage) for passage in pair.negatives] for pair in mined]))
     return mined

@@ -19,7 +19,7 @@ from xqg_vdb.export.generator import FINETUNED_KEY, end_tokens, start_token
 from xqg_vdb.generate.prompts import SEQ2SEQ_TEMPLATE, CausalPrompt, finetuned, passage_tokens, seq2seq_tokens
 from xqg_vdb.models.folder import TOKENIZER
 from xqg_vdb.train.pairs import TrainingPair, content_key, describe_pairs
-from xqg_vdb.train.run import Base, Outcome, Schedule, carry_out, spread
+from xqg_vdb.train.run import Job, Outcome, Schedule, carry_out, spread
 from xqg_vdb.types import option
 
 BRANCHES = 8  # of one tree; a passage with more questions becomes several trees
@@ -160,48 +160,31 @@ XQG_PRESET = GeneratorSettings(
 """What xQG's generators were trained with (DSI-QG step 1, written there for mT5-large); the last weights are kept."""
 
 
-def train_generator(
-    base: Base,
-    out: Path,
-    *,
-    pairs: Sequence[TrainingPair],
-    dev: Sequence[TrainingPair] = (),
-    settings: GeneratorSettings | None = None,
-    say: Callable[[str], None],
-) -> Outcome:
-    """Fine-tune `base` on `pairs` into the folder `out`; a run that was stopped continues when it is called again.
+def train_generator(job: Job[GeneratorSettings]) -> Outcome:
+    """Fine-tune a query generator; a run that was stopped continues when it is called again.
 
-    The loss is the mean negative log-probability of a question token (nats), the end token included. say: called
-    with one line now and then. Raises DataError without pairs, ModelError for a checkpoint that cannot be trained,
-    MismatchError when `out` holds an unfinished run of something else, MissingExtra without torch.
+    The loss is the mean negative log-probability of a question token (nats), the end token included. Raises DataError
+    without pairs, ModelError for a checkpoint that cannot be trained, MismatchError when `out` holds an unfinished run
+    of something else, MissingExtra without torch.
     """
-    if not pairs:
+    if not job.pairs:
         raise DataError("There is no training pair: give --pairs with at least one question and its passage.")
-    chosen = settings or GeneratorSettings()
-    return carry_out("generator", base, out, pairs=pairs, dev=dev, settings=chosen, train=_train, say=say)
+    return carry_out("generator", job, _train)
 
 
-def _train(
-    checkpoint: Checkpoint,
-    run: Path,
-    pairs: Sequence[TrainingPair],
-    dev: Sequence[TrainingPair],
-    settings: GeneratorSettings,
-    say: Callable[[str], None],
-) -> tuple[Outcome, Callable[[Path], None]]:
+def _train(job: Job[GeneratorSettings], checkpoint: Checkpoint, run: Path) -> tuple[Outcome, Callable[[Path], None]]:
     from xqg_vdb.train.trainer import run_training
 
+    settings, pairs = job.settings, job.pairs
     model = _model(checkpoint, settings)
     make, collate = _shape(checkpoint, run, model, settings)
     trained, all_ = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) / 1e6 for every in (0, 1))
-    say(
+    job.say(
         f"{len(pairs)} questions about {describe_pairs(pairs)['passages']} passages; "
         f"{trained:.1f} of {all_:.1f} M parameters are trained"
     )
-    outcome = run_training(
-        model, run, settings.schedule, examples=make(pairs), held_out=spread(make(dev), settings.dev_limit),
-        collate=collate, say=say,
-    )  # fmt: skip
+    held_out = spread(make(job.dev), settings.dev_limit)
+    outcome = run_training(job, model, run, examples=make(pairs), held_out=held_out, collate=collate)
     return outcome, partial(_save, model, checkpoint, settings)
 
 

@@ -92,11 +92,8 @@ def translated(pairs: Iterable[TrainingPair], *, also: bool = False) -> list[Tra
     for pair in pairs:
         english += [pair] if also else []
         if pair.translation and not (also and pair.lang == "en"):
-            english.append(
-                TrainingPair(
-                    f"{pair.id}-en" if also else pair.id, pair.translation, "en", pair.positive, pair.negatives
-                )
-            )
+            name = f"{pair.id}-en" if also else pair.id
+            english.append(TrainingPair(name, pair.translation, "en", pair.positive, pair.negatives))
     return english
 
 

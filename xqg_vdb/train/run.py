@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
 
@@ -31,25 +31,6 @@ if TYPE_CHECKING:
     from xqg_vdb.train.generator import GeneratorSettings
 
 Settings = TypeVar("Settings", "EncoderSettings", "GeneratorSettings")
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """name: a hub id, folder, `starter:encoder` or `starter:generator`. accept_license: of the latter's terms."""
-
-    name: str
-    accept_license: bool = False
-
-    def licence(self, checkpoint: Checkpoint) -> str:
-        """The licence that the base's own model card names; what is trained from it inherits it."""
-        if self.name == STARTER_GENERATOR:
-            return f"gemma ({TERMS_URL}, which bind derivatives too)"
-        if self.name == STARTER_ENCODER:
-            return "mit (intfloat/multilingual-e5-small)"
-        readme = checkpoint.path / "README.md"
-        text = readme.read_text("utf-8", "replace")[:20_000] if readme.is_file() else ""
-        found = re.search(r"^license:\s*([\w.+-]+)\s*$", text, re.MULTILINE)
-        return found[1] if found else "unknown: find out before you publish these weights"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +62,23 @@ class Schedule:
         """What the result depends on: all but how often something is written, and the threads."""
         left_out = ("save_minutes", "threads")
         return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+
+@dataclass(frozen=True)
+class Job(Generic[Settings]):
+    """What is trained, into which folder, on which pairs, and how.
+
+    base: a hub id, folder, `starter:encoder` or `starter:generator`. dev: pairs to evaluate on. accept_license: of the
+    starter generator's terms. say: called with one line now and then.
+    """
+
+    base: str
+    out: Path
+    settings: Settings
+    pairs: Sequence[TrainingPair]
+    dev: Sequence[TrainingPair] = ()
+    accept_license: bool = False
+    say: Callable[[str], None] = print
 
 
 _TOKENIZER_FILES = (
@@ -186,6 +184,18 @@ def _write_card(folder: Path, *, identity: Mapping[str, Any], outcome: Outcome, 
     write_atomic(folder / "README.md", "\n".join(lines).encode())
 
 
+def _licence(base: str, checkpoint: Checkpoint) -> str:
+    """The licence that the base's own model card names; what is trained from it inherits it."""
+    if base == STARTER_GENERATOR:
+        return f"gemma ({TERMS_URL}, which bind derivatives too)"
+    if base == STARTER_ENCODER:
+        return "mit (intfloat/multilingual-e5-small)"
+    readme = checkpoint.path / "README.md"
+    text = readme.read_text("utf-8", "replace")[:20_000] if readme.is_file() else ""
+    found = re.search(r"^license:\s*([\w.+-]+)\s*$", text, re.MULTILINE)
+    return found[1] if found else "unknown: find out before you publish these weights"
+
+
 def _told(data: Mapping[str, Any]) -> str:
     languages = ", ".join(f"{lang} {count}" for lang, count in data["languages"].items())
     return f"{data['pairs']} pairs about {data['passages']} passages ({languages}), SHA-256 {data['sha256']}"
@@ -193,32 +203,24 @@ def _told(data: Mapping[str, Any]) -> str:
 
 def carry_out(
     kind: str,
-    base: Base,
-    out: Path,
-    *,
-    pairs: Sequence[TrainingPair],
-    dev: Sequence[TrainingPair],
-    settings: Settings,
-    train: Callable[
-        [Checkpoint, Path, Sequence[TrainingPair], Sequence[TrainingPair], Settings, Callable[[str], None]],
-        tuple[Outcome, Callable[[Path], None]],
-    ],
-    say: Callable[[str], None],
+    job: Job[Settings],
+    train: Callable[[Job[Settings], Checkpoint, Path], tuple[Outcome, Callable[[Path], None]]],
 ) -> Outcome:
-    """Train `base` into the folder `out`; continues after a stop.
+    """Do a job; continues after a stop.
 
     train: trains a checkpoint in the run folder; returns what became of it, and what writes the weights into a folder,
     where tokenizer and model card join them. Raises ModelError when `out` holds something else or the base cannot be
     read, MismatchError for an unfinished run of another identity, LockedError when another process is at it.
     """
     need_torch("Training", extra="train", also="accelerate")
+    out = job.out
     identity = {
         "kind": kind,
-        "base": base.name,
-        "pairs": describe_pairs(pairs),
-        "dev": describe_pairs(dev),
-        "leakage": leakage(pairs, dev),
-        "settings": {**asdict(settings), "schedule": settings.schedule.to_json()},
+        "base": job.base,
+        "pairs": describe_pairs(job.pairs),
+        "dev": describe_pairs(job.dev),
+        "leakage": leakage(job.pairs, job.dev),
+        "settings": {**asdict(job.settings), "schedule": job.settings.schedule.to_json()},
     }
     if finished_before := _finished(out, identity):
         return finished_before
@@ -226,15 +228,15 @@ def carry_out(
     with lock_folder(run):
         for left in (run / "base", run / "base-starter"):  # by an earlier try
             shutil.rmtree(left, ignore_errors=True)
-        checkpoint = fetch_checkpoint(base.name, into=run / "base", accept_license=base.accept_license)
-        outcome, save = train(checkpoint, run, pairs, dev, settings, say)
+        checkpoint = fetch_checkpoint(job.base, into=run / "base", accept_license=job.accept_license)
+        outcome, save = train(job, checkpoint, run)
         finished = run / "finished"
         shutil.rmtree(finished, ignore_errors=True)
         finished.mkdir()
         save(finished)
         for file in (file for pattern in _TOKENIZER_FILES for file in checkpoint.path.glob(pattern)):
             shutil.copyfile(file, finished / file.name)  # training does not touch the vocabulary
-        _write_card(finished, identity=identity, outcome=outcome, licence=base.licence(checkpoint))
+        _write_card(finished, identity=identity, outcome=outcome, licence=_licence(job.base, checkpoint))
         for file in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
             if file.is_dir():
                 shutil.rmtree(out / file.name, ignore_errors=True)  # from a run that was killed here

@@ -24,12 +24,13 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.files import write_atomic
 from xqg_vdb.models.folder import EncoderSpec
 from xqg_vdb.progress import STOPS, unbroken, windows
-from xqg_vdb.train.run import Outcome, Schedule, read_object
+from xqg_vdb.train.run import Job, Outcome, Schedule, read_object
 from xqg_vdb.types import Vectors
 
 REPORT_SECONDS = 30.0
 _ROWS = 64
 _WINDOW = 4096
+_Loss = Callable[[Any, Mapping[str, Any]], Tensor]  # of a model and a batch
 
 
 def question_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
@@ -109,17 +110,10 @@ def embed_texts(model: Any, tokenizer: Any, texts: list[str], spec: EncoderSpec,
 class _WatchedTrainer(Trainer):  # type: ignore[misc]
     """A `Trainer` that writes a checkpoint every `save_minutes` and reports a line now and then."""
 
-    def watch(
-        self,
-        schedule: Schedule,
-        say: Callable[[str], None],
-        *,
-        loss: Callable[[Any, Mapping[str, Any]], Tensor] | None = None,
-        dev: Callable[[], dict[str, float]] | None = None,
-    ) -> None:
+    def watch(self, job: Job[Any], *, loss: _Loss | None, dev: Callable[[], dict[str, float]] | None) -> None:
         """To be called once. loss: of a model and a batch; dev: figures, both instead of `Trainer`'s."""
         self.remove_callback(PrinterCallback)
-        self._schedule, self._say, self._loss, self._dev = schedule, say, loss, dev
+        self._schedule, self._say, self._loss, self._dev = job.settings.schedule, job.say, loss, dev
         self._began: tuple[float, int] | None = None
         self._saved = self._told = 0.0
 
@@ -212,15 +206,14 @@ def _arguments(run: Path, schedule: Schedule, *, evaluates: bool, whole_batches:
 
 
 def run_training(
+    job: Job[Any],
     model: Any,
     run: Path,
-    schedule: Schedule,
     *,
     examples: list[Any],
     held_out: list[Any],
     collate: Callable[[Any], dict[str, Any]],
-    say: Callable[[str], None],
-    loss: Callable[[Any, Mapping[str, Any]], Tensor] | None = None,
+    loss: _Loss | None = None,
     dev: Callable[[], dict[str, float]] | None = None,
 ) -> Outcome:
     """Train to the end, from the last whole checkpoint in `run` if there is one; dev is evaluated before and after.
@@ -228,17 +221,17 @@ def run_training(
     loss: of a model and a whole batch, instead of `question_loss`. dev: figures instead of that loss on `held_out`.
     """
     began, (resumed_at, last) = time.monotonic(), _last_checkpoint(run)
-    evaluates = bool(held_out)
+    evaluates, say = bool(held_out), job.say
     trainer = _WatchedTrainer(
         model=model,
-        args=_arguments(run, schedule, evaluates=evaluates, whole_batches=loss is not None),
+        args=_arguments(run, job.settings.schedule, evaluates=evaluates, whole_batches=loss is not None),
         train_dataset=examples,
         eval_dataset=held_out or None,
         data_collator=collate,
         compute_loss_func=None if loss else question_loss,
     )
     trainer._loss_shifts_labels = False  # labels lie beside their logits: transformers 5 would not count the first
-    trainer.watch(schedule, say, loss=loss, dev=dev)
+    trainer.watch(job, loss=loss, dev=dev)
     before: dict[str, float] = read_object(run / "baseline.json")
     if evaluates and not before:
         before = _figures(trainer.evaluate())

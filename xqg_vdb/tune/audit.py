@@ -26,7 +26,7 @@ from xqg_vdb.search import check_same_encoder, collection_means
 from xqg_vdb.search.retriever import Collection
 from xqg_vdb.texts.languages import as_written
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.tune.data import hash_order
+from xqg_vdb.tune.tune import hash_order
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Search, Vectors
 
 _ASKED_TOGETHER = 256

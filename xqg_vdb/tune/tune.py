@@ -1,41 +1,56 @@
 """Choosing α, λ, pooling, shrinkage and languages on half of the questions, and reporting on the other half.
 
-In: passages with the sums of their queries, and questions whose passages are known (`TuneData`). Out: `Tuned`.
+In: a corpus, its queries, and questions whose passages are known. Out: `Tuned`.
 Questions are split by the passage that they ask for, so that translations of one question never lie on both sides. One
-coordinate at a time: for each pooling α, λ and α again; then languages that hurt are left out; then, told but not used,
-how many queries a language are needed. What does not gain more than one standard error (over passages) is a tie, and
-ties go to the default recipe.
+coordinate at a time: for each pooling α, λ and α again; then languages that hurt are left out. What does not gain more
+than one standard error (over passages) is a tie, and ties go to the default recipe.
 """
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xqg_vdb.calibration import LanguageMeans, TextEncoder, pack_means
+from xqg_vdb.calibration import (
+    LanguageMeans,
+    TextEncoder,
+    calibrate_passages,
+    main_languages,
+    pack_means,
+    passage_means,
+    resolve_languages,
+)
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.matrix import Setting, Values, id_order, judge, sweep
-from xqg_vdb.evaluate.metrics import FEW, Metric, Qrels, asked_passage, counted, parse_metrics
+from xqg_vdb.evaluate.metrics import FEW, Metric, Qrels, asked_passage, counted, parse_metrics, read_qrels
 from xqg_vdb.evaluate.significance import GroupComparison, compare_groups
+from xqg_vdb.fusion import Sums
 from xqg_vdb.index.build import Window
-from xqg_vdb.index.write import vectors_of
+from xqg_vdb.index.encode import encode_cached, encode_query_files
+from xqg_vdb.index.write import generated_means, vectors_of
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store.layout import TEXT_DENSE
-from xqg_vdb.texts.corpus import as_file, as_files
+from xqg_vdb.texts.corpus import as_file, as_files, read_corpus, read_questions
 from xqg_vdb.texts.records import expect, open_lines
 from xqg_vdb.texts.tables import Records
-from xqg_vdb.tune.data import SAMPLE, TuneData, hash_order, labelled
 from xqg_vdb.types import Card, Distance, Recipe, Vectors
 
+SAMPLE = 2000
+"""Passages to tune on: enough for intervals of a percent, few enough to encode in minutes."""
+
+_SEED = b"xqg tuning 1"
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(20))
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 SHRINKS = (1.0, 5.0, 20.0)
@@ -45,6 +60,102 @@ NO_HELP = (
 )
 _SAME = 1e-9  # values that differ by less are equal
 _DEFAULT = Recipe()
+
+
+def hash_order(text: str) -> int:
+    """Give a text a fixed pseudo-random number of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=_SEED).digest(), "big")
+
+
+@dataclass(frozen=True)
+class TuneData:
+    """Everything that tuning needs: passages (p, dim) and questions (q, dim) float32, not calibrated, with their names.
+
+    sums: the query sums of the passages. notes: what a reader of the result should know about the data.
+    """
+
+    encoder: TextEncoder
+    ids: Sequence[str]
+    passages: Vectors
+    sums: Sums
+    question_ids: Sequence[str]
+    questions: Vectors
+    langs: Sequence[str]
+    qrels: Qrels
+    notes: tuple[str, ...]
+
+
+def labelled(
+    corpus: Path,
+    queries: Sequence[Path],
+    *,
+    questions: Path,
+    qrels: Path | Qrels,
+    encoder: TextEncoder,
+    passage_calibration: float = 0.0,
+    folder: Path,
+    sample: int = SAMPLE,
+    progress: Progress = silent,
+) -> TuneData:
+    """Read questions with their qrels, and all judged passages and others, `sample` at least.
+
+    passage_calibration: passages are those that such a load would write. folder: what is encoded is kept there. Raises
+    DataError when no question is judged or no judged passage is in the corpus.
+    """
+    encode = partial(encode_cached, encoder=encoder, folder=folder, progress=progress)
+    every = read_questions(questions)
+    judged = qrels if isinstance(qrels, Mapping) else read_qrels(qrels)
+    wanted = {docid for grades in judged.values() for docid, grade in grades.items() if grade > 0}
+    chosen = heapq.nsmallest(
+        max(sample, len(wanted)),
+        read_corpus(corpus, detect=bool(passage_calibration)),
+        key=lambda p: (p.id not in wanted, hash_order(p.id)),
+    )
+    chosen.sort(key=lambda p: p.id)
+    ids = [p.id for p in chosen]
+    present = wanted & set(ids)
+    asked = [q for q in every if any(g > 0 and docid in present for docid, g in judged.get(q.id, {}).items())]
+    if not asked:
+        told = qrels if isinstance(qrels, Path) else "the qrels"
+        raise DataError(
+            f"No question in {questions} has a relevant passage of this corpus in {told}: are the ids the same?"
+        )
+    rows = encode([p.title_and_text for p in chosen], kind="passages", stage="passages")
+    sums = encode_query_files(queries, ids, encoder=encoder, folder=folder, progress=progress).sums(passages=len(ids))
+    notes = _bare_passages(ids, sums, present)
+    if len(asked) < len(every):
+        notes.append(f"{len(every) - len(asked)} questions without a relevant passage in the corpus are left out")
+    if passage_calibration:
+        langs = [p.lang for p in chosen]
+        table = passage_means([(rows, langs)])
+        if len(main_languages(table.counts)) < 2:
+            notes.append("the corpus is in one language: passages stay as they are")
+        else:
+            unit = encoder.facts.normalize
+            rows = calibrate_passages(rows, langs=langs, table=table, strength=passage_calibration, normalize=unit)
+    return TuneData(
+        encoder=encoder,
+        ids=ids,
+        passages=rows,
+        sums=sums,
+        question_ids=[q.id for q in asked],
+        questions=encode([q.text for q in asked], kind="queries", stage="questions"),
+        langs=resolve_languages([q.text for q in asked], [q.lang for q in asked]),
+        qrels={q.id: judged[q.id] for q in asked},
+        notes=tuple(notes),
+    )
+
+
+def _bare_passages(ids: Sequence[str], sums: Sums, asked: set[str]) -> list[str]:
+    """Warn when the passages that are asked for have queries more often than the others."""
+    has = np.add.reduce([counts for _, counts in sums.values()]) > 0
+    judged = np.array([docid in asked for docid in ids])
+    if judged.all() or has[judged].mean() - has[~judged].mean() < 0.1:
+        return []
+    return [
+        f"{has[judged].mean():.0%} of the passages asked for have queries, but {has[~judged].mean():.0%} of the others:"
+        " recipes that give passages with queries a head start (pool mean, not centred) are flattered"
+    ]
 
 
 @dataclass(frozen=True)
@@ -81,7 +192,9 @@ class _Half:
     def rows(self, recipe: Recipe, settings: Sequence[Setting]) -> Values:
         """Values (settings, q); the recipe's own α does not matter."""
         folded = self.sums if recipe.query_langs is None else {lang: self.sums[lang] for lang in recipe.query_langs}
-        table, facts, ids = self._data.means(folded), self._data.encoder.facts, self._data.ids
+        encoder, ids = self._data.encoder, self._data.ids
+        generated = generated_means([{lang: of for lang, of in folded.items() if of[1].any()}])
+        table, facts = encoder.language_means.refined(generated, capped=True), encoder.facts
         means = pack_means(LanguageMeans({lang: table.means[lang] for lang in folded if lang in table.means}))
         distance: Distance = "cosine" if facts.normalize else "dot"
         card = Card(facts, distance, recipe, query_langs=tuple(sorted(folded)), query_means=means)
@@ -173,7 +286,6 @@ def tune(
     qrels: str | PathLike[str] | Qrels,
     encoder: TextEncoder | str | Path = "starter",
     metric: str = "R@10",
-    build: str | PathLike[str] | None = None,
     passage_calibration: float = 0.0,
     sample: int = SAMPLE,
     progress: Progress = silent,
@@ -182,13 +294,11 @@ def tune(
 
     corpus, queries: files, records or data frames, as `load` takes them. questions, qrels: what users ask, and which
     passages answer it: a file each, or records with id and text, and grades by question and passage. encoder: ready, or
-    its folder or name. build: take the vectors from this folder of a load. passage_calibration: λ that the load shall
-    use for the passages. sample: passages to tune on. What was encoded is kept: the same call again takes seconds.
+    its folder or name. passage_calibration: λ that the load shall use for the passages. sample: passages to tune on.
+    What was encoded is kept: the same call again takes seconds.
     """
     (measured,) = parse_metrics([metric])
     expect("qrels", qrels, (str, PathLike, Mapping), "a file, or grades by question and passage")
-    kept = None if build is None else Path(build)
-    folder = cache_folder() / "tuning" if kept is None else kept.with_name(f"{kept.name}.tuning")
     with ExitStack() as stack:
         file, files = as_file(corpus, "corpus.jsonl", stack), as_files(queries, stack)
         asked = as_file(questions, "questions.jsonl", stack)
@@ -198,8 +308,8 @@ def tune(
         if isinstance(encoder, str | Path):
             encoder = stack.enter_context(Encoder(encoder))
         data = labelled(
-            file, files, questions=asked, qrels=judged, encoder=encoder, build=kept, folder=folder, sample=sample,
-            passage_calibration=passage_calibration, progress=progress,
+            file, files, questions=asked, qrels=judged, encoder=encoder, folder=cache_folder() / "tuning",
+            sample=sample, passage_calibration=passage_calibration, progress=progress,
         )  # fmt: skip
         return choose(data, metric=measured, progress=progress)
 

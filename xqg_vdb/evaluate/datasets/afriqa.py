@@ -33,16 +33,14 @@ def read_afriqa(
     *,
     split: str = "dev",
     translated: bool = False,
-    langs: Sequence[str] | None = None,
     pool_splits: Sequence[str] = ("train", "dev"),
 ) -> RetrievalTask:
     """Read the questions of `split` against the passages of `pool_splits`: 1,579 for dev, against 3,120.
 
     translated: ask the human translations instead, grouped by the language they were translated from: how good the
-    encoder is without the language gap. langs: question languages by AfriQA's three-letter codes; the pool stays.
-    Raises DataError when no file is there, or one of `langs` has none.
+    encoder is without the language gap. Raises DataError when no file is there.
     """
-    rows, skipped = _rows(data_dir, [split], langs)
+    rows, skipped = _rows(data_dir, [split])
     pool, skipped_in_pool = _rows(data_dir, list(dict.fromkeys([*pool_splits, split])))
     return RetrievalTask(
         name=f"afriqa-{split}" + ("-english" if translated else ""),
@@ -62,9 +60,9 @@ def read_afriqa(
     )
 
 
-def read_afriqa_passages(data_dir: Path, *, splits: Sequence[str] = ("train", "dev")) -> list[Passage]:
-    """Read the distinct passages of these splits, in file order. DataError when there are none."""
-    return _distinct(_rows(data_dir, splits)[0])
+def read_afriqa_passages(data_dir: Path) -> list[Passage]:
+    """Read the distinct passages of train and dev, in file order. DataError when there are none."""
+    return _distinct(_rows(data_dir, ("train", "dev"))[0])
 
 
 _Row = tuple[Question, str, Passage, tuple[str, ...]]
@@ -75,13 +73,13 @@ def _distinct(rows: Sequence[_Row]) -> list[Passage]:
     return list({passage.id: passage for _, _, passage, _ in rows}.values())
 
 
-def _rows(data_dir: Path, splits: Sequence[str], langs: Sequence[str] | None = None) -> tuple[list[_Row], int]:
+def _rows(data_dir: Path, splits: Sequence[str]) -> tuple[list[_Row], int]:
     """Read the usable rows and count the others; DataError where no split has a file (Yoruba has none for dev)."""
     files: list[tuple[str, str, Path]] = []
     absent: list[DataError] = []
     for split in splits:
         try:
-            there = language_files(data_dir, *(name % split for name in _NAMES), langs=langs, source=_SOURCE)
+            there = language_files(data_dir, *(name % split for name in _NAMES), source=_SOURCE)
             files += [(lang, split, path) for lang, path in there]
         except DataError as error:
             absent.append(error)

@@ -7,21 +7,18 @@ question's own id is not among what it finds (ArguAna and Quora ask with passage
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.task import CorpusFiles, RetrievalTask, find_file, look_for, missing, such_as
 from xqg_vdb.evaluate.metrics import read_qrels
 from xqg_vdb.texts.corpus import read_questions
-from xqg_vdb.texts.languages import normalize
-from xqg_vdb.types import UNKNOWN_LANGUAGE
 
 _SOURCE = "https://github.com/beir-cellar/beir"
 
 
-def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> RetrievalTask:
-    """Read the BEIR-format folder; lang: of questions and passages that name none.
+def read_beir(folder: Path, *, split: str = "test") -> RetrievalTask:
+    """Read the BEIR-format folder.
 
     Raises DataError when a file is missing or malformed, or when no question of the qrels is in `queries.jsonl`.
     """
@@ -33,14 +30,13 @@ def read_beir(folder: Path, *, split: str = "test", lang: str | None = None) -> 
         there = f" There is {', '.join(splits)}: ask for beir/{folder.name}:{splits[0]}." if splits else ""
         raise DataError(missing(folder, f"qrels/{split}.tsv", source=_SOURCE) + there)
     qrels = read_qrels(judgements)
-    default = None if lang is None else normalize(lang)
-    queries = [replace(query, lang=query.lang or default) for query in read_questions(questions) if query.id in qrels]
+    queries = [query for query in read_questions(questions) if query.id in qrels]
     if not queries:
         raise DataError(f"no question of qrels/{split}.tsv is in {questions}; do the two belong together?")
     without = qrels.keys() - {query.id for query in queries}
     return RetrievalTask(
         name=f"{folder.name}-{split}",
-        passages=CorpusFiles({"": [corpus]}, lang=default or UNKNOWN_LANGUAGE),
+        passages=CorpusFiles({"": [corpus]}),
         queries=tuple(queries),
         qrels={query.id: qrels[query.id] for query in queries},
         metrics=("nDCG@10", "R@100"),

@@ -31,15 +31,15 @@ _MIRACL = "https://huggingface.co/datasets/miracl/miracl and miracl/miracl-corpu
 _MR_TYDI = "https://huggingface.co/datasets/castorini/mr-tydi and castorini/mr-tydi-corpus"
 
 
-def read_miracl(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | None = None) -> RetrievalTask:
-    """Read the languages whose topics are there, or `langs`; nDCG@10 and R@100.
+def read_miracl(data_dir: Path, *, split: str = "dev") -> RetrievalTask:
+    """Read the languages whose topics are there; nDCG@10 and R@100.
 
     Raises DataError when topics, qrels or corpus of a language are missing, or no language is there.
     """
     topics = f"miracl/miracl-v1.0-{{lang}}/topics/topics.miracl-v1.0-{{lang}}-{split}.tsv"
     asked: list[tuple[Question, Mapping[str, int]]] = []
     corpora: dict[str, list[Path]] = {}
-    for lang, file in language_files(data_dir, topics, langs=langs, source=_MIRACL):
+    for lang, file in language_files(data_dir, topics, source=_MIRACL):
         judged = read_qrels(find_file(data_dir, topics.replace("topics", "qrels").format(lang=lang), source=_MIRACL))
         asked += [(Question(qid, text, lang), judged[qid]) for qid, text in read_pairs(file) if qid in judged]
         folder = f"miracl/miracl-corpus-v1.0-{lang}"
@@ -51,16 +51,14 @@ def read_miracl(data_dir: Path, *, split: str = "dev", langs: Sequence[str] | No
     return _task(f"miracl-{split}", asked, corpora, ("nDCG@10", "R@100"))
 
 
-def read_mr_tydi(data_dir: Path, *, split: str = "test", langs: Sequence[str] | None = None) -> RetrievalTask:
-    """Read the languages whose questions are there, or `langs` (`swahili`); MRR@100 and R@100.
+def read_mr_tydi(data_dir: Path, *, split: str = "test") -> RetrievalTask:
+    """Read the languages whose questions are there; MRR@100 and R@100.
 
     Raises DataError when questions or corpus of a language are missing or malformed, or no language is there.
     """
     asked: list[tuple[Question, Mapping[str, int]]] = []
     corpora: dict[str, list[Path]] = {}
-    for name, path in language_files(
-        data_dir, f"mr-tydi/mrtydi-v1.1-{{lang}}/{split}.jsonl", langs=langs, source=_MR_TYDI
-    ):
+    for name, path in language_files(data_dir, f"mr-tydi/mrtydi-v1.1-{{lang}}/{split}.jsonl", source=_MR_TYDI):
         lang = language_code(name) or name
 
         def question(record: dict[str, Any], lang: str = lang) -> tuple[Question, Mapping[str, int]]:

@@ -61,16 +61,15 @@ def read_tatoeba(
     return _translations(f"tatoeba-{len(langs)}-{direction}", pairs, direction, ("Accuracy",))
 
 
-def read_ntrex(data_dir: Path, *, direction: _Direction = "xx-en", langs: Sequence[str] | None = None) -> RetrievalTask:
-    """Read NTREX-128 from a checkout `ntrex/`, or its files there; English varieties only where `langs` names them.
+def read_ntrex(data_dir: Path, *, direction: _Direction = "xx-en") -> RetrievalTask:
+    """Read NTREX-128 from a checkout `ntrex/`, or its files there, without English varieties.
 
-    langs: by the files' codes (`hau`, `zho-CN`), all that are there by default. Translations share a topic.
-    Raises DataError when a file is missing or has not as many lines as the English one.
+    Translations share a topic. Raises DataError when a file is missing or has not as many lines as the English one.
     """
     folders = [f"ntrex/{folder}newstest2019" for folder in ("NTREX-128/", "")]
     english = find_file(data_dir, *(f"{folder}-src.eng.txt" for folder in folders), source=_NTREX)
-    there = language_files(data_dir, *(f"{folder}-ref.{{lang}}.txt" for folder in folders), langs=langs, source=_NTREX)
-    pairs = {lang: _aligned(path, english) for lang, path in there if langs or normalize(lang) != "en"}
+    there = language_files(data_dir, *(f"{folder}-ref.{{lang}}.txt" for folder in folders), source=_NTREX)
+    pairs = {lang: _aligned(path, english) for lang, path in there if normalize(lang) != "en"}
     task = _translations(f"ntrex-{len(pairs)}-{direction}", pairs, direction, ("F1@1", "Accuracy"))
     return replace(task, topics={query.id: f"sentence {query.id.rpartition('-')[2]}" for query in task.queries})
 

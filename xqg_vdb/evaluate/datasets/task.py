@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from heapq import heapify, heappop, heappush
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,30 +87,18 @@ def sampled_questions(task: RetrievalTask, n: int) -> RetrievalTask:
     One question a group in turn, each time from the cluster that has been asked about least in any group; which of
     equals is decided by a hash of its id, so that the same n gives the same questions everywhere.
     """
-    clusters, asked = task.clusters(), Counter[str]()
-    waiting: dict[str, list[tuple[int, int, str]]] = {}
-    for query in task.queries:
-        digest = hashlib.blake2b(query.id.encode(), digest_size=8, key=b"xqg questions 1").digest()
-        waiting.setdefault(task.groups[query.id], []).append((0, int.from_bytes(digest, "big"), query.id))
-    for heap in waiting.values():
-        heapify(heap)
-    kept: set[str] = set()
-    for _ in range(n):
-        for group in sorted(waiting):
-            if (qid := _least_asked(waiting[group], clusters, asked)) is not None:
-                kept.add(qid)
-                asked[clusters[qid]] += 1
+    clusters, asked, kept = task.clusters(), Counter[str](), set[str]()
+    order = {q.id: hashlib.blake2b(q.id.encode(), digest_size=8, key=b"xqg questions 1").digest() for q in task.queries}
+    waiting: dict[str, set[str]] = {}
+    for qid in order:
+        waiting.setdefault(task.groups[qid], set()).add(qid)
+    for _, group in product(range(n), sorted(waiting)):
+        if waiting[group]:
+            qid = min(waiting[group], key=lambda qid: (asked[clusters[qid]], order[qid], qid))
+            waiting[group].remove(qid)
+            kept.add(qid)
+            asked[clusters[qid]] += 1
     return task.narrowed(kept)
-
-
-def _least_asked(heap: list[tuple[int, int, str]], clusters: Mapping[str, str], asked: Counter[str]) -> str | None:
-    """Take the question whose cluster has been asked about least; counts in the heap may lag behind, and only grow."""
-    while heap:
-        times, order, qid = heappop(heap)
-        if asked[clusters[qid]] == times:
-            return qid
-        heappush(heap, (asked[clusters[qid]], order, qid))
-    return None
 
 
 def find_file(data_dir: Path, *names: str, source: str) -> Path:

@@ -13,7 +13,7 @@ task. `read_xquad_pool`: paragraphs of several languages; each language by itsel
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,11 @@ def _paragraph(number: int, title: str, record: dict[str, Any]) -> _SquadParagra
     return _SquadParagraph(number, title, context, tuple(context[start:end] for start, end in breaks), tuple(questions))
 
 
-def read_lareqa(
-    data_dir: Path, name: str, *, context: bool = True, langs: Sequence[str] | None = None
-) -> RetrievalTask:
+def read_lareqa(data_dir: Path, name: str, *, context: bool = True) -> RetrievalTask:
     """Read `xquad-r` (13,090 questions, 13,014 candidates, 11 answers each) or `mlqa-r` (2 to 4 answers a question).
 
-    The languages are those of `{name}/{lang}.json`, or MLQA's `mlqa-dev-r/{lang}.json`; langs: these only (both sides).
-    context: candidate text is sentence and paragraph, as published; False gives the bare sentence.
-    Raises DataError when there is no file, or none for one of `langs`.
+    The languages are those of `{name}/{lang}.json`, or MLQA's `mlqa-dev-r/{lang}.json`. context: candidate text is
+    sentence and paragraph, as published; False gives the bare sentence. Raises DataError when there is no file.
     """
     patterns = [f"{name}/{{lang}}.json", f"{name.removesuffix('-r')}-dev-r/{{lang}}.json"]
     passages: list[Passage] = []
@@ -94,7 +91,7 @@ def read_lareqa(
     relevant: dict[str, list[str]] = {}  # SQuAD id -> candidates that answer it, in all languages
     topics: dict[str, str] = {}  # SQuAD id -> its paragraph, the same in all languages
     skipped = 0
-    for lang, path in language_files(data_dir, *patterns, langs=langs, source=_SOURCE):
+    for lang, path in language_files(data_dir, *patterns, source=_SOURCE):
         for paragraph in read_squad(path):
             known = (topics[question[0]] for question in paragraph.questions if question[0] in topics)
             topic = next(known, f"{lang}_{paragraph.number}")
@@ -123,15 +120,14 @@ def read_lareqa(
     )
 
 
-def read_xquad(data_dir: Path, *, distractors: bool = False, langs: Sequence[str] | None = None) -> RetrievalTask:
+def read_xquad(data_dir: Path, *, distractors: bool = False) -> RetrievalTask:
     """Read 1,190 questions per language, 240 English paragraphs: `xquad-r/{lang}.json` or `xquad/xquad.{lang}.json`.
 
-    distractors: add the passages of AfriQA, which answer none of the questions (3,120 with train and dev).
-    langs: question languages, all that are there by default; English, which must be there, is the ceiling. Answers are
-    the English ones, as the passages. Raises DataError when a file is missing.
+    distractors: add the passages of AfriQA, which answer none of the questions (3,120 with train and dev). English,
+    which must be there, is the ceiling; answers are the English ones, as the passages. Raises DataError.
     """
     english = language_files(data_dir, *_XQUAD_FILES, langs=["en"], source=_SOURCE)[0][1]
-    files = language_files(data_dir, *_XQUAD_FILES, langs=langs, source=_SOURCE)
+    files = language_files(data_dir, *_XQUAD_FILES, source=_SOURCE)
     passages: list[Passage] = []
     place: dict[str, tuple[str, tuple[str, ...]]] = {}
     for paragraph in read_squad(english):

@@ -112,13 +112,8 @@ def _panel(compared: Compared, across: Callable[[float], float], ticks: Sequence
         if gap.interval is not None:
             low, high = (across(end) for end in gap.interval)
             shapes.append(_line(low, middle, high, middle, "whisker"))
-        css = (
-            "unsure"
-            if not tables.stars(tables.corrected(gap))
-            else "better"
-            if tables.gain(gap, compared.metric) > 0
-            else "worse"
-        )
+        css = "better" if tables.gain(gap, compared.metric) > 0 else "worse"
+        css = css if tables.stars(tables.corrected(gap)) else "unsure"
         dot = f'cx="{across(gap.difference):.1f}" cy="{middle:.1f}" r="{3.6 if place else 4.8}"'
         shapes.append(f'<circle class="{css}" {dot}><title>{_safe(tip)}</title></circle>')
         shapes.append(_text(_DOTS_WIDTH, middle + 3.5, signed(gap.difference), "value", "end"))

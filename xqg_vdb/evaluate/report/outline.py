@@ -213,21 +213,16 @@ def _provenance(report: Report) -> Iterator[_Block]:
     if not (report.created or report.command or report.environment):
         return
     yield "part", "How it was measured"
-    yield (
-        "code",
-        (f"Made on {report.created} with" if report.command.strip() else f"Made on {report.created}.", report.command),
-    )
+    made = f"Made on {report.created}" + (" with" if report.command.strip() else ".")
+    yield "code", (made, report.command)
     yield "folded", Table("Environment", ["what", "value"], tables.facts(report.environment), words=(1,))
     named: list[tuple[str, Mapping[str, Mapping[str, Any]]]] = [
         ("Datasets", report.datasets), ("Encoders", report.encoders), ("Query files", report.query_files),
         ("Systems", report.systems),
     ]  # fmt: skip
     for name, entries in named:
-        rows = [
-            [name, *pair]
-            for name, entry in entries.items()
-            for pair in tables.facts(entry) or [(tables.NOTHING, tables.NOTHING)]
-        ]
+        none = [(tables.NOTHING, tables.NOTHING)]
+        rows = [[name, *pair] for name, entry in entries.items() for pair in tables.facts(entry) or none]
         yield "folded", Table(name, [name.lower().removesuffix("s"), "what", "value"], rows, words=(1, 2))
     note = (
         "Bytes of vectors as they are written, without index and texts. Milliseconds: single look-ups of 10 passages,"

@@ -78,13 +78,12 @@ def render_page(report: Report) -> str:
 @cache
 def _template() -> Template:
     try:
-        from jinja2 import Environment, FunctionLoader, StrictUndefined
+        from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise MissingExtra('report.html needs jinja2; run: pip install "xqg-vdb[bench]"') from error
-    folder = files(__package__).joinpath("templates")
     environment = Environment(
         autoescape=True,
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        loader=PackageLoader(str(__package__)),
         undefined=StrictUndefined,
         # plain text without control characters; markup of the template itself as it is
         finalize=lambda value: clean(value) if type(value) is str else value,
@@ -213,11 +212,8 @@ def _markdown(kind: str, content: Any) -> Iterator[str]:
         case "table" if content.rows:
             yield from (_markdown_table(content), _text(content.note))
         case "folded" if content.rows:
-            yield from (
-                f"<details><summary>{clean(content.title).translate(_HTML)}</summary>",
-                _markdown_table(content),
-            )
-            yield from (_text(content.note), "</details>")
+            yield f"<details><summary>{clean(content.title).translate(_HTML)}</summary>"
+            yield from (_markdown_table(content), _text(content.note), "</details>")
         case "drawings":
             for table in (table for drawing in content for table in drawing["tables"]):
                 yield from _markdown("folded", table)

@@ -325,12 +325,9 @@ def comparison_table(report: Report, dataset: str, metric: str) -> Table:
     for compared in comparisons_of(report, dataset, metric):
         labels = labels_of(compared.groups)
         better, worse = (listed(labels[name] for name in names) for names in better_and_worse(compared))
-        cells = [
-            signed(compared.macro.difference),
-            interval(compared.macro.interval, sign=True),
-            rounded(compared.macro.d_z),
-        ]
-        cells += [p_value(compared.macro.p_permutation), p_value(compared.macro.p_t), str(compared.macro.n)]
+        macro = compared.macro
+        cells = [signed(macro.difference), interval(macro.interval, sign=True), rounded(macro.d_z)]
+        cells += [p_value(macro.p_permutation), p_value(macro.p_t), str(macro.n)]
         rows.append([f"{compared.system} − {compared.baseline}", *cells, better, worse])
     note = (
         "p: permutation test of the mean difference; p (t) and d_z: over what the mean is over, questions or groups."
