@@ -208,7 +208,8 @@ def test_a_wrong_corpus_name_is_said_before_any_model_is_exported(call, cwd):
 BAD_CORPORA = {
     "no ids": (
         ['{"text": "w1"}'],
-        "{corpus} line 1: no id (expected one of the keys id, _id, docid, id_); found 'text'; correct the data, or use"
+        "{corpus} line 1: no id (expected one of the keys id, _id, docid, id_); found 'text'; number them:"
+        " jq -c '.' FILE | jq -c '. + {{id: \"\\(input_line_number)\"}}' > NEW.jsonl; correct the data, or use"
         " --max-rejects to continue without such records.",
     ),
     "duplicate": (
@@ -444,7 +445,7 @@ def test_a_server_that_is_away(call, cwd, model, monkeypatch):
         code, out, err = call(*arguments, "--url", "http://127.0.0.1:9")
         assert (code, out) == (5, "")
         assert re.fullmatch(
-            r"Error: 127\.0\.0\.1:9 is away or overloaded \(.*\); check that it runs, then run the same command"
+            r"Error: 127\.0\.0\.1:9 is away \(.*\); check that it runs, then run the same command"
             r" again\.\n",
             err,
         )
