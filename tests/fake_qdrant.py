@@ -270,7 +270,8 @@ def _look(fake, record, name):
         "quantization_config": made.get("quantization_config"),
     }  # fmt: skip
     if info["config"].get("metadata") is not None:
-        config["metadata"] = info["config"]["metadata"]
+        # a key that was set to null is gone; the client's own engine keeps it before 1.19
+        config["metadata"] = {key: value for key, value in info["config"]["metadata"].items() if value is not None}
     status, indexed = ("grey", 0) if name in fake.grey else ("green", 0)
     if fake.thresholds[name] and fake.building and points:
         status, indexed = fake.building.pop(0)
