@@ -82,8 +82,8 @@ def test_the_filled_graph_is_the_one_that_torch_exports(tmp_path):
     fill_template(weights, tmp_path / "filled.onnx", seven_bits=not cpu_has_vnni())
     if (tmp_path / "filled.onnx").read_bytes() == (exported / "model.onnx").read_bytes():
         return
-    # another torch names and shapes a few things otherwise, another onnxruntime measures ranges that differ in their last
-    # bits, which decide how loud channels are turned down: what computes, and what comes out, are still the same
+    # another torch names and shapes a few things otherwise, another onnxruntime measures ranges that differ in last
+    # bits, and these decide how loud channels are turned down: what computes, and what comes out, are still the same
     ours, theirs = onnx.load(str(tmp_path / "filled.onnx")), onnx.load(str(exported / "model.onnx"))
     assert shapes_of(ours) == shapes_of(theirs)
     samples = _sample_ids(exported / "tokenizer.json", conventions(source)[0])[::9]
