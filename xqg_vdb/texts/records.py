@@ -122,23 +122,22 @@ def _unpacked(path: Path, file: io.BufferedReader) -> io.BufferedReader:
         if path.suffix.lower() == ".gz" and _CONTROLS & set(head):
             raise gzip.BadGzipFile("it begins as neither gzip nor text does")
         return file
-    unpacker = _Unpacker(fileobj=file, mode="rb")
-    unpacker.packed = file
-    return io.BufferedReader(cast(io.RawIOBase, unpacker), _BLOCK)  # its own buffer is small and slow
+    # its own buffer is small and slow
+    return io.BufferedReader(cast(io.RawIOBase, _Unpacker(fileobj=file, mode="rb")), _BLOCK)
 
 
 class _Unpacker(gzip.GzipFile):
-    packed: io.BufferedReader
     unpacked = 0
 
     def read(self, size: int | None = -1) -> bytes:
         data = super().read(size)
         self.unpacked += len(data)
         if self.unpacked > _RATIO_FREE_BYTES:  # a bomb shows here already, long before its end
-            done = self.packed.tell() if self.packed.seekable() else 0
+            packed = cast(io.BufferedReader, self.fileobj)
+            done = packed.tell() if packed.seekable() else 0
             if self.unpacked > MAX_GZIP_RATIO * done:
                 raise DataError(
-                    f"{self.packed.name} unpacks to over {MAX_GZIP_RATIO} times its size, unlike text; unpack it"
+                    f"{packed.name} unpacks to over {MAX_GZIP_RATIO} times its size, unlike text; unpack it"
                     " yourself if you trust it."
                 )
         return data

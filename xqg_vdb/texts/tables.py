@@ -261,7 +261,8 @@ def write_records(path: str | Path, records: Records) -> int:
             try:
                 file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
             except orjson.JSONEncodeError as error:
-                raise DataError(f"Record {count} in memory cannot be written as JSON: {error}.") from None
+                said = f"Record {count} in memory cannot be written as JSON: {error}, in {record!r:.120}."
+                raise DataError(said) from None
     return count
 
 
