@@ -219,7 +219,7 @@ def locate_model(model: str | Path, *, kind: str = "") -> Path:
         )
     if folder.is_dir():
         raise ModelError(
-            f"{folder} has no {MANIFEST}: if it is a checkpoint, run `xqg-vdb export {folder} OUT` and use OUT."
+            f"{folder} has no {MANIFEST}: if it is a checkpoint, run `xqg-vdb export {kind}{folder} OUT` and use OUT."
         )
     beside = [file.parent for file in folder.parent.glob(f"*/{MANIFEST}")]
     near = difflib.get_close_matches(name, [STARTER, *map(str, beside)], n=1)
