@@ -232,7 +232,7 @@ def test_a_port_where_nobody_listens_is_told_before_the_client_is_imported():
         taken.bind(("127.0.0.1", 0))
         code = (
             "import sys; from xqg_vdb.errors import ServerError; from xqg_vdb.store import open_store\n"
-            f"try: open_store(url='http://127.0.0.1:{taken.getsockname()[1]}')\n"
+            f"try: open_store(url='http://127.0.0.1:{taken.getsockname()[1]}', knocks=True)\n"
             "except ServerError as error: print(error, 'qdrant_client' in sys.modules)"
         )
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout

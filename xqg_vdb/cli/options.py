@@ -252,7 +252,7 @@ class Place:
         from xqg_vdb.store import open_store
 
         return open_store(
-            self.path, url=self.url, api_key=api_key, timeout=self.timeout, grpc=self.grpc, options=options
+            self.path, url=self.url, api_key=api_key, timeout=self.timeout, grpc=self.grpc, options=options, knocks=True
         )
 
     def collection(self, name: str) -> Collection:

@@ -24,6 +24,7 @@ def open_store(
     timeout: int = 60,
     grpc: bool = False,
     options: CollectionOptions | None = None,
+    knocks: bool = False,
 ) -> Store:
     """The store on the server at `url`, else in the folder `path`; what is not given comes from the environment.
 
@@ -32,7 +33,8 @@ def open_store(
     options: of the collections that it makes.
     timeout: seconds for one request to a server. grpc: speak gRPC instead of REST, on the port after that of `url` or
     on XQG_VDB_GRPC_PORT; a url may also be grpc://host:port.
-    Raises ValueError when both are given, ServerError where nobody listens at `url`.
+    knocks: raise ServerError at once where nobody listens; without it nothing is sent before it must be.
+    Raises ValueError when both are given.
     """
     if path is not None and url is not None:
         raise ValueError("give path or url, not both")
@@ -47,7 +49,7 @@ def open_store(
 
         key, port = api_key or os.environ.get("XQG_VDB_API_KEY") or None, os.environ.get("XQG_VDB_GRPC_PORT")
         grpc_port = port_number(port, of="XQG_VDB_GRPC_PORT") if grpc and port else None
-        if url != ":memory:":
+        if knocks and url != ":memory:":
             knock(url, grpc=grpc, grpc_port=grpc_port)
         from xqg_vdb.store.server.store import ServerStore
 
