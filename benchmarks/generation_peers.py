@@ -153,7 +153,7 @@ def transformers(kind: str, checkpoint: Path) -> Writer:
         found = []
         for text in prompts(kind, passages):
             limit = {"max_length": 256, "truncation": True} if kind == "mt5" else {}
-            asked = tokenizer(text, return_tensors="pt", **limit)
+            asked = tokenizer(text, return_tensors="pt", return_token_type_ids=False, **limit)
             out = model.generate(
                 **asked, max_new_tokens=decoding.max_tokens, num_return_sequences=n, eos_token_id=ends, **drawn
             )
@@ -236,8 +236,8 @@ def judge(kind: str, checkpoint: Path, asked: Sequence[str]) -> Callable[[Sequen
                 continue
             with torch.no_grad():
                 if kind == "mt5":
-                    read = tokenizer(prompt, return_tensors="pt", max_length=256, truncation=True)
-                    logits = model(**read, labels=torch.tensor([ids])).logits[0]
+                    asked_ids = tokenizer(prompt, return_tensors="pt", max_length=256, truncation=True).input_ids
+                    logits = model(input_ids=asked_ids, labels=torch.tensor([ids])).logits[0]
                 else:
                     read = torch.tensor([tokenizer.encode(prompt) + ids])
                     logits = model(read).logits[0, -len(ids) - 1 : -1]

@@ -170,12 +170,19 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
     try:
         model, loaded = getattr(transformers, kind).from_pretrained(
             str(checkpoint.path), dtype=torch.float32, attn_implementation=attention, use_safetensors=True,
-            local_files_only=True, trust_remote_code=False, output_loading_info=True,
+            local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, of safetensors, and of a stranger's values in the configuration
         why = f"transformers {transformers.__version__} cannot load {checkpoint.source}: {reason(error)}{CORRECT}"
         broken = damaged_weights(checkpoint.path).replace(str(checkpoint.path), checkpoint.source)
         raise ModelError(broken or why) from error
+    if wrong := sorted(
+        str(key if isinstance(key, str) else key[0]) for key in loaded["mismatched_keys"]
+    ):  # 5 says more
+        raise ModelError(
+            f"size mismatch: {len(wrong)} weights of {checkpoint.source}, such as {wrong[0]}, have other sizes than its"
+            f" config.json says{CORRECT}"
+        )
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # which nothing here uses
         why = "its files are incomplete, or of another model"
         why = "it has experts, which that class does not know" if _has_experts(checkpoint) else why
