@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def starter(folder: Path) -> Path:
 
 def exported(checkpoint: Path, out: Path, precision: str) -> Path:
     if not out.exists():
-        tell = lambda line: print("  ", line, file=sys.stderr)  # noqa: E731
+        tell = partial(print, "  ", file=sys.stderr)
         export(str(checkpoint), out, precision=precision, generator=True, say=tell)
     return out
 

@@ -267,6 +267,7 @@ def names(kind: str) -> Iterator[str]:
 @click.option("--passages", default=8, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--judged", default=16, show_default=True, help="Prompts for the greedy comparison.")
+@click.option("--only", multiple=True, help="Contenders, such as 'xqg-vdb int8'  [default: all that are here]")
 @click.option("--child", hidden=True)
 def main(
     work: Path,
@@ -275,6 +276,7 @@ def main(
     passages: int,
     repeats: int,
     judged: int,
+    only: Sequence[str],
     child: str | None,
 ) -> None:
     """Print a table for each model."""
@@ -284,7 +286,7 @@ def main(
         return serve(child, models[0], work, data)
     options = ["--work", str(work), "--data-dir", str(data)]
     for kind in models:
-        contenders = {name: Child(name, kind, options) for name in names(kind)}
+        contenders = {name: Child(name, kind, options) for name in names(kind) if not only or name in only}
         greedy = {
             name: one.ask(0, max(1, judged // len(LANGS)), DECODING.max_tokens, mode="greedy", n=1)["texts"]
             for name, one in contenders.items()
@@ -308,8 +310,10 @@ def main(
         print(f"{'':26}  queries/s  first tokens, s  decoding, s    MiB  greedy equal   log p")
         for name in contenders:
             took, read = statistics.median(whole[name]), statistics.median(first[name])
-            equal = sum(a.strip() == b.strip() for a, b in zip(greedy[name], greedy["transformers fp32"], strict=True))
-            share = f"{equal}/{len(greedy[name])}"
+            equal = sum(
+                a.strip() == b.strip() for a, b in zip(greedy[name], greedy.get("transformers fp32", ()), strict=False)
+            )
+            share = f"{equal}/{len(greedy[name])}" if "transformers fp32" in greedy else "–"
             print(
                 f"{name:26}{count / took:>11.2f}{read:>17.2f}{took - read:>13.2f}{memory[name]:>7}"
                 f"{share:>14}{score(greedy[name]):>8.3f}"

@@ -30,7 +30,7 @@ GOALS = {
 """Where it should go; `files at the top` counts `__init__.py`."""
 
 TODAY = GOALS | {
-    "lines": 31_003,
+    "lines": 31_001,
 }
 """At most so many until the goals are met; lower a number when you can. 2,500 lines came with chunks, cross-encoders,
 assistants (MCP), clusters (Ray), alignment, killed servers, the report, questions in Latin letters and checkpoints of

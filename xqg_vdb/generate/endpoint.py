@@ -118,9 +118,7 @@ class EndpointGenerator(BatchGenerator, AbstractContextManager["EndpointGenerato
             choices = response.json()["choices"]  # several, where a server was told so: the first that says something
             choice = next((one for one in choices if _joined(one["message"].get("content")).strip()), choices[0])
             message, finish = choice["message"], choice.get("finish_reason")
-            calls = message.get("tool_calls") or [
-                {"function": message.get("function_call")}
-            ]  # by a model without tools
+            calls = message.get("tool_calls") or [{"function": message.get("function_call")}]  # though it has no tools
             content = _joined(message.get("content")) or str((calls[0].get("function") or {}).get("arguments") or "")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             hint = "" if b'"error"' in response.content else " (no chat completion: check the URL)"

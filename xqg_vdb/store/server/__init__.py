@@ -100,9 +100,9 @@ def knock(url: str, *, grpc: bool, grpc_port: int | None) -> None:
     parts = urlsplit(address.url)
     if getproxies() and not is_loopback(parts.hostname):
         return
+    to = parts.hostname or "", address.grpc_port or parts.port or 0  # REST's may be closed to who speaks gRPC
     for last in (False, True):
-        try:  # REST's port may be closed to who speaks gRPC
-            to = parts.hostname or "", address.grpc_port or parts.port or 0
+        try:
             return socket.create_connection(to, timeout=1).close()
         except ConnectionRefusedError as error:
             if last:
