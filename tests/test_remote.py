@@ -70,6 +70,8 @@ class Embeddings:
             return 400, {"error": {"message": "unknown field encoding_format"}}
         if "small batches" in self.quirks and len(texts) > 8:
             return 422, {"error": {"message": "batch size 64 > maximum allowed batch size 8"}}
+        if "one at a time" in self.quirks and len(texts) > 1:
+            return 422, {"error": "batch size 4 > maximum allowed batch size 1"}
         if "short texts" in self.quirks and any(len(text) > 400 for text in texts):
             return 413, {"error": "inputs must have less than 100 tokens"}
         if "broken" in self.quirks:
@@ -84,6 +86,10 @@ class Embeddings:
             wanted = body.get("encoding_format")
             coded = base64.b64encode(row.tobytes()).decode() if wanted == "base64" else row.tolist()
             entries.append({"index": i, "embedding": coded})
+        if "no index" in self.quirks:
+            return 200, {"data": [{**entry, "index": None} for entry in entries]}
+        if "one row" in self.quirks:
+            return 200, {"data": [{**entry, "embedding": entries[0]["embedding"]} for entry in entries]}
         return 200, {"data": entries[::-1]}  # in any order
 
     def embed(self, body):
@@ -170,6 +176,27 @@ def test_a_server_that_is_too_slow_for_large_requests_gets_small_ones(server, ti
     with Encoder(folder.path) as encoder:
         encoder._rows._embed.server._client.timeout = 0.3
         np.testing.assert_allclose(encoder.encode_passages(TEXTS[:9]), tiny.encode_passages(TEXTS[:9]), atol=1e-5)
+
+
+def test_a_server_of_few_texts_at_a_time_is_asked_for_few_from_then_on(server, tiny, tmp_path):
+    server.quirks = {"one at a time", "no index"}
+    folder = export(server.url, tmp_path / "out", model="tiny", overrides=PREFIXES, say=silent)
+    with Encoder(folder.path) as encoder:
+        asked = len(server.asked)
+        np.testing.assert_allclose(encoder.encode_passages(TEXTS[:150]), tiny.encode_passages(TEXTS[:150]), atol=1e-6)
+    assert len(server.asked) - asked < 1.2 * 150
+    server.quirks = {"short texts"}  # a text that is too long is about none of the others
+    with Encoder(folder.path) as encoder:
+        encoder.encode_passages([*TEXTS[:60], "w1 " * 200])
+        asked = len(server.asked)
+        encoder.encode_passages(TEXTS[:120])
+    assert len(server.asked) - asked < 10
+
+
+def test_a_server_that_tells_no_texts_apart_is_no_encoder(server, tmp_path):
+    server.quirks = {"one row"}
+    with pytest.raises(ModelError, match="tiny gives 4 different texts one and the same vector"):
+        export(server.url, tmp_path / "out", model="tiny", say=silent)
 
 
 def test_rows_may_be_cut_and_long_texts_are(server, tmp_path):

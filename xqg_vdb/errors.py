@@ -5,9 +5,14 @@ Every message is one sentence or two that say what was expected, what was found,
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import unicodedata
 
+LONGEST_REASON = 4000  # bytes of a body in which an error's page has its title
+_REASONS = ("error", "errors", "message", "Message", "detail", "msg", "title")
+_TITLE = re.compile(r"<title[^<>]*>\s*([^<>]*\w[^<>]*)</title", re.IGNORECASE)
 _SHOWN = frozenset("\u00ad\u061c\u200c\u200d\u200e\u200f")  # of the format characters; others turn a line round
 
 
@@ -23,6 +28,24 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The start of a text that somebody else wrote, safe to print."""
     return " ".join(printable(text).split())[:300]
+
+
+def told_in(body: bytes) -> str:
+    """What a server's answer says of an error, on one line: of a page its title; empty when it says nothing."""
+    text = body[:LONGEST_REASON].decode(errors="replace")
+    try:
+        record = json.loads(body)
+    except (ValueError, RecursionError):
+        return one_line(html.unescape(page[1]) if (page := _TITLE.search(text)) else text)
+    place = ""
+    while isinstance(record, dict | list) and record:
+        if isinstance(record, list):
+            record = record[0]
+            continue
+        if isinstance(record.get("loc"), list):  # FastAPI's: where in the body
+            place = ".".join(map(str, record["loc"])) + ": "
+        record = next((record[key] for key in _REASONS if record.get(key)), str(record))
+    return one_line(place + str(record))
 
 
 def redacted(text: str, key: str) -> str:

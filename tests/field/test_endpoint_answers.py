@@ -249,7 +249,7 @@ class Server:
 
     def __init__(self, quirk):
         outer = self
-        self.bodies, self.quirk = [], quirk
+        self.bodies, self.paths, self.quirk = [], [], quirk
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -257,6 +257,7 @@ class Server:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.bodies.append(body)
+                outer.paths.append(self.path)
                 status, answer = outer.quirk(body)
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
@@ -308,10 +309,12 @@ def test_parts_and_answers_without_usage_are_good(serve):
         (ok(""), "the answer is empty"),
         ((200, {"error": {"message": "quota exceeded", "code": "quota"}}), "quota exceeded"),
         ((200, b"<html>Bad Gateway</html>"), "<html>Bad Gateway</html>"),
+        ((200, b"<html><head><title>Sign in</title></head><body>x</body></html>"), "Sign in (no chat completion"),
         ((200, {"choices": []}), "choices"),
         (ok("I'm sorry, I cannot."), "it wrote \"I'm sorry, I cannot.\""),
         (ok("a\0b?"), "no valid text"),
         (ok("x" * 20_000_000), "20,000,"),
+        (ok(42), "the answer is empty"),
         (ok("Mto Nile una urefu", finish="length"), "'Mto Nile una urefu', and was cut at 64 tokens: raise --max"),
         (ok(None, refusal="I cannot help"), "it says 'I cannot help'"),
         (ok("", finish="content_filter"), "its filter kept the answer back"),
@@ -355,7 +358,11 @@ def test_why_a_question_was_searched_as_it_is(serve, answer, reason):
     expander.close()
 
 
-@pytest.mark.parametrize("content", [[Q], [{"text": Q}], {"type": "text", "text": Q}, [{"text": {"value": Q}}]])
+@pytest.mark.parametrize(
+    "content",
+    [[Q], [{"text": Q}], {"type": "text", "text": Q}, [{"text": {"value": Q}}], {"question": Q},
+     [[{"type": "text", "text": Q}]], [{"type": "text", "text": Q}, {"type": "reference", "reference_ids": [1]}]],
+)  # fmt: skip
 def test_other_shapes_of_parts_are_good(serve, content):
     assert ask(serve(lambda body: ok(content)))[0] == (Q,)
 
@@ -410,6 +417,80 @@ def test_a_proxy_that_no_client_can_use_is_a_sentence(monkeypatch, proxy, told):
 def test_a_host_that_cannot_be_is_a_sentence():
     with pytest.raises(DataError, match="An endpoint is a URL such as"):
         EndpointGenerator("http://xn--/v1", "m")
+
+
+def events(*deltas, finish="stop", end=b"data: [DONE]\n\n", line_end="\n\n", before=""):
+    """What a server streams."""
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    chunks = [{"choices": [choice]} for choice in choices] + [{"choices": [], "usage": {"prompt_tokens": 1}}]
+    if finish:
+        chunks.insert(-1, {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+    return before.encode() + "".join(f"data: {json.dumps(chunk)}{line_end}" for chunk in chunks).encode() + end
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        events({"role": "assistant", "content": ""}, {"content": Q[:8]}, {"content": Q[8:]}),
+        events({"content": Q}, line_end="\r\n\r\n", before=": OPENROUTER PROCESSING\r\n\r\n"),
+        events({"reasoning_content": "What?"}, {"content": None}, {"content": Q}, finish=None),
+        events({"content": "<think>\nWhat?"}, {"content": f"</think>\n{Q}"}, end=b""),
+        events({"content": [{"type": "text", "text": Q}]}),
+    ],
+)
+def test_an_answer_that_is_streamed_though_nobody_asked_is_read(serve, stream):
+    assert ask(serve(lambda body: (200, stream)))[0] == (Q,)
+
+
+@pytest.mark.parametrize(
+    ("stream", "reason"),
+    [
+        (events({"content": "What is the"}, finish=None, end=b""), "no chat completion"),
+        (events({"content": ""}, {"reasoning": "What?"}, finish="length"), "it only reasoned, and was cut at 64"),
+        (b'data: {"error": {"message": "model overloaded"}}\n\ndata: [DONE]\n\n', "model overloaded"),
+        (b'data: {"choices": [{"delta"', "no chat completion"),
+    ],
+)
+def test_a_stream_without_an_answer_is_none(serve, stream, reason):
+    queries, generator = ask(serve(lambda body: (200, stream)))
+    assert queries == () and reason in generator.failure
+
+
+def test_a_model_that_only_streams_is_asked_to(serve):
+    told = "This model only support stream mode, please enable the stream parameter"
+    server = serve(lambda body: (200, events({"content": Q})) if body.get("stream") else refused(400, told))
+    assert ask(server)[0] == (Q,) and [body.get("stream") for body in server.bodies] == [None, True]
+    server = serve(lambda body: refused(400, told))
+    with pytest.raises(ServerError, match="only support stream mode"):
+        ask(server)
+    assert len(server.bodies) == 2
+
+
+def test_counts_of_tokens_that_cannot_be_do_not_stop_a_run(serve, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"id": "1", "text": "The Nile."}\n')
+    server = serve(lambda body: ok(Q, usage={"prompt_tokens": -5, "completion_tokens": 10**30}))
+    with EndpointGenerator(server.url, "m") as generator:
+        generate_file(tmp_path / "c.jsonl", tmp_path / "o", generator=generator, job=Job(("sw",), 1))
+    assert json.loads((tmp_path / "o").read_text())["generated_queries"] == {"sw": [Q]}
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/chat/completions", "?api-version=2024-10-21", "/chat/completions?a=b"])
+def test_an_address_may_be_that_of_the_completions_or_have_a_query(serve, tail):
+    server = serve(lambda body: ok(Q))
+    server.url += tail
+    assert ask(server)[0] == (Q,)
+    assert server.paths == ["/v1/chat/completions" + (tail[tail.index("?") :] if "?" in tail else "")]
+
+
+def test_of_a_page_its_title_is_told_and_of_a_connection_what_is_wrong(serve):
+    page = b"<!DOCTYPE html><html><head><style>x{}</style><title>401 &amp; out</title></head><body>x</body></html>"
+    with pytest.raises(ServerError, match="status 401: 401 & out; set XQG_VDB_GENERATOR_KEY"):
+        ask(serve(lambda body: (401, page)))
+    server = serve(lambda body: ok(Q))
+    server.url = server.url.replace("http:", "https:")
+    with pytest.raises(ServerError, match=r"is not there \(ConnectError: .*SSL"):
+        ask(server)
+    assert not ask(serve(lambda body: refused(400, "content_filter: no.")))[1].failure.endswith(".")
 
 
 def test_a_limit_told_under_status_200_is_waited_for(serve):

@@ -29,11 +29,7 @@ BLOCK_SCORES = 2**24
 
 
 def search_rows(
-    queries: NDArray[np.floating],
-    passages: NDArray[np.floating],
-    *,
-    k: int,
-    tie_order: NDArray[np.int64] | None = None,
+    queries: NDArray[np.floating], passages: NDArray[np.floating], *, k: int, tie_order: NDArray[np.int64] | None = None
 ) -> tuple[Rows, NDArray[np.floating]]:
     """Find the k best passages by dot product: rows and scores (q, min(k, n)), for queries (q, dim), passages (n, dim).
 

@@ -241,11 +241,7 @@ def _refuse_unknown(names: Iterable[str], known: Sequence[str], what: str) -> No
 
 
 def preset(
-    dataset: str,
-    *,
-    encoder: str = "starter",
-    queries: Path | None = None,
-    several_languages: bool | None = None,
+    dataset: str, *, encoder: str = "starter", queries: Path | None = None, several_languages: bool | None = None
 ) -> Suite:
     """Plain against calibrated; with generated queries also xQG, both together, and the controls that xQG must beat.
 

@@ -46,13 +46,7 @@ from xqg_vdb.export.gate import (
     torch_vectors,
     write_graph,
 )
-from xqg_vdb.export.generator import (
-    cross_record,
-    describe_generator,
-    fill_cross,
-    fill_generator,
-    original_cross_facts,
-)
+from xqg_vdb.export.generator import cross_record, describe_generator, fill_cross, fill_generator, original_cross_facts
 from xqg_vdb.export.quantise import quantize_int8, tokens_first, write_composing
 from xqg_vdb.export.starter_encoder import stored_rows
 from xqg_vdb.files import new_folder
@@ -135,6 +129,8 @@ def _fill_remote(
     url, embed = (server, None) if isinstance(server, str) else (None, server)
     with closing(Remote(embed, name=model) if embed else ask_endpoint(str(url), model)) as remote:
         rows = remote.rows(CANARY_TEXTS)
+    if not np.ptp(rows, axis=0).any():
+        raise ModelError(f"{model} gives {len(rows)} different texts one and the same vector: it tells none apart.")
     width = rows.shape[1]
     family, changed = family_conventions(model), overrides.given
     start = family or EncoderSpec(width, "mean", normalize=True, max_length=REMOTE_LENGTH)

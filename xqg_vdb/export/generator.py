@@ -40,13 +40,7 @@ from xqg_vdb.generate.local import ENCODER_GRAPH, Seq2SeqGenerator
 from xqg_vdb.generate.output import versions
 from xqg_vdb.models.decoder import CausalModel, Decoding
 from xqg_vdb.models.encoder import ACTIVATIONS
-from xqg_vdb.models.folder import (
-    GRAPH,
-    TOKENIZER,
-    ModelFolder,
-    Precision,
-    write_manifest,
-)
+from xqg_vdb.models.folder import GRAPH, TOKENIZER, ModelFolder, Precision, write_manifest
 from xqg_vdb.models.forest import Bools, Forest
 from xqg_vdb.search.rerank import open_pairs
 from xqg_vdb.texts.corpus import read_corpus, sample_corpus

@@ -9,6 +9,7 @@ is nothing else.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -21,10 +22,10 @@ from typing import Any
 
 import httpx
 
-from xqg_vdb.errors import one_line
+from xqg_vdb.errors import one_line, told_in
 from xqg_vdb.generate.prompts import CausalPrompt, asks, broken, chat, query_of, said
 from xqg_vdb.generate.run import BatchGenerator
-from xqg_vdb.models.remote import LONGEST_BODY, Server, reason_of
+from xqg_vdb.models.remote import LONGEST_BODY, Server
 from xqg_vdb.progress import per_process
 from xqg_vdb.types import Passage
 
@@ -36,6 +37,8 @@ _FILTERED = re.compile(  # Azure's, OpenAI's, DashScope's, DeepSeek's, Zhipu's w
     r"|sensitive (?:word|content|information)|moderation|safety (?:filter|system|setting)|responsible_?ai"
 )
 _STOPPED = re.compile(r"filter|safety|recitation|prohibited|blocklist|spii", re.IGNORECASE)  # reasons to finish
+_EVENTS = re.compile(rb"\s*(?:(?::|event:|id:|retry:)[^\n]*\s*)*data:")
+MOST_TOKENS = 10**9  # of one answer; what says more does not count
 _log = logging.getLogger(__name__)
 
 
@@ -106,7 +109,7 @@ class EndpointGenerator(BatchGenerator, AbstractContextManager["EndpointGenerato
                 reason = why + cut
             except _NoAnswerError as error:
                 reason = str(error)
-            self.failure = f"{self._server.host}: {self._server.without_key(reason)}"
+            self.failure = f"{self._server.host}: {self._server.without_key(reason)}".rstrip(".")
             self._server.count({"useless_answers": 1})
         return ""
 
@@ -115,14 +118,14 @@ class EndpointGenerator(BatchGenerator, AbstractContextManager["EndpointGenerato
         if len(response.content) > LONGEST_BODY:
             raise _NoAnswerError(f"an answer of {len(response.content):,} bytes")
         try:
-            choices = response.json()["choices"]  # several, where a server was told so: the first that says something
+            choices = _record(response)["choices"]  # several, where a server was told so: the first that says something
             choice = next((one for one in choices if _joined(one["message"].get("content")).strip()), choices[0])
             message, finish = choice["message"], choice.get("finish_reason")
             calls = message.get("tool_calls") or [{"function": message.get("function_call")}]  # though it has no tools
             content = _joined(message.get("content")) or str((calls[0].get("function") or {}).get("arguments") or "")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             hint = "" if b'"error"' in response.content else " (no chat completion: check the URL)"
-            raise _NoAnswerError((reason_of(response) or "an empty body") + hint) from None
+            raise _NoAnswerError((told_in(response.content) or "an empty body") + hint) from None
         cut = f", and was cut at {self._max_tokens} tokens: {self.cure}" if finish == "length" else ""
         cut = "; its filter kept the answer back" if _STOPPED.search(str(finish)) else cut
         if not content.strip():
@@ -147,8 +150,12 @@ class EndpointGenerator(BatchGenerator, AbstractContextManager["EndpointGenerato
         Raises _NoAnswerError when it refused this one text.
         """
         told = response.text[:LONGEST_PASSAGE].lower()  # whole: some name the setting outside their sentence
+        if re.search(r"\bstream\b|\bstreaming\b", told) and "stream" not in body:  # some models do not answer else
+            with self._lock:
+                self._body["stream"] = True
+            return True
         if _FILTERED.search(told):
-            raise _NoAnswerError(f"its filter kept the answer back: {reason_of(response)}")
+            raise _NoAnswerError(f"its filter kept the answer back: {told_in(response.content)}")
         for name in ("max_tokens", "max_completion_tokens", "temperature", "seed"):
             if name not in body or not re.search(rf"\b{name}\b", told):
                 continue
@@ -165,24 +172,39 @@ class EndpointGenerator(BatchGenerator, AbstractContextManager["EndpointGenerato
 
     def _count_tokens(self, response: httpx.Response) -> None:
         try:
-            usage = response.json()["usage"]
+            usage = _record(response)["usage"]
             used = {"tokens_read": usage["prompt_tokens"], "tokens_written": usage["completion_tokens"]}
-            self._server.count({name: int(count) for name, count in used.items()})
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            self._server.count({name: min(max(int(count), 0), MOST_TOKENS) for name, count in used.items()})
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             pass  # a server that does not count; the answer may be good
 
 
+def _record(response: httpx.Response) -> Any:
+    """The body of an answer, made of its pieces where a server streams though nobody asked it to."""
+    if not _EVENTS.match(response.content):
+        return response.json()
+    events = [json.loads(told) for told in re.findall(rb"^data:\s*(\{.*)", response.content, re.MULTILINE)]
+    choices = [choice for event in events for choice in event.get("choices") or [] if not choice.get("index")]
+    deltas = [choice.get("delta") or choice.get("message") or {} for choice in choices]
+    message = {key: value for delta in deltas for key, value in delta.items()}
+    message["content"] = "".join(_joined(delta.get("content")) for delta in deltas)
+    finish = next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), None)
+    usage = next((event["usage"] for event in events if event.get("usage")), None)
+    if not choices or not (finish or b"[DONE]" in response.content):  # an error, or a stream that broke off
+        raise ValueError
+    return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
+
+
 def _joined(content: Any) -> str:
-    """The text of an answer, which some servers give in parts."""
-    if isinstance(content, str):
-        return content
-    texts = []
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, dict) and part.get("type") in (None, "text", "output_text"):
-            part = part.get("text")
-            part = part.get("value") if isinstance(part, dict) else part
-        texts.append(part if isinstance(part, str) else "")
-    return "".join(texts)
+    """The text of an answer, which some servers give in parts, or as a record."""
+    if isinstance(content, list):
+        return "".join(map(_joined, content))
+    if isinstance(content, dict):
+        if content.get("type") not in (None, "text", "output_text"):
+            return ""
+        inner = content.get("text", content.get("value"))
+        return _joined(inner) if inner is not None else json.dumps(content, ensure_ascii=False)
+    return content if isinstance(content, str) else ""
 
 
 def _silence(choice: Mapping[str, Any], message: Mapping[str, Any]) -> str:

@@ -22,12 +22,7 @@ _BY_ID = " in the order of ids"
 
 
 def migrate(
-    source: VectorStore,
-    name: str,
-    target: VectorStore,
-    *,
-    to_name: str | None = None,
-    progress: Progress = silent,
+    source: VectorStore, name: str, target: VectorStore, *, to_name: str | None = None, progress: Progress = silent
 ) -> Card:
     """Copy `name` from `source` to `target` (as `to_name` when given) and return the card that it has there.
 

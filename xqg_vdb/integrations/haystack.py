@@ -15,14 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from qdrant_client import models
 
 from xqg_vdb.errors import MissingExtra
-from xqg_vdb.integrations import (
-    Documents,
-    metadata_of,
-    on_a_thread,
-    passage_of,
-    question_vector,
-    search_options,
-)
+from xqg_vdb.integrations import Documents, metadata_of, on_a_thread, passage_of, question_vector, search_options
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import STARTER
 from xqg_vdb.search import QuestionEncoder, passage_languages

@@ -33,7 +33,7 @@ import httpx
 import numpy as np
 
 from xqg_vdb.calibration import model_arrays
-from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, XqgError, one_line, redacted
+from xqg_vdb.errors import DataError, MismatchError, ModelError, ServerError, XqgError, one_line, redacted, told_in
 from xqg_vdb.fusion import unit_rows
 from xqg_vdb.models.folder import MANIFEST, ModelFolder
 from xqg_vdb.progress import per_process, tick
@@ -126,23 +126,28 @@ class Server:
             reason, wait, sent = "", 0.0, body()
             try:
                 self.count({"requests": 1})
-                response = self._client().post(self.url + path, json=sent)
+                response = self._client().post(self._address(path), json=sent)
                 self._reached, status = True, _status(response)
                 if status == 200:
                     return response
-                reason = self.without_key(f"status {status} {reason_of(response)}".strip())
+                reason = self.without_key(f"status {status} {told_in(response.content)}".strip())
                 wait = seconds_asked(response.headers.get("Retry-After", "")) or 0.0
                 if status in (400, 413, 422, 501) and adapted(sent, response):
                     continue
                 if status not in RETRIED or b"insufficient_quota" in response.content:  # nobody pays: it stays so
                     self.give_up(self._refusal(response))
             except httpx.HTTPError as error:
-                reason = "Connection refused" if "refused" in str(error) else type(error).__name__
+                why = re.sub(r" \(_ssl\.c.*|^\[Errno.*?\] ", "", str(error))  # what is wrong with a certificate, a name
+                reason = "Connection refused" if "refused" in why else f"{type(error).__name__}: {why}".rstrip(": ")
                 if isinstance(error, httpx.ReadTimeout):
                     slow(sent)
             wait = max(wait, random.uniform(0.1, pause))  # noqa: S311 -- jitter, not a secret
             self._wait_or_give_up(reason, wait, spent=time.monotonic() - start)
             pause = min(2 * pause, 30.0)
+
+    def _address(self, path: str) -> str:
+        base, mark, query = self.url.partition("?")  # such as Azure's api-version
+        return base.rstrip("/").removesuffix(path) + path + mark + query
 
     def give_up(self, sentence: str) -> NoReturn:
         """Refuse this request, and those of other threads that wait."""
@@ -188,7 +193,7 @@ class Server:
         }.get(status := _status(response), "")
         if response.has_redirect_location:
             hint = f"it sends to {one_line(response.headers['Location'])}: give the URL of the API itself"
-        reason = self.without_key(reason_of(response))
+        reason = self.without_key(told_in(response.content))
         told = "; ".join(filter(None, (reason.rstrip("."), hint))) or "see its log for the reason"
         return f"{self.host} refused the request with status {status}: {told}."
 
@@ -234,26 +239,6 @@ def _status(response: httpx.Response) -> int:
         if response.is_success and len(response.content) <= LONGEST_BODY:
             return int(code) if (code := response.json()["error"]["code"]) in RETRIED else 200
     return 200 if response.is_success else response.status_code
-
-
-def reason_of(response: httpx.Response) -> str:
-    """What a server says of an error, on one line; empty when it says nothing."""
-    try:
-        record = response.json()
-    except (ValueError, RecursionError):
-        return one_line(response.content[:1000].decode(errors="replace"))
-    place = ""
-    while isinstance(record, dict | list) and record:
-        if isinstance(record, list):
-            record = record[0]
-            continue
-        if isinstance(record.get("loc"), list):  # FastAPI's: where in the body
-            place = ".".join(map(str, record["loc"])) + ": "
-        record = next((record[key] for key in _REASONS if record.get(key)), str(record))
-    return one_line(place + str(record))
-
-
-_REASONS = ("error", "errors", "message", "Message", "detail", "msg", "title")
 
 
 def is_loopback(host: str | None) -> bool:
@@ -372,19 +357,25 @@ class _Endpoint:
     """`/embeddings` of a server, or its `/embed`. A setting that it refuses by name is left out from then on."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self._embed = server, takes_prompts(server.url)
+        self.server, self._embed, self._most, self._refused = server, takes_prompts(server.url), _TEXTS, 0
         # lengths are this side's business, and a text too long is cut there
         self._settings = dict[str, Any](normalize=False, truncate=True) if self._embed else {"encoding_format": "float"}
 
     def __call__(self, texts: list[str], prompt: str = "") -> list[Any]:
         self.server.given_up = ""
+        if len(texts) > self._most:
+            return self(texts[: self._most], prompt) + self(texts[self._most :], prompt)
         path = "" if self._embed else "/embeddings"
         try:
             response = self.server.post(path, lambda: self._body(texts, prompt), adapted=self._adapted, slow=self._slow)
         except _TooLargeError as error:
+            self._refused += 1
             if len(texts) > 1:  # smaller requests pass, or one text alone is refused, by its reason
-                middle = len(texts) // 2
-                return self(texts[:middle], prompt) + self(texts[middle:], prompt)
+                refused, middle = self._refused, len(texts) // 2
+                halves = self(texts[:middle], prompt) + self(texts[middle:], prompt)
+                if self._refused == refused:  # it is about their number: so many at a time from now on
+                    self._most = min(self._most, len(texts) - middle)
+                return halves
             if not (_TOO_LONG.search(str(error)) and len(texts[0]) > _SHORT):
                 self.server.give_up(f"{self.server.host} refused a text ({texts[0][:60]!r}): {error}.")
             return self([texts[0][: len(texts[0]) * 3 // 4]], prompt)  # cut, as an encoder of ours cuts
@@ -394,7 +385,7 @@ class _Endpoint:
         return rows
 
     def _adapted(self, sent: Mapping[str, Any], response: httpx.Response) -> bool:
-        reason = self.server.without_key(reason_of(response))
+        reason = self.server.without_key(told_in(response.content))
         for setting in [name for name in self._settings if name in sent and name in reason]:
             self._settings.pop(setting)
             return True
@@ -410,19 +401,22 @@ class _Endpoint:
         return {"model": self.server.model, "input": texts, **self._settings}
 
     def _read(self, response: httpx.Response, count: int) -> list[Any]:
+        why = ""
         try:
             data = response.json()
             data = [{"embedding": row} for row in data] if self._embed else data["data"]
-            order = [int(entry.get("index", i)) for i, entry in enumerate(data)]
+            order = [int(i if entry.get("index") is None else entry["index"]) for i, entry in enumerate(data)]
             if sorted(order) != list(range(count)):
-                raise ValueError(f"{len(data)} vectors for {count} texts")
+                why = f"numbered {order}"[:60] if len(data) == count else f"{len(data)} vectors for {count} texts"
+                raise ValueError(why)
             rows: list[Any] = [None] * count
             for place, entry in zip(order, data, strict=True):
                 row = entry["embedding"]
                 rows[place] = np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            said = self.server.without_key(one_line(response.content[:300].decode(errors="replace")))
-            raise ServerError(f"{self.server.host} answers without vectors ({error}): {said}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            said = self.server.without_key(told_in(response.content)) or "an empty body"
+            why = why or "check the URL, which ends with /v1 as a rule"
+            raise ServerError(f"{self.server.host} answers without vectors ({why}): {said}") from None
         return rows
 
 

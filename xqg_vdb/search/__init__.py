@@ -32,11 +32,7 @@ class QuestionEncoder:
     """
 
     def __init__(
-        self,
-        encoder: TextEncoder | str | Path,
-        *,
-        collection: Any = None,
-        calibration: float | None = None,
+        self, encoder: TextEncoder | str | Path, *, collection: Any = None, calibration: float | None = None
     ) -> None:
         self.encoder = encoder = ready_encoder(encoder)
         self.language_means = encoder.language_means

@@ -28,15 +28,7 @@ from xqg_vdb.models.folder import folder_of
 from xqg_vdb.progress import Progress, per_process, silent, traced
 from xqg_vdb.search import QuestionEncoder, as_questions, named, passage_languages, ready_encoder
 from xqg_vdb.store import open_store
-from xqg_vdb.store.layout import (
-    DEPTH,
-    TEXT_SPARSE,
-    Moved,
-    check_hybrid,
-    check_wanted,
-    contenders,
-    fuse_points,
-)
+from xqg_vdb.store.layout import DEPTH, TEXT_SPARSE, Moved, check_hybrid, check_wanted, contenders, fuse_points
 from xqg_vdb.store.operations import Store, finish, here
 from xqg_vdb.texts.records import Rejects, expect
 from xqg_vdb.texts.tables import Records

@@ -29,11 +29,7 @@ _NAMES = [
 
 
 def read_afriqa(
-    data_dir: Path,
-    *,
-    split: str = "dev",
-    translated: bool = False,
-    pool_splits: Sequence[str] = ("train", "dev"),
+    data_dir: Path, *, split: str = "dev", translated: bool = False, pool_splits: Sequence[str] = ("train", "dev")
 ) -> RetrievalTask:
     """Read the questions of `split` against the passages of `pool_splits`: 1,579 for dev, against 3,120.
 
@@ -53,10 +49,7 @@ def read_afriqa(
         metrics=("R@1", "R@10", "MRR@10"),
         groups={query.id: str(query.lang) for query, *_ in rows},
         answers={query.id: answers for query, _, _, answers in rows},
-        notes={
-            "questions skipped: no context, title or answer": skipped,
-            "rows of the pool skipped": skipped_in_pool,
-        },
+        notes={"questions skipped: no context, title or answer": skipped, "rows of the pool skipped": skipped_in_pool},
     )
 
 

@@ -35,16 +35,7 @@ from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Serve
 from xqg_vdb.store.server.names import Names, any_of, card_in, short
 from xqg_vdb.store.server.operations import server_admin
 from xqg_vdb.store.server.writer import open_helper, open_update, open_writer
-from xqg_vdb.types import (
-    Card,
-    CollectionUpdate,
-    CollectionWriter,
-    Hit,
-    QuestionRows,
-    Search,
-    SparseVector,
-    StoredPoint,
-)
+from xqg_vdb.types import Card, CollectionUpdate, CollectionWriter, Hit, QuestionRows, Search, SparseVector, StoredPoint
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.foreign import ForeignCollection

@@ -144,14 +144,7 @@ class _ServerWriter:
     """A version that is being filled; see `types.CollectionWriter`. For one thread; made by `open_writer`."""
 
     def __init__(
-        self,
-        names: Names,
-        name: str,
-        version: str,
-        *,
-        card: Card,
-        options: CollectionOptions,
-        lease: Lease,
+        self, names: Names, name: str, version: str, *, card: Card, options: CollectionOptions, lease: Lease
     ) -> None:
         self._names, self._client, self._server = names, names.client, names.server
         self._name, self._version, self._card, self._lease = name, version, card, lease
