@@ -14,7 +14,7 @@ from tiny_model import WORDS, write_tiny_encoder
 
 from xqg_vdb import Encoder, Recipe
 from xqg_vdb.calibration import LanguageMeans
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import DataError, MismatchError, XqgError
 from xqg_vdb.generate.filters import QueryFilter
 from xqg_vdb.index import batches
 from xqg_vdb.index import build as building
@@ -196,6 +196,81 @@ def test_another_encoder_and_bad_rows_are_refused(tmp_path):
         encode(pa.table({"id": ["1"], "text": [" "]}))
     with pytest.raises(DataError, match=r"queries of '1' cannot be used: generated_queries\['sw'\] must be a list"):
         encode(pa.table({"id": ["1"], "text": ["a"], "generated_queries": ['{"sw": 3}']}))
+
+
+ROWS = pa.table({"id": ["a", "b", "c"], "text": ["The river runs.", "Der Fluss.", "Maji"], "lang": ["en", "de", None]})
+
+
+def changed(table, names, change):
+    """The table with other columns of these names."""
+    return pa.table({name: change(table[name]) if name in names else table[name] for name in table.column_names})
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), None])
+def test_engines_hand_tables_on_in_other_arrow_types(kind):
+    """And in chunks (None), empty ones among them; lists of fixed size become lists."""
+    encode, fuse = steps_of(HashEncoder(dim=8))
+    encoded, points = encode(ROWS), fuse(encode(ROWS))
+
+    def handed_on(table):
+        if kind is None:
+            return pa.concat_tables([table.slice(at, n) for at, n in ((0, 0), (0, 1), (1, 0), (1, 2))])
+        texts = [name for name in table.column_names if table[name].type == pa.string()]
+        lists = [name for name in table.column_names if pa.types.is_fixed_size_list(table[name].type)]
+        cast = (lambda c: c.dictionary_encode()) if pa.types.is_dictionary(kind) else (lambda c: c.cast(kind))
+        return changed(changed(table, texts, cast), lists, lambda c: c.cast(pa.list_(pa.float32())))
+
+    assert encode(handed_on(ROWS)).equals(encoded)
+    assert fuse(handed_on(encoded)).equals(points)
+    with FakeQdrant() as fake, open_store(url=fake.url) as store, store.writer("w", card=fuse.card) as writer:
+        upsert = batches.Upsert(fake.url, writer.version, fuse.card)
+        assert upsert(handed_on(points)).to_pylist() == upsert(points).to_pylist() == [{"points": 3}]
+        assert upsert(points.slice(0, 0)).to_pylist() == [{"points": 0}]
+
+
+def steps_of(encoder):
+    card = card_of(encoder, rows_digest="", recipe=Recipe(), distance="cosine", generated=LanguageMeans())
+    return batches.Encode(encoder, encoder.facts.fingerprint), batches.Fuse(card)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda e, f: e(ROWS.drop_columns(["text"])), "no text"),
+        (lambda e, f: e(pa.table([*ROWS.columns, ROWS["text"]], [*ROWS.column_names, "text"])), "two columns 'text'"),
+        (lambda e, f: e(asked('{"sw": ["maji"]')), r"queries of 'a' cannot be used: generated_queries is no JSON \("),
+        (lambda e, f: e(asked(b"\xff")), "column generated_queries cannot be used: bytes that are no text"),
+        (lambda e, f: replace(e, default_lang="zz!!")(ROWS), "'zz!!' is not a language code"),
+        (lambda e, f: f(ROWS), "The table has no meta, row, sums, title, vector: give it as the step before"),
+        (lambda e, f: f(changed(e(ROWS), ["vector"], without_second)), "Row 2 of a table has a vector of 0 numbers"),
+        (lambda e, f: f(pa.table({"file": ["/nowhere/a.parquet"]})), "gone or damaged .*: run the same job again"),
+        (lambda e, f: batches.combined([batches.totals(e(ROWS.slice(0, 0))).to_pylist()[0]]), "holds no passage"),
+        (
+            lambda e, f: batches.Upsert("http://127.0.0.1:1", "w__v0001", f.card)(e(ROWS)),
+            "The table has no query_langs",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(made, said):
+    with pytest.raises(DataError, match=said):
+        made(*steps_of(HashEncoder(dim=8)))
+    assert batches.rows_of(asked(""))[0][1] is batches.rows_of(asked("null"))[0][1] is None
+
+
+def asked(queries):
+    return ROWS.append_column("generated_queries", pa.array([queries] * 3))
+
+
+def without_second(vectors):
+    first, _, third = vectors.to_pylist()
+    return pa.array([first, None, third], vectors.type)
+
+
+def test_a_work_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "work").write_text("mine")
+    encode = replace(steps_of(HashEncoder())[0], work=str(tmp_path / "work"))
+    with pytest.raises(XqgError, match=r"work.* (is not inside a folder|cannot be used)"):
+        encode(ROWS)
 
 
 def test_a_server_that_is_busy_is_asked_again_and_a_bad_point_is_named():

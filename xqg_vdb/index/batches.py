@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans, TextEncoder
 from xqg_vdb.errors import DataError, MismatchError
-from xqg_vdb.files import atomic_file, make_folder
+from xqg_vdb.files import atomic_file, disk_errors, make_folder
 from xqg_vdb.fusion import Counts
 from xqg_vdb.generate.run import BatchGenerator, Job, good_records, passage_digest
 from xqg_vdb.index.build import Window
@@ -34,10 +34,11 @@ from xqg_vdb.progress import windows
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import content_hash, digest_of
 from xqg_vdb.texts.corpus import as_passage, with_languages
+from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.queries import QueryFile, as_queries
 from xqg_vdb.texts.records import hash64
 from xqg_vdb.texts.tables import arrow_rows
-from xqg_vdb.types import Card, Passage, PointBatch, Vectors
+from xqg_vdb.types import Card, GeneratedQueries, Passage, PointBatch, Vectors
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.store import ServerStore
@@ -143,7 +144,8 @@ def _kept(work: str, made_of: Iterable[bytes], make: Callable[[], pa.Table]) -> 
     with suppress(OSError, pa.ArrowException):  # not there, or damaged
         return _read(path), str(path)
     table = make()
-    make_folder(path.parent)
+    with disk_errors(path.parent):
+        make_folder(path.parent)
     with atomic_file(path) as file:
         pq.write_table(table, file, write_page_checksum=True)
     return table, str(path)
@@ -155,14 +157,22 @@ def _read(path: str | Path) -> pa.Table:
 
 def rows_of(table: pa.Table, *, default_lang: str | None = None, detect: bool = True) -> list[Row]:
     """What the rows of a table say. Raises DataError for one that is no passage, or whose queries are none."""
-    rows = [row for batch in table.to_batches() for row in arrow_rows(batch, {})]
+    left_out: dict[str, str] = {}
+    rows = [row for batch in table.to_batches() for row in arrow_rows(batch, left_out)]
+    if "generated_queries" in left_out:
+        raise DataError(f"The column generated_queries cannot be used: {left_out['generated_queries']}.")
     given = [row.pop("generated_queries", None) for row in rows]
-    passages = list(with_languages(map(as_passage, rows), default_lang, detect=detect))
-    objects = [orjson.loads(queries) if isinstance(queries, str) else queries for queries in given]
-    return [
-        (passage, as_queries({"id": passage.id, "generated_queries": queries}) if queries else None)
-        for passage, queries in zip(passages, objects, strict=True)
-    ]
+    fallback = None if default_lang is None else normalize(default_lang)
+    passages = list(with_languages(map(as_passage, rows), fallback, detect=detect))
+    return [(passage, _queries_of(passage.id, queries)) for passage, queries in zip(passages, given, strict=True)]
+
+
+def _queries_of(docid: str, given: Any) -> GeneratedQueries | None:
+    try:
+        queries = orjson.loads(given) if isinstance(given, str) and given.strip() else given
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"The queries of {docid!r} cannot be used: generated_queries is no JSON ({error}).") from error
+    return as_queries({"id": docid, "generated_queries": queries}) if queries else None
 
 
 @lru_cache(maxsize=1)
@@ -202,7 +212,7 @@ _SUM = ["lang", "count", "sum"]
 
 def _decoded(table: pa.Table) -> tuple[Window, list[Passage]]:
     """The window that `_encoded` wrote, and its passages."""
-    passages, vectors = _passages(table), _rows(table["vector"])
+    passages, vectors = _passages(table, "row", "vector", "sums"), _rows(table["vector"])
     sums: dict[str, tuple[Vectors, Counts]] = {}
     listed = _one(table["sums"])
     owners = np.repeat(np.arange(len(table)), pc.list_value_length(listed).to_numpy(zero_copy_only=False))
@@ -222,8 +232,11 @@ def _passages_table(passages: Iterable[Passage]) -> pa.Table:
     return pa.table({name: pa.array([row[at] for row in columns], pa.string()) for at, name in enumerate(names)})
 
 
-def _passages(table: pa.Table) -> list[Passage]:
-    rows = table.select(["id", "text", "title", "lang", "meta"]).to_pylist()
+def _passages(table: pa.Table, *more: str) -> list[Passage]:
+    columns = ["id", "text", "title", "lang", "meta"]
+    if missing := {*columns, *more} - set(table.column_names):
+        raise DataError(f"The table has no {', '.join(sorted(missing))}: give it as the step before returned it.")
+    rows = table.select(columns).to_pylist()
     return [Passage(**{**row, "meta": orjson.loads(row["meta"])}) for row in rows]
 
 
@@ -236,7 +249,13 @@ def _one(column: Any) -> Any:
 
 
 def _rows(column: Any) -> Vectors:
-    found: Vectors = _one(column).flatten().to_numpy().reshape(len(column), column.type.list_size)
+    """The vectors in lists, which some engines make of lists of fixed size."""
+    lists = _one(column)
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    dim = lists.type.list_size if pa.types.is_fixed_size_list(lists.type) else lengths.max(initial=0)
+    if len(odd := np.flatnonzero(lengths != dim)):
+        raise DataError(f"Row {odd[0] + 1} of a table has a vector of {lengths[odd[0]]} numbers, others of {dim}.")
+    found: Vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), dim)
     return found
 
 
@@ -272,6 +291,8 @@ def combined(parts: Iterable[Mapping[str, Any]]) -> tuple[int, str, str, Languag
             yield {entry["lang"]: (np.array(entry["sum"]), entry["count"]) for entry in part["sums"]}
 
     means, hashes = means_of(each()), np.frombuffer(ids, np.uint64)
+    if not len(hashes):
+        raise DataError("The dataset holds no passage.")
     order = np.argsort(hashes, kind="stable")
     if len(again := np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])):
         at = again[order[again + 1].argmin()]
@@ -289,7 +310,10 @@ class Fuse:
     def __call__(self, table: pa.Table) -> pa.Table:
         """The points of a collection of this card."""
         if "file" in table.column_names:
-            table = pa.concat_tables(map(_read, table["file"].to_pylist()))
+            try:
+                table = pa.concat_tables(map(_read, table["file"].to_pylist()))
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"What was encoded is gone or damaged ({error}): run the same job again.") from error
         (batch,) = points([_decoded(table)], self.card)
         made = _passages_table(batch.passages).append_column("row", pa.array(batch.rows, pa.string()))
         made = made.append_column("query_langs", pa.array(batch.query_langs, pa.list_(pa.string())))
@@ -312,7 +336,7 @@ class Upsert:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row: how many points."""
-        passages = _passages(table)
+        passages = _passages(table, "row", "query_langs")
         vectors = {name.removeprefix(_VECTOR): _rows(table[name]) for name in table.column_names if _VECTOR in name}
         batch = PointBatch(passages, vectors, table["query_langs"].to_pylist(), rows=table["row"].to_pylist())
         with _connected(self.url).helper(self.version, card=self.card) as writer:

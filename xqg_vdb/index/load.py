@@ -236,11 +236,11 @@ def _load(
             return LoadReport(name, passages, rejects.counts(), {}, unused, rejected_lines=bad, documents=documents)
 
         folder = stack.enter_context(_build_folder(options.build, name, fingerprint=encoder.facts.fingerprint))
-        inputs = partial(_inputs, encoder, recipe=recipe, distance=distance, questions=questions, options=options)
-        before = None if options.force else _published(store, name)
+        inputs = partial(inputs_of, encoder, recipe=recipe, distance=distance, questions=questions, options=options)
+        before = None if options.force else published(store, name)
         if before is not None and before.inputs:
             digest = rows_digest(read(queries=table, rejects=rejects, detect=False))
-            if before.inputs == inputs(digest) and _is_whole(store, name, before):
+            if before.inputs == inputs(digest) and is_whole(store, name, before):
                 return replace(report(before.count), unchanged=True)
             _count_anew(rejects)
         asked = question_means(encoder, questions, rejects=others["questions"])
@@ -271,7 +271,7 @@ def _load(
             card = with_passage_means(card, options.passage_calibration, means)
         if options.hybrid is not None:
             card = with_words(card, options.hybrid, again())
-        replaced = _in_words(_published(store, name), card)
+        replaced = _in_words(published(store, name), card)
         with store.writer(name, card=card) as writer:
             digest, languages = write_collection(again(table), build, writer, card=card, progress=progress)
             total = build.rows
@@ -300,13 +300,14 @@ def _count_anew(rejects: Rejects) -> None:
     vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))
 
 
-def _published(store: VectorStore, name: str) -> Card | None:
+def published(store: VectorStore, name: str) -> Card | None:
+    """The card of a collection, None where there is none."""
     with suppress(DataError, CorruptError, MismatchError):
         return store.card(name)
     return None
 
 
-def _inputs(
+def inputs_of(
     encoder: TextEncoder,
     digest: str,
     *,
@@ -325,7 +326,7 @@ def _inputs(
     return hashlib.blake2b(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
 
 
-def _is_whole(store: VectorStore, name: str, card: Card) -> bool:
+def is_whole(store: VectorStore, name: str, card: Card) -> bool:
     """Whether a new version would be laid out as the published one is, and that one has all its points."""
     try:
         return dict(store.storage) == dict(card.storage) and store.count(name) == card.count

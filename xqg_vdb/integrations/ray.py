@@ -11,9 +11,11 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,12 +28,14 @@ from xqg_vdb.generate.local import open_generator
 from xqg_vdb.generate.run import BatchGenerator, Job
 from xqg_vdb.index.batches import Encode, Fuse, GenerateQueries, Upsert, combined, refuse_another, totals
 from xqg_vdb.index.build import WINDOW
-from xqg_vdb.index.write import COMMIT_EVERY, card_of, finished
+from xqg_vdb.index.load import LoadOptions, inputs_of, is_whole, published
+from xqg_vdb.index.write import card_of, finished
 from xqg_vdb.models.decoder import Decoding
 from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import generator_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store import CollectionOptions, open_store
+from xqg_vdb.store.layout import check_name
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Card, Distance, Passage, Recipe
 
@@ -43,6 +47,7 @@ except ImportError as error:
 
 Model = TypeVar("Model", Encoder, BatchGenerator)
 _IN_FLIGHT = 2  # tables that wait at each actor
+_COMMIT_EVERY = 1.0  # seconds: what a driver that ends may have to have written again
 
 
 def load_dataset(
@@ -69,7 +74,7 @@ def load_dataset(
     What searches see is the old version until the end. Raises what a worker raised: DataError for a bad row or
     passage, MismatchError for another encoder, ServerError.
     """
-    recipe, opened = recipe or Recipe(), Encoder(encoder)
+    recipe, opened, name = recipe or Recipe(), Encoder(encoder), check_name(name)
     if recipe.pool == "sum":
         raise DataError("Pool sum wants equally many queries of every passage, which only `load` sees to.")
     files = [queries] if isinstance(queries, str | Path) else queries
@@ -78,7 +83,7 @@ def load_dataset(
         "queries": tuple(map(os.path.abspath, files)), "work": None if work is None else os.path.abspath(work),
     }  # fmt: skip
     with closing(cast(ServerStore, open_store(url=url, options=options))) as store, _in_our_words():
-        store.names()  # a server that is away says so before hours of encoding
+        is_there = name in store.names()  # a server that is away says so before hours of encoding
         encoded = _mapped(_tables(dataset, WINDOW), Encode, workers, here)
         if work is None:
             encoded = encoded.materialize()
@@ -89,8 +94,13 @@ def load_dataset(
         progress("encoding", count, count)
         distance: Distance = "cosine" if opened.facts.normalize else "dot"
         card = card_of(opened, rows_digest=rows_digest, recipe=recipe, distance=distance, generated=generated)
+        given = LoadOptions(default_lang=default_lang)
+        inputs = inputs_of(opened, rows_digest, recipe=recipe, distance=distance, questions=None, options=given)
+        before = published(store, name) if is_there else None
+        if before is not None and before.inputs == inputs and is_whole(store, name, before):
+            return before
         with cast(Any, store.writer(name, card=card)) as writer:
-            written = 0
+            written, due = 0, 0.0
             if work is not None:
                 written = writer.committed // WINDOW * WINDOW
                 encoded = ray.data.from_items([{"file": file} for file in kept[written // WINDOW :]])
@@ -98,12 +108,13 @@ def load_dataset(
             into = {"url": url, "version": writer.version, "card": card}
             for part in _mapped(_mapped(encoded, Fuse, workers, {"card": card}), Upsert, workers, into).iter_rows():
                 written += part["points"]
-                if written // COMMIT_EVERY > (written - part["points"]) // COMMIT_EVERY:
+                if time.monotonic() > due:  # the first table too: a version without a commit is begun anew
                     writer.commit(written)
+                    due = time.monotonic() + _COMMIT_EVERY
                 progress("writing", written, count)
                 writer.renew()
             writer.publish(
-                finished(card, count=count, digest=digest),
+                replace(finished(card, count=count, digest=digest), inputs=inputs),
                 indexed=lambda done: progress("indexing", min(done, count), count),
             )
         return store.card(name)

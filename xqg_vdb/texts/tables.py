@@ -166,9 +166,12 @@ def arrow_rows(batch: Any, left_out: dict[str, str]) -> Iterator[dict[str, Any]]
     Dates become ISO 8601 text, durations seconds, decimals, UUIDs and integers beyond 64 bits text, maps objects. What
     cannot be one (NaN, bytes that are no text, dates past the year 9999) is absent; its column is named in `left_out`.
     """
+    names = batch.schema.names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"There are two columns {twice!r}: rename or leave out one of them.")
     for at in range(len(batch)):
         row: dict[str, Any] = {}
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        for name, column in zip(names, batch.columns, strict=True):
             if name.startswith("__index_level_"):
                 continue  # pandas' own is no field
             try:

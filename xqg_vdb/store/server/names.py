@@ -110,13 +110,11 @@ class Names:
         """The published version of `name`. Raises MismatchError for somebody's collection, or an alias of one."""
         self.refuse_plain(name)
         target = self.target(name)
-        if target is None:
-            return None
         try:
-            record = self.metadata(target)
+            record = self.metadata(target) if target else {}
         except NotFound:
             return None
-        if version_number(name, target) is None or not is_ours(record):
+        if target and (version_number(name, target) is None or not is_ours(record)):
             raise MismatchError(
                 f"{name!r} on {self.server.where} is an alias of the collection {target!r}, which is no version that"
                 " xqg-vdb made; choose another name, or delete that alias first."
@@ -178,8 +176,8 @@ class Names:
         with suppress(Exists):
             self.propose(request, done=lambda: self.client.collection_exists(version))
 
-    def publish(self, name: str, version: str) -> None:
-        """Point the alias at a version, in the one step that the server saves whole.
+    def publish(self, name: str, version: str) -> str | None:
+        """Point the alias at a version, in the one step that the server saves whole; where it pointed before.
 
         Raises LockedError when somebody is deleting that version; the alias is then where it was.
         """
@@ -193,6 +191,7 @@ class Names:
             if before not in (None, version):
                 self._point(name, before)
             raise LockedError(f"{version} on {self.server.where} is being deleted; look at `xqg-vdb versions {name}`.")
+        return before
 
     def unpublish(self, name: str) -> None:
         """Delete the alias `name`, if there is one."""

@@ -144,12 +144,13 @@ class _ServerWriter:
     """A version that is being filled; see `types.CollectionWriter`. For one thread; made by `open_writer`."""
 
     def __init__(
-        self, names: Names, name: str, version: str, *, card: Card, options: CollectionOptions, lease: Lease
-    ) -> None:
+        self, names: Names, name: str, version: str, *, card: Card, options: CollectionOptions, lease: Lease,
+        committed: int = 0,
+    ) -> None:  # fmt: skip
         self._names, self._client, self._server = names, names.client, names.server
         self._name, self._version, self._card, self._lease = name, version, card, lease
         self._keep = options.keep
-        self._committed = cursor_in(names.metadata(version))
+        self._committed = committed
         self._closed = False
         self._connections = 1 if names.is_local else options.parallel
         self._pool = ThreadPoolExecutor(self._connections) if self._connections > 1 else None
@@ -203,9 +204,7 @@ class _ServerWriter:
         if not self._names.is_local:
             build_index(self._names, self._version, indexed=indexed, meanwhile=self._lease.renew)
         self._names.write_metadata(self._version, {CARD_KEY: card.to_json(), LOADER_KEY: {}})
-        before = self._names.target(self._name)
-        self._names.publish(self._name, self._version)
-        self._clean_up(before)
+        self._clean_up(self._names.publish(self._name, self._version))
         self._stop_sending()
 
     def _clean_up(self, before: str | None) -> None:
@@ -346,23 +345,23 @@ def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptio
     earlier ended while this was found out. MismatchError when somebody else's collection, or alias, has that name.
     """
     card = replace(card, storage=options.layout())
-    watch, kept = Watch(names), None
+    watch = Watch(names)
     while True:  # what was read before a wait is not true after it
         watch.waited = False
-        taken = names.numbered(name)
         current = version_number(name, names.refuse_foreign(name) or "") or 0
-        kept = _continued(names, name, current, card=card, watch=watch)
+        later = {v: record for v, record in names.records(name).items() if (version_number(name, v) or 0) > current}
+        kept = _continued(names, name, later, card=card, watch=watch)
         if not watch.waited:
             break
-    version = kept or names.new_version(name, past=taken)
-    lease = Lease(names, version)
+    version = kept or names.new_version(name, past=list(later))
+    lease, committed = Lease(names, version), cursor_in(later.get(version, {}))
     if kept is None:
         _begin_version(names, name, version, card=card, options=options, lease=lease)
     else:
         lease.write()
-    if not names.is_local:  # that one has no indexes, and says so each time
+    if not names.is_local and not committed:  # the local one has no indexes, and says so each time
         _prepare(names, version, chunks=bool(card.chunk), bulk=options.bulk)
-    return _ServerWriter(names, name, version, card=card, options=options, lease=lease)
+    return _ServerWriter(names, name, version, card=card, options=options, lease=lease, committed=committed)
 
 
 class _NoLease(Lease):
@@ -377,12 +376,12 @@ def open_helper(names: Names, version: str, *, card: Card, options: CollectionOp
     return _ServerWriter(names, "", version, card=card, options=options, lease=_NoLease(names, version))
 
 
-def _continued(names: Names, name: str, current: int, *, card: Card, watch: Watch) -> str | None:
-    """The version to continue; other unfinished ones above the published one are removed. Stops after a wait."""
+def _continued(names: Names, name: str, later: dict[str, Any], *, card: Card, watch: Watch) -> str | None:
+    """The one to continue of the versions above the published one; others of them go. Stops after a wait."""
     kept = None
-    for version, record in reversed(names.records(name).items()):
+    for version, record in reversed(later.items()):
         same = _same(record, card)
-        if (version_number(name, version) or 0) <= current or (is_finished(record) and not same):
+        if is_finished(record) and not same:
             continue
         equal = kept is None and same and not record.get(LEAVING_KEY)
         if equal and (cursor_in(record) > 0 or watch.joined == version):
