@@ -252,7 +252,7 @@ def test_a_model_that_changes_within_a_load_or_a_service_is_found_out(server, ti
 
 
 ODD = {
-    "half floats": r"rows of different dimensions: \[6, 12\]",
+    "half floats": r"answers without vectors \(base64, but not of float32\)",
     "fewer": r"answers without vectors \(8 vectors for 9 texts\)",
     "no number": "gives a vector that is not finite, or all zeros",
     "words": "gives no rows of numbers",
@@ -285,6 +285,23 @@ def test_what_odd_servers_answer_is_one_sentence_and_never_a_vector(server, tmp_
     if odd == "half floats":
         with pytest.raises(XqgError, match=ODD[odd]):
             export(server.url, tmp_path / "again", model="tiny", say=silent)
+
+
+@pytest.mark.parametrize("kind", ["<f2", "<f8"])
+def test_base64_of_other_numbers_than_float32_is_never_taken_for_vectors(server, tmp_path, monkeypatch, kind):
+    """Of a server that has answered so from the first text on, so that no canary tells."""
+    answer = server.answer
+
+    def oddly(body):
+        status, found = answer({**body, "encoding_format": "float"})
+        for entry in found["data"]:
+            entry["embedding"] = base64.b64encode(np.array(entry["embedding"], kind).tobytes()).decode()
+        return status, found
+
+    monkeypatch.setattr(server, "answer", oddly)
+    with pytest.raises(XqgError, match=r"answers without vectors \(base64, but not of float32\)"):
+        export(server.url, tmp_path / "out", model="tiny", say=silent)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_server_that_is_away_is_told(server, tmp_path):

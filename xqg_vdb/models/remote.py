@@ -341,9 +341,7 @@ class Remote:
         parts = []
         for part, batch in zip(self._pool().map(asked, batches), batches, strict=True):
             if part.ndim != 2 or len(part) != len(batch) or not part.shape[1]:
-                raise ModelError(
-                    f"{self._name} gives an array of {part.shape} for {len(batch)} texts: one row for each."
-                )
+                raise ModelError(f"{self._name} gives rows {part.shape} for {len(batch)} texts: one row for each.")
             if not np.isfinite(part).all() or not part.any(axis=1).all():
                 raise ModelError(f"{self._name} gives a vector that is not finite, or all zeros.")
             parts.append(part)
@@ -413,6 +411,8 @@ class _Endpoint:
             for place, entry in zip(order, data, strict=True):
                 row = entry["embedding"]
                 rows[place] = np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row
+            if isinstance(row, str) and not 1e-3 < np.abs(rows[place]).max(initial=0.0) < 1e6:
+                raise ValueError(why := "base64, but not of float32")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             said = self.server.without_key(told_in(response.content)) or "an empty body"
             why = why or "check the URL, which ends with /v1 as a rule"
