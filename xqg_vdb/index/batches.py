@@ -38,7 +38,7 @@ from xqg_vdb.texts.languages import normalize
 from xqg_vdb.texts.queries import QueryFile, as_queries
 from xqg_vdb.texts.records import hash64
 from xqg_vdb.texts.tables import arrow_rows
-from xqg_vdb.types import Card, GeneratedQueries, Passage, PointBatch, Vectors
+from xqg_vdb.types import Card, Passage, PointBatch, Vectors
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.store import ServerStore
@@ -157,22 +157,18 @@ def _read(path: str | Path) -> pa.Table:
 
 def rows_of(table: pa.Table, *, default_lang: str | None = None, detect: bool = True) -> list[Row]:
     """What the rows of a table say. Raises DataError for one that is no passage, or whose queries are none."""
-    left_out: dict[str, str] = {}
-    rows = [row for batch in table.to_batches() for row in arrow_rows(batch, left_out)]
-    if "generated_queries" in left_out:
-        raise DataError(f"The column generated_queries cannot be used: {left_out['generated_queries']}.")
+    rows = [row for batch in table.to_batches() for row in arrow_rows(batch, {})]
     given = [row.pop("generated_queries", None) for row in rows]
     fallback = None if default_lang is None else normalize(default_lang)
     passages = list(with_languages(map(as_passage, rows), fallback, detect=detect))
-    return [(passage, _queries_of(passage.id, queries)) for passage, queries in zip(passages, given, strict=True)]
-
-
-def _queries_of(docid: str, given: Any) -> GeneratedQueries | None:
     try:
-        queries = orjson.loads(given) if isinstance(given, str) and given.strip() else given
+        objects = [orjson.loads(queries or "null") if isinstance(queries, str) else queries for queries in given]
     except orjson.JSONDecodeError as error:
-        raise DataError(f"The queries of {docid!r} cannot be used: generated_queries is no JSON ({error}).") from error
-    return as_queries({"id": docid, "generated_queries": queries}) if queries else None
+        raise DataError(f"{error.doc!r:.60} in generated_queries is no JSON ({error}).") from error
+    return [
+        (passage, as_queries({"id": passage.id, "generated_queries": queries}) if queries else None)
+        for passage, queries in zip(passages, objects, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -212,7 +208,7 @@ _SUM = ["lang", "count", "sum"]
 
 def _decoded(table: pa.Table) -> tuple[Window, list[Passage]]:
     """The window that `_encoded` wrote, and its passages."""
-    passages, vectors = _passages(table, "row", "vector", "sums"), _rows(table["vector"])
+    passages, vectors = _passages(table), _rows(table["vector"])
     sums: dict[str, tuple[Vectors, Counts]] = {}
     listed = _one(table["sums"])
     owners = np.repeat(np.arange(len(table)), pc.list_value_length(listed).to_numpy(zero_copy_only=False))
@@ -232,11 +228,8 @@ def _passages_table(passages: Iterable[Passage]) -> pa.Table:
     return pa.table({name: pa.array([row[at] for row in columns], pa.string()) for at, name in enumerate(names)})
 
 
-def _passages(table: pa.Table, *more: str) -> list[Passage]:
-    columns = ["id", "text", "title", "lang", "meta"]
-    if missing := {*columns, *more} - set(table.column_names):
-        raise DataError(f"The table has no {', '.join(sorted(missing))}: give it as the step before returned it.")
-    rows = table.select(columns).to_pylist()
+def _passages(table: pa.Table) -> list[Passage]:
+    rows = table.select(["id", "text", "title", "lang", "meta"]).to_pylist()
     return [Passage(**{**row, "meta": orjson.loads(row["meta"])}) for row in rows]
 
 
@@ -249,13 +242,8 @@ def _one(column: Any) -> Any:
 
 
 def _rows(column: Any) -> Vectors:
-    """The vectors in lists, which some engines make of lists of fixed size."""
-    lists = _one(column)
-    lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
-    dim = lists.type.list_size if pa.types.is_fixed_size_list(lists.type) else lengths.max(initial=0)
-    if len(odd := np.flatnonzero(lengths != dim)):
-        raise DataError(f"Row {odd[0] + 1} of a table has a vector of {lengths[odd[0]]} numbers, others of {dim}.")
-    found: Vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), dim)
+    width = getattr(column.type, "list_size", -1)  # some engines make plain lists of those of fixed size
+    found: Vectors = _one(column).flatten().to_numpy().reshape(len(column), width)
     return found
 
 
@@ -310,10 +298,8 @@ class Fuse:
     def __call__(self, table: pa.Table) -> pa.Table:
         """The points of a collection of this card."""
         if "file" in table.column_names:
-            try:
+            with disk_errors("the work folder"):
                 table = pa.concat_tables(map(_read, table["file"].to_pylist()))
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"What was encoded is gone or damaged ({error}): run the same job again.") from error
         (batch,) = points([_decoded(table)], self.card)
         made = _passages_table(batch.passages).append_column("row", pa.array(batch.rows, pa.string()))
         made = made.append_column("query_langs", pa.array(batch.query_langs, pa.list_(pa.string())))
@@ -336,7 +322,7 @@ class Upsert:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row: how many points."""
-        passages = _passages(table, "row", "query_langs")
+        passages = _passages(table)
         vectors = {name.removeprefix(_VECTOR): _rows(table[name]) for name in table.column_names if _VECTOR in name}
         batch = PointBatch(passages, vectors, table["query_langs"].to_pylist(), rows=table["row"].to_pylist())
         with _connected(self.url).helper(self.version, card=self.card) as writer:

@@ -82,15 +82,10 @@ def add(
                 _write(changed, gone, update, encoder)
             progress("adding", done, None)
         return UpdateReport(
-            name,
-            update.card.count,
-            **_since(update.card, before),
-            unchanged=unchanged,
-            not_folded=tuple(sorted(strange)),
-            unused_queries=table.unused_count if table is not None else 0,
-            counts=rejects.counts(),
-            cut=cut,
-        )
+            name, update.card.count, **_since(update.card, before), unchanged=unchanged,
+            not_folded=tuple(sorted(strange)), unused_queries=0 if table is None else table.unused_count,
+            counts=rejects.counts(), cut=cut,
+        )  # fmt: skip
 
 
 def take_in(

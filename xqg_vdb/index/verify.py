@@ -84,16 +84,9 @@ def verify(
     cosines, problems = ([], []) if kept is None else _compared(chosen, kept, card)
     problems = _differences(card, points=points, digest=digest_of(total), unfit=unfit) + problems
     return Verification(
-        name,
-        card.version,
-        points + others.total(),
-        dict(sorted(languages.items())),
-        others,
-        len(cosines),
-        min(cosines, default=None),
-        tuple(problems),
-        since_load(card),
-    )
+        name, card.version, points + others.total(), dict(sorted(languages.items())), others, len(cosines),
+        min(cosines, default=None), tuple(problems), since_load(card),
+    )  # fmt: skip
 
 
 def _is_fit(point: StoredPoint, card: Card) -> bool:

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from copy import copy
@@ -47,7 +46,6 @@ except ImportError as error:
 
 Model = TypeVar("Model", Encoder, BatchGenerator)
 _IN_FLIGHT = 2  # tables that wait at each actor
-_COMMIT_EVERY = 1.0  # seconds: what a driver that ends may have to have written again
 
 
 def load_dataset(
@@ -100,7 +98,7 @@ def load_dataset(
         if before is not None and before.inputs == inputs and is_whole(store, name, before):
             return before
         with cast(Any, store.writer(name, card=card)) as writer:
-            written, due = 0, 0.0
+            written = 0
             if work is not None:
                 written = writer.committed // WINDOW * WINDOW
                 encoded = ray.data.from_items([{"file": file} for file in kept[written // WINDOW :]])
@@ -108,9 +106,8 @@ def load_dataset(
             into = {"url": url, "version": writer.version, "card": card}
             for part in _mapped(_mapped(encoded, Fuse, workers, {"card": card}), Upsert, workers, into).iter_rows():
                 written += part["points"]
-                if time.monotonic() > due:  # the first table too: a version without a commit is begun anew
+                if not writer.committed or written >= writer.committed + 4 * WINDOW:  # one without is begun anew
                     writer.commit(written)
-                    due = time.monotonic() + _COMMIT_EVERY
                 progress("writing", written, count)
                 writer.renew()
             writer.publish(
@@ -158,13 +155,9 @@ def _tables(dataset: Any, rows: int) -> Any:
 def _mapped(dataset: Any, step: type, workers: int, arguments: Mapping[str, Any]) -> Any:
     pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_IN_FLIGHT)
     return dataset.map_batches(
-        step,
-        fn_constructor_kwargs=dict(arguments),
-        compute=pool,
-        batch_size=None,
-        batch_format="pyarrow",
+        step, fn_constructor_kwargs=dict(arguments), compute=pool, batch_size=None, batch_format="pyarrow",
         num_cpus=0.25,
-    )
+    )  # fmt: skip
 
 
 @contextmanager

@@ -143,14 +143,9 @@ class _ServerAdmin:
             **(self._strangers(version) if points != card.count else {}),
         }
         return CollectionState(
-            card=card,
-            points=points,
-            languages=self._languages(version),
-            indexed=indexed,
-            status=info.status.value,
-            disk_bytes=None,
-            details={name: value for name, value in details.items() if value is not None},
-        )
+            card=card, points=points, languages=self._languages(version), indexed=indexed, status=info.status.value,
+            disk_bytes=None, details={name: value for name, value in details.items() if value is not None},
+        )  # fmt: skip
 
     def _strangers(self, version: str) -> dict[str, int]:
         """Points by the library that wrote them beside ours, where the server counts by a key without an index."""
