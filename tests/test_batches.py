@@ -240,7 +240,7 @@ def steps_of(encoder):
         (lambda e, f: e(pa.table([*ROWS.columns, ROWS["text"]], [*ROWS.column_names, "text"])), "two columns 'text'"),
         (lambda e, f: e(asked('{"sw": ["maji"]')), r"'{.*' in generated_queries is no JSON \("),
         (lambda e, f: replace(e, default_lang="zz!!")(ROWS), "'zz!!' is not a language code"),
-        (lambda e, f: f(pa.table({"file": ["/nowhere/a.parquet"]})), "There is no file /nowhere/a.parquet"),
+        (lambda e, f: f(pa.table({"file": ["/nowhere/a.parquet"]})), "There is no folder /nowhere for a.parquet"),
         (lambda e, f: batches.combined([batches.totals(e(ROWS.slice(0, 0))).to_pylist()[0]]), "holds no passage"),
     ],
 )

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xqg_vdb.calibration import LanguageMeans, TextEncoder
-from xqg_vdb.errors import DataError, MismatchError
+from xqg_vdb.errors import DataError, MismatchError, XqgError
 from xqg_vdb.files import atomic_file, disk_errors, make_folder
 from xqg_vdb.fusion import Counts
 from xqg_vdb.generate.run import BatchGenerator, Job, good_records, passage_digest
@@ -141,7 +141,7 @@ def _kept(work: str, made_of: Iterable[bytes], make: Callable[[], pa.Table]) -> 
         digest.update(len(part).to_bytes(8, "little") + part)
     name = digest.hexdigest()
     path = Path(work, name[:2], f"{name}.parquet")
-    with suppress(OSError, pa.ArrowException):  # not there, or damaged
+    with suppress(XqgError, pa.ArrowException):  # not there, or damaged
         return _read(path), str(path)
     table = make()
     with disk_errors(path.parent):
@@ -152,7 +152,8 @@ def _kept(work: str, made_of: Iterable[bytes], make: Callable[[], pa.Table]) -> 
 
 
 def _read(path: str | Path) -> pa.Table:
-    return pq.read_table(path, page_checksum_verification=True)
+    with disk_errors(path):
+        return pq.read_table(path, page_checksum_verification=True)
 
 
 def rows_of(table: pa.Table, *, default_lang: str | None = None, detect: bool = True) -> list[Row]:
@@ -298,8 +299,7 @@ class Fuse:
     def __call__(self, table: pa.Table) -> pa.Table:
         """The points of a collection of this card."""
         if "file" in table.column_names:
-            with disk_errors("the work folder"):
-                table = pa.concat_tables(map(_read, table["file"].to_pylist()))
+            table = pa.concat_tables(map(_read, table["file"].to_pylist()))
         (batch,) = points([_decoded(table)], self.card)
         made = _passages_table(batch.passages).append_column("row", pa.array(batch.rows, pa.string()))
         made = made.append_column("query_langs", pa.array(batch.query_langs, pa.list_(pa.string())))
