@@ -373,8 +373,21 @@ def test_the_table_of_seen_ids_grows():
     assert all(seen.add(str(i), b"u") == "different" for i in range(10_000))
 
 
+@given(st.lists(st.tuples(st.integers(0, 9) | st.integers(56, 66) | st.integers(0, 1 << 64), st.booleans())))
+def test_ids_that_fall_on_each_others_places_stay_apart(pairs):
+    with pytest.MonkeyPatch.context() as patch:  # what is hashed is the place in the table, often at one of its ends
+        patch.setattr(corpus, "hash64", lambda raw: int(raw) % (1 << 64))
+        seen, twin = corpus._Seen(), {}
+        for place, content in pairs:
+            first = twin.setdefault(place % (1 << 64) or 1, content)
+            known = "new" if len(twin) > seen.count else "same" if first == content else "different"
+            assert seen.add(str(place), b"1" if content else b"2") == known
+
+
 def test_memory_does_not_grow_with_texts(tmp_path):
     path = tmp_path / "c.jsonl"
+    path.write_bytes(b'{"id": "0", "text": "t"}\n')
+    assert [passage.id for passage in read_corpus(path, default_lang="en")] == ["0"]  # imports what it needs
     with open(path, "wb") as file:
         for i in range(5_000):
             file.write(b'{"id": "%d", "text": "%s"}\n' % (i, b"word " * 100))
