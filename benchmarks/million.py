@@ -4,7 +4,8 @@
 
 Vectors of 384 numbers are drawn round 1,000 centres; nothing is encoded, so what is timed is all the rest: reading the
 files and keeping vectors ("encode"); fusing them and writing points, which is all that another α costs ("write"). Each
-step is a process of its own, and its private memory is looked at every second: with 10,000 passages, then with all.
+step is a process of its own, and its private memory is looked at every second: with 10,000 passages, then with all. So
+is that of the engine alone, which is given such points by its own calls: what is above it is ours.
 
 Questions are of three kinds, 300 each: as passages are; moved as a language moves its questions (all by one vector, of
 length .5); and these calibrated (less .8 of the mean of 200 others). Recall is of the exact ten.
@@ -12,22 +13,27 @@ length .5); and these calibrated (less .8 of the mean of 200 others). Recall is 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
 import numpy as np
 import orjson
+import qdrant_edge as edge
 
 from xqg_vdb.calibration import LanguageMeans
 from xqg_vdb.index.load import LoadOptions, load
+from xqg_vdb.progress import windows
 from xqg_vdb.store import CollectionOptions, open_store
-from xqg_vdb.types import EncoderFacts, Recipe, Search, Vectors
+from xqg_vdb.store.embedded.engine import create
+from xqg_vdb.store.layout import TEXT_DENSE, payload_of, point_id
+from xqg_vdb.types import Card, EncoderFacts, Passage, Recipe, Search, Vectors
 
 DIM, CENTRES = 384, 1000
 rng = np.random.default_rng(0)
@@ -71,23 +77,53 @@ def files(work: Path, count: int) -> tuple[Path, Path]:
     return corpus, queries
 
 
-def loaded(work: Path, count: int, quantization: str | None) -> None:
-    """Load, and print what it took."""
-    corpus, queries = files(work, count)
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """The most private memory while this lasts."""
     ended, seen = threading.Event(), [0]
 
     def look() -> None:
+        seen[0] = private()
         while not ended.wait(1):
             seen[0] = max(seen[0], private())
 
     threading.Thread(target=look).start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+
+
+def engine_alone(work: Path, count: int) -> None:
+    """Write the points without vectors of queries, and print what memory that took."""
+    folder = work / f"engine-{count}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shard = create(folder, Card(encoder=Drawn.facts, recipe=Recipe(), distance="cosine"), CollectionOptions())
+    with watched() as seen:
+        for part in windows(range(count), 512):
+            passages = [Passage(str(i), f"{i} " + "words " * 40, lang="en") for i in part]
+            points = [
+                edge.Point(point_id(p.id), {TEXT_DENSE: row(int(p.id), 0).tolist()}, payload_of(p, ["sw"]))
+                for p in passages
+            ]
+            shard.update(edge.UpdateOperation.upsert_points(points))
+            if part[0] % 8192 == 0:
+                shard.flush()
+    shard.close()
+    shutil.rmtree(folder)
+    click.echo(f"{count:>9,} passages: the engine alone: private memory at most {seen[0]} MiB")
+
+
+def loaded(work: Path, count: int, quantization: str | None) -> None:
+    """Load, and print what it took."""
+    corpus, queries = files(work, count)
     options = CollectionOptions(quantization=quantization)
-    with closing(open_store(work / f"store-{count}", options=options)) as store:
+    with watched() as seen, closing(open_store(work / f"store-{count}", options=options)) as store:
         report = load(
             corpus, "drawn", encoder=Drawn(), queries=queries, store=store, recipe=Recipe(pool="mean", alpha=0.4),
             options=LoadOptions(build=work / f"build-{count}", force=True),
         ).report  # fmt: skip
-    ended.set()
     phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
     click.echo(f"{count:>9,} passages: {phases}; private memory at most {seen[0]} MiB")
 
@@ -137,9 +173,12 @@ def main(work: Path, passages: int, quantization: str | None, step: str | None) 
     work.mkdir(parents=True, exist_ok=True)
     if step == "ask":
         return asked(work, passages)
+    if step == "engine":
+        return engine_alone(work, passages)
     if step:
         return loaded(work, passages, quantization)
     for count in (10_000, passages):
+        run(work, count, "engine", None)
         run(work, count, "load", quantization)
     run(work, passages, "ask", None)
 
