@@ -8,7 +8,14 @@ from tiny_model import write_tiny_encoder
 
 onnx = pytest.importorskip("onnx")
 
-from xqg_vdb.export.quantise import SMALLEST, _Range, by_instance, measure_ranges, quantise_products  # noqa: E402
+from xqg_vdb.export.quantise import (  # noqa: E402
+    SMALLEST,
+    _Range,
+    by_instance,
+    measure_ranges,
+    quantise_graph,
+    quantise_products,
+)
 from xqg_vdb.models.engine import runtime  # noqa: E402
 
 RNG = np.random.default_rng(11)
@@ -169,3 +176,25 @@ def test_instances_are_normalised_as_layers_are(with_bias):
     assert "InstanceNormalization" in (kinds := [node.op_type for node in model.graph.node])
     assert "LayerNormalization" not in kinds
     np.testing.assert_allclose(run(model, rows)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_generators_table_of_words_has_8_bits_though_nothing_else_reads_it(tmp_path):
+    """mT5's encoder has a table of its own, beside an output layer of its own: 770 MB in float32."""
+    helper, numpy = onnx.helper, onnx.numpy_helper
+    tables = {"words": SMALLEST, "places": 50}
+    weights = {name: RNG.standard_normal((rows, 64)).astype(np.float32) for name, rows in tables.items()}
+    nodes = [helper.make_node("Gather", [name, f"{name}.ids"], [f"{name}.rows"]) for name in tables]
+    shapes = {"words": ["b", "t"], "places": ["t"]}
+    inputs = [helper.make_tensor_value_info(f"{name}.ids", 7, shape) for name, shape in shapes.items()]
+    outputs = [helper.make_tensor_value_info(f"{name}.rows", 1, [*shape, 64]) for name, shape in shapes.items()]
+    constants = [numpy.from_array(table, name) for name, table in weights.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "a.onnx")
+    quantise_graph(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx").stat().st_size < 0.3 * (tmp_path / "a.onnx").stat().st_size
+    session = runtime().InferenceSession(str(tmp_path / "b.onnx"), providers=["CPUExecutionProvider"])
+    ids = np.arange(SMALLEST).reshape(2, -1)
+    words, places = session.run(None, {"words.ids": ids, "places.ids": np.arange(50)})
+    most = np.abs(weights["words"].reshape(SMALLEST, 2, 32)).max(axis=2, keepdims=True) / 127  # a step of each block
+    assert (np.abs(words.reshape(SMALLEST, 2, 32) - weights["words"].reshape(SMALLEST, 2, 32)) <= 0.51 * most).all()
+    assert (places == weights["places"]).all()

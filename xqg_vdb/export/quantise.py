@@ -80,7 +80,7 @@ class _Converter:
         self.packed: set[str] = set()
 
     def convert(self) -> None:
-        """Rewrite every product with a weight, then every lookup in a table that was packed on the way."""
+        """Rewrite every product with a weight, then every lookup in a table that was packed on the way or is large."""
         nodes = [self._product(node) for node in self.graph.node]
         nodes = [new for node in nodes for new in self._lookup(node)]
         used = {name for node in nodes for name in node.input} | {value.name for value in self.graph.output}
@@ -131,14 +131,20 @@ class _Converter:
         import onnx
         from onnx import numpy_helper
 
-        if node.op_type != "Gather" or node.input[0] not in self.packed:
+        table = self.weights.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or len(table.dims) != 2 or table.dims[1] % BLOCK:
             return [node]
-        stem, ids, out = node.input[0], node.input[1], node.output[0]
-        shape = np.array([0, 0, self.weights[stem].dims[1]])
-        for name, value in (("zero", np.array(ZERO, np.float32)), ("axis", np.array([-1])), ("shape", shape)):
+        stem, ids, out = table.name, node.input[1], node.output[0]
+        if stem not in self.packed and table.dims[0] < SMALLEST:
+            return [node]
+        self._pack(stem, rows_first=True)
+        dim = np.array([table.dims[1]])
+        for name, value in (("zero", np.array(ZERO, np.float32)), ("axis", np.array([-1])), ("dim", dim)):
             self.graph.initializer.append(numpy_helper.from_array(value, f"{out}.{name}"))
         make = onnx.helper.make_node
         return [
+            make("Shape", [ids], [f"{out}.ids"]),
+            make("Concat", [f"{out}.ids", f"{out}.dim"], [f"{out}.shape"], axis=0),
             make("Gather", [f"{stem}.blocks", ids], [f"{out}.bytes"]),
             make("Gather", [f"{stem}.scales", ids], [f"{out}.scale"]),
             make("Cast", [f"{out}.bytes"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
