@@ -390,7 +390,7 @@ class _Seen:
         return slot
 
     def _grow(self) -> None:
-        """Double the table where it lies; entries from an empty slot on, so that each finds those before it in place."""
+        """Double the table where it lies, from an empty slot on, so that each entry finds those before it in place."""
         slots = self._mask + 1
         empty, self._mask = self._ids.index(0), 2 * slots - 1
         for table in (self._ids, self._contents):
