@@ -1,6 +1,7 @@
 """Export: the gate, the starter (real, needs torch), hostile checkpoints, conventions. Nothing here needs a network."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -12,10 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import orjson
 import pytest
+from click.testing import CliRunner
 from tiny_model import write_tiny_encoder
 from tokenizers import Tokenizer
 
 from xqg_vdb.calibration import LanguageMeans
+from xqg_vdb.cli.commands import cli
 from xqg_vdb.errors import MismatchError, MissingExtra, ModelError
 from xqg_vdb.export import encoder as encoder_export
 from xqg_vdb.export import gate
@@ -351,7 +354,7 @@ def test_sentence_transformers_files_win_over_the_family(tmp_path):
     }
     spec, learned = checkpoint(tmp_path / "c", "intfloat/multilingual-e5-small", files=files)
     assert learned == "sentence-transformers files"
-    assert (spec.pooling, spec.normalize, spec.query_prefix, spec.passage_prefix) == ("cls", False, "Q ", "D ")
+    assert (spec.pooling, spec.normalize, spec.query_prefix, spec.passage_prefix) == ("cls", True, "Q ", "D ")
     assert spec.max_length == 100
 
 
@@ -416,6 +419,11 @@ FOREIGN = {"AutoModel": "modeling_qwen.Qwen2Model"}
             "modality_config = .*, where a value of type dict",
         ),
         ({"sentence_bert_config.json": {"max_seq_length": "40"}}, "max_seq_length = '40', where a value of type int"),
+        ({"sentence_bert_config.json": {"model_args": 3}}, "does by model_args.3"),
+        (
+            {"sentence_bert_config.json": {"module_output_name": [1]}},
+            "module_output_name = .*, where a value of type str",
+        ),
         ({"sentence_bert_config.json": {"max_seq_length": 4}}, "reads 4 tokens of a text: give --max-length 8"),
         ({"config_sentence_transformers.json": {"truncate_dim": "16"}}, "truncate_dim = '16', where .* type int"),
         ({"config_sentence_transformers.json": {"prompts": {"query": 3}}}, r"prompts that are no texts \({'query': 3}"),
@@ -437,6 +445,62 @@ def test_what_would_give_other_vectors_is_refused_by_name(tmp_path, change, said
     with pytest.raises(ModelError, match=said):
         checkpoint(tmp_path / "c", "x/y", config=config, files=files)
         gate.check_code(fetch_checkpoint(str(tmp_path / "c"), into=tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, 'has "num_hidden_layers":1000000000, as no model has'),
+        ({"num_hidden_layers": -1}, 'has "num_hidden_layers":-1, as no model has'),
+        ({"text_config": {"num_local_experts": 10**30}}, "num_local_experts.*as no model has"),
+        ({"num_labels": 10**9}, "num_labels.*as no model has"),
+        ({"vocab_size": 10**9}, "bytes of weights, its config.json speaks of 32,000,0"),
+        ({"intermediate_size": 10**8}, "bytes of weights, its config.json speaks of "),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantised by what its quantization_config says"),
+        ({"architectures": [3], "hidden_act": "no"}, "cannot load"),
+    ],
+)
+@pytest.mark.parametrize("modules", [False, True])
+def test_a_model_that_could_not_be_built_is_refused_before_it_is(bert, tmp_path, config, said, modules):
+    pytest.importorskip("sentence_transformers")
+    folder = tmp_path / "c"
+    sentence_transformer(folder, {"pooling_mode": "mean"}, bert=bert) if modules else shutil.copytree(bert, folder)
+    record = orjson.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(record | config))
+    try:
+        refused = " ".join(explain(str(folder))["refused"])
+    except ModelError as error:
+        refused = str(error)
+    assert re.search(said, refused)
+    with pytest.raises(ModelError):
+        export(str(folder), tmp_path / "out", precision="fp32", say=silent)
+
+
+def test_a_module_writes_no_file_outside(bert, tmp_path):
+    folder = sentence_transformer(tmp_path / "c", {"pooling_mode": "mean"}, bert=bert)
+    evil = "a/" + "../" * 20 + str(tmp_path / "evil")
+    listed = [{"type": ST + "Transformer", "path": ""}, {"type": evil, "path": "1_Pooling"}]
+    (folder / "modules.json").write_bytes(orjson.dumps(numbered(listed)))
+    source = fetch_checkpoint(str(folder), into=tmp_path / "clean")
+    assert (
+        not (tmp_path / "evil").exists()
+        and (
+            source.path / orjson.loads((source.path / "modules.json").read_bytes())[1]["path"] / "config.json"
+        ).is_file()
+    )
+    with pytest.raises(ModelError, match="runs Transformer, a/"):
+        conventions(source)
+
+
+def test_a_graph_of_a_model_that_transformers_does_not_know_is_explained(bert, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    folder = sentence_transformer(tmp_path / "c", {"pooling_mode": "mean"}, bert=bert, prompts={"\x1b[31m": "x"})
+    config = {"model_type": "new", "hidden_size": 12, "auto_map": {"AutoModel": "modeling.NewModel"}}
+    (folder / "config.json").write_bytes(orjson.dumps(config))
+    write_tiny_encoder(folder / "onnx")
+    shown = CliRunner().invoke(cli, ["export", "--explain", str(folder)])
+    assert shown.exit_code == 0 and "not asked (" in shown.output and "refused" not in shown.output
+    assert "\x1b" not in shown.output
 
 
 def test_files_of_other_programs_are_named(tmp_path):
@@ -471,6 +535,9 @@ def test_empty_prompts_do_not_wipe_the_familys_and_a_default_prompt_counts(tmp_p
     (tmp_path / "more").mkdir()
     spec, _ = checkpoint(tmp_path / "more" / "b", "x/y", files={"config_sentence_transformers.json": record})
     assert (spec.query_prefix, spec.passage_prefix) == ("text: ", "text: ")
+    (tmp_path / "third").mkdir()
+    files = {"config_sentence_transformers.json": {"prompts": {"query": "", "document": "", "corpus": "c: "}}}
+    assert checkpoint(tmp_path / "third" / "c", "x/y", files=files)[0].passage_prefix == "c: "
 
 
 def test_a_length_that_stands_in_the_tokenizer_alone(tmp_path):
@@ -490,11 +557,15 @@ def test_a_length_beyond_the_trained_positions_counts_where_positions_are_angles
     assert checkpoint(tmp_path / "c", "x/y", config=config, files=files)[0].max_length == 130
     spec, _ = checkpoint(tmp_path / "more" / "c", "x/y", config=config | {"rope_theta": 10000.0}, files=files)
     assert (spec.max_length, spec.pool_prompt, spec.dim) == (300, False, 32)
+    (tmp_path / "third").mkdir()  # a length that stands in the tokenizer alone is not read beyond them
+    files |= {"sentence_bert_config.json": {}, "tokenizer_config.json": {"model_max_length": 300}}
+    spec, _ = checkpoint(tmp_path / "third" / "c", "x/y", config=config | {"rope_theta": 10000.0}, files=files)
+    assert spec.max_length == 130
 
 
 def test_ranking_by_cosine_is_kept_where_no_module_normalises(tmp_path):
     files = {"modules.json": PIPELINE, "1_Pooling/config.json": {"pooling_mode": "mean"}}
-    for name, normalize in (("cosine", True), ("dot", False), (None, False)):
+    for name, normalize in (("cosine", True), ("dot", False), (None, True)):  # sentence-transformers takes cosine
         record = {"config_sentence_transformers.json": {"similarity_fn_name": name}}
         (tmp_path / str(name)).mkdir()
         assert checkpoint(tmp_path / str(name) / "c", "x/y", files=files | record)[0].normalize is normalize
@@ -765,6 +836,8 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
         ("model.safetensors", None, "has no weights but neither safetensors nor"),
         ("tokenizer.json", POINTER, "c/tokenizer.json is a pointer of Git LFS"),
         ("config.json", POINTER, "c/config.json is a pointer of Git LFS"),
+        ("tokenizer_config.json", b'{"a":' * 300 + b"1" + b"}" * 300, "cannot be read as JSON .Recursion limit"),
+        ("special_tokens_map.json", b'{"a":' * 900 + b"1" + b"}" * 900, "cannot be read as JSON .Recursion limit"),
         ("onnx/model.onnx", POINTER, "model.onnx is a pointer of Git LFS.* Or delete its onnx folder"),
         ("config.json", b'{"model_type": "bert", "vocab_size": "many"}', "has vocab_size = 'many', where a value"),
         (

@@ -152,8 +152,8 @@ def damage(path: Path) -> str:
     return f"{path} {what}: download it again (`hf download`, or `git lfs pull` in a clone)." if what else ""
 
 
-def damaged_weights(folder: Path) -> str:
-    """The same of a checkpoint's weights: of model.safetensors, or of the files that its index names."""
+def damaged_weights(folder: Path, source: str) -> str:
+    """The same of the weights of checkpoint `source`: of model.safetensors, or of the files that its index names."""
     from safetensors import safe_open
 
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -166,7 +166,7 @@ def damaged_weights(folder: Path) -> str:
         except Exception as error:  # safetensors raises a class of its own
             said = f"{folder / name} is cut or damaged ({error}): download it again."
         if said:
-            return said
+            return said.replace(str(folder), source)
     return ""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from xqg_vdb.cli.options import PATH, F, command, say, show, takes
+from xqg_vdb.errors import printable
 
 if TYPE_CHECKING:
     from xqg_vdb.export.checkpoints import Overrides
@@ -67,7 +68,7 @@ def export(
 
     if explain:
         record = describe(checkpoint, overrides, generator=generator, accept_license=accept_license)
-        show(record, _explained(record))
+        show(record, map(printable, _explained(record)))
         return
     folder = run(
         checkpoint, out, precision=precision, overrides=overrides, generator=generator, accept_license=accept_license,

@@ -52,8 +52,12 @@ _TYPES: Mapping[str, Any] = {
     "modality_config": dict, "activation_function": str, "activation_fn": str, "id2label": dict,
     "sentence_transformers": dict, "base_model_name_or_path": str, "vocab_size": int, "num_hidden_layers": int,
     "type_vocab_size": int, "layer_norm_eps": int | float, "rms_norm_eps": int | float, "hidden_act": str,
+    "module_input_name": str, "module_output_name": str, "transformer_task": str,
 }  # fmt: skip
 """Of values that are read here, whatever file they stand in; null is allowed too."""
+_ABSURD = re.compile(
+    r'"(?:n|num|inner)_(?:\w+_)?(?:layers?|experts|groups|blocks?|networks|labels|num)":(?:-|\d{4}|[\d.]+e)[\d.e+]*'
+)  # building that many would not end
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Checkpoint:
         """For `model.json`: a folder's name stands where nobody takes it for a name on the hub."""
         kind = {"local": "folder"}.get(self.revision, "package" if "==" in self.revision else "hub")
         name = f"folder:{Path(self.source).resolve().name}" if kind == "folder" else self.source
-        architecture = (self.config.get("architectures") or [self.config["model_type"]])[0]
+        architecture = str((self.config.get("architectures") or [self.config["model_type"]])[0])
         return {"from": kind, "source": name, "revision": self.revision, "architecture": architecture}
 
 
@@ -146,7 +150,7 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = NOTHING) -> tuple
         values["pooling"] = overrides.pooling or _st_pooling(pooling)
         values["pool_prompt"] = bool(pooling.get("include_prompt", True))
         ranked_by = record.get("similarity_fn_name")
-        values["normalize"] = given.get("normalize", ends_in == "Normalize" or ranked_by == "cosine")
+        values["normalize"] = ends_in == "Normalize" or ranked_by in ("cosine", None)  # sentence-transformers' default
         if ranked_by in ("euclidean", "manhattan") and "normalize" not in given and not values["normalize"]:
             raise ModelError(f"{checkpoint.source} ranks by {ranked_by} distance: give --normalize or --no-normalize.")
     elif checkpoint.origin["architecture"].endswith("ForCausalLM") and not (overrides.pooling or family):
@@ -179,8 +183,7 @@ def modules_of(path: Path) -> list[tuple[str, Path]]:
             kind, folder = str(module["type"]), Path(str(module.get("path", "")))
             if folder.is_absolute() or ".." in folder.parts:
                 raise ValueError(f"a folder {folder}")
-            known = kind.startswith("sentence_transformers.")
-            modules.append((kind.rpartition(".")[2] if known else kind, path / folder))
+            modules.append((re.sub(r"^sentence_transformers\.(.*\.)?", "", kind), path / folder))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ModelError(f"{path / 'modules.json'} does not list modules ({error!r}).") from error
     return modules
@@ -206,16 +209,16 @@ def text_module(checkpoint: Checkpoint) -> dict[str, Any]:
 def _check_text_module(checkpoint: Checkpoint) -> None:
     record = text_module(checkpoint)
     passed = {f"{key}.{name}" for key, value in record.items() if re.search("_(args|kwargs)$", key) and value
-              for name in value if name not in _HARMLESS}  # fmt: skip
+              for name in (value if isinstance(value, dict) else [f"{value}"]) if name not in _HARMLESS}  # fmt: skip
     text = (record.get("modality_config") or {"text": {}}).get("text")
-    given = {record.get("module_output_name", "token_embeddings"), record.get("transformer_task", "feature-extraction")}
+    given = {record.get("module_output_name") or "forward", record.get("transformer_task") or "forward"}
     given |= set(map(str, text.values())) if isinstance(text, dict) else {f"modality_config.text = {text}"}
     tokenizer = read_json(checkpoint.path / "tokenizer_config.json", default={})
     passed |= {"truncation_side"} if tokenizer.get("truncation_side", "right") != "right" else set()
     if other := sorted(passed | (given - _USUAL_STEPS)):
         raise ModelError(
-            f"{checkpoint.source} changes what its transformer does by {', '.join(other)} (sentence_bert_config.json,"
-            " tokenizer_config.json), which cannot be reproduced."
+            f"{checkpoint.source} changes what its transformer does by {printable(', '.join(other))}"
+            " (sentence_bert_config.json, tokenizer_config.json), which cannot be reproduced."
         )
 
 
@@ -225,19 +228,17 @@ def _prompts(record: dict[str, Any], family: EncoderSpec) -> dict[str, str]:
     if other := {name: text for name, text in prompts.items() if not isinstance(text, str | None)}:
         raise ModelError(f"config_sentence_transformers.json has prompts that are no texts ({other!r:.80}).")
     usual = prompts.get(record.get("default_prompt_name")) or ""
-    passage = prompts.get("document") or prompts.get("passage") or usual
-    return {
-        "query_prefix": prompts.get("query") or usual or family.query_prefix,
-        "passage_prefix": passage or family.passage_prefix,
-    }
+    passage = next((text for name in ("document", "passage", "corpus") if (text := prompts.get(name))), usual)
+    query = prompts.get("query") or usual
+    return {"query_prefix": query or family.query_prefix, "passage_prefix": passage or family.passage_prefix}
 
 
 def width(checkpoint: Checkpoint) -> int:
     """Numbers of a token's vector, whatever the family calls them. Raises ModelError."""
-    config = checkpoint.config
+    records = [checkpoint.config, *map(checkpoint.config.get, ("text_config", "encoder"))]
     for name in ("hidden_size", "dim", "d_model", "n_embd", "emb_dim"):
-        for record in (config, config.get("text_config") or {}, config.get("encoder") or {}):
-            if isinstance(value := record.get(name), int):
+        for record in records:
+            if isinstance(record, dict) and isinstance(value := record.get(name), int):
                 return value
     raise ModelError(f"{checkpoint.source} does not say how wide its vectors are (hidden_size in config.json).")
 
@@ -247,7 +248,7 @@ def read_dense(module: Path) -> tuple[Vectors, Vectors, str]:
     config = read_json(module / "config.json", default={})
     told = config.get("activation_function", "")
     activation = "Identity" if told is None else told.rsplit(".", 1)[-1] if told.startswith("torch.") else "Tanh"
-    reads = config.get("module_input_name", "sentence_embedding")
+    reads = config.get("module_input_name") or "sentence_embedding"
     gives = config.get("module_output_name") or reads
     if {reads, gives} != {"sentence_embedding"}:
         raise ModelError(
@@ -275,8 +276,7 @@ def _st_pooling(record: Mapping[str, Any]) -> Pooling:
     modes = modes or [
         re.sub("^pooling_mode_|(?<=cls|max|ean)_tokens?$", "", key) for key, value in record.items()
         if value is True and key.startswith("pooling_mode_")
-    ]  # fmt: skip
-    modes = modes or ["mean"]
+    ] or ["mean"]  # fmt: skip
     if len(modes) == 1 and modes[0] in POOLING:
         return POOLING[modes[0]]
     raise ModelError(
@@ -286,7 +286,7 @@ def _st_pooling(record: Mapping[str, Any]) -> Pooling:
 
 def longest_text(checkpoint: Checkpoint, *, default: int) -> int:
     """Tokens that it reads of a text."""
-    told = text_module(checkpoint).get("max_seq_length")
+    told = given = text_module(checkpoint).get("max_seq_length")
     if told is None:
         told = read_json(checkpoint.path / "tokenizer_config.json", default={}).get("model_max_length")
     table = int(checkpoint.config.get("max_position_embeddings") or NO_LIMIT)
@@ -294,7 +294,7 @@ def longest_text(checkpoint: Checkpoint, *, default: int) -> int:
         table -= 2  # their position table starts after the padding index
     if told is None or told > NO_LIMIT:  # sentence-transformers reads as far as the table goes
         told = table if modules_of(checkpoint.path) and table < NO_LIMIT else default
-    elif any("rope" in key for key in checkpoint.config):
+    elif any("rope" in key for key in checkpoint.config) and (given or not modules_of(checkpoint.path)):
         table = NO_LIMIT  # angles go on where the number of trained positions ends
     if (longest := int(min(told, table))) < LEAST_TOKENS:
         raise ModelError(f"{checkpoint.source} reads {longest} tokens of a text: give --max-length {LEAST_TOKENS}.")
@@ -341,16 +341,15 @@ def _clean_copy(origin: Path, *, into: Path, source: str, revision: str) -> Chec
         _copy_files(home, into)
     listed = read_json(origin / "modules.json", default=[])
     for i, (kind, folder) in enumerate(modules):
-        listed[i]["path"] = "" if folder in (top, origin) else f"{i}_{kind}"
+        listed[i]["path"] = "" if folder in (top, origin) else re.sub(r"\W", "_", f"{i}_{kind}")[:80]
         if listed[i]["path"]:
             _copy_files(folder, into / listed[i]["path"])
             if list(folder.glob("pytorch_model.bin")) and not list(folder.glob("*.safetensors")):
                 _convert_pickles(folder, into / listed[i]["path"])
     if modules:
         (into / "modules.json").write_bytes(orjson.dumps(listed))
-    if onnx is not None:
-        for file in sorted(onnx.parent.glob(onnx.name + "*")):
-            _copy_safe(file, into / file.name)
+    for file in sorted(onnx.parent.glob(onnx.name + "*")) if onnx else []:
+        _copy_safe(file, into / file.name)
     return Checkpoint(
         into, source, revision, strip_code_keys(config), onnx=into / onnx.name if onnx else None,
         dense=tuple(folder for kind, folder in modules_of(into) if kind == "Dense"), code=config.get("auto_map") or {},
@@ -427,7 +426,7 @@ def _copy_safe(file: Path, target: Path) -> None:
     if file.name in _TABLES and (broken := damage(real)):
         raise ModelError(broken)
     if file.suffix == ".json" and file.name not in _TABLES and not file.name.endswith(".index.json"):
-        record = strip_code_keys(read_json(real, default=None))
+        record = strip_code_keys(read_json(real, default={} if "config" in file.name else None))
         if isinstance(record, dict) and record.get("tokenizer_class") == "TokenizersBackend":
             record["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5
         target.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
@@ -439,11 +438,9 @@ def _copy_safe(file: Path, target: Path) -> None:
 
 def strip_code_keys(record: Any) -> Any:
     """The JSON value without keys that make transformers load code: `auto_map`, `_attn_implementation*`."""
-    if isinstance(record, list):
-        return [strip_code_keys(item) for item in record]
-    if not isinstance(record, dict):
-        return record
-    return {key: strip_code_keys(value) for key, value in record.items() if not key.startswith(_CODE_KEYS)}
+    if isinstance(record, dict):
+        return {key: strip_code_keys(value) for key, value in record.items() if not key.startswith(_CODE_KEYS)}
+    return [strip_code_keys(item) for item in record] if isinstance(record, list) else record
 
 
 def read_json(path: Path, *, default: Any) -> Any:
@@ -454,8 +451,11 @@ def read_json(path: Path, *, default: Any) -> Any:
         raise ModelError(f"{path} has over {_MAX_CONFIG_BYTES >> 20} MiB, too much for a configuration.")
     try:
         found = cast(Any, orjson.loads(path.read_bytes()))
-    except (OSError, orjson.JSONDecodeError) as error:
+        whole = orjson.dumps(found).decode()  # refuses what is nested too deep
+    except (OSError, orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
         raise ModelError(damage(path) or f"{path} cannot be read as JSON ({error}).") from error
+    if absurd := _ABSURD.search(whole if path.name == "config.json" else ""):
+        raise ModelError(f"{path} has {absurd[0]}, as no model has.")
     if isinstance(default, dict) and not isinstance(found, dict):
         raise ModelError(f"{path} holds a {type(found).__name__}, not names with values.")
     for key in _TYPES.keys() & (found if "config" in path.name and isinstance(found, dict) else {}):

@@ -352,7 +352,11 @@ def explain(
         except MissingExtra as error:
             software = f"not asked ({error})"
         except Exception as error:  # also what a stranger's values make of the original software
-            refused.append(str(error) if isinstance(error, ModelError) else f"its own software fails: {reason(error)}")
+            said = str(error) if isinstance(error, ModelError) else f"its own software fails: {reason(error)}"
+            if source.onnx and not writes:  # then its own graph is what an export is compared with
+                software = f"not asked ({said})"
+            else:
+                refused.append(said)
     facts = {name: (theirs.get(name), ours.get(name)) for name in dict.fromkeys([*theirs, *ours])}
     kind = "generator" if writes else "cross-encoder" if cross else "encoder"
     return {**source.origin, "kind": kind, "software": software, "facts": facts, "refused": [*dict.fromkeys(refused)]}

@@ -74,17 +74,16 @@ def original_facts(source: Checkpoint) -> tuple[str, dict[str, Any]]:
     model = sentence_transformer(source)
     prompts = {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
     usual = prompts.get(model.default_prompt_name, "")
-    parts = {type(module).__name__: module for module in model}
-    pooling = parts.get("Pooling")
-    dense = [module for module in model if type(module).__name__ == "Dense"]
+    parts = [(type(module).__name__, module) for module in model]
+    pooling, dense = dict(parts).get("Pooling"), [module for kind, module in parts if kind == "Dense"]
     return f"sentence-transformers {version('sentence-transformers')}", {
-        "modules": ", ".join(type(module).__name__ for module in model),
+        "modules": ", ".join(kind for kind, _ in parts),
         "pooling": POOLING.get(pooling.pooling_mode) if pooling else None,
         "prompt is pooled": bool(pooling and pooling.include_prompt),
         "query prompt": prompts.get("query", usual),
         "passage prompt": model.prompts.get("document") or usual,
         "longest text": model.max_seq_length,
-        "normalised": "Normalize" in parts,
+        "normalised": "Normalize" in dict(parts),
         "dimensions": model.get_embedding_dimension(),
         "projections": [f"{d.in_features} to {d.out_features}, {type(d.activation_function).__name__}" for d in dense],
         "lower-cased": bool(getattr(model[0], "do_lower_case", False)),
@@ -166,19 +165,16 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
     import torch
     import transformers
 
-    check_code(checkpoint)
+    software, _ = without_weights(checkpoint, kind)
     try:
         model, loaded = getattr(transformers, kind).from_pretrained(
             str(checkpoint.path), dtype=torch.float32, attn_implementation=attention, use_safetensors=True,
             local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, of safetensors, and of a stranger's values in the configuration
-        why = f"transformers {transformers.__version__} cannot load {checkpoint.source}: {reason(error)}{CORRECT}"
-        broken = damaged_weights(checkpoint.path).replace(str(checkpoint.path), checkpoint.source)
-        raise ModelError(broken or why) from error
-    if wrong := sorted(
-        str(key if isinstance(key, str) else key[0]) for key in loaded["mismatched_keys"]
-    ):  # 5 says more
+        why = f"{software} cannot load {checkpoint.source}: {reason(error)}{CORRECT}"
+        raise ModelError(damaged_weights(checkpoint.path, checkpoint.source) or why) from error
+    if wrong := sorted(key if isinstance(key, str) else key[0] for key in loaded["mismatched_keys"]):  # 5 says more
         raise ModelError(
             f"size mismatch: {len(wrong)} weights of {checkpoint.source}, such as {wrong[0]}, have other sizes than its"
             f" config.json says{CORRECT}"
@@ -186,9 +182,8 @@ def load_weights(kind: str, checkpoint: Checkpoint, *, attention: str | None = N
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # which nothing here uses
         why = "its files are incomplete, or of another model"
         why = "it has experts, which that class does not know" if _has_experts(checkpoint) else why
-        raise ModelError(
-            f"{checkpoint.source} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: {why}."
-        )
+        those = f"{len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+        raise ModelError(f"{checkpoint.source} lacks {those}: {why}.")
     return model
 
 
@@ -198,7 +193,9 @@ def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any]:
     import torch
     import transformers
 
-    check_code(source)
+    if source.onnx is None:
+        check_code(source)
+    held = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
     software = f"transformers {transformers.__version__}"
     try:
         config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
@@ -206,6 +203,9 @@ def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any]:
             model = getattr(transformers, kind).from_config(config, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{software} cannot load {source.source}: {reason(error)}{CORRECT}") from error
+    if held and (numbers := sum(w.numel() for w in model.parameters())) > max(2 * held, 1 << 29):  # too much memory
+        why = f"{source.source} has {held:,} bytes of weights, its config.json speaks of {numbers:,} numbers{CORRECT}"
+        raise ModelError(damaged_weights(source.path, source.source) or why)
     return software, model
 
 
@@ -223,16 +223,16 @@ def check_code(checkpoint: Checkpoint) -> None:
             f" {transformers.__version__} {knows}: take a checkpoint without auto_map in its config.json, or one with"
             " an ONNX graph."
         )
-    if method := (checkpoint.config.get("quantization_config") or {}).get("quant_method"):
+    if quantised := checkpoint.config.get("quantization_config"):
+        method = quantised.get("quant_method") or "what its quantization_config says"
         raise ModelError(f"{source} has weights quantised by {method}: export the checkpoint they were made from.")
-    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 2):
+    running = transformers.__version__
+    if tuple(map(int, running.split(".")[:2])) >= (5, 2):
         return
     if checkpoint.config.get("is_causal") is False or _has_experts(checkpoint):
         is_one = "is a mixture of experts" if _has_experts(checkpoint) else "reads both ways (is_causal: false)"
-        raise ModelError(
-            f"{source} {is_one}, which transformers {transformers.__version__} does not export:"
-            ' pip install "transformers>=5.2".'
-        )
+        why = f"{source} {is_one}, which transformers {running} does not export"
+        raise ModelError(f'{why}: pip install "transformers>=5.2".')
 
 
 def _has_experts(checkpoint: Checkpoint) -> bool:
@@ -355,10 +355,8 @@ def measure_parity(encoder: Encoder, original: tuple[Vectors, Vectors]) -> dict[
 
 def torch_vectors(checkpoint: Checkpoint, spec: EncoderSpec, overrides: Overrides = NOTHING) -> tuple[Vectors, Vectors]:
     """The original software's rows of `parity_texts`, text by text: sentence-transformers' for its checkpoints."""
-    if modules_of(checkpoint.path):
-        row = _sentence_transformers_row(checkpoint, spec, overrides)
-    else:
-        row = _transformers_row(checkpoint, spec)
+    known = modules_of(checkpoint.path)
+    row = _sentence_transformers_row(checkpoint, spec, overrides) if known else _transformers_row(checkpoint, spec)
     questions, passages = parity_texts()
     try:
         asked = np.stack([row(spec.query_prefix, text) for text in questions])
@@ -377,6 +375,8 @@ def sentence_transformer(checkpoint: Checkpoint, kind: str = "SentenceTransforme
         import sentence_transformers
     except ImportError as error:
         raise MissingExtra(f'The parity gate needs {error.name}: pip install "xqg-vdb[export]".') from error
+    cross = kind == "CrossEncoder"
+    without_weights(checkpoint, "AutoModelForSequenceClassification" if cross else model_class(checkpoint))
     try:
         return getattr(sentence_transformers, kind)(
             str(checkpoint.path), device="cpu", local_files_only=True, trust_remote_code=False,

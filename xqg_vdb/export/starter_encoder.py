@@ -237,21 +237,12 @@ def settings(weights: _WeightFile) -> dict[str, object]:
     named |= {"cls_token": named["bos_token"], "sep_token": named["eos_token"]}
     return {
         "config.json": {
-            "architectures": ["BertModel"],
-            "model_type": "bert",
-            "hidden_size": header["hidden"],
-            "num_hidden_layers": header["layers"],
-            "num_attention_heads": header["heads"],
-            "intermediate_size": header["ffn"],
-            "vocab_size": header["vocab"],
-            "max_position_embeddings": header["max_pos"],
-            "type_vocab_size": header["type_vocab"],
-            "layer_norm_eps": weights.eps,
-            "pad_token_id": header["pad"],
-            "hidden_act": "gelu",
-            "position_embedding_type": "absolute",
-            "tokenizer_class": "XLMRobertaTokenizer",
-            "torch_dtype": "float32",
+            "architectures": ["BertModel"], "model_type": "bert", "hidden_size": header["hidden"],
+            "num_hidden_layers": header["layers"], "num_attention_heads": header["heads"],
+            "intermediate_size": header["ffn"], "vocab_size": header["vocab"],
+            "max_position_embeddings": header["max_pos"], "type_vocab_size": header["type_vocab"],
+            "layer_norm_eps": weights.eps, "pad_token_id": header["pad"], "hidden_act": "gelu",
+            "position_embedding_type": "absolute", "tokenizer_class": "XLMRobertaTokenizer", "torch_dtype": "float32",
             # as the original has it: without a version, transformers 4.57.6 warns of a faulty Mistral tokenizer
             "transformers_version": "4.29.0",
         },
