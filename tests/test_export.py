@@ -231,7 +231,7 @@ def test_pickled_code_never_runs(tmp_path):
 def test_other_pickles_are_not_even_tried(tmp_path):
     folder = hostile(tmp_path / "evil", tmp_path / "marker", weights=False)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(ModelError, match=r"has model\.pt, training_args\.bin but neither safetensors nor"):
+    with pytest.raises(ModelError, match=r"has model\.pt, training_args\.bin, not model\.safetensors or"):
         export(str(folder), tmp_path / "out", say=silent)
 
 
@@ -429,7 +429,7 @@ FOREIGN = {"AutoModel": "modeling_qwen.Qwen2Model"}
         ({"config_sentence_transformers.json": {"prompts": {"query": 3}}}, r"prompts that are no texts \({'query': 3}"),
         ({"adapter_config.json": [1]}, "adapter_config.json holds a list"),
         ({"1_Pooling/config.json": {}}, "has a Pooling module without a config.json: give --pooling"),
-        ({"adapter_config.json": {"base_model_name_or_path": "a/b"}}, "is an adapter of a/b: merge it into that model"),
+        ({"adapter_config.json": {"base_model_name_or_path": "a/b"}}, "is an adapter of a/b: merge it into that one"),
         ({"config.json": {"model_type": "qwen2", "auto_map": FOREIGN}}, "has a qwen2 that may compute something else"),
         (
             {"config.json": {"model_type": "new", "auto_map": FOREIGN}},
@@ -501,6 +501,14 @@ def test_a_graph_of_a_model_that_transformers_does_not_know_is_explained(bert, t
     shown = CliRunner().invoke(cli, ["export", "--explain", str(folder)])
     assert shown.exit_code == 0 and "not asked (" in shown.output and "refused" not in shown.output
     assert "\x1b" not in shown.output
+
+
+def test_a_generator_is_explained(bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "c")
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "eos_token_id": [1, 2]}
+    (folder / "config.json").write_bytes(orjson.dumps(config | {"num_hidden_layers": 1, "num_attention_heads": 4}))
+    shown = CliRunner().invoke(cli, ["export", "--explain", str(folder)], catch_exceptions=False)
+    assert re.search("eos +1; 2", shown.output) and "refused" not in shown.output
 
 
 def test_files_of_other_programs_are_named(tmp_path):
@@ -692,7 +700,9 @@ def test_a_checkpoint_whose_files_lie_otherwise_equals_sentence_transformers(ber
     exported = export(str(folder), tmp_path / "out", precision="fp32", say=silent)
     assert (exported.spec.max_length, exported.spec.pooling, exported.spec.dim) == (20, "cls", 16)
     texts = ["WHERE Is The Nile?", "the river runs on " * 20]
-    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    original = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    assert original.similarity_fn_name == "cosine"  # where no file says otherwise: so rows of length 1
+    theirs = original.encode(texts, normalize_embeddings=True)
     with Encoder(tmp_path / "out", calibration=0.0) as encoder:
         np.testing.assert_allclose(encoder.encode_passages(texts), theirs, atol=1e-5)
 
@@ -833,7 +843,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
         ("model.safetensors", POINTER, "c/model.safetensors is a pointer of Git LFS, not the file itself: download it"),
         ("model.safetensors", b"", "c/model.safetensors is empty"),
         ("model.safetensors", b"<html>" * 9, "c/model.safetensors is cut or damaged"),
-        ("model.safetensors", None, "has no weights but neither safetensors nor"),
+        ("model.safetensors", None, "has no weights, not model.safetensors or"),
         ("tokenizer.json", POINTER, "c/tokenizer.json is a pointer of Git LFS"),
         ("config.json", POINTER, "c/config.json is a pointer of Git LFS"),
         ("tokenizer_config.json", b'{"a":' * 300 + b"1" + b"}" * 300, "cannot be read as JSON .Recursion limit"),
@@ -857,6 +867,15 @@ def test_what_is_damaged_is_named(bert, tmp_path, file, content, said):
     with pytest.raises(ModelError) as error:
         export(str(folder), tmp_path / "out", precision="fp32", say=silent)
     assert re.search(said, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_weights_under_another_name_are_named(bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "c")
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    with pytest.raises(
+        ModelError, match=r"has consolidated\.safetensors, not model\.safetensors or pytorch_model\.bin"
+    ):
+        fetch_checkpoint(str(folder), into=tmp_path / "copy")
 
 
 def test_a_shard_that_is_cut_or_missing_is_named(bert, tmp_path):

@@ -108,7 +108,7 @@ def _shown(value: Any) -> str:
         return repr(value)  # the space at a prompt's end counts
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]
-    return "; ".join(value) if isinstance(value, list) else str(value)
+    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @click.group()

@@ -335,7 +335,7 @@ def _clean_copy(origin: Path, *, into: Path, source: str, revision: str) -> Chec
         _check_modules(source, modules)
         raise ModelError(f"{origin} {_what_it_is(origin, adapter)}")
     onnx = next((origin / name for name in _HUB_ONNX if (origin / name).is_file()), None)
-    if onnx is None and not list(top.glob("*.safetensors")):
+    if onnx is None and not {"model.safetensors", "model.safetensors.index.json"} & {p.name for p in top.iterdir()}:
         _convert_pickles(top, into)
     for home in dict.fromkeys((origin, top)):
         _copy_files(home, into)
@@ -365,8 +365,8 @@ def _copy_files(home: Path, place: Path) -> None:
 def _what_it_is(origin: Path, adapter: Any) -> str:
     if adapter:
         return (
-            f"is an adapter of {adapter.get('base_model_name_or_path')}: merge it into that model (peft's"
-            " merge_and_unload, then save_pretrained) and export the result."
+            f"is an adapter of {adapter.get('base_model_name_or_path') or 'another model'}: merge it into that one"
+            " (peft's merge_and_unload, then save_pretrained) and export the result."
         )
     if list(origin.glob("*.gguf")):
         return (
@@ -401,9 +401,9 @@ def _convert_pickles(origin: Path, into: Path) -> None:
     """
     files = sorted(origin.glob("pytorch_model*.bin"))
     if not files:
-        kinds = ("*.bin", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.index.json")
+        kinds = ("*.safetensors", "*.bin", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.index.json")
         others = ", ".join(sorted(p.name for kind in kinds for p in origin.glob(kind))) or "no weights"
-        raise ModelError(f"{origin} has {others} but neither safetensors nor pytorch_model.bin: take another revision.")
+        raise ModelError(f"{origin} has {others}, not model.safetensors or pytorch_model.bin: take another revision.")
     if find_spec("torch") is None:
         raise MissingExtra('Reading pytorch_model.bin needs torch: pip install "xqg-vdb[export]".')
     into.mkdir(parents=True, exist_ok=True)
