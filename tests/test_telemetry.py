@@ -125,6 +125,10 @@ def test_seconds_are_metrics(retriever, exported):
     assert {f"xqg_vdb.{step}.duration" for step in ("search", "encode", "calibrate", "rerank")} <= set(found)
     points = found["xqg_vdb.search.duration"].data.data_points
     assert any(point.attributes["xqg_vdb.lang"] == "sw" and point.count >= 1 for point in points)
+    kinds = {key for metric in found.values() for point in metric.data.data_points for key in point.attributes}
+    assert not kinds & {f"xqg_vdb.{count}" for count in ("k", "questions", "texts", "passages", "depth")}, (
+        "endless series"
+    )
     assert found["xqg_vdb.search.duration"].unit == "s" and SECRET not in data.to_json()
 
 

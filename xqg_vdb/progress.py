@@ -227,7 +227,8 @@ def _spans(name: str, noted: dict[str, Any]) -> Iterator[None]:
             raise
         finally:
             span.set_attributes(_named(noted))
-            _histogram(name).record(monotonic() - began, _named(noted))
+            kinds = {key: value for key, value in noted.items() if not isinstance(value, int)}  # each makes a series
+            _histogram(name).record(monotonic() - began, _named(kinds))
 
 
 def _named(noted: Mapping[str, Any]) -> dict[str, Any]:
