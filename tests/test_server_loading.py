@@ -13,13 +13,16 @@ from collection_cases import a_batch, a_card, finished, load, passages, vectors
 from fake_qdrant import DEFAULT_THRESHOLD, FakeQdrant, Fault
 from qdrant_client import grpc as wire
 
+from xqg_vdb import load as load_corpus
 from xqg_vdb.errors import DataError, LockedError, ServerError
+from xqg_vdb.index.migrate import migrate
 from xqg_vdb.store.layout import CollectionOptions
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server import names as server_lease
 from xqg_vdb.store.server import writer as server_index
 from xqg_vdb.store.server.client import Server
 from xqg_vdb.store.server.store import ServerStore
+from xqg_vdb.testing import HashEncoder
 
 POINTS = "PUT .*/points$"
 
@@ -96,6 +99,26 @@ def test_no_bulk_leaves_the_servers_threshold_alone(fake):
         load(store, "wiki", passages(5), vectors(5), card=a_card())
     assert fake.thresholds["wiki__v0001"] == DEFAULT_THRESHOLD
     assert not any(method == "PATCH" and "optimizers" in path for method, path in fake.requests)
+
+
+@pytest.mark.parametrize(("expected", "held"), [(0, True), (40, False), (DEFAULT_THRESHOLD * 16, True)])
+def test_so_few_points_that_no_index_comes_of_them_are_not_held_back(fake, waits, expected, held):
+    """It spares a small load two changes of the collection, and a wait; 0: nobody knows how many come."""
+    with connect(fake) as store, store.writer("wiki", card=replace(a_card(), count=expected)) as writer:
+        writer.upsert(a_batch(passages(40), vectors(40)))
+        assert fake.thresholds["wiki__v0001"] == (0 if held else DEFAULT_THRESHOLD)
+        writer.publish(finished(a_card(), passages(40)))
+        assert fake.thresholds["wiki__v0001"] == DEFAULT_THRESHOLD and bool(waits) == held
+        assert store.card("wiki").count == 40
+
+
+def test_a_load_says_how_many_points_will_come(fake, monkeypatch, tmp_path):
+    monkeypatch.setattr(server_index, "_set_threshold", None)
+    rows = [{"id": f"p{i}", "text": f"w{i}", "lang": "en"} for i in range(20)]
+    with connect(fake) as store:
+        load_corpus(rows, "wiki", encoder=HashEncoder(dim=16), store=store)
+        migrate(store, "wiki", store, to_name="copy")
+        assert store.names() == ["copy", "wiki"]
 
 
 def test_a_resumed_load_still_ends_the_bulk_mode(fake):

@@ -96,6 +96,15 @@ def test_a_collection_of_others_that_is_named_like_a_version_stays(fake, store):
     assert collections(fake) == ["wiki__v0001", "wiki__v0007"]
 
 
+def test_an_alias_that_is_named_like_the_next_version_is_passed_over(fake, store):
+    """The server would refuse a collection of that name, and answer for the one behind the alias."""
+    edition(store, 1)
+    point(fake, "wiki__v0002", "wiki__v0001")
+    edition(store, 2)
+    assert store.card("wiki").version == "v0003" and store._names.metadata("wiki__v0001")[LOADER_KEY] == {}
+    assert collections(fake) == ["wiki__v0001", "wiki__v0003"]
+
+
 def test_an_alias_of_others_is_not_moved(fake, store, tmp_path):
     theirs(fake, "production")
     point(fake, "wiki", "production")
@@ -189,6 +198,31 @@ def test_a_silent_loader_is_waited_for_once(fake, store, clock):
         assert other.committed == 0
     assert 30 <= clock[0] < 60
     assert collections(fake) == ["wiki__v0002"]
+
+
+@pytest.mark.parametrize(
+    "step", ["PUT .*/index", "PATCH .*/collections/wiki__v0002", "GET .*/collections/wiki__v0002$"]
+)
+def test_a_loader_that_fails_while_it_begins_leaves_no_lease(fake, store, clock, step):
+    """In a process that lives on, such as a service that loads, the next load waits for nobody."""
+    edition(store, 1)
+    with ServerStore.connect(fake.url, timeout=60, options=CollectionOptions(keep=3)) as bulk:
+        fake.faults = [Fault(403, only=step)]
+        with pytest.raises(ServerError):
+            bulk.writer("wiki", card=a_card(alpha=0.5))
+    assert not fake.faults and store._names.metadata("wiki__v0002")[LOADER_KEY] == {}
+    edition(store, 2)
+    assert clock == [0.0] and collections(fake) == ["wiki__v0001", "wiki__v0003"]
+
+
+def test_a_loader_that_was_taken_for_dead_leaves_the_next_ones_lease(fake, store):
+    first = store.writer("wiki", card=a_card())
+    first.upsert(a_batch(passages(5), vectors(5)))
+    first.commit(5)
+    with store.writer("wiki", card=a_card()) as second:
+        first.close()
+        assert store._names.metadata("wiki__v0001")[LOADER_KEY]["id"] == second._lease.id
+    assert store._names.metadata("wiki__v0001")[LOADER_KEY] == {}
 
 
 @pytest.mark.parametrize("cleaner", ["gc", "load"])

@@ -435,7 +435,7 @@ class VectorStore(Protocol):
         """The card of the published version. DataError when there is no such collection or it is not ours."""
 
     def writer(self, name: str, *, card: Card) -> CollectionWriter:
-        """A new version, or the unfinished one of an equal card (same encoder, distance, recipe, means)."""
+        """A new version, or the unfinished one of an equal card (encoder, recipe, …); card.count: expected, or 0."""
 
     def update(self, name: str) -> AbstractContextManager[CollectionUpdate]:
         """The published version, to be changed in place by one at a time."""

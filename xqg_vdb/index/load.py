@@ -272,9 +272,9 @@ def _load(
         if options.hybrid is not None:
             card = with_words(card, options.hybrid, again())
         replaced = _in_words(published(store, name), card)
-        with store.writer(name, card=card) as writer:
+        total = build.rows
+        with store.writer(name, card=replace(card, count=total)) as writer:
             digest, languages = write_collection(again(table), build, writer, card=card, progress=progress)
-            total = build.rows
             progress("indexing", 0, total)
             final = replace(finished(card, count=total, digest=digest), inputs=inputs(card.rows_digest))
             writer.publish(final, indexed=lambda done: progress("indexing", min(done, total), total))

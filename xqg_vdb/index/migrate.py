@@ -32,7 +32,7 @@ def migrate(
     card = source.card(name)
     target.names()  # a server that is away says so soon
     # rows of a load come in the corpus's order: a copy must not continue where a load stopped
-    wanted = replace(card, rows_digest=card.rows_digest.removesuffix(_BY_ID) + _BY_ID, storage={}, count=0, digest="")
+    wanted = replace(card, rows_digest=card.rows_digest.removesuffix(_BY_ID) + _BY_ID, storage={}, digest="")
     total = done = 0
     with target.writer(to_name or name, card=wanted) as writer:
         for batch in windows(source.scroll(name, with_vectors=True), WINDOW):

@@ -97,7 +97,7 @@ def load_dataset(
         before = published(store, name) if is_there else None
         if before is not None and before.inputs == inputs and is_whole(store, name, before):
             return before
-        with cast(Any, store.writer(name, card=card)) as writer:
+        with cast(Any, store.writer(name, card=replace(card, count=count))) as writer:
             written = 0
             if work is not None:
                 written = writer.committed // WINDOW * WINDOW

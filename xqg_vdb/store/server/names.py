@@ -47,9 +47,8 @@ T = TypeVar("T")
 
 def any_of(key: str, values: Sequence[str] | None) -> models.Filter | None:
     """Only points whose field has one of these values; None for no filter."""
-    if values is None:
-        return None
-    return models.Filter(must=[models.FieldCondition(key=key, match=models.MatchAny(any=list(values)))])
+    wanted = models.FieldCondition(key=key, match=models.MatchAny(any=list(values or ())))
+    return None if values is None else models.Filter(must=[wanted])
 
 
 _log = logging.getLogger(__name__)
@@ -93,8 +92,8 @@ class Names:
         return [full for number, full in sorted((n, full) for n, full in numbers if n is not None)]
 
     def new_version(self, name: str, *, past: Sequence[str] = ()) -> str:
-        """The name of the next version: past all that are named like one, and past those that just went."""
-        numbers = [version_number(name, version) or 0 for version in [*past, *self.numbered(name)]]
+        """The name of the next version: past all, aliases too, that are named like one, and those that just went."""
+        numbers = [version_number(name, one) or 0 for one in [*past, *self.collections(), *self.aliases()]]
         return f"{name}__v{max(numbers, default=0) + 1:04d}"
 
     def records(self, name: str) -> dict[str, Mapping[str, Any]]:
@@ -332,8 +331,7 @@ class Lease:
 
     def __init__(self, names: Names, version: str) -> None:
         self._names, self._version = names, version
-        self._renewed = time.monotonic()
-        self._beats = 0
+        self._renewed, self._beats = time.monotonic(), 0
         self.id = uuid.uuid4().hex
 
     def record(self) -> dict[str, Any]:
@@ -352,9 +350,10 @@ class Lease:
             self.write()
 
     def release(self) -> None:
-        """Take the record out; a server that is away just now keeps it, and others find out that it is stale."""
+        """Take the record out, not another's; a server that is away keeps it, and others find out that it is stale."""
         with suppress(XqgError):
-            self._names.write_metadata(self._version, {LOADER_KEY: {}}, deadline=0.0)
+            if (self._names.metadata(self._version).get(LOADER_KEY) or {}).get("id") == self.id:
+                self._names.write_metadata(self._version, {LOADER_KEY: {}}, deadline=0.0)
 
 
 class Watch:

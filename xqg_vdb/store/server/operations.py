@@ -65,9 +65,7 @@ class _ServerAdmin:
     """Snapshots are the server's own: of one node, where a cluster has several."""
 
     def __init__(self, names: Names, rest: Callable[[], httpx.Client] | None, grpc_port: int | None) -> None:
-        self._names = names
-        self._client = names.client
-        self._server = names.server
+        self._names, self._client, self._server = names, names.client, names.server
         self._rest, self._grpc_port = rest, grpc_port
 
     def versions(self, name: str) -> list[VersionState]:

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -71,18 +71,22 @@ _QUANTIZATIONS: dict[str | None, Any] = {
 }
 
 
-def _prepare(names: Names, version: str, *, chunks: bool, bulk: bool) -> None:
-    """The indexes of fields, and no vector index yet in bulk mode; repeating it is harmless."""
+def _prepare(names: Names, version: str, config: models.CollectionConfig, *, card: Card, bulk: bool) -> None:
+    """The indexes of fields, and no vector index yet in bulk mode; repeating it is harmless.
+
+    So few points that the server builds no index of their vectors are spared that mode's steps.
+    """
     client, call = names.client, names.server.call
     keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-    for key in [LANG_KEY, "id"] if chunks else [LANG_KEY]:
+    for key in [LANG_KEY, "id"] if card.chunk else [LANG_KEY]:
         with suppress(Limited):  # it makes filters fast, and nothing needs it
             call(partial(client.create_payload_index, version, key, field_schema=keyword, wait=True))
-    if not bulk:
+    is_noted = bool((config.metadata or {}).get(BULK_KEY))
+    threshold = config.optimizer_config.indexing_threshold or _USUAL_THRESHOLD
+    kilobytes = card.count * card.encoder.dim * len(card.vectors) * 4 / 1024
+    if not bulk or (0 < kilobytes < threshold and not is_noted):
         return
-    config = call(lambda: client.get_collection(version)).config
-    if not (config.metadata or {}).get(BULK_KEY):  # the threshold that the server would use is noted first
-        threshold = config.optimizer_config.indexing_threshold or _USUAL_THRESHOLD
+    if not is_noted:  # the threshold that the server would use is noted first
         names.write_metadata(version, {BULK_KEY: {"indexing_threshold": threshold}})
     _set_threshold(names, version, 0)
 
@@ -94,11 +98,7 @@ def _set_threshold(names: Names, version: str, threshold: int | None) -> None:
 
 
 def build_index(
-    names: Names,
-    version: str,
-    *,
-    indexed: Callable[[int], None] | None = None,
-    meanwhile: Callable[[], None] = lambda: None,
+    names: Names, version: str, *, indexed: Callable[[int], object] | None = None, meanwhile: Callable[[], object] = int
 ) -> None:
     """End the bulk mode, then wait until the optimizers rest.
 
@@ -106,14 +106,15 @@ def build_index(
     It continues without the index, with a warning, when the server's deadline passes without a vector indexed: a search
     before that is right, but slow. Raises ServerError when the server says that it cannot.
     """
-    server, client, clock = names.server, names.client, names.server.clock
-    noted = names.metadata(version).get(BULK_KEY)
+    server, clock, look = names.server, names.server.clock, partial(names.client.get_collection, version)
+    info = server.call(look)
+    noted = (info.config.metadata or {}).get(BULK_KEY)
     threshold = int(noted["indexing_threshold"]) if isinstance(noted, dict) and noted else None
     if threshold is not None:  # what it was before; the server then starts to index
         _set_threshold(names, version, threshold)
+        info = server.call(look)
     changed, seen, woken, greens = clock(), (-1, -1), clock(), 0
     while True:
-        info = server.call(lambda: client.get_collection(version))
         count = info.indexed_vectors_count or 0
         if indexed is not None:
             indexed(count)
@@ -133,6 +134,7 @@ def build_index(
             _log.warning("%s: the index of %s is still %s; continuing", server.where, version, info.status.value)
             return
         server.sleep(POLL)
+        info = server.call(look)
 
 
 MAX_REQUEST_BYTES = 8 << 20
@@ -149,9 +151,7 @@ class _ServerWriter:
     ) -> None:  # fmt: skip
         self._names, self._client, self._server = names, names.client, names.server
         self._name, self._version, self._card, self._lease = name, version, card, lease
-        self._keep = options.keep
-        self._committed = committed
-        self._closed = False
+        self._keep, self._committed, self._closed = options.keep, committed, False
         self._connections = 1 if names.is_local else options.parallel
         self._pool = ThreadPoolExecutor(self._connections) if self._connections > 1 else None
         self._sending: deque[Future[None]] = deque()
@@ -355,12 +355,19 @@ def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptio
             break
     version = kept or names.new_version(name, past=list(later))
     lease, committed = Lease(names, version), cursor_in(later.get(version, {}))
-    if kept is None:
-        _begin_version(names, name, version, card=card, options=options, lease=lease)
-    else:
-        lease.write()
-    if not names.is_local and not committed:  # the local one has no indexes, and says so each time
-        _prepare(names, version, chunks=bool(card.chunk), bulk=options.bulk)
+    with ExitStack() as undo:
+        undo.callback(lease.release)
+        if kept is None:
+            _begin_version(names, version, card=card, options=options, lease=lease)
+        else:
+            lease.write()
+        config = names.look(lambda: names.client.get_collection(version)).config
+        record, by = config.metadata or {}, (config.metadata or {}).get(LOADER_KEY) or {}
+        if kept is None and by.get("id") != lease.id and not _same(record, card):  # two began at once
+            raise _busy(names, name, process_of(by))
+        if not names.is_local and not committed:  # the local one has no indexes, and says so each time
+            _prepare(names, version, config, card=card, bulk=options.bulk)
+        undo.pop_all()
     return _ServerWriter(names, name, version, card=card, options=options, lease=lease, committed=committed)
 
 
@@ -410,9 +417,7 @@ def _same(record: Mapping[str, Any], card: Card) -> bool:
     return stored is not None and same_build(stored, card)
 
 
-def _begin_version(
-    names: Names, name: str, version: str, *, card: Card, options: CollectionOptions, lease: Lease
-) -> None:
+def _begin_version(names: Names, version: str, *, card: Card, options: CollectionOptions, lease: Lease) -> None:
     """Create the version; of two loaders that do so at once, the server lets one, and the other finds its record."""
     wanted = replace(card, version=short(version), count=0, digest="", created="")
     vectors = models.VectorParams(
@@ -420,7 +425,7 @@ def _begin_version(
     )
     sparse = models.SparseVectorParams(modifier=models.Modifier.IDF if card.bm25 is not None else None)
     graph = models.HnswConfigDiff(m=options.hnsw_m, ef_construct=options.hnsw_ef_construct)
-    create = partial(
+    names.create(version, partial(
         names.client.create_collection,
         version,
         vectors_config=dict.fromkeys(card.vectors, vectors),
@@ -432,12 +437,7 @@ def _begin_version(
         hnsw_config=graph if graph.model_dump(exclude_none=True) else None,
         quantization_config=_QUANTIZATIONS[options.quantization],
         metadata={CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()},
-    )
-    names.create(version, create)
-    record = names.metadata(version)
-    found = record.get(LOADER_KEY) or {}
-    if found.get("id") != lease.id and not _same(record, card):
-        raise _busy(names, name, process_of(found))
+    ))  # fmt: skip
 
 
 def _busy(names: Names, name: str, by: str) -> LockedError:
