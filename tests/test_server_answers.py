@@ -78,6 +78,12 @@ ROWS = [  # status, code, words, error, what the error says
     (404, CODES.NOT_FOUND, "Not found: Collection `x` doesn't exist!", NotFound, "no such collection"),
     (404, None, "", NotFound, "check its port and its path"),
     (507, None, "Insufficient storage: disk usage", ServerError, "has reached its quota"),
+    (507, CODES.RESOURCE_EXHAUSTED, "Disk usage is at 97% of the disk, exceeding the configured limit of 95%. Help: …",
+     ServerError, "has reached its quota"),
+    (507, CODES.RESOURCE_EXHAUSTED, "Disk usage is at 93% of the disk. It reached the configured limit of 95% and has"
+     " to fall below 90% before this node takes writes again", ServerError, "has reached its quota"),
+    (400, CODES.INVALID_ARGUMENT, "Bad request: Resident memory usage is at 60% of total memory, exceeding the"
+     " configured limit of 50%. Help: Reduce memory usage", ServerError, "has reached its quota"),
     (422, CODES.INVALID_ARGUMENT, "Validation error in JSON body: [limit: value 0 invalid]",
      Refused, "for good"),
     (405, CODES.UNIMPLEMENTED, "no", ServerError, "cannot do this"),

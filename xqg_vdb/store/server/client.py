@@ -90,6 +90,8 @@ _ANY = frozenset(range(400, 600))
 ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
     (_ANY, r"no space left on device",
      (ServerError, "The disk of {where} is full ({said}); make room there, then run it again.")),
+    (_ANY, r"^507\b|the configured limit",  # of memory or disk: no passage is to blame
+     (ServerError, "{where} has reached its quota ({said}); raise it, or delete what is not needed.")),
     (_ANY, r"is larger than allowed|larger than max|length too large|larger than rate limiter capacity", _TOO_LARGE),
     (_ANY, r"limit exceeded \S+ > \S+ for \"upsert limit\"", _TOO_LARGE),
     (_ANY, r"rate limit",
@@ -118,8 +120,6 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
     (frozenset({404}), "", _MISSING),
     (frozenset({409}), "", _EXISTS),
     (frozenset({413}), "", _TOO_LARGE),
-    (frozenset({507}), "",
-     (ServerError, "{where} has reached its quota ({said}); raise it, or delete what is not needed.")),
     (frozenset({408, 425, 429, 500, 502, 503, 504}), "", _AGAIN),
     (frozenset({400, 422}), "", (Refused, "{where} refused the request for good ({said}).")),
     (_ANY, "", _IMPOSSIBLE),
