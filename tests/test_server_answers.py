@@ -55,6 +55,11 @@ ROWS = [  # status, code, words, error, what the error says
      Limited, "Create an index"),
     (500, CODES.INTERNAL, "Service internal error: Waiting for consensus operation commit failed. Timeout set at: 10",
      Pending, "may still be carried out"),
+    (500, CODES.INTERNAL, "Service internal error: 1 of 1 read operations failed: Service internal error: Tonic status"
+     " error: code: 'The service is currently unavailable', message: 'Failed to connect to http://127.0.0.1:7052/'",
+     ServerError, "A node of the cluster of HOST is away"),
+    (500, CODES.INTERNAL, "Service internal error: 0 of 0 read operations failed",
+     ServerError, "A node of the cluster of HOST is away"),
     (500, CODES.INTERNAL, "Service internal error: File IO error: Malformed tar archive, reached unknown entry",
      CorruptError, "take another copy"),
     (500, CODES.INTERNAL, "Service internal error: File IO error: failed to unpack `/storage/tmp/0/segments/5fd.tar`",

@@ -102,6 +102,8 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
     (_ANY, r"waiting for consensus operation|no leader|consensus is not",
      (Pending, "The cluster of {where} has no quorum ({said}). The change may still be carried out: look at `xqg-vdb"
       " versions` when the cluster is whole, before you repeat it.")),
+    (_ANY, r"service is currently unavailable|failed to connect to http|\b0 of 0 read|no active replica",
+     (None, "A node of the cluster of {where} is away ({said}); start it, then run the same command again.")),
     (_ANY, r"malformed tar|checksum mismatch|failed to unpack",
      (CorruptError, "{where} cannot read the snapshot ({said}); take another copy of it.")),
     (_ANY, r"dimension error|not existing vector name|not aligned|is not found in the collection",
@@ -251,8 +253,7 @@ class Server:
     ) -> None:
         self.where, self.deadline, self._secret = where, deadline, secret
         self.sleep, self.clock = sleep, clock
-        self._logged, self._gave_up = -_LOG_EVERY, -math.inf
-        self._answered = False
+        self._logged, self._gave_up, self._answered = -_LOG_EVERY, -math.inf, False
         self.limits: dict[str, int] = {}  # what the strict mode allows, by its words for each limit
         # the client's own engine in this process is not made for threads
         self._turn: AbstractContextManager[object] = threading.RLock() if where == ":memory:" else nullcontext()
