@@ -727,6 +727,19 @@ def test_the_tokenizer_is_what_transformers_makes_of_the_files(bert, tmp_path):
     assert theirs != Tokenizer.from_file(str(folder / "tokenizer.json")).encode("ABC Def").ids
 
 
+def test_special_tokens_that_transformers_5_lists_are_read(bert, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = shutil.copytree(bert, tmp_path / "c")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    tokenizer.add_tokens(["<a>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    record = orjson.loads((folder / "tokenizer_config.json").read_bytes())
+    record |= {"extra_special_tokens": ["<a>"], "tokenizer_class": "TokenizersBackend", "backend": "tokenizers"}
+    (folder / "tokenizer_config.json").write_bytes(orjson.dumps(record))
+    source = fetch_checkpoint(str(folder), into=tmp_path / "clean")
+    assert load_tokenizer(source.path)("<a>")["input_ids"][1] == len(tokenizer) - 1
+
+
 def test_weights_that_are_not_there_are_refused(bert, tmp_path):
     from safetensors.numpy import load_file, save_file
 

@@ -369,10 +369,7 @@ def _what_it_is(origin: Path, adapter: Any) -> str:
             " (peft's merge_and_unload, then save_pretrained) and export the result."
         )
     if list(origin.glob("*.gguf")):
-        return (
-            "has GGUF files, which llama.cpp reads: export the checkpoint that they were made from, or let llama.cpp"
-            " serve them and export its URL."
-        )
+        return "has GGUF files, made from a checkpoint: export that, or let llama.cpp serve them and export its URL."
     return "has no config.json with a model_type, so it is not a transformers checkpoint."
 
 
@@ -427,8 +424,11 @@ def _copy_safe(file: Path, target: Path) -> None:
         raise ModelError(broken)
     if file.suffix == ".json" and file.name not in _TABLES and not file.name.endswith(".index.json"):
         record = strip_code_keys(read_json(real, default={} if "config" in file.name else None))
-        if isinstance(record, dict) and record.get("tokenizer_class") == "TokenizersBackend":
-            record["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5
+        if file.name == "tokenizer_config.json":  # names of before transformers 5, which knows them, too
+            if record.get("tokenizer_class") == "TokenizersBackend":
+                record["tokenizer_class"] = "PreTrainedTokenizerFast"
+            if isinstance(record.get("extra_special_tokens"), list):
+                record["additional_special_tokens"] = record.pop("extra_special_tokens")
         target.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
     elif file.suffix in (".safetensors", ".onnx") or file.name.endswith("_data"):
         target.symlink_to(real)
