@@ -140,7 +140,9 @@ def titles(tmp_path: Path, **changed: str) -> Path:
 
 @pytest.mark.parametrize(
     ("changed", "told"),
-    [({"qrels": "query-id\tcorpus-id\tscore\nq1\td1\t0.5\n"}, r"test\.tsv line 2: a grade is a whole number, not 0\.5"),
+    [({"qrels": "query-id\tcorpus-id\tscore\nq1\td1\t0.5\n"}, r"line 2: a grade is a small whole number, not 0\.5"),
+     ({"qrels": "q1 0 d1 99999999999999999999\n"}, "line 1: a grade is a small whole number, not 9999"),
+     ({"qrels": "qid\tpid\trel\nq1\td1\t1\n"}, r"3 fields \('qid pid rel'\); BEIR's columns are `query-id corpus-id"),
      ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, r"line 2: 'd1' was given another grade for 'q1' before"),
      ({"queries": '{"_id": "q1", "text": "a?"}\n{"_id": "q1", "text": "b?"}\n'}, "line 2: id 'q1' appeared")],
 )  # fmt: skip

@@ -87,6 +87,38 @@ def test_a_statement_in_other_languages_does_not(lang, text):
     assert not is_question(text, lang)
 
 
+@pytest.mark.parametrize(
+    ("lang", "question", "statement"),
+    [
+        ("is", "er Naíróbí höfuðborg Kenía", "Naíróbí er höfuðborg Kenía"),
+        ("mk", "дали Најроби е главен град на Кенија", "Најроби е главен град на Кенија"),
+        ("sq", "a është Nairobi kryeqyteti i Kenias", "Nairobi është kryeqyteti i Kenias"),
+        ("cy", "ai Nairobi yw prifddinas Kenya", "Nairobi yw prifddinas Kenya"),
+        ("ga", "cá fhad atá abhainn na Níle", "Is abhainn fhada í an Níl"),
+        ("gl", "canto mide o río Nilo en total", "Nairobi é a cidade que ten máis habitantes en Kenya"),
+        ("eo", "ĉu Nairobi estas la ĉefurbo de Kenjo", "Nairobi estas la ĉefurbo de Kenjo"),
+        ("ht", "èske Nairobi se kapital Kenya", "Nairobi se kapital Kenya"),
+        ("su", "naha Nairobi ibu kota Kenya", "Nairobi teh ibu kota Kenya"),
+        ("ps", "ایا نایروبي د کینیا پلازمېنه ده", "نایروبي د کینیا پلازمېنه ده"),
+        ("ku", "gelo Nairobi paytexta Kenyayê ye", "Nairobi paytexta Kenyayê ye"),
+        ("mn", "Найроби бол Кенийн нийслэл үү", "Найроби бол Кенийн нийслэл"),
+        ("uz", "Nil daryosining uzunligi qancha", "Nayrobi Keniyaning poytaxti"),
+        ("mt", "kemm hu twil ix-xmara Nil", "Nairobi hija l-belt kapitali tal-Kenja"),
+        ("la", "quot milia passuum Nilus fluit", "Nairobi caput Keniae est"),
+        ("tg", "дарёи Нил дар куҷо ҷорӣ мешавад", "Найроби пойтахти Кения аст"),
+        ("wo", "ndax Nairobi mooy kapitaalu Kenya", "Nairobi mooy kapitaalu Kenya"),
+        ("be", "якая даўжыня ракі Ніл", "Найробі з'яўляецца сталіцай Кеніі"),
+        ("bs", "kolika je li dužina rijeke Nil", "Nairobi je glavni grad Kenije"),
+        ("bg", "Найроби столица ли е на Кения", "Найроби е столица на Кения"),
+        ("id", "berapakah panjang sungai Nil", "Nairobi adalah ibu kota Kenya"),
+        ("ja", "ナイロビはケニアの首都か", "ナイロビはケニアの首都である"),
+    ],
+)
+def test_question_words_of_more_languages(lang, question, statement):
+    stop = "。" if lang == "ja" else "."
+    assert is_question(question + stop, lang) and not is_question(statement + stop, lang)
+
+
 def test_digits_are_no_loop():
     texts = ("Who was number 1000000000000?", "What is 192.168.168.168.168?", "What is aaaaaaaaaa?")
     ((good, faults),) = QueryFilter(skip=("wrong language",)).judge([GeneratedQueries("p", {"en": texts})])

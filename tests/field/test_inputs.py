@@ -6,9 +6,12 @@ import bz2
 import gzip
 import json
 import lzma
+import math
 import re
 import shutil
 import subprocess
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from xqg_vdb.errors import DataError
 from xqg_vdb.evaluate.datasets.beir import read_beir
 from xqg_vdb.evaluate.suite import read_suite
 from xqg_vdb.index.load import load
+from xqg_vdb.index.update import add
 from xqg_vdb.store import open_store
 from xqg_vdb.store.bm25 import WordWriter, settings_of
 from xqg_vdb.store.gate import checked
@@ -569,12 +573,36 @@ def test_records_inside_those_of_other_stores_are_named_with_what_to_type(tmp_pa
 @pytest.mark.parametrize(
     ("data", "told"),
     [("Who?\n".encode("utf-16-le"), "UTF-16LE without a mark"), (b"- id: 1\n  text: Who?\n", "no lines of text"),
-     (b"---\n", "no lines of text")],
+     (b"---\n", "no lines of text"), (b"questions:\n  - Who?\n", "write one question a line"),
+     (b'q1 = "Who?"\n', "no lines of text"),
+     (b"<top>\n<num> Number: 301\n<title> Crime\n</top>\n", "TREC's topics; write the number, a tab and"),
+     (b"\xff\xff\xff\xff\x78\0\0\0", "a stream of Arrow; write it as Parquet")],
 )  # fmt: skip
 def test_what_is_no_list_of_questions(tmp_path, data, told):
     (tmp_path / "q.txt").write_bytes(data)
     with pytest.raises(DataError, match=told):
         read_questions(tmp_path / "q.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("q.csv", "id\tquestion\n1\tWho?\n", "separate columns by commas, not tabs"),
+        ("q.tsv", "id,question\n1,Who?\n", "separate columns by tabs, not commas"),
+        ("q.csv", "id|question\n1|Who?\n", "separate columns by commas, not bars"),
+    ],
+)
+def test_tables_with_other_marks_are_named(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=told):
+        read_questions(tmp_path / name)
+
+
+def test_rows_of_a_spreadsheet_that_hold_nothing_are_blank(tmp_path):
+    (tmp_path / "q.csv").write_text('id,question\r\n1,Who?\r\n,\r\n2,Where?\r\n"",\r\n')
+    asked = read_questions(tmp_path / "q.csv", rejects=(rejects := Rejects()))
+    assert [question.text for question in asked] == ["Who?", "Where?"]
+    assert rejects.counts() == {"read": 4, "accepted": 2, "duplicates": 0, "blank": 2, "rejected": 0}
 
 
 BOM = b"\xef\xbb\xbf"
@@ -634,6 +662,9 @@ LANGCHAIN = {"lc": 1, "type": "constructor", "id": ["langchain"], "kwargs": {"pa
         ("a.json", {"data": [{"paragraphs": [{"context": "w", "qas": [{"id": "7"}]}]}]}, ["7"]),
         ("a.jsonl", {"_id": {"$oid": "7"}, "text": "w"}, ["7"]),
         ("a.json", [{"_id": {"$oid": "7"}, "text": "w"}], ["7"]),
+        ("a.json", ["w", "v"], ["1", "2"]),
+        ("a.jsonl", "w", ["1"]),
+        ("a.json", {"d1": "w", "d2": "v"}, ["d1", "d2"]),
     ],
 )
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
@@ -672,3 +703,22 @@ def test_an_instant_is_known_in_any_zone(tmp_path, zone, told, unit):
     pq.write_table(pa.table({"id": [None], "text": ["w"]}), tmp_path / "c.parquet")
     with pytest.raises(DataError, match="found 'text'; correct the data"):  # jq does not read Parquet
         read(tmp_path / "c.parquet")
+
+
+def test_what_in_memory_is_no_number_is_left_out_by_name(tmp_path, caplog):
+    """Of dicts as of frames, by `load` and by `add`; other values of Python's become what a frame's do."""
+    record = {"id": "1", "text": "w1 w2", "lang": "en"}
+    odd = {"nan": math.nan, "list": [1.0, {"a": math.inf}], "array": np.array([1, math.nan], np.float32), "null": None}
+    known = {"price": Decimal("1.5"), "took": timedelta(days=1), "raw": b"ab", "wide": np.float32(1.5)}
+    pa, encoder = pytest.importorskip("pyarrow"), HashEncoder()
+    frame = pa.table({"id": ["3"], "text": ["w3"], "lang": ["en"], "nan": [math.nan], "day": [date(2020, 1, 1)]})
+    with open_store(tmp_path / "data") as store:
+        report = load([{**record, **odd, **known}], "wiki", encoder=encoder, store=store).report
+        told = ["left out of column nan: nan", "left out of column list: inf", "left out of column array: nan"]
+        assert list(report.notes[:3]) == told
+        add(frame, "wiki", encoder=encoder, store=store)
+        assert "left out of column nan: nan" in caplog.text
+        metas = {point.id: point.payload["meta"] for point in store.scroll("wiki")}
+    kept = {key: metas["1"][key] for key in metas["1"] if key not in ("lang", "title", "query_langs")}
+    assert kept == {"null": None, "price": "1.5", "took": 86400.0, "raw": "ab", "wide": 1.5}
+    assert metas["3"]["day"] == "2020-01-01" and "nan" not in metas["3"]

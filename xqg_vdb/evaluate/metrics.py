@@ -154,6 +154,7 @@ def nearest_f1(run: Run, qrels: Qrels) -> dict[str, float]:
 
 # TREC run and qrels files and tab-separated topics: what other evaluation tools exchange.
 
+MOST_GRADE = 1000
 _BEIR_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -201,9 +202,10 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         width = width or (3 if len(fields) == 3 and fields[2].lstrip("-").isdigit() else 4)
         if len(fields) != width:
             expected = "`qid 0 docid grade`" if width == 4 else "`query-id corpus-id score`"
-            raise DataError(f"{place}: expected {expected}, found {len(fields)} fields.")
-        if (grade := _number(fields[-1], place)) != int(grade):
-            raise DataError(f"{place}: a grade is a whole number, not {fields[-1]}.")
+            hint = "" if qrels else f" ({' '.join(fields)[:60]!r}); BEIR's columns are `{' '.join(_BEIR_HEADER)}`"
+            raise DataError(f"{place}: expected {expected}, found {len(fields)} fields{hint}.")
+        if (grade := _number(fields[-1], place)) != int(grade) or abs(grade) > MOST_GRADE:
+            raise DataError(f"{place}: a grade is a small whole number, not {fields[-1]}.")
         if qrels.setdefault(fields[0], {}).setdefault(fields[-2], int(grade)) != grade:
             raise DataError(f"{place}: {fields[-2]!r} was given another grade for {fields[0]!r} before.")
     if not qrels:

@@ -31,7 +31,7 @@ REPLACED = "replaced by a second try"
 
 # question marks of Latin, Arabic, full-width, Greek, Armenian and Ethiopic writing
 _MARKS = "?؟？\u037e;՞፧"
-_FIRST = "en de nl sv no da fr es pt it ro ca pl cs sk ru uk bg sr he ar"  # languages whose questions begin with them
+_FIRST = "en de nl sv no da fr es pt it ro ca gl lb pl cs sk ru uk bg sr he ar"  # whose questions begin with them
 _UNSPACED = frozenset({"zh", "ja", "ko", "th", "lo", "km", "my"})
 _LONGEST_SEARCH = 8  # words of a search without a question word, such as "length of the nile"
 _STOP = ".!。！।።…"

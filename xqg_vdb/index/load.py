@@ -45,10 +45,10 @@ from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
 from xqg_vdb.store.operations import Store
-from xqg_vdb.texts.corpus import as_file, as_files, files_of, read_corpus
+from xqg_vdb.texts.corpus import files_of, read_corpus
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, expect, open_lines
-from xqg_vdb.texts.tables import Records
+from xqg_vdb.texts.tables import Records, as_file, as_files
 from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
 
 # What a load is asked for, checked before a model is opened.
@@ -186,14 +186,14 @@ def load(
         raise DataError(f"store must be what open_store(…) returns, found {store!r:.80}.")
     if isinstance(encoder, str | Path) or not hasattr(encoder, "facts"):
         encoder = ready_encoder(encoder)
-    chosen = open_store() if store is None else store
+    chosen, rejects = open_store() if store is None else store, rejects or Rejects()
     try:
         with ExitStack() as stack:
-            file, files = as_file(corpus, "corpus.jsonl", stack), as_files(queries, stack)
+            file, files = as_file(corpus, "corpus.jsonl", stack, rejects.left_out), as_files(queries, stack)
             check_inputs(file, name, queries=files, questions=questions)
             report = _load(
                 file, name, files, encoder=encoder, recipe=recipe, questions=questions, store=chosen, options=options,
-                rejects=rejects or Rejects(), progress=progress,
+                rejects=rejects, progress=progress,
             )  # fmt: skip
     except BaseException:
         if store is None:
@@ -203,18 +203,10 @@ def load(
 
 
 def _load(
-    corpus: Path,
-    name: str,
-    query_files: Sequence[Path],
-    *,
-    encoder: TextEncoder,
-    recipe: Recipe,
-    questions: str | PathLike[str] | None,
-    store: VectorStore,
-    options: LoadOptions,
-    rejects: Rejects,
+    corpus: Path, name: str, query_files: Sequence[Path], *, encoder: TextEncoder, recipe: Recipe,
+    questions: str | PathLike[str] | None, store: VectorStore, options: LoadOptions, rejects: Rejects,
     progress: Progress,
-) -> LoadReport:
+) -> LoadReport:  # fmt: skip
     distance = options.distance or ("cosine" if encoder.facts.normalize else "dot")
     store.names()  # a server that is away says so before hours of encoding
     others = {what: rejects_of(what, like=rejects) for what in ("queries", "questions")}
@@ -297,7 +289,7 @@ def _load(
 
 
 def _count_anew(rejects: Rejects) -> None:
-    vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)))
+    vars(rejects).update(vars(Rejects(rejects.max_rejects, rejects.path)) | {"left_out": rejects.left_out})
 
 
 def published(store: VectorStore, name: str) -> Card | None:

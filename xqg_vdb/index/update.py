@@ -7,6 +7,7 @@ what is really there, so that the same call again ends as one that was never sto
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,15 +28,16 @@ from xqg_vdb.index.write import generated_means, points
 from xqg_vdb.progress import Progress, silent, windows
 from xqg_vdb.search import check_same_encoder
 from xqg_vdb.store.layout import TEXT_DENSE, content_hash, digest_of, id_of, payload_of, point_id
-from xqg_vdb.texts.corpus import as_file, as_files, as_passage
+from xqg_vdb.texts.corpus import as_passage
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, listed
-from xqg_vdb.texts.tables import Records
+from xqg_vdb.texts.tables import Records, as_file, as_files
 from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore
 
 if TYPE_CHECKING:
     from xqg_vdb.store.server.store import ServerStore
 
+_log = logging.getLogger(__name__)
 _DONE = ("added", "replaced", "deleted")
 MANY, FAR = 1 / 3, 0.1
 """The share of passages that came since the load, and the drift of a mean, from which on `since_load` advises a new
@@ -61,7 +63,7 @@ def add(
     """
     rejects = rejects or Rejects()
     with ExitStack() as stack:
-        corpus, files = as_file(passages, "corpus.jsonl", stack), as_files(queries, stack)
+        corpus, files = as_file(passages, "corpus.jsonl", stack, rejects.left_out), as_files(queries, stack)
         check_inputs(corpus, name, queries=files)
         _check_card(store.card(name), encoder, name=name)
         others = rejects_of("queries", like=rejects)
@@ -81,10 +83,11 @@ def add(
             if changed or gone:
                 _write(changed, gone, update, encoder)
             progress("adding", done, None)
+        for column, what in rejects.left_out.items():
+            _log.warning("left out of column %s: %s", column, what)
         return UpdateReport(
-            name, update.card.count, **_since(update.card, before), unchanged=unchanged,
-            not_folded=tuple(sorted(strange)), unused_queries=0 if table is None else table.unused_count,
-            counts=rejects.counts(), cut=cut,
+            name, update.card.count, **_since(update.card, before), unchanged=unchanged, counts=rejects.counts(),
+            not_folded=tuple(sorted(strange)), unused_queries=0 if table is None else table.unused_count, cut=cut,
         )  # fmt: skip
 
 

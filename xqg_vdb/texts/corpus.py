@@ -6,16 +6,14 @@ Memory grows by 24 to 48 bytes a record (to know duplicates), never by texts. Wh
 from __future__ import annotations
 
 import re
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from itertools import chain, islice
-from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import orjson
 
@@ -43,7 +41,7 @@ from xqg_vdb.texts.records import (
     record_id,
     text_of,
 )
-from xqg_vdb.texts.tables import Records, read_parquet, read_table, table_rows, write_records
+from xqg_vdb.texts.tables import read_parquet, read_table, table_rows
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Question
 
 _WINDOW = 256  # passages whose languages are detected together
@@ -176,8 +174,9 @@ def _by_first_line(path: Path, rejects: Rejects) -> Rows:
     sources = read_sources(path, rejects)
     for first in sources:
         raw, lines = first.raw.lstrip(), chain([first], sources)
-        if re.match(rb"[\[<]|---|- \w+:", raw):
-            raise DataError(f"{path} holds no lines of text; name it by its kind: .json, .jsonl, .tsv, .csv, .parquet.")
+        if re.match(rb"[\[<]|---|- \w+:|\w+:\s*\Z|\w+\s*=\s*[\"'\[]", raw):
+            said = "write one question a line, or name it by its kind: .json, .jsonl, .tsv, .csv, .parquet"
+            raise DataError(f"{path} holds no lines of text; {said}.")
         if raw.startswith(b"{"):
             yield from parsed(lines, parse_object, rejects)
         elif b"\t" in raw:
@@ -316,37 +315,6 @@ def _check_size(passage: Passage) -> None:
     size = len(orjson.dumps([passage.id, passage.title, passage.text, passage.lang, passage.meta]))
     if size > _MAX_PASSAGE_BYTES:
         raise BadRecord(f"it takes {size:,} bytes, more than {_MAX_PASSAGE_BYTES:,} can be stored; load with --chunk")
-
-
-def as_file(records: str | PathLike[str] | Records, name: str, stack: ExitStack) -> Path:
-    """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
-    return Path(records) if isinstance(records, str | PathLike) else stack.enter_context(_written(records, name))
-
-
-@contextmanager
-def _written(records: Records, name: str) -> Iterator[Path]:
-    """A file for a while; errors name the record in memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, name)
-        try:
-            write_records(path, records)
-            yield path
-        except DataError as error:
-            said = str(error).replace(f"{path} line ", f"{path.stem} record ")
-            said = said.replace(str(path), f"the {path.stem} in memory")
-            error.args = (said[0].upper() + said[1:],)
-            raise
-
-
-def as_files(
-    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
-) -> list[Path]:
-    """Query files as a list of them; what is in memory is written to one."""
-    if queries is None or isinstance(queries, str | PathLike):
-        return [] if queries is None else [Path(queries)]
-    if isinstance(queries, Sequence) and all(isinstance(file, str | PathLike) for file in queries):
-        return [Path(cast(str, file)) for file in queries]
-    return [as_file(cast(Records, queries), "queries.jsonl", stack)]
 
 
 def with_languages(passages: Iterable[Passage], fallback: str | None, detect: bool) -> Iterator[Passage]:

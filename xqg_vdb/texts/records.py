@@ -35,6 +35,8 @@ TEXT_KEYS = ("text", "content", "contents", "page_content")
 """Where a passage may stand: ours, Haystack's, Pyserini's, LangChain's; the first that is there counts."""
 LINE_FEEDS = "end lines by line feeds: tr '\\r' '\\n' < FILE > NEW"
 
+_CONVERT = "convert the file from its encoding: iconv -f ENCODING -t UTF-8 FILE > NEW"
+_NUMBERED = "number them: jq -c 'arrays[], strings' FILE | jq -c '{id: \"\\(input_line_number)\", text: .}' > NEW.jsonl"
 _BOM = b"\xef\xbb\xbf"
 _CONTROLS = frozenset(range(9)) | frozenset(range(14, 32))
 _BLANKS = 256  # bytes
@@ -259,8 +261,7 @@ def read_whole(path: Path, *, most: int = MAX_JSON_BYTES) -> str:
     try:
         return b"\n".join(held).decode()
     except UnicodeDecodeError as error:
-        said = "convert it from its encoding: iconv -f ENCODING -t UTF-8 FILE > NEW"
-        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); {said}.") from None
+        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); {_CONVERT}.") from None
 
 
 def _spread_sources(path: Path, rejects: Rejects) -> Iterator[Source]:
@@ -291,10 +292,7 @@ def decoded(raw: bytes) -> str:
     try:
         return raw.removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadRecord(
-            f"not UTF-8: {error.reason} at byte {error.start} of the line; convert the file from its encoding:"
-            " iconv -f ENCODING -t UTF-8 FILE > NEW"
-        ) from None
+        raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of the line; {_CONVERT}") from None
 
 
 def line_of(raw: bytes) -> str:
@@ -330,7 +328,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         hint = f"; {LINE_FEEDS}" if b"\r" in raw else hint
         raise BadRecord(f"not JSON: {error}{hint}") from None
     if not isinstance(record, dict):
-        hint = "; name a file that is an array .json" if isinstance(record, list) else ""
+        hint = {list: "; name a file that is an array .json", str: f"; {_NUMBERED}"}.get(type(record), "")
         raise BadRecord(f"a JSON object was expected, not {_name_of(record)}{hint}")
     if len(raw) > MAX_FIELD_BYTES:  # before each value is looked at
         size = len(orjson.dumps({key: value for key, value in record.items() if not isinstance(value, str)}))
@@ -405,6 +403,8 @@ def _what_to_type(record: Mapping[str, Any]) -> str:
     if inner := next((key for key in _INNER if isinstance(record.get(key), dict)), ""):
         way = inner if inner == "kwargs" else f"{inner} + {{id: (._id // .id // .uuid)}}"
         return f"; make records of what lies in {inner}: jq -c '.{way}' FILE > NEW.jsonl"
+    if record and all(isinstance(of, str) and re.search(r"\d", key) for key, of in record.items()):
+        return "; make lines of its ids and texts: jq -c 'to_entries[] | {id: .key, text: .value}' FILE > NEW.jsonl"
     places = {_step(key): of for key, of in record.items()}
     inside = {way + _step(key): of[key] for way, of in places.items() if isinstance(of, dict) for key in of}
     for way, of in {**places, ".": record, **inside}.items():

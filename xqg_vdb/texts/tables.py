@@ -7,11 +7,13 @@ import decimal
 import gzip
 import math
 import re
+import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -73,7 +75,10 @@ def _joined(sources: Iterator[Source], rejects: Rejects) -> Iterator[Source]:
         while raw.count(b'"') % 2 and lines < _MOST_CSV_LINES and (after := next(sources, None)) is not None:
             raw, lines = raw + b"\n" * (after.line - source.line - lines + 1) + after.raw, after.line - source.line + 1
             rejects.read -= 1
-        yield source._replace(raw=raw)
+        if raw.strip(b' ,"\r'):
+            yield source._replace(raw=raw)
+        else:  # a row of Excel's that holds nothing
+            rejects.blank += 1
 
 
 def _header(source: Source, mark: str, ids: tuple[str, ...], texts: tuple[str, ...]) -> list[str]:
@@ -90,7 +95,9 @@ def _header(source: Source, mark: str, ids: tuple[str, ...], texts: tuple[str, .
         return []
     example = mark.join(("id", texts[0], "title")).replace("\t", "<TAB>")
     columns = [name[:40] for name in names[:5]]
-    hint = "; separate columns by commas, not semicolons" if mark == "," and ";" in names[0] else ""
+    others = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+    other = next((sign for sign in others if sign != mark and sign in names[0]), "")
+    hint = f"; separate columns by {others[mark]}, not {others[other]}" if other else ""
     hint = f"; {LINE_FEEDS}" if b"\r" in source.raw else hint
     raise DataError(f"{source.file} line {source.line}: expected a header such as {example}, found {columns}{hint}.")
 
@@ -248,11 +255,11 @@ Records = Iterable[Passage | GeneratedQueries | Mapping[str, Any]] | _ArrowStrea
 """Records in memory, such as a line of a file holds."""
 
 
-def write_records(path: str | Path, records: Records) -> int:
+def write_records(path: str | Path, records: Records, left_out: dict[str, str] | None = None) -> int:
     """Write one line per record, atomically, gzipped when `path` ends in `.gz`; how many there were.
 
-    Raises DataError for what JSON cannot hold, and DiskError like `files.atomic_file`; nothing is written when
-    `records` raises.
+    left_out: takes the fields of which a record loses a value, and why, as `arrow_rows` has them. Raises DataError for
+    what JSON cannot hold, and DiskError like `files.atomic_file`; nothing is written when `records` raises.
     """
     count = 0
     with ExitStack() as stack:
@@ -260,16 +267,38 @@ def write_records(path: str | Path, records: Records) -> int:
         if str(path).endswith(".gz"):
             # no name and no time in the header: equal records make equal bytes
             file = cast(BinaryIO, stack.enter_context(gzip.GzipFile("", "wb", 6, fileobj=file, mtime=0)))
-        for count, record in enumerate(plain_records(records), 1):
+        for count, record in enumerate(plain_records(records, left_out), 1):
             try:
-                file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+                line = _line_of(record)
+                if b"null" in line:  # what is no number would be one
+                    line = _line_of(_of_numbers(record, {} if left_out is None else left_out))
+                file.write(line)
             except orjson.JSONEncodeError as error:
                 said = f"Record {count} in memory cannot be written as JSON: {error}, in {record!r:.120}."
                 raise DataError(said) from None
     return count
 
 
-def plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
+def _line_of(record: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(record, _plain_value, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _of_numbers(record: Mapping[str, Any], left_out: dict[str, str]) -> dict[str, Any]:
+    """The record without fields in which a number is none."""
+    odd = {name: told for name, value in record.items() if (told := _no_number(value))}
+    left_out.update(odd)
+    return {name: value for name, value in record.items() if name not in odd}
+
+
+def _no_number(value: Any) -> str:
+    """The first NaN or infinity in a value; empty where there is none."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # numpy's
+    if isinstance(value, Mapping | list | tuple):
+        return next(filter(None, map(_no_number, value.values() if isinstance(value, Mapping) else value)), "")
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else ""
+
+
+def plain_records(records: Records, left_out: dict[str, str] | None = None) -> Iterator[Mapping[str, Any]]:
     """Each record in memory as the dict that a line of a file would hold."""
     if isinstance(records, Iterable) and not hasattr(records, "__arrow_c_stream__"):
         for record in records:
@@ -280,7 +309,7 @@ def plain_records(records: Records) -> Iterator[Mapping[str, Any]]:
     import pyarrow as pa
 
     for batch in pa.RecordBatchReader.from_stream(records):
-        yield from arrow_rows(batch, {})
+        yield from arrow_rows(batch, {} if left_out is None else left_out)
 
 
 def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
@@ -290,3 +319,38 @@ def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
     expect("A record", record, Passage, 'a dict such as {"id": "1", "text": "…"}, or a Passage')
     line = {"id": record.id, "title": record.title, "text": record.text, "meta": dict(record.meta or {})}
     return line if record.lang == UNKNOWN_LANGUAGE else {**line, "lang": record.lang}
+
+
+def as_file(
+    records: str | PathLike[str] | Records, name: str, stack: ExitStack, left_out: dict[str, str] | None = None
+) -> Path:
+    """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
+    if isinstance(records, str | PathLike):
+        return Path(records)
+    return stack.enter_context(_written(records, name, left_out))
+
+
+@contextmanager
+def _written(records: Records, name: str, left_out: dict[str, str] | None) -> Iterator[Path]:
+    """A file for a while; errors name the record in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        try:
+            write_records(path, records, left_out)
+            yield path
+        except DataError as error:
+            said = str(error).replace(f"{path} line ", f"{path.stem} record ")
+            said = said.replace(str(path), f"the {path.stem} in memory")
+            error.args = (said[0].upper() + said[1:],)
+            raise
+
+
+def as_files(
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
+) -> list[Path]:
+    """Query files as a list of them; what is in memory is written to one."""
+    if queries is None or isinstance(queries, str | PathLike):
+        return [] if queries is None else [Path(queries)]
+    if isinstance(queries, Sequence) and all(isinstance(file, str | PathLike) for file in queries):
+        return [Path(cast(str, file)) for file in queries]
+    return [as_file(cast(Records, queries), "queries.jsonl", stack)]
