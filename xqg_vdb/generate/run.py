@@ -135,15 +135,9 @@ class Job:
 
 
 def generate_file(
-    corpus: Path,
-    out: Path,
-    *,
-    generator: BatchGenerator,
-    job: Job,
-    reuse: Path | None = None,
-    rejects: Rejects | None = None,
-    progress: Progress = silent,
-) -> Summary:
+    corpus: Path, out: Path, *, generator: BatchGenerator, job: Job, reuse: Path | None = None,
+    rejects: Rejects | None = None, progress: Progress = silent,
+) -> Summary:  # fmt: skip
     """Generate queries for every passage of `corpus` (of the shard), and merge them into `out` when there is one shard.
 
     reuse: an output of an earlier run with the same settings; what it has about unchanged passages is taken from it.
