@@ -328,8 +328,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         hint = f"; {LINE_FEEDS}" if b"\r" in raw else hint
         raise BadRecord(f"not JSON: {error}{hint}") from None
     if not isinstance(record, dict):
-        hint = {list: "; name a file that is an array .json", str: f"; {_NUMBERED}"}.get(type(record), "")
-        raise BadRecord(f"a JSON object was expected, not {_name_of(record)}{hint}")
+        hints: dict[type, str] = {list: "; name a file that is an array .json", str: f"; {_NUMBERED}"}
+        raise BadRecord(f"a JSON object was expected, not {_name_of(record)}{hints.get(type(record), '')}")
     if len(raw) > MAX_FIELD_BYTES:  # before each value is looked at
         size = len(orjson.dumps({key: value for key, value in record.items() if not isinstance(value, str)}))
         if size > MAX_FIELD_BYTES:
