@@ -31,9 +31,10 @@ from xqg_vdb.index.write import card_of, check_counts, finished, folded_langs, g
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store.layout import TEXT_DENSE
+from xqg_vdb.texts.corpus import as_files
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects
-from xqg_vdb.texts.tables import Records, as_files
+from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import (
     UNKNOWN_LANGUAGE,
     Card,

@@ -45,10 +45,10 @@ from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.layout import check_name
 from xqg_vdb.store.operations import Store
-from xqg_vdb.texts.corpus import files_of, read_corpus
+from xqg_vdb.texts.corpus import as_file, as_files, files_of, read_corpus
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, expect, open_lines
-from xqg_vdb.texts.tables import Records, as_file, as_files
+from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, Distance, Hybrid, Recipe, VectorStore, option
 
 # What a load is asked for, checked before a model is opened.

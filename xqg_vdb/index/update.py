@@ -28,10 +28,10 @@ from xqg_vdb.index.write import generated_means, points
 from xqg_vdb.progress import Progress, silent, windows
 from xqg_vdb.search import check_same_encoder
 from xqg_vdb.store.layout import TEXT_DENSE, content_hash, digest_of, id_of, payload_of, point_id
-from xqg_vdb.texts.corpus import as_passage
+from xqg_vdb.texts.corpus import as_file, as_files, as_passage
 from xqg_vdb.texts.queries import QueryFile
 from xqg_vdb.texts.records import Rejects, listed
-from xqg_vdb.texts.tables import Records, as_file, as_files
+from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, CollectionUpdate, PointBatch, StoredPoint, UpdateReport, VectorStore
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.resources import files
 from itertools import chain, islice
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import orjson
 
@@ -41,7 +42,7 @@ from xqg_vdb.texts.records import (
     record_id,
     text_of,
 )
-from xqg_vdb.texts.tables import read_parquet, read_table, table_rows
+from xqg_vdb.texts.tables import Records, read_parquet, read_table, table_rows, written
 from xqg_vdb.types import UNKNOWN_LANGUAGE, Passage, Question
 
 _WINDOW = 256  # passages whose languages are detected together
@@ -315,6 +316,26 @@ def _check_size(passage: Passage) -> None:
     size = len(orjson.dumps([passage.id, passage.title, passage.text, passage.lang, passage.meta]))
     if size > _MAX_PASSAGE_BYTES:
         raise BadRecord(f"it takes {size:,} bytes, more than {_MAX_PASSAGE_BYTES:,} can be stored; load with --chunk")
+
+
+def as_file(
+    records: str | PathLike[str] | Records, name: str, stack: ExitStack, left_out: dict[str, str] | None = None
+) -> Path:
+    """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
+    if isinstance(records, str | PathLike):
+        return Path(records)
+    return stack.enter_context(written(records, name, left_out))
+
+
+def as_files(
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
+) -> list[Path]:
+    """Query files as a list of them; what is in memory is written to one."""
+    if queries is None or isinstance(queries, str | PathLike):
+        return [] if queries is None else [Path(queries)]
+    if isinstance(queries, Sequence) and all(isinstance(file, str | PathLike) for file in queries):
+        return [Path(cast(str, file)) for file in queries]
+    return [as_file(cast(Records, queries), "queries.jsonl", stack)]
 
 
 def with_languages(passages: Iterable[Passage], fallback: str | None, detect: bool) -> Iterator[Passage]:

@@ -9,11 +9,10 @@ import math
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
-from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -321,17 +320,8 @@ def _plain(record: Passage | GeneratedQueries) -> dict[str, Any]:
     return line if record.lang == UNKNOWN_LANGUAGE else {**line, "lang": record.lang}
 
 
-def as_file(
-    records: str | PathLike[str] | Records, name: str, stack: ExitStack, left_out: dict[str, str] | None = None
-) -> Path:
-    """What is in memory is written to a file, so that the same reader checks it, and can read it twice."""
-    if isinstance(records, str | PathLike):
-        return Path(records)
-    return stack.enter_context(_written(records, name, left_out))
-
-
 @contextmanager
-def _written(records: Records, name: str, left_out: dict[str, str] | None) -> Iterator[Path]:
+def written(records: Records, name: str, left_out: dict[str, str] | None) -> Iterator[Path]:
     """A file for a while; errors name the record in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
@@ -343,14 +333,3 @@ def _written(records: Records, name: str, left_out: dict[str, str] | None) -> It
             said = said.replace(str(path), f"the {path.stem} in memory")
             error.args = (said[0].upper() + said[1:],)
             raise
-
-
-def as_files(
-    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None, stack: ExitStack
-) -> list[Path]:
-    """Query files as a list of them; what is in memory is written to one."""
-    if queries is None or isinstance(queries, str | PathLike):
-        return [] if queries is None else [Path(queries)]
-    if isinstance(queries, Sequence) and all(isinstance(file, str | PathLike) for file in queries):
-        return [Path(cast(str, file)) for file in queries]
-    return [as_file(cast(Records, queries), "queries.jsonl", stack)]

@@ -42,9 +42,9 @@ from xqg_vdb.models.encoder import Encoder
 from xqg_vdb.models.folder import cache_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store.layout import TEXT_DENSE
-from xqg_vdb.texts.corpus import read_corpus, read_questions
+from xqg_vdb.texts.corpus import as_file, as_files, read_corpus, read_questions
 from xqg_vdb.texts.records import expect, open_lines
-from xqg_vdb.texts.tables import Records, as_file, as_files
+from xqg_vdb.texts.tables import Records
 from xqg_vdb.types import Card, Distance, Recipe, Vectors
 
 SAMPLE = 2000
