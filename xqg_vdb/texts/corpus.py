@@ -63,14 +63,9 @@ _Text = TypeVar("_Text", Passage, Question)
 
 
 def read_corpus(
-    path: str | Path,
-    *more: Path,
-    rejects: Rejects | None = None,
-    default_lang: str | None = None,
-    detect: bool = True,
-    title_only: bool = False,
-    whole: bool = True,
-) -> Iterator[Passage]:
+    path: str | Path, *more: Path, rejects: Rejects | None = None, default_lang: str | None = None,
+    detect: bool = True, title_only: bool = False, whole: bool = True,
+) -> Iterator[Passage]:  # fmt: skip
     """Read passages from a `.jsonl`, `.json`, `.tsv`, `.csv` (also `.gz`) or `.parquet` file, or a folder of such.
 
     more: further ones of the same corpus. rejects: counts, and how many bad records to allow; None stops at the first.
