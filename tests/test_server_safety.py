@@ -12,6 +12,7 @@ from fake_qdrant import FakeQdrant, Fault
 from qdrant_client import QdrantClient, models
 
 from xqg_vdb.errors import CorruptError, DataError, LockedError, MismatchError, ServerError
+from xqg_vdb.index.augment import undo
 from xqg_vdb.index.migrate import migrate
 from xqg_vdb.index.verify import verify
 from xqg_vdb.store.layout import CollectionOptions, Moved, point_id
@@ -94,6 +95,15 @@ def test_a_collection_of_others_that_is_named_like_a_version_stays(fake, store):
     assert fake.client.count("wiki__v0001").count == 1
     store.delete("wiki")
     assert collections(fake) == ["wiki__v0001", "wiki__v0007"]
+
+
+@pytest.mark.parametrize("odd", [5, {"a": 1}, {"source": 5, "previous": None}, {"source": "docs"}])
+def test_an_odd_record_of_a_copy_is_none(fake, store, odd):
+    edition(store, 1)
+    store._names.write_metadata("wiki__v0001", {"xqg_augment": odd})
+    assert store.foreign("wiki").record == {}
+    with pytest.raises(DataError, match="nothing to undo"):
+        undo("wiki", store=store)
 
 
 def test_an_alias_that_is_named_like_the_next_version_is_passed_over(fake, store):

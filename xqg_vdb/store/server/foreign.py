@@ -50,7 +50,8 @@ class ForeignCollection:
     def record(self) -> dict[str, Any]:
         """What `augment` noted about a copy that it made of another collection; empty for all others."""
         found = (self.info().config.metadata or {}).get(AUGMENT_KEY)
-        return dict(found) if isinstance(found, dict) and found.get("source") != self.physical else {}
+        whole = isinstance(found, dict) and isinstance(found.get("source"), str) and "previous" in found
+        return dict(found) if whole and found["source"] != self.physical else {}
 
     @property
     def card(self) -> Card | None:
