@@ -49,7 +49,7 @@ class ForeignCollection:
     @property
     def record(self) -> dict[str, Any]:
         """What `augment` noted about a copy that it made of another collection; empty for all others."""
-        found = (self.info().config.metadata or {}).get(AUGMENT_KEY)
+        found: Any = (self.info().config.metadata or {}).get(AUGMENT_KEY)
         whole = isinstance(found, dict) and isinstance(found.get("source"), str) and "previous" in found
         return dict(found) if whole and found["source"] != self.physical else {}
 
