@@ -82,12 +82,15 @@ def test_info_shows_the_state(desk):
     assert "options      quantization scalar" in said(desk, "info", "wiki")
 
 
-def test_verify_compares_with_the_build(desk):
+def test_verify_compares_with_the_build(desk, model):
     out = said(desk, "verify", "wiki", "--build", "vectors")
     assert re.fullmatch(
         r"wiki v0002: 30 points \(10 de, 20 en\)\n30 vectors compared with the build, lowest cosine (1\.0|0\.9999)\d+\n"
         r"all is well\n", out,
     )  # fmt: skip
+    (desk / "other.jsonl").write_text('{"id": "other", "text": "t", "lang": "en"}\n')
+    said(desk, "load", "other.jsonl", "other", "--encoder", model, "--build", "theirs")
+    assert "theirs has none of 30 sampled passages" in said(desk, "verify", "wiki", "--build", "theirs", code=4)
     said(desk, "rollback", "wiki")
     found = json.loads(said(desk, "verify", "wiki", "--build", "vectors", "--json"))
     assert found["lowest_cosine"] > 0.9999

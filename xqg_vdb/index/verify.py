@@ -56,7 +56,7 @@ def verify(
 
     Points and texts are compared by count and digest; every vector must be finite and, for cosine, of unit length.
     build: the folder that `load --build` filled; about `sample` points are made from it once more and compared.
-    Raises MismatchError when the build is another encoder's, and whatever the store raises when it cannot be read.
+    Raises MismatchError when the build is another encoder's or corpus's, and whatever the store raises.
     """
     card = store.card(name)
     kept = None if build is None else Build.open(str(build))
@@ -124,6 +124,8 @@ def _compared(chosen: list[StoredPoint], kept: Build, card: Card) -> tuple[list[
     if card.since_load:  # others may have come, or other texts for the same ids
         digests = kept.digests()
         known = [point for point in known if int(digests[rows[point.id]]) == _row_of(point)]
+    elif chosen and not known:
+        raise MismatchError(f"{kept.path} has none of {len(chosen):,} sampled passages: give the build of its load.")
     elif len(known) < len(chosen):
         problems.append(f"{len(chosen) - len(known):,} of {len(chosen):,} sampled passages are not in {kept.path}")
     if not known:

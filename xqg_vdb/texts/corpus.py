@@ -310,7 +310,8 @@ def _check_size(passage: Passage) -> None:
         return
     size = len(orjson.dumps([passage.id, passage.title, passage.text, passage.lang, passage.meta]))
     if size > _MAX_PASSAGE_BYTES:
-        raise BadRecord(f"it takes {size:,} bytes, more than {_MAX_PASSAGE_BYTES:,} can be stored; load with --chunk")
+        hint = "load with --chunk" if len(orjson.dumps(passage.text)) * 2 > size else "shorten its other fields"
+        raise BadRecord(f"it takes {size:,} bytes, more than {_MAX_PASSAGE_BYTES:,} can be stored; {hint}")
 
 
 def as_file(
