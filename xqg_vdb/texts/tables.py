@@ -330,6 +330,6 @@ def written(records: Records, name: str, left_out: dict[str, str] | None) -> Ite
             yield path
         except DataError as error:
             said = str(error).replace(f"{path} line ", f"{path.stem} record ")
-            said = said.replace(str(path), f"the {path.stem} in memory")
+            said = re.sub(r"; [^;]*jq -c .*?> NEW(\.jsonl)?", "", said.replace(str(path), f"the {path.stem} in memory"))
             error.args = (said[0].upper() + said[1:],)
             raise
