@@ -700,7 +700,7 @@ def test_bad_records_in_memory_are_counted_or_refused(store):
     assert report.counts["rejected"] == 1 and report.passages == 1
     with pytest.raises(DataError, match=r"^Corpus record 2: "):
         load(bad, "wiki", encoder=an_encoder(), store=store)
-    with pytest.raises(DataError, match=r"^Corpus record 1: no id .* found 'text'; correct the data\.$"):  # no file for jq
+    with pytest.raises(DataError, match=r"^Corpus record 1: no id .* found 'text'; correct the data\.$"):
         load([{"text": "one"}], "wiki", encoder=an_encoder(), store=store)
     with pytest.raises(DataError, match="Record 1 in memory cannot be written as JSON"):
         load([{"id": "1", "text": "one", "more": object()}], "wiki", encoder=an_encoder(), store=store)
