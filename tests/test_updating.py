@@ -564,7 +564,7 @@ def histories(steps):
 TestLiving = Living.TestCase
 TestLiving.settings = histories(200)
 TestLivingOnAServer = LivingOnAServer.TestCase
-TestLivingOnAServer.settings = histories(1650)
+TestLivingOnAServer.settings = histories(4800)
 
 
 def test_a_collection_that_is_loaded_or_replaced_meanwhile_is_refused(store, name):
