@@ -282,7 +282,7 @@ def test_questions_without_a_suffix(tmp_path):
         (b"<HTML><body>", "is a web page; fetch the data itself"),
         (b"<?xml version", "is XML; make JSON lines"),
         (b"PK\x03\x04..", "is a ZIP archive"),
-        (b"PAR1..", r"is Parquet; name it \.parquet"),
+        (b"PAR1..", r"is Parquet, which is read for a corpus or questions that are named \.parquet"),
         (b"<!DOCTYPE html>", "is a web page; fetch the data itself"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS; .* git lfs pull"),
         (b'{"id": "1", "text": "w"}\r{"id": "2", "text": "w"}\r', r"not JSON: .*; end lines by line feeds: tr"),
