@@ -47,8 +47,8 @@ T = TypeVar("T")
 
 def any_of(key: str, values: Sequence[str] | None) -> models.Filter | None:
     """Only points whose field has one of these values; None for no filter."""
-    wanted = models.FieldCondition(key=key, match=models.MatchAny(any=list(values or ())))
-    return None if values is None else models.Filter(must=[wanted])
+    match = None if values is None else models.MatchAny(any=list(values))
+    return None if match is None else models.Filter(must=[models.FieldCondition(key=key, match=match)])
 
 
 _log = logging.getLogger(__name__)
