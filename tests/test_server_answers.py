@@ -12,12 +12,12 @@ import grpc
 import httpx
 import pytest
 from httpx import Headers
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError, ServerError
 from xqg_vdb.store import open_store
-from xqg_vdb.store.server import names
+from xqg_vdb.store.server import client, names
 from xqg_vdb.store.server.client import (
     ANSWERS,
     Exists,
@@ -73,6 +73,8 @@ ROWS = [  # status, code, words, error, what the error says
     (400, CODES.INVALID_ARGUMENT, "Wrong input: Can't create collection with name x. Alias with the same name already"
      " exists", Exists, "has that already"),
     (409, CODES.ALREADY_EXISTS, "Wrong input: Collection `x` already exists!", Exists, "already"),
+    (409, CODES.ALREADY_EXISTS, "in other words", Exists, "has that already"),
+    (413, CODES.OUT_OF_RANGE, "in other words", TooLarge, "use smaller batches"),
     (401, CODES.UNAUTHENTICATED, "Must provide an API key", ServerError, "set XQG_VDB_API_KEY"),
     (403, CODES.PERMISSION_DENIED, "Forbidden: Global manage access is required",
      NoAccess, "may not write"),
@@ -210,6 +212,25 @@ def test_a_server_that_stalls_before_its_first_frame_may_come_back():
 def test_a_rate_limit_is_waited_for_as_it_asks():
     (error, _), _, asked = answer_of(ResourceExhaustedResponse(message="Too many requests", retry_after_s=3))
     assert (error, asked) == (None, "3")
+    date = "Wed, 21 Oct 2026 07:28:00 GMT"
+    (error, _), _, asked = answer_of(QdrantException(f"Retry-After header value is not a valid integer: {date}"))
+    assert (error, asked) == (None, date)
+    assert answer_of(QdrantException("it fails otherwise"))[0][0] is ServerError
+
+
+def test_a_node_that_was_just_waited_for_is_not_waited_for_again(monkeypatch):
+    def away():
+        raise ResponseHandlingException(httpx.ReadTimeout("slow"))
+
+    now = [0]
+    monkeypatch.setattr(client, "wait_before", lambda asked, attempt: 2)
+    server = Server("HOST", deadline=600, sleep=lambda wait: now.append(now[-1] + wait), clock=lambda: now[-1])
+    for pause, waits in ((0, 28), (0, 0), (60, 28)):
+        now.append(now[-1] + pause)
+        before = now[-1]
+        with pytest.raises(ServerError, match="away or overloaded"):
+            server.call(away, deadline=30)
+        assert now[-1] - before == waits
 
 
 def test_what_the_local_mode_refuses_is_the_datas_fault():
