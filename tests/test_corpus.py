@@ -18,7 +18,7 @@ from xqg_vdb.texts import corpus, queries
 from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.texts.records import BadRecord, Rejects, check_value, open_lines, parse_object
+from xqg_vdb.texts.records import BadRecord, Rejects, check_record, check_value, expect, open_lines, parse_object
 from xqg_vdb.texts.tables import write_records
 from xqg_vdb.types import GeneratedQueries, Passage, Question
 
@@ -436,6 +436,19 @@ def test_twenty_thousand_mutants(tmp_path):
             found.get(passage.id)
     assert _balanced(rejects) and _balanced(query_rejects)
     assert rejects.read >= 20_000 and len(passages) > 500
+
+
+def test_what_64_bits_hold_is_kept_and_keys_are_counted_at_all_levels():
+    assert [check_value(value) for value in (2**63 - 1, -(2**63), True, None, 1.5)] == [0] * 5
+    for value in (2**63, -(2**63) - 1, 2**64, -(3**63)):
+        with pytest.raises(BadRecord, match="more than 64 bits"):
+            check_value(value)
+    nested = {"a": {"b": 1, "c": [{"d": 2}]}, "e": 0}
+    assert check_record(nested) == check_value(nested) == 5
+    expect("dim", 3, int, "a number")
+    expect("force", True, bool, "true or false")
+    with pytest.raises(DataError, match="dim must be a number, found True"):
+        expect("dim", True, int, "a number")
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
