@@ -112,6 +112,14 @@ def test_so_few_points_that_no_index_comes_of_them_are_not_held_back(fake, waits
         assert store.card("wiki").count == 40
 
 
+def test_a_server_whose_operator_wants_no_index_keeps_it_so(fake):
+    fake.threshold = 0
+    with connect(fake) as store:
+        load(store, "wiki", passages(5), vectors(5), card=a_card())
+        assert "while its indexing_threshold is 0" in store.admin.state("wiki").details["graph"]
+    assert fake.thresholds["wiki__v0001"] == 0
+
+
 def test_a_load_says_how_many_points_will_come(fake, monkeypatch, tmp_path):
     monkeypatch.setattr(server_index, "_set_threshold", None)
     rows = [{"id": f"p{i}", "text": f"w{i}", "lang": "en"} for i in range(20)]

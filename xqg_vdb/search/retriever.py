@@ -206,15 +206,9 @@ class Retriever(_Asked):
     """
 
     def __init__(
-        self,
-        encoder: TextEncoder | str | Path,
-        collection: Collection,
-        *,
-        calibration: float | None = None,
-        hybrid: bool = False,
-        expander: Expander | None = None,
-        reranker: Reranker | None = None,
-    ) -> None:
+        self, encoder: TextEncoder | str | Path, collection: Collection, *, calibration: float | None = None,
+        hybrid: bool = False, expander: Expander | None = None, reranker: Reranker | None = None,
+    ) -> None:  # fmt: skip
         if not hasattr(collection, "nearest"):
             raise DataError(f"Retriever(encoder, collection) needs Collection.open(…), found {collection!r:.80}.")
         self.encoder = ready_encoder(encoder)
@@ -265,14 +259,10 @@ class Retriever(_Asked):
         return finish(self.steps(questions, search, look=look, progress=progress))
 
     async def steps(
-        self,
-        asked: Sequence[Question | str],
-        search: Search | None,
-        *,
+        self, asked: Sequence[Question | str], search: Search | None, *,
         look: Callable[[Callable[[Any], Any]], Awaitable[Any]],
-        work: Callable[[Callable[[], Any]], Awaitable[Any]] = here,
-        progress: Progress = silent,
-    ) -> list[Answer]:
+        work: Callable[[Callable[[], Any]], Awaitable[Any]] = here, progress: Progress = silent,
+    ) -> list[Answer]:  # fmt: skip
         """`run`. look: makes a call to the store, or to its twin for coroutines; work: computes, here or beside."""
         questions, search = as_questions(asked), Search() if search is None else search
         expect("search", search, Search, "a Search, such as Search(k=5)")
@@ -339,15 +329,9 @@ class Retriever(_Asked):
         return {point: None for several in rankings for point in contenders(several, known, k=k)}
 
     def _answers(
-        self,
-        questions: Sequence[Question],
-        langs: Sequence[str],
-        rankings: Sequence[Sequence[Sequence[Hit]]],
-        known: Mapping[str, Hit | None],
-        *,
-        search: Search,
-        progress: Progress,
-    ) -> list[Answer]:
+        self, questions: Sequence[Question], langs: Sequence[str], rankings: Sequence[Sequence[Sequence[Hit]]],
+        known: Mapping[str, Hit | None], *, search: Search, progress: Progress,
+    ) -> list[Answer]:  # fmt: skip
         """After the look-ups: each question's hits, fused when it is hybrid, reranked when asked for, cut to a page."""
         hybrid, k = self._words is not None, self._wanted(search)
         merged = [fuse_points(several, known, k=k) if hybrid else list(several[0]) for several in rankings]

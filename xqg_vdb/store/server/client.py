@@ -243,14 +243,9 @@ class Server:
     """
 
     def __init__(
-        self,
-        where: str,
-        *,
-        deadline: float,
-        secret: str | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+        self, where: str, *, deadline: float, secret: str | None = None,
+        sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.where, self.deadline, self._secret = where, deadline, secret
         self.sleep, self.clock = sleep, clock
         self._logged, self._gave_up, self._answered = -_LOG_EVERY, -math.inf, False
@@ -295,12 +290,9 @@ class Server:
         return await self._patiently(once, deadline=deadline, sleep=asyncio.sleep)
 
     async def _patiently(
-        self,
-        once: Callable[[float], Awaitable[T]],
-        *,
-        deadline: float | None,
+        self, once: Callable[[float], Awaitable[T]], *, deadline: float | None,
         sleep: Callable[[float], Awaitable[None]],
-    ) -> T:
+    ) -> T:  # fmt: skip
         """once: makes the request, in so many seconds."""
         patience, attempt = self.deadline if deadline is None else deadline, 0
         if patience < self.deadline and self.clock() - self._gave_up < _SOON:  # they have waited for the same node

@@ -197,18 +197,12 @@ def _create_like(source: ForeignCollection, physical: str, metadata: Mapping[str
         )
     graph = info.config.hnsw_config.model_dump(include=set(models.HnswConfigDiff.model_fields), exclude_none=True)
     create = partial(
-        client.create_collection,
-        physical,
-        vectors_config=params.vectors,
-        sparse_vectors_config=params.sparse_vectors,
-        shard_number=params.shard_number,
-        replication_factor=params.replication_factor,
-        write_consistency_factor=params.write_consistency_factor,
-        on_disk_payload=params.on_disk_payload,
-        hnsw_config=models.HnswConfigDiff(**graph),
-        quantization_config=info.config.quantization_config,
-        metadata=dict(metadata),
-    )
+        client.create_collection, physical,
+        vectors_config=params.vectors, sparse_vectors_config=params.sparse_vectors, shard_number=params.shard_number,
+        replication_factor=params.replication_factor, write_consistency_factor=params.write_consistency_factor,
+        on_disk_payload=params.on_disk_payload, hnsw_config=models.HnswConfigDiff(**graph),
+        quantization_config=info.config.quantization_config, metadata=dict(metadata),
+    )  # fmt: skip
     source.names.create(physical, create)
     if source.names.is_local:  # it has no indexes, and says so each time
         return

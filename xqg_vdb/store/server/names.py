@@ -242,15 +242,9 @@ class Names:
             self.remove(version)
 
     def pages(
-        self,
-        version: str,
-        *,
-        page: int = _PAGE,
-        after: Any = None,
-        vectors: bool | list[str] = False,
-        payload: bool | list[str] = True,
-        wanted: models.Filter | None = None,
-    ) -> Iterator[list[models.Record]]:
+        self, version: str, *, page: int = _PAGE, after: Any = None, vectors: bool | list[str] = False,
+        payload: bool | list[str] = True, wanted: models.Filter | None = None,
+    ) -> Iterator[list[models.Record]]:  # fmt: skip
         """All points from the one with the id `after` on, a page at a time."""
 
         def scroll(offset: Any) -> tuple[list[models.Record], Any]:

@@ -129,7 +129,8 @@ class _ServerAdmin:
         sleeping = (
             f"no index is built since the server restarted; the next `xqg-vdb add`, or `migrate {name}`, wakes it"
         )
-        small = f"no graph below {threshold:,} kB of vectors a segment: a search compares all of them"
+        since = f"below {threshold:,} kB of vectors a segment" if threshold else "while its indexing_threshold is 0"
+        small = f"no graph {since}: a search compares all of them"
         details: dict[str, object] = {
             "segments": info.segments_count,
             "shards": params.shard_number,

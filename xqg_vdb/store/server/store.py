@@ -34,6 +34,7 @@ from xqg_vdb.store.server import Address, checked_address, checked_key
 from xqg_vdb.store.server.client import OLDEST_SERVER, NoAccess, NotFound, Server, TooLarge, seconds_left, timed
 from xqg_vdb.store.server.names import Names, any_of, card_in, short
 from xqg_vdb.store.server.operations import server_admin
+from xqg_vdb.store.server.points import payload_in, querying, ranked
 from xqg_vdb.store.server.writer import open_helper, open_update, open_writer
 from xqg_vdb.types import Card, CollectionUpdate, CollectionWriter, Hit, QuestionRows, Search, SparseVector, StoredPoint
 
@@ -60,14 +61,9 @@ class ServerStore(Store):
     """
 
     def __init__(
-        self,
-        client: QdrantClient,
-        *,
-        where: str = "the Qdrant server",
-        deadline: float = 600.0,
-        secret: str | None = None,
-        options: CollectionOptions | None = None,
-    ) -> None:
+        self, client: QdrantClient, *, where: str = "the Qdrant server", deadline: float = 600.0,
+        secret: str | None = None, options: CollectionOptions | None = None,
+    ) -> None:  # fmt: skip
         self._client = client
         self.options = options or CollectionOptions()
         self._rest: Callable[[], httpx.Client] | None = None
@@ -85,17 +81,10 @@ class ServerStore(Store):
 
     @classmethod
     def connect(
-        cls,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout: int = 60,
-        deadline: float = 600.0,
-        insecure: bool = False,
-        grpc: bool = False,
-        grpc_port: int | None = None,
+        cls, url: str, *, api_key: str | None = None, timeout: int = 60, deadline: float = 600.0,
+        insecure: bool = False, grpc: bool = False, grpc_port: int | None = None,
         options: CollectionOptions | None = None,
-    ) -> ServerStore:
+    ) -> ServerStore:  # fmt: skip
         """A store on the server at `url` (`:memory:` for one inside this process); sends nothing yet.
 
         The arguments are those of `store.open_store`; see `checked_address` for what raises. insecure: allow the key
@@ -344,7 +333,7 @@ class _Reader:
             parts = [
                 await self._ask(methodcaller("retrieve", physical, part)) for part in windows(ids, _POINTS_AT_ONCE)
             ]
-            return {str(point.id): layout.hit_of(0.0, _payload(point)) for part in parts for point in part}
+            return {str(point.id): layout.hit_of(0.0, payload_in(point)) for part in parts for point in part}
 
         return await self.bound(name, run)
 
@@ -354,7 +343,7 @@ class _Reader:
 
         def send(client: Any) -> Any:
             batch = rows[len(found) :][: self._most("search batch size", _QUERY_BATCH)]
-            return client.query_batch_points(physical, [self._request(*row, quantized=quantized) for row in batch])
+            return querying(client, physical, [self._request(*row, quantized=quantized) for row in batch])
 
         while len(found) < len(rows):
             try:
@@ -365,7 +354,7 @@ class _Reader:
                     raise
                 self._looks.server.limits["search batch size"] = size // 2
             else:
-                found += [[(point.score, _payload(point)) for point in answer.points] for answer in answers]
+                found += ranked(answers)
         return found
 
     def _request(self, row: Any, search: Search, limit: int, *, quantized: bool) -> models.QueryRequest:
@@ -438,7 +427,3 @@ class _AsyncReader(_Reader):
                     warnings.simplefilter("ignore", UserWarning)
                     self._clients[loop] = AsyncQdrantClient(**self._options)
             return self._clients[loop]
-
-
-def _payload(point: Any) -> dict[str, Any]:
-    return {"id": str(point.id), **(point.payload or {})}

@@ -82,9 +82,10 @@ def _prepare(names: Names, version: str, config: models.CollectionConfig, *, car
         with suppress(Limited):  # it makes filters fast, and nothing needs it
             call(partial(client.create_payload_index, version, key, field_schema=keyword, wait=True))
     is_noted = bool((config.metadata or {}).get(BULK_KEY))
-    threshold = config.optimizer_config.indexing_threshold or _USUAL_THRESHOLD
+    threshold = config.optimizer_config.indexing_threshold
+    threshold = _USUAL_THRESHOLD if threshold is None else threshold
     kilobytes = card.count * card.encoder.dim * len(card.vectors) * 4 / 1024
-    if not bulk or (0 < kilobytes < threshold and not is_noted):
+    if not bulk or (not is_noted and (threshold == 0 or 0 < kilobytes < threshold)):  # 0: the operator wants no index
         return
     if not is_noted:  # the threshold that the server would use is noted first
         names.write_metadata(version, {BULK_KEY: {"indexing_threshold": threshold}})
@@ -426,14 +427,10 @@ def _begin_version(names: Names, version: str, *, card: Card, options: Collectio
     sparse = models.SparseVectorParams(modifier=models.Modifier.IDF if card.bm25 is not None else None)
     graph = models.HnswConfigDiff(m=options.hnsw_m, ef_construct=options.hnsw_ef_construct)
     names.create(version, partial(
-        names.client.create_collection,
-        version,
-        vectors_config=dict.fromkeys(card.vectors, vectors),
-        sparse_vectors_config={TEXT_SPARSE: sparse},
-        shard_number=options.shards,
-        replication_factor=options.replication_factor,
-        write_consistency_factor=options.write_consistency,
-        on_disk_payload=options.on_disk_payload,
+        names.client.create_collection, version,
+        vectors_config=dict.fromkeys(card.vectors, vectors), sparse_vectors_config={TEXT_SPARSE: sparse},
+        shard_number=options.shards, replication_factor=options.replication_factor,
+        write_consistency_factor=options.write_consistency, on_disk_payload=options.on_disk_payload,
         hnsw_config=graph if graph.model_dump(exclude_none=True) else None,
         quantization_config=_QUANTIZATIONS[options.quantization],
         metadata={CARD_KEY: wanted.to_json(), LOADER_KEY: lease.record()},
