@@ -5,7 +5,8 @@ points are counted and indexed. `load` also reads both from its files, checks ev
 index of languages and moves an alias; its time is that of its report's "write", the client's begins with passages and
 vectors in memory.
 
-CPU is that of this process: of `load` from its first point on, of the client in its whole time.
+`server` sends requests that were made before its clock starts, one after the other: what no client with one connection
+can go below. CPU is that of this process: of `load` from its first point on, of the client in its whole time.
 
     python benchmarks/upload.py --url http://localhost:6333 --points 10000 --repeats 3
 
@@ -28,10 +29,14 @@ from qdrant_client import QdrantClient, models
 from xqg_vdb import load
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import CollectionOptions, open_store
+from xqg_vdb.store.gate import Rows
 from xqg_vdb.store.layout import TEXT_DENSE, payload_of, point_id
+from xqg_vdb.store.server.client import Server
+from xqg_vdb.store.server.names import Names
+from xqg_vdb.store.server.points import upserting
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.texts.corpus import read_corpus
-from xqg_vdb.types import Vectors
+from xqg_vdb.types import PointBatch, Vectors
 
 NAME = "upload-benchmark"
 BATCH = 512
@@ -57,6 +62,25 @@ def by_client(client: QdrantClient, passages: Sequence[Any], rows: Vectors, *, p
     return taken
 
 
+def by_server(client: QdrantClient, passages: Sequence[Any], rows: Vectors) -> tuple[float, float]:
+    """Seconds and CPU seconds of the same requests as `load` sends, made before; without the collection's making."""
+    name = f"{NAME}-client"
+    params = models.VectorParams(size=rows.shape[1], distance=models.Distance.COSINE)
+    client.create_collection(name, vectors_config={TEXT_DENSE: params})
+    whole = Rows([point_id(one.id) for one in passages], [payload_of(one, []) for one in passages], [])
+    batch = PointBatch(tuple(passages), {TEXT_DENSE: rows}, ((),) * len(passages))
+    parts = [slice(start, start + BATCH) for start in range(0, len(passages), BATCH)]
+    sends = [upserting(Names(client, Server("", deadline=60)), name, whole, batch, part) for part in parts]
+    begin, spent = time.perf_counter(), time.process_time()
+    for send in sends:
+        assert send() == "completed"
+    while client.get_collection(name).status != models.CollectionStatus.GREEN:
+        time.sleep(0.1)
+    taken = time.perf_counter() - begin, time.process_time() - spent
+    client.delete_collection(name)
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="a Qdrant server, over http:// or grpc://")
@@ -71,7 +95,7 @@ def main() -> None:
         for i in range(options.points)
     )
     spent: dict[str, float] = {}  # of CPU, when each stage of a load began
-    took: dict[str, list[tuple[float, float]]] = {"load": [], "upload_points": []}
+    took: dict[str, list[tuple[float, float]]] = {"load": [], "upload_points": [], "server": []}
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
         corpus.write_text("".join(lines), "utf-8")
@@ -90,6 +114,7 @@ def main() -> None:
                 took["upload_points"].append(
                     by_client(store._client, passages, rows, parallel=options.parallel)  # type: ignore[attr-defined]
                 )
+                took["server"].append(by_server(store._client, passages, rows))  # type: ignore[attr-defined]
     for name, pairs in took.items():
         wall, cpu = (statistics.median(column) for column in zip(*pairs, strict=True))
         print(f"{name:14}{wall:7.2f} s{options.points / wall:10,.0f} points/s{cpu:7.2f} s of CPU")
@@ -99,6 +124,10 @@ def main() -> None:
     ]
     speed, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
     print(f"load: {speed:.2f} × the points a second, {cpu:.2f} × the CPU")
+    least = statistics.median(
+        theirs[0] / bare[0] for theirs, bare in zip(took["upload_points"], took["server"], strict=True)
+    )
+    print(f"the server alone, one request after the other: {least:.2f} × the points a second")
 
 
 if __name__ == "__main__":

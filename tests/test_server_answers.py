@@ -158,6 +158,24 @@ def test_every_row_of_the_table_has_its_test():
     assert [message for message in messages if not any(says in message for says in certain)] == []
 
 
+def test_who_waits_is_told_what_for_and_how_long_still(caplog):
+    now, said = [0.0], "Service internal error: 0 of 0 read operations failed"
+    errors = [over_rest(500, said), over_rest(500, said), Refusal(CODES.UNAVAILABLE, "Connection reset")]
+    sleep = lambda seconds: now.append(now[-1] + 20)  # noqa: E731
+    server = Server("HOST", deadline=600.0, sleep=sleep, clock=lambda: now[-1])
+
+    def request():
+        if errors:
+            raise errors.pop()
+
+    server.call(request)
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" (")[0] for line in told] == [
+        "HOST is away or overloaded", *["A node of the cluster of HOST is away"] * 2,
+    ]  # fmt: skip
+    assert [line.rpartition(", for ")[2] for line in told] == [f"{left} s at most" for left in (600, 580, 560)]
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [

@@ -331,7 +331,8 @@ class Server:
             raise self._translated(meaning, said) from error
         if self.clock() - self._logged >= _LOG_EVERY:
             self._logged = self.clock()
-            _log.warning("%s: %s; trying again in %.1f s", self.where, said, wait)
+            waited_for = meaning[1].partition(";")[0].format(where=self.where, said=said)
+            _log.warning("%s; trying again in %.1f s, for %.0f s at most", waited_for, wait, end - self.clock())
         return wait
 
     def _learnt(self, said: str) -> bool:
