@@ -244,6 +244,47 @@ def test_pickles_that_hold_no_weights_are_not_called_code(bert, tmp_path):
         fetch_checkpoint(str(folder), into=tmp_path / "clean")
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            lambda torch: {"junk": torch.zeros(1).expand(1 << 40)},
+            r"\(MemoryError: 4,398,\S+ bytes of numbers in a file",
+        ),
+        (lambda torch: {"junk": torch.eye(2).to_sparse()}, r"holds no plain weights by name \(RuntimeError"),
+        (lambda torch: {"junk": torch.zeros(3, device="meta")}, r"holds no plain weights by name \(NotImplem"),
+        (lambda torch: {3: torch.zeros(3)}, r"holds no plain weights by name \(TypeError"),
+    ],
+)
+def test_tensors_that_are_not_in_the_file_fill_neither_memory_nor_disk(bert, tmp_path, more, said):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(bert, tmp_path / "c")
+    torch.save(load_file(folder / "model.safetensors") | more(torch), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=said):
+        fetch_checkpoint(str(folder), into=tmp_path / "clean")
+    assert not (tmp_path / "clean" / "model.safetensors").exists()
+
+
+def test_weights_that_share_memory_are_read(bert, tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(bert, tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    numbers, start, views = torch.cat([value.t().flatten() for value in weights.values()]), 0, {}
+    for key, value in weights.items():
+        views[key] = numbers[start : (start := start + value.numel())].view(value.t().shape).t()
+    views["again"] = views[key]
+    torch.save(views, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    fetch_checkpoint(str(folder), into=tmp_path / "clean")
+    read = load_file(tmp_path / "clean" / "model.safetensors")
+    assert all(torch.equal(read[key], weights[key]) for key in weights)
+
+
 def test_what_cannot_be_asked_of_an_export_is_said_before_it_begins(tmp_path):
     with pytest.raises(ModelError, match="Cross-encoders are exported in fp32 alone: leave --precision away"):
         export(f"cross:{tmp_path}", tmp_path / "out", precision="int8")

@@ -374,18 +374,24 @@ def _what_it_is(origin: Path, adapter: Any) -> str:
 
 
 _CONVERT = """
-import sys
+import os, resource, sys
 def refuse(event, details):
     if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork")):
         raise RuntimeError(event)
+most = 4 * sum(map(os.path.getsize, sys.argv[2:])) + (1 << 28)
 import torch
 from safetensors.torch import save_file
+resource.setrlimit(resource.RLIMIT_DATA, (most + (4 << 30), most + (4 << 30)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 sys.addaudithook(refuse)
 weights = {}
 for file in sys.argv[2:]:
     found = torch.load(file, map_location="cpu", weights_only=True)
     print("loaded")
-    weights |= {key: value.contiguous().clone() for key, value in found.items() if isinstance(value, torch.Tensor)}
+    found = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    if (size := sum(value.numel() * value.element_size() for value in found.values())) > most:
+        raise MemoryError(f"{size:,} bytes of numbers in a file of {os.path.getsize(file):,}")
+    weights |= {key: value.contiguous().clone() for key, value in found.items()}
     print("read")
 save_file(weights, sys.argv[1], metadata={"format": "pt"})
 """
@@ -394,7 +400,8 @@ save_file(weights, sys.argv[1], metadata={"format": "pt"})
 def _convert_pickles(origin: Path, into: Path) -> None:
     """Write the weights of `pytorch_model*.bin` as safetensors: by torch's restricted loader, in a process of its own.
 
-    That process may open no connection and start no program. Raises ModelError for what the loader refuses.
+    That process may open no connection and start no program, and has not much more memory and disk than the files need:
+    a tensor may say that it is any size. Raises ModelError for what the loader refuses.
     """
     files = sorted(origin.glob("pytorch_model*.bin"))
     if not files:
@@ -405,14 +412,17 @@ def _convert_pickles(origin: Path, into: Path) -> None:
         raise MissingExtra('Reading pytorch_model.bin needs torch: pip install "xqg-vdb[export]".')
     into.mkdir(parents=True, exist_ok=True)
     paths = [str(path.resolve()) for path in (into / "model.safetensors", *files)]
-    command = [sys.executable, "-I", "-c", _CONVERT, *paths]
+    command = [sys.executable, "-Iuc", _CONVERT, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own program
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it was killed"]
-        said = next((line.strip() for line in lines if "Unsupported" in line), lines[-1])[:200]
-        file, loaded = [*files, files[-1]][done.stdout.count("read")], done.stdout.endswith("loaded\n")
-        why = "holds no plain weights by name" if loaded else "is refused by torch's restricted loader"
-        why += f" ({said})" + ("" if loaded else ", so it may hold code")
+        said = next((line.strip() for line in lines if "nsupported" in line), lines[-1]).partition(" Please use")[0][
+            :200
+        ]
+        done_with = len(done.stdout.split())  # two words for each file
+        file, refused = [*files, files[-1]][done_with // 2], done_with in range(0, 2 * len(files), 2)
+        why = "is refused by torch's restricted loader" if refused else "holds no plain weights by name"
+        why += f" ({said})" + (", so it may hold code" if refused else "")
         raise ModelError(f"{damage(file) or f'{file} {why}: take a checkpoint with safetensors.'}")
 
 
