@@ -275,7 +275,7 @@ def _st_pooling(record: Mapping[str, Any]) -> Pooling:
     modes = [*map(str, said)] if isinstance(said, list) else [str(said)] if said else []
     modes = modes or [
         re.sub("^pooling_mode_|(?<=cls|max|ean)_tokens?$", "", key) for key, value in record.items()
-        if value is True and key.startswith("pooling_mode_")
+        if value and key.startswith("pooling_mode_")
     ] or ["mean"]  # fmt: skip
     if len(modes) == 1 and modes[0] in POOLING:
         return POOLING[modes[0]]
@@ -416,13 +416,11 @@ def _convert_pickles(origin: Path, into: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own program
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it was killed"]
-        said = next((line.strip() for line in lines if "nsupported" in line), lines[-1]).partition(" Please use")[0][
-            :200
-        ]
+        said = next((line.strip() for line in lines if "nsupported" in line), lines[-1])
         done_with = len(done.stdout.split())  # two words for each file
         file, refused = [*files, files[-1]][done_with // 2], done_with in range(0, 2 * len(files), 2)
         why = "is refused by torch's restricted loader" if refused else "holds no plain weights by name"
-        why += f" ({said})" + (", so it may hold code" if refused else "")
+        why += f" ({said.partition(' Please use')[0][:200]})" + (", so it may hold code" if refused else "")
         raise ModelError(f"{damage(file) or f'{file} {why}: take a checkpoint with safetensors.'}")
 
 

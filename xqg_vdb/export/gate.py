@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -140,7 +141,7 @@ ELSEWHERE = "let a server run it (`generate --endpoint URL`, `export URL OUT --m
 
 
 def need_torch(purpose: str = "Exporting", *, extra: str = "export", also: str = "onnx", of: str = "") -> None:
-    """Raises MissingExtra before minutes of work, or the download `of` a model; transformers then says errors only."""
+    """Raises MissingExtra before minutes of work, or a download `of` a model; torch and others then say errors only."""
     try:
         for name in (also, "torch", "transformers"):  # torch needs onnx, and says so late
             import_module(name)
@@ -151,6 +152,7 @@ def need_torch(purpose: str = "Exporting", *, extra: str = "export", also: str =
 
     hub = import_module("huggingface_hub.utils")
     downloads = not hub.are_progress_bars_disabled()
+    logging.getLogger("torch").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # also that of downloads, which is wanted
     if downloads:
@@ -199,6 +201,7 @@ def without_weights(source: Checkpoint, kind: str) -> tuple[str, Any]:
     software = f"transformers {transformers.__version__}"
     try:
         config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        config.pruned_heads = {}  # cannot be cut out where there are no numbers
         with torch.device("meta"):
             model = getattr(transformers, kind).from_config(config, trust_remote_code=False)
     except Exception as error:

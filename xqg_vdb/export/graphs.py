@@ -17,9 +17,11 @@ Outputs  top_scores (N, k) logits, best first; top_tokens (N, k); log_norm (M,) 
 from __future__ import annotations
 
 import inspect
+import io
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +131,11 @@ def _write(
         warnings.simplefilter("ignore")
         written = Path(name) / "written.onnx"
         try:
-            torch.onnx.export(
-                module.eval(), tuple(example.values()), str(written), input_names=list(example),
-                output_names=list(outputs), opset_version=OPSET, verbose=False, **how,
-            )  # fmt: skip
+            with redirect_stderr(io.StringIO()):  # where it fails, torch prints half a graph
+                torch.onnx.export(
+                    module.eval(), tuple(example.values()), str(written), input_names=list(example),
+                    output_names=list(outputs), opset_version=OPSET, verbose=False, **how,
+                )  # fmt: skip
         except Exception as error:  # torch's exporter raises classes of its own, around those of what it calls
             raise ModelError(f"torch cannot export {source} ({reason(error)}): {ELSEWHERE}.") from error
         model = onnx.load(str(written))

@@ -85,11 +85,7 @@ class _Converter:
         nodes = [new for node in nodes for new in self._lookup(node)]
         used = {name for node in nodes for name in node.input} | {value.name for value in self.graph.output}
         nodes = [node for node in nodes if node.op_type != "Transpose" or node.output[0] in used]
-        used = {name for node in nodes for name in node.input}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        del self.graph.node[:], self.graph.initializer[:]
-        self.graph.node.extend(nodes)
-        self.graph.initializer.extend(kept)
+        _put(self.graph, nodes)
 
     def _product(self, node: Any) -> Any:
         import onnx
@@ -124,12 +120,11 @@ class _Converter:
         self.packed.add(name)
         matrix = numpy_helper.to_array(self.weights[name]).astype(np.float32, copy=False)
         blocks, scales = pack(np.ascontiguousarray(matrix if rows_first else matrix.T))
-        self.graph.initializer.append(numpy_helper.from_array(blocks, f"{name}.blocks"))
-        self.graph.initializer.append(numpy_helper.from_array(scales, f"{name}.scales"))
+        _keep(self.graph, f"{name}.blocks", blocks)
+        _keep(self.graph, f"{name}.scales", scales)
 
     def _lookup(self, node: Any) -> list[Any]:
         import onnx
-        from onnx import numpy_helper
 
         table = self.weights.get(node.input[0]) if node.op_type == "Gather" else None
         if table is None or len(table.dims) != 2 or table.dims[1] % BLOCK:
@@ -140,7 +135,7 @@ class _Converter:
         self._pack(stem, rows_first=True)
         dim = np.array([table.dims[1]])
         for name, value in (("zero", np.array(ZERO, np.float32)), ("axis", np.array([-1])), ("dim", dim)):
-            self.graph.initializer.append(numpy_helper.from_array(value, f"{out}.{name}"))
+            _keep(self.graph, f"{out}.{name}", value)
         make = onnx.helper.make_node
         return [
             make("Shape", [ids], [f"{out}.ids"]),
@@ -285,6 +280,11 @@ def quantise_products(graph: Any, ranges: Mapping[str, _Range], *, seven_bits: b
         nodes += [*before.get(node.output[0], ()), node]
         if node.op_type == "Gather" and node.input[0] in weights and weights[node.input[0]].dims[0] >= SMALLEST:
             nodes.append(_table(graph, node, weights[node.input[0]], seven_bits=seven_bits))
+    _put(graph, nodes)
+
+
+def _put(graph: Any, nodes: Sequence[Any]) -> None:
+    """Let the graph consist of `nodes`, and of the weights that they use."""
     used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.node[:], graph.initializer[:]
@@ -369,7 +369,7 @@ def by_instance(graph: Any) -> None:
 
     Each token's row (n, 1, width) is an instance with one channel; weight and bias follow as products and sums of rows.
     """
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     weights = {weight.name: weight for weight in graph.initializer}
     nodes: list[Any] = []
@@ -381,21 +381,18 @@ def by_instance(graph: Any) -> None:
             nodes.append(node)
             continue
         out = node.output[0]
-        shape = numpy_helper.from_array(np.array([-1, 1, weights[scale].dims[0]]), f"{out}.rows")
-        ends = [numpy_helper.from_array(np.full(1, value, np.float32), f"{out}.{value}") for value in (1, 0)]
-        graph.initializer.extend([shape, *ends])
+        shape = _keep(graph, f"{out}.rows", np.array([-1, 1, weights[scale].dims[0]]))
+        ends = [_keep(graph, f"{out}.{value}", np.full(1, value, np.float32)) for value in (1, 0)]
         made = [f"{out}.flat", f"{out}.normal", f"{out}.shape", f"{out}.folded", f"{out}.scaled" if bias else out]
-        ones = [made[0], *(end.name for end in ends)]
         nodes += [
-            helper.make_node("Reshape", [rows, shape.name], made[:1]),
-            helper.make_node("InstanceNormalization", ones, made[1:2], epsilon=facts.get("epsilon", 1e-5)),
+            helper.make_node("Reshape", [rows, shape], made[:1]),
+            helper.make_node("InstanceNormalization", [made[0], *ends], made[1:2], epsilon=facts.get("epsilon", 1e-5)),
             helper.make_node("Shape", [rows], made[2:3]),
             helper.make_node("Reshape", made[1:3], made[3:4]),
             helper.make_node("Mul", [made[3], scale], made[4:]),
             *([helper.make_node("Add", [made[4], bias], [out])] if bias else []),
         ]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    _put(graph, nodes)
 
 
 def tokens_first(graph: Path) -> None:

