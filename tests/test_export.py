@@ -417,6 +417,7 @@ def numbered(modules):
         ({"pooling_mode": "weightedmean"}, "weighted-mean"),
         ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": False}, "max"),
         ({"pooling_mode_cls_token": True, "include_prompt": True}, "cls"),
+        ({"pooling_mode_cls_token": 1, "pooling_mode_mean_tokens": 0}, "cls"),
     ],
 )
 def test_every_spelling_of_pooling(tmp_path, config, pooling):
@@ -450,6 +451,7 @@ FOREIGN = {"AutoModel": "modeling_qwen.Qwen2Model"}
             "does by config_kwargs.hidden_act",
         ),
         ({"tokenizer_config.json": {"truncation_side": "left"}}, "does by truncation_side"),
+        ({"tokenizer.json": {"truncation": {"max_length": 9, "direction": "Left"}}}, "does by truncation_side"),
         ({"config_sentence_transformers.json": {"similarity_fn_name": "euclidean"}}, "ranks by euclidean distance"),
         ({"modules.json": [{"type": "custom_st.Transformer", "path": ""}, *PIPELINE[1:]]}, r"runs custom_st\.Transf"),
         ({"modules.json": [PIPELINE[0], {"type": ST + "Pooling", "path": "../1_Pooling"}]}, "does not list modules"),
@@ -779,6 +781,41 @@ def test_special_tokens_that_transformers_5_lists_are_read(bert, tmp_path):
     (folder / "tokenizer_config.json").write_bytes(orjson.dumps(record))
     source = fetch_checkpoint(str(folder), into=tmp_path / "clean")
     assert load_tokenizer(source.path)("<a>")["input_ids"][1] == len(tokenizer) - 1
+
+
+def test_heads_that_were_pruned_are_left_out(bert, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    if transformers.__version__ >= "5":
+        pytest.skip("transformers 5 prunes no heads")
+    folder = shutil.copytree(bert, tmp_path / "c")
+    model = transformers.AutoModel.from_pretrained(folder)
+    model.prune_heads({0: [1]})
+    model.save_pretrained(folder)
+    made = export(str(folder), tmp_path / "out", precision="fp32", overrides=Overrides(pooling="mean"), say=silent)
+    assert made.manifest["parity"]["cosine_min"] > 0.9999 and not explain(str(folder))["refused"]
+
+
+def test_the_original_reads_the_longest_text_first(bert, tmp_path, monkeypatch):
+    """BigBird leaves its sparse attention for good at the first short text, and would equal a graph without it."""
+    pytest.importorskip("transformers")
+    read = []
+    monkeypatch.setattr(gate, "_transformers_row", lambda *of: lambda prompt, text: read.append(text) or np.ones(2))
+    source = fetch_checkpoint(str(bert), into=tmp_path / "clean")
+    torch_vectors(source, conventions(source, Overrides(pooling="mean"))[0])
+    assert read[0] == max(read, key=len)
+
+
+def test_what_torch_prints_of_a_failed_export_is_not_shown(bert, tmp_path, monkeypatch, capfd):
+    torch = pytest.importorskip("torch")
+
+    def fail(*args, **more):
+        print("half a graph", file=sys.stderr)
+        raise ValueError("Could not guard on data-dependent expression")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ModelError, match=r"torch cannot export .*data-dependent"):
+        export(str(bert), tmp_path / "out", precision="fp32", say=silent)
+    assert "half a graph" not in capfd.readouterr().err
 
 
 def test_weights_that_are_not_there_are_refused(bert, tmp_path):

@@ -55,6 +55,7 @@ _TYPES: Mapping[str, Any] = {
     "module_input_name": str, "module_output_name": str, "transformer_task": str,
 }  # fmt: skip
 """Of values that are read here, whatever file they stand in; null is allowed too."""
+_LEFT = re.compile(rb'"truncation"\s*:\s*\{[^{}]*"direction"\s*:\s*"Left"')  # texts lose their beginning
 _ABSURD = re.compile(
     r'"(?:n|num|inner)_(?:\w+_)?(?:layers?|experts|groups|blocks?|networks|labels|num)":(?:-|\d{4}|[\d.]+e)[\d.e+]*'
 )  # building that many would not end
@@ -142,11 +143,11 @@ def conventions(checkpoint: Checkpoint, overrides: Overrides = NOTHING) -> tuple
     ends_in = _check_modules(checkpoint.source, modules)
     record = read_json(checkpoint.path / "config_sentence_transformers.json", default={})
     values: dict[str, Any] = {**spec.__dict__, **_prompts(record, spec)}
+    _check_text_module(checkpoint)
     if modules:
         pooling = read_json(dict(modules)["Pooling"] / "config.json", default={})
         if not pooling and "pooling" not in given:
             raise ModelError(f"{checkpoint.source} has a Pooling module without a config.json: give --pooling.")
-        _check_text_module(checkpoint)
         values["pooling"] = overrides.pooling or _st_pooling(pooling)
         values["pool_prompt"] = bool(pooling.get("include_prompt", True))
         ranked_by = record.get("similarity_fn_name")
@@ -214,11 +215,13 @@ def _check_text_module(checkpoint: Checkpoint) -> None:
     given = {record.get("module_output_name") or "forward", record.get("transformer_task") or "forward"}
     given |= set(map(str, text.values())) if isinstance(text, dict) else {f"modality_config.text = {text}"}
     tokenizer = read_json(checkpoint.path / "tokenizer_config.json", default={})
-    passed |= {"truncation_side"} if tokenizer.get("truncation_side", "right") != "right" else set()
+    table = checkpoint.path / "tokenizer.json"
+    left = table.is_file() and _LEFT.search(table.read_bytes()) and "left"
+    passed |= {"truncation_side"} if (tokenizer.get("truncation_side") or left or "right") != "right" else set()
     if other := sorted(passed | (given - _USUAL_STEPS)):
         raise ModelError(
             f"{checkpoint.source} changes what its transformer does by {printable(', '.join(other))}"
-            " (sentence_bert_config.json, tokenizer_config.json), which cannot be reproduced."
+            " (sentence_bert_config.json, tokenizer_config.json, tokenizer.json), which cannot be reproduced."
         )
 
 

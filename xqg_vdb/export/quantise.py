@@ -438,6 +438,6 @@ def write_composing(source: Path, target: Path, *, lower: bool = False) -> None:
     if composes:
         shutil.copyfile(source, target)
         return
-    first = [{"type": "Lowercase"}] if lower else []
-    record["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, *first, *steps]}
+    first = [{"type": "NFC"}, *([{"type": "Lowercase"}] if lower else [])]
+    record["normalizer"] = {"type": "Sequence", "normalizers": first + steps}
     target.write_bytes(orjson.dumps(record))

@@ -152,13 +152,9 @@ def _write_card(folder: Path, *, identity: Mapping[str, Any], outcome: Outcome, 
 
     results = {**outcome.results, "resumed_at": outcome.resumed_at}
     record = {
-        **identity,
-        "licence": licence,
-        "results": results,
-        "history": [dict(entry) for entry in outcome.history],
-        "made_with": versions(_PACKAGES),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-    }
+        **identity, "licence": licence, "results": results, "history": [dict(entry) for entry in outcome.history],
+        "made_with": versions(_PACKAGES), "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }  # fmt: skip
     write_atomic(folder / "training.json", orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
     kind, dev, settings = identity["kind"], identity["dev"], identity["settings"]
     use = "xqg-vdb export --generator THIS_FOLDER OUT" if kind == "generator" else "xqg-vdb export THIS_FOLDER OUT"
