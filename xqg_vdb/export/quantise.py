@@ -125,6 +125,7 @@ class _Converter:
 
     def _lookup(self, node: Any) -> list[Any]:
         import onnx
+        from onnx import numpy_helper
 
         table = self.weights.get(node.input[0]) if node.op_type == "Gather" else None
         if table is None or len(table.dims) != 2 or table.dims[1] % BLOCK:
@@ -135,7 +136,7 @@ class _Converter:
         self._pack(stem, rows_first=True)
         dim = np.array([table.dims[1]])
         for name, value in (("zero", np.array(ZERO, np.float32)), ("axis", np.array([-1])), ("dim", dim)):
-            _keep(self.graph, f"{out}.{name}", value)
+            self.graph.initializer.append(numpy_helper.from_array(value, f"{out}.{name}"))
         make = onnx.helper.make_node
         return [
             make("Shape", [ids], [f"{out}.ids"]),
