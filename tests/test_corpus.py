@@ -1,11 +1,13 @@
 """Passages, generated queries and questions from files, honest or hostile."""
 
+import functools
 import gzip
 import json
 import os
 import random
 import threading
 import tracemalloc
+from contextlib import nullcontext
 
 import orjson
 import pytest
@@ -14,11 +16,20 @@ from hypothesis import strategies as st
 from mutants import mutant
 
 from xqg_vdb.errors import DataError
-from xqg_vdb.texts import corpus, queries
+from xqg_vdb.texts import corpus, queries, records
 from xqg_vdb.texts.corpus import read_corpus, read_questions, sample_corpus
 from xqg_vdb.texts.languages import question_bank
 from xqg_vdb.texts.queries import QueryFile
-from xqg_vdb.texts.records import BadRecord, Rejects, check_record, check_value, expect, open_lines, parse_object
+from xqg_vdb.texts.records import (
+    BadRecord,
+    Rejects,
+    check_record,
+    check_value,
+    expect,
+    open_lines,
+    parse_object,
+    read_whole,
+)
 from xqg_vdb.texts.tables import write_records
 from xqg_vdb.types import GeneratedQueries, Passage, Question
 
@@ -438,6 +449,36 @@ def test_twenty_thousand_mutants(tmp_path):
     assert rejects.read >= 20_000 and len(passages) > 500
 
 
+def test_what_is_named_gz_may_be_plain_text_and_nothing_else(tmp_path):
+    path = tmp_path / "c.jsonl.gz"
+    path.write_bytes(b'\t{"id": "1", "text": "plain"}\n')
+    assert [source.raw for source in open_lines(path)] == [b'\t{"id": "1", "text": "plain"}']
+    for byte in (0, 8, 14, 31):
+        path.write_bytes(bytes([byte]) + b'{"id": "1", "text": "plain"}\n')
+        with pytest.raises(DataError, match="neither gzip nor text"):
+            list(open_lines(path))
+
+
+def test_limits_hold_to_the_last_byte_and_level(tmp_path, monkeypatch):
+    path = tmp_path / "whole.json"
+    path.write_bytes(b"[1]\n")
+    assert read_whole(path, most=4) == "[1]"
+    with pytest.raises(DataError, match="over 3 bytes"):
+        read_whole(path, most=3)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_bytes(b"12345\n123456\n")
+    assert [source.cut for source in open_lines(lines, max_bytes=5)] == [0, 7]
+    nested = functools.reduce(lambda inner, _: [inner], range(records.MAX_DEPTH - 1), 0)
+    assert check_value(nested) == 0
+    with pytest.raises(BadRecord, match="nested deeper"):
+        check_value([nested])
+    line = b'{"id":"1","text":"t","x":[%s]}' % b",".join([b"1"] * 100)
+    for most, passes in ((len(b'{"x":}') + 201, True), (len(b'{"x":}') + 200, False)):
+        monkeypatch.setattr(records, "MAX_FIELD_BYTES", most)
+        with nullcontext() if passes else pytest.raises(BadRecord, match="its fields take 207 bytes"):
+            parse_object(line)
+
+
 def test_what_64_bits_hold_is_kept_and_keys_are_counted_at_all_levels():
     assert [check_value(value) for value in (2**63 - 1, -(2**63), True, None, 1.5)] == [0] * 5
     for value in (2**63, -(2**63) - 1, 2**64, -(3**63)):
@@ -496,13 +537,13 @@ CODES = {"sw": "sw", "swa": "sw", "yo": "yo", "zh": "zh", "cmn": "zh"}
 def test_get_is_the_dict_twin(tmp_path_factory, contents, pack):
     folder = tmp_path_factory.mktemp("queries")
     paths, twin, blank = [], {}, 0
-    for number, records in enumerate(contents):
+    for number, rows in enumerate(contents):
         data = b"\n\n".join(
-            json.dumps({"id": id, "generated_queries": qs}, ensure_ascii=False).encode() for id, qs in records
+            json.dumps({"id": id, "generated_queries": qs}, ensure_ascii=False).encode() for id, qs in rows
         )
         paths.append(folder / (f"{number}.jsonl.gz" if pack else f"{number}.jsonl"))
         paths[-1].write_bytes(gzip.compress(data) if pack else b"\xef\xbb\xbf" + data)
-        for id, by_lang in records:
+        for id, by_lang in rows:
             merged = twin.setdefault(id, {})
             for lang, questions in by_lang.items():
                 kept = [q for q in questions if q.strip()]
