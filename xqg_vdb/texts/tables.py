@@ -216,7 +216,7 @@ def _json_of(cell: Any) -> Any:
         zone = [cell.type.tz] if isinstance(cell, pa.TimestampScalar) else []
         cell = cell.cast(kinds[type(cell)]("us", *zone), safe=False)
     if isinstance(cell, pa.TimestampScalar) and cell.type.tz:
-        with suppress(OSError, ValueError):  # no zone of this machine, or no date of Python's
+        with suppress(OSError, ValueError, KeyError):  # no zone of this machine, or no date of Python's
             return cell.as_py().isoformat()
         cell = cell.cast(pa.timestamp(cell.type.unit, "UTC"))  # the instant is known all the same
     return _plain_value(cell.as_py())
