@@ -21,6 +21,24 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 from qdrant_client import QdrantClient, models
+from qdrant_client.local.local_collection import LocalCollection
+
+
+def _as_if_new(update):
+    """That engine divides a vector by its length in float64 where a point was there before: a server, always alike."""
+
+    def updated(self, point):
+        if isinstance(point.vector, dict):
+            point.vector = {
+                key: np.array(row, np.float32) if isinstance(row, list) and not isinstance(row[0], list) else row
+                for key, row in point.vector.items()
+            }
+        return update(self, point)
+
+    return updated
+
+
+LocalCollection._update_point = _as_if_new(LocalCollection._update_point)
 
 
 class Fault:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -101,7 +102,9 @@ def _obey(point, how):
             end()
 
     def profile(frame, event, function):
-        called = frame.f_code.co_qualname if event == "call" else getattr(function, "__qualname__", "")
+        called = frame.f_code.co_qualname if event == "call" else ""
+        with suppress(Exception):  # what is called may be any object, which answers as it likes
+            called = called or getattr(function, "__qualname__", "")
         if event in ("call", "c_call") and called == pattern:
             end()
 

@@ -1,11 +1,14 @@
 """The steps of a load over Arrow tables: what they make on a server is what `load` makes there, bit for bit."""
 
 import json
+import os
 import pickle
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import killing
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -273,6 +276,72 @@ def test_a_server_that_is_busy_is_asked_again_and_a_bad_point_is_named():
             run(fake.url, "bad", encoder, encoder)
         assert "bad" not in store.names()
         store.close()
+
+
+ONE_PROCESS = """
+import types
+from contextlib import suppress
+
+class Dataset:
+    context = types.SimpleNamespace(execution_options=types.SimpleNamespace())
+    def __init__(self, parts): self.parts = parts
+    def materialize(self): return Dataset(list(self.parts()).__iter__)
+    def iter_rows(self): return iter([row for part in self.parts() for row in part.to_pylist()])
+    def repartition(self, *, target_num_rows_per_block, strict):
+        rows, n = list(self.iter_rows()), target_num_rows_per_block
+        return Dataset(lambda: [pa.Table.from_pylist(rows[at : at + n]) for at in range(0, len(rows), n)])
+    def map_batches(self, step, *, fn_constructor_kwargs=None, **options):
+        made = step(**fn_constructor_kwargs) if isinstance(step, type) else step
+        return Dataset(lambda: map(made, self.parts()))
+
+import pyarrow as pa
+ray, sys.modules["ray.data"] = types.ModuleType("ray"), types.ModuleType("ray.data")
+sys.modules["ray"], ray.data = ray, sys.modules["ray.data"]
+ray.exceptions = types.SimpleNamespace(RayError=type("RayError", (Exception,), {}))
+ray.data.ActorPoolStrategy = dict
+ray.data.from_items = lambda rows: Dataset(lambda: [pa.Table.from_pylist(rows)])
+
+from test_batches import passages
+from xqg_vdb.index import batches
+from xqg_vdb.integrations import ray as ours
+
+ours.WINDOW = 16
+
+def work(n, url, model, work, *files):
+    ours.load_dataset(ray.data.from_items(passages(int(n))), "job", url=url, encoder=model, queries=files, work=work)
+"""
+"""Ray's part played in one process: all tables are written before the driver hears of the first one."""
+
+
+def test_a_job_that_is_killed_at_any_request_and_run_again_sends_half_as_many_more_at_most(tmp_path):
+    """Whichever request its driver was about to send, or had just been answered."""
+    write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
+    files, n = query_files(tmp_path), 40  # three tables
+    with FakeQdrant() as fake, killing.Workers(ONE_PROCESS, tmp_path / "said") as workers:
+
+        def job(work, at=None):
+            """Its exit code and requests; the server kills it when it gets the one of this number."""
+            before, pid = len(fake.requests), workers.start(n, fake.url, tmp_path / "tiny", tmp_path / work, *files)
+            # no driver sends any more while the server is about to carry out one: the kill comes first
+            fake.before = lambda *request: os.kill(pid, signal.SIGKILL) if len(fake.requests) - before == at else None
+            code = workers.wait()
+            fake.before = lambda *request: None
+            return code, len(fake.requests) - before
+
+        with open_store(url=fake.url) as store:
+            code, least = job("whole")
+            assert code == 0, (tmp_path / "said").read_text()
+            wanted, card, most = points_of(store, "job"), store.card("job"), 0
+            for at in range(least + 1):
+                store.delete("job")
+                killed, first = job("work", at)
+                again, second = job("work")
+                assert (killed, again) == (-signal.SIGKILL if at < least else 0, 0), (tmp_path / "said").read_text()
+                assert points_of(store, "job") == wanted and store.card("job").digest == card.digest
+                assert [one.name for one in fake.client.get_collections().collections] == ["job__v0001"]
+                most = max(most, first + second)
+            print(f"a job of {least} requests: at most {most} with a kill")
+            assert most <= 1.5 * least
 
 
 @pytest.mark.parametrize("engine", ["pyspark", "daft"])

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import killing
 import orjson
@@ -126,11 +127,45 @@ def test_shards_merge_to_the_same_bytes_and_missing_ones_are_named(tmp_path):
     generate_file(corpus, whole, generator=FakeGenerator(), job=Job(("de",), 2))
     for i in (1, 3):
         generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, f"{i}/3"))
-    with pytest.raises(DataError, match=r"q.jsonl cannot be merged yet: q.jsonl.shard-2-of-3 is missing\. Run"):
+    said = r"q.jsonl cannot be merged yet, run .* with --shard i/3 for each: q.jsonl.shard-2-of-3 is missing\."
+    with pytest.raises(DataError, match=said):
         merge_shards(out)
     generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, "2/3"))
     assert merge_shards(out)["shards"] == 3
     assert out.read_bytes() == whole.read_bytes()
+
+
+def test_shards_that_do_not_belong_together_are_not_merged(tmp_path):
+    """Of another corpus, other settings, another split, or one twice under two names: none would be seen in OUT."""
+    corpus, out = write_corpus(tmp_path / "c.jsonl", 11), tmp_path / "q.jsonl"
+    other = write_corpus(tmp_path / "d.jsonl", 11)
+    other.write_bytes(other.read_bytes().replace(b"Passage 4", b"Passage Z"))
+
+    def part(shard, corpus=corpus, n=2):
+        generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), n, shard))
+
+    def refused(said):
+        with pytest.raises(MismatchError, match=said):
+            merge_shards(out)
+        for log in tmp_path.glob("q.jsonl.shard-2*"):
+            log.unlink()
+
+    part("1/2"), part("2/2", corpus=other)
+    refused(r"shard-2-of-2 does not fit its name or the shards before it \(corpus was .*--shard 2/2")
+    part("2/2", n=3)
+    refused(r"\(n was 2, is 3\)")
+    log_path(out, 2, 2).write_bytes(log_path(out, 1, 2).read_bytes())
+    refused(r"shard-2-of-2 does not fit .* \(shard was \[2, 2\], is \[1, 2\]\)")
+    part("2/3")
+    refused(r"of different splits, q.jsonl.shard-\*-of-2 and q.jsonl.shard-\*-of-3")
+    part("2/2")
+    assert merge_shards(out)["passages"] == 11
+    for nothing in (corpus, tmp_path, Path(".")):
+        with pytest.raises(DataError, match="There is no shard of"):
+            merge_shards(nothing)
+    for folder in (tmp_path, Path(".")):
+        with pytest.raises(DataError, match="is a folder: name the file in it"):
+            generate_file(corpus, folder, generator=FakeGenerator(), job=Job(("de",), 2, "1/2"))
 
 
 def test_a_merge_does_not_take_away_shards_of_something_else(tmp_path):

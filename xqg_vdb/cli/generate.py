@@ -138,12 +138,11 @@ def _summary_lines(summary: Summary, examples: Mapping[str, list[str]]) -> Itera
 
 @command(example="xqg-vdb merge queries.jsonl")
 @click.argument("out", type=PATH)
-@click.option("--keep-shards", is_flag=True, help="Leave the shards' logs where they are.")
-def merge(out: Path, keep_shards: bool) -> None:
+def merge(out: Path) -> None:
     """Join the finished shards of OUT (OUT.shard-1-of-4 and so on, copied into one folder); say which are missing."""
     from xqg_vdb.generate.output import merge_shards
 
-    made = merge_shards(out, keep_logs=keep_shards)
+    made = merge_shards(out)
     told = f"{made['passages']} passages, {made['queries']} queries from {made['shards']} shards"
     show({"path": str(out), **made}, [f"{out}  {told}"])
 

@@ -16,7 +16,7 @@ import orjson
 
 from xqg_vdb.errors import DataError, MismatchError
 from xqg_vdb.files import disk_errors, write_atomic
-from xqg_vdb.journal import Committed, rows, scan
+from xqg_vdb.journal import Committed, differences, rows, scan
 from xqg_vdb.texts.queries import read_queries
 from xqg_vdb.texts.tables import write_records
 from xqg_vdb.types import GeneratedQueries
@@ -82,15 +82,14 @@ def _logs_of(out: Path) -> dict[Path, tuple[int, int]]:
     return {path: (int(match[1]), int(match[2])) for path, match in matches.items() if match}
 
 
-def merge_shards(out: Path, *, keep_logs: bool = False, over: bool = False) -> dict[str, Any]:
+def merge_shards(out: Path, *, over: bool = False) -> dict[str, Any]:
     """Join the finished shards beside `out` into `out`, in corpus order, with its provenance; returns the provenance.
 
     over: replace an `out` that is there.
     Raises DataError that names every shard that is missing or unfinished, MismatchError when they were made
     differently.
     """
-    merged_before = out.exists() and not over
-    if merged_before:
+    if out.is_file() and not over:
         provenance, paths = _merged_before(out)
     else:
         shards = _finished_shards(out)
@@ -100,7 +99,7 @@ def merge_shards(out: Path, *, keep_logs: bool = False, over: bool = False) -> d
         interleaved = zip_longest(*(rows(path, committed) for path, committed in shards.items()))
         merged = (GeneratedQueries(r["id"], r["queries"], r["digest"]) for several in interleaved for r in several if r)
         write_records(out, merged)  # last: then it is complete
-    for path in () if keep_logs else paths:
+    for path in paths:
         path.unlink()
     return provenance
 
@@ -116,9 +115,9 @@ def _merged_before(out: Path) -> tuple[dict[str, Any], list[Path]]:
         merged = islice(read_queries(out), number - 1, None, count)
         for row, record in zip_longest(rows(path, committed) if committed else (), merged):
             if not row or not record or (row["id"], row["digest"]) != (record.id, record.passage_digest):
-                raise DataError(f"{out} is there already: remove it, or give another OUT.")
-    if not provenance_path(out).exists():
-        raise DataError(f"{out} is there already: remove it, or give another OUT.")
+                raise DataError(f"{out} is there already, not from {path.name}: remove one of them, or rename {out}.")
+    if not logs and not provenance_path(out).exists():
+        _finished_shards(out)  # raises
     return read_provenance(out), list(logs)
 
 
@@ -127,13 +126,13 @@ def _finished_shards(out: Path) -> dict[Path, Committed]:
     if not counts:
         raise DataError(f"There is no shard of {out} (files named {out.name}.shard-1-of-4 and so on) to merge.")
     if len(counts) > 1:
-        raise MismatchError(
-            f"{out} has shards of different splits ({', '.join(map(str, sorted(counts)))}): remove the wrong ones."
-        )
+        splits = " and ".join(f"{out.name}.shard-*-of-{count}" for count in sorted(counts))
+        raise MismatchError(f"{out} has shards of different splits, {splits}: remove the wrong ones.")
     count = counts.pop()
     shards: dict[Path, Committed] = {}
     lacking: list[str] = []
-    for path in (log_path(out, i + 1, count) for i in range(count)):
+    for number in range(1, count + 1):
+        path = log_path(out, number, count)
         committed = scan(path) if path.exists() else None
         if committed is None:
             lacking.append(f"{path.name} is missing")
@@ -141,11 +140,15 @@ def _finished_shards(out: Path) -> dict[Path, Committed]:
             lacking.append(f"{path.name} is unfinished ({committed.rows} passages so far)")
         else:
             shards[path] = committed
+            first, *_, made = [one.header | {"corpus": (one.end or {}).get("corpus")} for one in shards.values()] * 2
+            if changed := differences({**first, "shard": [number, count]}, made):
+                raise MismatchError(
+                    f"{path.name} does not fit its name or the shards before it ({'; '.join(changed)}): remove what is"
+                    f" wrong, and run `xqg-vdb generate` as before, such as with --shard {number}/{count}."
+                )
     if lacking:
-        raise DataError(f"{out} cannot be merged yet: {'; '.join(lacking)}. Run `xqg-vdb generate` for them.")
-    kinds = {orjson.dumps({**c.header, "shard": None}, option=orjson.OPT_SORT_KEYS) for c in shards.values()}
-    if len(kinds) > 1:
-        raise MismatchError(f"The shards {', '.join(p.name for p in shards)} were made with different settings.")
+        todo = f"run `xqg-vdb generate` as before, with --shard i/{count} for each"
+        raise DataError(f"{out} cannot be merged yet, {todo}: {'; '.join(lacking)}.")
     return shards
 
 

@@ -8,6 +8,7 @@ file knows no model: generators come ready.
 from __future__ import annotations
 
 import glob
+import hashlib
 import re
 import time
 from collections import Counter
@@ -152,9 +153,14 @@ def generate_file(
     header = {"schema": SCHEMA, "generator": generator.settings, "langs": list(job.query_langs), "n": job.n,
               "filter": rules, "shard": list(job.part)}  # fmt: skip
     number, count = job.part
+    whole = hashlib.blake2b(digest_size=8)
 
     def passages(rejects: Rejects | None) -> Iterator[Passage]:
-        return islice(read_corpus(corpus, rejects=rejects, detect=False), number - 1, None, count)
+        def noted(passage: Passage) -> Passage:
+            whole.update(passage_digest(passage).encode())
+            return passage
+
+        return islice(map(noted, read_corpus(corpus, rejects=rejects, detect=False)), number - 1, None, count)
 
     first_pass = None if rejects is None else Rejects(rejects.max_rejects)
     if out.exists():
@@ -166,6 +172,7 @@ def generate_file(
         first_pass, reuse = None if rejects is None else Rejects(rejects.max_rejects), out
     with _earlier(reuse, header, gaps=generator.tries_again) as known:
         total = sum(bool(plan.missing) for plan in _planned(passages(first_pass), job, known))
+        digest = whole.hexdigest()  # of all passages, so that only shards of one corpus are merged
         with RecordLog(log_path(out, number, count), header) as log:
             reader = passages(rejects)
             summary = Summary(log.path, _skip_done(log, reader), resumed=log.committed.rows)
@@ -174,6 +181,8 @@ def generate_file(
             if log.committed.end is None:
                 source = None if reuse is None else reuse.name
                 _fill(log, _planned(reader, job, known), generator, job, summary, source, total, progress)
+                told = {"corpus": digest, "counters": generator.counters(), **environment()}
+                log.finish({"rows": summary.passages, **summary.counts(), **told})
     if count == 1:
         merge_shards(out, over=reuse == out)
         summary.path = out
@@ -185,10 +194,12 @@ def _finished_before(out: Path, header: Mapping[str, Any], passages: Iterable[Pa
 
     Raises MismatchError for any other OUT.
     """
+    if out.is_dir():
+        raise DataError(f"{out} is a folder: name the file in it that is to be written, such as queries.jsonl.")
     path = provenance_path(out)
     record = orjson.loads(path.read_bytes()) if path.is_file() else {}
     if any(record.get(key) != value for key, value in header.items() if key not in ("shard", "schema")):
-        raise MismatchError(f"{out} is there already and was made otherwise: remove it, or give another OUT.")
+        raise MismatchError(f"{out} is there already and was made otherwise: give another OUT, or remove it.")
     gaps = 0
     for written, passage in zip_longest(read_queries(out), passages):
         same = written is not None and passage is not None and written.id == passage.id
@@ -241,7 +252,6 @@ def _fill(
             pause(f"{summary.new_passages} of {total} passages are kept")
     if summary.new_passages and not summary.queries:
         raise _nothing_written(log, summary, generator, summary.new_passages)
-    log.finish({"rows": summary.passages, **summary.counts(), "counters": generator.counters(), **environment()})
 
 
 def _nothing_written(log: RecordLog, summary: Summary, generator: BatchGenerator, passages: int) -> XqgError:

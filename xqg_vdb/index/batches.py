@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -40,13 +40,10 @@ from xqg_vdb.texts.records import hash64
 from xqg_vdb.texts.tables import arrow_rows
 from xqg_vdb.types import Card, Passage, PointBatch, Vectors
 
-if TYPE_CHECKING:
-    from xqg_vdb.store.server.store import ServerStore
-
 _VECTOR = "vector "
 _OURS = {"generated_queries", "passage_digest"}
 _query_files = lru_cache(maxsize=1)(QueryFile)
-_connected = lru_cache(maxsize=1)(lambda url: cast("ServerStore", open_store(url=url)))
+_connected = lru_cache(maxsize=1)(lambda url: cast(Any, open_store(url=url)))
 
 
 @dataclass
@@ -80,10 +77,8 @@ class Encode:
             window, _ = encode_rows(rows, digests, encoder, EarlierBuild((), encoder=encoder.facts))
             return _encoded(window, [passage for passage, _ in rows])
 
-        if self.work is None:
-            return encoded()
         made, path = _kept(self.work, [self.fingerprint.encode(), digests.tobytes(), *payloads], encoded)
-        return totals(made).append_column("file", pa.array([path]))
+        return made if self.work is None else totals(made).append_column("file", pa.array([path]))
 
 
 @dataclass
@@ -119,9 +114,7 @@ class GenerateQueries:
             return pa.table({"generated_queries": texts, "passage_digest": digests})
 
         settings = repr((generator.settings, self.job)).encode()
-        made = (
-            generated() if self.work is None else _kept(self.work, [settings, *map(str.encode, digests)], generated)[0]
-        )
+        made, _ = _kept(self.work, [settings, *map(str.encode, digests)], generated)
         return pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **made.to_pydict()})
 
 
@@ -134,8 +127,10 @@ def refuse_another(what: str, found: str, expected: str) -> None:
         )
 
 
-def _kept(work: str, made_of: Iterable[bytes], make: Callable[[], pa.Table]) -> tuple[pa.Table, str]:
-    """A table and its file in a work folder, where it is found again by what it is made of."""
+def _kept(work: str | None, made_of: Iterable[bytes], make: Callable[[], pa.Table]) -> tuple[pa.Table, str]:
+    """A table and its file in a work folder, if there is one, where it is found again by what it is made of."""
+    if work is None:
+        return make(), ""
     digest = hashlib.blake2b(digest_size=16)
     for part in made_of:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -188,23 +183,14 @@ def _generator(model: str, langs: tuple[str, ...], prompt: str | None, decoding:
 
 def _encoded(window: Window, passages: list[Passage]) -> pa.Table:
     """Row by row; `sums` lists a language, a count and a sum for each language that a passage has queries in."""
-    dim = window.passages.shape[1]
-    entries = sorted(
-        (row, lang) for lang, (_, counts) in window.sums.items() for row in np.flatnonzero(counts).tolist()
-    )
-    totals = [window.sums[lang][0][row] for row, lang in entries]
-    kinds = pa.array([lang for _, lang in entries], pa.string())
-    counts = pa.array([window.sums[lang][1][row] for row, lang in entries], pa.int32())
-    sums = _matrix(np.array(totals, np.float32).reshape(len(entries), dim))
-    starts = np.searchsorted([row for row, _ in entries], np.arange(len(window) + 1)).astype(np.int32)
-    return _passages_table(passages).append_column("row", pa.array(window.digests)).append_column(
-        "vector", _matrix(window.passages)
-    ).append_column(
-        "sums", pa.ListArray.from_arrays(starts, pa.StructArray.from_arrays([kinds, counts, sums], _SUM))
-    )  # fmt: skip
-
-
-_SUM = ["lang", "count", "sum"]
+    row_of_sums = pa.list_(pa.float32(), window.passages.shape[1])
+    kind = pa.list_(pa.struct([("lang", pa.string()), ("count", pa.int32()), ("sum", row_of_sums)]))
+    sums = [
+        [{"lang": lang, "count": n[row], "sum": total[row]} for lang, (total, n) in window.sums.items() if n[row]]
+        for row in range(len(window))
+    ]
+    made = _passages_table(passages).append_column("row", pa.array(window.digests))
+    return made.append_column("vector", _matrix(window.passages)).append_column("sums", pa.array(sums, kind))
 
 
 def _decoded(table: pa.Table) -> tuple[Window, list[Passage]]:

@@ -35,7 +35,6 @@ from xqg_vdb.models.folder import generator_folder
 from xqg_vdb.progress import Progress, silent
 from xqg_vdb.store import CollectionOptions, open_store
 from xqg_vdb.store.layout import check_name
-from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Card, Distance, Passage, Recipe
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers of every job
@@ -80,7 +79,7 @@ def load_dataset(
         "encoder": os.path.abspath(encoder), "fingerprint": opened.facts.fingerprint, "default_lang": default_lang,
         "queries": tuple(map(os.path.abspath, files)), "work": None if work is None else os.path.abspath(work),
     }  # fmt: skip
-    with closing(cast(ServerStore, open_store(url=url, options=options))) as store, _in_our_words():
+    with closing(cast(Any, open_store(url=url, options=options))) as store, _in_our_words():
         is_there = name in store.names()  # a server that is away says so before hours of encoding
         encoded = _mapped(_tables(dataset, WINDOW), Encode, workers, here)
         if work is None:
@@ -97,16 +96,17 @@ def load_dataset(
         before = published(store, name) if is_there else None
         if before is not None and before.inputs == inputs and is_whole(store, name, before):
             return before
-        with cast(Any, store.writer(name, card=replace(card, count=count))) as writer:
+        with store.writer(name, card=replace(card, count=count)) as writer:
             written = 0
             if work is not None:
-                written = writer.committed // WINDOW * WINDOW
-                encoded = ray.data.from_items([{"file": file} for file in kept[written // WINDOW :]])
+                written = writer.committed if writer.committed == count else writer.committed // WINDOW * WINDOW
+                encoded = ray.data.from_items([{"file": file} for file in kept[-(-written // WINDOW) :]])
                 encoded = _tables(encoded, 1)
             into = {"url": url, "version": writer.version, "card": card}
-            for part in _mapped(_mapped(encoded, Fuse, workers, {"card": card}), Upsert, workers, into).iter_rows():
+            points = _mapped(_mapped(encoded, Fuse, workers, {"card": card}), Upsert, workers, into)
+            for part in points.iter_rows() if written < count else ():
                 written += part["points"]
-                if not writer.committed or written >= writer.committed + 4 * WINDOW:  # one without is begun anew
+                if written >= min(count, writer.committed + 4 * WINDOW):
                     writer.commit(written)
                 progress("writing", written, count)
                 writer.renew()
@@ -114,7 +114,7 @@ def load_dataset(
                 replace(finished(card, count=count, digest=digest), inputs=inputs),
                 indexed=lambda done: progress("indexing", min(done, count), count),
             )
-        return store.card(name)
+        return cast(Card, store.card(name))
 
 
 def generate_dataset(

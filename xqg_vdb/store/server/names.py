@@ -28,6 +28,7 @@ from xqg_vdb.types import Card
 
 CARD_KEY = "xqg_card"
 CURSOR_KEY = "xqg_cursor"
+NO_ROWS = {"rows": 0}  # of a version that nobody continues: its points may be others
 LOADER_KEY = "xqg_loader"
 BULK_KEY = "xqg_bulk"
 """Of a version whose index waits: the threshold that the server would have used."""
@@ -86,28 +87,28 @@ class Names:
         """The collection behind the alias `name`, None when there is no such alias."""
         return self.aliases().get(name)
 
-    def numbered(self, name: str) -> list[str]:
+    def numbered(self, name: str, among: Sequence[str] | None = None) -> list[str]:
         """Collections that are named like versions of `name`, oldest first, whoever made them."""
-        numbers = [(version_number(name, full), full) for full in self.collections()]
+        numbers = [(version_number(name, full), full) for full in (self.collections() if among is None else among)]
         return [full for number, full in sorted((n, full) for n, full in numbers if n is not None)]
 
-    def new_version(self, name: str, *, past: Sequence[str] = ()) -> str:
-        """The name of the next version: past all, aliases too, that are named like one, and those that just went."""
-        numbers = [version_number(name, one) or 0 for one in [*past, *self.collections(), *self.aliases()]]
+    def new_version(self, name: str, *, past: Sequence[str]) -> str:
+        """The name of the next version: past these collections, those that just went too, and past all aliases."""
+        numbers = [version_number(name, one) or 0 for one in [*past, *self.aliases()]]
         return f"{name}__v{max(numbers, default=0) + 1:04d}"
 
-    def records(self, name: str) -> dict[str, Mapping[str, Any]]:
+    def records(self, name: str, among: Sequence[str] | None = None) -> dict[str, Mapping[str, Any]]:
         """The metadata of its versions, oldest first: of collections that have a record of ours."""
         found: dict[str, Mapping[str, Any]] = {}
-        for version in self.numbered(name):
+        for version in self.numbered(name, among):
             with suppress(NotFound):  # deleted meanwhile
                 if is_ours(record := self.metadata(version)):
                     found[version] = record
         return found
 
-    def refuse_foreign(self, name: str) -> str | None:
+    def refuse_foreign(self, name: str, among: Sequence[str] | None = None) -> str | None:
         """The published version of `name`. Raises MismatchError for somebody's collection, or an alias of one."""
-        self.refuse_plain(name)
+        self.refuse_plain(name, among)
         target = self.target(name)
         try:
             record = self.metadata(target) if target else {}
@@ -120,9 +121,9 @@ class Names:
             )
         return target
 
-    def refuse_plain(self, name: str) -> None:
+    def refuse_plain(self, name: str, among: Sequence[str] | None = None) -> None:
         """Raise MismatchError when `name` is a collection itself: an alias of that name cannot be made beside it."""
-        if name in self.collections():
+        if name in (self.collections() if among is None else among):
             raise MismatchError(
                 f"{self.server.where} has a collection {name!r} that xqg-vdb did not make (its own are aliases); choose"
                 " another name, or delete that collection first."
@@ -358,8 +359,6 @@ class Watch:
         self._silent: list[Mapping[str, Any]] = []
         self.waited = False
         """Whether time has passed in which everything may have changed."""
-        self.joined: str | None = None
-        """The version whose living loader is to be helped."""
 
     def holder(self, version: str) -> str | None:
         """Who is loading the version, such as "process 71 on host"; None when nobody is. Watches 30 s if need be."""

@@ -222,7 +222,7 @@ class _ServerAdmin:
 
     def restore_snapshot(self, name: str, file: Path) -> str:
         self._names.refuse_foreign(check_name(name))
-        version = self._names.new_version(name)
+        version = self._names.new_version(name, past=self._names.collections())
         rest = self._opener()
         try:
             self._server.call(lambda: _upload(rest, version, file), deadline=0.0)  # a second try would be hours

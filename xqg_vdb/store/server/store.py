@@ -172,6 +172,8 @@ class ServerStore(Store):
 
     def helper(self, version: str, *, card: Card) -> CollectionWriter:
         """Writes into the version that somebody else's `writer` fills; see `writer.open_helper`."""
+        if self._grpc_port is None:
+            self._server.before_first = None  # that one has asked which server this is
         return open_helper(self._names, version, card=card, options=self.options)
 
     @contextmanager

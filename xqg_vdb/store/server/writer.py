@@ -30,6 +30,7 @@ from xqg_vdb.store.server.names import (
     CURSOR_KEY,
     LEAVING_KEY,
     LOADER_KEY,
+    NO_ROWS,
     Lease,
     Names,
     Watch,
@@ -71,14 +72,14 @@ _QUANTIZATIONS: dict[str | None, Any] = {
 }
 
 
-def _prepare(names: Names, version: str, config: models.CollectionConfig, *, card: Card, bulk: bool) -> None:
+def _prepare(names: Names, version: str, info: models.CollectionInfo, *, card: Card, bulk: bool) -> None:
     """The indexes of fields, and no vector index yet in bulk mode; repeating it is harmless.
 
     So few points that the server builds no index of their vectors are spared that mode's steps.
     """
-    client, call = names.client, names.server.call
+    client, call, config = names.client, names.server.call, info.config
     keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-    for key in [LANG_KEY, "id"] if card.chunk else [LANG_KEY]:
+    for key in {LANG_KEY, *(["id"] if card.chunk else [])} - info.payload_schema.keys():
         with suppress(Limited):  # it makes filters fast, and nothing needs it
             call(partial(client.create_payload_index, version, key, field_schema=keyword, wait=True))
     is_noted = bool((config.metadata or {}).get(BULK_KEY))
@@ -200,7 +201,7 @@ class _ServerWriter:
         self._await()
         card = to_publish(card, self._card, version=short(self._version))
         if (found := self._names.count(self._version)) != card.count:
-            self._names.write_metadata(self._version, {CURSOR_KEY: {"rows": 0}})  # nobody continues a version at row 0
+            self._names.write_metadata(self._version, {CURSOR_KEY: NO_ROWS})
             raise wrong_count(f"{self._version} on {self._server.where}", found, card)
         if not self._names.is_local:
             build_index(self._names, self._version, indexed=indexed, meanwhile=self._lease.renew)
@@ -340,7 +341,7 @@ def _requests(sizes: list[int], *, most: int) -> Iterator[tuple[int, int]]:
 
 
 def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptions) -> CollectionWriter:
-    """Continue the newest unfinished version if it has a commit of the same build, else begin a new one.
+    """Continue the newest unfinished version of the same build, else begin a new one.
 
     Two loaders of equal builds help each other; of different ones the later is refused (LockedError), also when the
     earlier ended while this was found out. MismatchError when somebody else's collection, or alias, has that name.
@@ -349,25 +350,28 @@ def open_writer(names: Names, name: str, *, card: Card, options: CollectionOptio
     watch = Watch(names)
     while True:  # what was read before a wait is not true after it
         watch.waited = False
-        current = version_number(name, names.refuse_foreign(name) or "") or 0
-        later = {v: record for v, record in names.records(name).items() if (version_number(name, v) or 0) > current}
+        among = names.collections()
+        current = version_number(name, names.refuse_foreign(name, among) or "") or 0
+        records = names.records(name, among).items()
+        later = {v: record for v, record in records if (version_number(name, v) or 0) > current}
         kept = _continued(names, name, later, card=card, watch=watch)
         if not watch.waited:
             break
-    version = kept or names.new_version(name, past=list(later))
+    version = kept or names.new_version(name, past=among)
     lease, committed = Lease(names, version), cursor_in(later.get(version, {}))
     with ExitStack() as undo:
         undo.callback(lease.release)
         if kept is None:
             _begin_version(names, version, card=card, options=options, lease=lease)
-        else:
+        elif not is_finished(later[kept]):
             lease.write()
-        config = names.look(lambda: names.client.get_collection(version)).config
-        record, by = config.metadata or {}, (config.metadata or {}).get(LOADER_KEY) or {}
-        if kept is None and by.get("id") != lease.id and not _same(record, card):  # two began at once
-            raise _busy(names, name, process_of(by))
-        if not names.is_local and not committed:  # the local one has no indexes, and says so each time
-            _prepare(names, version, config, card=card, bulk=options.bulk)
+        if not committed:
+            info = names.look(lambda: names.client.get_collection(version))
+            record, by = info.config.metadata or {}, (info.config.metadata or {}).get(LOADER_KEY) or {}
+            if kept is None and by.get("id") != lease.id and not _same(record, card):  # two began at once
+                raise _busy(names, name, process_of(by))
+            if not names.is_local and not cursor_in(record):  # the local one has no indexes, and says so each time
+                _prepare(names, version, info, card=card, bulk=options.bulk)
         undo.pop_all()
     return _ServerWriter(names, name, version, card=card, options=options, lease=lease, committed=committed)
 
@@ -391,16 +395,13 @@ def _continued(names: Names, name: str, later: dict[str, Any], *, card: Card, wa
         same = _same(record, card)
         if is_finished(record) and not same:
             continue
-        equal = kept is None and same and not record.get(LEAVING_KEY)
-        if equal and (cursor_in(record) > 0 or watch.joined == version):
+        if kept is None and same and record.get(CURSOR_KEY) != NO_ROWS and not record.get(LEAVING_KEY):
             kept = version
             continue
         by = watch.holder(version)
-        if by is not None and equal:
-            kept = watch.joined = version
-        elif by is not None:
+        if by is not None:
             raise _busy(names, name, by)
-        elif watch.waited:
+        if watch.waited:
             record = names.records(name).get(version, {})
             if is_finished(record) and not _same(record, card):
                 raise LockedError(
