@@ -313,6 +313,7 @@ def work(n, url, model, work, *files):
 """Ray's part played in one process: all tables are written before the driver hears of the first one."""
 
 
+@pytest.mark.timeout(900)  # 44 jobs, of a second each where nothing else runs
 def test_a_job_that_is_killed_at_any_request_and_run_again_sends_half_as_many_more_at_most(tmp_path):
     """Whichever request its driver was about to send, or had just been answered."""
     write_tiny_encoder(tmp_path / "tiny", calibration=0.5)
