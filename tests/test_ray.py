@@ -28,7 +28,7 @@ from test_batches import passages, points_of, queries, query_files
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import Encoder
-from xqg_vdb.errors import DataError
+from xqg_vdb.errors import DataError, ServerError
 from xqg_vdb.index import batches
 from xqg_vdb.index.load import load
 from xqg_vdb.store import open_store
@@ -157,7 +157,7 @@ def kill_at_table(log, number):
     ends = time.monotonic() + 120
     while len(begun := log.read_text().splitlines()) < number and time.monotonic() < ends:
         time.sleep(0.002)
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, IndexError):  # the job has ended, or takes too long
         os.kill(int(begun[number - 1].split()[1]), signal.SIGKILL)
         return True
     return False
@@ -378,6 +378,19 @@ def test_what_is_wrong_with_a_cluster_is_said(tmp_path, model):
         "auto",
     ]
     assert "--ray runs a --generator" in run_cli(tmp_path, *asked).stderr
+
+
+def test_a_start_that_takes_too_long_is_said(monkeypatch):
+    from xqg_vdb.integrations import ray as ours
+
+    def late(*arguments, **options):
+        raise Exception("The current node timed out during startup.\nMore")
+
+    monkeypatch.setattr(ours.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ours.ray, "init", late)
+    said = r"no Ray cluster at 'local' \(The current node timed out during startup\): correct --ray, or start it"
+    with pytest.raises(ServerError, match=said), ours.on_cluster("local", None, None):
+        pass
 
 
 def test_generation_on_a_cluster_is_that_of_one_machine(cluster, tmp_path):
