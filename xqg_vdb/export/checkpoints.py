@@ -377,15 +377,17 @@ def _what_it_is(origin: Path, adapter: Any) -> str:
 
 
 _CONVERT = """
-import os, resource, sys
+import contextlib, os, sys
 def refuse(event, details):
     if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork")):
         raise RuntimeError(event)
 most = 4 * sum(map(os.path.getsize, sys.argv[2:])) + (1 << 28)
 import torch
 from safetensors.torch import save_file
-resource.setrlimit(resource.RLIMIT_DATA, (most + (4 << 30), most + (4 << 30)))
-resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+with contextlib.suppress(ImportError, ValueError):  # Windows has none, and a limit may be lower already
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    resource.setrlimit(resource.RLIMIT_DATA, (most + (4 << 30), most + (4 << 30)))
 sys.addaudithook(refuse)
 weights = {}
 for file in sys.argv[2:]:
