@@ -161,7 +161,10 @@ def test_every_row_of_the_table_has_its_test():
 def test_who_waits_is_told_what_for_and_how_long_still(caplog):
     now, said = [0.0], "Service internal error: 0 of 0 read operations failed"
     errors = [over_rest(500, said), over_rest(500, said), Refusal(CODES.UNAVAILABLE, "Connection reset")]
-    sleep = lambda seconds: now.append(now[-1] + 20)  # noqa: E731
+
+    def sleep(seconds):
+        now.append(now[-1] + 20)
+
     server = Server("HOST", deadline=600.0, sleep=sleep, clock=lambda: now[-1])
 
     def request():
