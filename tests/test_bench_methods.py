@@ -1,6 +1,7 @@
 """UPR and query expansion as systems of a benchmark: what `Retriever` does; computed once, whatever stops it."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from xqg_vdb.evaluate.methods import timed_rows
 from xqg_vdb.evaluate.metrics import read_run
 from xqg_vdb.evaluate.suite import System, preset, read_suite, with_methods
 from xqg_vdb.index.load import LoadOptions
-from xqg_vdb.journal import Memo
+from xqg_vdb.journal import Memo, rows, scan
 from xqg_vdb.search import Methods
 from xqg_vdb.search.expand import Expander
 from xqg_vdb.search.rerank import WEIGHT, Reranker
@@ -400,8 +401,6 @@ def test_a_preset_gets_the_methods_on_top_of_its_best_system():
 
 
 def test_kept_rows_go_on_and_tell_other_headers(tmp_path):
-    from contextlib import closing
-
     from xqg_vdb.errors import LockedError, MismatchError
 
     path = tmp_path / "sub" / "rows.log"
@@ -427,6 +426,27 @@ def test_kept_rows_go_on_and_tell_other_headers(tmp_path):
         assert took[:2] == [None, None] and took[2] >= 0
     with pytest.raises(MismatchError):
         opened("b")
+
+
+def test_kept_rows_are_counted_timed_and_never_empty(tmp_path, monkeypatch):
+    path, clock = tmp_path / "a" / "b" / "rows.log", iter([0.0, 0.0, 10.0, 10.25, 20.0, 21.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock, 99.0))
+    memo = Memo(path, header={}, field="text")
+    assert memo.recall(["a", "b", "a", "c"], lambda places: ["" for _ in places]) == [""] * 4
+    assert memo.recall([], lambda places: 1 / 0) == [] and not memo.has(["a"]) and scan(path).rows == 0
+    assert (memo.fresh, memo.reused) == (3, 1)
+    with memo.timed() as took:
+        assert memo.recall(["a", "b"], lambda places: ["A", ""]) == ["A", ""]
+        assert memo.recall(["a", "c", "d"], lambda places: [f"{place}" for place in places]) == ["A", "1", "2"]
+    memo.recall(["e"], lambda places: ["E"])
+    assert took == [0.25, 0.25, 0.25, 1.0, 1.0] and (memo.fresh, memo.reused) == (8, 2)
+    memo.close()
+    assert [commit["rows"] for commit in scan(path).commits] == [1, 3, 4]
+    assert [row.keys() >= {"seconds"} for row in rows(path, scan(path))] == [True, True, True, False]
+    with closing(Memo(path, header={}, field="text")) as again:
+        assert (again.fresh, again.reused) == (0, 0)
+        assert again.recall(["f", "a"], lambda places: ["F"]) == ["F", "A"] and again.has(["a", "c", "d", "e", "f"])
+    assert [commit["rows"] for commit in scan(path).commits] == [1, 3, 4, 5]
 
 
 def test_on_the_command_line(data, generator):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from collection_cases import DIM, a_batch, a_card, finished, load, passages, slow_search, vectors
 from fake_qdrant import FakeQdrant
@@ -26,10 +27,10 @@ from xqg_vdb.search.retriever import Collection
 from xqg_vdb.store import open_store
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded.store import EmbeddedStore
-from xqg_vdb.store.gate import checked
+from xqg_vdb.store.gate import MAX_POINT_BYTES, Rows, checked, to_publish
 from xqg_vdb.store.layout import check_name, digest, point_id
 from xqg_vdb.store.server.store import ServerStore
-from xqg_vdb.types import Passage, PointBatch, Search
+from xqg_vdb.types import Bm25Settings, Passage, PointBatch, Search, SparseVector
 
 SERVER = os.environ.get("XQG_TEST_QDRANT_URL")
 
@@ -415,6 +416,70 @@ def test_the_gate_passes_what_is_on_the_edge():
     rows = checked(a_batch([replace(GOOD, meta=edge)], vectors(1)), card=a_card())
     assert rows.payloads[0]["meta"] == {"lang": "und", "title": "", "query_langs": ["sw"], **edge, "t": [1, [2.5]]}
     assert rows.ids == [point_id("a")]
+
+
+def test_the_gate_counts_bytes_to_the_last_one():
+    card = replace(a_card(), vectors=("text-dense", "text-dense-plain"), bm25=Bm25Settings())
+    matrices = dict.fromkeys(card.vectors, vectors(2))
+    words = [SparseVector(np.arange(n, dtype=np.uint32), np.ones(n, np.float32)) for n in (0, 3)]
+    batch = PointBatch([GOOD, replace(GOOD, id="b")], matrices, [(), ("sw",)], sparse=words, rows=["", "ab" * 8])
+    rows = checked(batch, card=card)
+    assert [payload.get("row") for payload in rows.payloads] == [None, "ab" * 8]
+    payloads = [len(orjson.dumps(payload)) for payload in rows.payloads]
+    assert rows.sizes == [payloads[0] + 4 * DIM * 2, payloads[1] + 4 * DIM * 2 + 3 * (4 + 4)]
+    assert checked(a_batch([], vectors(0)), card=a_card()) == Rows([], [], [])
+    room = MAX_POINT_BYTES - len(orjson.dumps(checked(a_batch([GOOD], vectors(1)), card=a_card()).payloads[0]))
+    fits = replace(GOOD, text=GOOD.text + "x" * room)
+    assert checked(a_batch([fits], vectors(1)), card=a_card()).sizes == [MAX_POINT_BYTES + 4 * DIM]
+    with pytest.raises(DataError, match=r"it takes 1,048,577 bytes, more than 1,048,576; split the passage"):
+        checked(a_batch([replace(fits, text=fits.text + "x")], vectors(1)), card=a_card())
+
+
+@pytest.mark.parametrize(
+    ("value", "passes"),
+    [
+        ({"a": deep(29)}, True),
+        ({"a": deep(30)}, False),
+        ([[{"a": {"b": deep(26)}}]], True),
+        ([[{"a": {"b": deep(27)}}]], False),
+        (type("Text", (str,), {})("a str of another kind"), False),
+        ({"a": type("Whole", (int,), {})(1)}, False),
+        ({"a", "b"}, False),
+    ],
+)
+def test_the_gate_counts_levels_and_takes_plain_types_alone(value, passes):
+    batch = a_batch([replace(GOOD, meta={"x": value})], vectors(1))
+    with contextlib.nullcontext() if passes else pytest.raises(DataError, match=r"field 'x': (nested|a \w+ is not a)"):
+        assert checked(batch, card=a_card()).payloads[0]["meta"]["x"] == value
+
+
+def test_the_gate_wants_what_the_card_promises():
+    for names in ((), ("text-dense-plain",), ("text-dense", "text-dense-plain")):
+        with pytest.raises(MismatchError, match=r"The batch has vectors \[.*\], the collection \['text-dense'\]"):
+            checked(PointBatch(passages(2), dict.fromkeys(names, vectors(2)), [(), ()]), card=a_card())
+    with pytest.raises(MismatchError, match="found list"):
+        checked(PointBatch(passages(1), {"text-dense": [[1.0] * DIM]}, [()]), card=a_card())
+    with pytest.raises(MismatchError, match=r"found float64 \(1, 16\)"):
+        checked(PointBatch(passages(1), {"text-dense": vectors(1).astype(float)}, [()]), card=a_card())
+    for langs in ("sw", [1], [None, "sw"]):
+        with pytest.raises(DataError, match="its query languages must be a list of strings"):
+            checked(PointBatch([GOOD], {"text-dense": vectors(1)}, [langs]), card=a_card())
+    with pytest.raises(DataError, match="its language must be a non-empty string"):
+        checked(a_batch([replace(GOOD, lang=None)], vectors(1)), card=a_card())
+    long = np.full((1, DIM), 1e19, np.float32)  # its square is no float32
+    with pytest.raises(DataError, match="is too long to be compared"):
+        checked(a_batch([GOOD], long), card=a_card())
+
+
+def test_a_version_is_published_as_it_was_loaded():
+    loaded = replace(a_card(), storage={"on_disk": True})
+    made = to_publish(replace(a_card(), count=3), loaded, version="v0002")
+    assert (made.version, made.count, made.storage) == ("v0002", 3, loaded.storage)
+    now = datetime.datetime.now(datetime.UTC)
+    assert abs(datetime.datetime.fromisoformat(made.created) - now) < datetime.timedelta(minutes=5)
+    assert to_publish(replace(made, created="then"), loaded, version="v0003").created == "then"
+    with pytest.raises(MismatchError, match="describes another build"):
+        to_publish(a_card(alpha=0.4), loaded, version="v0002")
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

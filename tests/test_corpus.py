@@ -26,6 +26,7 @@ from xqg_vdb.texts.records import (
     check_record,
     check_value,
     expect,
+    key_of,
     open_lines,
     parse_object,
     read_whole,
@@ -490,6 +491,25 @@ def test_what_64_bits_hold_is_kept_and_keys_are_counted_at_all_levels():
     expect("force", True, bool, "true or false")
     with pytest.raises(DataError, match="dim must be a number, found True"):
         expect("dim", True, int, "a number")
+
+
+def test_lines_and_integers_at_their_limits(tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(b"x" * (16 << 20) + b"\n" + b"y" * ((16 << 20) + 1) + b"\n")
+    assert [(source.cut, len(source.raw)) for source in open_lines(path)] == [(0, 16 << 20), ((16 << 20) + 2, 1024)]
+    for digits in ("-9223372036854775808", "18446744073709551615"[:19]):
+        assert parse_object(b'{"x": %s}' % digits.encode()) == {"x": int(digits)}
+    for digits in ("9" * 20, "9" * 21, "9" * 300, "-" + "9" * 20, "-9223372036854775809"):
+        said = rf"an integer of more than 64 bits \(write it as text\): {digits[:30]}$"
+        with pytest.raises(BadRecord, match=said):
+            parse_object(b'{"x": {"y": [%s]}}' % digits.encode())
+    for digits in ("9223372036854775808", "18446744073709551615"):
+        with pytest.raises(BadRecord, match=r"an integer of more than 64 bits \(write it as text\), under 'x'$"):
+            parse_object(b'{"x": {"y": [%s]}}' % digits.encode())
+    with pytest.raises(BadRecord, match=r"^no text; found 'a', 'b'$"):
+        key_of({"a": None, "b": 1}, ("text",))
+    with pytest.raises(BadRecord, match=r"^no id \(expected one of the keys id, _id\); found nothing$"):
+        key_of({}, ("id", "_id"))
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()

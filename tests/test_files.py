@@ -1,19 +1,41 @@
 """Lines with positions, atomic writes, and errors in words."""
 
+import errno
 import gzip
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
 
 import processes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xqg_vdb.errors import DataError, DiskError, LockedError
-from xqg_vdb.files import atomic_file, lock_folder, sha256_of, write_atomic
+from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
+from xqg_vdb.files import (
+    MIB,
+    FileLock,
+    atomic_file,
+    bytes_on_disk,
+    disk_errors,
+    empty_bin,
+    lock_folder,
+    make_folder,
+    new_folder,
+    refuse_pipe,
+    remove_folder,
+    require_space,
+    sha256_of,
+    sync_tree,
+    trash_path,
+    try_flock,
+    write_atomic,
+)
 from xqg_vdb.texts.records import open_lines
 
 
@@ -207,3 +229,175 @@ def test_lock_names_its_holder_and_dies_with_it(tmp_path):
     with lock_folder(tmp_path), pytest.raises(LockedError, match=f"is used by process {os.getpid()} on "):
         lock_folder(tmp_path)
     lock_folder(tmp_path).release()
+
+
+def _pid_of_nobody():
+    with processes.start([sys.executable, "-c", ""]) as child:
+        child.wait()
+    return child.pid
+
+
+def test_what_killed_processes_left_half_written_goes_and_the_rest_stays(tmp_path):
+    path, gone = tmp_path / "a.json", _pid_of_nobody()
+    stays = [f".a.json.tmp-{os.getpid()}-7", ".a.json.tmp-x-7", f".b.json.tmp-{gone}-7", f"a.json.tmp-{gone}-7"]
+    for name in [*stays, f".a.json.tmp-{gone}-7", f".a.json.tmp-{gone}-8"]:
+        (tmp_path / name).write_bytes(b"half")
+    write_atomic(path, b"one")
+    assert sorted(os.listdir(tmp_path)) == sorted(["a.json", *stays])
+
+
+def test_a_write_is_synced_before_its_name_is_and_its_folder_after(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a", []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append((os.fstat(handle), path.exists())))
+    write_atomic(path, b"four")
+    (file, before), (folder, after) = synced
+    assert (file.st_size, before, after) == (4, False, True)
+    assert (file.st_ino, folder.st_ino) == (path.stat().st_ino, tmp_path.stat().st_ino)
+    (tmp_path / "in").mkdir()
+    sync_tree(tmp_path)
+    assert {one.st_ino for one, _ in synced[2:]} == {each.stat().st_ino for each in (path, tmp_path / "in", tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        (errno.ENOSPC, DiskError, "The disk is full while writing /x/y (No space left"),
+        (errno.EDQUOT, DiskError, "The disk is full while writing /x/y (Disk quota"),
+        (errno.EFBIG, DiskError, "The disk is full while writing /x/y (File too large"),
+        (errno.EACCES, DiskError, "/x/y may not be used (Permission denied"),
+        (errno.EPERM, DiskError, "/x/y may not be used (Operation not permitted"),
+        (errno.EROFS, DiskError, "/x/y may not be used (Read-only file system"),
+        (errno.ENAMETOOLONG, DataError, "/x/y… is too long for a file name"),
+        (errno.EIO, CorruptError, "/x/y cannot be read or written (Input/output error); check the disk."),
+        (errno.EMFILE, DiskError, "/x/y cannot be used (Too many open files)."),
+        (errno.ENOTDIR, DataError, "/x/y is not inside a folder"),
+        (None, DiskError, "/x/y cannot be used (what no system says)."),
+    ],
+)
+def test_what_a_system_says_becomes_a_sentence(code, kind, said):
+    with pytest.raises(kind, match=re.escape(said)), disk_errors("/x/y"):
+        raise OSError(code, os.strerror(code)) if code else OSError("what no system says")
+    with pytest.raises(kind, match=re.escape(said)), disk_errors("/another" if code else "/x/y"):
+        raise OSError(code, os.strerror(code), "/x/y") if code else OSError("what no system says")
+
+
+def test_near_names_are_told_but_not_the_name_itself(tmp_path):
+    for name in ("corpus1.jsonl", "corpus2.jsonl", "corpus3.jsonl", "corpus4.jsonl", "else.md"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "corpus.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError) as caught:
+        open_lines(tmp_path / "corpus.jsonl")
+    assert str(caught.value).count("corpus") == 4 and "else.md" not in str(caught.value)
+    with pytest.raises(DataError, match=r"There is no file .*/zzzz; check the path\.$"):
+        open_lines(tmp_path / "zzzz")
+
+
+def test_pipes_and_devices_are_refused_where_a_file_is_read_twice(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(DataError, match="is a pipe or a device"):
+            refuse_pipe(path)
+    for path in (tmp_path, tmp_path / "none", Path(__file__)):
+        refuse_pipe(path)
+
+
+def test_folders_go_whole_and_what_a_crash_left_goes_later(tmp_path):
+    assert make_folder(tmp_path / "a" / "b" / "c") is make_folder(tmp_path / "a" / "b" / "c") is None
+    (tmp_path / "a" / "b" / "file").write_bytes(b"1")
+    remove_folder(tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+    for name in (trash_path(tmp_path / "a").name, "kept"):
+        make_folder(tmp_path / name / "in")
+    empty_bin(tmp_path)
+    assert os.listdir(tmp_path) == ["kept"]
+    empty_bin(tmp_path / "none")
+
+
+def test_space_is_asked_for_to_the_last_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 * MIB))
+    require_space(tmp_path, needed=3 * MIB)
+    with pytest.raises(DiskError, match=r"needs 3 MiB of free disk, has 3 MiB; free some space"):
+        require_space(tmp_path, needed=3 * MIB + 1)
+    (tmp_path / "in").mkdir()
+    for path in (tmp_path / "a", tmp_path / "in" / "b"):
+        path.write_bytes(b"x" * 10_000)
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 1 << 30)
+    wanted = sum(512 * path.stat().st_blocks for path in tmp_path.rglob("*") if path.is_file())
+    assert bytes_on_disk(tmp_path) == wanted and 20_000 <= wanted < 1 << 20
+
+
+def test_a_lock_whose_file_goes_away_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    path, real, inodes = tmp_path / "lock", try_flock, []
+
+    def slow(handle):
+        inodes.append(os.fstat(handle).st_ino)
+        held = real(handle)
+        if len(inodes) < 3:  # its holder before took it away
+            path.rename(tmp_path / f"old {len(inodes)}")
+        return held
+
+    monkeypatch.setattr("xqg_vdb.files.try_flock", slow)
+    with FileLock.take(path, busy="busy by"):
+        assert len(set(inodes)) == 3 and inodes[-1] == path.stat().st_ino
+        assert oct(path.stat().st_mode & 0o777) == oct(0o644 & ~_umask())
+        with pytest.raises(LockedError) as caught:
+            FileLock.take(path, busy="busy by", then="; wait")
+        assert str(caught.value).startswith(f"busy by process {os.getpid()} on ")
+        assert str(caught.value).endswith(" (this very process: share one store object); wait")
+        for odd in (b"", b"{", b"{}", b"[]"):
+            path.write_bytes(odd)  # not signed yet
+            with pytest.raises(LockedError, match=r"^busy by another process$"):
+                FileLock.take(path, busy="busy by")
+
+
+def _umask():
+    os.umask(mask := os.umask(0))
+    return mask
+
+
+def test_a_fork_does_not_free_the_lock_of_its_parent(tmp_path):
+    lock = FileLock.take(tmp_path / "lock", busy="busy by")
+    if (child := os.fork()) == 0:
+        lock.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(LockedError):
+        FileLock.take(tmp_path / "lock", busy="busy by")
+    lock.release()
+    lock.release()
+    FileLock.take(tmp_path / "lock", busy="busy by").release()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, code):
+    def none(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    handles = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError if code == errno.EIO else DiskError, match=r"without locks|Input/output"):
+        FileLock.take(tmp_path / "lock", busy="busy by")
+    assert len(os.listdir("/proc/self/fd")) == len(handles)
+
+
+def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "new" / "out"
+    (tmp_path / "new" / ".out.new").mkdir(parents=True)  # of a process that was killed
+    (tmp_path / "new" / ".out.new" / "old").touch()
+    with new_folder(out) as folder:
+        (folder / "file").touch()
+        with pytest.raises(LockedError, match="out is being made by process"), new_folder(out):
+            pass
+    assert os.listdir(out.parent) == ["out"] and os.listdir(out) == ["file"]
+    with pytest.raises(DiskError), disk_errors(out), new_folder(out) as folder:
+        pass  # what is there stays
+    assert os.listdir(out.parent) == ["out"] and os.listdir(out) == ["file"]
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "other") as folder:
+        (folder / "file").touch()
+        raise RuntimeError
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty", result="in") as folder:
+        (folder / "in").mkdir()
+        (folder / "in" / "file").touch()
+    assert sorted(os.listdir(tmp_path)) == ["empty", "new"] and os.listdir(tmp_path / "empty") == ["file"]

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,6 +84,71 @@ def test_every_flipped_byte_is_either_an_error_or_costs_the_last_batch(tmp_path)
             continue
         assert found.rows == 4 and found.cut > 0
         assert [row["id"] for row in rows(path, found)] == good[:4]
+
+
+def test_what_is_no_log_yet_and_what_is_none(tmp_path):
+    path = tmp_path / "log"
+    header, row = encode_line({"header": {"a": 1}}), encode_line({"row": {"id": "1"}})
+    commit = encode_line({"commit": {"rows": 1}})
+    for begun in (b"", b"x", header[:-1]):  # the process ended while it wrote the first line
+        path.write_bytes(begun)
+        assert scan(path) is None
+    odd = [b"%08x %s\n" % (zlib.crc32(body), body) for body in (b"", b"1", b"[1]", b"no JSON", b"{} ")]
+    assert [decode_line(line) for line in odd] == [None] * 4 + [{}]
+    for damaged in (b"\n", b"x\n", b"x\ny", row, row[:-1] + b"x" + row, header[1:], header[1:] + commit, odd[1] + row):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptError, match="log is damaged at byte 0, before its last commit: restore it"):
+            scan(path)
+    path.write_bytes(header + row + commit + row + commit)
+    found = scan(path)
+    assert (found.header, found.rows, len(found.commits), found.end, found.cut) == ({"a": 1}, 1, 2, None, 0)
+    hurt, second = row[:12] + b"x" + row[13:], len(header + row + commit)
+    for damaged, place in (
+        (header + hurt + commit + hurt + commit, len(header)),  # the first line that is damaged is named
+        (header + row + commit + hurt + commit, second),
+        (header + row + commit + hurt + row + encode_line({"end": {}}), second),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptError, match=f"damaged at byte {place}, before its last commit"):
+            scan(path)
+    path.write_bytes(header + row + commit)
+    found = scan(path)
+    path.write_bytes(header + row[:-3] + b"xx\n" + commit)  # between the look and the reading
+    with pytest.raises(CorruptError, match=f"damaged at byte {len(header)},"):
+        list(rows(path, found))
+
+
+def test_what_was_not_committed_leaves_the_disk(tmp_path):
+    path = tmp_path / "log"
+    whole = filled(path)
+    path.write_bytes(whole + encode_line({"row": {"id": "lost"}}) + b"half")
+    found = scan(path)
+    assert (found.size, found.cut) == (len(whole), path.stat().st_size - len(whole))
+    with RecordLog(path, {"a": 1}) as log:
+        assert path.read_bytes() == whole and log.committed.rows == 6 and len(log.committed.commits) == 3
+        log.finish({"seconds": 1})
+    ended = scan(path)
+    assert ended.end == {"seconds": 1} and ended.cut == 0 and len(list(rows(path, ended))) == 6
+    with pytest.raises(MismatchError, match="a was 1, is 2"):
+        RecordLog(path, {"a": 2})
+    empty = tmp_path / "empty"  # a corpus without a passage: finished, so it is not begun anew under another header
+    with RecordLog(empty, {"a": 1}) as log:
+        log.finish({})
+    with RecordLog(empty, {"a": 1}) as log:
+        log.finish({"rows": 0})
+    with pytest.raises(MismatchError, match=r"begun with other settings \(a.b was None, is 2\)"):
+        RecordLog(empty, {"a": 1, "a.b": 2})
+
+
+def test_a_commit_is_on_the_disk_when_it_returns(tmp_path, monkeypatch):
+    path, synced = tmp_path / "log", []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append((os.fstat(handle).st_ino, path.stat().st_size)))
+    with RecordLog(path, {}) as log:
+        inode = path.stat().st_ino
+        assert synced[-2:] == [(inode, path.stat().st_size), (tmp_path.stat().st_ino, path.stat().st_size)]
+        for done in (lambda: log.commit([{"n": 1}], rows=1, info={}), lambda: log.finish({})):
+            done()
+            assert synced[-1] == (inode, path.stat().st_size)
 
 
 def test_one_writer_at_a_time(tmp_path):

@@ -19,10 +19,9 @@ import orjson
 
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.store.layout import RESERVED_META, payload_of, point_id, same_build
+from xqg_vdb.texts.records import MAX_DEPTH
 from xqg_vdb.types import Card, Passage, PointBatch, SparseVector, Vectors
 
-MAX_DEPTH = 32
-"""Levels of a payload; the embedded engine can never load a shard again that met 124 of them and a crash."""
 MAX_POINT_BYTES = 1 << 20
 _INT64 = 1 << 63
 _STRICT = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
@@ -143,8 +142,6 @@ def _user_field(key: object, value: object) -> object:
         raise _Reason(f"the field name {key!r} is not a string")
     if key in RESERVED_META:
         raise _Reason(f"the field name {key!r} is reserved; rename that field")
-    if type(value) in _AS_THEY_ARE:
-        return value
     try:
         return _json_value(value, depth=3)  # below the payload and its "meta"
     except _Reason as reason:
