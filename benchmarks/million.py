@@ -3,9 +3,10 @@
     python benchmarks/million.py --work /tmp/million [--passages 1000000] [--quantization scalar]
 
 Vectors of 384 numbers are drawn round 1,000 centres; nothing is encoded, so what is timed is all the rest: reading the
-files and keeping vectors ("encode"); fusing them and writing points, which is all that another α costs ("write"). Each
-step is a process of its own, and its private memory is looked at every second: with 10,000 passages, then with all. So
-is that of the engine alone, which is given such points by its own calls: what is above it is ours.
+files and keeping vectors ("encode"); fusing them and writing points ("write"), and the engine's graph ("index"), which
+is all that another α costs. Each step is a process of its own, and its private memory is looked at every second: with
+10,000 passages, then with all. So is that of the engine alone, which is given such points by its own calls: what is
+above it is ours.
 
 Questions are of three kinds, 300 each: as passages are; moved as a language moves its questions (all by one vector, of
 length .5); and these calibrated (less .8 of the mean of 200 others). Recall is of the exact ten.

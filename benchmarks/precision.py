@@ -3,9 +3,10 @@
     python benchmarks/precision.py                    # the starter, AfriQA and XQuAD, every engine that is installed
     python benchmarks/precision.py --model models/e5-int8 --base models/e5-fp32 --every 5
 
-AfriQA's dev questions and XQuAD's (every fifth, eleven languages) search the English passages of AfriQA and XQuAD, once
-as they are and once calibrated as the folder says. Each row encodes both passages and questions, except the last ones,
-where only the passages are another engine's: may they share a collection? Below each is how near its vectors are.
+AfriQA's questions (dev, train) and XQuAD's (every fifth, eleven languages) search the English passages of AfriQA and
+XQuAD, once as they are and once calibrated as the folder says. Each row encodes both passages and questions, except the
+last ones, where only the passages are another engine's: may they share a collection? Below each is how near its vectors
+are.
 Intervals: paired bootstrap over questions (95 %), of the mean over languages. Needs the extra `bench`.
 """
 
@@ -69,10 +70,10 @@ KINDS = ("plain", "calibrated")
 
 
 def read(data_dir: Path, every: int) -> list[RetrievalTask]:
-    """Both tasks, with the passages of both."""
-    afriqa, xquad = read_afriqa(data_dir, split="dev"), read_xquad(data_dir, distractors=True)
+    """The tasks; the last has the passages of all."""
+    xquad = read_xquad(data_dir, distractors=True)
     asked = [query.id for at, query in enumerate(xquad.queries) if at % every == 0 and query.lang != "en"]
-    return [afriqa, xquad.narrowed(asked)]
+    return [*(read_afriqa(data_dir, split=split) for split in ("dev", "train")), xquad.narrowed(asked)]
 
 
 def encoded(folder: Path, engine: Engine, tasks: list[RetrievalTask]) -> Rows:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -123,6 +124,7 @@ class LoadReport:
 
     counts: lines of the corpus (`Rejects.counts`). queries: how many were folded in, by language.
     unused_queries: query records that belong to no passage. rejected_lines: of the query and question files.
+    seconds: to "encode", to fuse and "write", and until the "index" was there, which is the engine's work.
     build: the folder that keeps the vectors; None when they were not to be kept. reused: passage vectors that came from
     earlier builds. languages: passages by their language. notes: what the user should know, a sentence each.
     unchanged: nothing was written, because the published version is of the same load. replaced: what was published
@@ -267,14 +269,19 @@ def _load(
         total = build.rows
         with store.writer(name, card=replace(card, count=total)) as writer:
             digest, languages = write_collection(again(table), build, writer, card=card, progress=progress)
+            moments = [started, encoded, time.perf_counter()]
             progress("indexing", 0, total)
             final = replace(finished(card, count=total, digest=digest), inputs=inputs(card.rows_digest))
             writer.publish(final, indexed=lambda done: progress("indexing", min(done, total), total))
             progress("indexing", total, total)
+        moments.append(time.perf_counter())
         return replace(
             report(total),
             queries={lang: generated.counts[lang] for lang in card.query_langs},
-            seconds={"encode": round(encoded - started, 2), "write": round(time.perf_counter() - encoded, 2)},
+            seconds={
+                phase: round(end - start, 2)
+                for phase, (start, end) in zip(("encode", "write", "index"), pairwise(moments), strict=True)
+            },
             build=str(folder) if options.build is not None else None,
             reused=reused,
             languages=dict(sorted(languages.items())),
@@ -300,14 +307,9 @@ def published(store: VectorStore, name: str) -> Card | None:
 
 
 def inputs_of(
-    encoder: TextEncoder,
-    digest: str,
-    *,
-    recipe: Recipe,
-    distance: Distance,
-    questions: str | PathLike[str] | None,
+    encoder: TextEncoder, digest: str, *, recipe: Recipe, distance: Distance, questions: str | PathLike[str] | None,
     options: LoadOptions,
-) -> str:
+) -> str:  # fmt: skip
     """A hash of all that the points and the card of a load are made of; digest: of its rows."""
     facts, hybrid = encoder.facts, options.hybrid
     parts = [
