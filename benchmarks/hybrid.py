@@ -3,6 +3,7 @@
 Made-up passages of 60 to 140 words whose frequencies fall like those of a language; both kinds of search ask the same
 questions in turn. Without --encoder a question's vector costs next to nothing, so that the look-ups alone are compared.
 `bare` sends the same requests over REST with nothing but a socket and a JSON parser: what no client can go below;
+`fusion` lets the server fuse, which spares a request, and reads the payloads of both rankings on its side;
 `server` is the time that the server's answers to these name as its own.
 
     python benchmarks/hybrid.py --url http://localhost:6333 --passages 10000
@@ -31,7 +32,7 @@ from xqg_vdb import Collection, Encoder, Retriever, load
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store import open_store
 from xqg_vdb.store.bm25 import WordWriter
-from xqg_vdb.store.layout import DEPTH, TEXT_DENSE, TEXT_SPARSE, check_hybrid
+from xqg_vdb.store.layout import CONSTANT, DEPTH, TEXT_DENSE, TEXT_SPARSE, check_hybrid
 from xqg_vdb.testing import HashEncoder
 from xqg_vdb.types import Hybrid, Search
 
@@ -93,17 +94,27 @@ class Bare:
 
     def hybrid(self, text: str) -> None:
         """Which version, both rankings, then ten passages."""
+        both = [{**one, "limit": DEPTH + 1, "with_payload": False} for one in self.both(text)]
+        found = self.ask("POST", f"{self.points}/query/batch", {"searches": both})
+        winners = [point["id"] for ranking in found for point in ranking["points"][:5]]
+        self.ask("POST", self.points, {"ids": winners, "with_payload": True})
+
+    def fusion(self, text: str) -> None:
+        """Which version, then the passages that the server itself fuses from both rankings, by the same formula."""
+        both = [{**one, "limit": DEPTH} for one in self.both(text)]
+        fused = {"prefetch": both, "query": {"rrf": {"k": CONSTANT + 1}}, "limit": 11, "with_payload": True}
+        self.ask("POST", f"{self.points}/query/batch", {"searches": [fused]})
+
+    def both(self, text: str) -> list[dict[str, Any]]:
+        """Which version, then the two searches of a question."""
         self.ask("GET", "/aliases")
         row = self.encoder.encode_queries([text], calibrate=False)[0].tolist()
         words = self.words.question(text)
         sparse = {"indices": words.indices.tolist(), "values": words.values.tolist()}
-        both = [
-            {"query": query, "using": using, "limit": DEPTH + 1, "with_payload": False, "params": PARAMS}
+        return [
+            {"query": query, "using": using, "params": PARAMS}
             for query, using in ((row, TEXT_DENSE), (sparse, TEXT_SPARSE))
         ]
-        found = self.ask("POST", f"{self.points}/query/batch", {"searches": both})
-        winners = [point["id"] for ranking in found for point in ranking["points"][:5]]
-        self.ask("POST", self.points, {"ids": winners, "with_payload": True})
 
 
 def retrievers(encoder: Encoder | HashEncoder, collection: Collection) -> dict[str, Retriever]:
@@ -130,8 +141,11 @@ def main() -> None:
             **{name: retriever.search for name, retriever in retrievers(encoder, made).items()},
             "bare dense": bare.dense,
             "bare hybrid": bare.hybrid,
+            "bare fusion": bare.fusion,
         }
-        took: dict[str, list[float]] = {name: [] for name in [*search, "server dense", "server hybrid"]}
+        took: dict[str, list[float]] = {
+            name: [] for name in [*search, "server dense", "server hybrid", "server fusion"]
+        }
         for text in [asked[0], *asked]:
             for name, run in search.items():
                 begin, bare.served = time.perf_counter(), 0.0
@@ -150,19 +164,22 @@ def main() -> None:
         store.delete(NAME)
     times = {name: round(1000 * statistics.median(seconds[1:]), 2) for name, seconds in took.items()}
 
-    def ratio(kind: str) -> float:
-        pairs = zip(took[f"{kind}dense"][1:], took[f"{kind}hybrid"][1:], strict=True)
-        return round(statistics.median(hybrid / dense for dense, hybrid in pairs), 2)
+    def ratio(kind: str, which: str = "hybrid") -> float:
+        pairs = zip(took[f"{kind}dense"][1:], took[f"{kind}{which}"][1:], strict=True)
+        return round(statistics.median(other / dense for dense, other in pairs), 2)
 
     if options.json:
         ratios = {"ratio": ratio(""), "bare ratio": ratio("bare "), "server ratio": ratio("server ")}
-        print(json.dumps({"ms": times, "bytes": received, **ratios, "passages": options.passages}))
+        fusion = {"fusion ratio": ratio("bare ", "fusion")}
+        print(json.dumps({"ms": times, "bytes": received, **ratios, **fusion, "passages": options.passages}))
         return
     for name in took:
         counted_bytes = f"{received[name]:>10,} bytes received a question" if name in received else ""
         print(f"{name:14}{times[name]:>8.2f} ms{counted_bytes}")
     print(f"hybrid: {ratio('')} × the time, {received['hybrid'] / received['dense']:.1f} × the bytes")
     print(f"bare requests: {ratio('bare ')} × the time; the server alone: {ratio('server ')} ×")
+    alone = ratio("server ", "fusion")
+    print(f"fused by the server: {ratio('bare ', 'fusion')} × the time; the server alone: {alone} ×")
 
 
 if __name__ == "__main__":
