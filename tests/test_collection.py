@@ -416,6 +416,7 @@ def test_the_gate_passes_what_is_on_the_edge():
     rows = checked(a_batch([replace(GOOD, meta=edge)], vectors(1)), card=a_card())
     assert rows.payloads[0]["meta"] == {"lang": "und", "title": "", "query_langs": ["sw"], **edge, "t": [1, [2.5]]}
     assert rows.ids == [point_id("a")]
+    checked(a_batch([GOOD], np.full((1, DIM), 1e-3, np.float32)), card=a_card())
 
 
 def test_the_gate_counts_bytes_to_the_last_one():

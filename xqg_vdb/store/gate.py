@@ -24,7 +24,6 @@ from xqg_vdb.types import Card, Passage, PointBatch, SparseVector, Vectors
 
 MAX_POINT_BYTES = 1 << 20
 _INT64 = 1 << 63
-_STRICT = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _AS_THEY_ARE = frozenset({str, bool, type(None)})
 
 
@@ -64,9 +63,8 @@ def checked(batch: PointBatch, *, card: Card) -> Rows:
             raise DataError(f"Passage {passage.id!r} cannot be stored: {reason}.") from None
         payloads.append(payload)
         sizes.append(size)
-    docid, times = next(iter(Counter(passage.id for passage in passages).most_common(1)), ("", 0))
-    if times > 1:
-        raise DataError(f"Passage {docid!r} cannot be stored: its id comes twice in one batch.")
+    if twice := [docid for docid, times in Counter(passage.id for passage in passages).items() if times > 1]:
+        raise DataError(f"Passage {twice[0]!r} cannot be stored: its id comes twice in one batch.")
     return Rows([point_id(passage.id) for passage in passages], payloads, sizes)
 
 
@@ -175,7 +173,7 @@ def _json_value(value: Any, *, depth: int) -> Any:
 def _size(payload: dict[str, Any]) -> int:
     """Bytes of the payload as JSON; orjson refuses lone surrogates on the way."""
     try:
-        size = len(orjson.dumps(payload, option=_STRICT))
+        size = len(orjson.dumps(payload))
     except TypeError as error:
         raise _Reason(f"it is not valid Unicode or JSON ({error})") from None
     if size > MAX_POINT_BYTES:
