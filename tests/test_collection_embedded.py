@@ -21,10 +21,13 @@ import pytest
 from collection_cases import a_batch, a_card, finished, load, passages, vectors
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, XqgError
-from xqg_vdb.files import FileLock, bytes_on_disk
+from xqg_vdb.files import MIB, FileLock, bytes_on_disk
 from xqg_vdb.store.embedded import engine
 from xqg_vdb.store.embedded import engine as index_build
+from xqg_vdb.store.embedded import writer as writing
 from xqg_vdb.store.embedded.store import EmbeddedStore
+from xqg_vdb.store.embedded.versions import Folder, Version, version_states
+from xqg_vdb.store.gate import checked
 from xqg_vdb.store.layout import CollectionOptions, digest
 from xqg_vdb.types import Search
 
@@ -573,3 +576,170 @@ def test_a_collection_in_a_folder_that_may_not_be_written_is_searched_in_a_copy(
     assert sorted((str(path), path.stat().st_mtime_ns) for path in (tmp_path / "store").rglob("*")) == before
     assert list((tmp_path / "tmp").iterdir()) == []
     assert "a copy in" in caplog.text
+
+
+# the folder of versions, without an engine
+
+
+def a_folder(path, *numbers, published=None, kept=()):
+    """Version folders with cards; finished ones where they are published or kept."""
+    folder = Folder(path / "wiki")
+    for number in numbers:
+        version = Version(folder.path / f"v{number:04d}")
+        version.path.mkdir(parents=True)
+        done = number == published or number in kept
+        version.write_card(replace(a_card(), version=version.name, created="then" if done else ""))
+    if published:
+        names = [f"v{number:04d}" for number in (published, *kept)]
+        folder.pointer.write_text(json.dumps({"version": names[0], "kept": names[1:]}))
+    return folder
+
+
+def there(folder):
+    return [version.number for version in folder.versions()]
+
+
+def test_versions_are_counted_beyond_four_digits(tmp_path):
+    assert Folder(tmp_path / "none").versions() == [] and Folder(tmp_path / "none").next_version().name == "v0001"
+    folder = a_folder(tmp_path, 2, 9999, 10000, 10)
+    for odd in ("v1", "v00", "v0003x", "xv0003", "indexing"):
+        (folder.path / odd).mkdir()
+    assert there(folder) == [2, 10, 9999, 10000] and folder.next_version().name == "v10001"
+    assert (folder.name, folder.pointer, folder.stamp()) == ("wiki", folder.path / "CURRENT", None)
+    version = folder.versions()[0]
+    assert (version.shard, version.lock) == (version.path / "shard", version.path / "LOCK")
+
+
+def test_a_published_version_keeps_the_latest_before_it(tmp_path):
+    folder = a_folder(tmp_path, 1, 2, 3, 4, 5)
+    versions = folder.versions()
+    for version, keep, kept in (
+        (versions[0], 3, []), (versions[1], 3, [1]), (versions[2], 3, [2, 1]), (versions[3], 3, [3, 2]),
+        (versions[4], 1, []), (versions[3], 2, [5]), (versions[3], 2, [5]), (versions[4], 2, [4]),
+    ):  # fmt: skip
+        before = folder.stamp()
+        folder.point_to(version, keep=keep)
+        assert folder.stamp() != before
+        assert folder.current() == version and [old.number for old in folder.kept()] == kept
+    folder.replace_by(versions[0])
+    assert folder.current() == versions[0] and [old.number for old in folder.kept()] == [4]
+    shutil.rmtree(versions[3].path)
+    assert folder.kept() == []  # what is named and gone cannot be gone back to
+
+
+def test_only_what_nobody_needs_is_swept(tmp_path):
+    folder = a_folder(tmp_path, 1, 2, 3, 4, 5, 6, published=5, kept=(3,))
+    with FileLock.take(folder.versions()[1].lock, busy=""):
+        folder.sweep()
+        assert there(folder) == [2, 3, 5, 6] and not folder.remove_unread(folder.versions()[0])
+    assert not folder.remove_unread(Version(folder.path / "v0001"))  # it is gone
+    folder.sweep()
+    assert there(folder) == [3, 5, 6]
+    folder.pointer.unlink()
+    folder.sweep()
+    assert there(folder) == [3, 5, 6]  # without a pointer nobody knows
+
+
+def test_what_is_said_of_versions(tmp_path):
+    folder = a_folder(tmp_path, 1, 2, 3, 4, published=2, kept=(1,))
+    (folder.path / "v0004" / "card.json").write_text("no card")
+    states = version_states(folder)
+    assert [(state.name, state.published, state.finished) for state in states] == [
+        ("v0001", False, True), ("v0002", True, True), ("v0003", False, False), ("v0004", False, False),
+    ]  # fmt: skip
+    assert [state.card is None for state in states] == [False, False, False, True]
+    folder.pointer.unlink()  # lost: those that were finished say so themselves
+    states = version_states(folder)
+    assert [(state.published, state.finished) for state in states] == [(False, True)] * 2 + [(False, False)] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is damaged"), ("[]", "is damaged"), ("{}", "is damaged"),
+        ('{"version": "v0001", "kept": 1}', "is damaged"), ("[" * 100_000, "is damaged"), ('{"version": 1}', "names no version: 1"), ("\xff", "is damaged"),
+        ('{"version": "../x"}', r"names no version: '\.\./x'"), ('{"version": "v1"}', "names no version: 'v1'"),
+        ('{"version": "v0001", "kept": ["v0002", null]}', "names no version: None"),
+    ],
+)  # fmt: skip
+def test_a_pointer_that_is_none_is_damage(tmp_path, text, said):
+    folder = a_folder(tmp_path, 1)
+    folder.pointer.write_bytes(text.encode("latin-1"))
+    for ask in (folder.current, folder.kept):
+        with pytest.raises(CorruptError, match=f"CURRENT {said}.*; load the collection again"):
+            ask()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 1}', '{"rows": null, "points": 1}', "[" * 100_000])
+def test_a_cursor_that_is_none_is_damage(tmp_path, text):
+    version = a_folder(tmp_path, 1).versions()[0]
+    assert version.cursor() == (0, 0)
+    version.write_cursor(rows=7, points=5)
+    assert version.cursor() == (7, 5)
+    (version.path / "cursor.json").write_text(text)
+    with pytest.raises(CorruptError, match=r"cursor\.json is damaged"):
+        version.cursor()
+
+
+def test_space_is_asked_for_before_it_is_taken(store, monkeypatch):
+    asked = []
+    monkeypatch.setattr(writing, "require_space", lambda path, needed: asked.append((path.name, needed)))
+    margin, floor = 100 * MIB, 0
+    size = sum(checked(a_batch(passages(10), vectors(10)), card=a_card()).sizes)
+    with EmbeddedStore(store.path / "a", free_space_floor=floor).writer("wiki", card=a_card()) as writer:
+        for at in (0, 10):
+            writer.upsert(a_batch(passages(10, start=at), vectors(10)))
+        writer.upsert(a_batch([], vectors(0)))
+        writer.commit(20)
+        writer.commit(20)
+        writer.upsert(a_batch(passages(10, start=20), vectors(10)))
+        before = list(asked)
+        writer.commit(30)
+        writer.publish(finished(a_card(), passages(30)))
+    more = 30 - 20  # ids of two digits, whose payloads are as long
+    assert before == [
+        ("wiki", margin), ("v0001", 2 * size + margin), ("v0001", before[2][1]), ("v0001", before[2][1]),
+        ("v0001", margin), ("v0001", before[5][1]),
+    ]  # fmt: skip
+    assert abs(before[2][1] - (4 * size + margin)) <= 8 * more and abs(before[5][1] - (2 * size + margin)) <= 8 * more
+    assert [name for name, _ in asked[6:]] == ["v0001", "v0001"] and asked[-1][1] > margin
+    asked.clear()
+    with EmbeddedStore(store.path / "b").writer("wiki", card=a_card()):
+        assert asked == [("wiki", 256 * MIB)]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_unfinished_version_with_fewer_points_than_it_committed_is_thrown_away(store, lost, caplog):
+    with store.writer("wiki", card=a_card()) as writer:
+        writer.upsert(a_batch(passages(10), vectors(10)))
+        writer.commit(10)
+    Version(store.path / "wiki" / "v0001").write_cursor(rows=10, points=10 + lost)
+    with store.writer("wiki", card=a_card()) as writer:
+        assert writer.committed == (0 if lost else 10)
+    assert ("is thrown away and loaded again: 10 points of 11" in caplog.text) == bool(lost)
+
+
+def test_a_version_without_a_commit_or_of_another_build_is_begun_anew(store):
+    with store.writer("wiki", card=a_card()) as writer:
+        writer.upsert(a_batch(passages(10), vectors(10)))
+    with store.writer("wiki", card=a_card()) as writer:
+        assert writer.committed == 0
+        writer.upsert(a_batch(passages(10), vectors(10)))
+        writer.commit(1)
+    with store.writer("wiki", card=a_card(alpha=0.4)) as writer:
+        assert writer.committed == 0
+    assert there(Folder(store.path / "wiki")) == [1]
+    with pytest.raises(XqgError, match="This writer is closed; ask the store for another one"):
+        writer.commit(1)
+    writer.close()  # once more does nothing
+
+
+def test_a_count_that_is_not_the_cards_is_not_published(store):
+    with store.writer("wiki", card=a_card()) as writer:
+        writer.upsert(a_batch(passages(10), vectors(10)))
+        writer.commit(10)
+        with pytest.raises(CorruptError, match="holds 10 points, 11 were expected: the input changed"):
+            writer.publish(finished(a_card(), passages(11)))
+    assert store.names() == [] and not (store.path / "wiki" / "v0001" / "card.json").exists()
+    load(store, "wiki", passages(10), vectors(10), card=a_card())
+    assert store.count("wiki") == 10
