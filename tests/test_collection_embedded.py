@@ -656,9 +656,10 @@ def test_what_is_said_of_versions(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is damaged"), ("[]", "is damaged"), ("{}", "is damaged"),
-        ('{"version": "v0001", "kept": 1}', "is damaged"), ("[" * 100_000, "is damaged"), ('{"version": 1}', "names no version: 1"), ("\xff", "is damaged"),
-        ('{"version": "../x"}', r"names no version: '\.\./x'"), ('{"version": "v1"}', "names no version: 'v1'"),
+        ("", "is damaged"), ("[]", "is damaged"), ("{}", "is damaged"), ("\xff", "is damaged"),
+        ('{"version": "v0001", "kept": 1}', "is damaged"), ("[" * 100_000, "is damaged"),
+        ('{"version": 1}', "names no version: 1"), ('{"version": "../x"}', r"names no version: '\.\./x'"),
+        ('{"version": "v1"}', "names no version: 'v1'"),
         ('{"version": "v0001", "kept": ["v0002", null]}', "names no version: None"),
     ],
 )  # fmt: skip
