@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import processes
 import pytest
 from cli_cases import command, environment, run_cli, write_inputs, write_lines, write_starter
@@ -19,8 +20,9 @@ from click.testing import CliRunner
 from tiny_model import write_tiny_encoder
 
 from xqg_vdb import files as disk
-from xqg_vdb.cli import main
+from xqg_vdb.cli import commands, main
 from xqg_vdb.cli.commands import cli
+from xqg_vdb.errors import DataError
 from xqg_vdb.store.embedded import store as embedded
 
 COMMANDS = sorted(cli.commands)
@@ -722,3 +724,28 @@ def test_no_process_is_left_waiting_for_an_answer():
     """`--help` waits for nothing: else the limit of a test ends this one."""
     done = subprocess.run(command("--help"), capture_output=True, cwd=Path(__file__).parent, check=True)
     assert done.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("f4")),
+        RuntimeError("can't start new thread"),
+        OSError(12, "Cannot allocate memory"),
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"),
+        Exception("Failed to allocate memory for requested buffer of size 9"),
+    ],
+)
+def test_too_little_memory_is_a_sentence_with_a_way_on(error, capsys):
+    assert commands._explained(error) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: There is not enough memory, or too few processes are allowed (")
+    assert said.endswith("then run the same command again; what was committed is kept.\n") and "()" not in said
+
+
+def test_a_name_with_such_words_is_none(capsys):
+    assert commands._explained(DataError("There is no file bad_alloc.jsonl; check the path.")) == 3
+    assert capsys.readouterr().err == "Error: There is no file bad_alloc.jsonl; check the path.\n"
+    with pytest.raises(RuntimeError, match="of ours"):
+        commands._explained(RuntimeError("a mistake of ours"))

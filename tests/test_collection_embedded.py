@@ -520,9 +520,15 @@ def test_a_panic_of_the_engine_is_damage_with_a_way_out(tmp_path):
         raise PanicException("index out of bounds")
     with pytest.raises(KeyboardInterrupt), engine.errors(shard):
         raise KeyboardInterrupt
-    with pytest.raises(XqgError, match="not enough memory") as caught, engine.errors(shard):
-        raise Exception("Cannot allocate memory (os error 12)")
-    assert not isinstance(caught.value, CorruptError)
+    for short in (
+        Exception("Cannot allocate memory (os error 12)"),
+        Exception("failed to build edge edge-search thread pool: Resource temporarily unavailable (os error 11)"),
+        PanicException("memory allocation of 8 bytes failed"),
+    ):
+        with pytest.raises(XqgError, match="not enough memory") as caught, engine.errors(shard):
+            raise short
+        assert not isinstance(caught.value, CorruptError | LockedError)
+        assert type(engine._failure(1, f"Traceback\nException: {short}", shard)) is XqgError
 
 
 @pytest.mark.parametrize(

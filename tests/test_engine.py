@@ -16,7 +16,7 @@ from xqg_vdb.errors import MissingExtra, ModelError
 from xqg_vdb.models import encoder as encoders
 from xqg_vdb.models import engine
 from xqg_vdb.models.encoder import Encoder
-from xqg_vdb.models.engine import engines, open_session
+from xqg_vdb.models.engine import engines, open_session, runtime
 from xqg_vdb.models.folder import MANIFEST, write_manifest
 
 WORK = """
@@ -62,6 +62,15 @@ def test_a_file_that_is_no_graph_is_named(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match=r"cannot load .*model\.onnx"):
         open_session(tmp_path / "model.onnx", threads=1)
+
+
+def test_a_graph_for_which_there_is_no_memory_need_not_be_made_again(model, monkeypatch):
+    def short(*arguments, **options):
+        raise Exception("Load model from model.onnx failed:std::bad_alloc")
+
+    monkeypatch.setattr(runtime(), "InferenceSession", short)
+    with pytest.raises(ModelError, match=r"std::bad_alloc; free some memory, or export the model again\.$"):
+        open_session(model / "model.onnx", threads=1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

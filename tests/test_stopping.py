@@ -59,9 +59,18 @@ def test_a_run_stops_after_its_batch_and_the_same_command_goes_on(tmp_path, numb
     assert (tmp_path / "q.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_a_second_signal_stops_at_once(tmp_path):
+NO_THREAD = """
+import threading
+def start(self):
+    raise RuntimeError("can't start new thread")
+threading.Timer.start = start
+"""
+
+
+@pytest.mark.parametrize("more", ["", NO_THREAD])
+def test_a_second_signal_stops_at_once(tmp_path, more):
     write_corpus(tmp_path / "c.jsonl", 12)
-    process = started(tmp_path, *WORDS, before=slow(30.0))
+    process = started(tmp_path, *WORDS, before=slow(30.0) + more)
     process.send_signal(signal.SIGINT)
     assert "Stopping when this batch is committed" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)

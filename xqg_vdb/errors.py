@@ -13,6 +13,9 @@ import unicodedata
 LONGEST_REASON = 4000  # bytes of a body in which an error's page has its title
 _REASONS = ("error", "errors", "message", "Message", "detail", "msg", "title")
 _TITLE = re.compile(r"<title[^<>]*>\s*([^<>]*\w[^<>]*)</title", re.IGNORECASE)
+_NO_ROOM = re.compile(
+    "annot allocate|(?:nable|ailed) to allocate|bad_alloc|ory allocation|MemoryErr|start new thread|thread pool"
+)
 _SHOWN = frozenset("\u00ad\u061c\u200c\u200d\u200e\u200f")  # of the format characters; others turn a line round
 
 
@@ -69,6 +72,16 @@ class XqgError(Exception):
     """Root of all errors that this package raises on purpose; its text is meant for the user."""
 
     exit_code = 1
+
+
+def no_room(error: BaseException) -> XqgError | None:
+    """The error for memory or threads that there are not enough of; None where another library means something else."""
+    if isinstance(error, XqgError) or not _NO_ROOM.search(f"{type(error).__name__}: {error}"):
+        return None
+    return XqgError(
+        f"There is not enough memory, or too few processes are allowed ({reason(error)}): close other programs or raise"
+        " the limit, then run the same command again; what was committed is kept."
+    )
 
 
 class DataError(XqgError):

@@ -28,7 +28,7 @@ from xqg_vdb.cli.models import export, train
 from xqg_vdb.cli.operations import gc, list_collections, rollback, snapshot, versions
 from xqg_vdb.cli.options import complain, loudness
 from xqg_vdb.cli.search import info, mcp, search, serve
-from xqg_vdb.errors import XqgError
+from xqg_vdb.errors import XqgError, no_room
 from xqg_vdb.files import disk_errors
 from xqg_vdb.progress import STOPS, may_break
 
@@ -105,6 +105,7 @@ def _explained(error: BaseException) -> int:
         error.show(said := StringIO())
         complain(said.getvalue().rstrip("\n"))
         return error.exit_code
+    error = no_room(error) or error
     if isinstance(error, OSError):  # outside the places that know what they were doing
         try:
             with disk_errors(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file"):
@@ -157,7 +158,8 @@ def _watch(heard: int) -> None:
                 first = number[0]
                 timer = threading.Timer(GRACE, _stop_at_once, [first])
                 timer.daemon = True
-                timer.start()
+                with suppress(RuntimeError):  # no thread can be started: the second signal is heard still
+                    timer.start()
 
 
 def _stop_at_once(number: int) -> NoReturn:

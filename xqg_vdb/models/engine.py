@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from xqg_vdb.errors import MissingExtra, ModelError
+from xqg_vdb.errors import MissingExtra, ModelError, no_room
 from xqg_vdb.types import Vectors
 
 CPU = "CPUExecutionProvider"
@@ -47,7 +47,8 @@ def open_session(path: Path, *, threads: int, provider: str = CPU, saturates: bo
     try:
         return ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises its own classes, all plain Exceptions
-        raise ModelError(f"onnxruntime cannot load {path}: {str(error)[:200]}; export the model again.") from error
+        cure = "free some memory, or export the model again" if no_room(error) else "export the model again"
+        raise ModelError(f"onnxruntime cannot load {path}: {str(error)[:200]}; {cure}.") from error
 
 
 def open_encoder_graph(

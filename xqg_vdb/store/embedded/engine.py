@@ -21,7 +21,7 @@ from uuid import UUID
 import numpy as np
 import qdrant_edge as edge
 
-from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError
+from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError, MismatchError, XqgError, no_room
 from xqg_vdb.files import MIB, disk_errors, require_space
 from xqg_vdb.progress import windows
 from xqg_vdb.store.gate import Rows
@@ -272,11 +272,11 @@ def errors(path: Path) -> Iterator[None]:
     except (TypeError, ValueError) as error:  # its complaints about arguments; the gate should have been first
         raise DataError(f"The engine refuses the data for {path}: {error}.") from error
     except Exception as error:
-        raise _translated(str(error), path) from error
+        raise no_room(error) or _translated(str(error), path) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # how the engine meets some damaged files; no Exception
             raise
-        raise _damaged(str(error).partition("\n")[0], path) from error
+        raise no_room(error) or _damaged(str(error).partition("\n")[0], path) from error
 
 
 _COMPLAINTS: tuple[tuple[str, type[XqgError], str], ...] = (
@@ -289,8 +289,6 @@ _COMPLAINTS: tuple[tuple[str, type[XqgError], str], ...] = (
      "The vectors do not fit the collection in {path}: {text}."),
     ("Validation failed|is incompatible with existing segments", MismatchError,
      "{path} was made with other settings: {text}."),
-    ("os error 12|memory allocation", XqgError,
-     "There is not enough memory for {path} ({text}); close other programs, then try again."),
     ("os error 24", XqgError, "Too many files are open for {path}; raise the limit (ulimit -n), then try again."),
 )  # fmt: skip
 
@@ -378,7 +376,7 @@ def _failure(code: int, stderr: str, shard: Path) -> XqgError:
     if code < 0:
         return XqgError(f"Building the index of {shard} was killed (signal {-code}; out of memory?); {again}.")
     last = stderr.strip().rpartition("\n")[2]
-    if last.startswith("MemoryError") or "os error 12" in last or "memory allocation" in stderr:
+    if no_room(Exception(stderr)):
         return XqgError(f"There was not enough memory to build the index of {shard}; {again}.")
     if "WouldBlock" in last:
         return LockedError(f"{shard} is still being indexed by a load that was stopped; wait a moment, then {again}.")
