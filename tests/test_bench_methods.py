@@ -445,6 +445,8 @@ def test_kept_rows_are_counted_timed_and_never_empty(tmp_path, monkeypatch):
     assert [row.keys() >= {"seconds"} for row in rows(path, scan(path))] == [True, True, True, False]
     with closing(Memo(path, header={}, field="text")) as again:
         assert (again.fresh, again.reused) == (0, 0)
+        with pytest.raises(ValueError, match="shorter"):  # a generator that loses a text must not shift the others
+            again.recall(["y", "z"], lambda places: ["Y"])
         assert again.recall(["f", "a"], lambda places: ["F"]) == ["F", "A"] and again.has(["a", "c", "d", "e", "f"])
     assert [commit["rows"] for commit in scan(path).commits] == [1, 3, 4, 5]
 

@@ -1,5 +1,6 @@
 """Lines with positions, atomic writes, and errors in words."""
 
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -11,6 +12,7 @@ import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import processes
 import pytest
 from hypothesis import given, settings
@@ -18,15 +20,17 @@ from hypothesis import strategies as st
 
 from xqg_vdb.errors import CorruptError, DataError, DiskError, LockedError
 from xqg_vdb.files import (
-    MIB,
     FileLock,
     atomic_file,
     bytes_on_disk,
+    damage,
+    damaged_weights,
     disk_errors,
     empty_bin,
     lock_folder,
     make_folder,
     new_folder,
+    refuse_foreign,
     refuse_pipe,
     remove_folder,
     require_space,
@@ -238,12 +242,12 @@ def _pid_of_nobody():
 
 
 def test_what_killed_processes_left_half_written_goes_and_the_rest_stays(tmp_path):
-    path, gone = tmp_path / "a.json", _pid_of_nobody()
-    stays = [f".a.json.tmp-{os.getpid()}-7", ".a.json.tmp-x-7", f".b.json.tmp-{gone}-7", f"a.json.tmp-{gone}-7"]
-    for name in [*stays, f".a.json.tmp-{gone}-7", f".a.json.tmp-{gone}-8"]:
+    path, gone = tmp_path / "a-b.json", _pid_of_nobody()
+    stays = [f".a-b.json.tmp-{os.getpid()}-7", ".a-b.json.tmp-x-7", f".b.json.tmp-{gone}-7", f"a-b.json.tmp-{gone}-7"]
+    for name in [*stays, f".a-b.json.tmp-{gone}-7", f".a-b.json.tmp-{gone}-8"]:
         (tmp_path / name).write_bytes(b"half")
     write_atomic(path, b"one")
-    assert sorted(os.listdir(tmp_path)) == sorted(["a.json", *stays])
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, *stays])
 
 
 def test_a_write_is_synced_before_its_name_is_and_its_folder_after(tmp_path, monkeypatch):
@@ -314,10 +318,10 @@ def test_folders_go_whole_and_what_a_crash_left_goes_later(tmp_path):
 
 
 def test_space_is_asked_for_to_the_last_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 * MIB))
-    require_space(tmp_path, needed=3 * MIB)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    require_space(tmp_path, needed=3 << 20)
     with pytest.raises(DiskError, match=r"needs 3 MiB of free disk, has 3 MiB; free some space"):
-        require_space(tmp_path, needed=3 * MIB + 1)
+        require_space(tmp_path, needed=(3 << 20) + 1)
     (tmp_path / "in").mkdir()
     for path in (tmp_path / "a", tmp_path / "in" / "b"):
         path.write_bytes(b"x" * 10_000)
@@ -401,3 +405,64 @@ def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
         (folder / "in").mkdir()
         (folder / "in" / "file").touch()
     assert sorted(os.listdir(tmp_path)) == ["empty", "new"] and os.listdir(tmp_path / "empty") == ["file"]
+
+
+def test_files_that_a_download_left_unfinished_are_told(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "empty").touch()
+    (tmp_path / "pointer").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "whole").write_bytes(b"version 1")
+    for name, what in (
+        ("none", "is not there, or a link to nothing"), ("link", "is not there, or a link to nothing"),
+        ("empty", "is empty"), ("pointer", "is a pointer of Git LFS, not the file itself"),
+    ):  # fmt: skip
+        assert damage(tmp_path / name).startswith(f"{tmp_path / name} {what}: download it again (`hf download`")
+    assert damage(tmp_path / "whole") == ""
+
+
+def test_of_weights_the_file_that_is_damaged_is_named_by_its_source(tmp_path):
+    from safetensors.numpy import save
+
+    folder, index = tmp_path / "snapshot", tmp_path / "snapshot" / "model.safetensors.index.json"
+    folder.mkdir()
+    assert damaged_weights(folder, "a/b").startswith("a/b/model.safetensors is not there")
+    one, two = "model-1-of-2.safetensors", "model-2-of-2.safetensors"
+    index.write_text(f'{{"weight_map": {{"a": "{one}", "b": "{two}", "c": "{one}"}}}}')
+    tensors = save({"a": np.zeros(3, np.float32)})
+    for first, second, said in (
+        (None, tensors, f"{one} is not there"), (tensors, b"", f"{two} is empty"),
+        (tensors, tensors[:-1], f"{two} is cut or damaged ("), (b"\xff" * 30, b"", f"{one} is cut or damaged ("),
+    ):  # fmt: skip
+        for name, data in ((one, first), (two, second)):
+            if data is not None:
+                (folder / name).write_bytes(data)
+        found = damaged_weights(folder, "a/b")
+        assert found.startswith(f"a/b/{said}") and "download it again" in found
+    for name in (one, two):
+        (folder / name).write_bytes(tensors)
+    assert damaged_weights(folder, "a/b") == ""
+    (folder / "model.safetensors").write_bytes(b"no tensors at all, whatever the index says")
+    assert damaged_weights(folder, "a/b").startswith("a/b/model.safetensors is cut or damaged (")
+
+
+@pytest.mark.parametrize(
+    ("text", "wide"),
+    [("abcd", True), ("abc", False), ("abcd\u0431\u0432", False), ("abcde\u0431", True), ("ab\0cdefgh", False)],
+)
+@pytest.mark.parametrize("order", ["LE", "BE"])
+def test_two_bytes_a_character_are_known_by_most_of_them(tmp_path, text, wide, order):
+    data = text.encode(f"utf-16-{order}")
+    with pytest.raises(DataError, match=f"is UTF-16{order} without a mark") if wide else contextlib.nullcontext():
+        refuse_foreign(tmp_path / "a", data)
+
+
+def test_four_bytes_a_character_and_marks(tmp_path):
+    for data, said in (
+        ("ab".encode("utf-32-le"), "UTF-32LE without a mark"), ("ab".encode("utf-32-be"), "UTF-32BE without a mark"),
+        (b"\xff\xfe\0\0", "UTF-32,"), (b"\0\0\xfe\xffa", "UTF-32,"), (b"\xff\xfea", "UTF-16,"),
+        (b"\xfe\xffa", "UTF-16,"), (b"PK\x03\x04", ""), (b" \n<html><body>", ""), (b" <HTML>", ""),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=f"a (is )?{said}"):
+            refuse_foreign(tmp_path / "a", data)
+    for data in (b"", b"a", b" PK\x03\x04", b"\0\0\0\0", b"a\0b\0c\0d", "<p> \u00e4".encode()):
+        refuse_foreign(tmp_path / "a", data)

@@ -154,7 +154,7 @@ def test_a_commit_is_on_the_disk_when_it_returns(tmp_path, monkeypatch):
 def test_one_writer_at_a_time(tmp_path):
     with (
         RecordLog(tmp_path / "log", {}),
-        pytest.raises(LockedError, match=r"is being written by (process \d+|another process); wait"),
+        pytest.raises(LockedError, match=rf"is being written by (process {os.getpid()}|another process); wait"),
     ):
         RecordLog(tmp_path / "log", {})
 
