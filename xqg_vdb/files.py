@@ -281,9 +281,10 @@ class FileLock(AbstractContextManager["FileLock"]):
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 held = try_flock(handle)
-                if held and os.fstat(handle).st_ino == _inode(path):
-                    _sign(handle)
-                    return cls(path, handle)
+                with suppress(FileNotFoundError):  # it was deleted since
+                    if held and os.fstat(handle).st_ino == path.stat().st_ino:
+                        _sign(handle)
+                        return cls(path, handle)
                 if not held:
                     raise LockedError(f"{busy} {_holder(handle)}{then}")
             except BaseException as error:
@@ -353,12 +354,6 @@ def _unlock(handle: int) -> None:
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_UN)
-
-
-def _inode(path: Path) -> int | None:
-    with suppress(FileNotFoundError):
-        return path.stat().st_ino
-    return None
 
 
 def _sign(handle: int) -> None:
