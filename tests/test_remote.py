@@ -635,20 +635,22 @@ def _rows_by(embed, **more):
 
 
 def test_a_callable_is_asked_for_so_many_texts_and_characters_at_a_time():
-    asked = []
+    asked, threads = [], set()
 
     def embed(texts):
         asked.append(len(texts))
+        threads.add(threading.get_ident())
         return [[len(text), 1.0] for text in texts]
 
     with _rows_by(embed) as them:
         for lengths, batches in (
             ([1] * 64, [64]), ([1] * 65, [64, 1]), ([1] * 128, [64, 64]), ([50_000, 1, 1], [2, 1]),
-            ([50_001, 1], [1, 1]), ([100_001, 1], [1, 1]), ([33_333] * 4, [3, 1]),
+            ([50_001, 1], [1, 1]), ([100_001, 1], [1, 1]), ([33_333] * 4, [3, 1]), ([9_091] * 11, [10, 1]),
         ):  # fmt: skip
             asked.clear()
             rows = them.rows(["x" * length for length in lengths])
             assert asked == batches and rows.dtype == np.float32 and rows[:, 0].tolist() == lengths
+    assert len(threads) == 1  # a callable of the user's need not stand several at once
     closed = []
     them = remote.Remote(embed, name="it", close=lambda: closed.append(1))
     them.close()
@@ -752,6 +754,19 @@ def test_halves_until_a_server_takes_them_and_so_many_from_then_on(monkeypatch):
     assert [len(asked) for asked in limited.asked] == [16, 16, 8]
     limited.asked.clear()
     assert len(limited.embed(texts[:16])) == 16 and len(limited.asked) == 1
+
+
+def test_many_texts_that_take_too_long_are_halved_and_one_is_waited_for(monkeypatch):
+    asked = []
+
+    def answer(request):
+        asked.append(json.loads(request.content)["input"])
+        if len(asked[-1]) > 1 or asked.count(asked[-1]) == 1:
+            raise httpx.ReadTimeout("slow")
+        return httpx.Response(200, json={"data": [{"embedding": [1.0]}]})
+
+    assert Limited(monkeypatch, answer).embed(["a", "b"]) == [[1.0], [1.0]]
+    assert asked == [["a", "b"], ["a"], ["a"], ["b"], ["b"]]
 
 
 def test_long_texts_are_cut_and_short_ones_refused(monkeypatch):

@@ -495,6 +495,8 @@ def test_a_changed_snapshot_is_not_published(fake, store, taken, with_sum):
         ("grpc://localhost:7334", None, ("http://localhost:7333", 7334)),
         ("grpcs://qdrant.example.org", None, ("https://qdrant.example.org:6333", 6334)),
         ("http://[::1]:7333", None, ("http://[::1]:7333", 7334)),
+        ("HTTP://localhost", None, ("http://localhost:6333", 6334)),
+        ("http://my_host.b\u00fccher", None, ("http://my_host.b\u00fccher:6333", 6334)),
     ],
 )
 def test_grpc_is_spoken_beside_the_given_port(url, port, expected):
@@ -508,6 +510,12 @@ def test_addresses_that_would_lead_elsewhere_are_refused(url):
         checked_address(url, api_key=None, insecure=False)
     with pytest.raises(DataError, match="XQG_VDB_GRPC_PORT must be a port"):
         port_number("abc", of="XQG_VDB_GRPC_PORT")
+
+
+@pytest.mark.parametrize("host", ["%00", "h%41", "a<b>", "h^", "h|x", "h{}", '"h"', "h\\x", "h*", ""])
+def test_a_host_that_cannot_be_is_the_address_and_not_the_proxy(host):
+    with pytest.raises(DataError, match="The address of a Qdrant server looks like"):
+        checked_address(f"http://{host}:6333", api_key=None, insecure=False)
 
 
 # strict mode

@@ -208,9 +208,8 @@ class _Ending:
         return getattr(self._inner, name)
 
     def connect_tcp(self, host: str, port: int, timeout: float, local_address: str | None, socket_options: Any) -> Any:
-        return _Ending(
-            self._inner.connect_tcp(host, port, self._seconds(), local_address, socket_options), self._seconds
-        )
+        inner = self._inner.connect_tcp(host, port, self._seconds(), local_address, socket_options)
+        return _Ending(inner, self._seconds)
 
     def start_tls(self, ssl_context: Any, server_hostname: str | None, timeout: float | None) -> _Ending:
         return _Ending(self._inner.start_tls(ssl_context, server_hostname, self._seconds()), self._seconds)

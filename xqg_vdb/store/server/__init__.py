@@ -42,7 +42,7 @@ def checked_address(
             " before all of them."
         )
     try:
-        parts = urlsplit(url if re.match(r"(https?|grpcs?)://", url) else f"//{url}")
+        parts = urlsplit(url if re.match(r"(?i)(https?|grpcs?)://", url) else f"//{url}")
         (parts.hostname or "").encode("idna")  # as it will be looked up
     except ValueError:
         raise DataError(_LIKE_ONE) from None
@@ -52,7 +52,8 @@ def checked_address(
         port = 0
     if port == 0:
         raise DataError(f"The address of {parts.hostname} has no valid port: 1 to 65535, usually 6333.")
-    if parts.scheme not in _SCHEMES or not parts.hostname or parts.query or parts.fragment:
+    named = re.fullmatch(r"[\w.-]+|.*:.*", parts.hostname or "")  # or the client blames the proxy
+    if parts.scheme not in _SCHEMES or not named or parts.query or parts.fragment:
         raise DataError(_LIKE_ONE)
     if parts.username or parts.password:
         raise DataError(f"The address of {parts.hostname} holds a password; take it out and set XQG_VDB_API_KEY.")
