@@ -733,6 +733,7 @@ def test_no_process_is_left_waiting_for_an_answer():
         np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("f4")),
         RuntimeError("can't start new thread"),
         OSError(12, "Cannot allocate memory"),
+        ImportError("/x/onnxruntime.so: failed to map segment from shared object"),
         Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"),
         Exception("Failed to allocate memory for requested buffer of size 9"),
     ],

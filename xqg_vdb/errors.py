@@ -13,9 +13,7 @@ import unicodedata
 LONGEST_REASON = 4000  # bytes of a body in which an error's page has its title
 _REASONS = ("error", "errors", "message", "Message", "detail", "msg", "title")
 _TITLE = re.compile(r"<title[^<>]*>\s*([^<>]*\w[^<>]*)</title", re.IGNORECASE)
-_NO_ROOM = re.compile(
-    "annot allocate|(?:nable|ailed) to allocate|bad_alloc|ory allocation|MemoryErr|start new thread|thread pool"
-)
+_NO_ROOM = re.compile("(?:not|to) allocate|bad_alloc|ory allocation|MemoryErr|new thread|thread pool|shared object$")
 _SHOWN = frozenset("\u00ad\u061c\u200c\u200d\u200e\u200f")  # of the format characters; others turn a line round
 
 
