@@ -43,7 +43,8 @@ def checked_address(
         )
     try:
         parts = urlsplit(url if re.match(r"(?i)(https?|grpcs?)://", url) else f"//{url}")
-        (parts.hostname or "").encode("idna")  # as it will be looked up
+        host = parts.hostname or ""
+        host.encode("idna")  # as it will be looked up
     except ValueError:
         raise DataError(_LIKE_ONE) from None
     try:
@@ -52,8 +53,7 @@ def checked_address(
         port = 0
     if port == 0:
         raise DataError(f"The address of {parts.hostname} has no valid port: 1 to 65535, usually 6333.")
-    named = re.fullmatch(r"[\w.-]+|.*:.*", parts.hostname or "")  # or the client blames the proxy
-    if parts.scheme not in _SCHEMES or not named or parts.query or parts.fragment:
+    if parts.scheme not in _SCHEMES or parts.query or parts.fragment or not re.fullmatch(r"[\w.-]+|.*:.*", host):
         raise DataError(_LIKE_ONE)
     if parts.username or parts.password:
         raise DataError(f"The address of {parts.hostname} holds a password; take it out and set XQG_VDB_API_KEY.")
@@ -72,7 +72,7 @@ def checked_address(
             f"The API key would travel unencrypted to {where}; use https, or XQG_VDB_INSECURE=1 (insecure=True) if you"
             " must."
         )
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"[{host}]" if ":" in host else host
     path = "" if is_grpc else parts.path.rstrip("/")
     return Address(f"{scheme}://{host}:{rest}{path}", where, grpc_port)
 
