@@ -484,13 +484,17 @@ def test_the_engines_complaints_become_ours(tmp_path):
     for text, kind in {
         "Service runtime error: failed to open WAL x: Can't init WAL: Kind(WouldBlock)": LockedError,
         "Service internal error: No space left on device (os error 28)": DiskError,
+        "Disk quota exceeded (os error 122)": DiskError,
+        "File too large (os error 27)": DiskError,
         "Permission denied (os error 13)": DiskError,
+        "Too many open files (os error 24)": XqgError,
+        'OpenFile, source: Os { code: 24, kind: TooManyOpenFiles, message: "Too many open files" }': XqgError,
         "Read-only file system (os error 30)": DiskError,
         "something new": CorruptError,
     }.items():
         with pytest.raises(kind) as caught, engine.errors(tmp_path):
             raise Exception(text)
-        assert str(tmp_path) in str(caught.value)
+        assert str(tmp_path) in str(caught.value) and type(caught.value) is kind
 
 
 def test_without_a_pointer_nothing_is_deleted_and_everything_says_what_to_do(tmp_path):

@@ -630,6 +630,29 @@ def test_addresses_and_keys_at_the_door(monkeypatch):
             made("https://h/v1", key)
 
 
+def test_a_proxy_in_between_is_named_without_its_password(monkeypatch):
+    monkeypatch.setattr(remote, "getproxies", lambda: {"all": "http://me:secret@proxy.example:3128"})
+    for url, passed, named in (("https://h/v1", 0, 1), ("https://h/v1", 1, 0), ("http://127.0.0.1/v1", 0, 0)):
+        monkeypatch.setattr(remote, "proxy_bypass", lambda host, passed=passed: bool(passed))
+        with pytest.raises(ServerError, match=r"is not there \(ConnectError: no way") as caught:
+            Asked(monkeypatch, [httpx.ConnectError("no way")], url=url).post()
+        assert ("through the proxy proxy.example:3128 of HTTPS_PROXY" in str(caught.value)) == bool(named)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("no_such_module:embed", "=no_such_module:embed cannot be imported"), ("os:no_such", "cannot be imported"),
+        ("os:name", "=os:name is no function"), (":", "cannot be imported"), ("os.", "cannot be imported"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_callable_is_told(word, said):
+    with pytest.raises(ModelError, match=f"XQG_VDB_CALLABLE{said}" if said.startswith("=") else said):
+        remote._named(word)
+    assert remote._named("") is None and remote._named("json:dumps") is json.dumps
+
+
 def _rows_by(embed, **more):
     return contextlib.closing(remote.Remote(embed, name="it", **more))
 

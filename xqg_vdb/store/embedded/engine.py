@@ -282,14 +282,15 @@ def errors(path: Path) -> Iterator[None]:
 _COMPLAINTS: tuple[tuple[str, type[XqgError], str], ...] = (
     ("WouldBlock", LockedError,
      "{path} is open in another process or handle; close that one, or use a Qdrant server (--url)."),
-    ("No space left", DiskError, "The disk of {path} is full; free some space and run the same command again."),
+    ("No space left|uota exceeded|File too large", DiskError,
+     "The disk of {path} is full, or a limit met; free some space and run the same command again."),
     ("ermission denied|Read-only file system", DiskError,
      "{path} may not be written, and the embedded engine writes even to read; change its permissions."),
     ("Vector dimension error|Not existing vector name", MismatchError,
      "The vectors do not fit the collection in {path}: {text}."),
     ("Validation failed|is incompatible with existing segments", MismatchError,
      "{path} was made with other settings: {text}."),
-    ("os error 24", XqgError, "Too many files are open for {path}; raise the limit (ulimit -n), then try again."),
+    ("Too many open files", XqgError, "Too many files are open for {path}; raise the limit (ulimit -n), then try again."),
 )  # fmt: skip
 
 
