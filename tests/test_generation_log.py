@@ -234,6 +234,30 @@ def test_shards_that_do_not_belong_together_are_not_merged(tmp_path):
             generate_file(corpus, folder, generator=FakeGenerator(), job=Job(("de",), 2, "1/2"))
 
 
+@pytest.mark.parametrize(
+    "name", ["1-of-0", "0-of-3", "5-of-4", "01-of-2", "1-of-99999999999", "\u0661-of-\u0662", "1-of-2x"]
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_named_as_no_run_names_a_shard_is_none(tmp_path, name, there):
+    out = tmp_path / "q.jsonl"
+    (tmp_path / f"q.jsonl.shard-{name}").touch()
+    with pytest.raises(DataError, match=r"There is no shard of .*q\.jsonl \(files named q\.jsonl\.shard-1-of-4"):
+        merge_shards(out)
+    if there:
+        out.write_bytes(b'{"id": "1", "generated_queries": {"de": ["a?"]}}\n')
+        with pytest.raises(DataError, match=r"There is no shard of .*q\.jsonl"):
+            merge_shards(out)
+    assert (tmp_path / f"q.jsonl.shard-{name}").exists()
+
+
+def test_shards_of_two_splits_are_named(tmp_path):
+    for name in ("1-of-2", "1-of-10"):
+        (tmp_path / f"q.jsonl.shard-{name}").touch()
+    said = r"has shards of different splits, q.jsonl.shard-\*-of-2 and q.jsonl.shard-\*-of-10: remove the wrong ones"
+    with pytest.raises(MismatchError, match=said):
+        merge_shards(tmp_path / "q.jsonl")
+
+
 def test_a_merge_does_not_take_away_shards_of_something_else(tmp_path):
     corpus, out = write_corpus(tmp_path / "c.jsonl", 5), tmp_path / "q.jsonl"
     generate_file(corpus, out, generator=FakeGenerator(), job=Job(("de",), 2, "1/1"))

@@ -77,9 +77,9 @@ def log_path(out: Path, number: int = 1, count: int = 1) -> Path:
 
 def _logs_of(out: Path) -> dict[Path, tuple[int, int]]:
     """The logs beside `out`, the number of each, and of how many."""
-    pattern = re.compile(re.escape(out.name) + r"\.shard-(\d+)-of-(\d+)")
-    matches = {path: pattern.fullmatch(path.name) for path in out.parent.iterdir()}
-    return {path: (int(match[1]), int(match[2])) for path, match in matches.items() if match}
+    pattern = re.compile(rf"\A{re.escape(out.name)}\.shard-([1-9]\d{{0,5}})-of-([1-9]\d{{0,5}})\Z", re.ASCII)
+    named = {path: (int(i), int(n)) for path in out.parent.iterdir() for i, n in pattern.findall(path.name)}
+    return {path: (i, n) for path, (i, n) in named.items() if i <= n}
 
 
 def merge_shards(out: Path, *, over: bool = False) -> dict[str, Any]:

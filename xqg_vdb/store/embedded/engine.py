@@ -290,7 +290,7 @@ _COMPLAINTS: tuple[tuple[str, type[XqgError], str], ...] = (
      "The vectors do not fit the collection in {path}: {text}."),
     ("Validation failed|is incompatible with existing segments", MismatchError,
      "{path} was made with other settings: {text}."),
-    ("Too many open files", XqgError, "Too many files are open for {path}; raise the limit (ulimit -n), then try again."),
+    ("Too many open files", XqgError, "Too many files are open for {path}; raise the limit (ulimit -n), try again."),
 )  # fmt: skip
 
 
