@@ -6,23 +6,32 @@ import socket
 import subprocess
 from concurrent import futures
 from dataclasses import replace
+from threading import Event
+from types import SimpleNamespace
 
 import grpc
+import numpy as np
 import pytest
 from collection_cases import a_batch, a_card, finished, load, passages, vectors
 from fake_qdrant import DEFAULT_THRESHOLD, FakeQdrant, Fault
+from hypothesis import example, given
+from hypothesis import strategies as st
 from qdrant_client import grpc as wire
+from qdrant_client.conversions.conversion import payload_to_grpc
 
 from xqg_vdb import load as load_corpus
 from xqg_vdb.errors import DataError, LockedError, ServerError
 from xqg_vdb.index.migrate import migrate
-from xqg_vdb.store.layout import CollectionOptions
+from xqg_vdb.store.gate import Rows
+from xqg_vdb.store.layout import CollectionOptions, point_id
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server import names as server_lease
 from xqg_vdb.store.server import writer as server_index
 from xqg_vdb.store.server.client import Server
+from xqg_vdb.store.server.points import upserting
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.testing import HashEncoder
+from xqg_vdb.types import PointBatch, SparseVector
 
 POINTS = "PUT .*/points$"
 
@@ -181,6 +190,54 @@ def test_one_connection_is_one_connection(fake):
     assert fake.at_once == 1
 
 
+def test_the_next_batch_is_made_while_one_is_under_way(fake):
+    asked, goes_on, order = Event(), Event(), []
+
+    def before(method, path):
+        if method == "PUT" and path.endswith("/points"):
+            asked.set()
+            assert goes_on.wait(60)
+            order.append("written")
+        elif method == "PATCH" and order == ["written"]:
+            order.append("noted")
+
+    with connect(fake) as store, store.writer("wiki", card=a_card()) as writer:
+        fake.before = before
+        writer.upsert(a_batch(passages(5), vectors(5)))  # returns, though nobody has answered
+        assert asked.wait(60)
+        assert writer.committed == 0
+        goes_on.set()
+        writer.commit(5)
+        assert (order, writer.committed) == (["written", "noted"], 5)
+
+
+def test_who_only_helps_hears_of_what_failed_when_it_leaves(fake):
+    fake.refused = {"p00003"}
+    said = "Passage 'p00003' cannot be stored"
+    with connect(fake) as store, store.writer("wiki", card=a_card()) as writer:
+        helper = store.helper(writer.version, card=a_card())
+        with pytest.raises(DataError, match=said), helper:
+            helper.upsert(a_batch(passages(5), vectors(5)))
+
+
+def test_what_is_under_way_is_not_tried_again_after_an_error(fake, waits):
+    tried = Event()
+
+    def before(method, path):
+        if method == "PUT" and path.endswith("/points"):
+            fake.faults = [Fault(503, only=POINTS)]
+            tried.set()
+
+    with connect(fake) as store:
+        with pytest.raises(KeyboardInterrupt), store.writer("wiki", card=a_card()) as writer:
+            fake.before = before
+            writer.upsert(a_batch(passages(5), vectors(5)))
+            assert tried.wait(60)
+            raise KeyboardInterrupt
+        with pytest.raises(Exception, match="writer is closed"):
+            writer._sending[0].result(60)
+
+
 def test_nothing_is_committed_after_a_request_that_failed_on_another_connection(fake):
     fake.refused = {"p00007"}
     with connect(fake, parallel=3) as store, store.writer("wiki", card=a_card()) as writer:
@@ -203,6 +260,7 @@ def test_one_bad_point_among_500_is_named(fake, row, waits):
     said = rf"Passage 'p{row:05d}' cannot be stored: .*400.*not as it should be"
     with connect(fake) as store, store.writer("wiki", card=a_card()) as writer, pytest.raises(DataError, match=said):
         writer.upsert(a_batch(passages(500), vectors(500)))
+        writer.commit(500)
     assert fake.count("PUT", "/points") <= 2 * 9 + 2  # bisected, not tried one by one
     assert waits == []
 
@@ -474,3 +532,38 @@ def test_a_whole_load_over_grpc():
     assert sent.keys() == {p.id for p in rows}
     found = sent["p00007"].vectors.vectors.vectors["text-dense"]
     assert list(found.dense.data or found.data) == matrix[7].tolist()
+
+
+# what goes over the wire
+
+_WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+_JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.floats(allow_nan=False) | _WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_WORDS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(meta=st.dictionaries(_WORDS, _JSON_VALUES, max_size=4), text=_WORDS)
+@example(
+    meta={"big": (1 << 63) - 1, "low": -(1 << 63), "a": {"": [[], {}, None, 0, -0.0, False, "\0"]}}, text="語" * 9000
+)
+def test_a_point_is_the_message_that_the_clients_own_objects_make(meta, text):
+    payload = {"id": "p", "content": text, "meta": meta}
+    matrix, words = vectors(1), SparseVector(np.array([1, 300, 1 << 31], np.uint32), np.array([0.5, -1, 3], np.float32))
+    sent = []
+    stub = SimpleNamespace(Upsert=lambda message, timeout: sent.append(message) or wire.PointsOperationResponse())
+    client = SimpleNamespace(init_options={"prefer_grpc": True, "timeout": 5}, grpc_points=stub)
+    rows = Rows([point_id("p")], [payload], [0])
+    batch = PointBatch(passages(1), {"text-dense": matrix, "": matrix[:, :2]}, [()], sparse=[words])
+    upserting(SimpleNamespace(client=client), "wiki__v0001", rows, batch, slice(0, 1))()
+    named = {
+        "text-dense": wire.Vector(dense=wire.DenseVector(data=matrix[0].tolist())),
+        "": wire.Vector(dense=wire.DenseVector(data=matrix[0, :2].tolist())),
+        "text-sparse": wire.Vector(sparse=wire.SparseVector(indices=[1, 300, 1 << 31], values=[0.5, -1, 3])),
+    }
+    point = wire.PointStruct(
+        id=wire.PointId(uuid=str(point_id("p"))), payload=payload_to_grpc(payload),
+        vectors=wire.Vectors(vectors=wire.NamedVectors(vectors=named)),
+    )  # fmt: skip
+    assert sent == [wire.UpsertPoints(collection_name="wiki__v0001", wait=True, points=[point])]

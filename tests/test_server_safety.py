@@ -572,6 +572,7 @@ def test_a_full_collection_does_not_blame_a_passage(fake, store):
     fake.faults = [Fault(400, body=said, only="PUT .*/points$")]
     with store.writer("wiki", card=a_card()) as writer, pytest.raises(ServerError, match="strict mode"):
         writer.upsert(a_batch(passages(5), vectors(5)))
+        writer.commit(5)
 
 
 def test_the_card_of_a_load_is_kept_when_meta_of_others_is_odd(fake, store):

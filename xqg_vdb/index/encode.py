@@ -61,18 +61,11 @@ class EarlierBuild:
 
 
 def encode_corpus(
-    corpus: Path,
-    *,
-    encoder: TextEncoder,
-    queries: QueryFile | None,
-    path: Path,
-    reuse: Sequence[str | Path] = (),
-    rejects: Rejects | None = None,
-    default_lang: str | None = None,
-    split: Callable[[Passage], Sequence[Passage]] | None = None,
-    cut: dict[str, Any] | None = None,
+    corpus: Path, *, encoder: TextEncoder, queries: QueryFile | None, path: Path, reuse: Sequence[str | Path] = (),
+    rejects: Rejects | None = None, default_lang: str | None = None,
+    split: Callable[[Passage], Sequence[Passage]] | None = None, cut: dict[str, Any] | None = None,
     progress: Progress = silent,
-) -> tuple[Build, str, int]:
+) -> tuple[Build, str, int]:  # fmt: skip
     """Encode every passage and its queries into the build folder `path`, continuing where an earlier run stopped.
 
     cut: gets what `count_cut` counts. Returns the build, `rows_digest` of the corpus, and how many passage
@@ -108,14 +101,9 @@ def encode_corpus(
 
 
 def read_rows(
-    corpus: Path,
-    *,
-    queries: QueryFile | None,
-    rejects: Rejects | None = None,
-    default_lang: str | None = None,
-    split: Callable[[Passage], Sequence[Passage]] | None = None,
-    detect: bool = True,
-) -> Iterator[Row]:
+    corpus: Path, *, queries: QueryFile | None, rejects: Rejects | None = None, default_lang: str | None = None,
+    split: Callable[[Passage], Sequence[Passage]] | None = None, detect: bool = True,
+) -> Iterator[Row]:  # fmt: skip
     """Each passage of the corpus with its generated queries, in corpus order; `detect`: find out missing languages.
 
     split: makes chunks of a document; each has all of the document's queries, so that its vector depends on no other.
@@ -243,14 +231,9 @@ def _flat(
 
 
 def encode_cached(
-    texts: Sequence[str],
-    *,
-    encoder: TextEncoder,
-    kind: Literal["queries", "passages"],
-    folder: Path,
-    progress: Progress = silent,
-    stage: str = "encoding",
-) -> Vectors:
+    texts: Sequence[str], *, encoder: TextEncoder, kind: Literal["queries", "passages"], folder: Path,
+    progress: Progress = silent, stage: str = "encoding",
+) -> Vectors:  # fmt: skip
     """Rows (len(texts), dim) float32; encoded now where `folder` does not hold them yet.
 
     kind: which have different prefixes; queries are not calibrated. Raises LockedError, DiskError,
@@ -320,14 +303,9 @@ class QueryVectors:
 
 
 def encode_query_files(
-    files: Sequence[Path],
-    ids: Iterable[str],
-    *,
-    encoder: TextEncoder,
-    folder: Path,
-    langs: Sequence[str] | None = None,
-    progress: Progress = silent,
-) -> QueryVectors:
+    files: Sequence[Path], ids: Iterable[str], *, encoder: TextEncoder, folder: Path,
+    langs: Sequence[str] | None = None, progress: Progress = silent,
+) -> QueryVectors:  # fmt: skip
     """Encode the generated queries of the passages `ids` in that order, or take them from `folder`.
 
     langs: only these. Raises DataError when the files have none for any of them.

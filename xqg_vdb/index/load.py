@@ -158,18 +158,11 @@ class Loaded:
 
 
 def load(
-    corpus: str | PathLike[str] | Records,
-    name: str,
-    *,
-    encoder: TextEncoder | str | Path,
-    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None = None,
-    recipe: Recipe | None = None,
-    questions: str | PathLike[str] | None = None,
-    store: Store | None = None,
-    options: LoadOptions | None = None,
-    rejects: Rejects | None = None,
-    progress: Progress = silent,
-) -> Loaded:
+    corpus: str | PathLike[str] | Records, name: str, *, encoder: TextEncoder | str | Path,
+    queries: str | PathLike[str] | Sequence[str | PathLike[str]] | Records | None = None, recipe: Recipe | None = None,
+    questions: str | PathLike[str] | None = None, store: Store | None = None, options: LoadOptions | None = None,
+    rejects: Rejects | None = None, progress: Progress = silent,
+) -> Loaded:  # fmt: skip
     """Load a corpus into the collection `name`.
 
     corpus: a file, a BEIR folder, `Passage`s or dicts, or a data frame. queries: the generated ones, in files or as

@@ -46,16 +46,9 @@ _ENOUGH_QUESTIONS = 30
 
 
 def card_of(
-    encoder: TextEncoder,
-    *,
-    rows_digest: str,
-    recipe: Recipe,
-    distance: Distance,
-    generated: LanguageMeans,
-    asked: LanguageMeans | None = None,
-    keep_plain: bool = False,
-    chunk: str = "",
-) -> Card:
+    encoder: TextEncoder, *, rows_digest: str, recipe: Recipe, distance: Distance, generated: LanguageMeans,
+    asked: LanguageMeans | None = None, keep_plain: bool = False, chunk: str = "",
+) -> Card:  # fmt: skip
     """The card of the collection to be.
 
     generated: `generated_means` of the build. asked: the means of users' questions.

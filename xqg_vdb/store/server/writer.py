@@ -81,7 +81,7 @@ def _prepare(names: Names, version: str, info: models.CollectionInfo, *, card: C
     keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
     for key in {LANG_KEY, *(["id"] if card.chunk else [])} - info.payload_schema.keys():
         with suppress(Limited):  # it makes filters fast, and nothing needs it
-            call(partial(client.create_payload_index, version, key, field_schema=keyword, wait=True))
+            call(partial(client.create_payload_index, version, key, field_schema=keyword, wait=False))
     is_noted = bool((config.metadata or {}).get(BULK_KEY))
     threshold = config.optimizer_config.indexing_threshold
     threshold = _USUAL_THRESHOLD if threshold is None else threshold
@@ -154,8 +154,7 @@ class _ServerWriter:
         self._names, self._client, self._server = names, names.client, names.server
         self._name, self._version, self._card, self._lease = name, version, card, lease
         self._keep, self._committed, self._closed = options.keep, committed, False
-        self._connections = 1 if names.is_local else options.parallel
-        self._pool = ThreadPoolExecutor(self._connections) if self._connections > 1 else None
+        self._connections, self._pool = options.parallel, ThreadPoolExecutor(options.parallel)
         self._sending: deque[Future[None]] = deque()
         self._most_bytes = MAX_REQUEST_BYTES
 
@@ -163,7 +162,11 @@ class _ServerWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        try:
+            if exc[0] is None:
+                self._await()
+        finally:
+            self.close()
 
     @property
     def committed(self) -> int:
@@ -181,14 +184,16 @@ class _ServerWriter:
     def upsert(self, batch: PointBatch) -> None:
         """Check, then write in requests of at most 8 MiB. Raises DataError or MismatchError and has written nothing.
 
-        Raises ServerError when the server stays away, DataError naming the passage that it refuses; then some of the
-        requests may have been done. With several connections, a later call or `commit` raises what befell this one.
+        It returns while the last requests are under way, so that the next batch is made meanwhile. A later call or
+        `commit` raises what befell them: ServerError when the server stays away, DataError naming the passage that it
+        refuses; then some of the requests may have been done.
         """
         self._check_open()
         rows = checked(batch, card=self._card)
         self._lease.renew()
         for start, stop in _requests(rows.sizes, most=self._most_bytes):
-            self._begin(partial(self._send, rows, batch, start, stop))
+            write = upserting(self._names, self._version, rows, batch, slice(start, stop))
+            self._begin(partial(self._send, rows, batch, start, stop, write))
 
     def commit(self, rows: int) -> None:
         self._check_open()
@@ -227,18 +232,14 @@ class _ServerWriter:
 
     def _stop_sending(self) -> None:
         self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)  # after an error, what is under way is not tried again
 
     def _check_open(self) -> None:
         if self._closed:
             raise XqgError("This writer is closed; ask the store for another one.")
 
     def _begin(self, send: Callable[[], None]) -> None:
-        """Send now, or beside what is under way already when there are several connections."""
-        if self._pool is None:
-            send()
-            return
+        """Send beside what is under way already, when a connection is free."""
         self._await(fewer_than=self._connections)
         self._sending.append(self._pool.submit(send))
 
@@ -251,11 +252,15 @@ class _ServerWriter:
             self.close()
             raise
 
-    def _send(self, rows: Rows, points: PointBatch, start: int, stop: int) -> None:
+    def _send(self, rows: Rows, points: PointBatch, start: int, stop: int, write: Callable[[], str]) -> None:
         """Write these rows; by halves when the server finds them too large, or refuses a point that is to be found."""
-        write = upserting(self._names, self._version, rows, points, slice(start, stop))
+
+        def attempt() -> None:
+            self._check_open()
+            completed(write())
+
         try:
-            self._server.call(lambda: completed(write()))
+            self._server.call(attempt)
         except (TooLarge, Refused) as error:
             if isinstance(error, TooLarge):  # later requests are made as small
                 self._most_bytes = min(self._most_bytes, _JSON_BYTES_PER_FLOAT32 * sum(rows.sizes[start:stop]) // 2)
@@ -265,8 +270,8 @@ class _ServerWriter:
                 docid = rows.payloads[start]["id"]
                 raise DataError(f"Passage {docid!r} cannot be stored: {error}") from error
             middle = (start + stop) // 2
-            self._send(rows, points, start, middle)
-            self._send(rows, points, middle, stop)
+            for half in ((start, middle), (middle, stop)):
+                self._send(rows, points, *half, upserting(self._names, self._version, rows, points, slice(*half)))
 
 
 class _ServerUpdate(_ServerWriter):
@@ -275,6 +280,9 @@ class _ServerUpdate(_ServerWriter):
     @property
     def card(self) -> Card:
         return self._card
+
+    def _begin(self, send: Callable[[], None]) -> None:
+        send()  # what a call writes is done when it returns
 
     def find(self, ids: Sequence[str], *, chunks: bool = False) -> dict[str, StoredPoint]:
         if chunks:
@@ -290,8 +298,7 @@ class _ServerUpdate(_ServerWriter):
         self._server.call(lambda: self._client.delete(self._version, points, wait=True))
 
     def record(self, card: Card) -> None:
-        """Wait for all requests, then replace the card. Raises LockedError when somebody else has taken over."""
-        self._await()
+        """Replace the card. Raises LockedError when somebody else has taken over."""
         for _ in range(_LOOKS):  # a node of a cluster may show what was written a tenth of a second later
             by = self._names.metadata(self._version).get(LOADER_KEY) or {}
             if by.get("id") == self._lease.id:
@@ -321,7 +328,7 @@ def open_update(names: Names, name: str, version: str, *, options: CollectionOpt
         raise LockedError(f"Collection {name!r} on {names.server.where} is being changed by {by}; wait until it ends.")
     lease = Lease(names, version)
     lease.write()
-    return _ServerUpdate(names, name, version, card=card, options=replace(options, parallel=1), lease=lease)
+    return _ServerUpdate(names, name, version, card=card, options=options, lease=lease)
 
 
 def _requests(sizes: list[int], *, most: int) -> Iterator[tuple[int, int]]:
