@@ -501,6 +501,7 @@ def filled(store, name):
         def write_and_read(rows):
             writer.upsert(a_batch(rows, vectors(len(rows))))
             if isinstance(store, ServerStore):
+                writer._await()
                 return [
                     record.payload for record in store._client.scroll(writer._version, limit=100, with_payload=True)[0]
                 ]
