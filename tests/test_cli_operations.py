@@ -140,7 +140,9 @@ def test_a_collection_gets_other_options_without_encoding(desk):
     )
     assert "options      quantization turbo" in said(desk, "info", "wiki")
     assert "all is well" in said(desk, "verify", "wiki", "--build", "vectors")
-    assert said(desk, "rollback", "wiki") == "wiki: searches see v0002\n"
+    assert said(desk, "migrate", "wiki", "--hnsw-m", "8", "--keep", "3").endswith("v0004\n")
+    assert "options      quantization turbo, hnsw_m 8" in said(desk, "info", "wiki")  # what is not given stays
+    assert said(desk, "rollback", "wiki", "--to", "v0002") == "wiki: searches see v0002\n"
 
 
 def test_usage_errors(desk):

@@ -76,6 +76,7 @@ ROWS = [  # status, code, words, error, what the error says
     (409, CODES.ALREADY_EXISTS, "in other words", Exists, "has that already"),
     (413, CODES.OUT_OF_RANGE, "in other words", TooLarge, "use smaller batches"),
     (401, CODES.UNAUTHENTICATED, "Must provide an API key", ServerError, "set XQG_VDB_API_KEY"),
+    (403, CODES.PERMISSION_DENIED, "ExpiredSignature", ServerError, "refuses the API key"),
     (403, CODES.PERMISSION_DENIED, "Forbidden: Global manage access is required",
      NoAccess, "may not write"),
     (403, CODES.PERMISSION_DENIED, "Forbidden: Write access to collection x is required",

@@ -302,17 +302,13 @@ def _augment_lines(report: AugmentReport) -> Iterator[str]:
 @layout_options
 @place_options
 def migrate(
-    collection: str,
-    to_path: str | None,
-    to_url: str | None,
-    to_name: str | None,
-    layout: CollectionOptions,
+    collection: str, to_path: str | None, to_url: str | None, to_name: str | None, layout: CollectionOptions,
     place: Place,
-) -> None:
+) -> None:  # fmt: skip
     """Copy COLLECTION into another store without encoding anything again; stopped, the same command continues.
 
     Without --to-path and --to-url the copy is a new version in the same store: that is how a collection gets other
-    options, such as --quantization.
+    options, such as --quantization. It keeps those that are not given.
     """
     if to_path and to_url:
         raise click.UsageError("give --to-path or --to-url, not both")
@@ -321,11 +317,10 @@ def migrate(
     elsewhere = to_path is not None or to_url is not None
     key = os.environ.get("XQG_VDB_TO_API_KEY") if elsewhere else None
     there = replace(place, path=to_path, url=to_url) if elsewhere else place
-    with (
-        closing(place.open()) as source,
-        closing(there.open(options=layout, api_key=key)) as target,
-        bars(unit=" passages") as progress,
-    ):
+    with closing(place.open()) as source, bars(unit=" passages") as progress, ExitStack() as stack:
+        if not elsewhere:
+            layout = replace(layout, **{**source.card(collection).storage, **layout.layout()})
+        target = stack.enter_context(closing(there.open(options=layout, api_key=key)))
         card = copy(source, collection, target, to_name=to_name, progress=progress)
     name = to_name or collection
     show(

@@ -86,6 +86,7 @@ _IMPOSSIBLE: _Meaning = (
     ServerError,
     "{where} cannot do this ({said}); is it a Qdrant server of version 1.16 or later?",
 )
+_KEY: _Meaning = (ServerError, "{where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY.")
 _ANY = frozenset(range(400, 600))
 ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
     (_ANY, r"no space left on device",
@@ -111,8 +112,8 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
     (_ANY, r"http1\.x server|illegal \w+ line|wrong_version_number|unknown protocol|expected settings", _NOT_QDRANT),
     (_ANY, r"certificate.verify.failed|ssl handshake failed|ssl_error_ssl", _UNTRUSTED),
     (frozenset({400, 409}), r"already exists", _EXISTS),
-    (frozenset({401}), "",
-     (ServerError, "{where} refuses the API key, or wants one ({said}); set XQG_VDB_API_KEY.")),
+    (frozenset({401}), "", _KEY),
+    (frozenset({403}), r"(expired|invalid)signature", _KEY),
     (frozenset({403}), r"(manage|write|global) access",
      (NoAccess, "The API key may not write on {where} ({said}); set XQG_VDB_API_KEY to one with manage access.")),
     (frozenset({403}), "",
