@@ -745,6 +745,16 @@ def test_a_version_without_a_commit_or_of_another_build_is_begun_anew(store):
     writer.close()  # once more does nothing
 
 
+def test_a_version_that_was_rolled_back_from_is_no_rubbish(tmp_path):
+    with EmbeddedStore(tmp_path, options=CollectionOptions(keep=3)) as store:
+        for seed in (1, 2):
+            load(store, "wiki", passages(5), vectors(5, seed=seed), card=a_card(alpha=seed / 10))
+        assert store.admin.rollback("wiki") == "v0001"
+        with store.writer("wiki", card=a_card(alpha=0.5)):
+            assert there(Folder(tmp_path / "wiki")) == [1, 2, 3]
+        assert store.admin.rollback("wiki", version="v0002") == "v0002" and store.count("wiki") == 5
+
+
 def test_a_count_that_is_not_the_cards_is_not_published(store):
     with store.writer("wiki", card=a_card()) as writer:
         writer.upsert(a_batch(passages(10), vectors(10)))

@@ -512,6 +512,25 @@ def test_lines_and_integers_at_their_limits(tmp_path):
         key_of({}, ("id", "_id"))
 
 
+def test_what_is_no_text_number_or_list_is_refused_in_words(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="max_rejects must be 0 or more, got -1"):
+        Rejects(-1)
+    for value, kind in (({1}, "set"), (b"x", "bytes"), ([object()], "object"), ({"a": (1,)}, "tuple")):
+        with pytest.raises(BadRecord, match=f"a value of type {kind} cannot be stored as JSON"):
+            check_value(value)
+    with pytest.raises(DataError, match=r"Give a list of texts, not one: \['a question'\]"):
+        records.listed("a question")
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"id": 1,\n"text": "\xff"}]')
+    with pytest.raises(DataError, match=r"a\.json is not UTF-8 \(invalid start byte at byte 20\); convert the file"):
+        read_whole(path)
+    monkeypatch.setattr(records, "_RATIO_FREE_BYTES", 10)
+    packed, rng = tmp_path / "b.gz", random.Random(1)
+    lines = [b"%d" % rng.getrandbits(64) for _ in range(50)]
+    packed.write_bytes(gzip.compress(b"\n".join(lines)))
+    assert [source.raw for source in open_lines(packed)] == lines  # above the free bytes, and no bomb
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 

@@ -8,6 +8,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -651,6 +652,20 @@ def test_a_name_that_is_no_callable_is_told(word, said):
     with pytest.raises(ModelError, match=f"XQG_VDB_CALLABLE{said}" if said.startswith("=") else said):
         remote._named(word)
     assert remote._named("") is None and remote._named("json:dumps") is json.dumps
+
+
+def test_what_cannot_be_asked_is_told_at_the_door(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(DataError, match="certificates that SSL_CERT_FILE names cannot be read"):
+        remote.Server("https://h/v1", model="m", keys=("NO_KEY",), timeout=1.0, patience=1.0)
+    for manifest in ({}, {"remote": None}, {"remote": {"url": "http://h"}}):
+        folder = SimpleNamespace(path=tmp_path, manifest=manifest)
+        with pytest.raises(ModelError, match=r"model\.json does not say where its model runs; export it again"):
+            remote.open_remote(folder, embed=None)
+    monkeypatch.delenv("XQG_VDB_CALLABLE", raising=False)
+    folder = SimpleNamespace(path=tmp_path, manifest={"remote": {"url": None, "model": "mine"}})
+    with pytest.raises(ModelError, match=r"was made of a Python callable \(mine\): open it by Encoder\(folder, embed="):
+        remote.open_remote(folder, embed=None)
 
 
 def _rows_by(embed, **more):
