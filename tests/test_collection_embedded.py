@@ -755,6 +755,42 @@ def test_a_version_that_was_rolled_back_from_is_no_rubbish(tmp_path):
         assert store.admin.rollback("wiki", version="v0002") == "v0002" and store.count("wiki") == 5
 
 
+def test_a_version_that_cannot_be_begun_leaves_nothing(store, monkeypatch):
+    def none(*_):
+        raise DiskError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "create", none)
+        with pytest.raises(DiskError, match="The disk is full"):
+            store.writer("wiki", card=a_card())
+    assert there(Folder(store.path / "wiki")) == [] and store.names() == []
+    load(store, "wiki", passages(5), vectors(5), card=a_card())  # nobody holds its lock
+    assert store.count("wiki") == 5
+
+
+def test_a_copy_takes_the_place_of_its_version_in_one_step(tmp_path, monkeypatch):
+    with EmbeddedStore(tmp_path, options=CollectionOptions(keep=2)) as store:
+        for seed in (1, 2):
+            load(store, "wiki", passages(5), vectors(5, seed=seed), card=a_card(alpha=seed / 10))
+        store.count("wiki")
+    folder, asked = Folder(tmp_path / "wiki"), []
+    version = folder.current()
+    (folder.path / "indexing").mkdir()
+    (folder.path / "indexing" / "half").touch()  # of a process that was killed
+    monkeypatch.setattr(writing, "require_space", lambda path, needed: asked.append((path, needed)))
+    for floor in (0, 1 << 40):
+        copy = writing.copy_to_index(folder, version, free_space_floor=floor)
+    assert asked == [(folder.path, 2 * bytes_on_disk(version.path) + 100 * MIB), (folder.path, 1 << 40)]
+    assert copy.path == folder.path / "indexing" and there(folder) == [1, 2]
+    left = {path.name for path in copy.path.iterdir()}
+    assert left == {path.name for path in version.path.iterdir()} - {"LOCK", "card.json"}
+    writing.publish_copy(folder, copy, version.card())
+    assert folder.current().name == "v0003" and [kept.name for kept in folder.kept()] == ["v0001"]
+    assert folder.current().card() == replace(version.card(), version="v0003") and not copy.path.exists()
+    with EmbeddedStore(tmp_path) as store:
+        assert store.count("wiki") == 5
+
+
 def test_a_count_that_is_not_the_cards_is_not_published(store):
     with store.writer("wiki", card=a_card()) as writer:
         writer.upsert(a_batch(passages(10), vectors(10)))
