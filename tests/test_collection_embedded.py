@@ -614,6 +614,8 @@ def test_versions_are_counted_beyond_four_digits(tmp_path):
     folder = a_folder(tmp_path, 2, 9999, 10000, 10)
     for odd in ("v1", "v00", "v0003x", "xv0003", "indexing"):
         (folder.path / odd).mkdir()
+    (folder.path / "v20000").touch()  # a file is no version
+    (folder.path / "v20001").symlink_to("nowhere")
     assert there(folder) == [2, 10, 9999, 10000] and folder.next_version().name == "v10001"
     assert (folder.name, folder.pointer, folder.stamp()) == ("wiki", folder.path / "CURRENT", None)
     version = folder.versions()[0]
@@ -648,6 +650,7 @@ def test_only_what_nobody_needs_is_swept(tmp_path):
     folder.pointer.unlink()
     folder.sweep()
     assert there(folder) == [3, 5, 6]  # without a pointer nobody knows
+    assert folder.remove_unread(folder.versions()[0]) and there(folder) == [5, 6]
 
 
 def test_what_is_said_of_versions(tmp_path):

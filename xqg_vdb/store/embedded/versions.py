@@ -127,7 +127,8 @@ class Folder:
     def versions(self) -> list[Version]:
         """All version folders, oldest first."""
         with suppress(FileNotFoundError):
-            versions = [Version(path) for path in self.path.iterdir() if _VERSION.fullmatch(path.name)]
+            folders = (path for path in self.path.iterdir() if path.is_dir())
+            versions = [Version(path) for path in folders if _VERSION.fullmatch(path.name)]
             return sorted(versions, key=lambda version: version.number)
         return []
 
