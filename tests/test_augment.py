@@ -111,6 +111,19 @@ def test_a_langchain_collection_is_copied_behind_an_alias(fake, client, store, q
     assert [one["payload"] for one in after[1]] == [one["payload"] for one in before[1]]
 
 
+def test_the_copy_has_the_settings_of_its_source(fake, client, store, queries):
+    write_langchain(fake.url, "docs", an_encoder())
+    client.update_collection(
+        "docs", optimizers_config=models.OptimizersConfigDiff(indexing_threshold=777), metadata={"owner": "search team"}
+    )
+    augment("docs", store=store, encoder=an_encoder(), queries=queries)
+    source, copy = (client.get_collection(name).config for name in ("docs", "docs-xqg"))
+    assert fake.created["docs-xqg__v0001"]["optimizers_config"]["indexing_threshold"] == 777
+    assert fake.created["docs-xqg__v0001"]["optimizers_config"]["deleted_threshold"] == 0.2
+    assert copy.hnsw_config == source.hnsw_config
+    assert copy.metadata["owner"] == source.metadata["owner"] == "search team"
+
+
 def test_langchain_finds_in_the_copy_what_an_exact_search_finds(fake, store, queries):
     from langchain_qdrant import QdrantVectorStore
 

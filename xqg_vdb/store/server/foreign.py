@@ -13,7 +13,7 @@ from qdrant_client import models
 from xqg_vdb.errors import CorruptError, DataError, MismatchError
 from xqg_vdb.store.layout import missing_collection
 from xqg_vdb.store.server.client import NotFound, TooLarge
-from xqg_vdb.store.server.names import AUGMENT_KEY, CARD_KEY, CURSOR_KEY, Names, card_in, completed
+from xqg_vdb.store.server.names import AUGMENT_KEY, CARD_KEY, CURSOR_KEY, Names, card_in, completed, is_ours
 from xqg_vdb.store.server.writer import build_index
 from xqg_vdb.texts.records import hash64
 from xqg_vdb.types import Card, Distance
@@ -187,21 +187,23 @@ def open_copy(source: ForeignCollection, name: str, *, record: Mapping[str, Any]
 
 
 def _create_like(source: ForeignCollection, physical: str, metadata: Mapping[str, Any]) -> None:
-    """An empty collection with the source's vectors, graph, quantisation, shards and payload indexes."""
+    """An empty collection with the source's vectors, graph, optimisers, shards, payload indexes and metadata."""
     info, client = source.info(), source.names.client
-    params = info.config.params
+    config, params = info.config, info.config.params
     if params.sharding_method == models.ShardingMethod.CUSTOM:
         raise MismatchError(
             f"{source.name!r} has shards with keys of its own, which are not copied: load"
             " its texts into a new collection with `xqg-vdb load`."
         )
-    graph = info.config.hnsw_config.model_dump(include=set(models.HnswConfigDiff.model_fields), exclude_none=True)
+    theirs = {key: value for key, value in (config.metadata or {}).items() if not is_ours({key: value})}
     create = partial(
         client.create_collection, physical,
         vectors_config=params.vectors, sparse_vectors_config=params.sparse_vectors, shard_number=params.shard_number,
         replication_factor=params.replication_factor, write_consistency_factor=params.write_consistency_factor,
-        on_disk_payload=params.on_disk_payload, hnsw_config=models.HnswConfigDiff(**graph),
-        quantization_config=info.config.quantization_config, metadata=dict(metadata),
+        on_disk_payload=params.on_disk_payload, quantization_config=config.quantization_config,
+        hnsw_config=models.HnswConfigDiff.model_validate(config.hnsw_config, from_attributes=True),
+        optimizers_config=models.OptimizersConfigDiff.model_validate(config.optimizer_config, from_attributes=True),
+        metadata=theirs | dict(metadata),
     )  # fmt: skip
     source.names.create(physical, create)
     if source.names.is_local:  # it has no indexes, and says so each time
