@@ -251,6 +251,16 @@ def test_nothing_is_committed_after_a_request_that_failed_on_another_connection(
         assert writer.committed == 0
 
 
+def test_a_server_that_stays_away_is_not_waited_for_once_more_to_sign_off(fake, waits):
+    with ServerStore.connect(fake.url, deadline=3.0) as store:
+        with pytest.raises(ServerError), store.writer("wiki", card=a_card()) as writer:
+            fake.faults = [Fault(503) for _ in range(500)]
+            writer.upsert(a_batch(passages(5), vectors(5)))
+            writer.commit(5)
+        written = max(at for at, request in enumerate(fake.requests) if request[1].endswith("/points"))
+        assert fake.requests[written + 1 :] == [("GET", "/collections/wiki__v0001")]
+
+
 # the bad point
 
 

@@ -104,7 +104,8 @@ ANSWERS: tuple[tuple[frozenset[int], str, _Meaning], ...] = (
      (Pending, "The cluster of {where} has no quorum ({said}). The change may still be carried out: look at `xqg-vdb"
       " versions` when the cluster is whole, before you repeat it.")),
     (_ANY, r"service is currently unavailable|failed to connect to http|\b0 of 0 read|no active replica",
-     (None, "A node of the cluster of {where} is away ({said}); start it, then run the same command again.")),
+     (None, "A node of the cluster of {where} is away ({said}); start it, then run the same command again. A load with"
+      " --replication-factor 2 does without it.")),
     (_ANY, r"malformed tar|checksum mismatch|failed to unpack",
      (CorruptError, "{where} cannot read the snapshot ({said}); take another copy of it.")),
     (_ANY, r"dimension error|not existing vector name|not aligned|is not found in the collection",

@@ -151,9 +151,9 @@ class Names:
         unfinished = absent(base, at=f"on {self.server.where}", begun=bool(records), finished=finished)
         return unfinished or missing_collection(base, self.published(), where=self.server.where)
 
-    def metadata(self, version: str) -> Mapping[str, Any]:
+    def metadata(self, version: str, *, deadline: float | None = None) -> Mapping[str, Any]:
         """All entries of a version's metadata."""
-        return self.look(lambda: self.client.get_collection(version)).config.metadata or {}
+        return self.look(lambda: self.client.get_collection(version), deadline=deadline).config.metadata or {}
 
     def write_metadata(self, version: str, record: Mapping[str, Any], *, deadline: float | None = None) -> None:
         """Add or replace entries of a version's metadata."""
@@ -347,7 +347,7 @@ class Lease:
     def release(self) -> None:
         """Take the record out, not another's; a server that is away keeps it, and others find out that it is stale."""
         with suppress(XqgError):
-            if (self._names.metadata(self._version).get(LOADER_KEY) or {}).get("id") == self.id:
+            if (self._names.metadata(self._version, deadline=0.0).get(LOADER_KEY) or {}).get("id") == self.id:
                 self._names.write_metadata(self._version, {LOADER_KEY: {}}, deadline=0.0)
 
 
