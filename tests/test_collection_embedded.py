@@ -727,10 +727,18 @@ def test_an_unfinished_version_with_fewer_points_than_it_committed_is_thrown_awa
     with store.writer("wiki", card=a_card()) as writer:
         writer.upsert(a_batch(passages(10), vectors(10)))
         writer.commit(10)
-    Version(store.path / "wiki" / "v0001").write_cursor(rows=10, points=10 + lost)
+    Version(store.path / "wiki" / "v0001").write_cursor(rows=7, points=10 + lost)
     with store.writer("wiki", card=a_card()) as writer:
-        assert writer.committed == (0 if lost else 10)
+        assert writer.committed == (0 if lost else 7)
     assert ("is thrown away and loaded again: 10 points of 11" in caplog.text) == bool(lost)
+
+
+def test_what_nobody_committed_is_in_no_version(store):
+    with store.writer("wiki", card=a_card()) as writer:
+        writer.upsert(a_batch(passages(10), vectors(10)))
+        writer._shard.flush()
+    load(store, "wiki", passages(5), vectors(5), card=a_card())
+    assert store.count("wiki") == 5
 
 
 def test_a_version_without_a_commit_or_of_another_build_is_begun_anew(store):
