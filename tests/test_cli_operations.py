@@ -145,6 +145,14 @@ def test_a_collection_gets_other_options_without_encoding(desk):
     assert said(desk, "rollback", "wiki", "--to", "v0002") == "wiki: searches see v0002\n"
 
 
+def test_odd_options_of_a_card_on_a_server_are_named(desk):
+    with FakeQdrant() as fake:
+        said(desk, "migrate", "wiki", "--to-url", fake.url)
+        card = fake.client.get_collection("wiki__v0001").config.metadata["xqg_card"]
+        fake.client.update_collection("wiki__v0001", metadata={"xqg_card": {**card, "storage": {"hnsw_m": "many"}}})
+        assert "odd options" in said(desk, "migrate", "wiki", "--url", fake.url, code=8)
+
+
 def test_usage_errors(desk):
     assert "not both" in said(desk, "migrate", "wiki", "--to-path", "a", "--to-url", "http://localhost", code=2)
     assert "one shard in one folder" in said(desk, "migrate", "wiki", "--to-path", "a", "--shards", "2", code=3)

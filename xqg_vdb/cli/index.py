@@ -319,7 +319,11 @@ def migrate(
     there = replace(place, path=to_path, url=to_url) if elsewhere else place
     with closing(place.open()) as source, bars(unit=" passages") as progress, ExitStack() as stack:
         if not elsewhere:
-            layout = replace(layout, **{**source.card(collection).storage, **layout.layout()})
+            kept = source.card(collection).storage
+            try:
+                layout = replace(layout, **{**kept, **layout.layout()})
+            except (TypeError, ValueError):
+                raise CorruptError(f"The card of {collection} has odd options ({kept!r:.80}); load it again.") from None
         target = stack.enter_context(closing(there.open(options=layout, api_key=key)))
         card = copy(source, collection, target, to_name=to_name, progress=progress)
     name = to_name or collection
