@@ -21,6 +21,7 @@ from xqg_vdb.errors import DataError, MismatchError, ServerError
 from xqg_vdb.index.load import LoadOptions
 from xqg_vdb.store.embedded.store import EmbeddedStore
 from xqg_vdb.store.layout import CollectionOptions
+from xqg_vdb.store.operations import finish
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Question, Search
@@ -301,3 +302,18 @@ async def test_passages_come_and_go_while_searches_run(retriever):
         assert (gone.deleted, gone.missing, gone.passages) == (1, ("nowhere",), 90)
         assert all(await asyncio.gather(*asked))
         assert "new" not in [hit.id for hit in await searcher.search(text, k=91)]
+
+
+def test_steps_that_wait_for_an_event_loop_are_ended_where_there_is_none():
+    ended = []
+
+    async def waits():
+        try:
+            await asyncio.sleep(0)
+        finally:
+            ended.append(True)
+
+    steps = waits()
+    with pytest.raises(RuntimeError, match="waits for an event loop"):
+        finish(steps)
+    assert ended == [True]

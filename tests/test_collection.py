@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import math
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -298,6 +300,22 @@ def test_a_closed_writer_says_so(store, name):
     writer.close()
     with pytest.raises(XqgError, match="writer is closed"):
         writer.upsert(a_batch(passages(1), vectors(1)))
+
+
+def test_a_batch_without_passages_asks_nothing_of_the_store(store, name):
+    with store.writer(name, card=a_card()) as writer:
+        writer.upsert(a_batch([], vectors(0)))
+        writer.upsert(a_batch(passages(5), vectors(5)))
+        writer.upsert(a_batch([], vectors(0)))
+        writer.commit(5)
+        writer.publish(finished(a_card(), passages(5)))
+    assert store.count(name) == 5
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_store_that_is_sent_to_another_process_says_what_to_do_there(store, copied):
+    with pytest.raises(DataError, match=r"cannot be pickled or copied: .*each process: open_store\(…\)"):
+        copied(store)
 
 
 def test_many_threads_share_a_store(store, name):

@@ -235,6 +235,33 @@ def test_a_loader_that_was_taken_for_dead_leaves_the_next_ones_lease(fake, store
     assert store._names.metadata("wiki__v0001")[LOADER_KEY] == {}
 
 
+def test_a_change_is_not_recorded_over_that_of_somebody_who_took_over(fake, store, clock):
+    edition(store, 1)
+    before = store.card("wiki")
+    with store.update("wiki") as update:
+        store._names.write_metadata("wiki__v0001", {LOADER_KEY: {"id": "x", "host": "elsewhere", "pid": 71}})
+        with pytest.raises(LockedError, match=r"is being changed by process 71 on elsewhere; make the same call again"):
+            update.record(replace(before, count=21))
+    assert store.card("wiki") == update.card == before
+    assert store._names.metadata("wiki__v0001")[LOADER_KEY]["id"] == "x"
+
+
+def test_a_node_that_shows_the_signature_late_is_asked_again(fake, store, clock):
+    edition(store, 1)
+    with store.update("wiki") as update:
+        signed = store._names.metadata("wiki__v0001")[LOADER_KEY]
+        store._names.write_metadata("wiki__v0001", {LOADER_KEY: {}})
+
+        def sleep(seconds):
+            clock[0] += seconds
+            store._names.write_metadata("wiki__v0001", {LOADER_KEY: signed})
+
+        store._server.sleep = sleep
+        update.record(replace(update.card, count=21))
+    assert store.card("wiki").count == 21
+    assert clock == [server_writer.POLL]
+
+
 @pytest.mark.parametrize("cleaner", ["gc", "load"])
 def test_a_rollback_beside_a_clean_up_keeps_its_version(fake, store, cleaner):
     """It moves the alias when the clean-up has chosen that version, and not looked at the aliases yet."""
