@@ -133,6 +133,7 @@ def test_refusals_are_not_repeated(fake, store, waits, status):
     fake.faults = [Fault(status, body=b'{"status":{"error":"no: %s"}}' % KEY.encode(), only=POINTS)]
     with store.writer("wiki", card=a_card()) as writer, pytest.raises(ServerError) as caught:
         writer.upsert(a_batch(passages(5), vectors(5)))
+        writer.commit(5)
     assert str(status) in str(caught.value)
     assert sum(path.endswith("/points") for _, path in fake.requests[before:]) == 1
     assert waits == []
@@ -151,6 +152,7 @@ def test_a_request_that_is_too_large_is_halved(fake, store):
     ):
         fake.largest = 300
         writer.upsert(a_batch(passages(5), vectors(5)))
+        writer.commit(5)
 
 
 def test_large_batches_go_out_in_requests_of_bounded_size(fake, store):
