@@ -262,6 +262,20 @@ def test_a_node_that_shows_the_signature_late_is_asked_again(fake, store, clock)
     assert clock == [server_writer.POLL]
 
 
+def test_a_load_that_was_stopped_before_its_alias_is_published_by_the_next_and_not_filled_again(fake, store, clock):
+    edition(store, 1)
+    fake.faults = [Fault(403, only="POST /collections/aliases")]
+    with pytest.raises(ServerError):
+        edition(store, 2)
+    assert behind(fake) == {"wiki": "wiki__v0001"}
+    with store.writer("wiki", card=a_card(alpha=0.2)) as writer:
+        assert (writer.version, writer.committed) == ("wiki__v0002", 20)
+        assert store._names.metadata("wiki__v0002")[LOADER_KEY] == {}  # it is whole: nobody needs to wait for us
+        written = fake.count("PUT", "/points")
+        writer.publish(finished(a_card(alpha=0.2), passages(20, tag="2-")))
+    assert behind(fake) == {"wiki": "wiki__v0002"} and fake.count("PUT", "/points") == written
+
+
 @pytest.mark.parametrize("cleaner", ["gc", "load"])
 def test_a_rollback_beside_a_clean_up_keeps_its_version(fake, store, cleaner):
     """It moves the alias when the clean-up has chosen that version, and not looked at the aliases yet."""
