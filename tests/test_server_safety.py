@@ -20,7 +20,7 @@ from xqg_vdb.store.server import checked_address, port_number
 from xqg_vdb.store.server import client as client_errors
 from xqg_vdb.store.server import writer as server_writer
 from xqg_vdb.store.server.client import NoAccess, Pending, Server
-from xqg_vdb.store.server.names import LEAVING_KEY, LOADER_KEY
+from xqg_vdb.store.server.names import AUGMENT_KEY, LEAVING_KEY, LOADER_KEY
 from xqg_vdb.store.server.store import ServerStore
 from xqg_vdb.types import Search
 
@@ -232,6 +232,38 @@ def test_a_loader_that_was_taken_for_dead_leaves_the_next_ones_lease(fake, store
     with store.writer("wiki", card=a_card()) as second:
         first.close()
         assert store._names.metadata("wiki__v0001")[LOADER_KEY]["id"] == second._lease.id
+    assert store._names.metadata("wiki__v0001")[LOADER_KEY] == {}
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_collection_that_somebody_else_changes_is_waited_for_and_then_refused(fake, store, clock, lives):
+    edition(store, 1)
+    other = {"id": "x", "host": "elsewhere", "pid": 71, "beat": 1}
+    store._names.write_metadata("wiki__v0001", {LOADER_KEY: other})
+
+    def sleep(seconds):
+        clock[0] += seconds
+        if lives and clock[0] > 5:
+            store._names.write_metadata("wiki__v0001", {LOADER_KEY: {**other, "beat": 2}})
+
+    store._server.sleep = sleep
+    if lives:
+        said = r"is being changed by process 71 on elsewhere; wait until it ends"
+        with pytest.raises(LockedError, match=said), store.update("wiki"):
+            pass
+        assert store._names.metadata("wiki__v0001")[LOADER_KEY] == {**other, "beat": 2}
+        return
+    with store.update("wiki") as update:
+        assert store._names.metadata("wiki__v0001")[LOADER_KEY]["id"] == update._lease.id
+    assert 30 <= clock[0] < 60
+
+
+def test_a_copy_that_augment_made_takes_no_passages(fake, store):
+    edition(store, 1)
+    store._names.write_metadata("wiki__v0001", {AUGMENT_KEY: {"source": "docs", "previous": None}})
+    said = r"add to the one that it was made from, and augment that again"
+    with pytest.raises(MismatchError, match=said), store.update("wiki"):
+        pass
     assert store._names.metadata("wiki__v0001")[LOADER_KEY] == {}
 
 
